@@ -1,0 +1,28 @@
+"""Mask R-CNN in pure functional JAX. Names are resolved on first use, so importing a part imports only that part."""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+__version__ = "0.1.0"
+
+_PUBLIC = {
+    "load_config": "mrcnn_jax.config",
+    "build_model": "mrcnn_jax.models.rcnn",
+    "Predictor": "mrcnn_jax.predictor",
+}
+_MODULES = ("visualize",)
+__all__ = [*_PUBLIC, *_MODULES, "__version__"]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _PUBLIC:
+        return getattr(importlib.import_module(_PUBLIC[name]), name)
+    if name in _MODULES:
+        return importlib.import_module(f"mrcnn_jax.{name}")
+    raise AttributeError(f"module 'mrcnn_jax' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)
