@@ -1,0 +1,71 @@
+"""Shared set-up: two virtual CPU devices, strict rank promotion, the persistent compilation cache, golden arrays."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=2"
+
+import jax
+import numpy as np
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+
+jax.config.update("jax_numpy_rank_promotion", "raise")
+jax.config.update("jax_compilation_cache_dir", str(ROOT / ".cache" / "xla"))
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--golden", type=Path, default=ROOT / "tests" / "golden", help="directory of reference arrays (default: ours)"
+    )
+
+
+class GoldenDirectory:
+    """Reference arrays of torchvision and Detectron2; a file that the directory lacks skips the test that wants it."""
+
+    def __init__(self, path: Path):
+        self.path = path
+
+    def file(self, name: str) -> Path:
+        if not (self.path / name).is_file():
+            pytest.skip(f"{self.path} has no {name}")
+        return self.path / name
+
+    def __call__(self, name: str) -> dict[str, Any]:
+        with np.load(self.file(name)) as arrays:
+            return dict(arrays)
+
+    def recipe(self) -> ModuleType:
+        """The weight recipe that lies beside the arrays."""
+        spec = importlib.util.spec_from_file_location("golden_recipe", self.file("recipe.py"))
+        assert spec is not None and spec.loader is not None
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        return module
+
+
+@pytest.fixture(scope="session")
+def golden(pytestconfig: pytest.Config) -> GoldenDirectory:
+    return GoldenDirectory(pytestconfig.getoption("--golden").resolve())
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Callable[[str], Path]:
+    """A folder of real images by name; skips where it is absent (they are not ours to ship)."""
+
+    def find(name: str) -> Path:
+        folder = Path(os.environ.get("MRCNN_JAX_TEST_DATA", ROOT.parent / "shared" / "data")) / name
+        if not folder.is_dir():
+            pytest.skip(f"the real images of {name!r} are not here ({folder})")
+        return folder
+
+    return find
