@@ -1,0 +1,61 @@
+"""Anchors of the region proposal network (Ren et al. 2015), constants of an image shape.
+
+Plain NumPy: shapes are static, so the anchors enter a compiled program as a constant.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import numpy as np
+
+Order = Literal["size_major", "ratio_major"]
+Stride = Literal["nominal", "image_over_grid"]
+
+
+def cell_anchors(sizes: Sequence[float], aspect_ratios: Sequence[float], *, rounded: bool, order: Order) -> np.ndarray:
+    """Anchors (A, 4) float32 of one cell, centred at 0, for every size (side of the square) and ratio h / w.
+
+    `rounded` puts the corners on integers. `order`: which of size and ratio changes slowest. Detectron2 is
+    ("size_major", not rounded), torchvision ("ratio_major", rounded).
+    """
+    pairs = [(size, ratio) for size in sizes for ratio in aspect_ratios]
+    if order == "ratio_major":
+        pairs = [(size, ratio) for ratio in aspect_ratios for size in sizes]
+    size, ratio = np.asarray(pairs, np.float64).reshape(-1, 2).T
+    width = np.sqrt(size**2 / ratio)
+    corner = np.stack([width, ratio * width], axis=-1) / 2.0
+    cell = np.concatenate([-corner, corner], axis=-1)
+    return (np.round(cell) if rounded else cell).astype(np.float32)
+
+
+def grid_anchors(
+    image_shape: tuple[int, int],
+    grid_shapes: Sequence[tuple[int, int]],
+    *,
+    sizes: Sequence[Sequence[float]],
+    aspect_ratios: Sequence[float],
+    rounded: bool,
+    order: Order,
+    strides: Sequence[int] = (4, 8, 16, 32, 64),
+    stride: Stride = "nominal",
+    offset: float = 0.0,
+) -> np.ndarray:
+    """Anchors (A, 4) float32 of all levels of a padded image, in the order level, y, x, anchor of the cell.
+
+    image_shape: (H, W) of the padded image. grid_shapes: (h, w) of each level. `stride`: "nominal" takes `strides`;
+    "image_over_grid" divides the image by the grid in integers, as torchvision does (128 x 160 over 2 x 3: 64, 53).
+    offset: place of the first centre, in strides.
+    """
+    levels = []
+    for level, ((rows, columns), level_sizes) in enumerate(zip(grid_shapes, sizes, strict=True)):
+        steps = (image_shape[0] // rows, image_shape[1] // columns)
+        if stride == "nominal":
+            steps = (strides[level], strides[level])
+        y = ((np.arange(rows) + offset) * steps[0]).astype(np.float32)
+        x = ((np.arange(columns) + offset) * steps[1]).astype(np.float32)
+        centres = np.stack(np.broadcast_arrays(x[None, :], y[:, None]), axis=-1)
+        cell = cell_anchors(level_sizes, aspect_ratios, rounded=rounded, order=order)
+        levels.append((np.tile(centres, 2)[:, :, None] + cell).reshape(-1, 4))
+    return np.concatenate(levels)

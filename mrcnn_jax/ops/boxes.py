@@ -1,0 +1,92 @@
+"""Box arithmetic: areas, overlaps, clipping, and the box coder of R-CNN (Girshick et al. 2014, appendix C).
+
+Boxes are float32 `x0 y0 x1 y1` in continuous pixel coordinates (a box covers [x0, x1] x [y0, y1]; no +1 anywhere).
+"""
+
+from __future__ import annotations
+
+import math
+
+import jax
+import jax.numpy as jnp
+
+SIZE_CLAMP = math.log(1000.0 / 16.0)  # largest log-scale that `decode` applies, as in both peers
+MIN_SIDE = 1e-6  # sides below this count as this in `encode`, so that padding and empty boxes give finite numbers
+
+
+def area(boxes: jax.Array) -> jax.Array:
+    """Areas (...,) of boxes (..., 4) in square pixels; a box with a negative side has area 0."""
+    sides = jnp.maximum(boxes[..., 2:] - boxes[..., :2], 0.0)
+    return sides[..., 0] * sides[..., 1]
+
+
+def intersection(a: jax.Array, b: jax.Array) -> jax.Array:
+    """Pairwise intersection areas (n, m) of boxes a (n, 4) and b (m, 4)."""
+    low = [jnp.maximum(a[:, None, axis], b[None, :, axis]) for axis in (0, 1)]
+    high = [jnp.minimum(a[:, None, axis], b[None, :, axis]) for axis in (2, 3)]
+    return jnp.maximum(high[0] - low[0], 0.0) * jnp.maximum(high[1] - low[1], 0.0)
+
+
+def iou(a: jax.Array, b: jax.Array) -> jax.Array:
+    """Pairwise intersection over union (n, m) of boxes a (n, 4) and b (m, 4); 0 where the boxes do not meet."""
+    inter = intersection(a, b)
+    return _ratio(inter, area(a)[:, None] + area(b)[None, :] - inter)
+
+
+def ioa(a: jax.Array, b: jax.Array) -> jax.Array:
+    """Pairwise intersection over the area of `a` (n, m) of boxes a (n, 4) and b (m, 4); 0 for an empty `a`."""
+    return _ratio(intersection(a, b), area(a)[:, None])
+
+
+def clip(boxes: jax.Array, size: jax.Array) -> jax.Array:
+    """Boxes (..., 4) cut to an image of `size` (2,) = height, width in pixels. NaN stays NaN."""
+    height, width = size[0].astype(boxes.dtype), size[1].astype(boxes.dtype)
+    columns = [jnp.clip(boxes[..., i], 0.0, limit) for i, limit in enumerate((width, height, width, height))]
+    return jnp.stack(columns, axis=-1)
+
+
+def large_enough(boxes: jax.Array, min_size: float) -> jax.Array:
+    """Mask (...,) of the boxes (..., 4) with both sides >= min_size pixels; with min_size 0, both sides > 0."""
+    sides = boxes[..., 2:] - boxes[..., :2]
+    return jnp.all(sides >= min_size if min_size > 0.0 else sides > 0.0, axis=-1)
+
+
+def encode(boxes: jax.Array, anchors: jax.Array, *, weights: tuple[float, float, float, float]) -> jax.Array:
+    """Deltas (..., 4) = dx, dy, dw, dh that `decode` turns `anchors` into `boxes` with; shapes must be equal.
+
+    `weights` multiply the four deltas. Always finite for finite boxes: see MIN_SIDE.
+    """
+    x, y, w, h = _centre_and_size(boxes)
+    ax, ay, aw, ah = _centre_and_size(anchors)
+    w, h, aw, ah = (jnp.maximum(side, MIN_SIDE) for side in (w, h, aw, ah))
+    deltas = ((x - ax) / aw, (y - ay) / ah, jnp.log(w / aw), jnp.log(h / ah))
+    return jnp.stack([weight * delta for weight, delta in zip(weights, deltas, strict=True)], axis=-1)
+
+
+def decode(
+    deltas: jax.Array,
+    anchors: jax.Array,
+    *,
+    weights: tuple[float, float, float, float],
+    clamp: float = SIZE_CLAMP,
+) -> jax.Array:
+    """Boxes (..., 4) from deltas (..., 4) and anchors of the same rank, which broadcast: (P, C, 4) with (P, 1, 4).
+
+    dw and dh are cut at `clamp` from above, so that the exponential cannot overflow.
+    """
+    x, y, w, h = _centre_and_size(anchors)
+    dx, dy, dw, dh = (deltas[..., i] / weight for i, weight in enumerate(weights))
+    x, y = dx * w + x, dy * h + y
+    w, h = jnp.exp(jnp.minimum(dw, clamp)) * w, jnp.exp(jnp.minimum(dh, clamp)) * h
+    return jnp.stack([x - 0.5 * w, y - 0.5 * h, x + 0.5 * w, y + 0.5 * h], axis=-1)
+
+
+def _centre_and_size(boxes: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
+    w, h = boxes[..., 2] - boxes[..., 0], boxes[..., 3] - boxes[..., 1]
+    return boxes[..., 0] + 0.5 * w, boxes[..., 1] + 0.5 * h, w, h
+
+
+def _ratio(part: jax.Array, whole: jax.Array) -> jax.Array:
+    """part / whole, 0 where part is 0; the inner `where` keeps the gradient finite there."""
+    positive = part > 0.0
+    return jnp.where(positive, part / jnp.where(positive, whole, 1.0), 0.0)
