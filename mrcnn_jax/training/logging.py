@@ -1,0 +1,223 @@
+"""What a run says while it trains: lines or a progress display, metrics.jsonl, TensorBoard."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import Any, Protocol
+
+from etils import epath
+
+METRICS = "metrics.jsonl"
+INSTALL = "pip install 'mrcnn-jax[viz]'"
+
+
+class Sink(Protocol):
+    """A place where metrics go."""
+
+    def advance(self, step: int) -> None:
+        """`step` steps are done."""
+
+    def write(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Record the metrics of the steps up to `step`."""
+
+    def close(self) -> None:
+        """Nothing more will come."""
+
+
+class MetricsLog:
+    """Gathers the metrics of every step and hands their means to the sinks every `every` steps.
+
+    Adds `images_per_second` and `data_wait_fraction`, the part of the time that was spent waiting for batches. The
+    time of compilation counts in neither.
+    """
+
+    def __init__(self, sinks: list[Sink], *, every: int, last_step: int, batch_size: int):
+        self._sinks, self._every, self._last_step, self._batch_size = sinks, every, last_step, batch_size
+        self._reset()
+
+    def _reset(self) -> None:
+        self._sums: dict[str, float] = {}
+        self._steps, self._waited, self._excluded, self._since = 0, 0.0, 0.0, time.perf_counter()
+
+    @contextmanager
+    def waiting(self) -> Iterator[None]:
+        """Time inside is time spent waiting for data."""
+        start = time.perf_counter()
+        yield
+        self._waited += time.perf_counter() - start
+
+    def exclude(self, seconds: float) -> None:
+        """Leave `seconds` (of compilation) out of the rates."""
+        self._excluded += seconds
+
+    def step(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Metrics of the training step after which `step` steps are done."""
+        self._steps += 1
+        for name, value in metrics.items():
+            self._sums[name] = self._sums.get(name, 0.0) + float(value)
+        for sink in self._sinks:
+            sink.advance(step)
+        if step % self._every == 0 or step == self._last_step:
+            self._flush(step, metrics)
+
+    def _flush(self, step: int, metrics: Mapping[str, float]) -> None:
+        means = {name: total / self._steps for name, total in self._sums.items()}
+        if "learning_rate" in metrics:
+            means["learning_rate"] = float(metrics["learning_rate"])
+        seconds = max(time.perf_counter() - self._since - self._excluded, 1e-9)
+        means["images_per_second"] = self._steps * self._batch_size / seconds
+        means["data_wait_fraction"] = min(self._waited / seconds, 1.0)
+        for sink in self._sinks:
+            sink.write(step, means)
+        self._reset()
+
+    def __enter__(self) -> MetricsLog:
+        self._reset()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for sink in self._sinks:
+            sink.close()
+
+
+class Lines:
+    """One plain line for each report, with the time that is left at the rate of this report."""
+
+    def __init__(self, steps: int, batch_size: int):
+        self._steps, self._batch_size = steps, batch_size
+
+    def advance(self, step: int) -> None:
+        pass
+
+    def write(self, step: int, metrics: Mapping[str, float]) -> None:
+        seconds = (self._steps - step) * self._batch_size / metrics["images_per_second"]
+        left = timedelta(seconds=round(seconds))
+        print(f"step {step}/{self._steps}  {describe(metrics)}  {left} left", flush=True)
+
+    def close(self) -> None:
+        pass
+
+
+class ProgressDisplay:
+    """A bar with the latest metrics and the time that is left, for a terminal."""
+
+    def __init__(self, steps: int, start: int):
+        from rich.progress import (
+            BarColumn,
+            MofNCompleteColumn,
+            Progress,
+            TextColumn,
+            TimeElapsedColumn,
+            TimeRemainingColumn,
+        )
+
+        self._progress = Progress(
+            TextColumn("step"),
+            MofNCompleteColumn(),
+            BarColumn(bar_width=20),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+            TextColumn("{task.description}"),
+        )
+        self._task = self._progress.add_task("", total=steps, completed=start)
+        self._progress.start()
+
+    def advance(self, step: int) -> None:
+        self._progress.update(self._task, completed=step)
+
+    def write(self, step: int, metrics: Mapping[str, float]) -> None:
+        self._progress.update(self._task, completed=step, description=describe(metrics))
+
+    def close(self) -> None:
+        self._progress.stop()
+
+
+class JsonLines:
+    """One JSON object a line in workdir/metrics.jsonl; lines that a resumed run will write again are dropped."""
+
+    def __init__(self, workdir: epath.PathLike, start: int):
+        path = epath.Path(workdir) / METRICS
+        if path.is_file():
+            kept = [line for line in path.read_text().splitlines() if _step_of(line) <= start]
+            path.write_text("".join(line + "\n" for line in kept))
+        self._file = path.open("a")
+
+    def advance(self, step: int) -> None:
+        pass
+
+    def write(self, step: int, metrics: Mapping[str, float]) -> None:
+        self._file.write(json.dumps({"step": step, **metrics}) + "\n")
+        self._file.flush()
+
+    def close(self) -> None:
+        self._file.close()
+
+
+class TensorBoard:
+    """Scalars for TensorBoard in workdir/tensorboard."""
+
+    def __init__(self, workdir: epath.PathLike, start: int):
+        from tensorboardX import SummaryWriter
+
+        # What an interrupted run wrote after its last checkpoint is purged: those steps come again.
+        self._writer = SummaryWriter(str(epath.Path(workdir) / "tensorboard"), purge_step=start + 1)
+
+    def advance(self, step: int) -> None:
+        pass
+
+    def write(self, step: int, metrics: Mapping[str, float]) -> None:
+        for name, value in metrics.items():
+            self._writer.add_scalar(_tag(name), value, step)
+
+    def close(self) -> None:
+        self._writer.close()
+
+
+def default_sinks(workdir: epath.PathLike, *, steps: int, start: int, batch_size: int) -> list[Sink]:
+    """A display on a terminal or plain lines, metrics.jsonl, TensorBoard; says which package is missing for which."""
+    sinks: list[Sink] = [JsonLines(workdir, start)]
+    try:
+        sinks.append(TensorBoard(workdir, start))
+    except ImportError:
+        print(f"no TensorBoard files: tensorboardX is not installed ({INSTALL})", flush=True)
+    if not sys.stdout.isatty():
+        return [*sinks, Lines(steps, batch_size)]
+    try:
+        return [*sinks, ProgressDisplay(steps, start)]
+    except ImportError:
+        print(f"no progress display: rich is not installed ({INSTALL})", flush=True)
+        return [*sinks, Lines(steps, batch_size)]
+
+
+def describe(metrics: Mapping[str, float]) -> str:
+    """The metrics that a person follows, on one line."""
+    parts = [f"loss {metrics['loss']:.4f}"]
+    losses = [f"{n[5:]} {v:.3f}" for n, v in metrics.items() if n.startswith("loss_")]
+    if losses:
+        parts[0] += f" ({', '.join(losses)})"
+    if "learning_rate" in metrics:
+        parts.append(f"lr {metrics['learning_rate']:.3g}")
+    parts.append(f"{metrics['images_per_second']:.2f} images/s")
+    parts.append(f"data wait {metrics['data_wait_fraction']:.0%}")
+    return "  ".join(parts)
+
+
+def _tag(name: str) -> str:
+    """Losses and speeds get a group each in TensorBoard."""
+    if name.startswith("loss"):
+        return f"losses/{name}"
+    return f"speed/{name}" if name in ("images_per_second", "data_wait_fraction") else f"train/{name}"
+
+
+def _step_of(line: str) -> Any:
+    """The step of a line; beyond all steps for the torn last line of a killed run."""
+    try:
+        return json.loads(line)["step"]
+    except (ValueError, KeyError):
+        return float("inf")

@@ -1,0 +1,101 @@
+"""Learning-rate schedules and optimisers, with torch's arithmetic: decay, then momentum, then the learning rate."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from mrcnn_jax.config import ConfigError, ModelConfig, OptimizerConfig
+
+PyTree = Any
+Path = tuple[str, ...]
+FROZEN_STAGES = ("stem", "res2", "res3", "res4", "res5")
+
+
+def make_schedule(config: OptimizerConfig, steps: int) -> optax.Schedule:
+    """Learning rate of a step (0-based), for a run of `steps` steps: linear warmup, then multistep or cosine.
+
+    The warmup goes from `warmup_factor` times the first value to the value at `warmup_steps`, as in Detectron2's
+    `WarmupParamScheduler`. A milestone takes effect at the step that it names.
+
+    Raises ConfigError for milestones that do not increase, and for a cosine that would end within its warmup.
+    """
+    if list(config.milestones) != sorted(set(config.milestones)):
+        raise ConfigError(f"optimizer.milestones must increase, got {config.milestones}")
+    if config.schedule == "cosine" and config.warmup_steps >= steps:
+        raise ConfigError(
+            f"optimizer.warmup_steps ({config.warmup_steps}) leaves nothing of a cosine over train.steps ({steps})"
+        )
+    after = _cosine(steps) if config.schedule == "cosine" else _multistep(config.milestones, config.milestone_factor)
+
+    def schedule(step: Any) -> jax.Array:
+        """() int32 -> () float32."""
+        step = jnp.asarray(step)
+        progress = jnp.minimum(step / max(config.warmup_steps, 1), 1.0)
+        start, end = config.warmup_factor * after(jnp.asarray(0)), after(jnp.asarray(config.warmup_steps))
+        warm = start * (1 - progress) + end * progress
+        return config.learning_rate * jnp.where(step < config.warmup_steps, warm, after(step))
+
+    return schedule
+
+
+def make_optimizer(
+    config: OptimizerConfig,
+    schedule: optax.Schedule,
+    params: PyTree,
+    frozen: PyTree | Callable[[Path], bool] | None = None,
+) -> optax.GradientTransformation:
+    """SGD with momentum or AdamW; its updates are to be added to the parameters (`optax.apply_updates`).
+
+    SGD is torch's: decay * parameter is added to the gradient, the momentum buffer gathers the sum, and the learning
+    rate of the step multiplies the buffer. Parameters of norm layers (a path element contains "norm") do not decay.
+
+    `frozen` is a pytree of bool like `params`, or a predicate of a parameter's path. Frozen parameters get zero
+    updates, hold no optimizer state and do not count in the gradient norm that `clip_norm` limits.
+    """
+    if frozen is None:
+        frozen = jax.tree.map(lambda _: False, params)
+    elif callable(frozen):
+        frozen = _map_paths(frozen, params)
+    steps = [optax.clip_by_global_norm(config.clip_norm)] if config.clip_norm is not None else []
+    decay = optax.add_decayed_weights(config.weight_decay, mask=_decay_mask)
+    if config.name == "sgd":
+        steps += [decay, optax.trace(decay=config.momentum)]
+    else:
+        steps += [optax.scale_by_adam(), decay]
+    steps.append(optax.scale_by_learning_rate(schedule))
+    labels = jax.tree.map(lambda is_frozen: "frozen" if is_frozen else "trained", frozen)
+    return optax.partition({"trained": optax.chain(*steps), "frozen": optax.set_to_zero()}, labels)
+
+
+def frozen_paths(config: ModelConfig) -> Callable[[Path], bool]:
+    """The predicate of parameters that `backbone.frozen_stages` freezes: 1 the stem, 2 also res2, and so on."""
+    stages = FROZEN_STAGES[: config.backbone.frozen_stages]
+    return lambda path: len(path) > 1 and path[0] == "backbone" and path[1] in stages
+
+
+def _decay_mask(params: PyTree) -> PyTree:
+    return _map_paths(lambda path: not any("norm" in element for element in path), params)
+
+
+def _map_paths(function: Callable[[Path], bool], params: PyTree) -> PyTree:
+    """Pytree of `function(path)` with the structure of `params` (nested dicts)."""
+    return jax.tree_util.tree_map_with_path(lambda path, _: function(tuple(str(key.key) for key in path)), params)
+
+
+def _cosine(steps: int) -> Callable[[jax.Array], jax.Array]:
+    return lambda step: 0.5 * (1 + jnp.cos(jnp.pi * jnp.minimum(step / steps, 1.0)))
+
+
+def _multistep(milestones: tuple[int, ...], factor: float) -> Callable[[jax.Array], jax.Array]:
+    factors = [factor**passed for passed in range(len(milestones) + 1)]
+
+    def value(step: jax.Array) -> jax.Array:
+        passed = jnp.sum(step >= jnp.asarray(milestones, jnp.int32)) if milestones else 0
+        return jnp.asarray(factors, jnp.float32)[passed]
+
+    return value

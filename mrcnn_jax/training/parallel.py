@@ -1,0 +1,85 @@
+"""Data parallelism: the only file that knows `pmap`.
+
+The state is not replicated by hand: it enters with `in_axes=None` and leaves with `out_axes=None`, one logical value
+that every device holds. It must enter as NumPy or replicated arrays, because it is donated.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from mrcnn_jax.structures import Batch
+
+AXIS_NAME = "devices"
+
+PyTree = Any
+StepFunction = Callable[[PyTree, PyTree, jax.Array], tuple[PyTree, dict[str, jax.Array]]]
+
+
+class CompiledTrainStep:
+    """A train step over all devices: `state, metrics = step(state, batch, key)`.
+
+    `batch` comes from `place_batch`; `state` is consumed. `traces` counts how often the function was traced, which is
+    once for each shape of a batch.
+    """
+
+    def __init__(self, step: StepFunction, devices: Sequence[jax.Device] | None = None):
+        """`step(state, batch, key)` sees one device's share and may reduce over the axis "devices".
+
+        `devices` are those of this process (default: all of them).
+        """
+        self.traces = 0
+
+        def counted(state: PyTree, batch: PyTree, key: jax.Array) -> tuple[PyTree, dict[str, jax.Array]]:
+            self.traces += 1
+            return step(state, batch, key)
+
+        self._call = jax.pmap(
+            counted,
+            axis_name=AXIS_NAME,
+            in_axes=(None, 0, None),
+            out_axes=None,  # type: ignore[arg-type]
+            donate_argnums=(0,),
+            devices=devices,
+        )
+
+    def __call__(self, state: PyTree, batch: PyTree, key: jax.Array) -> tuple[PyTree, dict[str, jax.Array]]:
+        return self._call(state, batch, key)
+
+
+def compile_train_step(step: StepFunction, devices: Sequence[jax.Device] | None = None) -> CompiledTrainStep:
+    """Spread `step` (made with `axis_name=AXIS_NAME`) over `devices`; compiled at the first batch of each shape."""
+    return CompiledTrainStep(step, devices)
+
+
+def place_batch(batch: Batch, devices: Sequence[jax.Device] | None = None) -> Batch:
+    """Cut this process's part of a batch into one share a device, (B, ...) -> (n, B / n, ...), and send the shares.
+
+    Raises ValueError if n does not divide B.
+    """
+    devices = jax.local_devices() if devices is None else devices
+    count, size = len(devices), len(batch.valid)
+    if size % count:
+        raise ValueError(
+            f"{size} images do not divide over {count} devices: make train.batch_size a multiple of"
+            f" {count * jax.process_count()}, or use {math.gcd(size, count)} devices"
+        )
+    shares = jax.tree.map(lambda array: array.reshape(count, size // count, *array.shape[1:]), batch)
+    return jax.device_put(shares, NamedSharding(_mesh(devices), PartitionSpec(AXIS_NAME)))
+
+
+def replicate(tree: PyTree, devices: Sequence[jax.Device] | None = None) -> PyTree:
+    """Copy a tree (state, key) to every device of this process, as `CompiledTrainStep` wants it."""
+    devices = jax.local_devices() if devices is None else devices
+    return jax.device_put(tree, NamedSharding(_mesh(devices), PartitionSpec()))
+
+
+def _mesh(devices: Sequence[jax.Device]) -> Mesh:
+    # The name is pmap's own: a state on any other mesh would make its first step a second compiled program.
+    return Mesh(np.asarray(devices), (AXIS_NAME,))

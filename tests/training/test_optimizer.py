@@ -1,0 +1,187 @@
+"""Optimisers and schedules against torch.optim and hand-computed values."""
+
+from __future__ import annotations
+
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from mrcnn_jax.config import BackboneConfig, ConfigError, ModelConfig, OptimizerConfig
+from mrcnn_jax.training.optimizer import frozen_paths, make_optimizer, make_schedule
+
+# One float32 rounding in each of a step's few operations: 25 steps stay within some 100 units in the last place.
+CLOSE = {"rtol": 1e-5, "atol": 1e-7}
+STEPS = 25
+
+
+def tree(seed: int) -> dict:
+    """Parameters (or gradients) of a stem, a stage with a norm, and a head."""
+    rng = np.random.default_rng(seed)
+
+    def draw(*shape: int) -> np.ndarray:
+        return rng.normal(size=shape).astype(np.float32)
+
+    return {
+        "backbone": {
+            "stem": {"conv": {"kernel": draw(3, 2)}},
+            "res2": {"conv1": {"kernel": draw(2, 2)}, "norm1": {"norm": {"scale": draw(2), "bias": draw(2)}}},
+        },
+        "box_head": {"classes": {"kernel": draw(4, 3), "bias": draw(3)}},
+    }
+
+
+def is_norm(path) -> bool:
+    return any("norm" in key.key for key in path)
+
+
+def run_jax(config: OptimizerConfig, *, frozen=None, gradient_scale: float = 1.0):
+    params = tree(0)
+    optimizer = make_optimizer(config, make_schedule(config, STEPS), params, frozen)
+    state = optimizer.init(params)
+
+    @jax.jit
+    def step(params, state, gradients):
+        updates, state = optimizer.update(gradients, state, params)
+        return optax.apply_updates(params, updates), state
+
+    for index in range(STEPS):
+        gradients = jax.tree.map(lambda g: gradient_scale * g, tree(index + 1))
+        params, state = step(params, state, gradients)
+    return params, state
+
+
+def run_torch(config: OptimizerConfig, *, trained=lambda path: True, gradient_scale: float = 1.0):
+    """The same run by torch.optim, with two parameter groups as both peers make them."""
+    torch = pytest.importorskip("torch")
+    schedule = make_schedule(config, STEPS)
+    leaves, structure = jax.tree_util.tree_flatten_with_path(tree(0))
+    params = [torch.nn.Parameter(torch.tensor(leaf)) for _, leaf in leaves]
+    used = [(path, param) for (path, _), param in zip(leaves, params, strict=True) if trained(path)]
+    groups = [
+        {"params": [p for path, p in used if not is_norm(path)], "weight_decay": config.weight_decay},
+        {"params": [p for path, p in used if is_norm(path)], "weight_decay": 0.0},
+    ]
+    if config.name == "sgd":
+        optimizer = torch.optim.SGD(groups, lr=1.0, momentum=config.momentum)
+    else:
+        optimizer = torch.optim.AdamW(groups, lr=1.0)
+    for index in range(STEPS):
+        gradients = jax.tree.leaves(tree(index + 1))
+        for param, gradient in zip(params, gradients, strict=True):
+            param.grad = torch.tensor(gradient) * gradient_scale
+        if config.clip_norm is not None:
+            torch.nn.utils.clip_grad_norm_([param for _, param in used], config.clip_norm)
+        for group in optimizer.param_groups:
+            group["lr"] = float(schedule(index))
+        optimizer.step()
+    return jax.tree_util.tree_unflatten(structure, [param.detach().numpy() for param in params])
+
+
+SGD = OptimizerConfig(learning_rate=0.05, milestones=(12, 20), warmup_steps=5, warmup_factor=0.1, weight_decay=0.01)
+ADAMW = OptimizerConfig(
+    name="adamw", learning_rate=0.02, schedule="cosine", milestones=(), warmup_steps=5, weight_decay=0.1
+)
+
+
+@pytest.mark.parametrize("config", [SGD, ADAMW], ids=["sgd", "adamw"])
+def test_equals_torch(config):
+    jax.tree.map(
+        lambda ours, torchs: np.testing.assert_allclose(ours, torchs, **CLOSE), run_jax(config)[0], run_torch(config)
+    )
+
+
+def test_clipping_equals_torch_and_ignores_frozen_gradients():
+    config = OptimizerConfig(**{**SGD.__dict__, "clip_norm": 1.0})
+    ours, _ = run_jax(config, frozen=lambda path: "stem" in path, gradient_scale=10.0)
+    torchs = run_torch(config, trained=lambda path: not any(k.key == "stem" for k in path), gradient_scale=10.0)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, **CLOSE), ours, torchs)
+
+
+@pytest.mark.parametrize("config", [SGD, ADAMW], ids=["sgd", "adamw"])
+def test_frozen_parameters_keep_their_bits_and_hold_no_state(config):
+    frozen = jax.tree_util.tree_map_with_path(lambda path, _: path[0].key == "backbone", tree(0))
+    params, state = run_jax(config, frozen=frozen)
+    jax.tree.map(np.testing.assert_array_equal, params["backbone"], tree(0)["backbone"])
+    assert not np.array_equal(params["box_head"]["classes"]["kernel"], tree(0)["box_head"]["classes"]["kernel"])
+    copies = 1 if config.name == "sgd" else 2
+    head_size = sum(leaf.size for leaf in jax.tree.leaves(params["box_head"]))
+    held = [leaf.size for leaf in jax.tree.leaves(state) if np.ndim(leaf) > 0]
+    assert sum(held) == copies * head_size
+
+
+def test_norms_do_not_decay():
+    config = OptimizerConfig(learning_rate=1.0, milestones=(), warmup_steps=0, weight_decay=0.5, momentum=0.0)
+    params = tree(0)
+    optimizer = make_optimizer(config, make_schedule(config, 1), params)
+    updates, _ = optimizer.update(jax.tree.map(np.zeros_like, params), optimizer.init(params), params)
+
+    def check(path, update, param):
+        np.testing.assert_array_equal(update, 0 * param if is_norm(path) else -0.5 * param)
+
+    jax.tree_util.tree_map_with_path(check, updates, params)
+
+
+def test_multistep_values():
+    config = OptimizerConfig(
+        learning_rate=0.02, milestones=(100, 160), milestone_factor=0.1, warmup_steps=50, warmup_factor=0.001
+    )
+    schedule = make_schedule(config, 200)
+    # Detectron2: lr * (factor * (1 - t / warmup) + t / warmup), and a milestone counts from its own step on.
+    expected = {0: 0.02e-3, 25: 0.02 * 0.5005, 49: 0.02 * (0.001 * 0.02 + 0.98), 50: 0.02, 99: 0.02}
+    expected |= {100: 0.002, 159: 0.002, 160: 0.0002, 199: 0.0002}
+    for step, value in expected.items():
+        assert float(schedule(step)) == pytest.approx(value, rel=1e-6), step
+
+
+def test_multistep_equals_torch_beyond_warmup():
+    torch = pytest.importorskip("torch")
+    config = OptimizerConfig(learning_rate=0.1, milestones=(3, 7, 8), milestone_factor=0.3, warmup_steps=0)
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=0.1)
+    reference = torch.optim.lr_scheduler.MultiStepLR(optimizer, [3, 7, 8], 0.3)
+    ours = jax.jit(make_schedule(config, 10))
+    for step in range(10):
+        assert float(ours(jnp.asarray(step, jnp.int32))) == pytest.approx(reference.get_last_lr()[0], rel=1e-6)
+        optimizer.step()
+        reference.step()
+
+
+def test_cosine_values():
+    config = OptimizerConfig(learning_rate=0.4, schedule="cosine", milestones=(), warmup_steps=20, warmup_factor=0.5)
+    schedule = make_schedule(config, 100)
+
+    def cosine(step: int) -> float:
+        return 0.4 * 0.5 * (1 + math.cos(math.pi * step / 100))
+
+    for step, value in {0: 0.2, 10: (0.2 + cosine(20)) / 2, 20: cosine(20), 50: 0.2, 99: cosine(99)}.items():
+        # 1 + cos cancels near the end: its absolute error is one rounding of 1
+        assert float(schedule(step)) == pytest.approx(value, rel=1e-6, abs=0.4 * 6e-8), step
+    assert float(schedule(100)) == 0.0
+
+
+def test_no_warmup_and_no_milestones():
+    schedule = make_schedule(OptimizerConfig(learning_rate=0.3, milestones=(), warmup_steps=0), 10)
+    assert {float(schedule(step)) for step in (0, 5, 9)} == {float(np.float32(0.3))}
+
+
+@pytest.mark.parametrize(
+    ("config", "field"),
+    [
+        (OptimizerConfig(milestones=(20, 10)), "milestones"),
+        (OptimizerConfig(schedule="cosine", milestones=(), warmup_steps=100), "warmup_steps"),
+    ],
+)
+def test_refused_schedules(config, field):
+    with pytest.raises(ConfigError, match=f"optimizer.{field}"):
+        make_schedule(config, 100)
+
+
+@pytest.mark.parametrize(("stages", "names"), [(0, set()), (1, {"stem"}), (3, {"stem", "res2", "res3"})])
+def test_frozen_paths(stages, names):
+    frozen = frozen_paths(ModelConfig(backbone=BackboneConfig(frozen_stages=stages)))
+    every = ("stem", "res2", "res3", "res4", "res5")
+    assert {name for name in every if frozen(("backbone", name, "conv", "kernel"))} == names
+    assert not frozen(("fpn", "stem", "kernel"))

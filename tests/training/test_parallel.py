@@ -1,0 +1,105 @@
+"""pmap: one value of the state, one compilation for each shape, batches cut evenly."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from mrcnn_jax.structures import Batch, GroundTruth
+from mrcnn_jax.training import parallel
+
+
+class State(NamedTuple):
+    step: jax.Array
+    weight: jax.Array
+
+
+def make_batch(size: int, height: int = 4, seed: int = 0) -> Batch:
+    rng = np.random.default_rng(seed)
+    truth = GroundTruth(
+        boxes=np.zeros((size, 1, 4), np.float32),
+        classes=np.zeros((size, 1), np.int32),
+        masks=np.zeros((size, 1, 0, 0), np.uint8),
+        mask_windows=np.zeros((size, 1, 4), np.float32),
+        valid=np.zeros((size, 1), bool),
+    )
+    return Batch(
+        images=rng.integers(0, 255, (size, height, 4, 3), dtype=np.uint8),
+        image_sizes=np.full((size, 2), 4, np.int32),
+        indices=np.arange(size, dtype=np.int32),
+        valid=np.ones(size, bool),
+        ground_truth=truth,
+    )
+
+
+def step(state: State, batch: Batch, key: jax.Array):
+    """Adds up all pixels, each with noise of its image's own."""
+    noise = jax.vmap(lambda index: jax.random.randint(jax.random.fold_in(key, index), (), 0, 100))(batch.indices)
+    pixels = jnp.sum(batch.images.astype(jnp.int32), axis=(1, 2, 3)) + noise
+    total = jax.lax.psum(jnp.sum(pixels), parallel.AXIS_NAME)
+    return State(state.step + 1, state.weight + total.astype(jnp.float32)), {"total": total}
+
+
+def run(devices, heights=(4, 4, 4)):
+    compiled = parallel.compile_train_step(step, devices)
+    state = parallel.replicate(State(np.int32(0), np.zeros(3, np.float32)), devices)
+    key = parallel.replicate(jax.random.key(0), devices)
+    traces, totals = [], []
+    for index, height in enumerate(heights):
+        batch = parallel.place_batch(make_batch(4, height, seed=index), devices)
+        with jax.transfer_guard("disallow"):
+            state, metrics = compiled(state, batch, key)
+        traces.append(compiled.traces)
+        totals.append(int(metrics["total"]))
+    return state, totals, traces
+
+
+def test_two_devices_equal_one():
+    one, totals_one, _ = run(jax.local_devices()[:1])
+    two, totals_two, _ = run(jax.local_devices()[:2])
+    assert totals_one == totals_two  # integers below 2 ** 24: exact
+    jax.tree.map(np.testing.assert_array_equal, one, two)
+
+
+def test_one_compilation_for_each_shape(caplog):
+    jax.config.update("jax_log_compiles", True)
+    try:
+        _, _, traces = run(jax.local_devices()[:2], heights=(4, 8, 4, 8, 4))
+    finally:
+        jax.config.update("jax_log_compiles", False)
+    assert traces == [1, 2, 2, 2, 2]
+    # JAX's own count: the state that comes out of a step does not make a second program either
+    programs = [r for r in caplog.records if r.message.startswith("Compiling") and "uint8[" in r.message]
+    assert len(programs) == 2
+
+
+def test_state_is_donated_and_one_logical_value():
+    devices = jax.local_devices()[:2]
+    compiled = parallel.compile_train_step(step, devices)
+    state = parallel.replicate(State(np.int32(0), np.zeros(3, np.float32)), devices)
+    batch, key = parallel.place_batch(make_batch(2), devices), parallel.replicate(jax.random.key(0), devices)
+    after, _ = compiled(state, batch, key)
+    assert state.weight.is_deleted()
+    assert after.weight.shape == (3,)
+    assert after.weight.is_fully_replicated
+
+
+def test_numpy_state_enters_without_being_changed():
+    devices = jax.local_devices()[:2]
+    before = State(np.int32(0), np.zeros(3, np.float32))
+    compiled = parallel.compile_train_step(step, devices)
+    batch, key = parallel.place_batch(make_batch(2), devices), parallel.replicate(jax.random.key(0), devices)
+    state = parallel.replicate(before, devices)
+    for _ in range(2):
+        state, _ = compiled(state, batch, key)
+    np.testing.assert_array_equal(before.weight, np.zeros(3))
+    assert int(state.step) == 2
+
+
+def test_uneven_batch_is_refused():
+    with pytest.raises(ValueError, match=r"3 images do not divide over 2 devices.*train\.batch_size"):
+        parallel.place_batch(make_batch(3), jax.local_devices()[:2])
