@@ -1,0 +1,216 @@
+"""Prepared records: a tensorflow-datasets builder that writes array_record files, once, into a cache folder.
+
+A record is one image: its file as it is (encoded) and its annotations as JSON. No TensorFlow is involved. A prepared
+folder belongs to a JSON path and an image folder; it carries a stamp (hash of the JSON, name, size and time of every
+image) and is prepared again when the stamp no longer fits. Folders appear by rename: half a folder is never seen.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import io
+import json
+import logging
+import os
+import shutil
+import tempfile
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import tensorflow_datasets as tfds
+
+from mrcnn_jax.data import annotations as coco
+from mrcnn_jax.data.annotations import AnnotationFile, Categories, Problem
+
+log = logging.getLogger(__name__)
+
+_FORMAT = 1  # raise it when the records change their meaning: caches of other formats are then prepared again
+_SPLIT = "images"
+
+
+@dataclass(frozen=True)
+class Index:
+    """What is known of a prepared data set without opening its records; stored beside them as JSON."""
+
+    stamp: str
+    ids: list[int]
+    file_names: list[str]
+    heights: list[int]
+    widths: list[int]
+    instances: list[int]  # annotations of each image that are no crowds
+    has_masks: bool
+    categories: Categories
+    problems: list[Problem]
+
+
+class CocoRecords(tfds.core.GeneratorBasedBuilder):
+    """Writes one record for each image of a checked COCO JSON, in its order."""
+
+    VERSION = tfds.core.Version("1.0.0")
+
+    def __init__(self, *, images: Sequence[coco.ImageEntry], folder: Path, **kwargs: Any):
+        self._images, self._folder = images, folder
+        super().__init__(file_format="array_record", **kwargs)
+
+    def _info(self) -> tfds.core.DatasetInfo:
+        features = {"image": tfds.features.Image(shape=(None, None, 3)), "annotations": tfds.features.Text()}
+        return tfds.core.DatasetInfo(
+            builder=self, features=tfds.features.FeaturesDict(features), disable_shuffling=True
+        )
+
+    def _split_generators(self, dl_manager: Any) -> dict[str, Any]:
+        return {_SPLIT: self._generate_examples()}
+
+    def _generate_examples(self) -> Iterator[tuple[int, dict[str, Any]]]:
+        # The keys decide the order. Spread over the whole 128-bit range they also spread over the buckets that tfds
+        # sorts one at a time; keys 0, 1, 2... would all lie in one bucket, and that is read into memory whole.
+        spacing = 2**128 // len(self._images)
+        for i, image in enumerate(self._images):
+            content = (self._folder / image.file_name).read_bytes()
+            yield i * spacing, {"image": content, "annotations": json.dumps(image.annotations)}
+
+
+class RecordReader:
+    """Random access to prepared records: index -> (encoded image, annotations). Can be pickled."""
+
+    def __init__(self, folder: Path):
+        builder = tfds.builder_from_directory(_builder_folder(folder))
+        self._source = builder.as_data_source(_SPLIT, decoders={"image": tfds.decode.SkipDecoding()})
+
+    def __len__(self) -> int:
+        return len(self._source)
+
+    def __getitem__(self, index: int) -> tuple[bytes, list[dict[str, Any]]]:
+        record = self._source[index]
+        return record["image"], json.loads(record["annotations"])
+
+
+def open_prepared(json_path: Path, images: Path, image_ids: Sequence[int], cache: Path) -> tuple[Path, Index]:
+    """Folder and index of the prepared data set; prepares it when there is none or its stamp does not fit.
+
+    Raises DataError for what training refuses: see `annotations`.
+    """
+    folder = cache / _folder_name(json_path, images, image_ids)
+    if not json_path.is_file():
+        coco.read(json_path)  # says what is missing
+    index = _read_index(folder)
+    if index is not None:
+        coco.check_present(json_path, images, index.file_names)
+        if index.stamp == _stamp(json_path, images, index.file_names):
+            return folder, index
+    return folder, _prepare(json_path, images, image_ids, folder)
+
+
+def default_cache() -> Path:
+    """Where prepared data sets go unless the configuration says otherwise."""
+    root = os.environ.get("MRCNN_JAX_CACHE") or os.path.join("~", ".cache", "mrcnn_jax")
+    return Path(root).expanduser() / "datasets"
+
+
+def _prepare(json_path: Path, images: Path, image_ids: Sequence[int], folder: Path) -> Index:
+    """Check everything, write the records beside `folder` and move them into its place."""
+    content = coco.read(json_path, image_ids)
+    coco.check_images(json_path, images, content.images)
+    # Taken before the files are read: a file that changes meanwhile makes the next run prepare again.
+    stamp = _stamp(json_path, images, [image.file_name for image in content.images])
+    index = _make_index(content, stamp)
+    log.info("preparing %d images of %s in %s", len(content.images), json_path, folder)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    building = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    try:
+        with _quiet_tfds():
+            CocoRecords(images=content.images, folder=images, data_dir=building).download_and_prepare()
+        (building / "index.json").write_text(json.dumps(asdict(index)))
+        _move_into_place(building, folder, stamp)
+    finally:
+        shutil.rmtree(building, ignore_errors=True)
+    return index
+
+
+def _move_into_place(building: Path, folder: Path, stamp: str) -> None:
+    """Rename `building` to `folder`, replacing an outdated one. Another process may have been faster."""
+    current = _read_index(folder)
+    if current is not None and current.stamp == stamp:
+        return
+    outdated = Path(tempfile.mkdtemp(prefix=f".{folder.name}-old-", dir=folder.parent))
+    try:
+        if folder.exists():
+            folder.rename(outdated / "data")
+        building.chmod(0o755)  # mkdtemp makes it private
+        building.rename(folder)
+    finally:
+        shutil.rmtree(outdated, ignore_errors=True)
+
+
+def _make_index(content: AnnotationFile, stamp: str) -> Index:
+    images = content.images
+    segmented = [bool(a.get("segmentation")) for image in images for a in image.annotations if not a.get("iscrowd")]
+    return Index(
+        stamp=stamp,
+        ids=[image.id for image in images],
+        file_names=[image.file_name for image in images],
+        heights=[image.height for image in images],
+        widths=[image.width for image in images],
+        instances=[sum(not a.get("iscrowd") for a in image.annotations) for image in images],
+        has_masks=bool(segmented) and all(segmented),
+        categories=content.categories,
+        problems=content.problems,
+    )
+
+
+def _read_index(folder: Path) -> Index | None:
+    """The index of a prepared folder; None where there is none that can be read."""
+    try:
+        fields = json.loads((folder / "index.json").read_text())
+    except (OSError, ValueError):
+        return None
+    categories = Categories(tuple(fields["categories"]["ids"]), tuple(fields["categories"]["names"]))
+    problems = [Problem(*problem) for problem in fields["problems"]]
+    return Index(**{**fields, "categories": categories, "problems": problems})
+
+
+def _folder_name(json_path: Path, images: Path, image_ids: Sequence[int]) -> str:
+    """Readable, and one for each JSON, image folder, choice of images and format of ours."""
+    identity = json.dumps([_FORMAT, str(json_path.resolve()), str(images.resolve()), list(image_ids)])
+    return f"{json_path.stem}-{hashlib.sha256(identity.encode()).hexdigest()[:16]}"
+
+
+def _stamp(json_path: Path, images: Path, file_names: Sequence[str]) -> str:
+    """Hash of the JSON's content and of every image's name, size and time of change."""
+    digest = hashlib.sha256(json_path.read_bytes())
+    for name in file_names:
+        status = os.stat(images / name)
+        digest.update(f"{name}\0{status.st_size}\0{status.st_mtime_ns}\0".encode())
+    return digest.hexdigest()
+
+
+def _builder_folder(folder: Path) -> Path:
+    return folder / "coco_records" / str(CocoRecords.VERSION)
+
+
+@contextlib.contextmanager
+def _quiet_tfds() -> Iterator[None]:
+    """tfds prints, draws bars and logs through absl; none of it is for our users."""
+    absl_logger = logging.getLogger("absl")
+    level = absl_logger.level
+    absl_logger.setLevel(logging.ERROR)
+    tfds.disable_progress_bar()
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):
+            yield
+    finally:
+        tfds.enable_progress_bar()
+        absl_logger.setLevel(level)
+
+
+def describe(problems: Sequence[Problem]) -> list[str]:
+    """One line for each kind of problem: how many, and the annotations by id."""
+    lines = []
+    for kind, count in Counter(problem.kind for problem in problems).items():
+        named = [f"{p.annotation_id} (image {p.image_id})" for p in problems if p.kind == kind]
+        lines.append(f"dropped {count}, {kind}: annotation {', '.join(named)}")
+    return lines
