@@ -1,0 +1,119 @@
+"""Masks: targets cut out of ground-truth rasters, and predicted masks laid on the image.
+
+Resampling is separable on both ways, so each is two small matrix products with the weights of rows and columns.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+
+from mrcnn_jax.ops.roi_align import Axis, cell_weights, sample_axis
+
+PasteRule = Literal["detectron2", "torchvision"]
+
+BLOCK = 64  # RoIs resampled at a time: bounds the memory of their rasters
+
+
+def crop_targets(
+    masks: jax.Array,
+    windows: jax.Array,
+    rois: jax.Array,
+    matches: jax.Array,
+    *,
+    size: int,
+    binary: bool,
+    aligned: bool,
+    sampling_ratio: int,
+) -> jax.Array:
+    """What the mask head should have said: the matched instance's mask, resampled in each RoI by ROIAlign.
+
+    A raster covers its window of the image evenly, so the RoI is moved into the raster's pixels and pooled there. With
+    whole bitmaps (windows 0, 0, W, H), aligned=False, sampling_ratio=0 and binary=False this is torchvision's
+    `project_masks_on_boxes`; with aligned=True and binary=True, Detectron2's `BitMasks.crop_and_resize`.
+
+    Args:
+        masks: (N, Mh, Mw) uint8 0 or 1.
+        windows: (N, 4) float32, the part of the image that each raster covers. An empty window gives finite values.
+        rois: (R, 4) float32.
+        matches: (R,) int32, the raster of each RoI.
+        size: side of the result.
+        binary: True thresholds at 1/2 (1/2 itself is foreground).
+        aligned: see `roi_align`; so is sampling_ratio.
+        sampling_ratio: see there.
+
+    Returns:
+        (R, size, size) float32 in 0..1. No gradient.
+    """
+    height, width = masks.shape[1:]
+    extent = jnp.asarray([width, height], jnp.float32)[None, :]
+    window = jnp.take(windows, matches, axis=0)
+    span = window[:, 2:] - window[:, :2]
+    scale = jnp.where(span > 0, extent / jnp.where(span > 0, span, 1.0), 0.0)
+    low, high = (rois[:, :2] - window[:, :2]) * scale, (rois[:, 2:] - window[:, :2]) * scale
+
+    def axis_weights(axis: int, cells: int) -> jax.Array:
+        extents = jnp.full(rois.shape[:1], cells, jnp.int32)
+        samples = sample_axis(
+            low[:, axis], high[:, axis], extents, bins=size, sampling_ratio=sampling_ratio, aligned=aligned
+        )
+        grown = Axis(*(leaf[..., None] for leaf in samples))
+        return cell_weights(grown, jnp.arange(cells, dtype=jnp.int32)[None, None, :])
+
+    def resample(roi: tuple[jax.Array, jax.Array, jax.Array]) -> jax.Array:
+        y_weights, x_weights, match = roi
+        return y_weights @ jnp.take(masks, match, axis=0).astype(jnp.float32) @ x_weights.T
+
+    targets = jax.lax.map(resample, (axis_weights(1, height), axis_weights(0, width), matches), batch_size=BLOCK)
+    return (targets >= 0.5).astype(jnp.float32) if binary else targets
+
+
+def paste(
+    masks: jax.Array, boxes: jax.Array, image_shape: tuple[int, int], *, rule: PasteRule = "detectron2"
+) -> jax.Array:
+    """Lay masks on the image, on the device (D full frames: mind the memory).
+
+    Args:
+        masks: (D, S, S) float probabilities inside the box.
+        boxes: (D, 4) float32 in pixels of the image. A box without area pastes nothing.
+        image_shape: static height and width.
+        rule: "detectron2" samples the mask at the pixels' centres; "torchvision" truncates the box to whole pixels,
+            takes one more in each direction, and resizes the mask (with a border of one) to it.
+
+    Returns:
+        (D, height, width) float32, 0 outside of the boxes; a mask is usually taken where this is at least 1/2.
+    """
+    weights = _weights_detectron2 if rule == "detectron2" else _weights_torchvision
+    side = masks.shape[-1]
+    y_weights = weights(boxes[:, 1], boxes[:, 3], side, image_shape[0])
+    x_weights = weights(boxes[:, 0], boxes[:, 2], side, image_shape[1])
+    return jnp.einsum("dys,dst,dxt->dyx", y_weights, masks.astype(jnp.float32), x_weights)
+
+
+def _weights_detectron2(low: jax.Array, high: jax.Array, side: int, extent: int) -> jax.Array:
+    """Bilinear weights (D, extent, side) of mask cells at pixel centres; outside of the mask there is zero."""
+    size = (high - low)[:, None]
+    centres = jnp.arange(extent, dtype=jnp.float32)[None, :] + 0.5 - low[:, None]
+    position = centres / jnp.where(size > 0, size, 1.0) * side - 0.5
+    weights = _hat(position[:, :, None] - jnp.arange(side, dtype=jnp.float32)[None, None, :])
+    return jnp.where(size[:, :, None] > 0, weights, 0.0)
+
+
+def _weights_torchvision(low: jax.Array, high: jax.Array, side: int, extent: int) -> jax.Array:
+    """The same by torchvision's rule: grow box and mask by a border, truncate, resize, cut to the image."""
+    padded = side + 2
+    half, centre = (high - low) * 0.5 * (padded / side), (high + low) * 0.5
+    begin = jnp.trunc(centre - half)[:, None]
+    count = jnp.maximum(jnp.trunc(centre + half)[:, None] - begin + 1.0, 1.0)
+    offset = jnp.arange(extent, dtype=jnp.float32)[None, :] - begin
+    position = jnp.maximum((offset + 0.5) * (padded / count) - 0.5, 0.0)
+    # The border is zero, so only the cells inside (1..side of the padded mask) carry weight.
+    weights = _hat(position[:, :, None] - jnp.arange(1, side + 1, dtype=jnp.float32)[None, None, :])
+    inside = (offset >= 0) & (offset < count)
+    return jnp.where(inside[:, :, None], weights, 0.0)
+
+
+def _hat(distance: jax.Array) -> jax.Array:
+    return jnp.maximum(1.0 - jnp.abs(distance), 0.0)
