@@ -1,0 +1,120 @@
+"""Lay small masks on the image they belong to, and run-length encode them, without ever filling the whole image.
+
+Both peers' rules are separable, so that a pasted mask is one product of matrices, `rows (h, S) @ mask (S, S) @
+columns (S, w)`, over the pixels that the box reaches. The runs of that region are then moved to their places in the
+image, which gives exactly what pycocotools encodes from the full bitmap.
+
+Letters: S side of a predicted mask, H x W the image, h x w the part of it that a box reaches.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+PasteRule = Literal["detectron2", "torchvision"]
+
+
+class Region(NamedTuple):
+    """A mask cut to the pixels that its box reaches: `pixels` (h, w) begins at row `top`, column `left`."""
+
+    pixels: NDArray[Any]
+    top: int
+    left: int
+
+
+def paste_soft(
+    mask: NDArray[np.float32], box: NDArray[np.float32], image_size: tuple[int, int], rule: PasteRule
+) -> Region:
+    """Probabilities of one mask (S, S) over its box (4,) in an image of (height, width).
+
+    "detectron2" samples the mask at pixel centres (layers/mask_ops.py, the CPU path); "torchvision" stretches it, with
+    a border of zeros, over the box in whole pixels (roi_heads.py, `paste_masks_in_image`, padding 1). What lies outside
+    the image is cut off. The region may be empty.
+    """
+    weights = _sampled_weights if rule == "detectron2" else _stretched_weights
+    left, columns = weights(box[0], box[2], mask.shape[1], image_size[1])
+    top, rows = weights(box[1], box[3], mask.shape[0], image_size[0])
+    # The transpose is computed, so that the result lies column by column, as COCO's run lengths go.
+    return Region((columns @ mask.T @ rows.T).T, top, left)
+
+
+def paste(mask: NDArray[np.float32], box: NDArray[np.float32], image_size: tuple[int, int], rule: PasteRule) -> Region:
+    """`paste_soft` thresholded: a bool region, true where the probability is at least 1/2."""
+    region = paste_soft(mask, box, image_size, rule)
+    return region._replace(pixels=region.pixels >= 0.5)
+
+
+def encode(regions: Sequence[Region], image_size: tuple[int, int]) -> list[dict[str, Any]]:
+    """COCO's compressed run lengths of bool regions, each laid on an otherwise empty image of (height, width).
+
+    Returns `{"size": [height, width], "counts": str}` for each, ready for JSON and for pycocotools.
+    """
+    from pycocotools import mask as coco_mask  # here: drawing and pasting work without pycocotools
+
+    height, width = image_size
+    if not regions:
+        return []
+    runs = [{"size": [height, width], "counts": _counts(region, height, height * width)} for region in regions]
+    encoded = coco_mask.frPyObjects(runs, height, width)
+    return [{"size": [height, width], "counts": rle["counts"].decode("ascii")} for rle in encoded]
+
+
+def _counts(region: Region, height: int, total: int) -> NDArray[np.int64]:
+    """Alternating lengths of zeros and ones, column by column through an image of `total` pixels."""
+    starts, stops = _runs(region, height)
+    if not len(starts):
+        return np.array([total])
+    # Runs touch where a region is as high as the image and a mask goes on in the next column: they become one.
+    apart = np.flatnonzero(starts[1:] != stops[:-1])
+    edges = np.empty((len(apart) + 1, 2), dtype=np.int64)
+    edges[0, 0], edges[1:, 0] = starts[0], starts[apart + 1]
+    edges[-1, 1], edges[:-1, 1] = stops[-1], stops[apart]
+    counts = np.diff(edges.ravel(), prepend=0, append=total)
+    return counts if counts[-1] else counts[:-1]
+
+
+def _runs(region: Region, height: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """First pixel and one past the last of every run of ones within a column, counted column by column in the image."""
+    rows, columns = region.pixels.shape
+    # Each column gets a zero above it: then no run crosses columns, and changes come in pairs.
+    padded = np.zeros(columns * (rows + 1) + 1, dtype=bool)
+    padded[:-1].reshape(columns, rows + 1)[:, 1:] = region.pixels.T
+    changes = np.flatnonzero(padded[1:] != padded[:-1])
+    first, last = changes[0::2], changes[1::2] - 1
+    origin = region.left * height + region.top
+    starts = origin + first // (rows + 1) * height + first % (rows + 1)
+    return starts, origin + last // (rows + 1) * height + last % (rows + 1) + 1
+
+
+def _sampled_weights(low: np.float32, high: np.float32, size: int, limit: int) -> tuple[int, NDArray[Any]]:
+    """First pixel and weights (pixels, S) of one axis: bilinear samples at pixel centres, zeros outside the mask.
+
+    The arithmetic goes through the normalised coordinates of `grid_sample` in the same order as there, so that it
+    rounds alike. A box without extent gets no pixels.
+    """
+    start = max(int(np.floor(low)) - 1, 0)
+    stop = min(int(np.ceil(high)) + 1, limit) if high > low else start
+    centres = np.arange(start, stop, dtype=np.float32) + np.float32(0.5)
+    normalised = (centres - low) / (high - low if high > low else np.float32(1)) * 2 - 1
+    return start, _hat(((normalised + 1) * size - 1) / 2, size)
+
+
+def _stretched_weights(low: np.float32, high: np.float32, size: int, limit: int) -> tuple[int, NDArray[Any]]:
+    """As `_sampled_weights`, for a mask with a border of one zero stretched over a box in whole pixels."""
+    centre = (high + low) * np.float32(0.5)
+    half = (high - low) * np.float32(0.5) * np.float32((size + 2) / size)
+    first, last = int(centre - half), int(centre + half)  # truncated towards zero, as torch's int64
+    length = max(last - first + 1, 1)
+    start, stop = max(first, 0), min(last + 1, limit)
+    pixels = np.arange(start - first, max(stop, start) - first, dtype=np.float32)
+    source = (pixels + np.float32(0.5)) * (np.float32(size + 2) / np.float32(length)) - np.float32(0.5)
+    return start, _hat(np.clip(source, 0, size + 1) - 1, size)
+
+
+def _hat(source: NDArray[Any], size: int) -> NDArray[Any]:
+    """Bilinear weights (n, S) of source coordinates (n,); mask pixel k has its centre at k, and zeros lie around."""
+    return np.maximum(np.float32(1) - np.abs(source[:, None] - np.arange(size, dtype=np.float32)), 0)

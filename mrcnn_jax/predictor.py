@@ -1,0 +1,113 @@
+"""`Predictor`: images of any size in, predictions in the original pixels out."""
+
+from __future__ import annotations
+
+import os
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from etils import epath
+from numpy.typing import NDArray
+
+from mrcnn_jax.config import Config
+from mrcnn_jax.data import batching, transforms
+from mrcnn_jax.evaluation import inference
+from mrcnn_jax.evaluation.postprocess import Prediction, postprocess
+from mrcnn_jax.structures import Detections
+
+Image = NDArray[np.uint8] | str | os.PathLike[str]
+
+
+class ImageError(ValueError):
+    """An image that cannot be used; the message names it."""
+
+
+class Predictor:
+    """Runs a model on images. Each image goes into the fixed shape (`config.data.buckets`) that suits it best.
+
+    Compiles at most two programs for a shape, on its first use: one for whole batches and one for single images.
+    """
+
+    def __init__(self, config: Config, variables: Any):
+        """`variables` as `models.rcnn.init_variables` makes them; `config.model` must know its number of classes."""
+        self.config = config
+        self._detect = inference.compile_detect(config.model, variables)
+
+    @classmethod
+    def from_checkpoint(cls, workdir: epath.PathLike) -> Predictor:
+        """The newest checkpoint of a run of train.py. Raises FileNotFoundError when there is none."""
+        from mrcnn_jax.training.checkpoint import load_variables
+
+        return cls(*load_variables(workdir))
+
+    def __call__(self, images: Sequence[Image]) -> list[Prediction]:
+        """Predictions for uint8 RGB arrays (height, width, 3) or paths of image files, in the order of the input.
+
+        Raises ImageError, naming the image, for one of another type or shape or a file that cannot be read.
+        """
+        if isinstance(images, (str, os.PathLike, np.ndarray)):
+            raise TypeError("Predictor takes a list of images: write predict([image]) for a single one")
+        found = dict(self.stream(images))
+        return [found[index] for index in range(len(images))]
+
+    def stream(self, images: Iterable[Image]) -> Iterator[tuple[int, Prediction]]:
+        """Yield (position in `images`, prediction) as batches get done; reads on while the device works.
+
+        Images of one shape come in their order. Holds a few batches at a time, however many images there are.
+        """
+        sizes: dict[int, tuple[int, int]] = {}
+
+        def finish(index: int, detections: Detections, network_size: Any) -> tuple[int, Prediction]:
+            return index, postprocess(detections, network_size, sizes.pop(index), self.config.model)
+
+        return inference.run(self._detect, self._batches(images, sizes), finish)
+
+    def _batches(self, images: Iterable[Image], sizes: dict[int, tuple[int, int]]) -> Iterator[inference.Images]:
+        """Whole batches as they fill up, then the rest one by one; notes the original size of each image."""
+        waiting: dict[tuple[int, int], list[inference.Images]] = defaultdict(list)
+        for index, image in enumerate(images):
+            pixels = _pixels(image, index)
+            sizes[index] = (pixels.shape[0], pixels.shape[1])
+            single = self._prepare(pixels, index)
+            shelf = waiting[single.images.shape[1:3]]
+            shelf.append(single)
+            if len(shelf) == self.config.eval.batch_size:
+                yield inference.Images(*(np.concatenate(field) for field in zip(*shelf, strict=True)))
+                shelf.clear()
+        for shelf in waiting.values():
+            yield from shelf
+
+    def _prepare(self, pixels: NDArray[np.uint8], index: int) -> inference.Images:
+        """One image resized into its bucket, as the data pipeline does it: a batch of one."""
+        data = self.config.data
+        edges = {"shortest_edge": data.shortest_edge_eval, "longest_edge": data.longest_edge}
+        size = np.array(pixels.shape[:2])
+        bucket = data.buckets[int(batching.choose_buckets(size[None], data.buckets, **edges)[0])]
+        scaled = batching.scaled_size(size, batching.scale_for(size, bucket, **edges), bucket)
+        canvas = np.zeros((1, *bucket, 3), dtype=np.uint8)
+        transforms.resize_into(pixels[:, :, ::-1], canvas[0], scaled)
+        return inference.Images(canvas, scaled[None], np.array([index], dtype=np.int32), np.array([True]))
+
+
+def read_image(path: str | os.PathLike[str]) -> NDArray[np.uint8]:
+    """Pixels of an image file, (height, width, 3) uint8 RGB. Raises ImageError naming the file."""
+    try:
+        content = Path(path).read_bytes()
+    except OSError as error:
+        raise ImageError(f"{os.fspath(path)}: {error.strerror or error}") from error
+    pixels = transforms.decode(content) if content else None
+    if pixels is None:
+        raise ImageError(f"{os.fspath(path)}: not an image that can be decoded")
+    return np.ascontiguousarray(pixels[:, :, ::-1])
+
+
+def _pixels(image: Image, index: int) -> NDArray[np.uint8]:
+    if isinstance(image, (str, os.PathLike)):
+        return read_image(image)
+    kind = f"{image.dtype} {image.shape}" if isinstance(image, np.ndarray) else type(image).__name__
+    if kind.startswith("uint8") and image.ndim == 3 and image.shape[2] == 3 and image.size:
+        return image
+    raise ImageError(f"image {index}: expected a uint8 RGB array (height, width, 3) or a path, got {kind}")

@@ -1,0 +1,87 @@
+"""Predictions drawn on pictures, with the supervision library."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import cv2
+import numpy as np
+import supervision as sv
+from numpy.typing import NDArray
+
+from mrcnn_jax.evaluation.postprocess import Prediction
+
+_READABLE = 512  # pixels of the longer side below which a picture is enlarged
+
+
+def draw(image: NDArray[np.uint8], prediction: Prediction, *, threshold: float = 0.5) -> NDArray[np.uint8]:
+    """Masks, boxes, names and scores of the instances that score at least `threshold`, one colour an instance.
+
+    image: (height, width, 3) uint8 RGB, the one that was predicted on. Returns a new picture, uint8 RGB; one whose
+    longer side is below 512 pixels is enlarged by a whole factor, since the text would cover it otherwise.
+    Raises ValueError when the prediction belongs to an image of another size.
+    """
+    if image.shape[:2] != prediction.image_size:
+        raise ValueError(f"the prediction is for {prediction.image_size} pixels, the image has {image.shape[:2]}")
+    shown = prediction[prediction.scores >= threshold]
+    factor = max(1, -(-_READABLE // max(image.shape[:2])))
+    enlarged = dataclasses.replace(
+        shown, image_size=(image.shape[0] * factor, image.shape[1] * factor), boxes=shown.boxes * np.float32(factor)
+    )
+    bgr = cv2.cvtColor(image, cv2.COLOR_RGB2BGR)  # what supervision paints on
+    canvas = np.asarray(cv2.resize(bgr, enlarged.image_size[::-1], interpolation=cv2.INTER_CUBIC), dtype=np.uint8)
+    _paint_masks(canvas, enlarged)
+    _paint_boxes(canvas, enlarged)
+    _paint_labels(canvas, enlarged)
+    return np.asarray(cv2.cvtColor(canvas, cv2.COLOR_BGR2RGB), dtype=np.uint8)
+
+
+def _detections(boxes: Any, index: Any, mask: Any = None) -> sv.Detections:
+    """supervision's record of some instances; `index` chooses their colours."""
+    return sv.Detections(xyxy=np.asarray(boxes, dtype=np.float32), mask=mask, class_id=np.asarray(index, dtype=int))
+
+
+def _paint_masks(canvas: NDArray[np.uint8], prediction: Prediction) -> None:
+    """Large masks first, each on its own part of the picture only."""
+    annotator = sv.MaskAnnotator(opacity=0.45)
+    regions = prediction.regions()
+    for i in sorted(range(len(regions)), key=lambda i: -regions[i].pixels.size):
+        pixels, top, left = regions[i]
+        if pixels.any():
+            part = canvas[top : top + pixels.shape[0], left : left + pixels.shape[1]]
+            box = [[0, 0, pixels.shape[1], pixels.shape[0]]]
+            part[:] = annotator.annotate(part.copy(), _detections(box, [i], np.ascontiguousarray(pixels)[None]))
+
+
+def _paint_boxes(canvas: NDArray[np.uint8], prediction: Prediction) -> None:
+    last_pixel = np.array([canvas.shape[1], canvas.shape[0]] * 2) - 1
+    boxes = np.minimum(prediction.boxes, last_pixel)
+    thickness = max(1, round(max(canvas.shape[:2]) / 500))
+    sv.BoxAnnotator(thickness=thickness).annotate(canvas, _detections(boxes, range(len(boxes))))
+
+
+def _paint_labels(canvas: NDArray[np.uint8], prediction: Prediction) -> None:
+    """Names and scores above the boxes, moved into the picture; where they would overlap, the better score is shown."""
+    scale = max(0.4, max(canvas.shape[:2]) / 1600)
+    thickness, padding = max(1, round(scale * 1.5)), max(2, round(scale * 6))
+    labels = [f"{name} {score:.2f}" for name, score in zip(prediction.names, prediction.scores, strict=True)]
+    shown: list[int] = []
+    rectangles: list[tuple[int, int, int, int]] = []
+    for i, label in enumerate(labels):
+        (width, height), _ = cv2.getTextSize(label, cv2.FONT_HERSHEY_SIMPLEX, scale, thickness)
+        width, height = width + 2 * padding, height + 2 * padding
+        left = int(np.clip(prediction.boxes[i, 0], 0, max(canvas.shape[1] - width, 0)))
+        bottom = int(np.clip(prediction.boxes[i, 1], height, canvas.shape[0]))
+        rectangle = (left, bottom - height, left + width, bottom)
+        if not any(_overlap(rectangle, other) for other in rectangles):
+            shown.append(i)
+            rectangles.append(rectangle)
+    # An anchor is the lower left corner of a label.
+    anchors = np.array([(r[0], r[3], r[2], r[3]) for r in rectangles]).reshape(-1, 4)
+    annotator = sv.LabelAnnotator(text_scale=scale, text_thickness=thickness, text_padding=padding)
+    annotator.annotate(canvas, _detections(anchors, shown), labels=[labels[i] for i in shown])
+
+
+def _overlap(a: tuple[int, int, int, int], b: tuple[int, int, int, int]) -> bool:
+    return a[0] < b[2] and b[0] < a[2] and a[1] < b[3] and b[1] < a[3]
