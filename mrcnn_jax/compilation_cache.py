@@ -15,5 +15,5 @@ def enable() -> None:
     """Keep compiled programs in `cache_root()/xla`, unless JAX has been told of another place."""
     import jax
 
-    if jax.config.jax_compilation_cache_dir is None:
+    if jax.config.jax_compilation_cache_dir is None:  # type: ignore[attr-defined]
         jax.config.update("jax_compilation_cache_dir", str(cache_root() / "xla"))

@@ -13,6 +13,7 @@ from dataclasses import asdict
 from typing import Any
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
 
@@ -40,7 +41,7 @@ class Checkpointer:
     def __init__(self, workdir: epath.PathLike, keep: int):
         """Checkpoints of `workdir`, of which the last `keep` stay; leavings of interrupted saves are removed."""
         self._manager = ocp.CheckpointManager(
-            epath.Path(workdir).absolute() / CHECKPOINTS,
+            _folder(workdir),
             options=ocp.CheckpointManagerOptions(max_to_keep=keep, cleanup_tmp_directories=True),
         )
 
@@ -55,11 +56,16 @@ class Checkpointer:
         self._manager.save(step, args=_arguments(jax.device_get(state), ocp.args.StandardSave))
 
     def restore_latest(self, template: Any) -> Any | None:
-        """The newest complete state, as NumPy arrays in the structure of `template`; None if there is none."""
+        """The newest complete state, as NumPy arrays in the structure of `template`; None if there is none.
+
+        The leaves of `template` need a shape and a dtype, no values (`jax.eval_shape`).
+        """
         step = self._manager.latest_step()
         if step is None:
             return None
-        items = self._manager.restore(step, args=_arguments(jax.device_get(template), ocp.args.StandardRestore))
+        # A NumPy template asks for NumPy arrays; broadcast zeros take no memory.
+        zeros = jax.tree.map(lambda leaf: np.broadcast_to(np.zeros((), leaf.dtype), leaf.shape), template)
+        items = self._manager.restore(step, args=_arguments(zeros, ocp.args.StandardRestore))
         return template._replace(**items["variables"], **items["training"])
 
     def wait(self) -> None:
@@ -81,23 +87,23 @@ def load_variables(workdir: epath.PathLike) -> tuple[Config, dict[str, Any]]:
     config = read_config(workdir)
     if config is None:
         raise FileNotFoundError(f"{workdir} has no {CONFIG}: it is not a workdir of train.py")
-    folder = epath.Path(workdir).absolute() / CHECKPOINTS
-    steps = ocp.utils.checkpoint_steps(folder) if folder.is_dir() else []
+    steps = _complete_steps(workdir)
     if not steps:
         raise FileNotFoundError(f"{workdir} has no complete checkpoint yet")
     with ocp.StandardCheckpointer() as checkpointer:
-        variables = checkpointer.restore(folder / str(max(steps)) / "variables")
+        variables = checkpointer.restore(_folder(workdir) / str(max(steps)) / "variables")
     return config, {"params": variables["params"], **variables["model_state"]}
 
 
 def claim_workdir(workdir: epath.PathLike, config: Config) -> None:
     """Record `config` in `workdir`, or refuse to continue a run that was started with another one.
 
-    Raises ConfigError naming the fields that differ, other than those of `CHANGEABLE`.
+    Raises ConfigError naming the fields that differ, other than those of `CHANGEABLE`. Before its first checkpoint a
+    run has nothing to continue, and may be started anew with any configuration.
     """
     workdir = epath.Path(workdir)
     before = read_config(workdir)
-    if before is not None:
+    if before is not None and _complete_steps(workdir):
         names = [name for name in differing_fields(before, config) if not name.startswith(CHANGEABLE)]
         if names:
             old, new = dict(_flatten(asdict(before))), dict(_flatten(asdict(config)))
@@ -121,6 +127,16 @@ def differing_fields(first: Config, second: Config) -> list[str]:
     old, new = dict(_flatten(asdict(first))), dict(_flatten(asdict(second)))
     missing = object()
     return [name for name in {**old, **new} if old.get(name, missing) != new.get(name, missing)]
+
+
+def _folder(workdir: epath.PathLike) -> epath.Path:
+    return epath.Path(workdir).absolute() / CHECKPOINTS
+
+
+def _complete_steps(workdir: epath.PathLike) -> list[int]:
+    """Steps of the checkpoints that were written to the end."""
+    folder = _folder(workdir)
+    return ocp.utils.checkpoint_steps(folder) if folder.is_dir() else []
 
 
 def _flatten(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

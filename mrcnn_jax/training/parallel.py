@@ -6,7 +6,6 @@ that every device holds. It must enter as NumPy or replicated arrays, because it
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -14,6 +13,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from mrcnn_jax.config import ConfigError
 from mrcnn_jax.structures import Batch
 
 AXIS_NAME = "devices"
@@ -61,17 +61,22 @@ def compile_train_step(step: StepFunction, devices: Sequence[jax.Device] | None 
 def place_batch(batch: Batch, devices: Sequence[jax.Device] | None = None) -> Batch:
     """Cut this process's part of a batch into one share a device, (B, ...) -> (n, B / n, ...), and send the shares.
 
-    Raises ValueError if n does not divide B.
+    Raises ConfigError if n does not divide B.
     """
     devices = jax.local_devices() if devices is None else devices
     count, size = len(devices), len(batch.valid)
-    if size % count:
-        raise ValueError(
-            f"{size} images do not divide over {count} devices: make train.batch_size a multiple of"
-            f" {count * jax.process_count()}, or use {math.gcd(size, count)} devices"
-        )
+    check_divisible(size, count)
     shares = jax.tree.map(lambda array: array.reshape(count, size // count, *array.shape[1:]), batch)
     return jax.device_put(shares, NamedSharding(_mesh(devices), PartitionSpec(AXIS_NAME)))
+
+
+def check_divisible(images: int, devices: int) -> None:
+    """Raise ConfigError if a batch cannot be cut into equal shares."""
+    if images % devices:
+        raise ConfigError(
+            f"train.batch_size: {images} images do not divide over {devices} devices; give a multiple of {devices},"
+            f" or use fewer devices (CUDA_VISIBLE_DEVICES)"
+        )
 
 
 def replicate(tree: PyTree, devices: Sequence[jax.Device] | None = None) -> PyTree:
