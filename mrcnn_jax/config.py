@@ -108,6 +108,7 @@ class MaskHeadConfig:
     conv_layers: int = 4
     channels: int = 256
     target: Literal["binary", "soft"] = "binary"  # mask targets thresholded at 1/2 (Detectron2) or not (torchvision)
+    target_sampling_ratio: int = 2  # samples in a cell and direction when targets are resampled; 0: adaptive
     paste: Literal["detectron2", "torchvision"] = "detectron2"  # how a mask is laid on the image
 
 
@@ -156,9 +157,7 @@ class DataConfig:
 
     root: str = ""
     train: SplitConfig = field(default_factory=SplitConfig)
-    eval: SplitConfig = field(
-        default_factory=lambda: SplitConfig("annotations/instances_val2017.json", "val2017")
-    )
+    eval: SplitConfig = field(default_factory=lambda: SplitConfig("annotations/instances_val2017.json", "val2017"))
     shapes: ShapesConfig | None = None
     cache_dir: str = ""  # prepared records; empty: ~/.cache/mrcnn_jax/datasets
     buckets: tuple[tuple[int, int], ...] = ((800, 1088), (1088, 800), (800, 1344), (1344, 800))  # height, width

@@ -1,0 +1,63 @@
+"""What the heads' answers cost. Every loss returns (sum, count); both are summed over devices and divided once."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from mrcnn_jax.models.mask_head import select_class
+from mrcnn_jax.structures import SampledRoIs
+from mrcnn_jax.targets import RPNTargets
+
+Loss = tuple[jax.Array, jax.Array]
+
+
+def smooth_l1(error: jax.Array, beta: float) -> jax.Array:
+    """Elementwise: quadratic below `beta`, linear above (Girshick 2015, eq. 3); the absolute error for beta = 0."""
+    size = jnp.abs(error)
+    if beta == 0:
+        return size
+    return jnp.where(size < beta, 0.5 * size * size / beta, size - 0.5 * beta)
+
+
+def rpn_class_loss(logits: jax.Array, targets: RPNTargets) -> Loss:
+    """Binary cross-entropy of the drawn anchors. logits: (..., A). Count: how many were drawn."""
+    drawn = targets.positive | targets.negative
+    cost = optax.sigmoid_binary_cross_entropy(logits, targets.positive.astype(logits.dtype))
+    return jnp.sum(jnp.where(drawn, cost, 0.0)), jnp.sum(drawn)
+
+
+def rpn_box_loss(deltas: jax.Array, targets: RPNTargets, *, beta: float) -> Loss:
+    """Smooth L1 of the positive anchors' deltas (..., A, 4). Count: how many anchors were drawn, negatives too."""
+    error = _masked_error(deltas, targets.deltas, targets.positive)
+    return jnp.sum(smooth_l1(error, beta)), jnp.sum(targets.positive | targets.negative)
+
+
+def class_loss(logits: jax.Array, rois: SampledRoIs) -> Loss:
+    """Softmax cross-entropy of the sampled RoIs. logits: (..., R, C + 1). Count: the valid RoIs."""
+    cost = optax.softmax_cross_entropy_with_integer_labels(logits, rois.classes)
+    return jnp.sum(jnp.where(rois.valid, cost, 0.0)), jnp.sum(rois.valid)
+
+
+def box_loss(deltas: jax.Array, targets: jax.Array, rois: SampledRoIs, *, beta: float) -> Loss:
+    """Smooth L1 of the positive RoIs' deltas for their own class. deltas: (..., R, C, 4). Count: the valid RoIs."""
+    chosen = jnp.take_along_axis(deltas, jnp.maximum(rois.classes - 1, 0)[..., None, None], axis=-2)[..., 0, :]
+    error = _masked_error(chosen, targets, rois.valid & (rois.classes > 0))
+    return jnp.sum(smooth_l1(error, beta)), jnp.sum(rois.valid)
+
+
+def mask_loss(logits: jax.Array, targets: jax.Array, rois: SampledRoIs) -> Loss:
+    """Binary cross-entropy of each positive RoI's own class (He et al. 2017, section 3).
+
+    logits: (R, S, S, C) and targets: (R, S, S), for R RoIs of any number of images. Count: pixels of positive RoIs.
+    """
+    positive = rois.valid & (rois.classes > 0)
+    cost = optax.sigmoid_binary_cross_entropy(select_class(logits, rois.classes), targets)
+    cost = jnp.where(positive[:, None, None], cost, 0.0)
+    return jnp.sum(cost), jnp.sum(positive) * cost.shape[1] * cost.shape[2]
+
+
+def _masked_error(prediction: jax.Array, target: jax.Array, mask: jax.Array) -> jax.Array:
+    """prediction - target where `mask`, else 0: garbage in the padding reaches neither the loss nor the gradient."""
+    return jnp.where(mask[..., None], prediction - jnp.where(mask[..., None], target, 0.0), 0.0)

@@ -1,0 +1,38 @@
+"""The network of the region proposal network (Ren et al. 2015)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from mrcnn_jax.models.layers import Conv
+
+_INIT = nn.initializers.normal(0.01)
+
+
+class RPNHead(nn.Module):
+    """The same small network on every level: 3 x 3 convolutions, then objectness and box deltas of each anchor.
+
+    Returns two tuples with an entry for each level: logits (B, A_level) and deltas (B, A_level, 4), both float32, in
+    the order row, column, anchor.
+    """
+
+    anchors_per_cell: int
+    conv_layers: int = 1
+
+    @nn.compact
+    def __call__(self, features: Sequence[jax.Array]) -> tuple[tuple[jax.Array, ...], tuple[jax.Array, ...]]:
+        channels = features[0].shape[-1]
+        convs = [Conv(channels, 3, kernel_init=_INIT, name=f"conv{i + 1}") for i in range(self.conv_layers)]
+        objectness = Conv(self.anchors_per_cell, 1, kernel_init=_INIT, name="objectness")
+        anchor_deltas = Conv(4 * self.anchors_per_cell, 1, kernel_init=_INIT, name="deltas")
+        logits, deltas = [], []
+        for x in features:
+            for conv in convs:
+                x = nn.relu(conv(x))
+            logits.append(objectness(x).reshape(x.shape[0], -1).astype(jnp.float32))
+            deltas.append(anchor_deltas(x).reshape(x.shape[0], -1, 4).astype(jnp.float32))
+        return tuple(logits), tuple(deltas)

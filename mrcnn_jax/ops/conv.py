@@ -1,0 +1,117 @@
+"""Convolution and max pooling of NHWC batches, written so that XLA:CPU finds fast programs in both directions.
+
+The arithmetic is the ordinary one. What is chosen is the formulation: XLA:CPU computes the weight gradient of a
+convolution, and select-and-scatter, one to two orders of magnitude slower than the matrix products and shifted slices
+that they are equal to (`docs/architecture.md`, "Convolutions").
+"""
+
+from __future__ import annotations
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+_DIMENSIONS = ("NHWC", "HWIO", "NHWC")
+
+
+def conv2d(x: jax.Array, kernel: jax.Array, *, stride: int = 1, padding: int = 0) -> jax.Array:
+    """Convolution with explicit symmetric zero padding, as torch's `conv2d` without bias.
+
+    Args:
+      x: (B, H, W, I).
+      kernel: (kh, kw, I, O), of x's dtype.
+      stride: step of the window in both directions.
+      padding: zeros on each side.
+
+    Returns: (B, (H + 2 * padding - kh) // stride + 1, ..., O).
+    """
+    if kernel.shape[:2] == (1, 1) and padding == 0:
+        return lax.slice(x, (0, 0, 0, 0), x.shape, (1, stride, stride, 1)) @ kernel[0, 0]
+    return _conv2d(x, kernel, stride, padding)
+
+
+def max_pool_3x3(x: jax.Array) -> jax.Array:
+    """3 x 3 maximum with stride 2 and one row of padding on each side, as torch's `max_pool2d(x, 3, 2, 1)`."""
+    height, width = (x.shape[1] + 1) // 2, (x.shape[2] + 1) // 2
+    padded = lax.pad(x, jnp.asarray(-jnp.inf, x.dtype), ((0, 0, 0), (1, 1, 0), (1, 1, 0), (0, 0, 0)))
+    rows = [_window(padded, dy, 0, height, padded.shape[2], (2, 1)) for dy in range(3)]
+    tallest = jnp.maximum(jnp.maximum(rows[0], rows[1]), rows[2])
+    columns = [_window(tallest, 0, dx, height, width, (1, 2)) for dx in range(3)]
+    return jnp.maximum(jnp.maximum(columns[0], columns[1]), columns[2])
+
+
+def deconv2x2(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    """Transposed convolution with a 2 x 2 kernel and stride 2: each pixel becomes a 2 x 2 block, a matrix product.
+
+    Args:
+      x: (B, H, W, I).
+      kernel: (2, 2, I, O); kernel[dy, dx] makes the pixel (2 y + dy, 2 x + dx), torch's `weight[:, :, dy, dx]`.
+
+    Returns: (B, 2 H, 2 W, O).
+    """
+    batch, height, width, _ = x.shape
+    blocks = jnp.einsum("bhwi,yxio->bhywxo", x, kernel)
+    return blocks.reshape(batch, 2 * height, 2 * width, kernel.shape[-1])
+
+
+def _forward(x: jax.Array, kernel: jax.Array, stride: int, padding: int) -> jax.Array:
+    pads = ((padding, padding), (padding, padding))
+    return lax.conv_general_dilated(x, kernel, (stride, stride), pads, dimension_numbers=_DIMENSIONS)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+def _conv2d(x: jax.Array, kernel: jax.Array, stride: int, padding: int) -> jax.Array:
+    return _forward(x, kernel, stride, padding)
+
+
+def _conv2d_fwd(x, kernel, stride, padding):  # type: ignore[no-untyped-def]
+    return _forward(x, kernel, stride, padding), (x, kernel)
+
+
+def _conv2d_bwd(stride, padding, residuals, gradient):  # type: ignore[no-untyped-def]
+    x, kernel = residuals
+    (x_gradient,) = jax.linear_transpose(lambda v: _forward(v, kernel, stride, padding), x)(gradient)
+    kernel_gradient = lax.platform_dependent(
+        x,
+        gradient,
+        cpu=partial(_kernel_gradient_cpu, kernel.shape, stride, padding),
+        default=partial(_kernel_gradient_convolution, kernel.shape, stride, padding),
+    )
+    return x_gradient, kernel_gradient.astype(kernel.dtype)
+
+
+_conv2d.defvjp(_conv2d_fwd, _conv2d_bwd)
+
+
+def _kernel_gradient_convolution(kernel_shape, stride, padding, x, gradient):  # type: ignore[no-untyped-def]
+    kernel = jax.ShapeDtypeStruct(kernel_shape, x.dtype)
+    (result,) = jax.linear_transpose(lambda v: _forward(x, v, stride, padding), kernel)(gradient)
+    return result
+
+
+def _kernel_gradient_cpu(kernel_shape, stride, padding, x, gradient):  # type: ignore[no-untyped-def]
+    """The faster of two formulations: the convolution is good while the picture or the channels are few."""
+    many_pixels, many_channels = gradient.shape[1] * gradient.shape[2] >= 2048, x.shape[-1] >= 128
+    formulation = _kernel_gradient_products if many_pixels and many_channels else _kernel_gradient_convolution
+    return formulation(kernel_shape, stride, padding, x, gradient)
+
+
+def _kernel_gradient_products(kernel_shape, stride, padding, x, gradient):  # type: ignore[no-untyped-def]
+    """One matrix product of shifted slices for each tap of the kernel."""
+    pads = ((0, 0, 0), (padding, padding, 0), (padding, padding, 0), (0, 0, 0))
+    padded = lax.pad(x, jnp.zeros((), x.dtype), pads)
+    height, width = gradient.shape[1:3]
+    products = [
+        jnp.einsum("bhwi,bhwo->io", _window(padded, dy, dx, height, width, (stride, stride)), gradient)
+        for dy in range(kernel_shape[0])
+        for dx in range(kernel_shape[1])
+    ]
+    return jnp.stack(products).reshape(kernel_shape)
+
+
+def _window(x: jax.Array, top: int, left: int, height: int, width: int, stride: tuple[int, int]) -> jax.Array:
+    """The pixels (top + stride * y, left + stride * x), for y < height and x < width."""
+    stop = (x.shape[0], top + stride[0] * (height - 1) + 1, left + stride[1] * (width - 1) + 1, x.shape[3])
+    return lax.slice(x, (0, top, left, 0), stop, (1, *stride, 1))
