@@ -1,29 +1,33 @@
 """Train a model: `python train.py --config=configs/quickstart.py --workdir=runs/quickstart [--config.a.b=value ...]`.
 
-The same command again continues an interrupted run from its last checkpoint.
+The same command again continues an interrupted run from its last checkpoint; a finished run is evaluated again.
 """
 
 from __future__ import annotations
 
 import argparse
+import sys
 
-from mrcnn_jax import compilation_cache
+from mrcnn_jax import command_line, compilation_cache
 from mrcnn_jax.config import load_config
 
 
-def main() -> None:
+def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
     parser.add_argument("--config", required=True, help="recipe: a Python file with get_config()")
-    parser.add_argument("--workdir", required=True, help="where checkpoints, metrics and pictures go")
-    arguments, rest = parser.parse_known_args()
-    overrides = [argument.removeprefix("--config.") for argument in rest]
-    if any(not argument.startswith("--config.") or "=" not in argument for argument in rest):
-        parser.error(f"unknown arguments {rest}; fields of the recipe are set by --config.name=value")
+    parser.add_argument("--workdir", required=True, help="folder for checkpoints, metrics and pictures")
+    arguments, overrides = command_line.parse(parser)
+    config = load_config(arguments.config, overrides)
     compilation_cache.enable()
-    from mrcnn_jax.training.loop import train
+    from mrcnn_jax.training.loop import NonFiniteLossError, train
 
-    train(load_config(arguments.config, overrides), arguments.workdir)
+    try:
+        train(config, arguments.workdir)
+    except NonFiniteLossError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    command_line.run(main)

@@ -16,6 +16,7 @@ from etils import epath
 from mrcnn_jax.config import Config, ConfigError, TrainConfig, validate
 from mrcnn_jax.data.coco import Categories, Dataset, load_split
 from mrcnn_jax.data.pipeline import train_batches
+from mrcnn_jax.evaluation.run import evaluate_model
 from mrcnn_jax.models.rcnn import MaskRCNN, Variables, build_model, init_variables
 from mrcnn_jax.structures import Batch
 from mrcnn_jax.training import parallel
@@ -52,7 +53,17 @@ def train(config: Config, workdir: epath.PathLike, *, devices: Sequence[jax.Devi
             state = create_state(optimizer, initial_variables(model, config, init_key))
         if int(state.step) < config.train.steps:
             state = _train_on(dataset, config, workdir, step, state, key, checkpointer, devices)
+    if jax.process_index() == 0:
+        _report(config, state, workdir)
     return state
+
+
+def _report(config: Config, state: TrainState, workdir: epath.PathLike) -> None:
+    """Evaluate on `config.data.eval`: tables, pictures, and a last line with the average precisions."""
+    metrics = evaluate_model(config, jax.device_get({"params": state.params, **state.model_state}), workdir)
+    names = {"bbox/AP": "box AP", "segm/AP": "mask AP"}
+    scores = ", ".join(f"{name} {metrics[key]:.3f}" for key, name in names.items() if key in metrics)
+    print(f"\n{workdir}: step {int(state.step)}, {scores}", flush=True)
 
 
 def _train_on(
