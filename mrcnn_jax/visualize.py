@@ -57,7 +57,7 @@ def _paint_masks(canvas: NDArray[np.uint8], prediction: Prediction) -> None:
 def _paint_boxes(canvas: NDArray[np.uint8], prediction: Prediction) -> None:
     last_pixel = np.array([canvas.shape[1], canvas.shape[0]] * 2) - 1
     boxes = np.minimum(prediction.boxes, last_pixel)
-    thickness = max(1, round(max(canvas.shape[:2]) / 500))
+    thickness = max(1, round(max(canvas.shape[:2]) / 400))
     sv.BoxAnnotator(thickness=thickness).annotate(canvas, _detections(boxes, range(len(boxes))))
 
 

@@ -97,9 +97,12 @@ def _sampled_weights(low: np.float32, high: np.float32, size: int, limit: int) -
     rounds alike. A box without extent gets no pixels.
     """
     start = max(int(np.floor(low)) - 1, 0)
-    stop = min(int(np.ceil(high)) + 1, limit) if high > low else start
+    if not high > low:
+        return start, np.zeros((0, size), dtype=np.float32)
+    stop = min(int(np.ceil(high)) + 1, limit)
     centres = np.arange(start, stop, dtype=np.float32) + np.float32(0.5)
-    normalised = (centres - low) / (high - low if high > low else np.float32(1)) * 2 - 1
+    with np.errstate(over="ignore"):  # a box far thinner than a pixel: its samples are infinitely far away
+        normalised = (centres - low) / (high - low) * 2 - 1
     return start, _hat(((normalised + 1) * size - 1) / 2, size)
 
 
