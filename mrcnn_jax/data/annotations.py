@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -68,7 +68,7 @@ class AnnotationFile:
 def read(path: Path, image_ids: Sequence[int] = ()) -> AnnotationFile:
     """Read a COCO instances JSON; keep only `image_ids` when some are given. Images stay in the order of the JSON.
 
-    Raises DataError for a file that is missing or no COCO JSON, an unknown category id or an image id that is not there.
+    Raises DataError for a file that is missing or no COCO JSON, an unknown category id, or image ids it does not have.
     """
     content = _load(path)
     images = {image["id"]: image for image in content["images"]}
@@ -98,21 +98,27 @@ def check_images(path: Path, folder: Path, images: Sequence[ImageEntry]) -> None
 
     Raises DataError that names the missing files, or the files whose size differs from the JSON.
     """
-    check_present(path, folder, [image.file_name for image in images])
+    check_present(path, folder, [image.file_name for image in images], [image.id for image in images])
     with ThreadPoolExecutor(8) as pool:  # mostly waiting for the disk
         sizes = list(pool.map(lambda image: _image_size(folder / image.file_name), images))
     wrong = [
-        f"{image.file_name} (id {image.id}): the file is {size[0]}x{size[1]}, the JSON says {image.height}x{image.width}"
+        f"{image.file_name} (id {image.id}) is {size[0]}x{size[1]}, not {image.height}x{image.width}"
         for image, size in zip(images, sizes, strict=True)
         if size != (image.height, image.width)
     ]
     if wrong:
-        refuse(f"{path}: images whose height x width disagrees with the JSON", wrong, "correct height and width there")
+        refuse(
+            f"{path}: images whose size (height x width) disagrees with the JSON",
+            wrong,
+            "correct height and width there",
+        )
 
 
-def check_present(path: Path, folder: Path, file_names: Iterable[str]) -> None:
+def check_present(path: Path, folder: Path, file_names: Sequence[str], ids: Sequence[int]) -> None:
     """Raise DataError that names the image files which are not in `folder`."""
-    if missing := [name for name in file_names if not os.path.isfile(folder / name)]:
+    images = zip(file_names, ids, strict=True)
+    missing = [f"{name} (id {image_id})" for name, image_id in images if not os.path.isfile(folder / name)]
+    if missing:
         refuse(f"{path}: images that are not in {folder}", missing, "add them, or take them out of the JSON")
 
 
@@ -189,7 +195,8 @@ def _image_size(path: Path) -> tuple[int, int]:
     try:
         with Image.open(path) as image:
             width, height = image.size
-            if image.getexif().get(0x0112, 1) >= 5:  # orientations 5..8 swap the axes
+            exif = Image.Image.getexif(image)  # the method of PNG files would decode the pixels first
+            if exif.get(0x0112, 1) >= 5:  # orientations 5..8 swap the axes
                 width, height = height, width
     except OSError as error:
         raise DataError(f"{path} cannot be read as an image ({error}); replace the file") from None

@@ -106,10 +106,8 @@ class _Loader:
         indices, valid = planned.indices[self._slots], planned.valid[self._slots]
         batch = self._empty(planned, indices, valid)
         for slot in np.flatnonzero(valid):
-            truth, scaled = self._load(int(indices[slot]), planned, batch.images[slot])
-            batch.image_sizes[slot] = scaled
-            for target, source in zip(batch.ground_truth, truth, strict=True):
-                target[slot] = source
+            truth = GroundTruth(*(field[slot] for field in batch.ground_truth))
+            batch.image_sizes[slot] = self._load(int(indices[slot]), planned, batch.images[slot], truth)
         return batch
 
     def _empty(self, planned: PlannedBatch, indices: np.ndarray, valid: np.ndarray) -> Batch:
@@ -126,35 +124,26 @@ class _Loader:
         # A slot without an image says 1 x 1, so that nothing on the device divides by an empty picture.
         return Batch(images, np.ones((count, 2), np.int32), indices.astype(np.int32), valid.copy(), truth)
 
-    def _load(self, index: int, planned: PlannedBatch, canvas: np.ndarray) -> tuple[GroundTruth, np.ndarray]:
-        """Write image `index` to its (H, W, 3) canvas; its ground truth and its height and width there."""
+    def _load(self, index: int, planned: PlannedBatch, canvas: np.ndarray, truth: GroundTruth) -> np.ndarray:
+        """Write image `index` to its canvas (H, W, 3) and its instances to `truth`; its height and width there."""
         data, dataset = self._config.data, self._dataset
         content, annotations = dataset.record(index)
         image = transforms.decode(content)
         if image is None:
             raise DataError(f"{dataset.image_path(index)} (image id {dataset.ids[index]}) cannot be decoded")
-        # One generator for each image and epoch, always drawn from in this order.
-        rng = np.random.default_rng([self._config.train.seed, planned.epoch, index])
-        shortest = int(rng.choice(data.shortest_edge_train)) if self._training else data.shortest_edge_eval
+        shortest, flips = data.shortest_edge_eval, (False, False)
+        if self._training:
+            # One generator for each image and epoch, always drawn from in this order.
+            rng = np.random.default_rng([self._config.train.seed, planned.epoch, index])
+            shortest = int(rng.choice(data.shortest_edge_train))
+            flips = (rng.random() < data.horizontal_flip, rng.random() < data.vertical_flip)
         size = dataset.sizes[index]
         scale = scale_for(size, planned.bucket, shortest_edge=shortest, longest_edge=data.longest_edge)
         scaled = scaled_size(size, scale, planned.bucket)
-        transforms.resize_into(image, canvas, scaled)
-        truth = transforms.ground_truth(
-            annotations,
-            self._class_of,
-            size=size,
-            scaled=scaled,
-            slots=data.max_instances,
-            mask_size=self._mask_size,
-        )
-        if self._training:
-            left_right, top_bottom = rng.random(2) < (data.horizontal_flip, data.vertical_flip)
-            if left_right:
-                transforms.flip(canvas, scaled, truth, horizontal=True)
-            if top_bottom:
-                transforms.flip(canvas, scaled, truth, horizontal=False)
-        return truth, scaled
+        transforms.resize_into(transforms.flip_image(image, *flips), canvas, scaled)
+        transforms.fill_truth(truth, annotations, self._class_of, size=size, scaled=scaled)
+        transforms.flip_truth(truth, scaled, *flips)
+        return scaled
 
 
 def _assign(dataset: Dataset, config: Config, shortest_edge: int) -> np.ndarray:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import io
 import json
 import logging
 import os
@@ -29,7 +28,9 @@ from mrcnn_jax.data.annotations import AnnotationFile, Categories, Problem
 log = logging.getLogger(__name__)
 
 _FORMAT = 1  # raise it when the records change their meaning: caches of other formats are then prepared again
-_SPLIT = "images"
+# tfds holds a split in memory while it writes it, and beyond 1 GB it spills to files through TensorFlow, which is not
+# there. So the records go to as many splits as keep each one well below that.
+_PART_BYTES = 256 * 2**20
 
 
 @dataclass(frozen=True)
@@ -63,23 +64,41 @@ class CocoRecords(tfds.core.GeneratorBasedBuilder):
         )
 
     def _split_generators(self, dl_manager: Any) -> dict[str, Any]:
-        return {_SPLIT: self._generate_examples()}
+        parts = self._parts()
+        return {f"part{i:05d}": self._generate_examples(part) for i, part in enumerate(parts)}
 
-    def _generate_examples(self) -> Iterator[tuple[int, dict[str, Any]]]:
-        # The keys decide the order. Spread over the whole 128-bit range they also spread over the buckets that tfds
-        # sorts one at a time; keys 0, 1, 2... would all lie in one bucket, and that is read into memory whole.
-        spacing = 2**128 // len(self._images)
-        for i, image in enumerate(self._images):
+    def _parts(self) -> list[list[coco.ImageEntry]]:
+        """The images in order, cut where the files of a part exceed `_PART_BYTES`."""
+        parts: list[list[coco.ImageEntry]] = []
+        room = 0
+        for image in self._images:
+            size = (self._folder / image.file_name).stat().st_size
+            if not parts or size > room:
+                parts.append([])
+                room = _PART_BYTES
+            parts[-1].append(image)
+            room -= size
+        return parts
+
+    def _log_download_bytes(self) -> None:
+        """tfds announces a download here; there is none."""
+
+    def _log_download_done(self) -> None:
+        """And here that it is done."""
+
+    def _generate_examples(self, images: Sequence[coco.ImageEntry]) -> Iterator[tuple[int, dict[str, Any]]]:
+        for i, image in enumerate(images):  # the keys decide the order
             content = (self._folder / image.file_name).read_bytes()
-            yield i * spacing, {"image": content, "annotations": json.dumps(image.annotations)}
+            yield i, {"image": content, "annotations": json.dumps(image.annotations)}
 
 
 class RecordReader:
     """Random access to prepared records: index -> (encoded image, annotations). Can be pickled."""
 
     def __init__(self, folder: Path):
-        builder = tfds.builder_from_directory(_builder_folder(folder))
-        self._source = builder.as_data_source(_SPLIT, decoders={"image": tfds.decode.SkipDecoding()})
+        with _quiet_tfds():
+            builder = tfds.builder_from_directory(_builder_folder(folder))
+            self._source = builder.as_data_source("all", decoders={"image": tfds.decode.SkipDecoding()})
 
     def __len__(self) -> int:
         return len(self._source)
@@ -99,7 +118,7 @@ def open_prepared(json_path: Path, images: Path, image_ids: Sequence[int], cache
         coco.read(json_path)  # says what is missing
     index = _read_index(folder)
     if index is not None:
-        coco.check_present(json_path, images, index.file_names)
+        coco.check_present(json_path, images, index.file_names, index.ids)
         if index.stamp == _stamp(json_path, images, index.file_names):
             return folder, index
     return folder, _prepare(json_path, images, image_ids, folder)
@@ -124,6 +143,7 @@ def _prepare(json_path: Path, images: Path, image_ids: Sequence[int], folder: Pa
     try:
         with _quiet_tfds():
             CocoRecords(images=content.images, folder=images, data_dir=building).download_and_prepare()
+        shutil.rmtree(building / "downloads", ignore_errors=True)  # tfds makes it even when it downloads nothing
         (building / "index.json").write_text(json.dumps(asdict(index)))
         _move_into_place(building, folder, stamp)
     finally:
@@ -194,14 +214,13 @@ def _builder_folder(folder: Path) -> Path:
 
 @contextlib.contextmanager
 def _quiet_tfds() -> Iterator[None]:
-    """tfds prints, draws bars and logs through absl; none of it is for our users."""
+    """tfds draws progress bars and logs through absl; none of it is for our users."""
     absl_logger = logging.getLogger("absl")
     level = absl_logger.level
     absl_logger.setLevel(logging.ERROR)
     tfds.disable_progress_bar()
     try:
-        with contextlib.redirect_stdout(io.StringIO()):
-            yield
+        yield
     finally:
         tfds.enable_progress_bar()
         absl_logger.setLevel(level)

@@ -34,6 +34,7 @@ class Figure(NamedTuple):
 
     name: str
     mask: np.ndarray  # (S, S) bool, what is visible of it
+    area: int  # pixels it had before others covered some
 
 
 def write(config: ShapesConfig, root: Path) -> None:
@@ -69,14 +70,14 @@ def render(rng: np.random.Generator, size: int) -> tuple[np.ndarray, list[Figure
     figures: list[Figure] = []
     for _ in range(rng.integers(_OBJECTS[0], _OBJECTS[1] + 1)):
         name = str(rng.choice(sorted(_CATEGORY_IDS)))
-        mask = _place(rng, size, name, [figure.mask for figure in figures])
+        mask = _place(rng, size, name, figures)
         if mask is None:
             continue
         ground = image[mask].mean(axis=0)
         image[mask] = _texture(rng, size, _distinct(rng, ground), contrast=0.2)[mask]
-        figures = [Figure(figure.name, figure.mask & ~mask) for figure in figures]
-        figures.append(Figure(name, mask))
-    image = cv2.GaussianBlur(image, (3, 3), 0.5) + rng.normal(0, 3, image.shape)
+        figures = [figure._replace(mask=figure.mask & ~mask) for figure in figures]
+        figures.append(Figure(name, mask, int(mask.sum())))
+    image = cv2.GaussianBlur(image, (3, 3), 0.5) + 3 * rng.standard_normal(image.shape, np.float32)
     return np.clip(image, 0, 255).astype(np.uint8), figures
 
 
@@ -91,7 +92,8 @@ def _recipe_of(root: Path) -> dict[str, Any] | None:
 def _write_split(root: Path, name: str, count: int, size: int, seed: list[int]) -> None:
     """Write one folder of images and its JSON. Image ids start at 1."""
     (root / name).mkdir()
-    images, annotations = [], []
+    images: list[dict[str, Any]] = []
+    annotations: list[dict[str, Any]] = []
     for image_id in range(1, count + 1):
         image, figures = render(np.random.default_rng([*seed, image_id]), size)
         file_name = f"{image_id:06d}.png"
@@ -117,20 +119,20 @@ def _annotation(figure: Figure, image_id: int, annotation_id: int) -> dict[str, 
     }
 
 
-def _place(rng: np.random.Generator, size: int, name: str, others: list[np.ndarray]) -> np.ndarray | None:
+def _place(rng: np.random.Generator, size: int, name: str, others: list[Figure]) -> np.ndarray | None:
     """Mask (S, S) of a figure that leaves enough of the others visible; None if no place was found."""
     for _ in range(_ATTEMPTS):
         radius = size * rng.uniform(*_SIZES) / 2
         centre = rng.uniform(0.8 * radius, size - 0.8 * radius, 2)  # some reach a little beyond the edge
         mask = _outline(name, rng.uniform(0, 2 * np.pi), centre, radius, size)
-        if all((other & ~mask).sum() >= _VISIBLE * other.sum() for other in others):
+        if all((other.mask & ~mask).sum() >= _VISIBLE * other.area for other in others):
             return mask
     return None
 
 
 def _outline(name: str, angle: float, centre: np.ndarray, radius: float, size: int) -> np.ndarray:
     """Mask (S, S) of the pixels whose centre lies within the figure of this radius."""
-    grid = np.arange(size) + 0.5
+    grid = np.arange(size, dtype=np.float32) + 0.5
     x, y = (grid[None, :] - centre[0]) / radius, (grid[:, None] - centre[1]) / radius
     return _FIGURES[name](x * np.cos(angle) + y * np.sin(angle), y * np.cos(angle) - x * np.sin(angle))
 
@@ -157,17 +159,19 @@ _FIGURES: dict[str, Callable[[np.ndarray, np.ndarray], np.ndarray]] = {
 
 def _texture(rng: np.random.Generator, size: int, colour: np.ndarray, contrast: float) -> np.ndarray:
     """(S, S, 3) float32: `colour` modulated by stripes, a checkerboard or smooth noise."""
-    y, x = np.mgrid[:size, :size] * (2 * np.pi / rng.uniform(6, 16))
+    grid = np.arange(size, dtype=np.float32) * (2 * np.pi / rng.uniform(6, 16))
     angle = rng.uniform(0, 2 * np.pi)
-    u, v = x * np.cos(angle) + y * np.sin(angle), y * np.cos(angle) - x * np.sin(angle)
+    u = np.add.outer(grid * np.sin(angle), grid * np.cos(angle))
+    v = np.subtract.outer(grid * np.cos(angle), grid * np.sin(angle))
     kind = rng.integers(3)
     if kind == 0:
         pattern = np.sin(u)
     elif kind == 1:
         pattern = np.sign(np.sin(u) * np.sin(v))
     else:
-        pattern = cv2.resize(rng.uniform(-1, 1, (size // 8, size // 8)), (size, size), interpolation=cv2.INTER_CUBIC)
-    return np.clip(colour * (1 + contrast * pattern[:, :, None]), 0, 255).astype(np.float32)
+        coarse = rng.uniform(-1, 1, (size // 8, size // 8)).astype(np.float32)
+        pattern = cv2.resize(coarse, (size, size), interpolation=cv2.INTER_CUBIC)
+    return colour.astype(np.float32) * (1 + contrast * pattern[:, :, None])
 
 
 def _muted(rng: np.random.Generator) -> np.ndarray:

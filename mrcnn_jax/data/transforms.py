@@ -15,18 +15,39 @@ from pycocotools import mask as mask_utils
 from mrcnn_jax.structures import GroundTruth
 
 Annotation = dict[str, Any]
+Size = Sequence[int] | np.ndarray  # height, width
 
 
 def decode(content: bytes) -> np.ndarray | None:
-    """Pixels (H, W, 3) uint8 BGR of an encoded file, EXIF rotation applied; None if it cannot be decoded."""
-    return cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_COLOR)
+    """Pixels (h, w, 3) uint8 RGB of an encoded file, EXIF rotation applied; None if it cannot be decoded."""
+    bgr = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_COLOR)
+    return None if bgr is None else cv2.cvtColor(bgr, cv2.COLOR_BGR2RGB)
 
 
-def resize_into(bgr: np.ndarray, canvas: np.ndarray, size: Sequence[int]) -> None:
-    """Resize (bilinear, no antialiasing) to `size` (height, width) and write it as RGB at the top left of `canvas`."""
-    height, width = int(size[0]), int(size[1])
-    resized = cv2.resize(bgr, (width, height), interpolation=cv2.INTER_LINEAR)
-    canvas[:height, :width] = resized[:, :, ::-1]
+def resize_into(image: np.ndarray, canvas: np.ndarray, scaled: Size) -> None:
+    """Resize (bilinear, no antialiasing) to `scaled` (height, width) and write it at the top left of `canvas`."""
+    height, width = int(scaled[0]), int(scaled[1])
+    # OpenCV writes through the view; it does not make an array of its own when shape and type fit.
+    cv2.resize(image, (width, height), dst=canvas[:height, :width], interpolation=cv2.INTER_LINEAR)
+
+
+def flip_image(image: np.ndarray, horizontal: bool, vertical: bool) -> np.ndarray:
+    """The image mirrored left-right, top-bottom, both or neither."""
+    if not (horizontal or vertical):
+        return image
+    return cv2.flip(image, -1 if horizontal and vertical else int(horizontal))
+
+
+def flip_truth(truth: GroundTruth, scaled: Size, horizontal: bool, vertical: bool) -> None:
+    """Mirror boxes and mask crops in place, within a picture of height and width `scaled`."""
+    count = int(truth.valid.sum())  # the instances come first
+    for wanted, axis, extent in ((horizontal, 0, int(scaled[1])), (vertical, 1, int(scaled[0]))):
+        if not wanted:
+            continue
+        for boxes in (truth.boxes, truth.mask_windows):
+            boxes[:count, [axis, axis + 2]] = extent - boxes[:count, [axis + 2, axis]]
+        masks = truth.masks[:count]
+        masks[:] = np.flip(masks, axis=2 - axis).copy()
 
 
 def select_instances(annotations: Sequence[Annotation], slots: int) -> list[Annotation]:
@@ -38,53 +59,29 @@ def select_instances(annotations: Sequence[Annotation], slots: int) -> list[Anno
     return [instances[i] for i in np.sort(np.argsort(-areas, kind="stable")[:slots])]
 
 
-def ground_truth(
-    annotations: Sequence[Annotation],
-    class_of: Mapping[int, int],
-    *,
-    size: Sequence[int],
-    scaled: Sequence[int],
-    slots: int,
-    mask_size: int,
-) -> GroundTruth:
-    """Padded ground truth of one image.
+def fill_truth(
+    truth: GroundTruth, annotations: Sequence[Annotation], class_of: Mapping[int, int], *, size: Size, scaled: Size
+) -> None:
+    """Write the instances of one image to its empty slots (arrays of zeros, without a batch axis), in place.
 
-    size, scaled: height and width of the original and of the resized image. mask_size: M; 0 leaves the masks out.
+    size, scaled: height and width of the original and of the resized image. Masks of side 0 are left out.
     """
-    instances = select_instances(annotations, slots)
-    count = len(instances)
-    boxes = np.zeros((slots, 4), np.float32)
-    classes = np.zeros(slots, np.int32)
-    masks = np.zeros((slots, mask_size, mask_size), np.uint8)
-    if count:
-        original = np.array([a["bbox"] for a in instances], np.float64)
-        original[:, 2:] += original[:, :2]
-        ratio = np.asarray(scaled, np.float64) / np.asarray(size)
-        boxes[:count] = original * ratio[[1, 0, 1, 0]]
-        classes[:count] = [class_of[a["category_id"]] for a in instances]
-        if mask_size:
-            masks[:count] = crop_masks([a["segmentation"] for a in instances], original, size, mask_size)
-    return GroundTruth(boxes, classes, masks, boxes.copy(), np.arange(slots) < count)
+    instances = select_instances(annotations, len(truth.valid))
+    if not instances:
+        return
+    count, side = len(instances), truth.masks.shape[-1]
+    original = np.array([a["bbox"] for a in instances], np.float64)
+    original[:, 2:] += original[:, :2]
+    ratio = np.asarray(scaled, np.float64) / np.asarray(size)
+    truth.boxes[:count] = original * ratio[[1, 0, 1, 0]]
+    truth.mask_windows[:count] = truth.boxes[:count]
+    truth.classes[:count] = [class_of[a["category_id"]] for a in instances]
+    truth.valid[:count] = True
+    if side:
+        truth.masks[:count] = crop_masks([a["segmentation"] for a in instances], original, size, side)
 
 
-def flip(image: np.ndarray, size: Sequence[int], truth: GroundTruth, *, horizontal: bool) -> None:
-    """Mirror the picture inside its padded canvas, its boxes and its mask crops, in place.
-
-    image: (H, W, 3) canvas; size: height and width of the picture in it. horizontal: left-right, else top-bottom.
-    """
-    height, width = int(size[0]), int(size[1])
-    picture = image[:height, :width]
-    picture[:] = cv2.flip(picture, 1 if horizontal else 0)
-    low, high, extent = (0, 2, width) if horizontal else (1, 3, height)
-    for boxes in (truth.boxes, truth.mask_windows):
-        boxes[truth.valid, low], boxes[truth.valid, high] = (
-            extent - boxes[truth.valid, high],
-            extent - boxes[truth.valid, low],
-        )
-    truth.masks[:] = truth.masks[:, :, ::-1].copy() if horizontal else truth.masks[:, ::-1].copy()
-
-
-def crop_masks(segmentations: Sequence[Any], boxes: np.ndarray, size: Sequence[int], side: int) -> np.ndarray:
+def crop_masks(segmentations: Sequence[Any], boxes: np.ndarray, size: Size, side: int) -> np.ndarray:
     """Rasters (n, M, M) uint8 of the instances, each inside its own box.
 
     segmentations: polygons, or RLE (compressed or not) of the original image. boxes: (n, 4) in its pixels.
@@ -108,7 +105,7 @@ def crop_masks(segmentations: Sequence[Any], boxes: np.ndarray, size: Sequence[i
     return crops
 
 
-def _crop_rle(rle: dict[str, Any], box: np.ndarray, size: Sequence[int], side: int) -> np.ndarray:
+def _crop_rle(rle: dict[str, Any], box: np.ndarray, size: Size, side: int) -> np.ndarray:
     """Raster (M, M) of an RLE mask inside `box`: the mask pixel under the centre of every raster pixel."""
     if isinstance(rle["counts"], list):
         rle = mask_utils.frPyObjects(rle, *rle["size"])
@@ -116,4 +113,4 @@ def _crop_rle(rle: dict[str, Any], box: np.ndarray, size: Sequence[int], side: i
     centres = (np.arange(side) + 0.5) / side
     x = np.clip(box[0] + centres * (box[2] - box[0]), 0, size[1] - 1).astype(np.intp)
     y = np.clip(box[1] + centres * (box[3] - box[1]), 0, size[0] - 1).astype(np.intp)
-    return bitmap[y[:, None], x]
+    return bitmap.T.take(x, axis=0).take(y, axis=1).T  # columns first: that is how the bitmap lies in memory

@@ -1,0 +1,166 @@
+"""Bad input: what is refused, by name, and what is left out and counted."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+
+from mrcnn_jax.config import SplitConfig
+from mrcnn_jax.data import DataError, Problem, eval_batches, load_split, train_batches
+from mrcnn_jax.structures import Batch
+
+
+def shown(batch: Batch) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Indices, sizes and images of the slots that hold one."""
+    return batch.indices[batch.valid], batch.image_sizes[batch.valid], batch.images[batch.valid]
+
+
+def test_missing_image_is_refused(coco_folder: Any) -> None:
+    (coco_folder.root / "images" / "3.png").unlink()
+    with pytest.raises(DataError, match=r"coco\.json.*not in .*images \(1\): 3\.png \(id 97\); add"):
+        load_split(coco_folder.config().data, "train")
+
+
+def test_image_that_goes_missing_after_preparation_is_refused(coco_folder: Any) -> None:
+    load_split(coco_folder.config().data, "train")
+    (coco_folder.root / "images" / "3.png").unlink()
+    with pytest.raises(DataError, match=r"3\.png \(id 97\)"):
+        load_split(coco_folder.config().data, "train")
+
+
+def test_size_that_disagrees_with_the_json_is_refused(coco_folder: Any) -> None:
+    coco_folder.content["images"][2]["width"] = 63
+    with pytest.raises(DataError, match=r"coco\.json.*\(1\): 2\.png \(id 98\) is 48x64, not 48x63; correct"):
+        load_split(coco_folder.config().data, "train")
+
+
+def test_size_is_that_of_the_upright_image(coco_folder: Any) -> None:
+    from PIL import Image
+
+    upright = coco_folder.content["images"][0]  # 40 x 60
+    exif = Image.Exif()
+    exif[0x0112] = 6  # stored lying on its side
+    Image.new("RGB", (40, 60), (200, 0, 0)).save(coco_folder.root / "images" / "0.jpg", exif=exif)
+    upright["file_name"] = "0.jpg"
+    config = coco_folder.config()
+    with eval_batches(load_split(config.data, "eval"), config) as batches:
+        sizes = {int(i): tuple(size) for b in batches for i, size in zip(*shown(b)[:2], strict=True)}
+    assert sizes[0] == (60, 90)
+
+
+def test_unknown_category_is_refused(coco_folder: Any) -> None:
+    annotation = coco_folder.add(98, [1, 1, 5, 5], category_id=7)
+    message = rf"coco\.json: unknown category ids \(1\): annotation {annotation['id']} \(image 98\) has category 7; add"
+    with pytest.raises(DataError, match=message):
+        load_split(coco_folder.config().data, "train")
+
+
+def test_boxes_without_area_are_dropped_counted_and_named(coco_folder: Any, caplog: pytest.LogCaptureFixture) -> None:
+    coco_folder.add(98, [1, 1, 5, 0], id=918)
+    coco_folder.add(99, [1, 1, 0, 5], id=2206849)
+    with caplog.at_level(logging.WARNING):
+        dataset = load_split(coco_folder.config().data, "train")
+    assert dataset.problems == (Problem("box without area", 2206849, 99), Problem("box without area", 918, 98))
+    assert "dropped 2, box without area: annotation 2206849 (image 99), 918 (image 98)" in caplog.text
+    assert [len(dataset.record(i)[1]) for i in range(len(dataset))] == [2] * 7
+
+
+def test_polygons_with_fewer_than_three_points_are_dropped(coco_folder: Any, caplog: pytest.LogCaptureFixture) -> None:
+    whole = [1, 1, 6, 1, 6, 6]
+    coco_folder.add(98, [1, 1, 5, 5], id=500, segmentation=[[1, 1, 6, 6], whole])
+    coco_folder.add(98, [1, 1, 5, 5], id=501, segmentation=[[1, 1, 6, 6]])
+    with caplog.at_level(logging.WARNING):
+        dataset = load_split(coco_folder.config().data, "train")
+    assert "dropped 2, polygon with fewer than 3 points: annotation 500 (image 98), 501 (image 98)" in caplog.text
+    kept = {a["id"]: a["segmentation"] for a in dataset.record(2)[1]}
+    assert kept[500] == [whole]
+    assert 501 not in kept
+
+
+def test_instance_without_segmentation_among_others_is_dropped(coco_folder: Any) -> None:
+    coco_folder.add(98, [1, 1, 5, 5], id=500, segmentation=[])
+    dataset = load_split(coco_folder.config().data, "train")
+    assert dataset.problems == (Problem("no segmentation", 500, 98),)
+    assert dataset.has_masks
+
+
+def test_image_without_annotations_trains_as_background(coco_folder: Any) -> None:
+    coco_folder.content["annotations"] = [a for a in coco_folder.content["annotations"] if a["image_id"] != 98]
+    config = coco_folder.config()
+    with eval_batches(load_split(config.data, "eval"), config) as batches:
+        counts = {
+            int(index): int(valid.sum())
+            for batch in batches
+            for index, valid, image in zip(batch.indices, batch.ground_truth.valid, batch.valid, strict=True)
+            if image
+        }
+    assert counts == {0: 2, 1: 2, 2: 0, 3: 2, 4: 2, 5: 2, 6: 2}
+
+
+def test_data_without_masks_serves_a_model_without_masks_only(coco_folder: Any) -> None:
+    import dataclasses
+
+    for annotation in coco_folder.content["annotations"]:
+        del annotation["segmentation"]
+    config = coco_folder.config()
+    dataset = load_split(config.data, "train")
+    with pytest.raises(DataError, match=r"coco\.json has instances without a segmentation.*model\.mask=None"):
+        train_batches(dataset, config)
+    boxes_only = dataclasses.replace(config, model=dataclasses.replace(config.model, mask=None))
+    with train_batches(dataset, boxes_only) as batches:
+        assert next(batches).ground_truth.masks.shape == (2, 4, 0, 0)
+
+
+def test_image_ids_choose_images(coco_folder: Any) -> None:
+    chosen = load_split(coco_folder.config(train=SplitConfig("coco.json", "images", (95, 99))).data, "train")
+    assert chosen.ids.tolist() == [99, 95]  # in the order of the file
+    assert chosen.image_path(0).name == "1.png"
+    with pytest.raises(DataError, match=r"image_ids asks for images that the file does not have \(1\): 7"):
+        load_split(coco_folder.config(train=SplitConfig("coco.json", "images", (95, 7))).data, "train")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, "no annotation file"),
+        ("{", "is not JSON"),
+        ("[]", "has no list 'images'"),
+        ('{"images": [], "annotations": []}', "has no list 'categories'"),
+        ('{"images": [], "annotations": [], "categories": []}', "no images"),
+        ('{"images": [{"id": 4}], "annotations": [], "categories": []}', r"without one of .*file_name.*\(1\): 4"),
+    ],
+)
+def test_file_that_is_no_coco_json_is_refused(coco_folder: Any, content: str | None, message: str) -> None:
+    config = coco_folder.config()
+    path = coco_folder.root / "coco.json"
+    path.unlink() if content is None else path.write_text(content)
+    with pytest.raises(DataError, match=rf"coco\.json.*{message}|{message}.*coco\.json"):
+        load_split(config.data, "train")
+
+
+def test_file_that_is_no_image_is_refused(coco_folder: Any) -> None:
+    (coco_folder.root / "images" / "3.png").write_text("no picture")
+    with pytest.raises(DataError, match=r"3\.png cannot be read as an image"):
+        load_split(coco_folder.config().data, "train")
+
+
+def test_many_culprits_are_named_in_part(coco_folder: Any) -> None:
+    for _ in range(25):
+        coco_folder.add(98, [1, 1, 5, 5], category_id=7)
+    with pytest.raises(DataError, match=r"\(25\): annotation .* and 5 more; add"):
+        load_split(coco_folder.config().data, "train")
+
+
+def test_grey_palette_and_transparent_files_become_rgb(coco_folder: Any) -> None:
+    grey = np.full((40, 60), 77, np.uint8)
+    cv2.imwrite(str(coco_folder.root / "images" / "0.png"), grey)
+    cv2.imwrite(str(coco_folder.root / "images" / "1.png"), np.full((60, 40, 4), (10, 20, 30, 0), np.uint8))
+    config = coco_folder.config()
+    with eval_batches(load_split(config.data, "eval"), config) as batches:
+        first = {int(i): image[0, 0] for b in batches for i, _, image in zip(*shown(b), strict=True)}
+    assert first[0].tolist() == [77, 77, 77]
+    assert first[1].tolist() == [30, 20, 10]

@@ -1,0 +1,219 @@
+"""Batches: their fields, and that neither workers nor processes nor a restart change them."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import logging
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+from pycocotools import mask as mask_utils
+
+from mrcnn_jax.config import Config, DataConfig, SplitConfig
+from mrcnn_jax.data import DataError, eval_batches, load_split, train_batches
+from mrcnn_jax.structures import Batch
+
+
+def leaves(batch: Batch) -> list[np.ndarray]:
+    return [*batch[:4], *batch.ground_truth]
+
+
+def assert_equal(first: Iterable[Batch], second: Iterable[Batch]) -> None:
+    for a, b in zip(first, second, strict=True):
+        for x, y in zip(leaves(a), leaves(b), strict=True):
+            np.testing.assert_array_equal(x, y)
+
+
+def take(config: Config, count: int, **options: Any) -> list[Batch]:
+    """The first training batches, copied: a worker's shared memory is given back."""
+    with train_batches(load_split(config.data, "train"), config, **options) as batches:
+        return [
+            Batch(*(np.array(x) for x in b[:4]), type(b.ground_truth)(*map(np.array, b.ground_truth)))
+            for b in itertools.islice(batches, count)
+        ]
+
+
+def change(config: Config, **data: Any) -> Config:
+    return dataclasses.replace(config, data=dataclasses.replace(config.data, **data))
+
+
+def test_fields_of_a_batch(shared_folder: Any) -> None:
+    config = shared_folder.config()
+    shapes = set()
+    for batch in take(config, 8):
+        height, width = batch.images.shape[1:3]
+        shapes.add((height, width))
+        assert [(x.shape, x.dtype) for x in leaves(batch)] == [
+            ((2, height, width, 3), np.uint8),
+            ((2, 2), np.int32),
+            ((2,), np.int32),
+            ((2,), bool),
+            ((2, 4, 4), np.float32),
+            ((2, 4), np.int32),
+            ((2, 4, 16, 16), np.uint8),
+            ((2, 4, 4), np.float32),
+            ((2, 4), bool),
+        ]
+        for image, size in zip(batch.images, batch.image_sizes, strict=True):
+            assert not image[size[0] :].any()
+            assert not image[:, size[1] :].any()
+            assert image[: size[0], : size[1]].std() > 20
+        assert batch.ground_truth.valid.sum(axis=1).tolist() == [2, 2]
+        assert set(batch.ground_truth.classes[batch.ground_truth.valid].tolist()) == {1, 2}
+    assert shapes == {(64, 64), (64, 96), (96, 64)}
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_workers_do_not_change_the_batches(shared_folder: Any, workers: int) -> None:
+    config = shared_folder.config()
+    assert_equal(take(config, 9), take(change(config, workers=workers), 9))
+
+
+def test_two_processes_joined_are_one(shared_folder: Any) -> None:
+    config = shared_folder.config()
+    config = dataclasses.replace(config, train=dataclasses.replace(config.train, batch_size=4))
+    halves = [take(config, 6, process_index=p, process_count=2) for p in range(2)]
+    joined = [
+        Batch(
+            *(np.concatenate(pair) for pair in zip(a[:4], b[:4], strict=True)),
+            type(a.ground_truth)(*map(np.concatenate, zip(a.ground_truth, b.ground_truth, strict=True))),
+        )
+        for a, b in zip(*halves, strict=True)
+    ]
+    assert_equal(take(config, 6), joined)
+    with pytest.raises(DataError, match="4 images cannot be divided among 3 processes"):
+        take(config, 1, process_count=3)
+
+
+def test_resuming_continues_with_the_next_batch(shared_folder: Any) -> None:
+    config = shared_folder.config()
+    assert_equal(take(config, 9)[5:], take(config, 4, start_step=5))
+
+
+def test_seed_and_epoch_change_the_augmentation(shared_folder: Any) -> None:
+    config = shared_folder.config(train=SplitConfig("coco.json", "images", (96,)))
+    config = dataclasses.replace(config, train=dataclasses.replace(config.train, batch_size=1))
+    epochs = take(config, 12)
+    assert {int(size) for b in epochs for size in b.image_sizes[:, 0]} == {48, 64}
+    boxes = {tuple((b.ground_truth.boxes[0, 0] / b.image_sizes[0, 0]).round(4)) for b in epochs}
+    assert len(boxes) == 2  # flipped and not
+    reseeded = dataclasses.replace(config, train=dataclasses.replace(config.train, seed=6))
+    assert any((a.image_sizes != b.image_sizes).any() for a, b in zip(epochs, take(reseeded, 12), strict=True))
+
+
+def test_flips_keep_image_and_masks_together(tmp_path: Path, coco_folder: Any) -> None:
+    """White figures on black: wherever they end up, boxes and crops must say so."""
+    image = coco_folder.content["images"][6]  # 64 x 64, its bucket's size: no resampling blurs the comparison
+    coco_folder.content["annotations"] = []
+    figure = [10, 20, 30, 20, 10, 52]
+    coco_folder.add(image["id"], [10, 20, 20, 32], segmentation=[figure])
+    canvas = mask_utils.decode(mask_utils.frPyObjects([figure], 64, 64))[:, :, 0] * 255
+    cv2.imwrite(str(coco_folder.root / "images" / image["file_name"]), canvas)
+    config = coco_folder.config(
+        train=SplitConfig("coco.json", "images", (image["id"],)), shortest_edge_train=(64,), vertical_flip=0.5
+    )
+    seen = set()
+    for batch in take(config, 12):
+        x0, y0, x1, y1 = map(int, batch.ground_truth.boxes[0, 0])
+        crop = cv2.resize(batch.ground_truth.masks[0, 0], (x1 - x0, y1 - y0), interpolation=cv2.INTER_NEAREST)
+        picture = batch.images[0, y0:y1, x0:x1, 0] > 127
+        assert batch.images[0].sum() == batch.images[0, y0:y1, x0:x1].sum()
+        assert (picture == crop.astype(bool)).mean() > 0.9  # 16 raster pixels on 20 x 32: the outline differs
+        seen.add((x0, y0))
+    assert seen == {(10, 20), (34, 20), (10, 12), (34, 12)}
+
+
+def test_evaluation_shows_every_image_once_unaugmented(shared_folder: Any) -> None:
+    config = shared_folder.config(horizontal_flip=1.0)
+    config = dataclasses.replace(config, eval=dataclasses.replace(config.eval, batch_size=4))
+    dataset = load_split(config.data, "eval")
+    with eval_batches(dataset, config) as iterator:
+        batches = list(iterator)
+    indices = np.concatenate([b.indices[b.valid] for b in batches])
+    assert sorted(indices) == list(range(7))
+    for batch in batches:
+        assert batch.images.shape[0] == 4
+        for index, size, boxes in zip(
+            batch.indices[batch.valid],
+            batch.image_sizes[batch.valid],
+            batch.ground_truth.boxes[batch.valid],
+            strict=True,
+        ):
+            ratio = size / dataset.sizes[index]
+            np.testing.assert_allclose(boxes[0], np.array([4, 6, 24, 16]) * ratio[[1, 0, 1, 0]], rtol=1e-6)
+        empty = ~batch.valid
+        assert not batch.images[empty].any()
+        assert not batch.ground_truth.valid[empty].any()
+        assert (batch.image_sizes[empty] == 1).all()
+
+
+def test_crowds_and_surplus_instances(coco_folder: Any, caplog: pytest.LogCaptureFixture) -> None:
+    for side in (3, 9, 4, 5):
+        coco_folder.add(98, [1, 1, side, side])
+    coco_folder.add(98, [0, 0, 40, 40], iscrowd=1, segmentation={"size": [48, 64], "counts": [0, 3072]})
+    config = coco_folder.config(train=SplitConfig("coco.json", "images", (98,)), horizontal_flip=0.0)
+    with caplog.at_level(logging.WARNING):
+        truth = take(config, 1)[0].ground_truth
+    assert "1 images have more than data.max_instances=4 instances; the 2 smallest" in caplog.text
+    assert "image ids 98" in caplog.text
+    assert truth.valid[0].all()
+    widths = truth.boxes[0, :, 2] - truth.boxes[0, :, 0]
+    np.testing.assert_allclose(widths / widths[0], np.array([20, 15, 9, 5]) / 20, rtol=1e-5)
+
+
+def test_a_picture_that_cannot_be_decoded_stops_with_its_name(coco_folder: Any) -> None:
+    path = coco_folder.root / "images" / "6.png"
+    content = path.read_bytes()
+    path.write_bytes(content[:41] + bytes(len(content) - 41))  # a header that says 64 x 64, and pixels of nothing
+    config = coco_folder.config(train=SplitConfig("coco.json", "images", (94,)))
+    with pytest.raises(DataError, match=r"6\.png \(image id 94\) cannot be decoded"):
+        take(config, 1)
+
+
+def test_nothing_of_ours_imports_jax() -> None:
+    import subprocess
+    import sys
+
+    code = "import mrcnn_jax.data, sys; assert 'jax' not in sys.modules and 'tensorflow' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize(
+    ("name", "file", "bucket"), [("coco_by", "annotations.json", 800), ("nuclei", "val.json", 256)]
+)
+def test_real_data(shared_data: Callable[[str], Path], tmp_path: Path, name: str, file: str, bucket: int) -> None:
+    """Every instance of a real set arrives in its slot, its crop as full as its area says."""
+    split = SplitConfig(file, "images")
+    buckets = ((800, 1088), (1088, 800), (800, 1344), (1344, 800)) if bucket == 800 else ((256, 256),)
+    data = DataConfig(
+        root=str(shared_data(name)),
+        train=split,
+        eval=split,
+        cache_dir=str(tmp_path),
+        buckets=buckets,
+        shortest_edge_eval=bucket,
+        mask_size=56,
+    )
+    dataset = load_split(data, "eval")
+    seen = 0
+    with eval_batches(dataset, Config(data=data)) as batches:
+        for batch in batches:
+            for slot in np.flatnonzero(batch.valid):
+                index = int(batch.indices[slot])
+                instances = [a for a in dataset.record(index)[1] if not a["iscrowd"]]
+                truth = batch.ground_truth
+                assert truth.valid[slot].sum() == min(len(instances), data.max_instances)
+                if len(instances) > data.max_instances:
+                    continue
+                seen += len(instances)
+                fill = truth.masks[slot, : len(instances)].mean(axis=(1, 2))
+                expected = np.array([a["area"] / (a["bbox"][2] * a["bbox"][3]) for a in instances])
+                large = np.array([min(a["bbox"][2:]) >= 16 for a in instances], bool)
+                # The outline of an object of 16 pixels covers about a fifth of its box, half of it in doubt.
+                np.testing.assert_allclose(fill[large], expected[large], atol=0.1)
+    assert seen > 400
