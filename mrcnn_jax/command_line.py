@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable
 
 from mrcnn_jax.config import ConfigError
+from mrcnn_jax.data.annotations import DataError
 
 
 def parse(parser: argparse.ArgumentParser) -> tuple[argparse.Namespace, list[str]]:
@@ -22,7 +23,7 @@ def run(main: Callable[[], int | None]) -> None:
     """Run a command; what the user can mend is said without a traceback, with exit status 2."""
     try:
         status = main()
-    except (ConfigError, FileNotFoundError) as error:
+    except (ConfigError, DataError, FileNotFoundError) as error:
         print(f"error: {error}", file=sys.stderr)
         status = 2
     sys.exit(status)

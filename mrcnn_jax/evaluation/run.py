@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import cv2
@@ -20,6 +20,8 @@ from mrcnn_jax.evaluation.postprocess import Prediction, postprocess
 from mrcnn_jax.progress import track
 from mrcnn_jax.structures import Detections
 
+log = logging.getLogger(__name__)
+
 FOLDER = "evaluation"  # in the workdir
 
 
@@ -32,14 +34,14 @@ def evaluate_model(config: Config, variables: Any, workdir: epath.PathLike) -> d
     """
     dataset = load_split(config.data, "eval")
     coco.check_categories(config.model, dataset.categories.ids, dataset.categories.names)
-    folder = Path(workdir) / FOLDER
-    overlays = folder / "overlays"
-    overlays.mkdir(parents=True, exist_ok=True)
+    folder = epath.Path(workdir) / FOLDER
+    (folder / "overlays").mkdir(parents=True, exist_ok=True)
     pictured = set(np.linspace(0, len(dataset) - 1, min(config.eval.overlays, len(dataset)), dtype=int).tolist())
 
     def see(index: int, prediction: Prediction) -> None:
         if index in pictured:
-            write_overlay(overlays / f"{dataset.ids[index]}.png", dataset.record(index)[0], prediction)
+            picture = overlay(dataset.record(index)[0], prediction)
+            (folder / "overlays" / f"{dataset.ids[index]}.png").write_bytes(picture)
 
     detect = inference.compile_detect(config.model, variables)
     results = list(track(predict_dataset(detect, config, dataset, see), len(dataset), "images evaluated"))
@@ -61,7 +63,11 @@ def predict_dataset(
 ) -> Iterator[list[dict[str, Any]]]:
     """COCO result records of each image of `dataset`; `see(index, prediction)` is called on a worker thread."""
 
+    truncated: list[int] = []
+
     def finish(index: int, detections: Detections, network_size: Any) -> list[dict[str, Any]]:
+        if detections.truncated:
+            truncated.append(index)
         height, width = dataset.sizes[index].tolist()
         prediction = postprocess(detections, network_size, (height, width), config.model)
         see(index, prediction)
@@ -69,13 +75,20 @@ def predict_dataset(
 
     with eval_batches(dataset, config) as batches:
         yield from inference.run(detect, batches, finish)
+    if truncated:
+        log.warning(
+            "%d images had more candidates than model.box.nms_candidates=%d and may lack detections: image ids %s",
+            len(truncated),
+            config.model.box.nms_candidates,
+            ", ".join(str(dataset.ids[index]) for index in sorted(truncated)[:20]),
+        )
 
 
-def write_overlay(path: Path, content: bytes, prediction: Prediction) -> None:
-    """Draw a prediction on its image (an encoded file) and write the picture."""
+def overlay(content: bytes, prediction: Prediction) -> bytes:
+    """A prediction drawn on its image (an encoded file), as PNG."""
     from mrcnn_jax import visualize  # here: it needs the packages of the extra `viz`
 
     image = transforms.decode(content)
     assert image is not None, "an image that was predicted on can be decoded"
     drawn = visualize.draw(np.ascontiguousarray(image[:, :, ::-1]), prediction)
-    cv2.imwrite(str(path), drawn[:, :, ::-1])
+    return cv2.imencode(".png", drawn[:, :, ::-1])[1].tobytes()
