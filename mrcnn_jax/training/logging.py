@@ -104,38 +104,29 @@ class Lines:
 
 
 class ProgressDisplay:
-    """A bar with the latest metrics and the time that is left, for a terminal."""
+    """A bar with the time that is left and, below it, the latest metrics; for a terminal."""
 
     def __init__(self, steps: int, start: int):
-        from rich.progress import (
-            BarColumn,
-            MofNCompleteColumn,
-            Progress,
-            TextColumn,
-            TimeElapsedColumn,
-            TimeRemainingColumn,
-        )
+        from rich.console import Group
+        from rich.live import Live
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeElapsedColumn, TimeRemainingColumn
+        from rich.text import Text
 
-        self._progress = Progress(
-            TextColumn("step"),
-            MofNCompleteColumn(),
-            BarColumn(bar_width=20),
-            TimeElapsedColumn(),
-            TextColumn("left"),
-            TimeRemainingColumn(),
-            TextColumn("{task.description}"),
-        )
+        columns = ("step", MofNCompleteColumn(), BarColumn(), TimeElapsedColumn(), "left", TimeRemainingColumn())
+        self._progress = Progress(*columns)
         self._task = self._progress.add_task("", total=steps, completed=start)
-        self._progress.start()
+        self._metrics = Text()
+        self._live = Live(Group(self._progress, self._metrics))
+        self._live.start()
 
     def advance(self, step: int) -> None:
         self._progress.update(self._task, completed=step)
 
     def write(self, step: int, metrics: Mapping[str, float]) -> None:
-        self._progress.update(self._task, completed=step, description=describe(metrics))
+        self._metrics.plain = describe(metrics)
 
     def close(self) -> None:
-        self._progress.stop()
+        self._live.stop()
 
 
 class JsonLines:

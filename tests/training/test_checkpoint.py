@@ -1,0 +1,183 @@
+"""Checkpoints: to the bit, the last few of them, never half of one; and the configuration that belongs to them."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+import pytest
+
+from mrcnn_jax.config import Config, ConfigError, ModelConfig, OptimizerConfig, apply_overrides
+from mrcnn_jax.training.checkpoint import Checkpointer, claim_workdir, differing_fields, load_variables, read_config
+from mrcnn_jax.training.optimizer import make_optimizer, make_schedule
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+
+
+class State(NamedTuple):
+    step: Any
+    params: Any
+    model_state: Any
+    opt_state: Any
+
+
+def make_state(step: int, size: int = 5) -> State:
+    """A state with an optimizer's nested tuples, a frozen parameter and a second collection."""
+    rng = np.random.default_rng(step)
+    params = {
+        "backbone": {"stem": {"kernel": rng.normal(size=(2, 3)).astype(np.float32)}},
+        "head": {"kernel": rng.normal(size=size).astype(np.float32)},
+    }
+    config = OptimizerConfig()
+    optimizer = make_optimizer(config, make_schedule(config, 10), params, lambda path: "stem" in path)
+    opt_state = jax.tree.map(lambda leaf: leaf + step, optimizer.init(params))
+    return State(np.int32(step), params, {"frozen": {"mean": np.full(3, np.pi + step, np.float32)}}, opt_state)
+
+
+def assert_same(first: Any, second: Any) -> None:
+    assert jax.tree.structure(first) == jax.tree.structure(second)
+    jax.tree.map(np.testing.assert_array_equal, first, second)
+
+
+def test_round_trip_and_only_the_last_are_kept(tmp_path):
+    with Checkpointer(tmp_path, keep=2) as checkpointer:
+        assert checkpointer.restore_latest(make_state(0)) is None
+        for step in (1, 2, 3):
+            checkpointer.save(step, make_state(step))
+        checkpointer.save(3, make_state(9))  # a step that is saved already stays as it is
+        checkpointer.wait()
+        restored = checkpointer.restore_latest(jax.eval_shape(lambda: make_state(0)))
+    assert_same(restored, make_state(3))
+    assert isinstance(restored.params["head"]["kernel"], np.ndarray)
+    assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["2", "3"]
+
+
+def test_state_may_be_donated_as_soon_as_save_returns(tmp_path):
+    size = 2_000_000  # large enough to be still on its way to the disk
+    state = jax.device_put(make_state(1, size))
+    destroy = jax.jit(lambda tree: jax.tree.map(lambda leaf: leaf * 0 - 1, tree), donate_argnums=0)
+    with Checkpointer(tmp_path, keep=1) as checkpointer:
+        checkpointer.save(1, state)
+        jax.block_until_ready(destroy(state))
+        checkpointer.wait()
+        restored = checkpointer.restore_latest(make_state(0, size))
+    assert_same(restored, make_state(1, size))
+
+
+def test_interrupted_save_never_counts(tmp_path):
+    """A process is killed (SIGKILL) while a checkpoint is half on the disk."""
+    script = f"""
+        import os, signal, sys, time
+        sys.path.insert(0, {str(Path(__file__).parent)!r})
+        from pathlib import Path
+        from test_checkpoint import Checkpointer, make_state
+
+        folder = Path(sys.argv[1])
+        checkpointer = Checkpointer(folder, keep=3)
+        checkpointer.save(1, make_state(1, 20_000_000))
+        checkpointer.wait()
+        checkpointer.save(2, make_state(2, 20_000_000))
+        while not any("tmp" in path.name for path in (folder / "checkpoints").iterdir()):
+            assert not (folder / "checkpoints" / "2").exists(), "the save was over before it could be interrupted"
+        os.kill(os.getpid(), signal.SIGKILL)
+    """
+    done = run_python(script, tmp_path)
+    assert done.returncode == -9, done.stderr
+    assert any("tmp" in path.name for path in (tmp_path / "checkpoints").iterdir())
+
+    template = make_state(0, 20_000_000)
+    with Checkpointer(tmp_path, keep=3) as checkpointer:
+        assert_same(checkpointer.restore_latest(template), make_state(1, 20_000_000))
+        checkpointer.save(2, make_state(2, 20_000_000))  # its leavings are not in the way
+        checkpointer.wait()
+        assert int(checkpointer.restore_latest(template).step) == 2
+    assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["1", "2"]
+
+
+def test_variables_load_without_training_packages(tmp_path):
+    config = Config(model=ModelConfig(num_classes=1, category_ids=(7,), category_names=("cell",)))
+    claim_workdir(tmp_path, config)
+    with Checkpointer(tmp_path, keep=1) as checkpointer:
+        checkpointer.save(4, make_state(4))
+    script = """
+        import sys
+        for name in ("grain", "tensorflow_datasets", "tensorboardX", "rich", "pycocotools", "cv2"):
+            sys.modules[name] = None  # importing it fails
+        import numpy as np
+        from mrcnn_jax.training.checkpoint import load_variables
+
+        config, variables = load_variables(sys.argv[1])
+        assert config.model.category_names == ("cell",)
+        np.save(sys.argv[1] + "/mean.npy", variables["frozen"]["mean"])
+        np.save(sys.argv[1] + "/kernel.npy", variables["params"]["head"]["kernel"])
+        assert set(variables) == {"params", "frozen"}
+    """
+    done = run_python(script, tmp_path)
+    assert done.returncode == 0, done.stderr
+    np.testing.assert_array_equal(np.load(tmp_path / "mean.npy"), make_state(4).model_state["frozen"]["mean"])
+    np.testing.assert_array_equal(np.load(tmp_path / "kernel.npy"), make_state(4).params["head"]["kernel"])
+
+
+def run_python(script: str, folder: Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(script), str(folder)],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+
+
+def test_folders_that_cannot_be_loaded(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"not a workdir of train\.py"):
+        load_variables(tmp_path)
+    claim_workdir(tmp_path, Config())
+    with pytest.raises(FileNotFoundError, match="no complete checkpoint"):
+        load_variables(tmp_path)
+
+
+def save_one(workdir: Path) -> None:
+    with Checkpointer(workdir, keep=1) as checkpointer:
+        checkpointer.save(1, make_state(1))
+
+
+def test_other_configuration_is_refused_by_the_names_of_its_fields(tmp_path):
+    config = Config()
+    claim_workdir(tmp_path, config)
+    save_one(tmp_path)
+    other = apply_overrides(config, ["optimizer.learning_rate=0.5", "model.box.hidden=7", "train.steps=5"])
+    with pytest.raises(ConfigError) as error:
+        claim_workdir(tmp_path, other)
+    message = str(error.value)
+    assert "optimizer.learning_rate was 0.02, is 0.5" in message
+    assert "model.box.hidden was 1024, is 7" in message
+    assert "train.steps" not in message
+    with pytest.raises(ConfigError, match=r"model\.mask\.pool_size was 14, is None"):
+        claim_workdir(tmp_path, dataclasses.replace(config, model=dataclasses.replace(config.model, mask=None)))
+    assert read_config(tmp_path) == config
+
+
+@pytest.mark.parametrize(
+    "override", ["train.steps=5", "train.log_every=1", "eval.overlays=0", "data.eval.images=x", "data.workers=2"]
+)
+def test_length_logging_and_evaluation_may_change(tmp_path, override):
+    claim_workdir(tmp_path, Config())
+    save_one(tmp_path)
+    changed = apply_overrides(Config(), [override])
+    claim_workdir(tmp_path, changed)
+    assert read_config(tmp_path) == changed
+    assert differing_fields(Config(), changed) == [override.partition("=")[0]]
+
+
+def test_nothing_binds_before_the_first_checkpoint(tmp_path):
+    claim_workdir(tmp_path, Config())
+    changed = apply_overrides(Config(), ["optimizer.learning_rate=0.5"])
+    claim_workdir(tmp_path, changed)
+    assert read_config(tmp_path) == changed

@@ -1,0 +1,135 @@
+"""What a run says: means, rates, files that survive a restart."""
+
+from __future__ import annotations
+
+import json
+import struct
+import sys
+import time
+
+import pytest
+
+from mrcnn_jax.training import logging
+from mrcnn_jax.training.logging import JsonLines, Lines, MetricsLog, ProgressDisplay, TensorBoard, default_sinks
+
+METRICS = {"loss": 1.5, "loss_box": 0.5, "learning_rate": 0.01, "images_per_second": 8.0, "data_wait_fraction": 0.25}
+
+
+class Recorder:
+    def __init__(self):
+        self.advanced, self.written, self.closed = [], [], False
+
+    def advance(self, step):
+        self.advanced.append(step)
+
+    def write(self, step, metrics):
+        self.written.append((step, dict(metrics)))
+
+    def close(self):
+        self.closed = True
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """A clock that only moves when it is told to."""
+    now = [100.0]
+    monkeypatch.setattr(time, "perf_counter", lambda: now[0])
+
+    def pass_time(seconds):
+        now[0] += seconds
+
+    return pass_time
+
+
+def test_means_and_rates(clock):
+    sink = Recorder()
+    with MetricsLog([sink], every=2, last_step=5, batch_size=4) as log:
+        for step in range(1, 6):
+            with log.waiting():
+                clock(1.0)
+            clock(3.0)
+            if step == 1:
+                clock(50.0)
+                log.exclude(50.0)  # a compilation
+            log.step(step, {"loss": step, "learning_rate": 0.1 * step})
+    assert sink.advanced == [1, 2, 3, 4, 5]
+    assert [step for step, _ in sink.written] == [2, 4, 5]
+    assert [values["loss"] for _, values in sink.written] == [1.5, 3.5, 5.0]
+    assert [values["learning_rate"] for _, values in sink.written] == pytest.approx([0.2, 0.4, 0.5])
+    # two steps of four images in eight seconds, two of which were spent waiting
+    assert [values["images_per_second"] for _, values in sink.written] == pytest.approx([1.0, 1.0, 1.0])
+    assert [values["data_wait_fraction"] for _, values in sink.written] == pytest.approx([0.25, 0.25, 0.25])
+    assert sink.closed
+
+
+def test_plain_line(capsys):
+    Lines(steps=100, batch_size=4).write(40, METRICS)
+    # 60 steps of 4 images at 8 images a second: half a minute
+    expected = "step 40/100  loss 1.5000 (box 0.500)  lr 0.01  8.00 images/s  data wait 25%  0:00:30 left\n"
+    assert capsys.readouterr().out == expected
+
+
+def test_json_lines_of_a_resumed_run_continue_at_the_checkpoint(tmp_path):
+    first = JsonLines(tmp_path, start=0)
+    for step in (2, 4, 6):
+        first.write(step, {"loss": float(step)})
+    first.close()
+    path = tmp_path / "metrics.jsonl"
+    with path.open("a") as file:
+        file.write('{"step": 8, "lo')  # killed while writing
+    resumed = JsonLines(tmp_path, start=4)
+    resumed.write(6, {"loss": 60.0})
+    resumed.close()
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    assert lines == [{"step": 2, "loss": 2.0}, {"step": 4, "loss": 4.0}, {"step": 6, "loss": 60.0}]
+
+
+def scalars(folder):
+    """(tag, step, value) of every scalar in TensorBoard's event files: length, checksum, event, checksum."""
+    event_pb2 = pytest.importorskip("tensorboardX.proto.event_pb2")
+    found = []
+    for path in folder.iterdir():
+        data = path.read_bytes()
+        while data:
+            (length,) = struct.unpack("<Q", data[:8])
+            event = event_pb2.Event.FromString(data[12 : 12 + length])
+            found += [(value.tag, event.step, value.simple_value) for value in event.summary.value]
+            data = data[16 + length :]
+    return found
+
+
+def test_tensorboard_scalars(tmp_path):
+    board = TensorBoard(tmp_path, start=0)
+    board.write(3, METRICS)
+    board.close()
+    found = scalars(tmp_path / "tensorboard")
+    assert ("losses/loss", 3, 1.5) in found
+    assert ("speed/images_per_second", 3, 8.0) in found
+    assert ("train/learning_rate", 3, pytest.approx(0.01)) in found
+
+
+def test_missing_packages_are_named_and_not_needed(tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "tensorboardX", None)
+    monkeypatch.setitem(sys.modules, "rich.progress", None)
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    sinks = default_sinks(tmp_path, steps=10, start=0, batch_size=4)
+    assert [type(sink) for sink in sinks] == [JsonLines, Lines]
+    said = capsys.readouterr().out
+    assert "tensorboardX is not installed" in said
+    assert "rich is not installed" in said
+    assert logging.INSTALL in said
+    for sink in sinks:
+        sink.close()
+
+
+def test_terminal_shows_a_display(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    sinks = default_sinks(tmp_path, steps=10, start=4, batch_size=4)
+    assert isinstance(sinks[-1], ProgressDisplay)
+    for sink in sinks:
+        sink.advance(6)
+        sink.write(6, METRICS)
+        sink.close()
+    said = " ".join(capsys.readouterr().out.split())
+    assert " 6/10" in said
+    assert "loss 1.5000" in said

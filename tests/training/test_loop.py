@@ -1,0 +1,153 @@
+"""The loop around the train step, with a linear model in place of the network."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from mrcnn_jax.config import Config, ConfigError, ModelConfig, TrainConfig
+from mrcnn_jax.data.coco import Categories
+from mrcnn_jax.structures import Batch
+from mrcnn_jax.training import parallel
+from mrcnn_jax.training.checkpoint import Checkpointer
+from mrcnn_jax.training.logging import MetricsLog
+from mrcnn_jax.training.loop import NonFiniteLossError, initial_variables, run_steps, with_categories
+
+POISON = 255  # a pixel that makes the loss infinite
+
+
+class State(NamedTuple):
+    step: Any
+    params: Any
+    model_state: Any
+    opt_state: Any
+
+
+def linear_step(state: State, batch: Batch, key: jax.Array):
+    """Fits a scalar to the mean pixel, with noise by step and image."""
+    keys = jax.vmap(lambda index: jax.random.fold_in(jax.random.fold_in(key, state.step), index))(batch.indices)
+    pixels = batch.images.astype(jnp.float32).mean((1, 2, 3)) + jax.vmap(jax.random.uniform)(keys)
+    pixels = jnp.where((batch.images == POISON).any((1, 2, 3)), jnp.inf, pixels)
+    loss, gradient = jax.value_and_grad(lambda weight: jnp.sum((weight - pixels) ** 2))(state.params["weight"])
+    loss, gradient = jax.lax.psum((loss, gradient), parallel.AXIS_NAME)
+    params = {"weight": state.params["weight"] - 0.01 * gradient}
+    return State(state.step + 1, params, {}, {}), {"loss": loss, "finite": jnp.isfinite(loss)}
+
+
+def linear_state() -> State:
+    return State(np.int32(0), {"weight": np.float32(1)}, {}, {})
+
+
+def batches(start: int = 0, poisoned: int | None = None):
+    """Batch k of four images 4 k .. 4 k + 3; odd ones are taller; step `poisoned` (from 0) has a bad image."""
+    for step in itertools.count(start):
+        pixels = np.random.default_rng(step).integers(0, 200, (4, 4 + 4 * (step % 2), 4, 3), dtype=np.uint8)
+        if step == poisoned:
+            pixels[2, 0, 0, 0] = POISON
+        indices = np.arange(4 * step, 4 * step + 4, dtype=np.int32)
+        yield Batch(pixels, np.full((4, 2), 4, np.int32), indices, np.ones(4, bool), ())
+
+
+class Recorder:
+    def __init__(self):
+        self.losses = {}
+
+    def advance(self, step):
+        pass
+
+    def write(self, step, metrics):
+        self.losses[step] = metrics["loss"]
+
+    def close(self):
+        pass
+
+
+class Outcome(NamedTuple):
+    state: State
+    losses: dict[int, float]
+    traces: int
+
+
+def fit(workdir, *, steps=8, every=3, poisoned=None) -> Outcome:
+    config = TrainConfig(steps=steps, batch_size=4, checkpoint_every=every)
+    devices = jax.local_devices()[:2]
+    compiled, recorder = parallel.compile_train_step(linear_step, devices), Recorder()
+    with (
+        Checkpointer(workdir, keep=10) as checkpointer,
+        MetricsLog([recorder], every=1, last_step=steps, batch_size=4) as log,
+    ):
+        restored = checkpointer.restore_latest(linear_state())
+        state = linear_state() if restored is None else restored
+        state = run_steps(
+            compiled,
+            state,
+            batches(int(state.step), poisoned),
+            jax.random.key(0),
+            config=config,
+            log=log,
+            checkpointer=checkpointer,
+            image_ids=lambda indices: [f"image {index}" for index in indices],
+            devices=devices,
+        )
+    return Outcome(jax.device_get(state), recorder.losses, compiled.traces)
+
+
+def saved_steps(workdir):
+    return sorted(int(path.name) for path in (workdir / "checkpoints").iterdir())
+
+
+def test_every_step_is_logged_and_saved_on_time(tmp_path):
+    outcome = fit(tmp_path)
+    assert int(outcome.state.step) == 8
+    assert sorted(outcome.losses) == list(range(1, 9))
+    assert saved_steps(tmp_path) == [3, 6, 8]
+    assert outcome.traces == 2  # two shapes of images, eight steps
+
+
+def test_longer_run_continues_to_the_bit(tmp_path):
+    whole = fit(tmp_path / "whole", steps=8)
+    fit(tmp_path / "parts", steps=5)
+    parts = fit(tmp_path / "parts", steps=8)
+    assert sorted(parts.losses) == [6, 7, 8]
+    assert {step: whole.losses[step] for step in parts.losses} == parts.losses
+    jax.tree.map(np.testing.assert_array_equal, whole.state, parts.state)
+
+
+# The bad step right before a checkpoint, right after one, and the last of the run.
+@pytest.mark.parametrize(("bad", "saved"), [(6, [3]), (4, [3]), (8, [3, 6])])
+def test_bad_loss_stops_with_step_and_images_and_is_never_saved(tmp_path, bad, saved):
+    with pytest.raises(NonFiniteLossError) as error:
+        fit(tmp_path, poisoned=bad - 1)
+    assert error.value.step == bad
+    assert error.value.image_ids == [f"image {4 * (bad - 1) + slot}" for slot in range(4)]
+    assert f"step {bad} (loss inf)" in str(error.value)
+    assert f"image {4 * (bad - 1)}" in str(error.value)
+    assert saved_steps(tmp_path) == saved
+    with Checkpointer(tmp_path, keep=10) as checkpointer:
+        assert np.isfinite(checkpointer.restore_latest(linear_state()).params["weight"])
+
+
+CATEGORIES = Categories(ids=(3, 8), names=("circle", "square"))
+
+
+def test_categories_come_from_the_data():
+    model = with_categories(Config(), CATEGORIES).model
+    assert (model.num_classes, model.category_ids, model.category_names) == (2, (3, 8), ("circle", "square"))
+    assert with_categories(Config(model=model), CATEGORIES).model == model
+
+
+@pytest.mark.parametrize("model", [ModelConfig(num_classes=3), ModelConfig(num_classes=2, category_ids=(3, 9))])
+def test_other_categories_are_refused(model):
+    with pytest.raises(ConfigError, match=r"model\.num_classes=.*2 categories of the data, \(3, 8\)"):
+        with_categories(Config(model=model), CATEGORIES)
+
+
+def test_missing_initial_weights_are_named():
+    with pytest.raises(ConfigError, match=r"init: .*nowhere\.npz"):
+        initial_variables(None, dataclasses.replace(Config(), init="nowhere.npz"), jax.random.key(0))

@@ -1,0 +1,114 @@
+"""Whole runs of a tiny Mask R-CNN: what they leave behind, and that being killed changes nothing."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from mrcnn_jax.config import to_json
+from mrcnn_jax.training.checkpoint import Checkpointer, load_variables, read_config
+from mrcnn_jax.training.loop import train
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+SUMMARY = re.compile(r"step 10, box AP -?\d\.\d{3}, mask AP -?\d\.\d{3}")
+
+
+def test_finished_run_leaves_everything_behind(finished_run):
+    workdir = finished_run.workdir
+    config = read_config(workdir)
+    assert config.model.num_classes == len(config.model.category_ids) == len(config.model.category_names) > 0
+    assert int(finished_run.state.step) == 10
+    assert sorted(path.name for path in (workdir / "checkpoints").iterdir()) == ["10", "9"]
+    assert list((workdir / "tensorboard").iterdir())
+    assert len(list(workdir.rglob("overlays/*.png"))) == 2
+    lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == list(range(1, 11))
+    losses = {"loss", "loss_rpn_class", "loss_rpn_box", "loss_class", "loss_box", "loss_mask"}
+    assert losses | {"learning_rate", "grad_norm", "images_per_second", "data_wait_fraction"} <= lines[0].keys()
+    assert finished_run.output.index("Boxes (bbox)") < finished_run.output.index("Masks (segm)")
+    assert SUMMARY.search(finished_run.output.splitlines()[-1])
+
+
+def test_finished_run_is_only_reported(finished_run, capsys):
+    before = (finished_run.workdir / "metrics.jsonl").read_bytes()
+    state = train(finished_run.config, finished_run.workdir)
+    said = capsys.readouterr().out
+    assert "step 10/10" not in said
+    assert SUMMARY.search(said.splitlines()[-1])
+    assert (finished_run.workdir / "metrics.jsonl").read_bytes() == before
+    jax.tree.map(np.testing.assert_array_equal, state, jax.device_get(finished_run.state))
+
+
+def test_checkpoint_holds_what_was_trained(finished_run):
+    config, variables = load_variables(finished_run.workdir)
+    assert config == read_config(finished_run.workdir)
+    jax.tree.map(np.testing.assert_array_equal, variables["params"], jax.device_get(finished_run.state.params))
+
+
+def test_killed_run_ends_as_if_it_had_not_been(finished_run, tmp_path):
+    """SIGKILL after step 7 (the checkpoint of step 6 may be half written), then the same command again."""
+    recipe, workdir = tmp_path / "recipe.py", tmp_path / "run"
+    recipe.write_text(
+        "from mrcnn_jax.config import from_json\n"
+        f"def get_config():\n    return from_json({to_json(finished_run.config)!r})\n"
+    )
+    killed = run_command(recipe, workdir, kill_after=7)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    saved = {path.name for path in (workdir / "checkpoints").iterdir()}
+    assert "3" in saved
+    assert not saved & {"9", "10"}
+
+    resumed = run_command(recipe, workdir)
+    assert resumed.returncode == 0, resumed.stderr
+    assert re.search(r"step [36] of 10", resumed.stdout)
+    assert SUMMARY.search(resumed.stdout.splitlines()[-1])
+    template = jax.eval_shape(lambda: finished_run.state)
+    with Checkpointer(workdir, keep=2) as checkpointer:
+        state = checkpointer.restore_latest(template)
+    jax.tree.map(np.testing.assert_array_equal, state, jax.device_get(finished_run.state))
+    assert losses_of(workdir) == losses_of(finished_run.workdir)
+
+
+def losses_of(workdir: Path) -> dict[int, float]:
+    lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    return {line["step"]: line["loss"] for line in lines}
+
+
+def run_command(recipe: Path, workdir: Path, kill_after: int | None = None) -> subprocess.CompletedProcess[str]:
+    """train.py in a process of its own, which kills itself as soon as it has read the loss of step `kill_after`."""
+    script = f"""
+        import os, runpy, signal, sys
+        from mrcnn_jax.training.logging import MetricsLog
+
+        log_step = MetricsLog.step
+
+        def step(self, number, metrics):
+            log_step(self, number, metrics)
+            if number == {kill_after}:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+        MetricsLog.step = step
+        sys.argv = ["train.py", "--config={recipe}", "--workdir={workdir}"]
+        runpy.run_path("train.py", run_name="__main__")
+    """
+    cache = {
+        "JAX_COMPILATION_CACHE_DIR": jax.config.jax_compilation_cache_dir,
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.5",
+    }
+    return subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(script)],
+        cwd=ROOT,
+        env={**os.environ, **cache, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
