@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 from PIL import Image
 
-_NAMED_IN_AN_ERROR = 20  # culprits listed one by one; the rest are counted
+_NAMED = 20  # culprits that a message lists one by one; the rest are counted
 _REQUIRED = {"images": ("id", "file_name", "height", "width"), "annotations": ("id", "image_id", "category_id", "bbox")}
 
 
@@ -123,11 +123,16 @@ def check_present(path: Path, folder: Path, file_names: Sequence[str], ids: Sequ
 
 
 def refuse(what: str, culprits: Sequence[Any], advice: str) -> None:
-    """Raise DataError: `what`, the culprits by name (the first few, then how many more) and what to do."""
-    named = [str(culprit) for culprit in culprits[:_NAMED_IN_AN_ERROR]]
+    """Raise DataError: `what`, the culprits by name and what to do."""
+    raise DataError(f"{what} ({len(culprits)}): {listing(culprits)}; {advice}")
+
+
+def listing(culprits: Sequence[Any]) -> str:
+    """The first few by name, then how many more."""
+    named = [str(culprit) for culprit in culprits[:_NAMED]]
     if len(culprits) > len(named):
         named.append(f"and {len(culprits) - len(named)} more")
-    raise DataError(f"{what} ({len(culprits)}): {', '.join(named)}; {advice}")
+    return ", ".join(named)
 
 
 def _load(path: Path) -> dict[str, Any]:

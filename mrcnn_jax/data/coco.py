@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -11,14 +13,14 @@ import numpy as np
 
 from mrcnn_jax.config import DataConfig
 from mrcnn_jax.data import records, shapes
-from mrcnn_jax.data.annotations import Categories, DataError, Problem
+from mrcnn_jax.data.annotations import Categories, DataError, Problem, listing
 
 __all__ = ["Categories", "DataError", "Dataset", "Problem", "load_split"]
 
 log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Dataset:
     """One split: n images with their annotations, addressed by index 0..n-1. Can be pickled for worker processes."""
 
@@ -75,7 +77,7 @@ def load_split(data: DataConfig, split: Literal["train", "eval"]) -> Dataset:
 
 def _report(dataset: Dataset, max_instances: int) -> None:
     """Log what training will not see."""
-    for line in records.describe(dataset.problems):
+    for line in _describe(dataset.problems):
         log.warning("%s: %s", dataset.annotations_path, line)
     crowded = np.flatnonzero(dataset.instances > max_instances)
     if len(crowded):
@@ -87,5 +89,14 @@ def _report(dataset: Dataset, max_instances: int) -> None:
             len(crowded),
             max_instances,
             surplus,
-            ", ".join(str(dataset.ids[i]) for i in crowded),
+            listing(dataset.ids[crowded].tolist()),
         )
+
+
+def _describe(problems: Sequence[Problem]) -> list[str]:
+    """One line for each kind of problem: how many, and the annotations by id."""
+    lines = []
+    for kind, count in Counter(problem.kind for problem in problems).items():
+        named = [f"{p.annotation_id} (image {p.image_id})" for p in problems if p.kind == kind]
+        lines.append(f"dropped {count}, {kind}: annotation {listing(named)}")
+    return lines

@@ -22,8 +22,8 @@ from mrcnn_jax.data.batching import BatchPlan, PlannedBatch, choose_buckets, sca
 from mrcnn_jax.data.coco import Dataset
 from mrcnn_jax.structures import Batch, GroundTruth
 
-_THREADS = 4  # at most, each making one batch; a batch of 16 large images takes 70 MB
-_BATCHES_AHEAD = 2
+_THREADS = 8  # at most, each making one batch; 16 large images with their masks take 70 MB
+_BATCHES_AHEAD = 2  # of one worker process
 _ENDLESS = 2**40
 
 
@@ -166,8 +166,8 @@ def _read_ahead(loader: _Loader, steps: range, workers: int) -> Batches:
 
     if not flags.FLAGS.is_parsed():
         flags.FLAGS.mark_as_parsed()  # grain reads absl flags, and outside absl.app nobody parses them
-    threads = min(_THREADS, os.cpu_count() or 1)
-    options = grain.ReadOptions(num_threads=threads if workers == 0 else 1, prefetch_buffer_size=_BATCHES_AHEAD)
+    threads = min(_THREADS, os.cpu_count() or 1) if workers == 0 else 1
+    options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=max(threads, _BATCHES_AHEAD))
     dataset = grain.MapDataset.range(steps.start, steps.stop).map(loader).to_iter_dataset(options)
     if workers > 0:
         multiprocessing = grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=_BATCHES_AHEAD)

@@ -14,7 +14,6 @@ import logging
 import os
 import shutil
 import tempfile
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -162,6 +161,10 @@ def _move_into_place(building: Path, folder: Path, stamp: str) -> None:
             folder.rename(outdated / "data")
         building.chmod(0o755)  # mkdtemp makes it private
         building.rename(folder)
+    except OSError:  # another process moved its folder here between our two steps
+        current = _read_index(folder)
+        if current is None or current.stamp != stamp:
+            raise
     finally:
         shutil.rmtree(outdated, ignore_errors=True)
 
@@ -224,12 +227,3 @@ def _quiet_tfds() -> Iterator[None]:
     finally:
         tfds.enable_progress_bar()
         absl_logger.setLevel(level)
-
-
-def describe(problems: Sequence[Problem]) -> list[str]:
-    """One line for each kind of problem: how many, and the annotations by id."""
-    lines = []
-    for kind, count in Counter(problem.kind for problem in problems).items():
-        named = [f"{p.annotation_id} (image {p.image_id})" for p in problems if p.kind == kind]
-        lines.append(f"dropped {count}, {kind}: annotation {', '.join(named)}")
-    return lines

@@ -57,9 +57,7 @@ def write(config: ShapesConfig, root: Path) -> None:
         _write_split(building, "val", config.eval_images, config.image_size, [config.seed, 1])
         (building / "shapes.json").write_text(json.dumps(recipe))
         building.chmod(0o755)  # mkdtemp makes it private
-        if root.exists():
-            shutil.rmtree(root)
-        building.rename(root)
+        _replace(building, root, recipe)
     finally:
         shutil.rmtree(building, ignore_errors=True)
 
@@ -87,6 +85,17 @@ def _recipe_of(root: Path) -> dict[str, Any] | None:
         return json.loads((root / "shapes.json").read_text())
     except (OSError, ValueError):
         return None
+
+
+def _replace(building: Path, root: Path, recipe: dict[str, Any]) -> None:
+    """Put `building` in the place of `root`, unless another process has just put the same there."""
+    if root.exists() and _recipe_of(root) != recipe:
+        shutil.rmtree(root)
+    try:
+        building.rename(root)
+    except OSError:  # there is a folder that is not empty
+        if _recipe_of(root) != recipe:
+            raise
 
 
 def _write_split(root: Path, name: str, count: int, size: int, seed: list[int]) -> None:

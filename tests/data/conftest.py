@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -85,9 +86,8 @@ def shared_folder(tmp_path_factory: pytest.TempPathFactory) -> CocoFolder:
 
 
 @pytest.fixture
-def rewrite_later(monkeypatch: pytest.MonkeyPatch) -> Callable[[Path], None]:
+def rewrite_later() -> Callable[[Path], None]:
     """Give a file another time of change, as an edit would."""
-    import os
 
     def touch(path: Path) -> None:
         status = path.stat()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -92,6 +93,25 @@ def test_written_once_and_again_for_another_recipe(tmp_path: Path) -> None:
     assert (root / "train.json").stat().st_ino == inode
     shapes.write(ShapesConfig(train_images=2, eval_images=1, image_size=32), root)
     assert len(list((root / "train").iterdir())) == 2
+    assert [path.name for path in tmp_path.iterdir()] == ["set"]
+
+
+def test_the_faster_of_two_processes_wins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    root = tmp_path / "set"
+    tiny = ShapesConfig(train_images=1, eval_images=1, image_size=32)
+    original = shapes._replace
+    inodes = []
+
+    def slower(*arguments: Any) -> None:
+        if not inodes:
+            inodes.append(0)
+            shapes.write(tiny, root)  # another process writes the same meanwhile
+            inodes[0] = (root / "train.json").stat().st_ino
+        original(*arguments)
+
+    monkeypatch.setattr(shapes, "_replace", slower)
+    shapes.write(tiny, root)
+    assert (root / "train.json").stat().st_ino == inodes[0]
     assert [path.name for path in tmp_path.iterdir()] == ["set"]
 
 
