@@ -88,7 +88,7 @@ class Predictor:
         bucket = data.buckets[int(batching.choose_buckets(size[None], data.buckets, **edges)[0])]
         scaled = batching.scaled_size(size, batching.scale_for(size, bucket, **edges), bucket)
         canvas = np.zeros((1, *bucket, 3), dtype=np.uint8)
-        transforms.resize_into(pixels[:, :, ::-1], canvas[0], scaled)
+        transforms.resize_into(pixels, canvas[0], scaled)
         return inference.Images(canvas, scaled[None], np.array([index], dtype=np.int32), np.array([True]))
 
 
@@ -101,7 +101,7 @@ def read_image(path: str | os.PathLike[str]) -> NDArray[np.uint8]:
     pixels = transforms.decode(content) if content else None
     if pixels is None:
         raise ImageError(f"{os.fspath(path)}: not an image that can be decoded")
-    return np.ascontiguousarray(pixels[:, :, ::-1])
+    return pixels
 
 
 def _pixels(image: Image, index: int) -> NDArray[np.uint8]:

@@ -37,9 +37,9 @@ class Prediction:
     def __len__(self) -> int:
         return len(self.scores)
 
-    def __getitem__(self, selection: slice | NDArray[Any]) -> Prediction:
-        """The instances chosen by a slice, a bool array (n,) or an array of indices."""
-        chosen = np.arange(len(self))[selection]
+    def __getitem__(self, selection: int | slice | NDArray[Any]) -> Prediction:
+        """The instances chosen by an index, a slice, a bool array (n,) or an array of indices."""
+        chosen = np.atleast_1d(np.arange(len(self))[selection])
         return dataclasses.replace(
             self,
             boxes=self.boxes[chosen],

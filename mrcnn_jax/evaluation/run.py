@@ -36,6 +36,8 @@ def evaluate_model(config: Config, variables: Any, workdir: epath.PathLike) -> d
     coco.check_categories(config.model, dataset.categories.ids, dataset.categories.names)
     folder = epath.Path(workdir) / FOLDER
     (folder / "overlays").mkdir(parents=True, exist_ok=True)
+    for outdated in (folder / "overlays").glob("*.png"):
+        outdated.unlink()
     pictured = set(np.linspace(0, len(dataset) - 1, min(config.eval.overlays, len(dataset)), dtype=int).tolist())
 
     def see(index: int, prediction: Prediction) -> None:
@@ -90,5 +92,5 @@ def overlay(content: bytes, prediction: Prediction) -> bytes:
 
     image = transforms.decode(content)
     assert image is not None, "an image that was predicted on can be decoded"
-    drawn = visualize.draw(np.ascontiguousarray(image[:, :, ::-1]), prediction)
+    drawn = visualize.draw(image, prediction)
     return cv2.imencode(".png", drawn[:, :, ::-1])[1].tobytes()

@@ -102,6 +102,7 @@ def test_a_selection_keeps_everything_together():
     assert last.names == ("cat",)
     np.testing.assert_array_equal(last.masks[0], found.masks[1])
     assert len(found[:2]) == 2
+    assert [instance.names for instance in found] == [("dog",), ("cat",), ("dog",)]
 
 
 def compare_with_peer(arrays, i, mask_size, rule, first_label, packed_name):

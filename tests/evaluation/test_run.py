@@ -74,6 +74,9 @@ def perfect(monkeypatch):
 
 def test_perfect_detections_score_nearly_one_and_everything_is_written(config, tmp_path, monkeypatch, capsys):
     perfect(monkeypatch)
+    outdated = tmp_path / "evaluation" / "overlays" / "of another split.png"
+    outdated.parent.mkdir(parents=True)
+    outdated.touch()
     metrics = evaluate_model(config, {}, tmp_path)
     assert metrics["bbox/AP"] > 0.99
     # What is lost: crops of 112 pixels are laid back on figures of 12 to 48 pixels, most of whose pixels are edges.
@@ -83,7 +86,14 @@ def test_perfect_detections_score_nearly_one_and_everything_is_written(config, t
     assert {record["category_id"] for record in results} <= set(config.model.category_ids)
     overlays = sorted((tmp_path / "evaluation" / "overlays").iterdir())
     assert len(overlays) == 2
-    assert cv2.imread(str(overlays[0])).dtype == np.uint8
+    dataset = load_split(config.data, "eval")
+    index = dataset.ids.tolist().index(int(overlays[0].stem))
+    original = cv2.imread(str(dataset.image_path(index)), cv2.IMREAD_COLOR)
+    drawn = cv2.imread(str(overlays[0]), cv2.IMREAD_COLOR)
+    assert drawn.shape == (576, 576, 3)
+    shrunk = cv2.resize(drawn, (96, 96), interpolation=cv2.INTER_AREA)
+    for channel in range(3):  # colours in their order: the ground, most of the picture, is not painted on
+        assert np.median(np.abs(original[:, :, channel].astype(int) - shrunk[:, :, channel])) < 8
     assert "7/7 images evaluated" in capsys.readouterr().out
 
 

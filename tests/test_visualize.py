@@ -1,0 +1,97 @@
+"""Pictures: right colours in the right places, at any size."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from mrcnn_jax.evaluation.postprocess import Prediction
+from mrcnn_jax.visualize import draw
+
+
+def prediction(size, boxes, scores=None, masks=True):
+    count = len(boxes)
+    return Prediction(
+        image_size=size,
+        boxes=np.array(boxes, np.float32).reshape(-1, 4),
+        scores=np.full(count, 0.9, np.float32) if scores is None else np.array(scores, np.float32),
+        labels=np.ones(count, np.int32),
+        category_ids=np.ones(count, np.int64),
+        names=("traffic light",) * count,
+        mask_probabilities=np.ones((count, 28, 28), np.float32) if masks else None,
+    )
+
+
+def noise(height, width):
+    return np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
+
+
+def test_a_picture_without_detections_stays_as_it_is():
+    image = noise(600, 500)
+    drawn = draw(image, prediction((600, 500), []))
+    np.testing.assert_array_equal(drawn, image)
+    assert drawn is not image
+    assert drawn.dtype == np.uint8
+
+
+def test_only_the_instance_is_painted_and_the_input_is_not():
+    image = noise(700, 600)
+    before = image.copy()
+    drawn = draw(image, prediction((700, 600), [[100, 300, 400, 500]]))
+    np.testing.assert_array_equal(image, before)
+    changed = np.any(drawn != image, axis=2)
+    assert changed[310:490, 110:390].mean() > 0.99  # the mask
+    changed[240:510, 90:410] = False  # box, mask, and the label above
+    assert not changed.any()
+
+
+def test_masks_tint_and_do_not_hide():
+    image = noise(700, 600)
+    drawn = draw(image, prediction((700, 600), [[100, 300, 400, 500]]))
+    inside = np.s_[320:480, 120:380, 1]
+    assert np.corrcoef(image[inside].ravel(), drawn[inside].ravel())[0, 1] > 0.99
+
+
+def test_weak_detections_are_not_drawn():
+    image = noise(600, 600)
+    weak = prediction((600, 600), [[100, 300, 400, 500]], scores=[0.4])
+    np.testing.assert_array_equal(draw(image, weak), image)
+    assert np.any(draw(image, weak, threshold=0.3) != image)
+
+
+def test_two_instances_of_a_class_get_two_colours():
+    image = np.zeros((600, 800, 3), np.uint8)
+    drawn = draw(image, prediction((600, 800), [[50, 200, 250, 400], [450, 200, 650, 400]]))
+    assert np.any(drawn[300, 150] != drawn[300, 550])
+
+
+@pytest.mark.parametrize(("size", "expected"), [((96, 128), (384, 512)), ((1, 40), (13, 520)), ((512, 30), (512, 30))])
+def test_small_pictures_are_enlarged_by_a_whole_factor(size, expected):
+    boxes = [[0, 0, size[1], size[0]], [5, 0, 20, 1]]
+    assert draw(noise(*size), prediction(size, boxes)).shape == (*expected, 3)
+
+
+def test_labels_stay_inside_and_lines_grow_with_the_picture():
+    image = np.zeros((3000, 4000, 3), np.uint8)
+    drawn = draw(image, prediction((3000, 4000), [[3900, 0, 4000, 60]], masks=False))
+    rows, columns = np.nonzero(np.all(drawn == 255, axis=2))  # the text is white
+    assert rows.min() > 0
+    assert columns.max() < 3999
+    assert np.ptp(rows) > 30  # readable when the picture is shown at a third of its size
+    line = np.any(draw(image, prediction((3000, 4000), [[1000, 1000, 2000, 2000]], masks=False)) != 0, axis=2)[1500]
+    assert 8 <= line[900:1100].sum() <= 12
+
+
+def test_labels_do_not_cover_each_other():
+    image = np.zeros((600, 600, 3), np.uint8)
+    boxes = [[100, 300, 400, 500], [102, 301, 402, 502]]
+    both = draw(image, prediction((600, 600), boxes, masks=False))
+    first = draw(image, prediction((600, 600), boxes[:1], masks=False))
+    text = np.all(first == 255, axis=2)
+    assert text.any()
+    np.testing.assert_array_equal(np.all(both == 255, axis=2), text)
+
+
+def test_a_prediction_of_another_image_is_refused():
+    with pytest.raises(ValueError, match="600"):
+        draw(noise(600, 500), prediction((500, 600), []))

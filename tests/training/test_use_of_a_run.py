@@ -1,0 +1,83 @@
+"""What a finished run is good for: the Predictor and the commands, which agree with each other."""
+
+from __future__ import annotations
+
+import json
+import runpy
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from mrcnn_jax.data.coco import load_split
+from mrcnn_jax.predictor import Predictor
+from mrcnn_jax.training.checkpoint import read_config
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+
+
+def command(monkeypatch, name, *arguments):
+    """Run a top-level command in this process; its exit status."""
+    monkeypatch.setattr(sys, "argv", [name, *map(str, arguments)])
+    with pytest.raises(SystemExit) as stop:
+        runpy.run_path(str(ROOT / name), run_name="__main__")
+    return stop.value.code or 0
+
+
+def evaluated(run):
+    return json.loads((run.workdir / "evaluation" / "results.json").read_text())
+
+
+def same_records(ours, theirs):
+    """The same detections; two programs (batches of other sizes) sum float32 in another order."""
+    assert len(ours) == len(theirs) > 0
+    for a, b in zip(ours, theirs, strict=True):
+        assert a["category_id"] == b["category_id"]
+        np.testing.assert_allclose(a["score"], b["score"], rtol=1e-4)
+        np.testing.assert_allclose(a["bbox"], b["bbox"], atol=1e-2)
+        assert a["segmentation"]["size"] == b["segmentation"]["size"]
+
+
+def test_predictor_finds_what_the_evaluation_found(finished_run):
+    dataset = load_split(read_config(finished_run.workdir).data, "eval")
+    predict = Predictor.from_checkpoint(finished_run.workdir)
+    found = predict([dataset.image_path(i) for i in range(len(dataset))])
+    records = [r for image_id, p in zip(dataset.ids, found, strict=True) for r in p.to_coco(image_id)]
+    same_records(records, evaluated(finished_run))
+
+
+def test_eval_command_repeats_the_report(finished_run, monkeypatch, capsys):
+    before = evaluated(finished_run)
+    assert command(monkeypatch, "eval.py", f"--workdir={finished_run.workdir}", "--config.eval.overlays=2") == 0
+    printed = capsys.readouterr().out
+    assert printed.index("Boxes (bbox), 4 images") < printed.index("Masks (segm), 4 images")
+    assert tables(printed) == tables(finished_run.output)
+    assert evaluated(finished_run) == before
+
+
+def tables(output):
+    """Both tables with their headings."""
+    return output[output.index("Boxes") :].splitlines()[:27]
+
+
+def test_predict_command_goes_on_after_an_unreadable_file(finished_run, tmp_path, monkeypatch, capsys):
+    dataset = load_split(read_config(finished_run.workdir).data, "eval")
+    (tmp_path / "broken.jpg").write_bytes(b"no image")
+    images = [tmp_path / "broken.jpg", dataset.image_path(0)]
+    output = tmp_path / "out"
+    status = command(monkeypatch, "predict.py", f"--workdir={finished_run.workdir}", *images, f"--output={output}")
+    assert status == 1
+    assert "broken.jpg" in capsys.readouterr().err
+    assert (output / dataset.file_names[0]).is_file()
+    results = json.loads((output / "results.json").read_text())
+    assert {record["image_id"] for record in results} == {2}
+    same_records(results, [r for r in evaluated(finished_run) if r["image_id"] == dataset.ids[0]])
+
+
+def test_commands_refuse_a_folder_that_is_no_run(tmp_path, monkeypatch, capsys):
+    assert command(monkeypatch, "eval.py", f"--workdir={tmp_path}") == 2
+    assert command(monkeypatch, "predict.py", f"--workdir={tmp_path}", "a.png", f"--output={tmp_path}") == 2
+    assert capsys.readouterr().err.count("is not a workdir of train.py") == 2
+    assert command(monkeypatch, "eval.py", f"--workdir={tmp_path}", "--nonsense=1") == 2
+    assert "--nonsense" in capsys.readouterr().err
