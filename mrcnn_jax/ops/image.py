@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Literal
 
@@ -31,9 +32,8 @@ def normalize(
     """
     pixels = images[..., ::-1] if channel_order == "bgr" else images
     shape = (1, 1, 3)
-    scaled = (pixels.astype(jnp.float32) - jnp.asarray(mean, jnp.float32).reshape(shape)) / jnp.asarray(
-        std, jnp.float32
-    ).reshape(shape)
+    means, deviations = (jnp.asarray(values, jnp.float32).reshape(shape) for values in (mean, std))
+    scaled = (pixels.astype(jnp.float32) - means) / deviations
     height, width = images.shape[:2]
     rows = jnp.arange(height)[:, None, None] < image_size[0]
     columns = jnp.arange(width)[None, :, None] < image_size[1]
@@ -79,10 +79,11 @@ def _resize(image: jax.Array, size: tuple[int, int], taps: Taps) -> jax.Array:
         old, new = image.shape[axis], size[axis]
         position = (jnp.arange(new, dtype=jnp.float32) + 0.5) * (old / new) - 0.5
         shape = (new, 1, 1) if axis == 0 else (1, new, 1)
-        result = sum(
+        parts = [
             jnp.take(result, jnp.clip(pixel, 0, old - 1), axis=axis) * weight.reshape(shape)
             for pixel, weight in taps(position)
-        )
+        ]
+        result = functools.reduce(jnp.add, parts)
     return result
 
 
