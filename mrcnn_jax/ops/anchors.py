@@ -50,9 +50,7 @@ def grid_anchors(
     """
     levels = []
     for level, ((rows, columns), level_sizes) in enumerate(zip(grid_shapes, sizes, strict=True)):
-        steps = (image_shape[0] // rows, image_shape[1] // columns)
-        if stride == "nominal":
-            steps = (strides[level], strides[level])
+        steps = (strides[level],) * 2 if stride == "nominal" else (image_shape[0] // rows, image_shape[1] // columns)
         y = ((np.arange(rows) + offset) * steps[0]).astype(np.float32)
         x = ((np.arange(columns) + offset) * steps[1]).astype(np.float32)
         centres = np.stack(np.broadcast_arrays(x[None, :], y[:, None]), axis=-1)

@@ -40,7 +40,7 @@ def detect(
     flat, indices = jax.lax.top_k(flat, min(nms_candidates, number * classes))
     rows, columns = indices // classes, indices % classes
     boxes = boxes[rows, jnp.minimum(columns, boxes.shape[1] - 1)]
-    keep = nms_sorted(boxes, columns, jnp.isfinite(flat), iou_threshold=nms_iou)
+    (keep,) = nms_sorted([(boxes, columns, jnp.isfinite(flat))], iou_threshold=nms_iou)
     survivors = jnp.sum(keep, dtype=jnp.int32)
     best = _best(boxes, jnp.where(keep, flat, -jnp.inf), columns + 1, max_detections)
     return *best, (candidates > nms_candidates) & (survivors < max_detections)

@@ -22,7 +22,8 @@ def match(
     slots, count = iou.shape
     if slots == 0:
         return jnp.zeros(count, jnp.int32), jnp.full(count, NEGATIVE, jnp.int32)
-    iou = jnp.where(valid[:, None], iou, -1.0)
+    # The barrier keeps XLA from computing an overlap twice with different rounding: `==` below needs the same number.
+    iou = jax.lax.optimization_barrier(jnp.where(valid[:, None], iou, -1.0))
     best = jnp.max(iou, axis=0)
     labels = jnp.where(best >= positive, POSITIVE, jnp.where(best < negative, NEGATIVE, IGNORED))
     if allow_low_quality:

@@ -8,13 +8,15 @@ that memory grows with K, not with its square.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from mrcnn_jax.ops import boxes as box_ops
 
-BLOCK = 2048  # boxes whose mutual overlaps are held at once
+Boxes = tuple[jax.Array, jax.Array, jax.Array]  # boxes (K, 4), groups (K,), valid (K,)
+BLOCK = 1024  # boxes whose mutual overlaps are held at once: small enough for a processor's cache
 
 
 def nms(boxes: jax.Array, scores: jax.Array, valid: jax.Array, *, iou_threshold: float) -> jax.Array:
@@ -32,45 +34,42 @@ def batched_nms(
 ) -> jax.Array:
     """`nms` inside each group (K,) int32, a class or a level: boxes of different groups do not see each other."""
     order = jnp.argsort(jnp.where(valid, -scores, jnp.inf), stable=True)
-    keep = nms_sorted(boxes[order], groups[order], valid[order], iou_threshold=iou_threshold)
+    (keep,) = nms_sorted([(boxes[order], groups[order], valid[order])], iou_threshold=iou_threshold)
     return jnp.zeros_like(keep).at[order].set(keep, unique_indices=True)
 
 
-def nms_sorted(boxes: jax.Array, groups: jax.Array, valid: jax.Array, *, iou_threshold: float) -> jax.Array:
-    """Mask keep (K,) bool for boxes (K, 4) that are sorted, best first; `groups` and `valid` as in `batched_nms`."""
-    count = boxes.shape[0]
-    threshold = _float32_not_above(iou_threshold)
-    keep = jnp.asarray(valid)
-    for start in range(0, count, BLOCK):
-        stop = min(start + BLOCK, count)
-        block = slice(start, stop)
-        before = jnp.arange(stop - start)[:, None] < jnp.arange(stop - start)[None, :]
-        suppresses = _overlaps(boxes[block], groups[block], boxes[block], groups[block], threshold) & before
-        keep_block = _settle(suppresses, keep[block])
-        keep = keep.at[block].set(keep_block)
-        if stop < count:
-            later = _overlaps(boxes[block], groups[block], boxes[stop:], groups[stop:], threshold)
-            keep = keep.at[stop:].set(keep[stop:] & ~jnp.any(later & keep_block[:, None], axis=0))
-    return keep
+def nms_sorted(sets: Sequence[Boxes], *, iou_threshold: float) -> list[jax.Array]:
+    """Masks keep (K,) bool, one for each set of boxes (K, 4), groups (K,) and valid (K,) that is sorted, best first.
+
+    The sets, of any sizes, do not see each other; handed over together they share one loop.
+    """
+    # Without the barrier XLA would compute the boxes again (decoding, clipping) for every pair.
+    rest = jax.lax.optimization_barrier([(jax.lax.stop_gradient(b), g, jnp.asarray(v)) for b, g, v in sets])
+    kept: list[list[jax.Array]] = [[] for _ in sets]
+    for _ in range(0, max(valid.shape[0] for _, _, valid in sets), BLOCK):
+        heads = [(boxes[:BLOCK], groups[:BLOCK], valid[:BLOCK]) for boxes, groups, valid in rest]
+        rest = [(boxes[BLOCK:], groups[BLOCK:], valid[BLOCK:]) for boxes, groups, valid in rest]
+        suppresses = [jnp.triu(_overlaps(head, head, iou_threshold), k=1) for head in heads]
+        settled = _settle(suppresses, [valid for _, _, valid in heads])
+        for index, (head, keep) in enumerate(zip(heads, settled, strict=True)):
+            kept[index].append(keep)
+            boxes, groups, valid = rest[index]
+            covered = jnp.any(_overlaps(head, rest[index], iou_threshold) & keep[:, None], axis=0)
+            rest[index] = boxes, groups, valid & ~covered
+    return [jnp.concatenate([*parts, valid]) for parts, (_, _, valid) in zip(kept, rest, strict=True)]
 
 
-def _overlaps(a: jax.Array, groups_a: jax.Array, b: jax.Array, groups_b: jax.Array, threshold: float) -> jax.Array:
-    return (box_ops.iou(a, b) > threshold) & (groups_a[:, None] == groups_b[None, :])
+def _overlaps(a: Boxes, b: Boxes, threshold: float) -> jax.Array:
+    return (box_ops.iou(a[0], b[0]) > threshold) & (a[1][:, None] == b[1][None, :])
 
 
-def _settle(suppresses: jax.Array, valid: jax.Array) -> jax.Array:
-    """The fixed point of keep_j = valid_j and not any_i(keep_i and suppresses_ij), suppresses strictly upper."""
+def _settle(suppresses: list[jax.Array], valid: list[jax.Array]) -> list[jax.Array]:
+    """The fixed point of keep_j = valid_j and not any_i(keep_i and suppresses_ij), for strictly upper triangles."""
 
-    def step(state: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+    def step(state: tuple[list[jax.Array], jax.Array]) -> tuple[list[jax.Array], jax.Array]:
         keep, _ = state
-        new = valid & ~jnp.any(suppresses & keep[:, None], axis=0)
-        return new, jnp.any(new != keep)
+        new = [v & ~jnp.any(s & k[:, None], axis=0) for s, k, v in zip(suppresses, keep, valid, strict=True)]
+        return new, jnp.any(jnp.concatenate(new) != jnp.concatenate(keep))
 
     keep, _ = jax.lax.while_loop(lambda state: state[1], step, (valid, jnp.bool_(True)))
     return keep
-
-
-def _float32_not_above(threshold: float) -> float:
-    """The largest float32 <= threshold: `iou > that` in float32 is `iou > threshold` in exact arithmetic."""
-    nearest = np.float32(threshold)
-    return float(nearest if float(nearest) <= threshold else np.nextafter(nearest, np.float32(-np.inf)))

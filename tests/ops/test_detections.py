@@ -1,0 +1,202 @@
+from __future__ import annotations
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from mrcnn_jax.ops import boxes as box_ops
+from mrcnn_jax.ops.detections import detect
+from mrcnn_jax.ops.nms import nms
+from mrcnn_jax.structures import Proposals
+
+PROPOSALS, CLASSES = 24, 3
+WEIGHTS = (10.0, 10.0, 5.0, 5.0)
+OPTIONS = {
+    "delta_weights": WEIGHTS,
+    "score_threshold": 0.2,
+    "nms_iou": 0.5,
+    "max_detections": 12,
+    "nms_candidates": 4096,
+    "min_box_size": 2.0,
+}
+SIZE = np.array([70, 80])
+compiled_nms = jax.jit(nms, static_argnames="iou_threshold")
+
+
+@pytest.fixture(autouse=True)
+def _strict_types():
+    with jax.numpy_dtype_promotion("strict"):
+        yield
+
+
+@functools.partial(jax.jit, static_argnames=tuple(OPTIONS))
+def run(logits, deltas, proposals, size, **options):
+    return detect(logits, deltas, proposals, size, **options)
+
+
+def head_output(seed: int, *, agnostic: bool = False) -> tuple[np.ndarray, np.ndarray, Proposals]:
+    rng = np.random.default_rng(seed)
+    corner = rng.uniform(0, 50, (6, 2))[rng.integers(0, 6, PROPOSALS)] + rng.uniform(0, 4, (PROPOSALS, 2))
+    boxes = np.concatenate([corner, corner + rng.uniform(15, 30, corner.shape)], axis=1).astype(np.float32)
+    logits = rng.normal(0, 1.5, (PROPOSALS, CLASSES + 1)).astype(np.float32)
+    deltas = rng.normal(0, 0.5, (PROPOSALS, 1 if agnostic else CLASSES, 4)).astype(np.float32)
+    return logits, deltas, Proposals(boxes, np.zeros(PROPOSALS, np.float32), rng.uniform(size=PROPOSALS) < 0.8)
+
+
+def detect_oracle(logits, deltas, proposals, size, *, score_threshold, nms_iou, max_detections, min_box_size, **_):
+    """The same class by class; decoding, clipping and NMS have oracles of their own."""
+    scores = np.asarray(jax.nn.softmax(logits, axis=-1))
+    found = []
+    for label in range(1, CLASSES + 1):
+        column = min(label, deltas.shape[1]) - 1
+        boxes = box_ops.decode(jnp.asarray(deltas[:, column]), jnp.asarray(proposals.boxes), weights=WEIGHTS)
+        boxes = np.asarray(box_ops.clip(boxes, jnp.asarray(size)))
+        sides = boxes[:, 2:] - boxes[:, :2]
+        fit = proposals.valid & (scores[:, label] > score_threshold) & (sides >= min_box_size).all(axis=1)
+        kept = compiled_nms(boxes, scores[:, label], fit, iou_threshold=nms_iou)
+        found += [(scores[row, label], label, boxes[row]) for row in np.flatnonzero(kept)]
+    found.sort(key=lambda item: -item[0])
+    return found[:max_detections]
+
+
+def assert_same(result, expected) -> None:
+    boxes, scores, classes, valid, _ = (np.asarray(array) for array in result)
+    count = len(expected)
+    np.testing.assert_array_equal(valid, np.arange(len(valid)) < count)
+    np.testing.assert_array_equal(classes[:count], [label for _, label, _ in expected])
+    # Softmax and decoding in compiled code: a few units in the last place of 1 and of coordinates below 128.
+    np.testing.assert_allclose(scores[:count], [score for score, _, _ in expected], rtol=0, atol=5e-7)
+    np.testing.assert_allclose(boxes[:count], np.reshape([b for _, _, b in expected], (-1, 4)), rtol=0, atol=3e-5)
+    assert not boxes[count:].any()
+    assert not scores[count:].any()
+    assert not classes[count:].any()
+
+
+@pytest.mark.parametrize("compile_it", [False, True])
+def test_hand_case(compile_it):
+    boxes = jnp.array([[0.0, 0.0, 10.0, 10.0], [0.0, 0.0, 10.0, 9.0], [20.0, 20.0, 30.0, 60.0]])
+    probabilities = jnp.array([[0.1, 0.8, 0.1], [0.2, 0.5, 0.3], [0.35, 0.05, 0.6]])
+    function = functools.partial(detect, **OPTIONS | {"max_detections": 4})
+    result = (jax.jit(function) if compile_it else function)(
+        jnp.log(probabilities),
+        jnp.zeros((3, 2, 4)),
+        Proposals(boxes, jnp.zeros(3), jnp.ones(3, bool)),
+        jnp.array([40, 40]),
+    )
+    # (1, class 1) falls to (0, class 1); (1, class 2) is alone in its class there; the last is cut by the image.
+    expected = [(0.8, 1, [0, 0, 10, 10]), (0.6, 2, [20, 20, 30, 40]), (0.3, 2, [0, 0, 10, 9])]
+    assert_same(result, expected)
+    assert not result[-1]
+
+
+@pytest.mark.parametrize("agnostic", [False, True])
+@pytest.mark.parametrize("most", [3, 12, 100])
+def test_equals_the_oracle(agnostic, most):
+    inputs, options = head_output(0, agnostic=agnostic), OPTIONS | {"max_detections": most}
+    result = run(*inputs, SIZE, **options)
+    expected = detect_oracle(*inputs, SIZE, **options)
+    assert len(expected) >= 3
+    assert_same(result, expected)
+    assert not result[-1]
+
+
+def test_cap_on_candidates_is_exact_or_says_so():
+    inputs = head_output(1)
+    full = run(*inputs, SIZE, **OPTIONS)
+    candidates = 25
+    capped = run(*inputs, SIZE, **OPTIONS | {"nms_candidates": candidates, "max_detections": 5})
+    assert capped[3].all()
+    assert not capped[4]  # as many as were asked for survived: the cap cost nothing
+    for got, expected in zip(capped[:4], full[:4], strict=True):
+        np.testing.assert_array_equal(got, expected[:5])
+    capped = run(*inputs, SIZE, **OPTIONS | {"nms_candidates": 3})
+    assert capped[4]
+    assert capped[3].sum() < full[3].sum()
+
+
+def test_cap_that_is_just_reached_is_not_truncation():
+    logits, deltas, proposals = head_output(2)
+    scores = np.asarray(jax.nn.softmax(logits, axis=-1))[:, 1:]
+    boxes = box_ops.clip(
+        box_ops.decode(jnp.asarray(deltas), jnp.asarray(proposals.boxes)[:, None], weights=WEIGHTS), jnp.asarray(SIZE)
+    )
+    fit = np.asarray(box_ops.large_enough(boxes, OPTIONS["min_box_size"])) & proposals.valid[:, None]
+    candidates = int((fit & (scores > OPTIONS["score_threshold"])).sum())
+    for cap, truncated in ((candidates, False), (candidates - 1, True)):
+        options = OPTIONS | {"nms_candidates": cap, "max_detections": 60}
+        assert bool(run(logits, deltas, proposals, SIZE, **options)[4]) is truncated
+
+
+@pytest.mark.parametrize("garbage", [np.nan, np.inf, 1e30, 0.0])
+def test_padding_does_not_matter(garbage):
+    logits, deltas, proposals = head_output(3)
+    expected = run(logits, deltas, proposals, SIZE, **OPTIONS)
+    assert expected[3].any()
+    padding = ~proposals.valid
+    for array in (logits, deltas, proposals.boxes, proposals.scores):
+        array[padding] = garbage
+    for got, wanted in zip(run(logits, deltas, proposals, SIZE, **OPTIONS), expected, strict=True):
+        np.testing.assert_array_equal(got, wanted)
+
+
+def test_a_proposal_whose_numbers_are_not_finite_is_dropped():
+    logits, deltas, proposals = head_output(4)
+    proposals.valid[:2] = False
+    expected = run(logits, deltas, proposals, SIZE, **OPTIONS)
+    proposals.valid[:2] = True
+    logits[0], deltas[1] = np.nan, np.inf
+    for got, wanted in zip(run(logits, deltas, proposals, SIZE, **OPTIONS), expected, strict=True):
+        np.testing.assert_array_equal(got, wanted)
+
+
+def test_without_proposals_there_are_no_detections():
+    logits, deltas, proposals = head_output(5)
+    result = run(logits, deltas, proposals._replace(valid=np.zeros(PROPOSALS, bool)), SIZE, **OPTIONS)
+    assert_same(result, [])
+    assert not result[-1]
+
+
+def test_vmap_changes_nothing():
+    images = [head_output(seed) for seed in (6, 7)]
+    sizes = np.array([[70, 80], [30, 40]])
+    batch = jax.tree.map(lambda *arrays: np.stack(arrays), *images)
+    batched = jax.vmap(lambda *arrays: run(*arrays, **OPTIONS))(*batch, sizes)
+    for image, inputs in enumerate(images):
+        for got, expected in zip(batched, run(*inputs, sizes[image], **OPTIONS), strict=True):
+            # As in assert_same, with the looser bound for all; classes and flags differ by 1 if they differ.
+            np.testing.assert_allclose(got[image], expected, rtol=0, atol=3e-5)
+
+
+def test_gradient_is_finite():
+    logits, deltas, proposals = head_output(8)
+
+    def total(logits, deltas):
+        boxes, scores, *_ = run(logits, deltas, proposals, SIZE, **OPTIONS)
+        return boxes.sum() + scores.sum()
+
+    for gradient in jax.grad(total, argnums=(0, 1))(logits, deltas):
+        assert np.isfinite(gradient).all()
+        assert gradient.any()
+
+
+def test_golden_detections(golden):
+    arrays = golden("tv_op_roi_box.npz")
+    options = OPTIONS | {"score_threshold": 0.05, "max_detections": 25, "min_box_size": 1e-2}
+    start = 0
+    for image, size in enumerate(arrays["image_shapes"]):
+        boxes = arrays[f"proposals{image}"]
+        rows = slice(start, start + len(boxes))
+        start += len(boxes)
+        logits = arrays["class_logits"][rows]
+        deltas = arrays["box_regression"][rows].reshape(len(boxes), -1, 4)[:, 1:]
+        proposals = Proposals(boxes, np.zeros(len(boxes), np.float32), np.ones(len(boxes), bool))
+        ours = run(logits, deltas, proposals, size, **options)
+        valid, expected = np.asarray(ours[3]), arrays[f"det_boxes{image}"]
+        assert valid.sum() == len(expected)
+        # Four units in the last place of the largest coordinate before clipping (below 512) and of a probability.
+        np.testing.assert_allclose(ours[0][valid], expected, rtol=0, atol=4 * np.spacing(np.float32(511)))
+        np.testing.assert_allclose(ours[1][valid], arrays[f"det_scores{image}"], rtol=0, atol=5e-7)
+        np.testing.assert_array_equal(ours[2][valid], arrays[f"det_labels{image}"])

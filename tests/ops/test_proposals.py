@@ -1,0 +1,161 @@
+from __future__ import annotations
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from mrcnn_jax.ops import boxes as box_ops
+from mrcnn_jax.ops.nms import nms
+from mrcnn_jax.ops.proposals import propose
+
+LEVELS = (30, 12, 3)
+compiled_nms = jax.jit(nms, static_argnames="iou_threshold")
+OPTIONS = {"pre_nms_top_k": 20, "post_nms_top_k": 16, "nms_iou": 0.6, "min_box_size": 4.0}
+
+
+@pytest.fixture(autouse=True)
+def _strict_types():
+    with jax.numpy_dtype_promotion("strict"):
+        yield
+
+
+def split(array: np.ndarray, sizes, axis: int = 0) -> list[jax.Array]:
+    return [jnp.asarray(part) for part in np.split(array, np.cumsum(sizes)[:-1], axis=axis)]
+
+
+def anchors() -> np.ndarray:
+    rng = np.random.default_rng(9)
+    corner = rng.uniform(0, 60, (sum(LEVELS), 2))
+    return np.concatenate([corner, corner + rng.uniform(5, 40, corner.shape)], axis=1).astype(np.float32)
+
+
+def network_output(seed: int) -> tuple[np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(seed)
+    logits = rng.normal(size=sum(LEVELS)).astype(np.float32)
+    return logits, rng.normal(0, 0.5, (sum(LEVELS), 4)).astype(np.float32)
+
+
+@functools.partial(jax.jit, static_argnames=tuple(OPTIONS))
+def run(logits, deltas, size, **options):
+    return propose(split_traced(logits), split_traced(deltas), split(anchors(), LEVELS), size, **options)
+
+
+def split_traced(array):
+    return jnp.split(array, np.cumsum(LEVELS)[:-1])
+
+
+def propose_oracle(logits, deltas, size, *, pre_nms_top_k, post_nms_top_k, nms_iou, min_box_size):
+    """The same in loops; decoding, clipping and NMS have oracles of their own."""
+    found = []
+    start = 0
+    for count in LEVELS:
+        rows = np.arange(start, start + count)
+        start += count
+        rows = rows[np.argsort(-logits[rows], kind="stable")][:pre_nms_top_k]
+        boxes = box_ops.decode(jnp.asarray(deltas[rows]), jnp.asarray(anchors()[rows]), weights=(1.0, 1.0, 1.0, 1.0))
+        boxes = np.asarray(box_ops.clip(boxes, jnp.asarray(size)))
+        fit = (boxes[:, 2] - boxes[:, 0] >= min_box_size) & (boxes[:, 3] - boxes[:, 1] >= min_box_size)
+        keep = np.asarray(compiled_nms(boxes, logits[rows], fit, iou_threshold=nms_iou))
+        found += [(logits[row], box) for row, box in zip(rows[keep], boxes[keep], strict=True)]
+    found.sort(key=lambda pair: -pair[0])
+    return found[:post_nms_top_k]
+
+
+@pytest.mark.parametrize("compile_it", [False, True])
+def test_hand_case(compile_it):
+    level0 = np.array([[0, 0, 10, 10], [0, 0, 10, 9], [-8, 0, -2, 10]], np.float32)  # the last lies outside
+    level1 = np.array([[0, 0, 10, 10]], np.float32)  # as the first, but on another level: stays
+    options = {"pre_nms_top_k": 3, "post_nms_top_k": 4, "nms_iou": 0.5, "min_box_size": 0.0}
+    function = functools.partial(propose, **options)
+    proposals = (jax.jit(function) if compile_it else function)(
+        [jnp.array([1.0, 3.0, 9.0]), jnp.array([2.0])],
+        [jnp.zeros((3, 4)), jnp.zeros((1, 4))],
+        [jnp.asarray(level0), jnp.asarray(level1)],
+        jnp.array([20, 8]),
+    )
+    np.testing.assert_array_equal(proposals.valid, [True, True, False, False])
+    np.testing.assert_array_equal(proposals.boxes, [[0, 0, 8, 9], [0, 0, 8, 10], [0, 0, 0, 0], [0, 0, 0, 0]])
+    np.testing.assert_array_equal(proposals.scores, [3, 2, 0, 0])
+
+
+@pytest.mark.parametrize("post", [8, 16, 60])
+def test_equals_the_oracle(post):
+    logits, deltas = network_output(0)
+    size, options = np.array([60, 70]), OPTIONS | {"post_nms_top_k": post}
+    proposals = run(logits, deltas, size, **options)
+    expected = propose_oracle(logits, deltas, size, **options)
+    assert proposals.boxes.shape == (post, 4)
+    assert int(proposals.valid.sum()) == len(expected)
+    np.testing.assert_array_equal(proposals.scores[: len(expected)], [score for score, _ in expected])
+    # Compiled code may contract a product and a sum: a few units in the last place of coordinates below 128.
+    np.testing.assert_allclose(proposals.boxes[: len(expected)], [box for _, box in expected], rtol=0, atol=3e-5)
+    assert not proposals.boxes[len(expected) :].any()
+
+
+@pytest.mark.parametrize("garbage", [np.nan, np.inf, -np.inf])
+def test_numbers_that_are_not_finite_are_dropped(garbage):
+    logits, deltas = network_output(1)
+    size = np.array([100, 100])
+    bad = np.array([0, 7, 35])
+    logits[bad] = -1e9  # last of their levels
+    expected = run(logits, deltas, size, **OPTIONS | {"pre_nms_top_k": 30})
+    broken = logits.copy()
+    broken[bad[:2]] = garbage
+    deltas[bad[2]] = garbage
+    proposals = run(broken, deltas, size, **OPTIONS | {"pre_nms_top_k": 30})
+    for got, wanted in zip(proposals, expected, strict=True):
+        np.testing.assert_array_equal(got, wanted)
+
+
+def test_an_image_without_fit_boxes_has_no_proposals():
+    logits, deltas = network_output(2)
+    proposals = run(logits, deltas, np.array([0, 0]), **OPTIONS)
+    assert not proposals.valid.any()
+    assert not proposals.boxes.any()
+
+
+def test_no_gradient_flows():
+    logits, deltas = network_output(3)
+
+    def total(logits, deltas):
+        proposals = run(logits, deltas, np.array([60, 70]), **OPTIONS)
+        return proposals.boxes.sum() + proposals.scores.sum()
+
+    for gradient in jax.grad(total, argnums=(0, 1))(logits, deltas):
+        np.testing.assert_array_equal(gradient, 0)
+
+
+def test_vmap_changes_nothing():
+    outputs = [network_output(seed) for seed in (4, 5)]
+    sizes = np.array([[60, 70], [30, 100]])
+    logits, deltas = map(np.stack, zip(*outputs, strict=True))
+    batched = jax.vmap(lambda *arrays: run(*arrays, **OPTIONS))(logits, deltas, sizes)
+    for image in range(2):
+        alone = run(logits[image], deltas[image], sizes[image], **OPTIONS)
+        np.testing.assert_array_equal(batched.scores[image], alone.scores)
+        np.testing.assert_array_equal(batched.valid[image], alone.valid)
+        np.testing.assert_allclose(batched.boxes[image], alone.boxes, rtol=0, atol=3e-5)  # as above
+
+
+@pytest.mark.parametrize(("mode", "pre", "post"), [("train", 200, 120), ("test", 100, 60)])
+def test_golden_proposals(golden, mode, pre, post):
+    arrays, anchor_arrays = golden("tv_op_rpn.npz"), golden("tv_op_anchors.npz")
+    height, width = arrays["padded"]
+    sizes, images = arrays["num_anchors_per_level"], len(arrays["image_sizes"])
+    logits = split(arrays["objectness"].reshape(images, -1), sizes, axis=1)
+    deltas = split(arrays["deltas"].reshape(images, -1, 4), sizes, axis=1)
+    levels = split(anchor_arrays[f"anchors_{height}x{width}"], sizes)
+    options = {"pre_nms_top_k": pre, "post_nms_top_k": post, "nms_iou": 0.7, "min_box_size": 1e-3}
+    ours = jax.jit(jax.vmap(lambda *a: propose(a[0], a[1], levels, a[2], **options)))(
+        logits, deltas, arrays["image_sizes"]
+    )
+    for image in range(images):
+        boxes, scores = arrays[f"proposals_{mode}{image}"], arrays[f"scores_{mode}{image}"]
+        valid = np.asarray(ours.valid[image])
+        assert valid.sum() == len(boxes)
+        # Four units in the last place of the largest coordinate or anchor side: exp and sums rounded differently.
+        np.testing.assert_allclose(ours.boxes[image][valid], boxes, rtol=0, atol=4 * np.spacing(np.float32(512)))
+        np.testing.assert_allclose(jax.nn.sigmoid(ours.scores[image][valid]), scores, rtol=1e-6)

@@ -1,0 +1,105 @@
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mrcnn_jax.ops.sampling import sample, select
+
+BUDGET = {"count": 8, "positive_fraction": 0.25}
+LENGTH = 20
+sample_8 = jax.jit(lambda key, labels: sample(key, labels, **BUDGET))
+select_8 = jax.jit(lambda key, labels: select(key, labels, **BUDGET))
+
+
+@pytest.fixture(autouse=True)
+def _strict_types():
+    with jax.numpy_dtype_promotion("strict"):
+        yield
+
+
+def budget_oracle(labels: np.ndarray, count: int, fraction: float) -> tuple[int, int]:
+    """How many positives and negatives the peers draw."""
+    positives = min(int(count * fraction), int((labels == 1).sum()))
+    return positives, min(count - positives, int((labels == 0).sum()))
+
+
+def test_hand_case():
+    labels = jnp.array([1, -1, 0, 0, -1, 1, 0], jnp.int32)
+    positive, negative = sample(jax.random.key(0), labels, count=10, positive_fraction=0.5)
+    np.testing.assert_array_equal(positive, labels == 1)
+    np.testing.assert_array_equal(negative, labels == 0)
+    indices, valid = select(jax.random.key(0), labels, count=10, positive_fraction=0.5)
+    np.testing.assert_array_equal(indices[:5], [0, 5, 2, 3, 6])
+    np.testing.assert_array_equal(valid, [True] * 5 + [False] * 2)
+
+
+def test_missing_negatives_are_not_replaced_by_positives():
+    positive, negative = sample_8(jax.random.key(0), jnp.ones(LENGTH, jnp.int32))
+    assert positive.sum() == 2
+    assert not negative.any()
+
+
+@settings(deadline=None, max_examples=60, derandomize=True)
+@given(st.integers(0, 1000), st.lists(st.sampled_from([-1, 0, 1]), min_size=LENGTH, max_size=LENGTH))
+def test_budget(seed, labels):
+    labels = np.array(labels, np.int32)
+    key = jax.random.key(seed)
+    positive, negative = (np.asarray(mask) for mask in sample_8(key, labels))
+    assert (positive.sum(), negative.sum()) == budget_oracle(labels, 8, 0.25)
+    assert (labels[positive] == 1).all()
+    assert (labels[negative] == 0).all()
+    indices, valid = (np.asarray(x) for x in select_8(key, labels))
+    assert indices.shape == valid.shape == (8,)
+    expected = np.concatenate([np.flatnonzero(positive), np.flatnonzero(negative)])
+    np.testing.assert_array_equal(indices[valid], expected)
+    assert valid[: len(expected)].all()
+
+
+def test_take_all():
+    labels = jnp.array([1, 0, -1, 1], jnp.int32)
+    positive, negative = sample(jax.random.key(3), labels, count=10**6, positive_fraction=0.5)
+    np.testing.assert_array_equal(positive, labels == 1)
+    np.testing.assert_array_equal(negative, labels == 0)
+
+
+@pytest.mark.parametrize("length", [0, 1])
+def test_almost_nothing_to_draw_from(length):
+    labels = jnp.full(length, -1, jnp.int32)
+    assert not any(mask.any() for mask in sample(jax.random.key(0), labels, **BUDGET))
+    indices, valid = select(jax.random.key(0), labels, **BUDGET)
+    assert indices.shape == (length,)
+    assert not valid.any()
+
+
+def test_draws_are_uniform():
+    labels = np.array([1] * 6 + [0] * 14, np.int32)
+    draws = 4000
+    keys = jax.random.split(jax.random.key(0), draws)
+    positive, negative = jax.vmap(sample_8, in_axes=(0, None))(keys, labels)
+    for mask, group, number in ((positive, labels == 1, 2), (negative, labels == 0, 6)):
+        share = number / group.sum()
+        frequency = np.asarray(mask).mean(axis=0)[group]
+        # Five standard deviations of a binomial frequency.
+        np.testing.assert_allclose(frequency, share, atol=5 * np.sqrt(share * (1 - share) / draws))
+
+
+def test_same_key_same_draw_other_key_other_draw():
+    labels = jnp.zeros(LENGTH, jnp.int32)
+    first, again, other = (sample_8(jax.random.key(seed), labels)[1] for seed in (0, 0, 1))
+    np.testing.assert_array_equal(first, again)
+    assert (first != other).any()
+
+
+def test_jit_and_vmap_change_nothing():
+    labels = np.random.default_rng(0).integers(-1, 2, (3, LENGTH)).astype(np.int32)
+    keys = jax.random.split(jax.random.key(5), 3)
+    for compiled, function in ((sample_8, sample), (select_8, select)):
+        batched = jax.vmap(compiled)(keys, labels)
+        for image in range(3):
+            eager = function(keys[image], jnp.asarray(labels[image]), **BUDGET)
+            for got, expected in zip(batched, eager, strict=True):
+                np.testing.assert_array_equal(got[image], expected)
