@@ -26,7 +26,7 @@ class RPNTargets(NamedTuple):
 
 
 def rpn_targets(key: jax.Array, anchors: jax.Array, truth: GroundTruth, config: RPNConfig) -> RPNTargets:
-    """Match anchors (A, 4) to the ground truth and draw a fixed-size sample (Ren et al. 2015, sections 3.1.2, 3.1.3)."""
+    """Match anchors (A, 4) to the ground truth and draw a fixed-size sample (Ren et al. 2015, section 3.1.2)."""
     matches, labels = match(
         box_ops.iou(truth.boxes, anchors),
         truth.valid,

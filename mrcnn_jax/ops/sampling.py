@@ -11,9 +11,9 @@ from mrcnn_jax.ops.matching import NEGATIVE, POSITIVE
 def sample(key: jax.Array, labels: jax.Array, *, count: int, positive_fraction: float) -> tuple[jax.Array, jax.Array]:
     """Masks (A,) bool of the drawn positives and the drawn negatives, uniform without replacement.
 
-    labels: (A,) int32 as `matching.match` gives them. At most int(count * positive_fraction) positives are drawn;
-    negatives fill up to `count`, as far as there are any (they do not run short for positives that are missing, nor
-    do positives replace missing negatives), as in torchvision and Detectron2.
+    labels: (A,) int32 as `matching.match` gives them. At most int(count * positive_fraction) positives are drawn, and
+    negatives up to `count` in all: they make up for missing positives, nothing makes up for missing negatives, as in
+    torchvision and Detectron2.
     """
     positive_key, negative_key = jax.random.split(key)
     budget = jnp.int32(int(count * positive_fraction))

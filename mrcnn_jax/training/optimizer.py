@@ -12,7 +12,7 @@ import optax
 from mrcnn_jax.config import ConfigError, ModelConfig, OptimizerConfig
 
 PyTree = Any
-Path = tuple[str, ...]
+ParameterPath = tuple[str, ...]
 FROZEN_STAGES = ("stem", "res2", "res3", "res4", "res5")
 
 
@@ -47,7 +47,7 @@ def make_optimizer(
     config: OptimizerConfig,
     schedule: optax.Schedule,
     params: PyTree,
-    frozen: PyTree | Callable[[Path], bool] | None = None,
+    frozen: PyTree | Callable[[ParameterPath], bool] | None = None,
 ) -> optax.GradientTransformation:
     """SGD with momentum or AdamW; its updates are to be added to the parameters (`optax.apply_updates`).
 
@@ -72,7 +72,7 @@ def make_optimizer(
     return optax.partition({"trained": optax.chain(*steps), "frozen": optax.set_to_zero()}, labels)
 
 
-def frozen_paths(config: ModelConfig) -> Callable[[Path], bool]:
+def frozen_paths(config: ModelConfig) -> Callable[[ParameterPath], bool]:
     """The predicate of parameters that `backbone.frozen_stages` freezes: 1 the stem, 2 also res2, and so on."""
     stages = FROZEN_STAGES[: config.backbone.frozen_stages]
     return lambda path: len(path) > 1 and path[0] == "backbone" and path[1] in stages
@@ -82,7 +82,7 @@ def _decay_mask(params: PyTree) -> PyTree:
     return _map_paths(lambda path: not any("norm" in element for element in path), params)
 
 
-def _map_paths(function: Callable[[Path], bool], params: PyTree) -> PyTree:
+def _map_paths(function: Callable[[ParameterPath], bool], params: PyTree) -> PyTree:
     """Pytree of `function(path)` with the structure of `params` (nested dicts)."""
     return jax.tree_util.tree_map_with_path(lambda path, _: function(tuple(str(key.key) for key in path)), params)
 
