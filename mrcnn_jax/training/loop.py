@@ -82,7 +82,8 @@ def _train_on(
     batches = train_batches(
         dataset, config, start_step=start, process_index=jax.process_index(), process_count=jax.process_count()
     )
-    sinks = default_sinks(workdir, steps=train.steps, start=start, batch_size=train.batch_size)
+    writes = jax.process_index() == 0
+    sinks = default_sinks(workdir, steps=train.steps, start=start, batch_size=train.batch_size) if writes else []
     log = MetricsLog(sinks, every=train.log_every, last_step=train.steps, batch_size=train.batch_size)
     with batches, log:
         return run_steps(

@@ -1,0 +1,67 @@
+"""train.py: overrides reach the run, and what the user can mend is said in one line."""
+
+from __future__ import annotations
+
+import runpy
+import sys
+from pathlib import Path
+
+import jax
+import pytest
+
+from mrcnn_jax.training import loop
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture
+def recipe(tmp_path):
+    path = tmp_path / "recipe.py"
+    path.write_text("from mrcnn_jax.config import Config\ndef get_config():\n    return Config()\n")
+    return path
+
+
+@pytest.fixture
+def command(monkeypatch, recipe):
+    """Run train.py with arguments after the recipe and the workdir; its exit status."""
+    cache = jax.config.jax_compilation_cache_dir
+    assert cache is not None  # so that the command leaves the tests' cache alone
+
+    def run(*arguments: str) -> int:
+        monkeypatch.setattr(sys, "argv", ["train.py", f"--config={recipe}", "--workdir=runs/x", *arguments])
+        with pytest.raises(SystemExit) as exit:
+            runpy.run_path(str(ROOT / "train.py"), run_name="__main__")
+        return exit.value.code
+
+    return run
+
+
+def test_overrides_reach_the_run(command, monkeypatch):
+    calls = []
+    monkeypatch.setattr(loop, "train", lambda *arguments: calls.append(arguments))
+    assert command("--config.optimizer.learning_rate=0.5", "--config.train.steps=7") == 0
+    [(config, workdir)] = calls
+    assert (config.optimizer.learning_rate, config.train.steps, workdir) == (0.5, 7, "runs/x")
+
+
+@pytest.mark.parametrize(
+    ("argument", "message"),
+    [
+        ("--config.optimizer.learning_rat=0.5", "did you mean 'learning_rate'"),
+        ("--config.train.steps=many", "train.steps: expected int"),
+        ("--steps=7", "unknown argument --steps=7"),
+    ],
+)
+def test_mistakes_are_named(command, capsys, argument, message):
+    assert command(argument) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_bad_loss_is_an_error_of_the_command(command, monkeypatch, capsys):
+    def train(*_):
+        raise loop.NonFiniteLossError(12, [397133], {"loss": float("nan")})
+
+    monkeypatch.setattr(loop, "train", train)
+    assert command() == 1
+    said = capsys.readouterr().err
+    assert "step 12 (loss nan), images [397133]" in said
