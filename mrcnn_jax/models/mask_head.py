@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from mrcnn_jax.models.layers import Conv, Deconv2x2
+from mrcnn_jax.ops.conv import interleave
 
 
 class MaskHead(nn.Module):
@@ -20,8 +21,11 @@ class MaskHead(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         for index in range(self.conv_layers):
             x = nn.relu(Conv(self.channels, 3, name=f"conv{index + 1}")(x))
-        x = nn.relu(Deconv2x2(self.channels, name="deconv")(x)).astype(jnp.float32)
-        return Conv(self.num_classes, 1, kernel_init=nn.initializers.normal(0.001), name="logits")(x)
+        blocks = nn.relu(Deconv2x2(self.channels, name="deconv")(x)).astype(jnp.float32)
+        # The last layer looks at one pixel at a time, so it can come before the pixels of a block are laid out.
+        pixels = blocks.reshape(blocks.shape[0], -1, 1, self.channels)
+        logits = Conv(self.num_classes, 1, kernel_init=nn.initializers.normal(0.001), name="logits")(pixels)
+        return interleave(logits.reshape(*blocks.shape[:-1], self.num_classes))
 
 
 def select_class(logits: jax.Array, classes: jax.Array) -> jax.Array:

@@ -43,17 +43,25 @@ def max_pool_3x3(x: jax.Array) -> jax.Array:
 
 
 def deconv2x2(x: jax.Array, kernel: jax.Array) -> jax.Array:
-    """Transposed convolution with a 2 x 2 kernel and stride 2: each pixel becomes a 2 x 2 block, a matrix product.
+    """Transposed convolution with a 2 x 2 kernel and stride 2, as one matrix product: each pixel becomes a block.
+
+    What follows it pixel by pixel can be computed on the blocks; `interleave` then lays out fewer channels.
 
     Args:
       x: (B, H, W, I).
       kernel: (2, 2, I, O); kernel[dy, dx] makes the pixel (2 y + dy, 2 x + dx), torch's `weight[:, :, dy, dx]`.
 
-    Returns: (B, 2 H, 2 W, O).
+    Returns: blocks (B, H, W, 2, 2, O).
     """
-    batch, height, width, _ = x.shape
-    blocks = jnp.einsum("bhwi,yxio->bhywxo", x, kernel)
-    return blocks.reshape(batch, 2 * height, 2 * width, kernel.shape[-1])
+    inputs, outputs = kernel.shape[2:]
+    blocks = x @ kernel.transpose(2, 0, 1, 3).reshape(inputs, 4 * outputs)
+    return blocks.reshape(*x.shape[:3], 2, 2, outputs)
+
+
+def interleave(blocks: jax.Array) -> jax.Array:
+    """Blocks (B, H, W, 2, 2, O) as an image (B, 2 H, 2 W, O)."""
+    batch, height, width, _, _, channels = blocks.shape
+    return blocks.transpose(0, 1, 3, 2, 4, 5).reshape(batch, 2 * height, 2 * width, channels)
 
 
 def _forward(x: jax.Array, kernel: jax.Array, stride: int, padding: int) -> jax.Array:
