@@ -27,9 +27,9 @@ def detect(
 
     class_logits (P, C+1), background at 0; deltas (P, C, 4), or (P, 1, 4) for a class-agnostic head; image_size (2,)
     height and width of the picture. D = max_detections; slots without a detection hold zeros. A candidate is a pair
-    of a proposal and a class with a softmax probability > score_threshold whose clipped box is finite and has sides
-    >= min_box_size (0: not empty). The best `nms_candidates` enter NMS inside their class. `truncated` says that this
-    cap may have cost a detection: there were more candidates, and fewer than D survived.
+    of a proposal and a class with a softmax probability > score_threshold whose clipped box has sides >= min_box_size
+    (0: not empty); what is not finite is dropped. The best `nms_candidates` enter NMS inside their class. `truncated`
+    says that this cap may have cost a detection: there were more candidates, and fewer than D survived.
     """
     boxes, scores = _candidates(
         class_logits, deltas, proposals, image_size, delta_weights=delta_weights, min_box_size=min_box_size
@@ -58,10 +58,10 @@ def _candidates(
     """Clipped boxes (P, C or 1, 4) and probabilities (P, C), -inf where the pair is not to be considered."""
     scores = jax.nn.softmax(class_logits.astype(jnp.float32), axis=-1)[:, 1:]
     boxes = box_ops.decode(deltas.astype(jnp.float32), proposals.boxes[:, None], weights=delta_weights)
-    finite = jnp.all(jnp.isfinite(boxes), axis=-1)
     boxes = box_ops.clip(boxes, image_size)
-    fit = finite & box_ops.large_enough(boxes, min_box_size) & proposals.valid[:, None]
-    return boxes, jnp.where(fit & jnp.isfinite(scores), scores, -jnp.inf)
+    # A NaN is never large enough, and a box at infinity has been cut to an empty one.
+    fit = box_ops.large_enough(boxes, min_box_size) & proposals.valid[:, None]
+    return boxes, jnp.where(fit, scores, -jnp.inf)
 
 
 def _best(

@@ -40,9 +40,9 @@ def propose(
     lengths = [scores.shape[0] for scores, _, _ in best]
     scores, deltas, anchors = (jax.lax.stop_gradient(jnp.concatenate(parts)) for parts in zip(*best, strict=True))
     boxes = box_ops.decode(deltas, anchors, weights=DELTA_WEIGHTS)
-    finite = jnp.isfinite(scores) & jnp.all(jnp.isfinite(boxes), axis=-1)
     boxes = box_ops.clip(boxes, image_size)
-    fit = finite & box_ops.large_enough(boxes, min_box_size)
+    # A NaN is never large enough, a box at infinity has been cut to an empty one, and scores of -inf come last.
+    fit = box_ops.large_enough(boxes, min_box_size)
     keep = _nms_by_level(boxes, fit, lengths, nms_iou)
     return _best_of_all(boxes, jnp.where(keep, scores, -jnp.inf), post_nms_top_k)
 

@@ -66,8 +66,9 @@ def test_encode_by_hand():
 
 def test_decode_cuts_the_scale_from_above_only():
     anchor = jnp.array([[0.0, 0.0, 16.0, 16.0]])
-    box = box_ops.decode(jnp.array([[0.0, 0.0, 50.0, -50.0]]), anchor, weights=PLAIN)[0]
-    np.testing.assert_allclose(box, [8 - 500, 8, 8 + 500, 8], rtol=1e-5)
+    wide, tall = (box_ops.decode(jnp.array([[0.0, 0.0, dw, -dw]]), anchor, weights=PLAIN)[0] for dw in (50.0, -50.0))
+    np.testing.assert_allclose(wide, [8 - 500, 8, 8 + 500, 8], rtol=1e-5)
+    np.testing.assert_allclose(tall, [8, 8 - 500, 8, 8 + 500], rtol=1e-5)
 
 
 def test_iou_equals_the_oracle():

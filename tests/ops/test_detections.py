@@ -115,6 +115,8 @@ def test_cap_on_candidates_is_exact_or_says_so():
     capped = run(*inputs, SIZE, **OPTIONS | {"nms_candidates": 3})
     assert capped[4]
     assert capped[3].sum() < full[3].sum()
+    survivors = int(capped[3].sum())
+    assert not run(*inputs, SIZE, **OPTIONS | {"nms_candidates": 3, "max_detections": survivors})[4]
 
 
 def test_cap_that_is_just_reached_is_not_truncation():

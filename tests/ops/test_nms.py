@@ -80,8 +80,8 @@ def test_equals_greedy(monkeypatch, threshold, block):
     np.testing.assert_array_equal(keep, expected)
 
 
-corner = st.integers(0, 12)
-side = st.sampled_from([0, 0, 4, 5, 6, 10])
+corner = st.sampled_from([0, 0, 5, 10])
+side = st.sampled_from([0, 5, 10])
 box = st.tuples(corner, corner, side, side).map(lambda b: (b[0], b[1], b[0] + b[2], b[1] + b[3]))
 slot = st.tuples(box, st.sampled_from([0.1, 0.5, 0.9]), st.integers(0, 1), st.booleans())
 
