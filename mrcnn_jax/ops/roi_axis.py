@@ -62,10 +62,13 @@ def sample_axis(
     first = position(jnp.where(negative, count - 1.0, 0.0))
 
     def before(limit: jax.Array | float, inclusive: bool) -> jax.Array:
-        """How many samples lie below the limit (or on it): an estimate, put right by looking at its neighbours."""
-        guess = jnp.clip(jnp.ceil((limit - first) / jnp.maximum(step, TINY)), 0.0, count)
-        total = jnp.maximum(guess - 1.0, 0.0)
-        for sample in (guess - 1.0, guess):
+        """How many samples lie below the limit, or on it."""
+        if sampling_ratio:
+            total, candidates = jnp.zeros_like(first), [jnp.float32(sample) for sample in range(sampling_ratio)]
+        else:  # adaptive samples are at least half a cell apart: an estimate is off by one at most
+            guess = jnp.clip(jnp.ceil((limit - first) / jnp.maximum(step, TINY)), 0.0, count)
+            total, candidates = jnp.maximum(guess - 1.0, 0.0), [guess - 1.0, guess]
+        for sample in candidates:
             at = position(jnp.where(negative, count - 1.0 - sample, sample))
             hit = (at <= limit) if inclusive else (at < limit)
             total = total + (hit & (sample >= 0.0) & (sample < count))

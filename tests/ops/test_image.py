@@ -1,0 +1,82 @@
+"""Normalisation and resizing: hand cases, torch, torchvision's transform."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from mrcnn_jax.ops.image import normalize, resize_bicubic, resize_bilinear
+
+F32 = np.finfo(np.float32).eps
+MEAN, STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
+
+
+def test_padding_is_zero_after_normalisation_whatever_it_holds():
+    image = np.full((4, 6, 3), 200, np.uint8)
+    clean = image.copy()
+    clean[3:], clean[:, 4:] = 0, 0
+    run = jax.jit(lambda image: normalize(image, jnp.asarray([3, 4]), mean=MEAN, std=STD))
+    result = run(image)
+    np.testing.assert_array_equal(result, run(clean))
+    np.testing.assert_array_equal(result[3:], np.zeros((1, 6, 3)))
+    np.testing.assert_array_equal(result[:, 4:], np.zeros((4, 2, 3)))
+    np.testing.assert_allclose(result[2, 3], (200 - np.float32(MEAN)) / np.float32(STD), rtol=4 * F32)
+
+
+def test_bgr_turns_the_channels_and_takes_means_in_that_order():
+    image = np.uint8([[[10, 20, 30]]])
+    result = normalize(image, jnp.asarray([1, 1]), mean=(1, 2, 3), std=(1, 1, 2), channel_order="bgr")
+    np.testing.assert_array_equal(result, [[[29.0, 18.0, 3.5]]])
+
+
+def test_normalize_maps_over_images_of_their_own_sizes():
+    images = np.random.default_rng(0).integers(0, 256, (2, 5, 4, 3)).astype(np.uint8)
+    sizes = np.int32([[5, 2], [3, 4]])
+    one = lambda image, size: normalize(image, size, mean=MEAN, std=STD)  # noqa: E731
+    batched = jax.vmap(one)(images, sizes)
+    for i in range(2):
+        np.testing.assert_array_equal(batched[i], one(images[i], sizes[i]))
+
+
+def test_bilinear_by_hand():
+    image = np.float32([0, 4]).reshape(1, 2, 1)
+    np.testing.assert_array_equal(resize_bilinear(image, (1, 4))[0, :, 0], [0, 1, 3, 4])
+    np.testing.assert_array_equal(resize_bilinear(image, (2, 1))[:, 0, 0], [2, 2])
+
+
+@pytest.mark.parametrize("size", [(13, 9), (4, 31), (1, 1), (7, 5)])
+@pytest.mark.parametrize("mode", ["bilinear", "bicubic"])
+def test_resize_equals_torch(size, mode):
+    torch = pytest.importorskip("torch")
+    image = np.random.default_rng(1).random((7, 12, 3)).astype(np.float32)
+    expected = torch.nn.functional.interpolate(
+        torch.from_numpy(image.transpose(2, 0, 1)[None]), size=size, mode=mode, align_corners=False
+    )[0].numpy()
+    resize = {"bilinear": resize_bilinear, "bicubic": resize_bicubic}[mode]
+    result = jax.jit(resize, static_argnums=1)(image, size)
+    # Positions up to 12 with half an ulp each; the cubic's slope and its sum of absolute weights are below 2.
+    np.testing.assert_allclose(result, expected.transpose(1, 2, 0), rtol=0, atol=4 * 12 * F32)
+
+
+def test_resize_takes_integers_and_gives_float32():
+    image = np.random.default_rng(2).integers(0, 256, (6, 6, 1)).astype(np.uint8)
+    for resize in (resize_bilinear, resize_bicubic):
+        same = resize(image, (6, 6))
+        assert same.dtype == jnp.float32
+        np.testing.assert_array_equal(same, image.astype(np.float32))
+
+
+def test_golden_transform_torchvision(golden):
+    arrays = golden("tv_op_transform.npz")
+    mean, std = 255 * np.float64([0.485, 0.456, 0.406]), 255 * np.float64([0.229, 0.224, 0.225])
+    for i, size in enumerate(arrays["image_sizes"]):
+        height, width = (int(n) for n in size)
+        image = arrays[f"img_u8_{i}"].transpose(1, 2, 0)
+        normal = normalize(image, jnp.asarray(image.shape[:2]), mean=tuple(mean), std=tuple(std))
+        expected = arrays["batched"][i].transpose(1, 2, 0)
+        result = np.zeros_like(expected)
+        result[:height, :width] = resize_bilinear(normal, (height, width))
+        # Positions in the image with half an ulp each, times the largest step between neighbours (5 deviations).
+        np.testing.assert_allclose(result, expected, rtol=0, atol=4 * F32 * max(image.shape) * 5)
