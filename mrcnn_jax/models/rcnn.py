@@ -89,10 +89,21 @@ class MaskRCNN(nn.Module):
             self.mask(jnp.zeros((1, size, size, features[0].shape[-1]), features[0].dtype))
 
 
-def init_variables(model: MaskRCNN, key: jax.Array, image_shape: tuple[int, int] = (64, 64)) -> Variables:
-    """Random parameters and the constants of norms. The image shape does not influence them."""
-    images = jnp.zeros((1, *image_shape, 3), jnp.uint8)
-    return jax.jit(model.init)(key, images, jnp.asarray([image_shape], jnp.int32))
+def init_variables(model: MaskRCNN, key: jax.Array) -> Variables:
+    """Random parameters and the initial constants of norms."""
+    # It runs once: compiling it well would take three times as long as compiling and running it does.
+    init = jax.jit(model.init, compiler_options={"xla_backend_optimization_level": 0})
+    return init(key, *_smallest_batch())
+
+
+def variable_shapes(model: MaskRCNN) -> Variables:
+    """What `init_variables` would return, as shapes and types."""
+    return jax.eval_shape(model.init, jax.random.key(0), *_smallest_batch())
+
+
+def _smallest_batch() -> tuple[np.ndarray, np.ndarray]:
+    """Any image does to make the variables: their shapes do not depend on it."""
+    return np.zeros((1, 64, 64, 3), np.uint8), np.full((1, 2), 64, np.int32)
 
 
 def normalize(config: ModelConfig, images: jax.Array, image_sizes: jax.Array) -> jax.Array:

@@ -17,7 +17,7 @@ from mrcnn_jax.config import Config, ConfigError, TrainConfig, validate
 from mrcnn_jax.data.coco import Categories, Dataset, load_split
 from mrcnn_jax.data.pipeline import train_batches
 from mrcnn_jax.evaluation.run import evaluate_model
-from mrcnn_jax.models.rcnn import MaskRCNN, Variables, build_model, init_variables
+from mrcnn_jax.models.rcnn import MaskRCNN, Variables, build_model, init_variables, variable_shapes
 from mrcnn_jax.structures import Batch
 from mrcnn_jax.training import parallel
 from mrcnn_jax.training.checkpoint import Checkpointer, claim_workdir, load_variables
@@ -44,7 +44,7 @@ def train(config: Config, workdir: epath.PathLike, *, devices: Sequence[jax.Devi
     model = build_model(config.model)
     init_key, key = jax.random.split(jax.random.key(config.train.seed))
     schedule = make_schedule(config.optimizer, config.train.steps)
-    shapes = jax.eval_shape(functools.partial(init_variables, model), init_key)
+    shapes = variable_shapes(model)
     optimizer = make_optimizer(config.optimizer, schedule, shapes["params"], frozen_paths(config.model))
     step = make_train_step(model, config, optimizer, schedule, axis_name=parallel.AXIS_NAME)
     with Checkpointer(workdir, config.train.keep_checkpoints) as checkpointer:

@@ -11,10 +11,9 @@ from collections.abc import Mapping
 from typing import Any
 
 import flax
-import jax
 import numpy as np
 
-from mrcnn_jax.models.rcnn import MaskRCNN, Variables
+from mrcnn_jax.models.rcnn import MaskRCNN, Variables, variable_shapes
 
 Path = tuple[str, ...]
 
@@ -59,7 +58,7 @@ def import_state(model: MaskRCNN, state: Mapping[str, np.ndarray]) -> Variables:
 
     Raises ValueError that lists every missing, unexpected and wrongly shaped tensor.
     """
-    template = flax.traverse_util.flatten_dict(_shapes(model))
+    template = flax.traverse_util.flatten_dict(variable_shapes(model))
     names = {path: torchvision_name(path[1:]) for path in template}
     ignored = {name for name in state if name.endswith("num_batches_tracked")}
     problems = [f"missing: {name}" for name in sorted(set(names.values()) - set(state))]
@@ -120,12 +119,6 @@ def _pool_side(theirs: int, ours: int) -> int:
     if theirs % (side * side) or theirs != ours:
         raise ValueError(f"roi_heads.box_head.fc6 reads {theirs} numbers, the model gives {ours}")
     return side
-
-
-def _shapes(model: MaskRCNN) -> Any:
-    images = jax.ShapeDtypeStruct((1, 64, 64, 3), np.uint8)
-    sizes = jax.ShapeDtypeStruct((1, 2), np.int32)
-    return jax.eval_shape(model.init, jax.random.key(0), images, sizes)
 
 
 def _fill(template: str, groups: tuple[str, ...]) -> str:
