@@ -37,7 +37,7 @@ class Conv(nn.Module):
 
 
 class Deconv2x2(nn.Module):
-    """(B, H, W, I) -> blocks (B, H, W, 2, 2, O) of `ops.conv.deconv2x2`; parameters `kernel` (2, 2, I, O) and `bias`."""
+    """(B, H, W, I) -> blocks (B, H, W, 2, 2, O) of `ops.conv.deconv2x2`; parameters `kernel` (2, 2, I, O), `bias`."""
 
     features: int
     kernel_init: Initializer = he_normal_fan_out

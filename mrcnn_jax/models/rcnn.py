@@ -6,7 +6,7 @@ Faster R-CNN is the same model without the mask head.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import flax.linen as nn
 import jax
@@ -44,6 +44,10 @@ class MaskRCNN(nn.Module):
     """
 
     config: ModelConfig
+
+    if TYPE_CHECKING:  # flax declares a union of everything that any module's `apply` may return
+
+        def apply(self, *args: Any, **kwargs: Any) -> Any: ...
 
     def setup(self) -> None:
         config = self.config
@@ -117,11 +121,11 @@ def normalize(config: ModelConfig, images: jax.Array, image_sizes: jax.Array) ->
     return jax.vmap(one)(images, image_sizes)
 
 
-def level_anchors(config: ModelConfig, image_shape: tuple[int, int], level_shapes: Sequence[Any]) -> list[np.ndarray]:
+def level_anchors(config: ModelConfig, image_shape: Sequence[int], level_shapes: Sequence[Any]) -> list[np.ndarray]:
     """The anchors (A_level, 4) of each level for a padded image shape; constants of the compiled program."""
     grids = [(int(shape[0]), int(shape[1])) for shape in level_shapes]
     anchors = anchor_ops.grid_anchors(
-        image_shape,
+        (image_shape[0], image_shape[1]),
         grids,
         sizes=config.anchors.sizes,
         aspect_ratios=config.anchors.aspect_ratios,

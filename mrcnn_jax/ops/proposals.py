@@ -18,7 +18,7 @@ DELTA_WEIGHTS = (1.0, 1.0, 1.0, 1.0)
 def propose(
     logits_by_level: Sequence[jax.Array],
     deltas_by_level: Sequence[jax.Array],
-    anchors_by_level: Sequence[jax.Array],
+    anchors_by_level: Sequence[jax.Array | np.ndarray],
     image_size: jax.Array,
     *,
     pre_nms_top_k: int,
@@ -48,7 +48,7 @@ def propose(
 
 
 def _best_of_level(
-    logits: jax.Array, deltas: jax.Array, anchors: jax.Array, top_k: int
+    logits: jax.Array, deltas: jax.Array, anchors: jax.Array | np.ndarray, top_k: int
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Logits (k,) in falling order, deltas (k, 4) and anchors (k, 4) of the best; -inf for what is not finite."""
     scores = jnp.where(jnp.isfinite(logits), logits, -jnp.inf)

@@ -53,8 +53,8 @@ def make_train_step(
 
         def loss(params: Any) -> Any:
             variables = {"params": params, **state.model_state}
-            parts, aux = forward_losses(model, config.model, variables, batch, keys)
-            parts = {name: _mean(part, axis_name) for name, part in parts.items()}
+            sums, aux = forward_losses(model, config.model, variables, batch, keys)
+            parts = {name: _mean(part, axis_name) for name, part in sums.items()}
             return sum(parts.values()), (parts, aux)
 
         gradients, (parts, (statistics, counts)) = jax.grad(loss, has_aux=True)(state.params)
