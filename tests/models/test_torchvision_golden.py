@@ -9,21 +9,15 @@ features, 3e-5 in class logits and mask probabilities, 5e-7 in losses, and 6e-4 
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mrcnn_jax.config import (
-    AnchorConfig,
-    BackboneConfig,
-    BoxHeadConfig,
-    MaskHeadConfig,
-    ModelConfig,
-    RoIConfig,
-    RPNConfig,
-)
+from mrcnn_jax import presets
+from mrcnn_jax.config import ModelConfig
 from mrcnn_jax.evaluation.postprocess import postprocess
 from mrcnn_jax.models.rcnn import build_model, detect_normalized
 from mrcnn_jax.structures import Batch, GroundTruth
@@ -38,30 +32,24 @@ LOSS_NAMES = {
     "loss_rpn_box": "loss/loss_rpn_box_reg",
 }
 TAKE_ALL = 10**6
-BETA = 1 / 9
 
 
 def torchvision_config(num_classes: int) -> ModelConfig:
     """torchvision's flavour with the top-k values and thresholds of the golden run."""
-    return ModelConfig(
+    base = presets.torchvision()
+    return replace(
+        base,
         num_classes=num_classes,
-        pixel_mean=(0.485 * 255, 0.456 * 255, 0.406 * 255),
-        pixel_std=(0.229 * 255, 0.224 * 255, 0.225 * 255),
-        backbone=BackboneConfig("resnet50", norm="frozen_bn", frozen_stages=2),
-        anchors=AnchorConfig(rounded=True, order="ratio_major", stride="image_over_grid"),
-        rpn=RPNConfig(
+        rpn=replace(
+            base.rpn,
             batch_size=TAKE_ALL,
-            smooth_l1_beta=BETA,
-            normalizer="sampled",
             pre_nms_top_k_train=1000,
             post_nms_top_k_train=400,
             pre_nms_top_k_test=300,
             post_nms_top_k_test=200,
-            min_box_size=1e-3,
         ),
-        roi=RoIConfig(TAKE_ALL, positive_iou=0.3, aligned=False, sampling_ratio=2, level_rule="torchvision"),
-        box=BoxHeadConfig(smooth_l1_beta=BETA, max_detections=20, min_box_size=1e-2),
-        mask=MaskHeadConfig(target="soft", target_sampling_ratio=0, paste="torchvision"),
+        roi=replace(base.roi, batch_size=TAKE_ALL, positive_iou=0.3),
+        box=replace(base.box, max_detections=20),
     )
 
 

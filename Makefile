@@ -1,0 +1,47 @@
+# Everything a fresh machine needs: `make quickstart` (the main job) and `make test` make .venv and install into it.
+
+PYTHON ?= python3
+# One environment for each interpreter, so that `make test PYTHON=python3.13` leaves the usual one alone.
+VENV := $(if $(filter python3,$(PYTHON)),.venv,.venv-$(notdir $(PYTHON)))
+RUN := $(VENV)/bin/python
+
+.PHONY: quickstart test test-slow lint format bench clean
+
+quickstart: $(VENV)/.user
+	$(RUN) train.py --config=configs/quickstart.py --workdir=runs/quickstart
+
+test: $(VENV)/.test
+	$(RUN) -m pytest -m "not slow" --durations=10
+
+test-slow: $(VENV)/.test
+	$(RUN) -m pytest -m slow --durations=10
+
+lint: $(VENV)/.test
+	$(RUN) -m ruff check .
+	$(RUN) -m ruff format --check .
+	$(RUN) -m mypy
+
+format: $(VENV)/.test
+	$(RUN) -m ruff check --fix .
+	$(RUN) -m ruff format .
+
+bench: $(VENV)/.test
+	$(RUN) benchmarks/data.py
+	$(RUN) benchmarks/roi_align.py
+
+clean:
+	rm -rf .venv .venv-* .cache .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist
+
+$(VENV)/bin/python:
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.user: pyproject.toml constraints.txt | $(VENV)/bin/python
+	$(RUN) -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[data,viz]"
+	touch $@
+
+# torch (CPU) is a reference in the tests; it is installed first and by version, which selects the CPU build where the
+# index has one.
+$(VENV)/.test: pyproject.toml constraints.txt | $(VENV)/bin/python
+	$(RUN) -m pip install --quiet --disable-pip-version-check --constraint constraints.txt torch==2.13.0
+	$(RUN) -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[test]"
+	touch $@

@@ -1,0 +1,23 @@
+"""Faster R-CNN R50-FPN on COCO 2017, Detectron2's flavour and 1x schedule: the same model without the mask head.
+
+Corresponds to Detectron2's faster_rcnn_R_50_FPN_1x: box AP 37.9 on val2017 (its model zoo; 8 V100). Not trained by us
+yet. Batch 16, SGD 0.02, 90,000 steps, shortest edge 640..800.
+Initial weights (`init`): an ImageNet R-50 of MSRA's kind: BGR, unscaled pixels, stride in the first 1 x 1 convolution.
+Command: `python train.py --config=configs/faster_rcnn_r50_fpn_1x.py --config.data.root=COCO --config.init=FILE
+--workdir=DIR`.
+"""
+
+import dataclasses
+
+from mrcnn_jax import presets
+from mrcnn_jax.config import Config, DataConfig, OptimizerConfig, TrainConfig
+
+
+def get_config() -> Config:
+    return Config(
+        "faster_rcnn_r50_fpn_1x",
+        model=dataclasses.replace(presets.detectron2(), mask=None),
+        data=DataConfig(workers=4),
+        optimizer=OptimizerConfig("sgd", 0.02, momentum=0.9, weight_decay=1e-4, milestones=(60_000, 80_000)),
+        train=TrainConfig(steps=90_000, batch_size=16),
+    )
