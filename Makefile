@@ -4,6 +4,8 @@ PYTHON ?= python3
 # One environment for each interpreter, so that `make test PYTHON=python3.13` leaves the usual one alone.
 VENV := $(if $(filter python3,$(PYTHON)),.venv,.venv-$(notdir $(PYTHON)))
 RUN := $(VENV)/bin/python
+# The reference of some tests, which skip without it. `make test TORCH=` leaves out a large download.
+TORCH ?= $(if $(filter python3,$(PYTHON)),torch==2.13.0)
 
 .PHONY: quickstart test test-slow lint format bench clean
 
@@ -39,9 +41,7 @@ $(VENV)/.user: pyproject.toml constraints.txt | $(VENV)/bin/python
 	$(RUN) -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[data,viz]"
 	touch $@
 
-# torch (CPU) is a reference in the tests; it is installed first and by version, which selects the CPU build where the
-# index has one.
 $(VENV)/.test: pyproject.toml constraints.txt | $(VENV)/bin/python
-	$(RUN) -m pip install --quiet --disable-pip-version-check --constraint constraints.txt torch==2.13.0
+	$(if $(TORCH),$(RUN) -m pip install --quiet --disable-pip-version-check --constraint constraints.txt $(TORCH))
 	$(RUN) -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[test]"
 	touch $@

@@ -6,10 +6,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import torch
-from torch.nn import functional
 
 from mrcnn_jax.ops.conv import conv2d, deconv2x2, interleave, max_pool_3x3
+
+torch = pytest.importorskip("torch", reason="torch is the reference here; `make test` installs it")
+functional = torch.nn.functional
 
 # (batch, height, width, in, out, kernel, stride), for the convolution, the walk over images, the products, and 1 x 1.
 SHAPES = [
