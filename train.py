@@ -1,4 +1,4 @@
-"""Train a model: `python train.py --config=configs/quickstart.py --workdir=runs/quickstart [--config.a.b=value ...]`.
+"""Train a model: `python train.py --config=configs/quickstart.py [--workdir=DIR] [--config.a.b=value ...]`.
 
 The same command again continues an interrupted run from its last checkpoint; a finished run is evaluated again.
 """
@@ -15,14 +15,16 @@ from mrcnn_jax.config import load_config
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
     parser.add_argument("--config", required=True, help="recipe: a Python file with get_config()")
-    parser.add_argument("--workdir", required=True, help="folder for checkpoints, metrics and pictures")
+    parser.add_argument(
+        "--workdir", help="folder for checkpoints, metrics and pictures (default: runs/ and the recipe's name)"
+    )
     arguments, overrides = command_line.parse(parser)
     config = load_config(arguments.config, overrides)
     compilation_cache.enable()
     from mrcnn_jax.training.loop import NonFiniteLossError, train
 
     try:
-        train(config, arguments.workdir)
+        train(config, arguments.workdir or f"runs/{config.name}")
     except NonFiniteLossError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

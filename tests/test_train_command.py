@@ -27,8 +27,8 @@ def command(monkeypatch, recipe):
     cache = jax.config.jax_compilation_cache_dir
     assert cache is not None  # so that the command leaves the tests' cache alone
 
-    def run(*arguments: str) -> int:
-        monkeypatch.setattr(sys, "argv", ["train.py", f"--config={recipe}", "--workdir=runs/x", *arguments])
+    def run(*arguments: str, workdir: tuple[str, ...] = ("--workdir=runs/x",)) -> int:
+        monkeypatch.setattr(sys, "argv", ["train.py", f"--config={recipe}", *workdir, *arguments])
         with pytest.raises(SystemExit) as exit:
             runpy.run_path(str(ROOT / "train.py"), run_name="__main__")
         return exit.value.code
@@ -42,6 +42,13 @@ def test_overrides_reach_the_run(command, monkeypatch):
     assert command("--config.optimizer.learning_rate=0.5", "--config.train.steps=7") == 0
     [(config, workdir)] = calls
     assert (config.optimizer.learning_rate, config.train.steps, workdir) == (0.5, 7, "runs/x")
+
+
+def test_the_workdir_is_named_after_the_recipe(command, monkeypatch):
+    calls = []
+    monkeypatch.setattr(loop, "train", lambda *arguments: calls.append(arguments))
+    assert command("--config.name=mine", workdir=()) == 0
+    assert calls[0][1] == "runs/mine"
 
 
 @pytest.mark.parametrize(
