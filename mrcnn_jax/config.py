@@ -271,6 +271,10 @@ def validate(config: Config) -> None:
         raise ConfigError("model.backbone.frozen_stages must be between 0 and 5")
     if len(model.anchors.sizes) != 5:
         raise ConfigError(f"model.anchors.sizes needs one tuple for each of P2..P6, got {len(model.anchors.sizes)}")
+    if len({len(sizes) for sizes in model.anchors.sizes}) != 1:
+        raise ConfigError("model.anchors.sizes needs equally many sizes on each level: one RPN head serves them all")
+    if not data.buckets:
+        raise ConfigError("data.buckets is empty; give the (height, width) that images are padded to")
     for height, width in data.buckets:
         if height % 32 or width % 32 or min(height, width) <= 0:
             raise ConfigError(f"data.buckets: {height}x{width} is not divisible by 32")
@@ -286,23 +290,29 @@ def _replace(node: Any, path: list[str], text: str, full_name: str) -> Any:
     """Copy of dataclass `node` with the field at `path` set to the parsed `text`."""
     hints = typing.get_type_hints(type(node)) if dataclasses.is_dataclass(node) else {}
     if path[0] not in hints:
-        close = difflib.get_close_matches(path[0], hints, n=1)
-        hint = f"; did you mean {close[0]!r}?" if close else f"; fields here: {', '.join(hints) or 'none'}"
-        raise ConfigError(f"unknown configuration field {full_name!r} (no {path[0]!r}){hint}")
+        raise _unknown_field(full_name, path[0], hints)
     if len(path) == 1:
-        return dataclasses.replace(node, **{path[0]: _coerce(_parse(text), hints[path[0]], full_name)})
+        return dataclasses.replace(node, **{path[0]: _coerce(_parse(text, hints[path[0]]), hints[path[0]], full_name)})
     child = getattr(node, path[0])
     if child is None:
         raise ConfigError(f"{full_name!r} cannot be set: {path[0]!r} is None in this recipe")
     return dataclasses.replace(node, **{path[0]: _replace(child, path[1:], text, full_name)})
 
 
-def _parse(text: str) -> Any:
-    """A Python literal, or the text itself when it is none (so strings need no quotes)."""
+def _unknown_field(full_name: str, name: str, fields: typing.Iterable[str]) -> ConfigError:
+    close = difflib.get_close_matches(name, fields, n=1)
+    hint = f"did you mean {close[0]!r}?" if close else f"fields here: {', '.join(fields) or 'none'}"
+    return ConfigError(f"unknown configuration field {full_name!r} (no {name!r}); {hint}")
+
+
+def _parse(text: str, hint: Any) -> Any:
+    """A Python literal, or the text itself when it is none, so that text needs no quotes: neither `weights.npz`, nor
+    a folder called `1_000` where the field is a string."""
     try:
-        return ast.literal_eval(text)
+        value = ast.literal_eval(text)
     except (ValueError, SyntaxError):
-        return {"true": True, "false": False, "none": None}.get(text.lower(), text)
+        value = {"true": True, "false": False, "none": None}.get(text.lower(), text)
+    return text if hint is str and not isinstance(value, str) else value
 
 
 def _coerce(value: Any, hint: Any, name: str) -> Any:
@@ -321,12 +331,10 @@ def _coerce(value: Any, hint: Any, name: str) -> Any:
     if dataclasses.is_dataclass(hint) and isinstance(value, dict):
         hints = typing.get_type_hints(hint)
         for key in value.keys() - hints.keys():
-            raise ConfigError(f"unknown configuration field {name}.{key}")
+            raise _unknown_field(f"{name}.{key}", key, hints)
         return typing.cast(Any, hint)(**{k: _coerce(v, hints[k], f"{name}.{k}") for k, v in value.items()})
     if hint is float and type(value) is int:
         return float(value)
-    if hint is str and not isinstance(value, (dict, list, tuple)):
-        return str(value)
     if type(value) is hint:
         return value
     raise ConfigError(f"{name}: expected {getattr(hint, '__name__', hint)}, got {value!r}")

@@ -10,45 +10,22 @@ from typing import Any, NamedTuple
 import pytest
 
 from mrcnn_jax.config import (
-    AnchorConfig,
-    BackboneConfig,
-    BoxHeadConfig,
     Config,
     DataConfig,
     EvalConfig,
-    FPNConfig,
-    MaskHeadConfig,
     ModelConfig,
     OptimizerConfig,
-    RoIConfig,
-    RPNConfig,
     ShapesConfig,
     SplitConfig,
     TrainConfig,
 )
 
-TINY_MODEL = ModelConfig(
-    backbone=BackboneConfig(name="resnet18", width=8, norm="gn", frozen_stages=0),
-    fpn=FPNConfig(channels=16),
-    anchors=AnchorConfig(sizes=((8.0,), (16.0,), (32.0,), (64.0,), (128.0,))),
-    rpn=RPNConfig(
-        batch_size=32,
-        pre_nms_top_k_train=64,
-        pre_nms_top_k_test=64,
-        post_nms_top_k_train=32,
-        post_nms_top_k_test=32,
-    ),
-    roi=RoIConfig(batch_size=16, sampling_ratio=1),
-    box=BoxHeadConfig(pool_size=3, hidden=32, nms_candidates=64, max_detections=10),
-    mask=MaskHeadConfig(pool_size=4, conv_layers=1, channels=8),
-)
 
-
-def make_config(folder: Path) -> Config:
+def make_config(model: ModelConfig, folder: Path) -> Config:
     """Ten steps of four images of 64 x 64 pixels, a checkpoint after every third; data and caches in `folder`."""
     return Config(
         name="tiny",
-        model=TINY_MODEL,
+        model=model,
         data=DataConfig(
             root=str(folder / "shapes"),
             cache_dir=str(folder / "cache"),
@@ -78,8 +55,8 @@ class Run(NamedTuple):
 
 
 @pytest.fixture(scope="session")
-def tiny_config(tmp_path_factory: pytest.TempPathFactory) -> Config:
-    return make_config(tmp_path_factory.mktemp("tiny"))
+def tiny_config(tiny_model_config: ModelConfig, tmp_path_factory: pytest.TempPathFactory) -> Config:
+    return make_config(tiny_model_config, tmp_path_factory.mktemp("tiny"))
 
 
 @pytest.fixture(scope="session")

@@ -1,0 +1,210 @@
+"""Overrides, JSON and validation of the configuration; every recipe loads."""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import json
+from pathlib import Path
+
+import pytest
+
+from mrcnn_jax.config import (
+    BackboneConfig,
+    Config,
+    ConfigError,
+    DataConfig,
+    MaskHeadConfig,
+    ModelConfig,
+    ShapesConfig,
+    apply_overrides,
+    from_json,
+    load_config,
+    to_json,
+    validate,
+)
+
+RECIPES = sorted((Path(__file__).resolve().parent.parent / "configs").glob("*.py"))
+
+
+def override(*overrides: str) -> Config:
+    return apply_overrides(Config(), overrides)
+
+
+def scratch_config() -> Config:
+    """A valid recipe that trains from random weights."""
+    return Config(model=ModelConfig(backbone=BackboneConfig(norm="gn", frozen_stages=0)))
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_recipe_loads_and_validates(path):
+    config = load_config(path)
+    if config.model.backbone.norm == "frozen_bn" or config.model.backbone.frozen_stages:
+        config = apply_overrides(config, ["init=weights.npz"])
+    validate(config)
+    assert from_json(to_json(config)) == config
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_recipe_is_short_and_explained(path):
+    text = path.read_text()
+    assert len(text.splitlines()) <= 40
+    assert ast.get_docstring(ast.parse(text)), "the docstring says what the recipe is for, and what comes out"
+
+
+def test_overrides_are_typed():
+    config = override(
+        "model.num_classes=3",
+        "optimizer.learning_rate=1",
+        "model.backbone.norm=gn",
+        "model.anchors.rounded=true",
+        "data.buckets=((64,96),(96,64))",
+        "model.category_ids=7",
+        "optimizer.clip_norm=5",
+    )
+    assert config.model.num_classes == 3
+    assert config.optimizer.learning_rate == 1.0
+    assert type(config.optimizer.learning_rate) is float
+    assert config.model.backbone.norm == "gn"
+    assert config.model.anchors.rounded is True
+    assert config.data.buckets == ((64, 96), (96, 64))
+    assert config.model.category_ids == (7,)
+    assert config.optimizer.clip_norm == 5.0
+    assert apply_overrides(config, ["optimizer.clip_norm=None"]).optimizer.clip_norm is None
+
+
+def test_later_overrides_win_and_the_input_is_unchanged():
+    before = Config()
+    after = apply_overrides(before, ["train.steps=5", "train.steps=7"])
+    assert (before.train.steps, after.train.steps) == (90_000, 7)
+    assert dataclasses.replace(after, train=before.train) == before
+
+
+@pytest.mark.parametrize("text", ["weights.npz", "1_000", "1e3", "None", "true", "a=b", "gs://bucket/x", "(1, 2)"])
+def test_text_is_taken_as_it_is(text):
+    assert override(f"init={text}").init == text
+
+
+def test_quotes_around_text_are_optional():
+    assert override("init='my weights.npz'").init == "my weights.npz"
+
+
+def test_unknown_field_names_its_neighbour():
+    with pytest.raises(ConfigError, match=r"'optimizer\.learning_rat'.*did you mean 'learning_rate'"):
+        override("optimizer.learning_rat=1")
+    with pytest.raises(ConfigError, match=r"did you mean 'optimizer'"):
+        override("optimiser.learning_rate=1")
+
+
+def test_unknown_field_without_a_neighbour_lists_the_fields():
+    with pytest.raises(ConfigError, match=r"'train\.zzz'.*steps, batch_size, seed"):
+        override("train.zzz=1")
+    with pytest.raises(ConfigError, match=r"'train\.steps\.more'"):
+        override("train.steps.more=1")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("train.steps=many", r"train\.steps: expected int, got 'many'"),
+        ("train.steps=1.5", r"train\.steps: expected int, got 1\.5"),
+        ("train.steps=True", r"train\.steps: expected int, got True"),
+        ("train.steps=None", r"train\.steps: expected int, got None"),
+        ("model.anchors.rounded=1", r"model\.anchors\.rounded: expected bool, got 1"),
+        ("model.backbone=resnet18", r"model\.backbone: expected BackboneConfig, got 'resnet18'"),
+        ("model.backbone.name=resnet19", r"model\.backbone\.name: 'resnet19' is not one of 'resnet18', 'resnet34'"),
+        ("model.pixel_mean=(1,2)", r"model\.pixel_mean: expected 3 values, got 2"),
+        ("data.buckets=(64,64)", r"data\.buckets: expected 2 values, got 1"),
+        ("train.steps", r"'train\.steps' is not of the form name=value"),
+    ],
+)
+def test_wrong_values_are_refused(text, message):
+    with pytest.raises(ConfigError, match=message):
+        override(text)
+
+
+def test_optional_part_can_be_removed_and_brought_back():
+    faster = override("model.mask=None")
+    assert faster.model.mask is None
+    with pytest.raises(ConfigError, match=r"'model\.mask\.channels' cannot be set: 'mask' is None"):
+        apply_overrides(faster, ["model.mask.channels=64"])
+    assert apply_overrides(faster, ["model.mask={'channels': 64}"]).model.mask == MaskHeadConfig(channels=64)
+    assert override("data.shapes={}").data.shapes == ShapesConfig()
+    assert override("model.mask.channels=64").model.mask == MaskHeadConfig(channels=64)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        Config(),
+        override("model.mask=None", "optimizer.clip_norm=0.5", "model.category_names=('cat', 'dog')"),
+        Config(data=DataConfig(root="data", shapes=ShapesConfig(seed=3), buckets=((32, 64),))),
+    ],
+)
+def test_json_round_trip(config):
+    assert from_json(to_json(config)) == config
+
+
+def test_json_is_checked():
+    tree = json.loads(to_json(Config()))
+    tree["train"]["step"] = tree["train"].pop("steps")
+    with pytest.raises(ConfigError, match=r"config\.train\.step.*did you mean 'steps'"):
+        from_json(json.dumps(tree))
+    with pytest.raises(ConfigError, match=r"config\.train\.steps: expected int, got 'x'"):
+        from_json('{"train": {"steps": "x"}}')
+    with pytest.raises(ConfigError, match="expected Config"):
+        from_json("[]")
+
+
+def test_json_may_leave_out_fields_that_it_does_not_know_yet():
+    assert from_json('{"train": {"steps": 3}}') == override("train.steps=3")
+
+
+def test_missing_file_and_missing_function(tmp_path):
+    with pytest.raises(ConfigError, match="no configuration file"):
+        load_config(tmp_path / "none.py")
+    (tmp_path / "empty.py").write_text("")
+    with pytest.raises(ConfigError, match="has no function get_config"):
+        load_config(tmp_path / "empty.py")
+    (tmp_path / "config.txt").write_text("")
+    with pytest.raises(ConfigError, match="is not a Python file"):
+        load_config(tmp_path / "config.txt")
+
+
+def test_load_config_applies_overrides(tmp_path):
+    (tmp_path / "own.py").write_text(
+        "from mrcnn_jax.config import Config\n\ndef get_config():\n    return Config('own')\n"
+    )
+    assert load_config(str(tmp_path / "own.py"), ["train.steps=2"]) == override("name=own", "train.steps=2")
+
+
+@pytest.mark.parametrize("backbone", [BackboneConfig(norm="gn"), BackboneConfig(norm="frozen_bn", frozen_stages=0)])
+def test_frozen_layers_need_initial_weights(backbone):
+    config = Config(model=ModelConfig(backbone=backbone))
+    with pytest.raises(ConfigError, match="init names no weights"):
+        validate(config)
+    validate(dataclasses.replace(config, init="weights.npz"))
+
+
+def test_training_from_random_weights_is_valid():
+    validate(scratch_config())
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("data.buckets=((800,1088),(800,1100))", r"data\.buckets: 800x1100 is not divisible by 32"),
+        ("data.buckets=((0,32),)", r"data\.buckets: 0x32"),
+        ("data.buckets=()", r"data\.buckets is empty"),
+        ("train.batch_size=0", r"train\.batch_size and train\.steps must be positive"),
+        ("train.steps=-1", r"train\.batch_size and train\.steps must be positive"),
+        ("model.anchors.sizes=((8,),(16,))", r"model\.anchors\.sizes.*got 2"),
+        ("model.anchors.sizes=((8,),(16,),(32,),(64,),(8,16))", r"model\.anchors\.sizes.*equally many"),
+        ("model.category_ids=(1,2)", r"model\.num_classes is 0, but model\.category_ids has 2"),
+        ("model.backbone.frozen_stages=6", r"frozen_stages must be between 0 and 5"),
+    ],
+)
+def test_contradictions_are_refused(text, message):
+    config = dataclasses.replace(apply_overrides(scratch_config(), [text]), init="weights.npz")
+    with pytest.raises(ConfigError, match=message):
+        validate(config)
