@@ -1,0 +1,159 @@
+"""Imports run one way, and the model and its training step need no more than jax, flax, optax and NumPy."""
+
+from __future__ import annotations
+
+import ast
+import importlib.util
+import os
+import re
+import subprocess
+import sys
+from importlib import metadata
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+PACKAGE = ROOT / "mrcnn_jax"
+MODULES = {
+    ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path
+    for path in sorted(PACKAGE.rglob("*.py"))
+}
+
+# What each part of the house may import of ours. `structures` and `config` are plain data and import nothing.
+ALLOWED = {
+    "structures": set(),
+    "config": set(),
+    "ops": {"ops", "structures"},
+    "models": {"models", "ops", "structures", "config"},
+    "targets": {"ops", "structures", "config"},
+    "losses": {"models", "targets", "ops", "structures", "config"},
+    "data": {"data", "structures", "config"},
+    "weights": {"weights", "models", "structures", "config"},
+    "evaluation": {"evaluation", "models", "data", "structures", "config", "progress", "visualize"},
+}
+# What they may import of others', beside the standard library; a part that is not named here is free.
+THIRD_PARTY = {
+    "structures": set(),
+    "config": set(),
+    "ops": {"jax", "numpy"},
+    "models": {"jax", "numpy", "flax"},
+    "targets": {"jax", "numpy"},
+    "losses": {"jax", "numpy", "optax"},
+    "weights": {"jax", "numpy", "flax"},
+}
+# What flax names as its dependencies, but no step of ours needs: files of checkpoints.
+NOT_FOR_A_STEP = {"orbax-checkpoint", "etils", "tensorstore"}
+
+
+def imports(path: Path) -> set[str]:
+    """Every module that a file imports, anywhere in it; `from a import b` gives a and a.b."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            found |= {str(node.module)} | {f"{node.module}.{alias.name}" for alias in node.names}
+    return found
+
+
+def part(module: str) -> str:
+    """`mrcnn_jax.ops.nms` is of the part `ops`."""
+    return module.split(".")[1] if "." in module else ""
+
+
+def ours(module: str) -> set[str]:
+    """Our modules that one imports; the names inside a module are not modules."""
+    return {name for name in imports(MODULES[module]) if name in MODULES and name != "mrcnn_jax"}
+
+
+@pytest.mark.parametrize("name", ALLOWED)
+def test_imports_of_ours_run_one_way(name):
+    members = [module for module in MODULES if part(module) == name]
+    assert members
+    for module in members:
+        above = {other for other in ours(module) if part(other) not in ALLOWED[name]}
+        assert not above, f"{module} imports {above}"
+
+
+@pytest.mark.parametrize("name", THIRD_PARTY)
+def test_imports_of_others(name):
+    for module in (module for module in MODULES if part(module) == name):
+        roots = {imported.split(".")[0] for imported in imports(MODULES[module])}
+        foreign = roots - sys.stdlib_module_names - {"mrcnn_jax"} - THIRD_PARTY[name]
+        assert not foreign, f"{module} imports {foreign}"
+
+
+def test_data_never_reaches_jax():
+    """Neither by itself nor through anything of ours that it imports."""
+    reached, waiting = set(), [module for module in MODULES if part(module) == "data"]
+    while waiting:
+        module = waiting.pop()
+        if module not in reached:
+            reached.add(module)
+            waiting += ours(module)
+    for module in reached:
+        roots = {imported.split(".")[0] for imported in imports(MODULES[module])}
+        assert not roots & {"jax", "jaxlib", "flax", "optax", "orbax"}, module
+
+
+def test_only_one_file_knows_pmap():
+    def mentions(path: Path) -> bool:
+        nodes = list(ast.walk(ast.parse(path.read_text())))
+        names = {getattr(node, "attr", getattr(node, "id", getattr(node, "name", ""))) for node in nodes}
+        return "pmap" in names
+
+    files = [*MODULES.values(), *ROOT.glob("*.py"), *(ROOT / "benchmarks").glob("*.py")]
+    assert [path.relative_to(PACKAGE).as_posix() for path in files if mentions(path)] == ["training/parallel.py"]
+
+
+def run_python(*arguments: str) -> str:
+    environment = {
+        **os.environ,
+        "JAX_PLATFORMS": "cpu",
+        "XLA_FLAGS": "",
+        "PYTHONPATH": str(ROOT),
+        "JAX_COMPILATION_CACHE_DIR": str(ROOT / ".cache" / "xla"),
+    }
+    done = subprocess.run([sys.executable, *arguments], env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_import_of_the_package_is_lazy():
+    loaded = run_python("-c", "import sys, mrcnn_jax, mrcnn_jax.config, mrcnn_jax.structures; print(*sys.modules)")
+    assert not {"jax", "flax", "numpy"} & set(loaded.split())
+
+
+def dependencies(*names: str) -> set[str]:
+    """The distributions that these need, all the way down, without extras."""
+    found: set[str] = set()
+    waiting = list(names)
+    while waiting:
+        name = canonical(waiting.pop())
+        if name in found or name in NOT_FOR_A_STEP:
+            continue
+        try:
+            requirements = metadata.requires(name) or []
+        except metadata.PackageNotFoundError:
+            continue  # for another platform or Python
+        found.add(name)
+        waiting += [re.split(r"[^\w.-]", text)[0] for text in requirements if "extra ==" not in text]
+    return found
+
+
+def canonical(name: str) -> str:
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
+def test_training_step_needs_no_extras():
+    needed = dependencies("jax", "flax", "optax", "numpy")
+    blocked = {
+        package
+        for package, owners in metadata.packages_distributions().items()
+        if package != "mrcnn_jax" and not needed & {canonical(owner) for owner in owners}
+    }
+    for package in ("grain", "tensorflow_datasets", "pycocotools", "cv2", "PIL", "matplotlib", "orbax"):
+        assert package in blocked or importlib.util.find_spec(package) is None
+    assert "done" in run_python(str(ROOT / "tests" / "bare_step.py"), *sorted(blocked))
