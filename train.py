@@ -22,7 +22,9 @@ def main() -> int:
     config = load_config(arguments.config, overrides)
     compilation_cache.enable()
     from mrcnn_jax.training.loop import NonFiniteLossError, train
+    from mrcnn_jax.training.parallel import use_cpu_cores
 
+    use_cpu_cores(config.train.batch_size)
     try:
         train(config, arguments.workdir or f"runs/{config.name}")
     except NonFiniteLossError as error:

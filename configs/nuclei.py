@@ -14,19 +14,19 @@ def get_config() -> Config:
     data = DataConfig(
         train=SplitConfig("train.json", "images"),
         eval=SplitConfig("val.json", "images"),
-        buckets=((352, 352), (352, 448)),
+        buckets=((352, 352),),
         shortest_edge_train=(256, 288, 320, 352),
-        shortest_edge_eval=320,
-        longest_edge=448,
+        shortest_edge_eval=352,
+        longest_edge=352,
         vertical_flip=0.5,
         max_instances=64,
         mask_size=56,
     )
     return Config(
         "nuclei",
-        model=presets.small(sizes, rois=96, max_detections=100),
+        model=presets.small(sizes, norm="gn", rois=96, max_detections=100),
         data=data,
         optimizer=OptimizerConfig("adamw", 1e-3, weight_decay=0.01, schedule="cosine", warmup_steps=50, clip_norm=5.0),
-        train=TrainConfig(steps=600, batch_size=4, checkpoint_every=100),
+        train=TrainConfig(steps=900, batch_size=4, checkpoint_every=100),
         eval=EvalConfig(batch_size=6),
     )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from mrcnn_jax.config import (
     AnchorConfig,
     BackboneConfig,
@@ -42,13 +44,16 @@ def torchvision(backbone: BackboneConfig | None = None) -> ModelConfig:
     )
 
 
-def small(anchor_sizes: tuple[tuple[float, ...], ...], rois: int, max_detections: int) -> ModelConfig:
+def small(
+    anchor_sizes: tuple[tuple[float, ...], ...], norm: Literal["bn", "gn"], rois: int, max_detections: int
+) -> ModelConfig:
     """ResNet-18-FPN of half the usual width, from random weights: learns small pictures on two CPU cores.
 
-    `rois` are drawn in an image; a quarter of them, the positives, go to the mask head, the dearest part.
+    `norm` is "gn" where batches are too small, or their images too different, for batch statistics. `rois` are drawn in
+    an image; a quarter of them, the positives, go to the mask head, the dearest part.
     """
     return ModelConfig(
-        backbone=BackboneConfig("resnet18", width=32, norm="bn", frozen_stages=0),
+        backbone=BackboneConfig("resnet18", width=32, norm=norm, frozen_stages=0),
         fpn=FPNConfig(64),
         anchors=AnchorConfig(anchor_sizes),
         rpn=RPNConfig(

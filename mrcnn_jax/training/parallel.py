@@ -6,6 +6,7 @@ that every device holds. It must enter as NumPy or replicated arrays, because it
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -51,6 +52,19 @@ class CompiledTrainStep:
 
     def __call__(self, state: PyTree, batch: PyTree, key: jax.Array) -> tuple[PyTree, dict[str, jax.Array]]:
         return self._call(state, batch, key)
+
+
+def use_cpu_cores(batch_size: int) -> None:
+    """Make every CPU core a device, as many as divide the batch; call it before JAX starts its backends.
+
+    XLA:CPU leaves cores idle in much of a step, data parallelism does not: two cores as two devices take 0.8 of the time
+    that they take as one. $JAX_NUM_CPU_DEVICES, or a count in $XLA_FLAGS, comes first. Accelerators are not affected.
+    """
+    chosen = jax.config.jax_num_cpu_devices  # type: ignore[attr-defined]
+    if chosen > 0 or "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", ""):
+        return
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    jax.config.update("jax_num_cpu_devices", max(n for n in range(1, cores + 1) if batch_size % n == 0))
 
 
 def compile_train_step(step: StepFunction, devices: Sequence[jax.Device] | None = None) -> CompiledTrainStep:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from typing import NamedTuple
 
 import jax
@@ -103,3 +106,15 @@ def test_numpy_state_enters_without_being_changed():
 def test_uneven_batch_is_refused():
     with pytest.raises(ValueError, match=r"train\.batch_size: 3 images do not divide over 2 devices"):
         parallel.place_batch(make_batch(3), jax.local_devices()[:2])
+
+
+@pytest.mark.parametrize(("settings", "devices"), [({}, None), ({"JAX_NUM_CPU_DEVICES": "3"}, 3)])
+def test_cpu_cores_become_devices(settings, devices):
+    """As many cores as divide the batch, in a process of its own: JAX counts its devices once."""
+    batch_size = 12
+    code = f"import jax; from mrcnn_jax.training import parallel; parallel.use_cpu_cores({batch_size});"
+    code += "print(len(jax.devices()))"
+    environment = {**os.environ, "XLA_FLAGS": "", "JAX_PLATFORMS": "cpu", **settings}
+    run = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    cores = len(os.sched_getaffinity(0))
+    assert int(run.stdout) == (devices or max(n for n in range(1, cores + 1) if batch_size % n == 0))
