@@ -53,6 +53,8 @@ def mask_loss(logits: jax.Array, targets: jax.Array, rois: SampledRoIs) -> Loss:
     logits: (R, S, S, C) and targets: (R, S, S), for R RoIs of any number of images. Count: pixels of positive RoIs.
     """
     positive = rois.valid & (rois.classes > 0)
+    # Both sides are masked: a NaN in an unused target would reach the gradient through the product with zero.
+    targets = jnp.where(positive[:, None, None], targets, 0.0)
     cost = optax.sigmoid_binary_cross_entropy(select_class(logits, rois.classes), targets)
     cost = jnp.where(positive[:, None, None], cost, 0.0)
     return jnp.sum(cost), jnp.sum(positive) * cost.shape[1] * cost.shape[2]

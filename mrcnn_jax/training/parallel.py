@@ -57,8 +57,9 @@ class CompiledTrainStep:
 def use_cpu_cores(batch_size: int) -> None:
     """Make every CPU core a device, as many as divide the batch; call it before JAX starts its backends.
 
-    XLA:CPU leaves cores idle in much of a step, data parallelism does not: two cores as two devices take 0.8 of the time
-    that they take as one. $JAX_NUM_CPU_DEVICES, or a count in $XLA_FLAGS, comes first. Accelerators are not affected.
+    XLA:CPU leaves cores idle in much of a step, data parallelism does not: a step of the quickstart on two cores takes
+    0.69 s with two devices, 0.89 s with one. $JAX_NUM_CPU_DEVICES, or a count in $XLA_FLAGS, comes first. Accelerators
+    are not affected.
     """
     chosen = jax.config.jax_num_cpu_devices  # type: ignore[attr-defined]
     if chosen > 0 or "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", ""):
