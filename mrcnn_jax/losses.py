@@ -15,9 +15,9 @@ Loss = tuple[jax.Array, jax.Array]
 
 def smooth_l1(error: jax.Array, beta: float) -> jax.Array:
     """Elementwise: quadratic below `beta`, linear above (Girshick 2015, eq. 3); the absolute error for beta = 0."""
-    size = jnp.abs(error)
     if beta == 0:
-        return size
+        return error * jnp.sign(error)  # not `abs`, whose gradient at 0 is 1
+    size = jnp.abs(error)
     return jnp.where(size < beta, 0.5 * size * size / beta, size - 0.5 * beta)
 
 

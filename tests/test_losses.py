@@ -1,0 +1,203 @@
+"""Losses by hand, against torch, against torchvision's arrays; what stands in the padding costs nothing."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from mrcnn_jax import losses
+from mrcnn_jax.structures import SampledRoIs
+from mrcnn_jax.targets import RPNTargets
+
+GARBAGE = (np.nan, np.inf)
+
+
+def rois_of(classes, valid=None) -> SampledRoIs:
+    classes = np.asarray(classes, np.int32)
+    valid = np.ones(classes.shape, bool) if valid is None else np.asarray(valid)
+    return SampledRoIs(np.zeros((*classes.shape, 4), np.float32), classes, np.zeros_like(classes), valid)
+
+
+def drawn(positive, negative, deltas=None) -> RPNTargets:
+    positive, negative = np.asarray(positive, bool), np.asarray(negative, bool)
+    deltas = np.zeros((*positive.shape, 4), np.float32) if deltas is None else np.asarray(deltas, np.float32)
+    return RPNTargets(positive, negative, deltas)
+
+
+def mean_and_gradient(loss, prediction, *others, **options):
+    """sum / count of a loss, and its gradient with respect to the prediction."""
+
+    def mean(prediction, *others):
+        total, count = loss(prediction, *others, **options)
+        return total / jnp.maximum(count, 1)
+
+    value, gradient = jax.jit(jax.value_and_grad(mean))(prediction, *others)
+    return np.asarray(value), np.asarray(gradient)
+
+
+@pytest.mark.parametrize("beta", [0.0, 1 / 9, 1.0])
+def test_smooth_l1_equals_torch(beta):
+    torch = pytest.importorskip("torch", reason="torch is the reference here; `make test` installs it")
+    error = np.float32([-3.0, -1 / 9, -0.05, 0.0, 1e-15, 0.05, 0.111, 0.5, 2.0])
+    theirs = torch.from_numpy(error).requires_grad_()
+    # torch's own beta = 0 is its l1_loss, gradient included
+    cost = torch.nn.functional.smooth_l1_loss(theirs, torch.zeros(len(error)), beta=beta, reduction="none")
+    cost.sum().backward()
+    np.testing.assert_allclose(losses.smooth_l1(jnp.asarray(error), beta), cost.detach(), rtol=1e-6)
+    ours = jax.grad(lambda error: losses.smooth_l1(error, beta).sum())(jnp.asarray(error))
+    np.testing.assert_allclose(ours, theirs.grad, rtol=1e-6)
+
+
+def test_objectness_by_hand():
+    """A right answer, a wrong one, an undecided one; the fourth anchor was not drawn."""
+    logits = np.float32([5.0, 5.0, 0.0, 100.0])
+    targets = drawn([True, False, True, False], [False, True, False, False])
+    total, count = losses.rpn_class_loss(logits, targets)
+    assert int(count) == 3
+    np.testing.assert_allclose(total, np.log1p(np.exp(-5)) + np.log1p(np.exp(5)) + np.log(2), rtol=1e-6)
+
+
+def test_anchor_deltas_by_hand():
+    """Only the positive anchor has a box; negatives count in the denominator."""
+    deltas = np.float32([[1, 0, 0, -2], [9, 9, 9, 9], [9, 9, 9, 9]])
+    targets = drawn([True, False, False], [False, True, False], [[0, 0, 0, 0], [1, 1, 1, 1], [1, 1, 1, 1]])
+    total, count = losses.rpn_box_loss(deltas, targets, beta=0.0)
+    assert (float(total), int(count)) == (3.0, 2)
+    np.testing.assert_allclose(losses.rpn_box_loss(deltas, targets, beta=1.0)[0], 0.5 + 1.5, rtol=1e-6)
+
+
+def test_class_by_hand():
+    logits = np.float32([[0, 0, 0], [0, np.log(2), 0], [50, 0, 0], [7, 7, 7]])
+    total, count = losses.class_loss(logits, rois_of([2, 1, 0, 0], [True, True, True, False]))
+    assert int(count) == 3
+    np.testing.assert_allclose(total, np.log(3) + np.log(2), rtol=1e-6)
+
+
+def test_boxes_of_the_own_class_only():
+    """Positives are judged by the deltas of their class; background RoIs only count."""
+    deltas = np.zeros((3, 2, 4), np.float32)
+    deltas[0, 1], deltas[0, 0], deltas[1] = [1, 2, 3, 4], 100, 100
+    total, count = losses.box_loss(deltas, np.zeros((3, 4), np.float32), rois_of([2, 0, 0], [1, 1, 0]), beta=0.0)
+    assert (float(total), int(count)) == (10.0, 2)
+    _, gradient = mean_and_gradient(
+        losses.box_loss, deltas, np.zeros((3, 4), np.float32), rois_of([2, 0, 0], [1, 1, 0]), beta=0.0
+    )
+    np.testing.assert_array_equal(gradient[0, 1], np.full(4, 0.5))
+    assert np.count_nonzero(gradient) == 4
+
+
+def test_masks_of_the_own_class_only():
+    logits = np.zeros((3, 2, 2, 3), np.float32)
+    logits[0, ..., 1] = [[30, -30], [0, 0]]
+    logits[0, ..., 0] = 1e6
+    targets = np.zeros((3, 2, 2), np.float32)
+    targets[0, 0, 0] = 1
+    total, count = losses.mask_loss(logits, targets, rois_of([2, 0, 1], [1, 1, 0]))
+    assert int(count) == 4
+    np.testing.assert_allclose(total, 2 * np.log(2), rtol=1e-6)
+
+
+@pytest.mark.parametrize("garbage", GARBAGE)
+def test_padding_of_anchors_is_free(garbage):
+    """Targets of anchors that were not drawn, or are no positives, reach neither the loss nor the gradient."""
+    rng = np.random.default_rng(0)
+    prediction = rng.standard_normal((3, 4)).astype(np.float32)
+    targets = [drawn([1, 0, 0], [0, 1, 0], [[1, 2, 3, 4], [value] * 4, [value] * 4]) for value in (0.0, garbage)]
+    clean, dirty = (mean_and_gradient(losses.rpn_box_loss, prediction, t, beta=1 / 9) for t in targets)
+    np.testing.assert_array_equal(clean[0], dirty[0])
+    np.testing.assert_array_equal(clean[1], dirty[1])
+    assert not dirty[1][1:].any()
+
+
+@pytest.mark.parametrize("garbage", GARBAGE)
+def test_padding_of_rois_is_free(garbage):
+    """Targets of background RoIs and of empty slots, and classes of empty slots, may be anything."""
+    rng = np.random.default_rng(1)
+    deltas = rng.standard_normal((3, 2, 4)).astype(np.float32)
+    masks = rng.standard_normal((3, 2, 2, 2)).astype(np.float32)
+    logits = rng.standard_normal((3, 3)).astype(np.float32)
+    outcomes = []
+    for value, label in ((0.0, 0), (garbage, 2)):
+        rois = rois_of([2, 0, label], [True, True, False])
+        box_goals, mask_goals = np.full((3, 4), value, np.float32), np.full((3, 2, 2), value, np.float32)
+        box_goals[0], mask_goals[0] = 1, 1
+        outcomes.append(
+            [
+                mean_and_gradient(losses.box_loss, deltas, box_goals, rois, beta=0.0),
+                mean_and_gradient(losses.mask_loss, masks, mask_goals, rois),
+                mean_and_gradient(losses.class_loss, logits, rois),
+            ]
+        )
+    jax.tree.map(np.testing.assert_array_equal, *outcomes)
+    assert all(np.isfinite(part).all() for part in jax.tree.leaves(outcomes))
+
+
+def test_nothing_to_learn_is_zero_with_zero_gradient():
+    """No positive at all, and nothing drawn at all: the sums are 0, not NaN."""
+    rois, none = rois_of([0, 0], [False, False]), drawn([0, 0], [0, 0])
+    outcomes = [
+        mean_and_gradient(losses.rpn_class_loss, np.ones(2, np.float32), none),
+        mean_and_gradient(losses.rpn_box_loss, np.ones((2, 4), np.float32), none, beta=0.0),
+        mean_and_gradient(losses.class_loss, np.ones((2, 3), np.float32), rois),
+        mean_and_gradient(losses.box_loss, np.ones((2, 2, 4), np.float32), np.ones((2, 4)), rois, beta=0.0),
+        mean_and_gradient(losses.mask_loss, np.ones((2, 2, 2, 2), np.float32), np.ones((2, 2, 2)), rois),
+    ]
+    for value, gradient in outcomes:
+        assert value == 0
+        assert not gradient.any()
+
+
+# Golden losses are means of some thousand float32 terms: a few dozen roundings of 6e-8. Gradients of single entries
+# are a probability minus a target, over the count: their error is measured against the largest.
+LOSS_RTOL = 5e-6
+
+
+def assert_gradient(ours, theirs):
+    np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-6 * np.abs(theirs).max())
+
+
+def test_golden_rpn_losses(golden):
+    arrays = golden("tv_op_rpn.npz")
+    labels = arrays["labels"]
+    deltas = np.zeros((*labels.shape, 4), np.float32)
+    for i, row in enumerate(labels):
+        if (row == 1).any():
+            deltas[i, row == 1] = arrays[f"reg_targets_pos{i}"]
+    targets = drawn(labels == 1, labels == 0, deltas)
+    value, gradient = mean_and_gradient(losses.rpn_class_loss, arrays["objectness"].reshape(labels.shape), targets)
+    np.testing.assert_allclose(value, arrays["loss_objectness"], rtol=LOSS_RTOL)
+    assert_gradient(gradient, arrays["g_objectness"].reshape(labels.shape))
+    prediction = arrays["deltas"].reshape(deltas.shape)
+    value, gradient = mean_and_gradient(losses.rpn_box_loss, prediction, targets, beta=1 / 9)
+    np.testing.assert_allclose(value, arrays["loss_rpn_box_reg"], rtol=LOSS_RTOL)
+    assert_gradient(gradient, arrays["g_deltas"].reshape(deltas.shape))
+
+
+def test_golden_box_losses(golden):
+    arrays = golden("tv_op_roi_box.npz")
+    images = range(len(arrays["image_shapes"]))
+    rois = rois_of(np.concatenate([arrays[f"labels{i}"] for i in images]))
+    goals = np.concatenate([arrays[f"reg_targets{i}"] for i in images])
+    value, gradient = mean_and_gradient(losses.class_loss, arrays["class_logits"], rois)
+    np.testing.assert_allclose(value, arrays["loss_classifier"], rtol=LOSS_RTOL)
+    assert_gradient(gradient, arrays["g_class_logits"])
+    deltas = arrays["box_regression"].reshape(len(goals), -1, 4)[:, 1:]  # theirs has deltas of the background
+    value, gradient = mean_and_gradient(losses.box_loss, deltas, goals, rois, beta=1 / 9)
+    np.testing.assert_allclose(value, arrays["loss_box_reg"], rtol=LOSS_RTOL)
+    theirs = arrays["g_box_regression"].reshape(len(goals), -1, 4)
+    assert not theirs[:, 0].any()
+    assert_gradient(gradient, theirs[:, 1:])
+
+
+def test_golden_mask_loss(golden):
+    arrays = golden("tv_op_mask.npz")
+    rois = rois_of(arrays["labels"])
+    goals = np.concatenate([arrays["mask_targets0"], arrays["mask_targets1"]])
+    logits = arrays["mask_logits"].transpose(0, 2, 3, 1)[..., 1:]  # theirs has a mask of the background
+    value, gradient = mean_and_gradient(losses.mask_loss, logits, goals, rois)
+    np.testing.assert_allclose(value, arrays["loss_mask"], rtol=LOSS_RTOL)
+    chosen = np.take_along_axis(gradient, (rois.classes - 1)[:, None, None, None], axis=-1)[..., 0]
+    assert_gradient(chosen, arrays["g_mask_logits_at_label"])
+    assert np.count_nonzero(gradient) == np.count_nonzero(chosen)

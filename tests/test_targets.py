@@ -1,0 +1,235 @@
+"""Sampled anchors, sampled RoIs, box and mask targets: hand cases, padding, torchvision's arrays."""
+
+from __future__ import annotations
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from mrcnn_jax.config import AnchorConfig, BoxHeadConfig, MaskHeadConfig, RoIConfig, RPNConfig
+from mrcnn_jax.models.rcnn import STRIDES
+from mrcnn_jax.ops.anchors import grid_anchors
+from mrcnn_jax.structures import GroundTruth, Proposals, SampledRoIs
+from mrcnn_jax.targets import box_targets, mask_targets, rpn_targets, sample_rois
+
+KEY = jax.random.key(0)
+TAKE_ALL = 10**6
+GARBAGE = np.float32([np.nan, -1e30, np.inf, 7.0])
+
+
+def truth_of(boxes, classes=None, slots=None, garbage=0.0, masks=None) -> GroundTruth:
+    """Ground truth with empty slots behind it, which hold `garbage`."""
+    boxes = np.asarray(boxes, np.float32).reshape(-1, 4)
+    count = len(boxes)
+    slots = count if slots is None else slots
+    padded = np.broadcast_to(np.float32(garbage), (slots, 4)).copy()
+    padded[:count] = boxes
+    labels = np.full(slots, 99 if np.any(garbage) else 0, np.int32)
+    labels[:count] = np.ones(count) if classes is None else classes
+    rasters = np.ones((slots, 8, 8), np.uint8) if masks is None else masks
+    return GroundTruth(padded, labels, rasters, padded, np.arange(slots) < count)
+
+
+def proposals_of(boxes, valid=None) -> Proposals:
+    boxes = np.asarray(boxes, np.float32).reshape(-1, 4)
+    valid = np.ones(len(boxes), bool) if valid is None else np.asarray(valid)
+    return Proposals(boxes, np.zeros(len(boxes), np.float32), valid)
+
+
+def jitted(function, config):
+    """`function` with its configuration bound, compiled; the same function each time, so that it compiles once."""
+    return _compile(function, config)
+
+
+@functools.cache
+def _compile(function, config):
+    return jax.jit(functools.partial(function, config=config))
+
+
+ANCHORS = np.float32(
+    [
+        [0, 0, 10, 10],  # the first box itself
+        [0, 0, 10, 5],  # half of it: between the thresholds
+        [0, 0, 10, 2],  # a fifth of it: background
+        [50, 50, 60, 60],  # meets nothing
+        [30, 30, 34, 40],  # 2/5 of the second box: below the threshold, but nothing meets that box better
+    ]
+)
+
+
+def test_anchors_by_hand():
+    truth = truth_of([[0, 0, 10, 10], [30, 30, 40, 40]], slots=4, garbage=GARBAGE)
+    found = jitted(rpn_targets, RPNConfig())(KEY, ANCHORS, truth)
+    np.testing.assert_array_equal(found.positive, [True, False, False, False, True])
+    np.testing.assert_array_equal(found.negative, [False, False, True, True, False])
+    np.testing.assert_array_equal(found.deltas[0], np.zeros(4))
+    # from (32, 35) to (35, 35) in widths of 4; the width grows from 4 to 10
+    np.testing.assert_allclose(found.deltas[4], [3 / 4, 0, np.log(10 / 4), 0], rtol=1e-6)
+
+
+def test_anchors_are_drawn_within_the_budget():
+    anchors = np.tile(ANCHORS, (20, 1))
+    truth = truth_of([[0, 0, 10, 10], [30, 30, 40, 40]])
+    config = RPNConfig(batch_size=16, positive_fraction=0.25)
+    masks = []
+    for seed in range(2):
+        found = jitted(rpn_targets, config)(jax.random.key(seed), anchors, truth)
+        assert (int(found.positive.sum()), int(found.negative.sum())) == (4, 12)
+        masks.append(np.asarray(found.positive))
+    assert (masks[0] != masks[1]).any()
+
+
+def test_no_ground_truth_makes_all_anchors_background():
+    found = jitted(rpn_targets, RPNConfig())(KEY, ANCHORS, truth_of([], slots=4, garbage=GARBAGE))
+    assert not found.positive.any()
+    assert found.negative.all()
+
+
+def test_rois_by_hand():
+    """Proposals: half of the box (positive), background, an invalid slot on the box; the box itself joins them."""
+    truth = truth_of([[0, 0, 10, 10]], classes=[3], slots=2, garbage=GARBAGE)
+    proposals = proposals_of([[50, 50, 60, 60], [0, 0, 10, 5], [0, 0, 10, 10]], valid=[True, True, False])
+    rois = jitted(sample_rois, RoIConfig(batch_size=8, positive_fraction=0.5))(KEY, proposals, truth)
+    np.testing.assert_array_equal(rois.valid, [True, True, True, False, False])
+    np.testing.assert_array_equal(rois.boxes[:3], [[0, 0, 10, 5], [0, 0, 10, 10], [50, 50, 60, 60]])
+    np.testing.assert_array_equal(rois.classes, [3, 3, 0, 0, 0])
+    np.testing.assert_array_equal(rois.matches[:2], [0, 0])
+    np.testing.assert_array_equal(rois.boxes[3:], np.zeros((2, 4)))  # not the garbage that stood there
+
+
+def test_rois_are_drawn_within_the_budget():
+    truth = truth_of([[0, 0, 10, 10]], classes=[2])
+    proposals = proposals_of([[0, 0, 10, 9]] * 20 + [[40, 40, 50, 50]] * 20)
+    rois = jitted(sample_rois, RoIConfig(batch_size=12, positive_fraction=0.25))(KEY, proposals, truth)
+    np.testing.assert_array_equal(rois.classes, [2] * 3 + [0] * 9)
+    assert rois.valid.all()
+    few = proposals_of([[0, 0, 10, 9]] + [[40, 40, 50, 50]] * 39)
+    rois = jitted(sample_rois, RoIConfig(batch_size=12, positive_fraction=0.25))(KEY, few, truth)
+    np.testing.assert_array_equal(rois.classes, [2] * 2 + [0] * 10)  # background takes the place of positives
+
+
+def test_without_ground_truth_all_rois_are_background():
+    truth = truth_of([], slots=2, garbage=GARBAGE)
+    proposals = proposals_of(ANCHORS)
+    rois = jitted(sample_rois, RoIConfig(batch_size=8))(KEY, proposals, truth)
+    assert not rois.classes.any()
+    np.testing.assert_array_equal(rois.valid, np.arange(7) < 5)
+    np.testing.assert_array_equal(rois.boxes[:5], ANCHORS)
+
+
+def test_box_targets_have_the_weights_of_the_head():
+    truth = truth_of([[0, 0, 10, 10], [20, 20, 40, 40]])
+    rois = SampledRoIs(np.float32([[20, 20, 30, 40]]), np.int32([1]), np.int32([1]), np.ones(1, bool))
+    goals = box_targets(rois, jax.tree.map(jnp.asarray, truth), BoxHeadConfig(delta_weights=(10, 5, 2, 1)))
+    # the centre moves half a width to the right, the width doubles
+    np.testing.assert_allclose(goals, [[10 * 0.5, 0, 2 * np.log(2), 0]], rtol=1e-6)
+
+
+@pytest.mark.parametrize("target", ["binary", "soft"])
+def test_mask_targets_by_hand(target):
+    """The left half of the box is the instance; a RoI that is the box, its right half, and one that matches nothing."""
+    rasters = np.zeros((2, 8, 8), np.uint8)
+    rasters[1, :, :4] = 1
+    truth = truth_of([[50, 50, 58, 58], [16, 16, 32, 32]], masks=rasters)
+    rois = SampledRoIs(
+        np.float32([[16, 16, 32, 32], [24, 16, 32, 32], [0, 0, 0, 0]]),
+        np.int32([1, 1, 0]),
+        np.int32([1, 1, 0]),
+        np.ones(3, bool),
+    )
+    goals = np.asarray(jitted(mask_targets, MaskHeadConfig(pool_size=4, target=target))(rois, truth))
+    assert goals.shape == (3, 8, 8)
+    if target == "binary":
+        np.testing.assert_array_equal(goals[0], rasters[1])
+        assert not goals[1].any()
+    else:
+        # without the half-pixel shift the edge moves by half a raster pixel, and the cells on it are between 0 and 1
+        assert np.all((goals[0] > 0) & (goals[0] < 1), axis=0).any()
+        assert np.all(goals[0][:, :3] == 1)
+    assert np.isfinite(goals).all()
+
+
+def test_mask_targets_ignore_slots_that_nothing_matches():
+    rois = SampledRoIs(np.float32([[16, 16, 32, 32]]), np.int32([1]), np.int32([0]), np.ones(1, bool))
+    config = MaskHeadConfig(pool_size=4)
+    clean = jitted(mask_targets, config)(rois, truth_of([[16, 16, 32, 32]], slots=3))
+    dirty = jitted(mask_targets, config)(rois, truth_of([[16, 16, 32, 32]], slots=3, garbage=GARBAGE))
+    np.testing.assert_array_equal(clean, dirty)
+    assert clean.all()
+
+
+def golden_anchors(arrays):
+    """torchvision's anchors of the padded batch, from sizes that the arrays hold."""
+    shape = tuple(int(n) for n in arrays["padded"])
+    grids = [tuple(-(-side // stride) for side in shape) for stride in STRIDES]
+    config = AnchorConfig()
+    anchors = grid_anchors(
+        shape,
+        grids,
+        sizes=config.sizes,
+        aspect_ratios=config.aspect_ratios,
+        rounded=True,
+        order="ratio_major",
+        stride="image_over_grid",
+    )
+    assert [3 * h * w for h, w in grids] == arrays["num_anchors_per_level"].tolist()
+    return anchors
+
+
+def test_golden_anchor_targets(golden):
+    arrays = golden("tv_op_rpn.npz")
+    anchors = golden_anchors(arrays)
+    slots = max(len(arrays[f"gt{i}"]) for i in range(len(arrays["labels"])))
+    for i, labels in enumerate(arrays["labels"]):
+        truth = truth_of(arrays[f"gt{i}"], slots=slots, garbage=GARBAGE)
+        found = jitted(rpn_targets, RPNConfig(batch_size=TAKE_ALL))(KEY, anchors, truth)
+        np.testing.assert_array_equal(found.positive, labels == 1)
+        np.testing.assert_array_equal(found.negative, labels == 0)
+        if len(arrays[f"gt{i}"]):
+            # One rounding of a coordinate over the smallest side of an anchor (23 pixels), and one of the logarithm.
+            np.testing.assert_allclose(found.deltas[labels == 1], arrays[f"reg_targets_pos{i}"], rtol=1e-5, atol=1e-6)
+
+
+def test_golden_roi_targets(golden):
+    """All images in the same padded shapes, with garbage in the padding."""
+    arrays = golden("tv_op_roi_box.npz")
+    images = range(len(arrays["image_shapes"]))
+    slots = max(len(arrays[f"gt_boxes{i}"]) for i in images)
+    length = max(len(arrays[f"in_proposals{i}"]) for i in images)
+    for i in images:
+        truth = truth_of(arrays[f"gt_boxes{i}"], arrays[f"gt_labels{i}"], slots, garbage=GARBAGE)
+        proposals = np.tile(GARBAGE, (length, 1))
+        proposals[: len(arrays[f"in_proposals{i}"])] = arrays[f"in_proposals{i}"]
+        valid = np.arange(length) < len(arrays[f"in_proposals{i}"])
+        rois = jitted(sample_rois, RoIConfig(batch_size=TAKE_ALL))(KEY, proposals_of(proposals, valid), truth)
+        # Ours come positives first; within each kind the order is that of the proposals.
+        labels = arrays[f"labels{i}"]
+        order = np.argsort(labels == 0, kind="stable")
+        count, positives = len(labels), int(np.sum(labels > 0))
+        np.testing.assert_array_equal(rois.valid, np.arange(len(rois.valid)) < count)
+        np.testing.assert_array_equal(rois.boxes[:count], arrays[f"proposals{i}"][order])
+        np.testing.assert_array_equal(rois.classes[:count], labels[order])
+        np.testing.assert_array_equal(rois.matches[:positives], arrays[f"matched_idx{i}"][order][:positives])
+        goals = jitted(box_targets, BoxHeadConfig())(rois, truth)[:positives]
+        # Weights of 10 on differences of coordinates near 100 over sides of some 10 pixels: 1e2 roundings of 6e-8.
+        np.testing.assert_allclose(goals, arrays[f"reg_targets{i}"][order][:positives], rtol=1e-5, atol=1e-5)
+
+
+def test_golden_mask_targets(golden):
+    """Through the option "soft": whole bitmaps in the window of the image."""
+    arrays = golden("tv_op_mask.npz")
+    for i in range(2):
+        masks, theirs = arrays[f"gt_masks{i}"], arrays[f"mask_targets{i}"]
+        count, height, width = masks.shape
+        window = np.tile(np.float32([0, 0, width, height]), (count, 1))
+        truth = GroundTruth(window, arrays[f"gt_labels{i}"].astype(np.int32), masks, window, np.ones(count, bool))
+        boxes = arrays[f"proposals{i}"]
+        matches = arrays[f"matched_idx{i}"].astype(np.int32)
+        rois = SampledRoIs(boxes, truth.classes[matches], matches, np.ones(len(boxes), bool))
+        config = MaskHeadConfig(pool_size=theirs.shape[1] // 2, target="soft", target_sampling_ratio=0)
+        goals = jitted(mask_targets, config)(rois, truth)
+        # Rounding of the coordinates (up to the width of the image) is the rounding of the weights.
+        np.testing.assert_allclose(goals, theirs, rtol=0, atol=4 * np.finfo(np.float32).eps * max(height, width))
