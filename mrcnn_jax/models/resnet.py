@@ -23,7 +23,7 @@ _BASIC = ("resnet18", "resnet34")
 class ResNet(nn.Module):
     """(B, H, W, 3) normalised images -> (C2, C3, C4, C5), at strides 4, 8, 16 and 32.
 
-    Frozen stages end in a `stop_gradient`, so they cost no backward pass.
+    Frozen stages end in a `stop_gradient`, so they cost no backward pass, and their batch norms keep their statistics.
     """
 
     config: BackboneConfig
@@ -32,13 +32,15 @@ class ResNet(nn.Module):
     def __call__(self, images: jax.Array, *, train: bool = False) -> tuple[jax.Array, ...]:
         config = self.config
         block = BasicBlock if config.name in _BASIC else BottleneckBlock
-        x = Stem(config, name="stem")(images, train=train)
-        x = jax.lax.stop_gradient(x) if config.frozen_stages >= 1 else x
+        frozen = config.frozen_stages >= 1
+        x = Stem(config, name="stem")(images, train=train and not frozen)
+        x = jax.lax.stop_gradient(x) if frozen else x
         taps = []
         for index, depth in enumerate(_DEPTHS[config.name]):
+            frozen = config.frozen_stages >= index + 2
             stage = partial(Stage, config, block, config.width * 2**index, depth, 1 if index == 0 else 2)
-            x = stage(name=f"res{index + 2}")(x, train=train)
-            x = jax.lax.stop_gradient(x) if config.frozen_stages >= index + 2 else x
+            x = stage(name=f"res{index + 2}")(x, train=train and not frozen)
+            x = jax.lax.stop_gradient(x) if frozen else x
             taps.append(x)
         return tuple(taps)
 

@@ -1,0 +1,45 @@
+"""The tiny model of all tests with five classes, and one compiled inference."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+
+import jax
+import numpy as np
+import pytest
+
+from mrcnn_jax.models.rcnn import build_model, detect, init_variables
+
+
+def quick_jit(function):
+    """Compiled without optimisation: what a test runs a few times need not be fast."""
+    return jax.jit(function, compiler_options={"xla_backend_optimization_level": 0})
+
+
+@pytest.fixture(scope="session")
+def model_config(tiny_model_config):
+    return dataclasses.replace(tiny_model_config, num_classes=5)
+
+
+@pytest.fixture(scope="session")
+def model(model_config):
+    return build_model(model_config)
+
+
+@pytest.fixture(scope="session")
+def variables(model):
+    return init_variables(model, jax.random.key(0))
+
+
+@pytest.fixture(scope="session")
+def compiled_detect(model):
+    """detect(variables, images, image_sizes) of the tiny model."""
+    return quick_jit(functools.partial(detect, model))
+
+
+@pytest.fixture(scope="session")
+def pictures():
+    """Two 64 x 64 images, (2, 64, 64, 3), whose pictures end at row 40 and at column 50."""
+    images = np.random.default_rng(0).integers(0, 256, (2, 64, 64, 3), dtype=np.uint8)
+    return images, np.int32([[40, 64], [64, 50]])

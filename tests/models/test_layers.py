@@ -1,0 +1,116 @@
+"""Norms against torch, initial values against the papers' formulas."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from mrcnn_jax.models.layers import Conv, Dense, Norm
+
+EPS = 1e-3  # large enough to show
+
+
+@pytest.fixture(scope="module")
+def torch():
+    return pytest.importorskip("torch", reason="torch is the reference here; `make test` installs it")
+
+
+@pytest.fixture(scope="module")
+def maps():
+    """Feature maps (3, 4, 5, 8) whose channels have their own mean and spread."""
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((3, 4, 5, 8)) * rng.uniform(0.5, 3, 8) + rng.uniform(-2, 2, 8)
+    return x.astype(np.float32)
+
+
+def constants(rng, *names):
+    return {name: rng.uniform(0.5, 1.5, 8).astype(np.float32) for name in names}
+
+
+def nchw(torch, x):
+    return torch.from_numpy(np.moveaxis(x, -1, 1).copy())
+
+
+def assert_maps_equal(ours, theirs):
+    """Sums of at most 60 float32 terms near 10: a dozen roundings of 6e-8 times 10."""
+    np.testing.assert_allclose(np.moveaxis(np.asarray(ours), -1, 1), theirs.detach().numpy(), rtol=1e-5, atol=1e-5)
+
+
+def test_group_norm_equals_torch(torch, maps):
+    values = constants(np.random.default_rng(1), "scale", "bias")
+    ours = Norm("gn", EPS).apply({"params": {"norm": values}}, maps, train=True)
+    groups = 4  # of two channels
+    weight, bias = (torch.from_numpy(values[name]) for name in ("scale", "bias"))
+    assert_maps_equal(ours, torch.nn.functional.group_norm(nchw(torch, maps), groups, weight, bias, EPS))
+    alone = Norm("gn", EPS).apply({"params": {"norm": values}}, maps[:1])
+    np.testing.assert_array_equal(ours[:1], alone)
+
+
+@pytest.mark.parametrize(("channels", "groups"), [(256, 32), (64, 32), (16, 8)])
+def test_number_of_groups(channels, groups):
+    """With one channel far from the others, only its own group feels it."""
+    x = np.random.default_rng(0).standard_normal((1, 2, 2, channels)).astype(np.float32)
+    moved = x.copy()
+    moved[..., 0] += 100
+    norm = Norm("gn")
+    variables = norm.init(jax.random.key(0), x)
+    different = (np.asarray(norm.apply(variables, x)) != np.asarray(norm.apply(variables, moved))).any(axis=(0, 1, 2))
+    assert different[: channels // groups].all()
+    assert not different[channels // groups :].any()
+
+
+@pytest.mark.parametrize("train", [True, False])
+def test_batch_norm_equals_torch(torch, maps, train):
+    values = constants(np.random.default_rng(2), "scale", "bias", "mean", "var")
+    variables = {
+        "params": {"norm": {name: values[name] for name in ("scale", "bias")}},
+        "batch_stats": {"norm": {name: values[name] for name in ("mean", "var")}},
+    }
+    ours, updated = Norm("bn", EPS).apply(variables, maps, train=train, mutable=["batch_stats"])
+    mean, var, weight, bias = (torch.from_numpy(values[name].copy()) for name in ("mean", "var", "scale", "bias"))
+    theirs = torch.nn.functional.batch_norm(nchw(torch, maps), mean, var, weight, bias, train, 0.1, EPS)
+    assert_maps_equal(ours, theirs)
+    statistics = updated["batch_stats"]["norm"]
+    np.testing.assert_allclose(statistics["mean"], mean, rtol=1e-5)
+    if train:  # flax gathers the biased variance of the batch, torch the unbiased one
+        number = maps.size // 8
+        kept = 0.9 * values["var"]
+        np.testing.assert_allclose((statistics["var"] - kept) * number / (number - 1), var - kept, rtol=1e-4)
+    else:
+        np.testing.assert_array_equal(statistics["var"], values["var"])
+
+
+def test_frozen_batch_norm_equals_batch_norm_in_evaluation(torch, maps):
+    values = constants(np.random.default_rng(3), "scale", "bias", "mean", "var")
+    ours, updated = Norm("frozen_bn", EPS).apply({"frozen": values}, maps, train=True, mutable=["frozen"])
+    mean, var, weight, bias = (torch.from_numpy(values[name]) for name in ("mean", "var", "scale", "bias"))
+    theirs = torch.nn.functional.batch_norm(nchw(torch, maps), mean, var, weight, bias, False, 0.1, EPS)
+    assert_maps_equal(ours, theirs)
+    jax.tree.map(np.testing.assert_array_equal, updated["frozen"], values)
+
+
+def test_frozen_batch_norm_has_no_parameters():
+    variables = Norm("frozen_bn").init(jax.random.key(0), jnp.ones((1, 2, 2, 8)))
+    assert set(variables) == {"frozen"}
+
+
+@pytest.mark.parametrize(
+    ("layer", "shape", "spread", "bound"),
+    [
+        # He et al. 2015 in fan-out form: normal with variance 2 / (64 * 3 * 3)
+        (Conv(64, 3), (1, 8, 8, 32), np.sqrt(2 / (64 * 9)), np.inf),
+        # Caffe2's Xavier fill: uniform within sqrt(3 / fan_in), whose variance is 1 / fan_in
+        (Dense(128), (1, 256), np.sqrt(1 / 256), np.sqrt(3 / 256)),
+    ],
+)
+def test_initial_values(layer, shape, spread, bound):
+    params = layer.init(jax.random.key(0), jnp.ones(shape))["params"]
+    kernel = np.asarray(params["kernel"])
+    assert not params["bias"].any()
+    # of n values: the mean varies by spread / sqrt(n), the spread itself by less than that; four times both
+    tolerance = 4 * spread / np.sqrt(kernel.size)
+    assert abs(kernel.mean()) < tolerance
+    assert abs(kernel.std() - spread) < tolerance
+    assert 0.99 * min(bound, 2 * spread) < np.abs(kernel).max() <= bound
