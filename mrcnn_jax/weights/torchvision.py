@@ -92,8 +92,8 @@ def _to_ours(name: str, value: np.ndarray, shape: tuple[int, ...]) -> np.ndarray
         return value.transpose(2, 3, 0, 1)
     if value.ndim == 4:
         return value.transpose(2, 3, 1, 0)
-    if module.endswith("box_head.fc6") and value.ndim == 2:
-        side = _pool_side(value.shape[1], shape[0])
+    if module.endswith("box_head.fc6") and value.shape == shape[::-1] and value.ndim == 2:
+        side = _pool_side(shape[0])
         return value.reshape(len(value), -1, side, side).transpose(2, 3, 1, 0).reshape(-1, len(value))
     return value.T if value.ndim == 2 else value
 
@@ -105,7 +105,7 @@ def _to_torch(name: str, value: np.ndarray) -> np.ndarray:
     elif value.ndim == 4:
         value = value.transpose(3, 2, 0, 1)
     elif module.endswith("box_head.fc6") and value.ndim == 2:
-        side = _pool_side(value.shape[0], value.shape[0])
+        side = _pool_side(value.shape[0])
         value = value.reshape(side, side, -1, value.shape[1]).transpose(3, 2, 0, 1).reshape(value.shape[1], -1)
     elif value.ndim == 2:
         value = value.T
@@ -113,11 +113,11 @@ def _to_torch(name: str, value: np.ndarray) -> np.ndarray:
     return np.concatenate([np.zeros((rows, *value.shape[1:]), value.dtype), value])
 
 
-def _pool_side(theirs: int, ours: int) -> int:
+def _pool_side(inputs: int) -> int:
     """Side of the pooled RoI that a fully connected layer reads: 7 in every torchvision model."""
     side = 7
-    if theirs % (side * side) or theirs != ours:
-        raise ValueError(f"roi_heads.box_head.fc6 reads {theirs} numbers, the model gives {ours}")
+    if inputs % (side * side):
+        raise ValueError(f"roi_heads.box_head.fc6 reads RoIs of {side} x {side} cells, the model's has {inputs} inputs")
     return side
 
 

@@ -1,0 +1,97 @@
+"""Pyramid and heads: shapes, orders, which number belongs to which anchor and class."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from mrcnn_jax.models.box_head import BoxHead
+from mrcnn_jax.models.fpn import FPN
+from mrcnn_jax.models.mask_head import MaskHead, select_class
+from mrcnn_jax.models.rpn import RPNHead
+
+
+def random_variables(module, *inputs):
+    """Parameters of a module drawn from the normal distribution, biases too."""
+    rng = np.random.default_rng(0)
+    shapes = jax.eval_shape(module.init, jax.random.key(0), *inputs)
+    return jax.tree.map(lambda leaf: jnp.asarray(rng.standard_normal(leaf.shape), jnp.float32), shapes)
+
+
+def test_pyramid_adds_what_lies_above():
+    """With convolutions that copy, each level is its tap plus every level above it, repeated; P6 skips pixels of P5."""
+    rng = np.random.default_rng(0)
+    taps = [rng.standard_normal((1, 32 >> i, 48 >> i, 1)).astype(np.float32) for i in range(4)]
+    fpn = FPN(1)
+    shapes = jax.eval_shape(fpn.init, jax.random.key(0), taps)
+    params = jax.tree.map(lambda leaf: np.zeros(leaf.shape, np.float32), shapes)["params"]
+    for level in range(2, 6):
+        params[f"lateral{level}"]["kernel"][0, 0] = 1
+        params[f"output{level}"]["kernel"][1, 1] = 1
+    p2, p3, p4, p5, p6 = fpn.apply({"params": params}, taps)
+    expected = taps[3]
+    np.testing.assert_array_equal(p5, expected)
+    for tap, level in zip(taps[2::-1], (p4, p3, p2), strict=True):
+        expected = tap + expected.repeat(2, axis=1).repeat(2, axis=2)
+        np.testing.assert_allclose(level, expected, rtol=1e-6)
+    np.testing.assert_array_equal(p6, np.asarray(p5)[:, ::2, ::2])
+    assert p6.shape == (1, 2, 3, 1)
+
+
+def test_rpn_orders_row_column_anchor():
+    """Deltas and logits of one cell stand together, and come from that cell."""
+    head = RPNHead(anchors_per_cell=3)
+    levels = [np.zeros((1, 4, 6, 2), np.float32), np.zeros((1, 2, 3, 2), np.float32)]
+    variables = random_variables(head, levels)
+    still = head.apply(variables, levels)
+    assert [part.shape for part in still[0]] == [(1, 72), (1, 18)]
+    assert [part.shape for part in still[1]] == [(1, 72, 4), (1, 18, 4)]
+    levels[0][0, 3, 5] = 1  # the last cell: its 3 x 3 neighbourhood inside the map sees it
+    moved = head.apply(variables, levels)
+    near = np.zeros((4, 6), bool)
+    near[2:, 4:] = True
+    for before, after in zip(still, moved, strict=True):
+        different = (np.asarray(before[0]) != np.asarray(after[0])).reshape(4, 6, -1).any(axis=-1)
+        assert not different[~near].any()
+        assert different[3, 5]
+        np.testing.assert_array_equal(before[1], after[1])
+    # Deltas: coordinate fastest, then anchor; the bias alone is left where the features are zero and the ReLU is shut.
+    quiet = {**variables["params"], "conv1": jax.tree.map(jnp.zeros_like, variables["params"]["conv1"])}
+    _, deltas = head.apply({"params": quiet}, levels)
+    np.testing.assert_array_equal(deltas[0][0, :3].reshape(-1), quiet["deltas"]["bias"])
+
+
+def test_rpn_depth():
+    head = RPNHead(anchors_per_cell=1, conv_layers=2)
+    params = jax.eval_shape(head.init, jax.random.key(0), [jnp.zeros((1, 2, 2, 4))])["params"]
+    assert set(params) == {"conv1", "conv2", "objectness", "deltas"}
+
+
+def test_box_head_gives_each_class_its_deltas():
+    head = BoxHead(num_classes=3, hidden=5)
+    x = np.random.default_rng(0).standard_normal((2, 7, 7, 4)).astype(np.float32)
+    variables = random_variables(head, x)
+    logits, deltas = head.apply(variables, x)
+    assert logits.shape == (2, 4)
+    assert deltas.shape == (2, 3, 4)
+    changed = jax.tree.map(jnp.copy, variables)
+    changed["params"]["deltas"]["bias"] = changed["params"]["deltas"]["bias"].at[4:8].add(1)
+    difference = head.apply(changed, x)[1] - deltas
+    # rounding of numbers near 1e3
+    np.testing.assert_allclose(difference, np.float32([0, 1, 0])[None, :, None] * np.ones((2, 3, 4)), atol=1e-3)
+
+
+def test_mask_head_doubles_the_side():
+    head = MaskHead(num_classes=3, channels=6, conv_layers=2)
+    x = np.random.default_rng(0).standard_normal((2, 5, 5, 4)).astype(np.float32)
+    variables = random_variables(head, x)
+    logits = head.apply(variables, x)
+    assert logits.shape == (2, 10, 10, 3)
+    assert set(variables["params"]) == {"conv1", "conv2", "deconv", "logits"}
+
+
+def test_select_class_takes_one_channel_or_nothing():
+    logits = np.random.default_rng(0).standard_normal((3, 2, 2, 4)).astype(np.float32)
+    chosen = select_class(jnp.asarray(logits), jnp.int32([4, 1, 0]))
+    np.testing.assert_array_equal(chosen, np.stack([logits[0, ..., 3], logits[1, ..., 0], np.zeros((2, 2))]))
