@@ -26,7 +26,7 @@ def get_config() -> Config:
         "nuclei",
         model=presets.small(sizes, norm="gn", rois=96, max_detections=100),
         data=data,
-        optimizer=OptimizerConfig("adamw", 1e-3, weight_decay=0.01, schedule="cosine", warmup_steps=50, clip_norm=5.0),
+        optimizer=OptimizerConfig("adamw", 2e-3, weight_decay=0.01, schedule="cosine", warmup_steps=50, clip_norm=5.0),
         train=TrainConfig(steps=900, batch_size=4, checkpoint_every=100),
         eval=EvalConfig(batch_size=6),
     )

@@ -28,7 +28,7 @@ def get_config() -> Config:
         "overfit",
         model=presets.small(sizes, norm="gn", rois=64, max_detections=100),
         data=data,
-        optimizer=OptimizerConfig("adamw", 1e-3, weight_decay=0.0, schedule="cosine", warmup_steps=50, clip_norm=5.0),
+        optimizer=OptimizerConfig("adamw", 2e-3, weight_decay=0.0, schedule="cosine", warmup_steps=50, clip_norm=5.0),
         train=TrainConfig(steps=500, batch_size=4, checkpoint_every=100),
         eval=EvalConfig(batch_size=8),
     )

@@ -28,6 +28,6 @@ def get_config() -> Config:
         model=presets.small(sizes, norm="bn", rois=48, max_detections=20),
         data=data,
         optimizer=OptimizerConfig("adamw", 2e-3, weight_decay=0.01, schedule="cosine", warmup_steps=50, clip_norm=5.0),
-        train=TrainConfig(steps=600, batch_size=16, checkpoint_every=100),
+        train=TrainConfig(steps=500, batch_size=16, checkpoint_every=100),
         eval=EvalConfig(batch_size=20),
     )
