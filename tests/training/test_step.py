@@ -1,0 +1,231 @@
+"""The training step of a tiny model: it learns, is compiled once, and nothing but valid content counts."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from mrcnn_jax.config import Config
+from mrcnn_jax.models.rcnn import build_model, init_variables, variable_shapes
+from mrcnn_jax.structures import Batch, GroundTruth
+from mrcnn_jax.training.step import create_state, make_train_step
+
+LEARNING_RATE = 0.1
+KEY = jax.random.key(7)
+LOSSES = {"loss_rpn_class", "loss_rpn_box", "loss_class", "loss_box", "loss_mask"}
+# Losses are sums of some hundred float32 terms in another order.
+ROUNDING = 1e-5
+
+
+def schedule(step):
+    return LEARNING_RATE / (1 + step)
+
+
+class Setup(NamedTuple):
+    step: Any  # the compiled train step
+    state: Any  # before the first step
+    traces: list[int]  # one entry for each time that the step was traced
+
+
+@pytest.fixture(scope="module")
+def setup(tiny_model_config) -> Setup:
+    config = Config(model=dataclasses.replace(tiny_model_config, num_classes=5))
+    model = build_model(config.model)
+    optimizer = optax.sgd(LEARNING_RATE)
+    train_step = make_train_step(model, config, optimizer, schedule)
+    traces: list[int] = []
+
+    def counted(state, batch, key):
+        traces.append(len(traces))
+        return train_step(state, batch, key)
+
+    # Compiled without optimisation, which takes longer than all its runs here.
+    step = jax.jit(counted, compiler_options={"xla_backend_optimization_level": 0})
+    return Setup(step, create_state(optimizer, init_variables(model, jax.random.key(0))), traces)
+
+
+def make_batch(seed: int = 0) -> Batch:
+    """Two images of grey noise with two bright rectangles each, in four slots."""
+    rng = np.random.default_rng(seed)
+    images = rng.integers(0, 100, (2, 64, 64, 3), dtype=np.uint8)
+    corners = rng.integers(0, 24, (2, 4, 2))
+    boxes = np.concatenate([corners, corners + rng.integers(16, 32, (2, 4, 2))], axis=-1).astype(np.float32)
+    for image, some in zip(images, boxes.astype(int), strict=True):
+        for x0, y0, x1, y1 in some[:2]:
+            image[y0:y1, x0:x1] += 120
+    valid = np.tile([True, True, False, False], (2, 1))
+    boxes = np.where(valid[..., None], boxes, 0)
+    classes = np.where(valid, rng.integers(1, 6, (2, 4)), 0).astype(np.int32)
+    truth = GroundTruth(boxes, classes, np.ones((2, 4, 8, 8), np.uint8), boxes, valid)
+    sizes = np.int32([[64, 64], [60, 64]])
+    return Batch(images, sizes, np.int32([11, 12]), np.ones(2, bool), truth)
+
+
+def swapped(batch: Batch) -> Batch:
+    return jax.tree.map(lambda field: field[::-1].copy(), batch)
+
+
+def without(batch: Batch, slot: int) -> Batch:
+    """The batch with one slot that holds no image."""
+    return batch._replace(valid=batch.valid & (np.arange(2) != slot))
+
+
+def losses_of(metrics) -> np.ndarray:
+    return np.array([float(metrics[name]) for name in sorted(LOSSES)])
+
+
+def test_loss_decreases(setup):
+    state, history = setup.state, []
+    for _ in range(8):
+        state, metrics = setup.step(state, make_batch(), KEY)
+        history.append(float(metrics["loss"]))
+        assert metrics["finite"]
+    assert int(state.step) == 8
+    assert history[-1] < 0.6 * history[0]
+
+
+def test_every_parameter_learns(setup):
+    after, _ = setup.step(setup.state, make_batch(), KEY)
+    moved = jax.tree.map(lambda a, b: bool(np.not_equal(a, b).any()), after.params, setup.state.params)
+    assert all(jax.tree.leaves(moved)), moved
+
+
+def test_metrics_describe_the_step(setup):
+    after, metrics = setup.step(setup.state._replace(step=jnp.int32(3)), make_batch(), KEY)
+    assert set(metrics) > LOSSES
+    np.testing.assert_allclose(metrics["loss"], losses_of(metrics).sum(), rtol=1e-6)
+    np.testing.assert_allclose(metrics["learning_rate"], schedule(3), rtol=1e-6)
+    assert int(metrics["num_rois"]) == 32
+    assert 0 < int(metrics["num_positive_rois"]) <= 8  # a quarter of 16 in each image
+    updates = jax.tree.map(lambda a, b: np.square(np.subtract(a, b)).sum(), setup.state.params, after.params)
+    # The update is lost in the rounding of parameters near 1, by 6e-8 of them each.
+    length = np.sqrt(sum(jax.tree.leaves(updates)))
+    np.testing.assert_allclose(length, LEARNING_RATE * metrics["grad_norm"], rtol=1e-3)
+
+
+def test_one_trace_for_all_batches_of_a_shape(setup):
+    state, _ = setup.step(setup.state, make_batch(), KEY)
+    setup.step(state, make_batch(1), jax.random.key(8))
+    assert len(setup.traces) == 1
+
+
+def test_noise_belongs_to_the_image_not_to_its_place(setup):
+    state, metrics = setup.step(setup.state, make_batch(), KEY)
+    other_state, other = setup.step(setup.state, swapped(make_batch()), KEY)
+    np.testing.assert_allclose(losses_of(other), losses_of(metrics), rtol=ROUNDING)
+    assert other["num_positive_rois"] == metrics["num_positive_rois"]
+    # One step from the same parameters: they differ by the rounding of gradients near 1 times the learning rate.
+    jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=0, atol=1e-6), state.params, other_state.params)
+
+
+@pytest.mark.parametrize("change", ["indices", "step", "key"])
+def test_noise_follows_index_step_and_key(setup, change):
+    """The samples, and so the losses, change with each of the three; otherwise the test above would be empty."""
+    state, batch, key = setup.state, make_batch(), KEY
+    _, metrics = setup.step(state, batch, key)
+    if change == "indices":
+        batch = batch._replace(indices=batch.indices[::-1].copy())
+    elif change == "step":
+        state = state._replace(step=jnp.int32(1))
+    else:
+        key = jax.random.key(8)
+    _, other = setup.step(state, batch, key)
+    assert (np.abs(losses_of(other) / losses_of(metrics) - 1) > 10 * ROUNDING).any()
+
+
+def test_empty_image_slot_contributes_nothing(setup):
+    """Neither to sums, whatever it holds, nor to counts: the shares of two images add up to the loss of both."""
+    batch = make_batch()
+    filled = [setup.step(setup.state, without(batch, 1), KEY)]
+    garbage = make_batch(5)
+    truth = jax.tree.map(lambda ours, other: np.stack([ours[0], other[1]]), batch.ground_truth, garbage.ground_truth)
+    truth.boxes[1], truth.mask_windows[1], truth.classes[1] = np.nan, np.nan, 99
+    filled.append(
+        setup.step(
+            setup.state,
+            without(batch, 1)._replace(images=np.stack([batch.images[0], garbage.images[1]]), ground_truth=truth),
+            KEY,
+        )
+    )
+    jax.tree.map(np.testing.assert_array_equal, *filled)
+
+    _, both = setup.step(setup.state, batch, KEY)
+    shares = [setup.step(setup.state, without(batch, slot), KEY)[1] for slot in (1, 0)]
+    for name, count in (
+        ("loss_rpn_class", None),
+        ("loss_rpn_box", None),
+        ("loss_class", "num_rois"),
+        ("loss_box", "num_rois"),
+        ("loss_mask", "num_positive_rois"),
+    ):
+        weights = [1 if count is None else int(share[count]) for share in shares]
+        mean = sum(w * float(share[name]) for w, share in zip(weights, shares, strict=True)) / sum(weights)
+        np.testing.assert_allclose(both[name], mean, rtol=ROUNDING, err_msg=name)
+
+
+@pytest.mark.parametrize("garbage", [np.nan, np.inf, -1e6, 30.0])
+def test_empty_truth_slots_contribute_nothing(setup, garbage):
+    batch = make_batch()
+    clean = setup.step(setup.state, batch, KEY)
+    truth = jax.tree.map(np.copy, batch.ground_truth)
+    for field in (truth.boxes, truth.mask_windows):
+        field[~truth.valid] = garbage
+    truth.boxes[~truth.valid, 2:] += 20
+    truth.classes[~truth.valid] = 5
+    truth.masks[~truth.valid] = 0
+    jax.tree.map(np.testing.assert_array_equal, clean, setup.step(setup.state, batch._replace(ground_truth=truth), KEY))
+
+
+def test_image_without_objects_is_background(setup):
+    batch = make_batch()
+    truth = batch.ground_truth._replace(valid=np.zeros_like(batch.ground_truth.valid))
+    state, metrics = setup.step(setup.state, batch._replace(ground_truth=truth), KEY)
+    assert metrics["finite"]
+    assert int(metrics["num_positive_rois"]) == 0
+    assert [float(metrics[name]) for name in ("loss_rpn_box", "loss_box", "loss_mask")] == [0, 0, 0]
+    assert float(metrics["loss_class"]) > 0
+    assert float(metrics["loss_rpn_class"]) > 0
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(state.params))
+
+
+def test_batch_without_images_changes_nothing(setup):
+    batch = make_batch()
+    state, metrics = setup.step(setup.state, batch._replace(valid=np.zeros(2, bool)), KEY)
+    assert float(metrics["loss"]) == 0
+    jax.tree.map(np.testing.assert_array_equal, state.params, setup.state.params)
+
+
+def test_loss_that_is_not_finite_is_reported(setup):
+    params = jax.tree.map(np.array, setup.state.params)
+    params["box_head"]["logits"]["bias"][0] = np.nan
+    _, metrics = setup.step(setup.state._replace(params=params), make_batch(), KEY)
+    assert not metrics["finite"]
+
+
+@pytest.mark.parametrize(
+    ("norm", "compute_dtype", "masks"),
+    [("gn", "bfloat16", True), ("bn", "float32", True), ("frozen_bn", "bfloat16", False)],
+)
+def test_state_keeps_its_form(tiny_model_config, norm, compute_dtype, masks):
+    """Types and shapes of the state are the same after a step, float32 whatever the features are computed in."""
+    backbone = dataclasses.replace(tiny_model_config.backbone, norm=norm, frozen_stages=1)
+    mask = tiny_model_config.mask if masks else None
+    model_config = dataclasses.replace(
+        tiny_model_config, num_classes=5, backbone=backbone, mask=mask, compute_dtype=compute_dtype
+    )
+    model, optimizer = build_model(model_config), optax.adam(1e-3)
+    step = make_train_step(model, Config(model=model_config), optimizer, schedule)
+    state = jax.eval_shape(lambda: create_state(optimizer, jax.tree.map(jnp.zeros_like, variable_shapes(model))))
+    after, metrics = jax.eval_shape(step, state, make_batch(), KEY)
+    assert jax.tree.structure(after) == jax.tree.structure(state)
+    form = [[(leaf.shape, leaf.dtype, leaf.weak_type) for leaf in jax.tree.leaves(tree)] for tree in (state, after)]
+    assert form[0] == form[1]
+    assert {leaf.dtype.name for leaf in jax.tree.leaves(after)} == {"float32", "int32"}
+    assert LOSSES - set(metrics) == (set() if masks else {"loss_mask"})
