@@ -3,6 +3,7 @@
 Corresponds to Detectron2's faster_rcnn_R_50_FPN_1x: box AP 37.9 on val2017 (its model zoo; 8 V100). Not trained by us
 yet. Batch 16, SGD 0.02, 90,000 steps, shortest edge 640..800.
 Initial weights (`init`): an ImageNet R-50 of MSRA's kind: BGR, unscaled pixels, stride in the first 1 x 1 convolution.
+What `init` can read so far: docs/recipes.md.
 Command: `python train.py --config=configs/faster_rcnn_r50_fpn_1x.py --config.data.root=COCO --config.init=FILE
 --workdir=DIR`.
 """
