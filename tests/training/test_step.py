@@ -36,7 +36,9 @@ class Setup(NamedTuple):
 
 @pytest.fixture(scope="module")
 def setup(tiny_model_config) -> Setup:
-    config = Config(model=dataclasses.replace(tiny_model_config, num_classes=5))
+    # Nothing of the backbone learns but res5: less to compile.
+    backbone = dataclasses.replace(tiny_model_config.backbone, frozen_stages=4)
+    config = Config(model=dataclasses.replace(tiny_model_config, num_classes=5, backbone=backbone))
     model = build_model(config.model)
     optimizer = optax.sgd(LEARNING_RATE)
     train_step = make_train_step(model, config, optimizer, schedule)
@@ -91,9 +93,11 @@ def test_loss_decreases(setup):
     assert history[-1] < 0.6 * history[0]
 
 
-def test_every_parameter_learns(setup):
+def test_every_parameter_learns_that_is_not_frozen(setup):
     after, _ = setup.step(setup.state, make_batch(), KEY)
     moved = jax.tree.map(lambda a, b: bool(np.not_equal(a, b).any()), after.params, setup.state.params)
+    for name in ("stem", "res2", "res3", "res4"):
+        assert not any(jax.tree.leaves(moved["backbone"].pop(name)))
     assert all(jax.tree.leaves(moved)), moved
 
 
@@ -211,7 +215,7 @@ def test_loss_that_is_not_finite_is_reported(setup):
 
 @pytest.mark.parametrize(
     ("norm", "compute_dtype", "masks"),
-    [("gn", "bfloat16", True), ("bn", "float32", True), ("frozen_bn", "bfloat16", False)],
+    [("bn", "bfloat16", True), ("frozen_bn", "float32", False)],
 )
 def test_state_keeps_its_form(tiny_model_config, norm, compute_dtype, masks):
     """Types and shapes of the state are the same after a step, float32 whatever the features are computed in."""
