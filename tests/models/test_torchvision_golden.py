@@ -1,14 +1,15 @@
 """The whole R50-FPN Mask R-CNN against torchvision: detections, losses and the gradient of every parameter.
 
-Weights come from the recipe beside the arrays, sizes from the arrays; the settings are those that the arrays were made
-with (`README` beside them). Tolerances: torchvision's own float32 run differs from its float64 run by 2e-6 in
-features, 3e-5 in class logits and mask probabilities, 5e-7 in losses, and 6e-4 in the worst gradient norm
-(`tv_f32_vs_f64_maskrcnn.json`); two float32 programs may differ by twice that.
+Weights come from the recipe beside the arrays, sizes from the arrays, settings from the README beside them.
+Tolerances: torchvision's own float32 run differs from its float64 run by 2e-6 in features, 3e-5 in class logits and
+mask probabilities, 5e-7 in losses, and 6e-4 in the worst gradient norm (`tv_f32_vs_f64_maskrcnn.json`); two float32
+programs may differ by twice that.
 """
 
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
 
 import jax
@@ -34,8 +35,14 @@ LOSS_NAMES = {
 TAKE_ALL = 10**6
 
 
-def torchvision_config(num_classes: int) -> ModelConfig:
-    """torchvision's flavour with the top-k values and thresholds of the golden run."""
+def torchvision_config(num_classes: int, readme: str) -> ModelConfig:
+    """torchvision's flavour with the top-k values and thresholds that the README beside the arrays states."""
+
+    def stated(name: str) -> float:
+        found = re.search(rf"{re.escape(name)} ([\d.]+)", readme)
+        assert found, f"README.md beside the arrays does not state {name!r}"
+        return float(found[1].rstrip("."))
+
     base = presets.torchvision()
     return replace(
         base,
@@ -43,13 +50,18 @@ def torchvision_config(num_classes: int) -> ModelConfig:
         rpn=replace(
             base.rpn,
             batch_size=TAKE_ALL,
-            pre_nms_top_k_train=1000,
-            post_nms_top_k_train=400,
-            pre_nms_top_k_test=300,
-            post_nms_top_k_test=200,
+            pre_nms_top_k_train=int(stated("rpn_pre")),
+            post_nms_top_k_train=int(stated("rpn_post")),
+            pre_nms_top_k_test=int(stated("rpn_pre_nms_top_n")),
+            post_nms_top_k_test=int(stated("rpn_post_nms_top_n")),
         ),
-        roi=replace(base.roi, batch_size=TAKE_ALL, positive_iou=0.3),
-        box=replace(base.box, max_detections=20),
+        roi=replace(base.roi, batch_size=TAKE_ALL, positive_iou=stated("box fg/bg IoU thresholds")),
+        box=replace(
+            base.box,
+            score_threshold=stated("box_score_thresh"),
+            nms_iou=stated("box_nms"),
+            max_detections=int(stated("box_detections_per_img")),
+        ),
     )
 
 
@@ -58,7 +70,8 @@ def network(golden):
     """Model, configuration and variables, made once for all tests of this file."""
     shapes = json.loads(golden.file("tv_keys_maskrcnn.json").read_text())
     state = golden.recipe().state(shapes)
-    config = torchvision_config(len(state["roi_heads.box_predictor.cls_score.bias"]) - 1)
+    num_classes = len(state["roi_heads.box_predictor.cls_score.bias"]) - 1
+    config = torchvision_config(num_classes, golden.file("README.md").read_text())
     model = build_model(config)
     return model, config, import_state(model, state)
 
