@@ -16,6 +16,7 @@ from etils import epath
 from mrcnn_jax.config import Config, ConfigError, TrainConfig, validate
 from mrcnn_jax.data.coco import Categories, Dataset, load_split
 from mrcnn_jax.data.pipeline import train_batches
+from mrcnn_jax.evaluation.coco import check_categories
 from mrcnn_jax.evaluation.run import evaluate_model
 from mrcnn_jax.models.rcnn import MaskRCNN, Variables, build_model, init_variables, variable_shapes
 from mrcnn_jax.structures import Batch
@@ -36,10 +37,12 @@ def train(config: Config, workdir: epath.PathLike, *, devices: Sequence[jax.Devi
     Raises ConfigError or DataError before training for what cannot work, NonFiniteLossError during it.
     """
     devices = jax.local_devices() if devices is None else devices
+    validate(config)
     parallel.check_divisible(config.train.batch_size, len(devices) * jax.process_count())
     dataset = load_split(config.data, "train")
     config = with_categories(config, dataset.categories)
-    validate(config)
+    held_back = load_split(config.data, "eval").categories  # what is wrong with it is better known before the training
+    check_categories(config.model, held_back.ids, held_back.names)
     claim_workdir(workdir, config)
     model = build_model(config.model)
     init_key, key = jax.random.split(jax.random.key(config.train.seed))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import re
@@ -13,8 +14,10 @@ from pathlib import Path
 
 import jax
 import numpy as np
+import pytest
 
-from mrcnn_jax.config import to_json
+from mrcnn_jax.config import ConfigError, to_json
+from mrcnn_jax.data import shapes
 from mrcnn_jax.training.checkpoint import Checkpointer, load_variables, read_config
 from mrcnn_jax.training.loop import train
 
@@ -112,3 +115,15 @@ def run_command(recipe: Path, workdir: Path, kill_after: int | None = None) -> s
         text=True,
         timeout=600,
     )
+
+
+def test_evaluation_data_with_other_categories_are_refused_before_training(tiny_config, tmp_path):
+    root = tmp_path / "shapes"
+    shapes.write(tiny_config.data.shapes, root)
+    annotations = json.loads((root / "val.json").read_text())
+    annotations["categories"][0]["name"] = "somebody else's"
+    (root / "val.json").write_text(json.dumps(annotations))
+    data = dataclasses.replace(tiny_config.data, root=str(root), shapes=None)
+    with pytest.raises(ConfigError, match="somebody else's"):
+        train(dataclasses.replace(tiny_config, data=data), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
