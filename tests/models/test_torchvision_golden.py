@@ -218,7 +218,8 @@ def test_golden_gradients(golden, training_run):
         *(theirs[key] for key in ("grad_names", "grad_norm", "grad_sum", "grad_first8")), strict=True
     ):
         np.testing.assert_allclose(np.linalg.norm(ours[name]), norm, rtol=2e-3, atol=1e-7, err_msg=name)
-        # Single entries and the sum carry the noise of the whole tensor, so they are measured against its norm.
-        np.testing.assert_allclose(ours[name].ravel()[:8], first[: ours[name].size], atol=2e-3 * norm, err_msg=name)
-        size_noise = 2e-3 * norm * np.sqrt(ours[name].size)
-        np.testing.assert_allclose(ours[name].sum(dtype=np.float64), total, atol=size_noise, err_msg=name)
+        # Single entries are measured against their root mean square, whose noise here is 2e-3 at worst, and the sum
+        # against the norm, 1.4e-2 at worst, for rounding errors of neighbours are alike.
+        entry = norm / np.sqrt(ours[name].size)
+        np.testing.assert_allclose(ours[name].ravel()[:8], first[: ours[name].size], atol=2e-2 * entry, err_msg=name)
+        np.testing.assert_allclose(ours[name].sum(dtype=np.float64), total, atol=0.1 * norm, err_msg=name)
