@@ -24,13 +24,19 @@ class ConfigError(ValueError):
     """A configuration that cannot be used; the message names the field and says what to do."""
 
 
+NormName = Literal["frozen_bn", "bn", "sync_bn", "gn"]
+HeadNormName = Literal["none", "bn", "sync_bn", "gn"]
+
+
 @dataclass(frozen=True)
 class BackboneConfig:
-    """Residual network (He et al. 2016), the bottom-up path."""
+    """Residual network (He et al. 2016, Xie et al. 2017) or EfficientNet-Lite (Tan and Le 2019), the bottom-up path."""
 
-    name: Literal["resnet18", "resnet34", "resnet50", "resnet101"] = "resnet50"
+    name: Literal["resnet18", "resnet34", "resnet50", "resnet101", "efficientnet_lite0"] = "resnet50"
     width: int = 64  # channels of the stem; the stages have 1, 2, 4, 8 times as many (bottlenecks: four times that)
-    norm: Literal["frozen_bn", "bn", "gn"] = "frozen_bn"
+    groups: int = 1  # of the 3 x 3 convolutions; ResNeXt-101-32x8d has 32 groups of 8 channels in res2
+    width_per_group: int = 64  # channels of a group in res2 where width is 64
+    norm: NormName = "frozen_bn"
     norm_eps: float = 1e-5
     stride_in_1x1: bool = False  # True: the MSRA/Detectron2 placement, False: torchvision's
     frozen_stages: int = 2  # 0: everything trains; 1: the stem is frozen; 2: stem and res2; ...
@@ -41,11 +47,12 @@ class FPNConfig:
     """Feature pyramid (Lin et al. 2017), P2..P6."""
 
     channels: int = 256
+    norm: HeadNormName = "none"
 
 
 @dataclass(frozen=True)
 class AnchorConfig:
-    """Anchors of each pyramid level P2..P6."""
+    """Anchors of each level: of P2..P6 with a pyramid, of the one feature map without."""
 
     sizes: tuple[tuple[float, ...], ...] = ((32.0,), (64.0,), (128.0,), (256.0,), (512.0,))
     aspect_ratios: tuple[float, ...] = (0.5, 1.0, 2.0)  # height / width
@@ -87,10 +94,18 @@ class RoIConfig:
 
 @dataclass(frozen=True)
 class BoxHeadConfig:
-    """Two fully connected layers, then classes and boxes; losses and final detections."""
+    """Convolutions, fully connected layers, then classes and boxes; losses and final detections.
+
+    With `model.features="c4"` res5 takes the place of the layers, and `pool_size` is its input.
+    """
 
     pool_size: int = 7
+    conv_layers: int = 0
+    channels: int = 256  # of the convolutions
+    norm: HeadNormName = "none"  # after each convolution
+    fc_layers: int = 2
     hidden: int = 1024
+    class_agnostic: bool = False  # one box for all classes
     delta_weights: tuple[float, float, float, float] = (10.0, 10.0, 5.0, 5.0)
     smooth_l1_beta: float = 0.0
     score_threshold: float = 0.05
@@ -107,9 +122,24 @@ class MaskHeadConfig:
     pool_size: int = 14
     conv_layers: int = 4
     channels: int = 256
+    norm: HeadNormName = "none"
+    class_agnostic: bool = False  # one mask for all classes
     target: Literal["binary", "soft"] = "binary"  # mask targets thresholded at 1/2 (Detectron2) or not (torchvision)
     target_sampling_ratio: int = 2  # samples in a cell and direction when targets are resampled; 0: adaptive
     paste: Literal["detectron2", "torchvision"] = "detectron2"  # how a mask is laid on the image
+
+
+@dataclass(frozen=True)
+class KeypointHeadConfig:
+    """Keypoint head (He et al. 2017, section 5): a one-hot heat map for each of K keypoints."""
+
+    num_keypoints: int = 17
+    pool_size: int = 14
+    conv_layers: int = 8
+    channels: int = 512
+    normalizer: Literal["visible", "fixed"] = "visible"  # divide by visible keypoints, or by the most that could be
+    score: Literal["probability", "logit"] = "probability"  # what a keypoint's score is: Detectron2's, torchvision's
+    flip_map: tuple[int, ...] = (0, 2, 1, 4, 3, 6, 5, 8, 7, 10, 9, 12, 11, 14, 13, 16, 15)  # index in a mirrored image
 
 
 @dataclass(frozen=True)
@@ -123,6 +153,7 @@ class ModelConfig:
     pixel_mean: tuple[float, float, float] = (123.675, 116.28, 103.53)  # in channel_order, on the scale 0..255
     pixel_std: tuple[float, float, float] = (58.395, 57.12, 57.375)
     compute_dtype: Literal["float32", "bfloat16"] = "float32"
+    features: Literal["fpn", "c4", "dc5"] = "fpn"  # pyramid; res4, with res5 as the head; res5 dilated to stride 16
     backbone: BackboneConfig = field(default_factory=BackboneConfig)
     fpn: FPNConfig = field(default_factory=FPNConfig)
     anchors: AnchorConfig = field(default_factory=AnchorConfig)
@@ -130,6 +161,19 @@ class ModelConfig:
     roi: RoIConfig = field(default_factory=RoIConfig)
     box: BoxHeadConfig = field(default_factory=BoxHeadConfig)
     mask: MaskHeadConfig | None = field(default_factory=MaskHeadConfig)  # None: Faster R-CNN
+    keypoint: KeypointHeadConfig | None = None
+
+    @property
+    def mask_size(self) -> int:
+        """Side S of the predicted masks; 0 without a mask head. C4's res5 halves what was pooled."""
+        if self.mask is None:
+            return 0
+        return self.mask.pool_size if self.features == "c4" else 2 * self.mask.pool_size
+
+    @property
+    def num_keypoints(self) -> int:
+        """K; 0 without a keypoint head."""
+        return self.keypoint.num_keypoints if self.keypoint is not None else 0
 
 
 @dataclass(frozen=True)
@@ -269,8 +313,9 @@ def validate(config: Config) -> None:
         )
     if not 0 <= model.backbone.frozen_stages <= 5:
         raise ConfigError("model.backbone.frozen_stages must be between 0 and 5")
-    if len(model.anchors.sizes) != 5:
-        raise ConfigError(f"model.anchors.sizes needs one tuple for each of P2..P6, got {len(model.anchors.sizes)}")
+    levels, where = (5, "each of P2..P6") if model.features == "fpn" else (1, "the one feature map")
+    if len(model.anchors.sizes) != levels:
+        raise ConfigError(f"model.anchors.sizes needs one tuple for {where}, got {len(model.anchors.sizes)}")
     if len({len(sizes) for sizes in model.anchors.sizes}) != 1:
         raise ConfigError("model.anchors.sizes needs equally many sizes on each level: one RPN head serves them all")
     if not data.buckets:

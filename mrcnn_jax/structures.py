@@ -4,7 +4,7 @@ They are `NamedTuple`s: JAX sees pytrees, and `mrcnn_jax.data` can build them fr
 Shapes are given for one image; a batch puts B in front of every field.
 
 Letters: B images, H x W padded image, N ground-truth slots, P proposals, R sampled RoIs, D detections,
-C foreground classes, M side of a cropped mask.
+C foreground classes, K keypoints, M side of a cropped mask.
 
 Every padded array comes with an explicit boolean `valid`; nothing may be inferred from the values in the padding.
 """
@@ -27,6 +27,7 @@ class GroundTruth(NamedTuple):
     classes: Array  # (N,) int32, 1..C (0 in the padding)
     masks: Array  # (N, Mh, Mw) uint8, 0 or 1; (N, 0, 0) when the data has no masks
     mask_windows: Array  # (N, 4) float32, the part of the image that each raster covers
+    keypoints: Array  # (N, K, 3) float32: x, y in pixels of the padded network image, visibility (0: not labelled)
     valid: Array  # (N,) bool
 
 
@@ -64,5 +65,6 @@ class Detections(NamedTuple):
     scores: Array  # (D,) float32
     classes: Array  # (D,) int32, 1..C
     masks: Array  # (D, S, S) float32, mask probabilities of the detected class inside the box; (D, 0, 0) without masks
+    keypoints: Array  # (D, K, 3) float32: x, y in pixels of the padded network image, score; (D, 0, 3) without
     valid: Array  # (D,) bool
     truncated: Array  # () bool, True if the cap on NMS candidates may have changed the result
