@@ -16,20 +16,26 @@ from jax import lax
 _DIMENSIONS = ("NHWC", "HWIO", "NHWC")
 
 
-def conv2d(x: jax.Array, kernel: jax.Array, *, stride: int = 1, padding: int = 0) -> jax.Array:
+def conv2d(
+    x: jax.Array, kernel: jax.Array, *, stride: int = 1, padding: int = 0, dilation: int = 1, groups: int = 1
+) -> jax.Array:
     """Convolution with explicit symmetric zero padding, as torch's `conv2d` without bias.
 
     Args:
       x: (B, H, W, I).
-      kernel: (kh, kw, I, O), of x's dtype.
+      kernel: (kh, kw, I / groups, O), of x's dtype.
       stride: step of the window in both directions.
       padding: zeros on each side.
+      dilation: distance between the taps of the kernel.
+      groups: equal parts of the channels that are convolved apart; I of them is a depthwise convolution.
 
-    Returns: (B, (H + 2 * padding - kh) // stride + 1, ..., O).
+    Returns: (B, (H + 2 * padding - dilation * (kh - 1) - 1) // stride + 1, ..., O).
     """
-    if kernel.shape[:2] == (1, 1) and padding == 0:
+    if kernel.shape[:2] == (1, 1) and padding == 0 and groups == 1:
         return lax.slice(x, (0, 0, 0, 0), x.shape, (1, stride, stride, 1)) @ kernel[0, 0]
-    return _conv2d(x, kernel, stride, padding)
+    if dilation == 1 and groups == 1:
+        return _conv2d(x, kernel, stride, padding)
+    return _forward(x, kernel, stride, padding, dilation, groups)
 
 
 def max_pool_3x3(x: jax.Array) -> jax.Array:
@@ -64,9 +70,18 @@ def interleave(blocks: jax.Array) -> jax.Array:
     return blocks.transpose(0, 1, 3, 2, 4, 5).reshape(batch, 2 * height, 2 * width, channels)
 
 
-def _forward(x: jax.Array, kernel: jax.Array, stride: int, padding: int) -> jax.Array:
-    pads = ((padding, padding), (padding, padding))
-    return lax.conv_general_dilated(x, kernel, (stride, stride), pads, dimension_numbers=_DIMENSIONS)
+def _forward(
+    x: jax.Array, kernel: jax.Array, stride: int, padding: int, dilation: int = 1, groups: int = 1
+) -> jax.Array:
+    return lax.conv_general_dilated(
+        x,
+        kernel,
+        (stride, stride),
+        ((padding, padding), (padding, padding)),
+        rhs_dilation=(dilation, dilation),
+        dimension_numbers=_DIMENSIONS,
+        feature_group_count=groups,
+    )
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(2, 3))
