@@ -8,7 +8,7 @@ import optax
 
 from mrcnn_jax.models.mask_head import select_class
 from mrcnn_jax.structures import SampledRoIs
-from mrcnn_jax.targets import RPNTargets
+from mrcnn_jax.targets import KeypointTargets, RPNTargets
 
 Loss = tuple[jax.Array, jax.Array]
 
@@ -58,6 +58,19 @@ def mask_loss(logits: jax.Array, targets: jax.Array, rois: SampledRoIs) -> Loss:
     cost = optax.sigmoid_binary_cross_entropy(select_class(logits, rois.classes), targets)
     cost = jnp.where(positive[:, None, None], cost, 0.0)
     return jnp.sum(cost), jnp.sum(positive) * cost.shape[1] * cost.shape[2]
+
+
+def keypoint_loss(logits: jax.Array, targets: KeypointTargets) -> Loss:
+    """Cross-entropy of each visible keypoint's softmax over the cells of its heat map (He et al. 2017, section 5).
+
+    logits: (R, S, S, K), for R RoIs of any number of images. Count: the visible keypoints.
+    """
+    maps = logits.reshape(logits.shape[0], -1, logits.shape[-1])
+    maps = jnp.where(targets.valid[:, None], maps, 0.0)
+    cells = jnp.arange(maps.shape[1], dtype=targets.index.dtype)[None, :, None]
+    chosen = jnp.sum(jnp.where(cells == targets.index[:, None], maps, 0.0), axis=1)
+    cost = jax.nn.logsumexp(maps, axis=1) - chosen
+    return jnp.sum(jnp.where(targets.valid, cost, 0.0)), jnp.sum(targets.valid)
 
 
 def _masked_error(prediction: jax.Array, target: jax.Array, mask: jax.Array) -> jax.Array:

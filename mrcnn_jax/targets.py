@@ -1,4 +1,4 @@
-"""What each head should have said: sampled anchors, sampled RoIs and mask targets of ONE image."""
+"""What each head should have said: sampled anchors, sampled RoIs, masks and keypoints of ONE image."""
 
 from __future__ import annotations
 
@@ -7,9 +7,10 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from mrcnn_jax.config import BoxHeadConfig, MaskHeadConfig, RoIConfig, RPNConfig
+from mrcnn_jax.config import BoxHeadConfig, KeypointHeadConfig, MaskHeadConfig, RoIConfig, RPNConfig
 from mrcnn_jax.ops import boxes as box_ops
 from mrcnn_jax.ops import masks as mask_ops
+from mrcnn_jax.ops.keypoints import heatmap_targets
 from mrcnn_jax.ops.matching import match
 from mrcnn_jax.ops.sampling import sample, select
 from mrcnn_jax.structures import GroundTruth, Proposals, SampledRoIs
@@ -23,6 +24,13 @@ class RPNTargets(NamedTuple):
     positive: jax.Array  # (A,) bool
     negative: jax.Array  # (A,) bool
     deltas: jax.Array  # (A, 4) float32, meaningful for positives
+
+
+class KeypointTargets(NamedTuple):
+    """The right cell of each heat map of R RoIs; nothing is asked for where `valid` is False."""
+
+    index: jax.Array  # (R, K) int32, row * S + column, S the side of a heat map
+    valid: jax.Array  # (R, K) bool, a labelled keypoint that lies inside of a positive RoI
 
 
 def rpn_targets(key: jax.Array, anchors: jax.Array, truth: GroundTruth, config: RPNConfig) -> RPNTargets:
@@ -85,3 +93,9 @@ def mask_targets(rois: SampledRoIs, truth: GroundTruth, config: MaskHeadConfig) 
         aligned=config.target == "binary",
         sampling_ratio=config.target_sampling_ratio,
     )
+
+
+def keypoint_targets(rois: SampledRoIs, truth: GroundTruth, config: KeypointHeadConfig) -> KeypointTargets:
+    """The cells of the matched instances' keypoints in heat maps of side 4 * pool_size."""
+    index, valid = heatmap_targets(truth.keypoints[rois.matches], rois.boxes, size=4 * config.pool_size)
+    return KeypointTargets(index, valid & (rois.valid & (rois.classes > 0))[:, None])

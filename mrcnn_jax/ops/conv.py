@@ -64,6 +64,37 @@ def deconv2x2(x: jax.Array, kernel: jax.Array) -> jax.Array:
     return blocks.reshape(*x.shape[:3], 2, 2, outputs)
 
 
+def deconv4x4(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    """Transposed convolution with a 4 x 4 kernel, stride 2 and padding 1: it doubles the size.
+
+    One matrix product makes the 16 pixels that each pixel contributes to; these patches overlap, and are added up as
+    shifted slices. It suits few output channels O: the patches have 16 O of them.
+
+    Args:
+      x: (B, H, W, I).
+      kernel: (4, 4, I, O); kernel[dy, dx] contributes to the pixel (2 y - 1 + dy, 2 x - 1 + dx), torch's
+        `weight[:, :, dy, dx]`.
+
+    Returns: (B, 2 H, 2 W, O).
+    """
+    batch, height, width, inputs = x.shape
+    outputs = kernel.shape[3]
+    patches = x @ kernel.transpose(2, 0, 1, 3).reshape(inputs, 16 * outputs)
+    rows = _add_overlaps(patches.reshape(batch, height, width, 4, 4 * outputs), 1)
+    return _add_overlaps(rows.reshape(batch, 2 * height, width, 4, outputs), 2)
+
+
+def _add_overlaps(patches: jax.Array, axis: int) -> jax.Array:
+    """(B, H, W, 4, C), patches of 4 pixels along `axis` (1 or 2) at distances of 2 -> (B, 2 H, W, C) or (B, H, 2 W, C).
+
+    Of the first and the last patch one pixel lies outside."""
+    taps = [patches[..., tap, :] for tap in range(4)]
+    zeros = jnp.zeros_like(lax.slice_in_dim(taps[0], 0, 1, axis=axis))
+    above = jnp.concatenate([zeros, lax.slice_in_dim(taps[3], 0, -1, axis=axis)], axis=axis)
+    below = jnp.concatenate([lax.slice_in_dim(taps[0], 1, None, axis=axis), zeros], axis=axis)
+    return lax.collapse(jnp.stack([taps[1] + above, taps[2] + below], axis=axis + 1), axis, axis + 2)
+
+
 def interleave(blocks: jax.Array) -> jax.Array:
     """Blocks (B, H, W, 2, 2, O) as an image (B, 2 H, 2 W, O)."""
     batch, height, width, _, _, channels = blocks.shape

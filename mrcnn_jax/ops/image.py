@@ -69,6 +69,47 @@ def resize_bicubic(image: jax.Array, size: tuple[int, int], a: float = -0.75) ->
     return _resize(image, size, lambda position: _cubic_taps(position, a))
 
 
+def double_bilinear(images: jax.Array) -> jax.Array:
+    """`resize_bilinear` to twice the size in both directions, for a batch, without a gather: fast in both directions.
+
+    Args:
+        images: (B, H, W, C), any real dtype.
+
+    Returns:
+        (B, 2 * H, 2 * W, C) of the same dtype.
+    """
+    for axis in (1, 2):
+        size = images.shape[axis]
+        first, last = (jax.lax.slice_in_dim(images, i, i + 1, axis=axis) for i in (0, size - 1))
+        before = jnp.concatenate([first, jax.lax.slice_in_dim(images, 0, size - 1, axis=axis)], axis=axis)
+        after = jnp.concatenate([jax.lax.slice_in_dim(images, 1, size, axis=axis), last], axis=axis)
+        pairs = jnp.stack([0.75 * images + 0.25 * before, 0.75 * images + 0.25 * after], axis=axis + 1)
+        images = jax.lax.collapse(pairs, axis, axis + 2)
+    return images
+
+
+def cubic_weights(pixels: jax.Array, old: int, new: jax.Array, a: float = -0.75) -> jax.Array:
+    """The weights that `resize_bicubic` gives to the old pixels, for sizes known only when the program runs.
+
+    Args:
+        pixels: (...) int32, pixels of the new image along one axis.
+        old: pixels of the old image along this axis.
+        new: int32 that broadcasts against `pixels`, how many pixels the new image has.
+        a: Keys' parameter.
+
+    Returns:
+        (..., old) float32; pixels beyond the new image get finite weights.
+    """
+    position = (pixels.astype(jnp.float32) + 0.5) * (old / new.astype(jnp.float32)) - 0.5
+    shape = (1,) * pixels.ndim + (-1,)
+    cells = jnp.arange(old, dtype=jnp.int32).reshape(shape)
+    parts = [
+        jnp.where(jnp.clip(pixel, 0, old - 1)[..., None] == cells, weight[..., None], 0.0)
+        for pixel, weight in _cubic_taps(position, a)
+    ]
+    return functools.reduce(jnp.add, parts)
+
+
 Taps = Callable[[jax.Array], list[tuple[jax.Array, jax.Array]]]  # source position -> [(pixel, weight), ...]
 
 
