@@ -144,11 +144,13 @@ class KeypointHeadConfig:
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """The network. `num_classes`, ids and names come from the data when they are left empty."""
+    """The network. `num_classes`, ids, names and skeleton come from the data when they are left empty."""
 
     num_classes: int = 0  # foreground classes C; 0: taken from the data
     category_ids: tuple[int, ...] = ()  # category_ids[k - 1] is the data set's id of class k
     category_names: tuple[str, ...] = ()
+    keypoint_names: tuple[str, ...] = ()  # of the K keypoints
+    skeleton: tuple[tuple[int, int], ...] = ()  # pairs of keypoints, counted from 0, that pictures join with a line
     channel_order: Literal["rgb", "bgr"] = "rgb"
     pixel_mean: tuple[float, float, float] = (123.675, 116.28, 103.53)  # in channel_order, on the scale 0..255
     pixel_std: tuple[float, float, float] = (58.395, 57.12, 57.375)
@@ -203,6 +205,8 @@ class DataConfig:
     train: SplitConfig = field(default_factory=SplitConfig)
     eval: SplitConfig = field(default_factory=lambda: SplitConfig("annotations/instances_val2017.json", "val2017"))
     shapes: ShapesConfig | None = None
+    categories: tuple[str, ...] = ()  # names of the only categories to use, in both splits; empty: all
+    min_keypoints: int = 0  # train on images with at least so many labelled keypoints (Detectron2: 1, torchvision: 10)
     cache_dir: str = ""  # prepared records; empty: ~/.cache/mrcnn_jax/datasets
     buckets: tuple[tuple[int, int], ...] = ((800, 1088), (1088, 800), (800, 1344), (1344, 800))  # height, width
     shortest_edge_train: tuple[int, ...] = (640, 672, 704, 736, 768, 800)  # one is drawn for each image
@@ -249,6 +253,7 @@ class EvalConfig:
 
     batch_size: int = 8
     overlays: int = 8  # pictures with predictions drawn, written to the workdir
+    keypoint_sigmas: tuple[float, ...] = ()  # of OKS, one a keypoint; empty: COCO's for 17, else their mean for each
 
 
 @dataclass(frozen=True)
@@ -329,6 +334,25 @@ def validate(config: Config) -> None:
         raise ConfigError(
             f"model.num_classes is {model.num_classes}, but model.category_ids has {len(model.category_ids)} ids"
         )
+    _validate_keypoints(config)
+
+
+def _validate_keypoints(config: Config) -> None:
+    """The lists that have one entry for each keypoint: flip map, names, sigmas; and the skeleton's pairs."""
+    model, head, count = config.model, config.model.keypoint, config.model.num_keypoints
+    if head is None:
+        return
+    if sorted(head.flip_map) != list(range(count)) or any(head.flip_map[head.flip_map[i]] != i for i in range(count)):
+        raise ConfigError(
+            f"model.keypoint.flip_map={head.flip_map} does not exchange the {count} keypoints of"
+            " model.keypoint.num_keypoints in pairs: for each it says which one it becomes in a mirrored image"
+        )
+    lists = {"model.keypoint_names": model.keypoint_names, "eval.keypoint_sigmas": config.eval.keypoint_sigmas}
+    for name, values in lists.items():
+        if values and len(values) != count:
+            raise ConfigError(f"{name} has {len(values)} entries, but model.keypoint.num_keypoints is {count}")
+    if any(not 0 <= end < count for pair in model.skeleton for end in pair):
+        raise ConfigError(f"model.skeleton={model.skeleton} has pairs beyond the keypoints 0..{count - 1}")
 
 
 def _replace(node: Any, path: list[str], text: str, full_name: str) -> Any:

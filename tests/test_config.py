@@ -202,9 +202,26 @@ def test_training_from_random_weights_is_valid():
         ("model.anchors.sizes=((8,),(16,),(32,),(64,),(8,16))", r"model\.anchors\.sizes.*equally many"),
         ("model.category_ids=(1,2)", r"model\.num_classes is 0, but model\.category_ids has 2"),
         ("model.backbone.frozen_stages=6", r"frozen_stages must be between 0 and 5"),
+        ("model.keypoint={'num_keypoints': 4}", r"model\.keypoint\.flip_map=.*exchange the 4 keypoints"),
+        ("model.keypoint={'num_keypoints': 3, 'flip_map': (1, 2, 0)}", r"model\.keypoint\.flip_map=\(1, 2, 0\)"),
     ],
 )
 def test_contradictions_are_refused(text, message):
     config = dataclasses.replace(apply_overrides(scratch_config(), [text]), init="weights.npz")
     with pytest.raises(ConfigError, match=message):
         validate(config)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("model.keypoint_names=('eye',)", r"model\.keypoint_names has 1 entries, but .*num_keypoints is 17"),
+        ("eval.keypoint_sigmas=(0.1, 0.2)", r"eval\.keypoint_sigmas has 2 entries"),
+        ("model.skeleton=((0, 16), (1, 17))", r"model\.skeleton=.* beyond the keypoints 0\.\.16"),
+    ],
+)
+def test_lists_of_keypoints_fit_their_number(text, message):
+    with_head = apply_overrides(scratch_config(), ["model.keypoint={}"])
+    validate(with_head)
+    with pytest.raises(ConfigError, match=message):
+        validate(apply_overrides(with_head, [text]))
