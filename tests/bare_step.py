@@ -64,6 +64,7 @@ BATCH = Batch(
         classes=np.ones((1, 1), np.int32),
         masks=np.ones((1, 1, 8, 8), np.uint8),
         mask_windows=np.float32([[[8, 8, 40, 40]]]),
+        keypoints=np.zeros((1, 1, 0, 3), np.float32),
         valid=np.ones((1, 1), bool),
     ),
 )

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from mrcnn_jax.config import AnchorConfig, BoxHeadConfig, MaskHeadConfig, RoIConfig, RPNConfig
-from mrcnn_jax.models.rcnn import STRIDES
+from mrcnn_jax.models.rcnn import FPN_STRIDES
 from mrcnn_jax.ops.anchors import grid_anchors
 from mrcnn_jax.structures import GroundTruth, Proposals, SampledRoIs
 from mrcnn_jax.targets import box_targets, mask_targets, rpn_targets, sample_rois
@@ -29,13 +29,17 @@ def truth_of(boxes, classes=None, slots=None, garbage=0.0, masks=None) -> Ground
     labels = np.full(slots, 99 if np.any(garbage) else 0, np.int32)
     labels[:count] = np.ones(count) if classes is None else classes
     rasters = np.ones((slots, 8, 8), np.uint8) if masks is None else masks
-    return GroundTruth(padded, labels, rasters, padded, np.arange(slots) < count)
+    return GroundTruth(padded, labels, rasters, padded, np.zeros((slots, 0, 3), np.float32), np.arange(slots) < count)
 
 
 def proposals_of(boxes, valid=None) -> Proposals:
     boxes = np.asarray(boxes, np.float32).reshape(-1, 4)
     valid = np.ones(len(boxes), bool) if valid is None else np.asarray(valid)
     return Proposals(boxes, np.zeros(len(boxes), np.float32), valid)
+
+
+def doubled_mask_targets(rois, truth, config):
+    return mask_targets(rois, truth, config, 2 * config.pool_size)
 
 
 def jitted(function, config):
@@ -139,7 +143,7 @@ def test_mask_targets_by_hand(target):
         np.int32([1, 1, 0]),
         np.ones(3, bool),
     )
-    goals = np.asarray(jitted(mask_targets, MaskHeadConfig(pool_size=4, target=target))(rois, truth))
+    goals = np.asarray(jitted(doubled_mask_targets, MaskHeadConfig(pool_size=4, target=target))(rois, truth))
     assert goals.shape == (3, 8, 8)
     if target == "binary":
         np.testing.assert_array_equal(goals[0], rasters[1])
@@ -154,8 +158,8 @@ def test_mask_targets_by_hand(target):
 def test_mask_targets_ignore_slots_that_nothing_matches():
     rois = SampledRoIs(np.float32([[16, 16, 32, 32]]), np.int32([1]), np.int32([0]), np.ones(1, bool))
     config = MaskHeadConfig(pool_size=4)
-    clean = jitted(mask_targets, config)(rois, truth_of([[16, 16, 32, 32]], slots=3))
-    dirty = jitted(mask_targets, config)(rois, truth_of([[16, 16, 32, 32]], slots=3, garbage=GARBAGE))
+    clean = jitted(doubled_mask_targets, config)(rois, truth_of([[16, 16, 32, 32]], slots=3))
+    dirty = jitted(doubled_mask_targets, config)(rois, truth_of([[16, 16, 32, 32]], slots=3, garbage=GARBAGE))
     np.testing.assert_array_equal(clean, dirty)
     assert clean.all()
 
@@ -163,7 +167,7 @@ def test_mask_targets_ignore_slots_that_nothing_matches():
 def golden_anchors(arrays):
     """torchvision's anchors of the padded batch, from sizes that the arrays hold."""
     shape = tuple(int(n) for n in arrays["padded"])
-    grids = [tuple(-(-side // stride) for side in shape) for stride in STRIDES]
+    grids = [tuple(-(-side // stride) for side in shape) for stride in FPN_STRIDES]
     config = AnchorConfig()
     anchors = grid_anchors(
         shape,
@@ -224,11 +228,11 @@ def test_golden_mask_targets(golden):
         masks, theirs = arrays[f"gt_masks{i}"], arrays[f"mask_targets{i}"]
         count, height, width = masks.shape
         window = np.tile(np.float32([0, 0, width, height]), (count, 1))
-        truth = GroundTruth(window, arrays[f"gt_labels{i}"].astype(np.int32), masks, window, np.ones(count, bool))
+        truth = truth_of(window, arrays[f"gt_labels{i}"], masks=masks)
         boxes = arrays[f"proposals{i}"]
         matches = arrays[f"matched_idx{i}"].astype(np.int32)
         rois = SampledRoIs(boxes, truth.classes[matches], matches, np.ones(len(boxes), bool))
         config = MaskHeadConfig(pool_size=theirs.shape[1] // 2, target="soft", target_sampling_ratio=0)
-        goals = jitted(mask_targets, config)(rois, truth)
+        goals = jitted(doubled_mask_targets, config)(rois, truth)
         # Rounding of the coordinates (up to the width of the image) is the rounding of the weights.
         np.testing.assert_allclose(goals, theirs, rtol=0, atol=4 * np.finfo(np.float32).eps * max(height, width))

@@ -7,8 +7,8 @@ from typing import Any
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 
+from mrcnn_jax.models.norms import NormFactory
 from mrcnn_jax.ops.conv import conv2d, deconv2x2
 
 Initializer = Callable[..., jax.Array]
@@ -62,6 +62,14 @@ class Dense(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         kernel = self.param("kernel", self.kernel_init, (x.shape[-1], self.features))
         return _add_bias(self, x @ kernel.astype(x.dtype))
+
+
+def conv_norm_relu(
+    index: int, features: int, norm: NormFactory | None, x: jax.Array, rows: jax.Array | None, *, train: bool
+) -> jax.Array:
+    """A 3 x 3 convolution, a norm if there is one, ReLU: `conv1`, `norm1`, ... in the calling module."""
+    x = Conv(features, 3, use_bias=norm is None, name=f"conv{index}")(x)
+    return nn.relu(x if norm is None else norm(name=f"norm{index}")(x, train=train, rows=rows))
 
 
 def _add_bias(module: Any, y: jax.Array) -> jax.Array:

@@ -5,7 +5,7 @@ Faster R-CNN is the same model without the mask head.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import flax.linen as nn
@@ -16,34 +16,45 @@ import numpy as np
 from mrcnn_jax.config import ModelConfig
 from mrcnn_jax.models.box_head import BoxHead
 from mrcnn_jax.models.fpn import FPN
+from mrcnn_jax.models.keypoint_head import KeypointHead
 from mrcnn_jax.models.mask_head import MaskHead, select_class
-from mrcnn_jax.models.resnet import ResNet
+from mrcnn_jax.models.norms import NormFactory, make_norm
+from mrcnn_jax.models.resnet import ResNet, Stage
 from mrcnn_jax.models.rpn import RPNHead
 from mrcnn_jax.ops import anchors as anchor_ops
 from mrcnn_jax.ops import detections as detection_ops
 from mrcnn_jax.ops import image as image_ops
+from mrcnn_jax.ops import keypoints as keypoint_ops
 from mrcnn_jax.ops import proposals as proposal_ops
 from mrcnn_jax.ops.roi_align import multilevel_roi_align
 from mrcnn_jax.structures import Detections, Proposals
 
-STRIDES = (4, 8, 16, 32, 64)  # of P2..P6
+FPN_STRIDES = (4, 8, 16, 32, 64)  # of P2..P6
+SINGLE_STRIDE = 16  # of the one feature map of C4 and DC5
 Variables = Any  # {"params": ..., "frozen": constants of frozen batch norm, "batch_stats": ...}
+LookAt = Callable[[jax.Array, int], jax.Array]  # boxes (B, R, 4), pool size -> RoI features (B * R, S, S, F)
 
 
-def build_model(config: ModelConfig) -> MaskRCNN:
-    """The network that a configuration describes. Raises ValueError while the number of classes is unknown."""
+def build_model(config: ModelConfig, *, axis_name: str | None = None) -> MaskRCNN:
+    """The network that a configuration describes. `axis_name`: of the devices, for "sync_bn".
+
+    Raises ValueError while the number of classes is unknown.
+    """
     if config.num_classes <= 0:
         raise ValueError("model.num_classes is not set: give it, or take it from a data set's categories")
-    return MaskRCNN(config)
+    return MaskRCNN(config, axis_name)
 
 
 class MaskRCNN(nn.Module):
-    """Backbone, pyramid, RPN and heads; each method maps arrays to arrays and is composed by the functions below.
+    """Backbone, features, RPN and heads; each method maps arrays to arrays and is composed by the functions below.
 
-    Shapes: images (B, H, W, 3) uint8 RGB with H and W divisible by 32; features a tuple P2..P6 of (B, h, w, F).
+    Shapes: images (B, H, W, 3), H and W divisible by `size_divisibility`; features a tuple of (B, h, w, F), one for
+    each level: P2..P6, or the one map of C4 and DC5. In the heads, `valid` (R,) bool marks the RoIs that count in batch
+    statistics.
     """
 
     config: ModelConfig
+    axis_name: str | None = None
 
     if TYPE_CHECKING:  # flax declares a union of everything that any module's `apply` may return
 
@@ -52,45 +63,77 @@ class MaskRCNN(nn.Module):
     def setup(self) -> None:
         config = self.config
         anchors_per_cell = len(config.anchors.sizes[0]) * len(config.anchors.aspect_ratios)
-        self.backbone = ResNet(config.backbone)
-        self.fpn = FPN(config.fpn.channels)
+        self._setup_features()
         self.rpn_head = RPNHead(anchors_per_cell, config.rpn.conv_layers)
-        self.box_head = BoxHead(config.num_classes, config.box.hidden)
+        self.box_head = BoxHead(config.num_classes, config.box, self._norm(config.box.norm))
         if config.mask is not None:
-            self.mask_head = MaskHead(config.num_classes, config.mask.channels, config.mask.conv_layers)
+            self.mask_head = MaskHead(config.num_classes, config.mask, self._norm(config.mask.norm))
+        if config.keypoint is not None:
+            keypoint = config.keypoint
+            self.keypoint_head = KeypointHead(keypoint.num_keypoints, keypoint.channels, keypoint.conv_layers)
+
+    def _setup_features(self) -> None:
+        config, backbone = self.config, self.config.backbone
+        norm = self._norm(backbone.norm, backbone.norm_eps)
+        assert norm is not None
+        if config.features == "c4":
+            self.backbone = ResNet(backbone, norm, stages=3)
+            self.res5 = Stage(backbone, norm, 5)
+        else:
+            self.backbone = ResNet(backbone, norm, res5_dilation=2 if config.features == "dc5" else 1)
+        if config.features == "fpn":
+            self.fpn = FPN(config.fpn.channels, self._norm(config.fpn.norm))
+
+    def _norm(self, kind: Any, eps: float = 1e-5) -> NormFactory | None:
+        return make_norm(kind, eps, self.axis_name)
 
     def features(self, images: jax.Array, image_sizes: jax.Array, *, train: bool = False) -> tuple[jax.Array, ...]:
-        """Normalise the images, zero their padding, and compute P2..P6 in the compute dtype."""
+        """Normalise the images, zero their padding, and compute the features in the compute dtype."""
         x = normalize(self.config, images, image_sizes)
-        return self.pyramid(x, train=train)
+        return self.feature_maps(x, train=train)
 
-    def pyramid(self, x: jax.Array, *, train: bool = False) -> tuple[jax.Array, ...]:
-        """Normalised images (B, H, W, 3) -> P2..P6."""
-        if x.shape[1] % 32 or x.shape[2] % 32:
-            raise ValueError(f"images must be padded to multiples of 32, got {x.shape[1]}x{x.shape[2]}")
-        return self.fpn(self.backbone(x.astype(self.config.compute_dtype), train=train))
+    def feature_maps(self, x: jax.Array, *, train: bool = False) -> tuple[jax.Array, ...]:
+        """Normalised images (B, H, W, 3) -> the features that RPN and heads look at."""
+        divisor = size_divisibility(self.config)
+        if x.shape[1] % divisor or x.shape[2] % divisor:
+            raise ValueError(f"images must be padded to multiples of {divisor}, got {x.shape[1]}x{x.shape[2]}")
+        taps = self.backbone(x.astype(self.config.compute_dtype), train=train)
+        return self.fpn(taps, train=train) if self.config.features == "fpn" else taps[-1:]
 
     def rpn(self, features: Sequence[jax.Array]) -> tuple[tuple[jax.Array, ...], tuple[jax.Array, ...]]:
         """Objectness logits (B, A_level) and deltas (B, A_level, 4) of each level."""
         return self.rpn_head(features)
 
-    def box(self, roi_features: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """RoI features (R, S, S, F) -> class logits (R, C + 1) and deltas (R, C, 4)."""
-        return self.box_head(roi_features)
+    def roi_features(self, pooled: jax.Array, *, train: bool = False) -> jax.Array:
+        """What the heads see of pooled features (R, S, S, F): for C4 what res5 makes of them, half as large."""
+        return self.res5(pooled, train=train) if self.config.features == "c4" else pooled
 
-    def mask(self, roi_features: jax.Array) -> jax.Array:
-        """RoI features (R, S, S, F) -> mask logits (R, 2 S, 2 S, C)."""
-        return self.mask_head(roi_features)
+    def box(self, x: jax.Array, valid: jax.Array | None = None, *, train: bool = False) -> tuple[jax.Array, jax.Array]:
+        """RoI features (R, S, S, F) -> class logits (R, C + 1) and deltas (R, C or 1, 4)."""
+        return self.box_head(x, valid, train=train)
+
+    def mask(self, x: jax.Array, valid: jax.Array | None = None, *, train: bool = False) -> jax.Array:
+        """RoI features (R, S, S, F) -> mask logits (R, 2 S, 2 S, C or 1)."""
+        return self.mask_head(x, valid, train=train)
+
+    def keypoints(self, x: jax.Array) -> jax.Array:
+        """RoI features (R, S, S, F) -> heat maps (R, 4 S, 4 S, K), logits."""
+        return self.keypoint_head(x)
 
     def __call__(self, images: jax.Array, image_sizes: jax.Array) -> None:
         """Touch every parameter once; for initialisation only."""
         features = self.features(images, image_sizes)
         self.rpn(features)
-        size = self.config.box.pool_size
-        self.box(jnp.zeros((1, size, size, features[0].shape[-1]), features[0].dtype))
-        if self.config.mask is not None:
-            size = self.config.mask.pool_size
-            self.mask(jnp.zeros((1, size, size, features[0].shape[-1]), features[0].dtype))
+        config, channels = self.config, features[0].shape[-1]
+
+        def pooled(size: int) -> jax.Array:
+            return self.roi_features(jnp.zeros((1, size, size, channels), features[0].dtype))
+
+        self.box(pooled(config.box.pool_size))
+        if config.mask is not None:
+            self.mask(pooled(config.mask.pool_size))
+        if config.keypoint is not None:
+            self.keypoints(pooled(config.keypoint.pool_size))
 
 
 def init_variables(model: MaskRCNN, key: jax.Array) -> Variables:
@@ -108,6 +151,16 @@ def variable_shapes(model: MaskRCNN) -> Variables:
 def _smallest_batch() -> tuple[np.ndarray, np.ndarray]:
     """Any image does to make the variables: their shapes do not depend on it."""
     return np.zeros((1, 64, 64, 3), np.uint8), np.full((1, 2), 64, np.int32)
+
+
+def feature_strides(config: ModelConfig) -> tuple[int, ...]:
+    """Pixels of the image per cell, for each level of the features."""
+    return FPN_STRIDES if config.features == "fpn" else (SINGLE_STRIDE,)
+
+
+def size_divisibility(config: ModelConfig) -> int:
+    """What height and width of the padded image must be multiples of. Levels of a pyramid must be exact doubles."""
+    return 32 if config.features == "fpn" else 1
 
 
 def normalize(config: ModelConfig, images: jax.Array, image_sizes: jax.Array) -> jax.Array:
@@ -131,7 +184,7 @@ def level_anchors(config: ModelConfig, image_shape: Sequence[int], level_shapes:
         aspect_ratios=config.anchors.aspect_ratios,
         rounded=config.anchors.rounded,
         order=config.anchors.order,
-        strides=STRIDES,
+        strides=feature_strides(config),
         stride=config.anchors.stride,
     )
     per_cell = len(config.anchors.sizes[0]) * len(config.anchors.aspect_ratios)
@@ -167,43 +220,46 @@ def propose(
 
 
 def pool_rois(config: ModelConfig, features: Sequence[jax.Array], boxes: jax.Array, size: int) -> jax.Array:
-    """ROIAlign of (B, R, 4) boxes on P2..P5 -> (B * R, size, size, F). Each box is pooled from one level."""
+    """ROIAlign of (B, R, 4) boxes -> (B * R, size, size, F). With a pyramid each box is pooled from one of P2..P5."""
+    levels = max(len(features) - 1, 1)
 
     def one(features: Sequence[jax.Array], boxes: jax.Array) -> jax.Array:
         return multilevel_roi_align(
             features,
             boxes,
-            strides=STRIDES[:4],
+            strides=feature_strides(config)[:levels],
             output_size=size,
             sampling_ratio=config.roi.sampling_ratio,
             aligned=config.roi.aligned,
             level_rule=config.roi.level_rule,
         )
 
-    pooled = jax.vmap(one)(list(features[:4]), jax.lax.stop_gradient(boxes))
+    pooled = jax.vmap(one)(list(features[:levels]), jax.lax.stop_gradient(boxes))
     return pooled.reshape(-1, *pooled.shape[2:])
 
 
 def detect(model: MaskRCNN, variables: Variables, images: jax.Array, image_sizes: jax.Array) -> Detections:
-    """Inference on a batch in one bucket shape: (B, H, W, 3) uint8 RGB, (B, 2) -> Detections with leading B.
+    """Inference on a batch in one shape -> Detections with leading B.
 
-    The mask head sees the final detections only (He et al. 2017, section 3.1, "Inference").
+    images: (B, H, W, 3), uint8 RGB; or float32 that is normalised and padded with zeros already, in the model's channel
+    order. image_sizes: (B, 2). Masks and keypoints are computed for the final detections only (He et al. 2017,
+    section 3.1, "Inference").
     """
-    return detect_normalized(model, variables, normalize(model.config, images, image_sizes), image_sizes)
-
-
-def detect_normalized(model: MaskRCNN, variables: Variables, x: jax.Array, image_sizes: jax.Array) -> Detections:
-    """`detect` for images that are normalised and padded already, (B, H, W, 3) float32."""
     config = model.config
-    features = model.apply(variables, x, method=model.pyramid)
+    x = normalize(config, images, image_sizes) if images.dtype == jnp.uint8 else images
+    features = model.apply(variables, x, method=model.feature_maps)
     logits, deltas = model.apply(variables, features, method=model.rpn)
     anchors = level_anchors(config, x.shape[1:3], [level.shape[1:3] for level in features])
     proposals = propose(config, logits, deltas, anchors, image_sizes, train=False)
-    pooled = pool_rois(config, features, proposals.boxes, config.box.pool_size)
-    class_logits, box_deltas = model.apply(variables, pooled, method=model.box)
+
+    def look_at(boxes: jax.Array, size: int) -> jax.Array:
+        return model.apply(variables, pool_rois(config, features, boxes, size), method=model.roi_features)
+
+    class_logits, box_deltas = model.apply(variables, look_at(proposals.boxes, config.box.pool_size), method=model.box)
     boxes, scores, classes, valid, truncated = _final_boxes(config, class_logits, box_deltas, proposals, image_sizes)
-    masks = _masks_of(model, variables, features, boxes, classes)
-    return Detections(boxes, scores, classes, masks, valid, truncated)
+    masks = _masks_of(model, variables, look_at, boxes, classes)
+    keypoints = _keypoints_of(model, variables, look_at, boxes, valid)
+    return Detections(boxes, scores, classes, masks, keypoints, valid, truncated)
 
 
 def _final_boxes(
@@ -231,12 +287,27 @@ def _final_boxes(
 
 
 def _masks_of(
-    model: MaskRCNN, variables: Variables, features: Sequence[jax.Array], boxes: jax.Array, classes: jax.Array
+    model: MaskRCNN, variables: Variables, look_at: LookAt, boxes: jax.Array, classes: jax.Array
 ) -> jax.Array:
     """Mask probabilities (B, D, S, S) of the detected classes; (B, D, 0, 0) for a model without masks."""
     if model.config.mask is None:
         return jnp.zeros((*classes.shape, 0, 0))
-    pooled = pool_rois(model.config, features, boxes, model.config.mask.pool_size)
-    logits = model.apply(variables, pooled, method=model.mask)
+    logits = model.apply(variables, look_at(boxes, model.config.mask.pool_size), method=model.mask)
     masks = jax.nn.sigmoid(select_class(logits, classes.reshape(-1)))
     return masks.reshape(*classes.shape, *masks.shape[1:])
+
+
+def _keypoints_of(
+    model: MaskRCNN,
+    variables: Variables,
+    look_at: LookAt,
+    boxes: jax.Array,
+    valid: jax.Array,
+) -> jax.Array:
+    """Keypoints (B, D, K, 3) of the detections; (B, D, 0, 3) for a model without keypoints."""
+    config = model.config.keypoint
+    if config is None:
+        return jnp.zeros((*valid.shape, 0, 3))
+    logits = model.apply(variables, look_at(boxes, config.pool_size), method=model.keypoints)
+    found = keypoint_ops.decode(logits, boxes.reshape(-1, 4), valid.reshape(-1), score=config.score)
+    return found.reshape(*valid.shape, *found.shape[1:])

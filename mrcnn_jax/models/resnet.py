@@ -1,4 +1,4 @@
-"""Residual networks (He et al. 2016) with taps after every stage."""
+"""Residual networks (He et al. 2016; with groups: ResNeXt, Xie et al. 2017) with taps after every stage."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ import flax.linen as nn
 import jax
 
 from mrcnn_jax.config import BackboneConfig
-from mrcnn_jax.models.layers import Conv, Norm
+from mrcnn_jax.models.layers import Conv
+from mrcnn_jax.models.norms import NormFactory
 from mrcnn_jax.ops.conv import max_pool_3x3
 
 _DEPTHS = {
@@ -21,25 +22,27 @@ _BASIC = ("resnet18", "resnet34")
 
 
 class ResNet(nn.Module):
-    """(B, H, W, 3) normalised images -> (C2, C3, C4, C5), at strides 4, 8, 16 and 32.
+    """(B, H, W, 3) normalised images -> (C2, C3, ...), at strides 4, 8, 16 and 32.
 
+    `stages` of them, from res2 on. `res5_dilation` of 2 leaves res5 at stride 16 and spreads its kernels instead.
     Frozen stages end in a `stop_gradient`, so they cost no backward pass, and their batch norms keep their statistics.
     """
 
     config: BackboneConfig
+    norm: NormFactory
+    stages: int = 4
+    res5_dilation: int = 1
 
     @nn.compact
     def __call__(self, images: jax.Array, *, train: bool = False) -> tuple[jax.Array, ...]:
-        config = self.config
-        block = BasicBlock if config.name in _BASIC else BottleneckBlock
-        frozen = config.frozen_stages >= 1
-        x = Stem(config, name="stem")(images, train=train and not frozen)
+        frozen = self.config.frozen_stages >= 1
+        x = Stem(self.config, self.norm, name="stem")(images, train=train and not frozen)
         x = jax.lax.stop_gradient(x) if frozen else x
         taps = []
-        for index, depth in enumerate(_DEPTHS[config.name]):
-            frozen = config.frozen_stages >= index + 2
-            stage = partial(Stage, config, block, config.width * 2**index, depth, 1 if index == 0 else 2)
-            x = stage(name=f"res{index + 2}")(x, train=train and not frozen)
+        for number in range(2, 2 + self.stages):
+            frozen = self.config.frozen_stages >= number
+            dilation = self.res5_dilation if number == 5 else 1
+            x = Stage(self.config, self.norm, number, dilation, name=f"res{number}")(x, train=train and not frozen)
             x = jax.lax.stop_gradient(x) if frozen else x
             taps.append(x)
         return tuple(taps)
@@ -49,28 +52,31 @@ class Stem(nn.Module):
     """7 x 7 convolution of stride 2, norm, ReLU, 3 x 3 max pooling of stride 2."""
 
     config: BackboneConfig
+    norm: NormFactory
 
     @nn.compact
     def __call__(self, images: jax.Array, *, train: bool = False) -> jax.Array:
         x = Conv(self.config.width, 7, stride=2, use_bias=False, name="conv")(images)
-        x = Norm(self.config.norm, self.config.norm_eps, name="norm")(x, train=train)
+        x = self.norm(name="norm")(x, train=train)
         return max_pool_3x3(nn.relu(x))
 
 
 class Stage(nn.Module):
-    """`depth` blocks; the first one has the stage's stride."""
+    """res2, ..., res5 by `number`: blocks, the first of which halves the resolution, but in res2 and where dilated."""
 
     config: BackboneConfig
-    block: type[nn.Module]
-    width: int
-    depth: int
-    stride: int
+    norm: NormFactory
+    number: int
+    dilation: int = 1
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool = False) -> jax.Array:
-        for index in range(self.depth):
-            stride = self.stride if index == 0 else 1
-            x = self.block(self.config, self.width, stride, name=f"block{index}")(x, train=train)  # type: ignore[call-arg]
+        block = BasicBlock if self.config.name in _BASIC else BottleneckBlock
+        width = self.config.width * 2 ** (self.number - 2)
+        first_stride = 1 if self.number == 2 or self.dilation > 1 else 2
+        for index in range(_DEPTHS[self.config.name][self.number - 2]):
+            stride = first_stride if index == 0 else 1
+            x = block(self.config, self.norm, width, stride, self.dilation, name=f"block{index}")(x, train=train)
         return x
 
 
@@ -78,42 +84,47 @@ class BasicBlock(nn.Module):
     """Two 3 x 3 convolutions and a shortcut (ResNet-18 and -34)."""
 
     config: BackboneConfig
+    norm: NormFactory
     width: int
     stride: int
+    dilation: int = 1
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool = False) -> jax.Array:
-        norm = partial(Norm, self.config.norm, self.config.norm_eps)
-        y = Conv(self.width, 3, stride=self.stride, use_bias=False, name="conv1")(x)
-        y = nn.relu(norm(name="norm1")(y, train=train))
-        y = Conv(self.width, 3, use_bias=False, name="conv2")(y)
-        y = norm(name="norm2")(y, train=train)
-        return nn.relu(y + _shortcut(self.config, x, y.shape[-1], self.stride, train))
+        y = Conv(self.width, 3, stride=self.stride, dilation=self.dilation, use_bias=False, name="conv1")(x)
+        y = nn.relu(self.norm(name="norm1")(y, train=train))
+        y = Conv(self.width, 3, dilation=self.dilation, use_bias=False, name="conv2")(y)
+        y = self.norm(name="norm2")(y, train=train)
+        return nn.relu(y + _shortcut(self.norm, x, y.shape[-1], self.stride, train))
 
 
 class BottleneckBlock(nn.Module):
     """1 x 1, 3 x 3, 1 x 1 convolutions and a shortcut; the stride is in the first or the second of them."""
 
     config: BackboneConfig
+    norm: NormFactory
     width: int
     stride: int
+    dilation: int = 1
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool = False) -> jax.Array:
-        norm = partial(Norm, self.config.norm, self.config.norm_eps)
+        groups = self.config.groups
+        inner = self.width * self.config.width_per_group // 64 * groups
         first, second = (self.stride, 1) if self.config.stride_in_1x1 else (1, self.stride)
-        y = Conv(self.width, 1, stride=first, use_bias=False, name="conv1")(x)
-        y = nn.relu(norm(name="norm1")(y, train=train))
-        y = Conv(self.width, 3, stride=second, use_bias=False, name="conv2")(y)
-        y = nn.relu(norm(name="norm2")(y, train=train))
+        y = Conv(inner, 1, stride=first, use_bias=False, name="conv1")(x)
+        y = nn.relu(self.norm(name="norm1")(y, train=train))
+        conv = partial(Conv, inner, 3, stride=second, dilation=self.dilation, groups=groups)
+        y = conv(use_bias=False, name="conv2")(y)
+        y = nn.relu(self.norm(name="norm2")(y, train=train))
         y = Conv(4 * self.width, 1, use_bias=False, name="conv3")(y)
-        y = norm(name="norm3")(y, train=train)
-        return nn.relu(y + _shortcut(self.config, x, y.shape[-1], self.stride, train))
+        y = self.norm(name="norm3")(y, train=train)
+        return nn.relu(y + _shortcut(self.norm, x, y.shape[-1], self.stride, train))
 
 
-def _shortcut(config: BackboneConfig, x: jax.Array, features: int, stride: int, train: bool) -> jax.Array:
+def _shortcut(norm: NormFactory, x: jax.Array, features: int, stride: int, train: bool) -> jax.Array:
     """The identity, or a 1 x 1 projection where the shape changes; a sub-module of the calling block."""
     if x.shape[-1] == features and stride == 1:
         return x
     x = Conv(features, 1, stride=stride, use_bias=False, name="shortcut")(x)
-    return Norm(config.norm, config.norm_eps, name="shortcut_norm")(x, train=train)
+    return norm(name="shortcut_norm")(x, train=train)

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from mrcnn_jax.config import BoxHeadConfig, MaskHeadConfig
 from mrcnn_jax.models.box_head import BoxHead
 from mrcnn_jax.models.fpn import FPN
 from mrcnn_jax.models.mask_head import MaskHead, select_class
@@ -69,7 +70,7 @@ def test_rpn_depth():
 
 
 def test_box_head_gives_each_class_its_deltas():
-    head = BoxHead(num_classes=3, hidden=5)
+    head = BoxHead(3, BoxHeadConfig(hidden=5))
     x = np.random.default_rng(0).standard_normal((2, 7, 7, 4)).astype(np.float32)
     variables = random_variables(head, x)
     logits, deltas = head.apply(variables, x)
@@ -83,7 +84,7 @@ def test_box_head_gives_each_class_its_deltas():
 
 
 def test_mask_head_doubles_the_side():
-    head = MaskHead(num_classes=3, channels=6, conv_layers=2)
+    head = MaskHead(3, MaskHeadConfig(channels=6, conv_layers=2))
     x = np.random.default_rng(0).standard_normal((2, 5, 5, 4)).astype(np.float32)
     variables = random_variables(head, x)
     logits = head.apply(variables, x)

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from mrcnn_jax.config import BackboneConfig
+from mrcnn_jax.models.norms import make_norm
 from mrcnn_jax.models.resnet import BottleneckBlock, ResNet
 
 # torchvision's published counts, 11,689,512 and so on, without the classifier of 1000 classes.
@@ -27,7 +28,7 @@ def count(tree) -> int:
 
 @pytest.mark.parametrize("name", PARAMETERS)
 def test_shapes_and_parameter_counts(name):
-    network = ResNet(BackboneConfig(name, norm="bn", frozen_stages=0))
+    network = ResNet(BackboneConfig(name, frozen_stages=0), make_norm("bn"))
     images = jax.ShapeDtypeStruct((2, 64, 96, 3), jnp.float32)
     taps, variables = jax.eval_shape(network.init_with_output, jax.random.key(0), images)
     assert count(variables["params"]) == PARAMETERS[name]
@@ -39,7 +40,7 @@ def test_shapes_and_parameter_counts(name):
 
 def test_width_scales_every_stage():
     images = jax.ShapeDtypeStruct((1, 32, 32, 3), jnp.float32)
-    network = ResNet(BackboneConfig("resnet50", width=8, norm="gn"))
+    network = ResNet(BackboneConfig("resnet50", width=8), make_norm("gn"))
     taps, _ = jax.eval_shape(network.init_with_output, jax.random.key(0), images)
     assert [tap.shape[-1] for tap in taps] == [32, 64, 128, 256]
 
@@ -47,8 +48,8 @@ def test_width_scales_every_stage():
 @pytest.mark.parametrize("stride_in_1x1", [False, True])
 def test_place_of_the_stride(stride_in_1x1):
     """A strided 1 x 1 convolution never looks at odd rows and columns; a strided 3 x 3 convolution does."""
-    config = BackboneConfig("resnet50", norm="frozen_bn", stride_in_1x1=stride_in_1x1)
-    block = BottleneckBlock(config, 2, 2)
+    config = BackboneConfig("resnet50", stride_in_1x1=stride_in_1x1)
+    block = BottleneckBlock(config, make_norm("frozen_bn"), 2, 2)
     x = np.ones((1, 8, 8, 4), np.float32)
 
     def total(x):
@@ -65,7 +66,7 @@ def test_place_of_the_stride(stride_in_1x1):
 @pytest.fixture(scope="module")
 def frozen_step():
     """Gradients and updated statistics of a small ResNet-18 whose stem, res2 and res3 are frozen."""
-    network = ResNet(BackboneConfig("resnet18", width=4, norm="bn", frozen_stages=3))
+    network = ResNet(BackboneConfig("resnet18", width=4, frozen_stages=3), make_norm("bn"))
     rng = np.random.default_rng(0)
     images = rng.standard_normal((2, 64, 64, 3)).astype(np.float32)
     shapes = jax.eval_shape(network.init, jax.random.key(0), images)

@@ -28,6 +28,7 @@ def make_batch(size: int, height: int = 4, seed: int = 0) -> Batch:
         classes=np.zeros((size, 1), np.int32),
         masks=np.zeros((size, 1, 0, 0), np.uint8),
         mask_windows=np.zeros((size, 1, 4), np.float32),
+        keypoints=np.zeros((size, 1, 0, 3), np.float32),
         valid=np.zeros((size, 1), bool),
     )
     return Batch(

@@ -65,7 +65,9 @@ def make_batch(seed: int = 0) -> Batch:
     valid = np.tile([True, True, False, False], (2, 1))
     boxes = np.where(valid[..., None], boxes, 0)
     classes = np.where(valid, rng.integers(1, 6, (2, 4)), 0).astype(np.int32)
-    truth = GroundTruth(boxes, classes, np.ones((2, 4, 8, 8), np.uint8), boxes, valid)
+    truth = GroundTruth(
+        boxes, classes, np.ones((2, 4, 8, 8), np.uint8), boxes, np.zeros((2, 4, 0, 3), np.float32), valid
+    )
     sizes = np.int32([[64, 64], [60, 64]])
     return Batch(images, sizes, np.int32([11, 12]), np.ones(2, bool), truth)
 

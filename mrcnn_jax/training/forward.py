@@ -1,0 +1,160 @@
+"""The forward pass of training: from a batch to its losses."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from mrcnn_jax import losses, targets
+from mrcnn_jax.config import ModelConfig
+from mrcnn_jax.models.rcnn import MaskRCNN, Variables, level_anchors, pool_rois, propose
+from mrcnn_jax.structures import Batch, GroundTruth, Proposals, SampledRoIs
+
+Metrics = dict[str, jax.Array]
+
+
+def forward_losses(
+    model: MaskRCNN, config: ModelConfig, variables: Variables, batch: Batch, keys: jax.Array
+) -> tuple[dict[str, losses.Loss], tuple[dict[str, Any], Metrics]]:
+    """Each loss of a batch as (sum, count), then the new running statistics and some counts.
+
+    keys: (B,) PRNG keys, one for each image.
+    """
+    forward = Forward(model, variables)
+    features = forward(model.features, batch.images, batch.image_sizes)
+    parts, counts = losses_from_features(forward, config, features, batch, keys)
+    return parts, (forward.statistics(), counts)
+
+
+class Forward:
+    """Calls a model's methods in training mode, each with the running statistics that the one before left."""
+
+    def __init__(self, model: MaskRCNN, variables: Variables):
+        self.model, self.variables = model, variables
+
+    def __call__(self, method: Callable[..., Any], *args: Any) -> Any:
+        result, statistics = self.model.apply(
+            self.variables, *args, train=True, method=method, mutable=list(self.statistics())
+        )
+        self.variables = {**self.variables, **statistics}
+        return result
+
+    def statistics(self) -> dict[str, Any]:
+        """The collections of running statistics as they are now."""
+        return {name: tree for name, tree in self.variables.items() if name not in ("params", "frozen")}
+
+
+def losses_from_features(
+    forward: Forward, config: ModelConfig, features: tuple[jax.Array, ...], batch: Batch, keys: jax.Array
+) -> tuple[dict[str, losses.Loss], Metrics]:
+    """Everything after the features: RPN, proposals, targets, heads, losses. Of the images only their shape is used."""
+    truth = batch.ground_truth._replace(valid=batch.ground_truth.valid & batch.valid[:, None])
+    logits, deltas = forward.model.apply(forward.variables, features, method=forward.model.rpn)
+    anchors = level_anchors(config, batch.images.shape[1:3], [level.shape[1:3] for level in features])
+    rpn_keys, roi_keys = jnp.moveaxis(jax.vmap(jax.random.split)(keys), 1, 0)
+
+    all_anchors = jnp.concatenate([jnp.asarray(level) for level in anchors])
+    parts = _rpn_losses(config, rpn_keys, all_anchors, truth, batch.valid, logits, deltas)
+    proposals = propose(config, logits, deltas, anchors, batch.image_sizes, train=True)
+    proposals = proposals._replace(valid=proposals.valid & batch.valid[:, None])
+    rois = _sample_rois(config, roi_keys, proposals, truth)
+    parts |= _head_losses(forward, config, features, rois, truth, batch.valid)
+    counts = {"num_rois": jnp.sum(rois.valid), "num_positive_rois": jnp.sum(rois.classes > 0)}
+    return parts, counts
+
+
+def _rpn_losses(
+    config: ModelConfig,
+    keys: jax.Array,
+    anchors: jax.Array,
+    truth: GroundTruth,
+    valid: jax.Array,
+    logits: tuple[jax.Array, ...],
+    deltas: tuple[jax.Array, ...],
+) -> dict[str, losses.Loss]:
+    drawn = jax.vmap(lambda key, truth: targets.rpn_targets(key, anchors, truth, config.rpn))(keys, truth)
+    drawn = drawn._replace(positive=drawn.positive & valid[:, None], negative=drawn.negative & valid[:, None])
+    objectness = losses.rpn_class_loss(jnp.concatenate(logits, axis=1), drawn)
+    boxes = losses.rpn_box_loss(jnp.concatenate(deltas, axis=1), drawn, beta=config.rpn.smooth_l1_beta)
+    if config.rpn.normalizer == "batch_size":
+        count = config.rpn.batch_size * jnp.sum(valid)
+        objectness, boxes = (objectness[0], count), (boxes[0], count)
+    return {"loss_rpn_class": objectness, "loss_rpn_box": boxes}
+
+
+def _sample_rois(config: ModelConfig, keys: jax.Array, proposals: Proposals, truth: GroundTruth) -> SampledRoIs:
+    rois = jax.vmap(lambda key, p, t: targets.sample_rois(key, p, t, config.roi))(keys, proposals, truth)
+    return jax.lax.stop_gradient(rois)
+
+
+def _head_losses(
+    forward: Forward,
+    config: ModelConfig,
+    features: tuple[jax.Array, ...],
+    rois: SampledRoIs,
+    truth: GroundTruth,
+    valid: jax.Array,
+) -> dict[str, losses.Loss]:
+    """Losses of the box head on all sampled RoIs, of the other heads on the positive ones."""
+    pooled = forward(forward.model.roi_features, pool_rois(config, features, rois.boxes, config.box.pool_size))
+    parts = _box_losses(forward, config, pooled, rois, truth)
+    # Positives come first, and there are never more of them than the fraction allows: the rest need no masks.
+    count = rois.valid.shape[1]
+    limit = min(count, int(config.roi.batch_size * config.roi.positive_fraction))
+    positives = jax.tree.map(lambda field: field[:, :limit], rois)
+
+    def look_at(size: int) -> jax.Array:
+        if config.features == "c4":  # the heads share res5, and what it made of these RoIs
+            return _join(pooled.reshape(-1, count, *pooled.shape[1:])[:, :limit])
+        return pool_rois(config, features, positives.boxes, size)
+
+    if config.mask is not None:
+        parts |= _mask_losses(forward, config, look_at(config.mask.pool_size), positives, truth)
+    if config.keypoint is not None:
+        parts |= _keypoint_losses(forward, config, look_at(config.keypoint.pool_size), positives, truth, valid)
+    return parts
+
+
+def _box_losses(
+    forward: Forward, config: ModelConfig, x: jax.Array, rois: SampledRoIs, truth: GroundTruth
+) -> dict[str, losses.Loss]:
+    class_logits, deltas = forward(forward.model.box, x, _join(rois.valid))
+    shape = rois.valid.shape
+    class_logits, deltas = class_logits.reshape(*shape, -1), deltas.reshape(*shape, -1, 4)
+    goals = jax.vmap(lambda r, t: targets.box_targets(r, t, config.box))(rois, truth)
+    return {
+        "loss_class": losses.class_loss(class_logits, rois),
+        "loss_box": losses.box_loss(deltas, goals, rois, beta=config.box.smooth_l1_beta),
+    }
+
+
+def _mask_losses(
+    forward: Forward, config: ModelConfig, x: jax.Array, rois: SampledRoIs, truth: GroundTruth
+) -> dict[str, losses.Loss]:
+    mask_config = config.mask
+    assert mask_config is not None
+    logits = forward(forward.model.mask, x, _join(rois.valid & (rois.classes > 0)))
+    goals = jax.vmap(lambda r, t: targets.mask_targets(r, t, mask_config, config.mask_size))(rois, truth)
+    return {"loss_mask": losses.mask_loss(logits, *jax.tree.map(_join, (goals, rois)))}
+
+
+def _keypoint_losses(
+    forward: Forward, config: ModelConfig, x: jax.Array, rois: SampledRoIs, truth: GroundTruth, valid: jax.Array
+) -> dict[str, losses.Loss]:
+    keypoint_config = config.keypoint
+    assert keypoint_config is not None
+    logits = forward.model.apply(forward.variables, x, method=forward.model.keypoints)
+    goals = jax.vmap(lambda r, t: targets.keypoint_targets(r, t, keypoint_config))(rois, truth)
+    total, count = losses.keypoint_loss(logits, jax.tree.map(_join, goals))
+    if keypoint_config.normalizer == "fixed":
+        rois_per_image = config.roi.batch_size * config.roi.positive_fraction
+        count = keypoint_config.num_keypoints * rois_per_image * jnp.sum(valid)
+    return {"loss_keypoint": (total, count)}
+
+
+def _join(x: jax.Array) -> jax.Array:
+    """(B, R, ...) -> (B * R, ...)."""
+    return x.reshape(x.shape[0] * x.shape[1], *x.shape[2:])
