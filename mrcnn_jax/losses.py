@@ -41,8 +41,12 @@ def class_loss(logits: jax.Array, rois: SampledRoIs) -> Loss:
 
 
 def box_loss(deltas: jax.Array, targets: jax.Array, rois: SampledRoIs, *, beta: float) -> Loss:
-    """Smooth L1 of the positive RoIs' deltas for their own class. deltas: (..., R, C, 4). Count: the valid RoIs."""
-    chosen = jnp.take_along_axis(deltas, jnp.maximum(rois.classes - 1, 0)[..., None, None], axis=-2)[..., 0, :]
+    """Smooth L1 of the positive RoIs' deltas for their own class. Count: the valid RoIs.
+
+    deltas: (..., R, C, 4), or (..., R, 1, 4) of a class-agnostic head.
+    """
+    column = jnp.clip(rois.classes - 1, 0, deltas.shape[-2] - 1)
+    chosen = jnp.take_along_axis(deltas, column[..., None, None], axis=-2)[..., 0, :]
     error = _masked_error(chosen, targets, rois.valid & (rois.classes > 0))
     return jnp.sum(smooth_l1(error, beta)), jnp.sum(rois.valid)
 

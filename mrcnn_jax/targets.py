@@ -77,8 +77,8 @@ def box_targets(rois: SampledRoIs, truth: GroundTruth, config: BoxHeadConfig) ->
     return box_ops.encode(truth.boxes[rois.matches], rois.boxes, weights=config.delta_weights)
 
 
-def mask_targets(rois: SampledRoIs, truth: GroundTruth, config: MaskHeadConfig) -> jax.Array:
-    """Masks (R, S, S) of the matched instances inside the RoIs, S = 2 * pool_size; meaningful for positives.
+def mask_targets(rois: SampledRoIs, truth: GroundTruth, config: MaskHeadConfig, size: int) -> jax.Array:
+    """Masks (R, size, size) of the matched instances inside the RoIs; meaningful for positives.
 
     "soft" samples the raster as torchvision does (ROIAlign without the half-pixel shift), "binary" as Detectron2 does
     (with the shift, thresholded at 1/2).
@@ -88,7 +88,7 @@ def mask_targets(rois: SampledRoIs, truth: GroundTruth, config: MaskHeadConfig) 
         truth.mask_windows,
         rois.boxes,
         rois.matches,
-        size=2 * config.pool_size,
+        size=size,
         binary=config.target == "binary",
         aligned=config.target == "binary",
         sampling_ratio=config.target_sampling_ratio,
