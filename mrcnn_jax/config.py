@@ -249,9 +249,11 @@ class TrainConfig:
 
 @dataclass(frozen=True)
 class EvalConfig:
-    """Evaluation after training and in eval.py."""
+    """Evaluation after training and in eval.py, and how images are made ready for inference."""
 
-    batch_size: int = 8
+    batch_size: int = 8  # of the images of one bucket
+    # Into `data.buckets`; or each image alone, resized and padded exactly as the peer does it: one compile a shape.
+    resize: Literal["bucket", "torchvision", "detectron2"] = "bucket"
     overlays: int = 8  # pictures with predictions drawn, written to the workdir
     keypoint_sigmas: tuple[float, ...] = ()  # of OKS, one a keypoint; empty: COCO's for 17, else their mean for each
 
