@@ -7,44 +7,66 @@ that they are equal to (`docs/architecture.md`, "Convolutions").
 
 from __future__ import annotations
 
+import math
 from functools import partial
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
+from mrcnn_jax.ops.depthwise import depthwise_conv2d
+from mrcnn_jax.ops.windows import window, zero_pad
+
 _DIMENSIONS = ("NHWC", "HWIO", "NHWC")
 
 
+class Geometry(NamedTuple):
+    """How a kernel walks over the maps."""
+
+    stride: int
+    padding: tuple[int, int]  # zeros before and after, in both directions
+    dilation: int
+    groups: int
+
+
 def conv2d(
-    x: jax.Array, kernel: jax.Array, *, stride: int = 1, padding: int = 0, dilation: int = 1, groups: int = 1
+    x: jax.Array,
+    kernel: jax.Array,
+    *,
+    stride: int = 1,
+    padding: int | tuple[int, int] = 0,
+    dilation: int = 1,
+    groups: int = 1,
 ) -> jax.Array:
-    """Convolution with explicit symmetric zero padding, as torch's `conv2d` without bias.
+    """Convolution with explicit zero padding, as torch's `conv2d` without bias.
 
     Args:
       x: (B, H, W, I).
-      kernel: (kh, kw, I / groups, O), of x's dtype.
+      kernel: (k, k, I / groups, O), of x's dtype.
       stride: step of the window in both directions.
-      padding: zeros on each side.
+      padding: zeros on each side, or (at the top and left, at the bottom and right).
       dilation: distance between the taps of the kernel.
       groups: equal parts of the channels that are convolved apart; I of them is a depthwise convolution.
 
-    Returns: (B, (H + 2 * padding - dilation * (kh - 1) - 1) // stride + 1, ..., O).
+    Returns: (B, (H + both paddings - dilation * (k - 1) - 1) // stride + 1, ..., O).
     """
-    if kernel.shape[:2] == (1, 1) and padding == 0 and groups == 1:
+    pads = (padding, padding) if isinstance(padding, int) else padding
+    if kernel.shape[:2] == (1, 1) and pads == (0, 0) and groups == 1:
         return lax.slice(x, (0, 0, 0, 0), x.shape, (1, stride, stride, 1)) @ kernel[0, 0]
-    if dilation == 1 and groups == 1:
-        return _conv2d(x, kernel, stride, padding)
-    return _forward(x, kernel, stride, padding, dilation, groups)
+    if groups == x.shape[-1] == kernel.shape[-1] and dilation == 1:
+        return depthwise_conv2d(x, kernel, stride, pads)
+    geometry = Geometry(stride, pads, dilation, groups)
+    return _dense(x, kernel, geometry) if groups == 1 else _grouped(x, kernel, geometry)
 
 
 def max_pool_3x3(x: jax.Array) -> jax.Array:
     """3 x 3 maximum with stride 2 and one row of padding on each side, as torch's `max_pool2d(x, 3, 2, 1)`."""
     height, width = (x.shape[1] + 1) // 2, (x.shape[2] + 1) // 2
     padded = lax.pad(x, jnp.asarray(-jnp.inf, x.dtype), ((0, 0, 0), (1, 1, 0), (1, 1, 0), (0, 0, 0)))
-    rows = [_window(padded, dy, 0, height, padded.shape[2], (2, 1)) for dy in range(3)]
+    rows = [window(padded, dy, 0, height, padded.shape[2], (2, 1)) for dy in range(3)]
     tallest = jnp.maximum(jnp.maximum(rows[0], rows[1]), rows[2])
-    columns = [_window(tallest, 0, dx, height, width, (1, 2)) for dx in range(3)]
+    columns = [window(tallest, 0, dx, height, width, (1, 2)) for dx in range(3)]
     return jnp.maximum(jnp.maximum(columns[0], columns[1]), columns[2])
 
 
@@ -101,85 +123,118 @@ def interleave(blocks: jax.Array) -> jax.Array:
     return blocks.transpose(0, 1, 3, 2, 4, 5).reshape(batch, 2 * height, 2 * width, channels)
 
 
-def _forward(
-    x: jax.Array, kernel: jax.Array, stride: int, padding: int, dilation: int = 1, groups: int = 1
-) -> jax.Array:
+def _convolution(geometry: Geometry, x: jax.Array, kernel: jax.Array) -> jax.Array:
     return lax.conv_general_dilated(
         x,
         kernel,
-        (stride, stride),
-        ((padding, padding), (padding, padding)),
-        rhs_dilation=(dilation, dilation),
+        (geometry.stride, geometry.stride),
+        (geometry.padding, geometry.padding),
+        rhs_dilation=(geometry.dilation, geometry.dilation),
         dimension_numbers=_DIMENSIONS,
-        feature_group_count=groups,
+        feature_group_count=geometry.groups,
     )
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(2, 3))
-def _conv2d(x: jax.Array, kernel: jax.Array, stride: int, padding: int) -> jax.Array:
-    return _forward(x, kernel, stride, padding)
+@partial(jax.custom_vjp, nondiff_argnums=(2,))
+def _grouped(x: jax.Array, kernel: jax.Array, geometry: Geometry) -> jax.Array:
+    return lax.platform_dependent(x, kernel, cpu=partial(_by_blocks, geometry), default=partial(_convolution, geometry))
 
 
-def _conv2d_fwd(x, kernel, stride, padding):  # type: ignore[no-untyped-def]
-    return _forward(x, kernel, stride, padding), (x, kernel)
+def _grouped_fwd(x, kernel, geometry):  # type: ignore[no-untyped-def]
+    return _grouped(x, kernel, geometry), (x, kernel)
 
 
-def _conv2d_bwd(stride, padding, residuals, gradient):  # type: ignore[no-untyped-def]
+def _grouped_bwd(geometry, residuals, gradient):  # type: ignore[no-untyped-def]
+    def gradients(convolution, x, kernel, gradient):  # type: ignore[no-untyped-def]
+        return jax.vjp(partial(convolution, geometry), x, kernel)[1](gradient)
+
+    return lax.platform_dependent(
+        *residuals, gradient, cpu=partial(gradients, _by_blocks), default=partial(gradients, _convolution)
+    )
+
+
+_grouped.defvjp(_grouped_fwd, _grouped_bwd)
+
+
+def _by_blocks(geometry: Geometry, x: jax.Array, kernel: jax.Array) -> jax.Array:
+    """Ordinary convolutions of at most 16 slices of the channels, 32 channels wide or more.
+
+    Several groups of few channels share a slice, whose kernel is zero where input and output belong to different
+    groups: XLA:CPU multiplies those zeros faster than it walks through groups.
+    """
+    groups, inputs = geometry.groups, kernel.shape[2]
+    shared = math.gcd(groups, max(1, 32 // inputs, groups // 16))  # groups in a slice
+    kernels = _block_diagonal(kernel, groups, shared)
+    slices = jnp.split(x, groups // shared, axis=-1)
+    dense = geometry._replace(groups=1)
+    return jnp.concatenate([_dense(part, k, dense) for part, k in zip(slices, kernels, strict=True)], axis=-1)
+
+
+def _block_diagonal(kernel: jax.Array, groups: int, shared: int) -> jax.Array:
+    """(kh, kw, I, groups * O) -> (groups / shared, kh, kw, shared * I, shared * O), zero between groups."""
+    height, width, inputs, outputs = kernel.shape
+    parts = kernel.reshape(height, width, inputs, groups // shared, shared, outputs // groups)
+    blocks = jnp.einsum("hwismo,nm->shwnimo", parts, jnp.eye(shared, dtype=kernel.dtype))
+    return blocks.reshape(-1, height, width, shared * inputs, shared * outputs // groups)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(2,))
+def _dense(x: jax.Array, kernel: jax.Array, geometry: Geometry) -> jax.Array:
+    return _convolution(geometry, x, kernel)
+
+
+def _dense_fwd(x, kernel, geometry):  # type: ignore[no-untyped-def]
+    return _convolution(geometry, x, kernel), (x, kernel)
+
+
+def _dense_bwd(geometry, residuals, gradient):  # type: ignore[no-untyped-def]
     x, kernel = residuals
-    (x_gradient,) = jax.linear_transpose(lambda v: _forward(v, kernel, stride, padding), x)(gradient)
+    (x_gradient,) = jax.linear_transpose(lambda v: _convolution(geometry, v, kernel), x)(gradient)
     kernel_gradient = lax.platform_dependent(
         x,
         gradient,
-        cpu=partial(_kernel_gradient_cpu, kernel.shape, stride, padding),
-        default=partial(_kernel_gradient_convolution, kernel.shape, stride, padding),
+        cpu=partial(_kernel_gradient_cpu, kernel.shape, geometry),
+        default=partial(_kernel_gradient_convolution, kernel.shape, geometry),
     )
     return x_gradient, kernel_gradient.astype(kernel.dtype)
 
 
-_conv2d.defvjp(_conv2d_fwd, _conv2d_bwd)
+_dense.defvjp(_dense_fwd, _dense_bwd)
 
 
-def _kernel_gradient_convolution(kernel_shape, stride, padding, x, gradient):  # type: ignore[no-untyped-def]
+def _kernel_gradient_convolution(kernel_shape, geometry, x, gradient):  # type: ignore[no-untyped-def]
     kernel = jax.ShapeDtypeStruct(kernel_shape, x.dtype)
-    (result,) = jax.linear_transpose(lambda v: _forward(x, v, stride, padding), kernel)(gradient)
+    (result,) = jax.linear_transpose(lambda v: _convolution(geometry, x, v), kernel)(gradient)
     return result
 
 
-def _kernel_gradient_cpu(kernel_shape, stride, padding, x, gradient):  # type: ignore[no-untyped-def]
+def _kernel_gradient_cpu(kernel_shape, geometry, x, gradient):  # type: ignore[no-untyped-def]
     """The fastest of three formulations. The convolution is good while the maps are few and small or have few channels;
     many small maps (RoIs) are best walked one at a time, large maps best multiplied as a whole, tap by tap."""
     batch, height, width, _ = gradient.shape
-    pads = ((0, 0, 0), (padding, padding, 0), (padding, padding, 0), (0, 0, 0))
     if batch >= 64:
-        padded = lax.pad(x, jnp.zeros((), x.dtype), pads)
-        return _kernel_gradient_by_image(kernel_shape, stride, padded, gradient)
+        return _kernel_gradient_by_image(kernel_shape, geometry, zero_pad(x, *geometry.padding), gradient)
     if height * width >= 2048 and x.shape[-1] >= 128:
-        padded = lax.pad(x, jnp.zeros((), x.dtype), pads)
-        return _kernel_gradient_products(kernel_shape, stride, padded, gradient)
-    return _kernel_gradient_convolution(kernel_shape, stride, padding, x, gradient)
+        return _kernel_gradient_products(kernel_shape, geometry, zero_pad(x, *geometry.padding), gradient)
+    return _kernel_gradient_convolution(kernel_shape, geometry, x, gradient)
 
 
-def _kernel_gradient_products(kernel_shape, stride, padded, gradient):  # type: ignore[no-untyped-def]
+def _kernel_gradient_products(kernel_shape, geometry, padded, gradient):  # type: ignore[no-untyped-def]
     """One matrix product of shifted slices for each tap of the kernel; `padded` holds the zeros around the maps."""
     height, width = gradient.shape[1:3]
+    stride, step = (geometry.stride, geometry.stride), geometry.dilation
     products = [
-        jnp.einsum("bhwi,bhwo->io", _window(padded, dy, dx, height, width, (stride, stride)), gradient)
+        jnp.einsum("bhwi,bhwo->io", window(padded, step * dy, step * dx, height, width, stride), gradient)
         for dy in range(kernel_shape[0])
         for dx in range(kernel_shape[1])
     ]
     return jnp.stack(products).reshape(kernel_shape)
 
 
-def _kernel_gradient_by_image(kernel_shape, stride, padded, gradient):  # type: ignore[no-untyped-def]
+def _kernel_gradient_by_image(kernel_shape, geometry, padded, gradient):  # type: ignore[no-untyped-def]
     """The same, summed over maps that fit a cache."""
 
     def add(total, pair):  # type: ignore[no-untyped-def]
-        return total + _kernel_gradient_products(kernel_shape, stride, pair[0][None], pair[1][None]), None
+        return total + _kernel_gradient_products(kernel_shape, geometry, pair[0][None], pair[1][None]), None
 
     return lax.scan(add, jnp.zeros(kernel_shape, padded.dtype), (padded, gradient))[0]
-
-
-def _window(x: jax.Array, top: int, left: int, height: int, width: int, stride: tuple[int, int]) -> jax.Array:
-    """The pixels (top + stride * y, left + stride * x), for y < height and x < width."""
-    stop = (x.shape[0], top + stride[0] * (height - 1) + 1, left + stride[1] * (width - 1) + 1, x.shape[3])
-    return lax.slice(x, (0, top, left, 0), stop, (1, *stride, 1))

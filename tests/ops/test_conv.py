@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -23,6 +25,21 @@ SHAPES = [
     (2, 7, 8, 5, 4, 1, 1),
     (2, 7, 8, 5, 4, 1, 2),
 ]
+# The same and (groups, dilation): groups that share a slice of the channels, fill one, cannot share evenly; dilated,
+# by convolution and by products; depthwise; as many groups as channels, but several outputs of each, or dilated.
+GROUPED = [
+    (2, 9, 12, 32, 64, 3, 2, 16, 1),
+    (2, 9, 12, 80, 40, 3, 1, 2, 1),
+    (2, 9, 12, 14, 21, 3, 1, 7, 1),
+    (2, 9, 12, 8, 8, 1, 2, 2, 1),
+    (2, 9, 12, 5, 4, 3, 1, 1, 2),
+    (1, 46, 45, 128, 2, 3, 1, 1, 3),
+    (65, 9, 8, 4, 2, 3, 2, 2, 2),
+    (2, 9, 12, 6, 6, 3, 1, 6, 1),
+    (2, 10, 13, 6, 6, 5, 2, 6, 1),
+    (2, 9, 12, 6, 12, 3, 1, 6, 1),
+    (2, 9, 12, 6, 6, 3, 1, 6, 2),
+]
 
 
 def nchw(x):
@@ -31,22 +48,55 @@ def nchw(x):
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_conv2d_equals_torch_with_both_gradients(shape):
-    batch, height, width, channels, features, size, stride = shape
+    size = shape[5]
+    equals_torch(*shape, groups=1, dilation=1, pads=(size // 2, size // 2))
+
+
+@pytest.mark.parametrize("shape", GROUPED, ids=str)
+def test_groups_and_dilation_equal_torch_with_both_gradients(shape):
+    *shape, groups, dilation = shape
+    around = dilation * (shape[5] // 2)
+    equals_torch(*shape, groups=groups, dilation=dilation, pads=(around, around))
+
+
+@pytest.mark.parametrize("pads", [(0, 1), (1, 2), (2, 0)], ids=str)
+@pytest.mark.parametrize("groups", [1, 3, 6])
+def test_padding_may_differ_before_and_after(groups, pads):
+    equals_torch(2, 10, 13, 6, 6, 5, 2, groups=groups, dilation=1, pads=pads)
+
+
+def equals_torch(batch, height, width, channels, features, size, stride, *, groups, dilation, pads):
     rng = np.random.default_rng(0)
     x = rng.standard_normal((batch, height, width, channels), np.float32)
-    kernel = rng.standard_normal((size, size, channels, features), np.float32)
+    kernel = rng.standard_normal((size, size, channels // groups, features), np.float32)
+    convolve = partial(conv2d, stride=stride, padding=pads, dilation=dilation, groups=groups)
 
-    ours, pull = jax.vjp(jax.jit(lambda x, k: conv2d(x, k, stride=stride, padding=size // 2)), x, kernel)
+    ours, pull = jax.vjp(jax.jit(convolve), x, kernel)
     cotangent = rng.standard_normal(ours.shape, np.float32)
     x_gradient, kernel_gradient = pull(jnp.asarray(cotangent))
 
     torch_x, torch_kernel = nchw(x), torch.from_numpy(kernel.transpose(3, 2, 0, 1).copy()).requires_grad_()
-    theirs = functional.conv2d(torch_x, torch_kernel, stride=stride, padding=size // 2)
+    padded = functional.pad(torch_x, pads + pads)
+    theirs = functional.conv2d(padded, torch_kernel, stride=stride, dilation=dilation, groups=groups)
     theirs.backward(nchw(cotangent).detach())
     # A running sum of n products of unit variance grows to sqrt(n), so its rounding adds up to some n * 2**-24.
-    close(ours, theirs.detach().numpy().transpose(0, 2, 3, 1), size * size * channels)
-    close(x_gradient, torch_x.grad.numpy().transpose(0, 2, 3, 1), size * size * features)
+    close(ours, theirs.detach().numpy().transpose(0, 2, 3, 1), size * size * channels // groups)
+    close(x_gradient, torch_x.grad.numpy().transpose(0, 2, 3, 1), size * size * features // groups)
     close(kernel_gradient, torch_kernel.grad.numpy().transpose(2, 3, 1, 0), batch * height * width)
+
+
+def test_depthwise_keeps_its_sums_in_float32():
+    rng = np.random.default_rng(0)
+    x, kernel = rng.standard_normal((1, 64, 64, 2), np.float32), rng.standard_normal((5, 5, 1, 2), np.float32)
+    x, kernel = jnp.asarray(x, jnp.bfloat16), jnp.asarray(kernel, jnp.bfloat16)
+    ours, pull = jax.vjp(partial(conv2d, groups=2), x, kernel)
+    exact, exact_pull = jax.vjp(partial(conv2d, groups=2), x.astype(jnp.float32), kernel.astype(jnp.float32))
+    assert ours.dtype == jnp.bfloat16
+    cotangent = jnp.asarray(rng.standard_normal(ours.shape, np.float32), jnp.bfloat16)
+    for mine, true in zip(
+        (ours, *pull(cotangent)), (exact, *exact_pull(cotangent.astype(jnp.float32))), strict=True
+    ):  # one rounding to the 8 bits of bfloat16
+        np.testing.assert_allclose(mine.astype(jnp.float32), true, rtol=2.0**-8)
 
 
 def close(ours, theirs, terms):
