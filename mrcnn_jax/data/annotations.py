@@ -2,7 +2,8 @@
 
 Two severities. A missing image, an image whose size disagrees with the JSON and an unknown category id are errors:
 they mean that the JSON and the images do not belong together. Boxes without area and polygons with fewer than three
-points are slips of annotation (the published COCO has some): they are dropped, counted and named.
+points are slips of annotation (the published COCO has some): they are dropped, counted and named. So are keypoints
+that are not x, y, visibility for each of the category's keypoints; their instance stays, and has none labelled.
 """
 
 from __future__ import annotations
@@ -17,12 +18,10 @@ from typing import Any, NamedTuple
 
 from PIL import Image
 
-_NAMED = 20  # culprits that a message lists one by one; the rest are counted
+from mrcnn_jax.data.categories import Categories, read_categories
+from mrcnn_jax.data.errors import DataError, refuse
+
 _REQUIRED = {"images": ("id", "file_name", "height", "width"), "annotations": ("id", "image_id", "category_id", "bbox")}
-
-
-class DataError(ValueError):
-    """Data that cannot be trained on; the message names the file and the id and says what to do."""
 
 
 class Problem(NamedTuple):
@@ -31,18 +30,6 @@ class Problem(NamedTuple):
     kind: str
     annotation_id: int
     image_id: int
-
-
-@dataclass(frozen=True)
-class Categories:
-    """The data set's categories in the order of their ids: class k (1..C) has id `ids[k - 1]`."""
-
-    ids: tuple[int, ...]
-    names: tuple[str, ...]
-
-    def class_of(self) -> dict[int, int]:
-        """Contiguous class 1..C of each category id."""
-        return {category_id: k + 1 for k, category_id in enumerate(self.ids)}
 
 
 @dataclass(frozen=True)
@@ -78,16 +65,17 @@ def read(path: Path, image_ids: Sequence[int] = ()) -> AnnotationFile:
         images = {image_id: images[image_id] for image_id in images if image_id in set(image_ids)}
     if not images:
         raise DataError(f"{path}: no images; there is nothing to load")
-    categories = _categories(content)
+    categories = read_categories(path, content["categories"])
     by_image: dict[int, list[dict[str, Any]]] = {image_id: [] for image_id in images}
     for annotation in content["annotations"]:
         if annotation["image_id"] in by_image:
             by_image[annotation["image_id"]].append(annotation)
     _check_categories(path, by_image, categories)
     masks = any(a.get("segmentation") for annotations in by_image.values() for a in annotations)
+    counts = categories.keypoint_counts()
     entries, problems = [], []
     for image_id, image in images.items():
-        kept, dropped = _usable(by_image[image_id], masks)
+        kept, dropped = _usable(by_image[image_id], masks, counts)
         entries.append(ImageEntry(image_id, image["file_name"], image["height"], image["width"], kept))
         problems += dropped
     return AnnotationFile(categories, entries, problems)
@@ -122,19 +110,6 @@ def check_present(path: Path, folder: Path, file_names: Sequence[str], ids: Sequ
         refuse(f"{path}: images that are not in {folder}", missing, "add them, or take them out of the JSON")
 
 
-def refuse(what: str, culprits: Sequence[Any], advice: str) -> None:
-    """Raise DataError: `what`, the culprits by name and what to do."""
-    raise DataError(f"{what} ({len(culprits)}): {listing(culprits)}; {advice}")
-
-
-def listing(culprits: Sequence[Any]) -> str:
-    """The first few by name, then how many more."""
-    named = [str(culprit) for culprit in culprits[:_NAMED]]
-    if len(culprits) > len(named):
-        named.append(f"and {len(culprits) - len(named)} more")
-    return ", ".join(named)
-
-
 def _load(path: Path) -> dict[str, Any]:
     """The parsed JSON, with the fields that everything else relies on."""
     if not path.is_file():
@@ -153,11 +128,6 @@ def _load(path: Path) -> dict[str, Any]:
     return content
 
 
-def _categories(content: dict[str, Any]) -> Categories:
-    ordered = sorted(content["categories"], key=lambda category: category["id"])
-    return Categories(tuple(c["id"] for c in ordered), tuple(str(c["name"]) for c in ordered))
-
-
 def _check_categories(path: Path, by_image: dict[int, list[dict[str, Any]]], categories: Categories) -> None:
     known = set(categories.ids)
     unknown = [
@@ -170,27 +140,35 @@ def _check_categories(path: Path, by_image: dict[int, list[dict[str, Any]]], cat
         refuse(f"{path}: unknown category ids", unknown, "add the category to 'categories', or correct the id")
 
 
-def _usable(annotations: list[dict[str, Any]], masks: bool) -> tuple[list[dict[str, Any]], list[Problem]]:
+def _usable(
+    annotations: list[dict[str, Any]], masks: bool, keypoints: dict[int, int]
+) -> tuple[list[dict[str, Any]], list[Problem]]:
     """The annotations of one image that can be used, cleaned, and what was left out of them.
 
-    `masks`: the data set has segmentations, so an instance without one would teach an empty mask.
+    `masks`: the data set has segmentations, so an instance without one would teach an empty mask. `keypoints`: their
+    number for each category id that has some.
     """
     kept, dropped = [], []
     for annotation in annotations:
+        where = (annotation["id"], annotation["image_id"])
         if annotation["bbox"][2] <= 0 or annotation["bbox"][3] <= 0:
-            dropped.append(Problem("box without area", annotation["id"], annotation["image_id"]))
+            dropped.append(Problem("box without area", *where))
             continue
         segmentation = annotation.get("segmentation")
         if masks and not segmentation:
-            dropped.append(Problem("no segmentation", annotation["id"], annotation["image_id"]))
+            dropped.append(Problem("no segmentation", *where))
             continue
         if isinstance(segmentation, list) and segmentation:
             polygons = [polygon for polygon in segmentation if len(polygon) >= 6]
             if len(polygons) < len(segmentation):
-                dropped.append(Problem("polygon with fewer than 3 points", annotation["id"], annotation["image_id"]))
+                dropped.append(Problem("polygon with fewer than 3 points", *where))
             if not polygons:
                 continue
             annotation = {**annotation, "segmentation": polygons}
+        points = annotation.get("keypoints")
+        if points and len(points) != 3 * keypoints.get(annotation["category_id"], 0):
+            dropped.append(Problem("wrong number of keypoints", *where))
+            annotation = {**annotation, "keypoints": []}
         kept.append(annotation)
     return kept, dropped
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 from collections import Counter
 from collections.abc import Sequence
@@ -13,7 +14,9 @@ import numpy as np
 
 from mrcnn_jax.config import DataConfig
 from mrcnn_jax.data import records, shapes
-from mrcnn_jax.data.annotations import Categories, DataError, Problem, listing
+from mrcnn_jax.data.annotations import Problem
+from mrcnn_jax.data.categories import Categories
+from mrcnn_jax.data.errors import DataError, listing
 
 __all__ = ["Categories", "DataError", "Dataset", "Problem", "load_split"]
 
@@ -33,14 +36,20 @@ class Dataset:
     instances: np.ndarray  # (n,) int32, annotated instances that are no crowds
     has_masks: bool  # every instance has a segmentation
     problems: tuple[Problem, ...]  # what was left out
+    rows: np.ndarray  # (n,) int64, which of the prepared records each image is
     reader: records.RecordReader = field(repr=False)
 
     def __len__(self) -> int:
         return len(self.ids)
 
     def record(self, index: int) -> tuple[bytes, list[dict[str, Any]]]:
-        """The encoded image file, and its COCO annotations, crowds included."""
-        return self.reader[index]
+        """The encoded image file, and its COCO annotations of these categories, crowds included."""
+        content, annotations = self.reader[int(self.rows[index])]
+        return content, [a for a in annotations if a["category_id"] in self._known]
+
+    @functools.cached_property
+    def _known(self) -> frozenset[int]:
+        return frozenset(self.categories.ids)
 
     def image_path(self, index: int) -> Path:
         """Path of the original image file."""
@@ -50,8 +59,9 @@ class Dataset:
 def load_split(data: DataConfig, split: Literal["train", "eval"]) -> Dataset:
     """Check and open a split; writes the procedural set and the prepared records first where they are missing.
 
-    Raises DataError, before anything is trained, for data that does not fit together (see `annotations`). What was
-    dropped, and how many instances exceed `max_instances`, is logged.
+    Only `data.categories` count, and for training only images with `data.min_keypoints`; images without an instance
+    are background. Raises DataError, before anything is trained, for data that does not fit together (see
+    `annotations`). What was dropped, and how many instances exceed `max_instances`, is logged.
     """
     if data.shapes is not None:
         shapes.write(data.shapes, Path(data.root))
@@ -59,20 +69,47 @@ def load_split(data: DataConfig, split: Literal["train", "eval"]) -> Dataset:
     json_path, images = Path(data.root) / chosen.annotations, Path(data.root) / chosen.images
     cache = Path(data.cache_dir).expanduser() if data.cache_dir else records.default_cache()
     folder, index = records.open_prepared(json_path, images, chosen.image_ids, cache)
+    categories = index.categories.select(data.categories)
+    sums = _sums(index.tallies, categories)
+    rows = _rows_to_use(json_path, sums[:, 2], data.min_keypoints if split == "train" else 0)
+    sizes = np.stack([index.heights, index.widths], axis=1).astype(np.int32)
     dataset = Dataset(
         annotations_path=json_path,
         images_path=images,
-        categories=index.categories,
-        ids=np.asarray(index.ids, np.int64),
-        file_names=tuple(index.file_names),
-        sizes=np.stack([index.heights, index.widths], axis=1).astype(np.int32),
-        instances=np.asarray(index.instances, np.int32),
-        has_masks=index.has_masks,
+        categories=categories,
+        ids=np.asarray(index.ids, np.int64)[rows],
+        file_names=tuple(index.file_names[row] for row in rows),
+        sizes=sizes[rows],
+        instances=sums[rows, 0],
+        has_masks=bool(sums[:, 1].any() and (sums[:, 1] == sums[:, 0]).all()),
         problems=tuple(index.problems),
+        rows=rows,
         reader=records.RecordReader(folder),
     )
     _report(dataset, data.max_instances)
     return dataset
+
+
+def _sums(tallies: Sequence[Sequence[records.Tally]], categories: Categories) -> np.ndarray:
+    """Instances, those with a segmentation, and labelled keypoints of each image: (n, 3) int32."""
+    chosen = set(categories.ids)
+    rows = [(i, *tally[1:]) for i, image in enumerate(tallies) for tally in image if tally.category_id in chosen]
+    flat = np.array(rows, np.int32).reshape(-1, 4)
+    sums = np.zeros((len(tallies), 3), np.int32)
+    np.add.at(sums, flat[:, 0], flat[:, 1:])
+    return sums
+
+
+def _rows_to_use(path: Path, keypoints: np.ndarray, fewest: int) -> np.ndarray:
+    """Which images (m,) of n have at least `fewest` of the labelled `keypoints` (n,). Raises DataError for none."""
+    rows = np.flatnonzero(keypoints >= fewest)
+    if not len(rows):
+        raise DataError(
+            f"{path}: no image has the data.min_keypoints={fewest} labelled keypoints that training asks for"
+        )
+    if len(rows) < len(keypoints):
+        log.info("%s: %d of %d images have %d labelled keypoints or more", path, len(rows), len(keypoints), fewest)
+    return rows
 
 
 def _report(dataset: Dataset, max_instances: int) -> None:

@@ -17,9 +17,10 @@ from absl import flags
 
 from mrcnn_jax.config import Config
 from mrcnn_jax.data import transforms
-from mrcnn_jax.data.annotations import DataError
 from mrcnn_jax.data.batching import BatchPlan, PlannedBatch, choose_buckets, scale_for, scaled_size
+from mrcnn_jax.data.categories import mirrored
 from mrcnn_jax.data.coco import Dataset
+from mrcnn_jax.data.errors import DataError
 from mrcnn_jax.structures import Batch, GroundTruth
 
 _THREADS = 8  # at most, each making one batch; 16 large images with their masks take 70 MB
@@ -54,7 +55,8 @@ def train_batches(
 ) -> Batches:
     """The endless sequence of training batches from `start_step` on; B is train.batch_size / process_count.
 
-    Raises DataError when the model wants masks that the data does not have, or the batch cannot be divided.
+    Raises DataError when the model wants masks or keypoints that the data does not have, or the batch cannot be
+    divided.
     """
     data = config.data
     plan = BatchPlan(
@@ -98,7 +100,12 @@ class _Loader:
                 f"{dataset.annotations_path} has instances without a segmentation, and the model has a mask head:"
                 " set model.mask=None to train boxes alone, or give every instance a segmentation"
             )
+        if training and config.model.keypoint is not None:
+            _check_keypoints(dataset, config)
         self._mask_size = config.data.mask_size if wants_masks and dataset.has_masks else 0
+        self._flip_map = config.model.keypoint.flip_map if config.model.keypoint is not None else ()
+        same = len(dataset.categories.pose.names) == config.model.num_keypoints
+        self._keypoints = config.model.num_keypoints if same else 0
 
     def __call__(self, step: int) -> Batch:
         """This process's part of the global batch of `step`."""
@@ -118,6 +125,7 @@ class _Loader:
             classes=np.zeros((count, slots), np.int32),
             masks=np.zeros((count, slots, side, side), np.uint8),
             mask_windows=np.zeros((count, slots, 4), np.float32),
+            keypoints=np.zeros((count, slots, self._keypoints, 3), np.float32),
             valid=np.zeros((count, slots), bool),
         )
         images = np.zeros((count, *planned.bucket, 3), np.uint8)
@@ -142,8 +150,26 @@ class _Loader:
         scaled = scaled_size(size, scale, planned.bucket)
         transforms.resize_into(transforms.flip_image(image, *flips), canvas, scaled)
         transforms.fill_truth(truth, annotations, self._class_of, size=size, scaled=scaled)
-        transforms.flip_truth(truth, scaled, *flips)
+        transforms.flip_truth(truth, scaled, *flips, self._flip_map)
         return scaled
+
+
+def _check_keypoints(dataset: Dataset, config: Config) -> None:
+    """Raise DataError unless the data's keypoints are those that the model is to learn."""
+    head, names = config.model.keypoint, dataset.categories.pose.names
+    assert head is not None, "asked only of a model that has a keypoint head"
+    if len(names) != head.num_keypoints:
+        has = f"has {len(names)} keypoints" if names else "has no keypoints, or categories whose keypoints differ"
+        raise DataError(
+            f"{dataset.annotations_path} {has}, and the model has a head for {head.num_keypoints}: set"
+            " model.keypoint.num_keypoints (and .flip_map), choose data.categories, or set model.keypoint=None"
+        )
+    sides = mirrored(names)
+    if sides != tuple(range(len(names))) and sides != head.flip_map:
+        raise DataError(
+            f"{dataset.annotations_path} has the keypoints {', '.join(names)}, which mirrored images exchange as in"
+            f" {sides}; model.keypoint.flip_map says {head.flip_map}"
+        )
 
 
 def _assign(dataset: Dataset, config: Config, shortest_edge: int) -> np.ndarray:

@@ -17,19 +17,29 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import tensorflow_datasets as tfds
 
 from mrcnn_jax.data import annotations as coco
-from mrcnn_jax.data.annotations import AnnotationFile, Categories, Problem
+from mrcnn_jax.data.annotations import AnnotationFile, Problem
+from mrcnn_jax.data.categories import Categories, Pose
 
 log = logging.getLogger(__name__)
 
-_FORMAT = 1  # raise it when the records change their meaning: caches of other formats are then prepared again
+_FORMAT = 2  # raise it when the records change their meaning: caches of other formats are then prepared again
 # tfds holds a split in memory while it writes it, and beyond 1 GB it spills to files through TensorFlow, which is not
 # there. So the records go to as many splits as keep each one well below that.
 _PART_BYTES = 256 * 2**20
+
+
+class Tally(NamedTuple):
+    """What one image has of one category; crowds do not count."""
+
+    category_id: int
+    instances: int
+    segmented: int  # instances with a segmentation
+    keypoints: int  # labelled keypoints of all of them
 
 
 @dataclass(frozen=True)
@@ -41,8 +51,7 @@ class Index:
     file_names: list[str]
     heights: list[int]
     widths: list[int]
-    instances: list[int]  # annotations of each image that are no crowds
-    has_masks: bool
+    tallies: list[list[Tally]]  # of each image, one for each category it has
     categories: Categories
     problems: list[Problem]
 
@@ -171,18 +180,33 @@ def _move_into_place(building: Path, folder: Path, stamp: str) -> None:
 
 def _make_index(content: AnnotationFile, stamp: str) -> Index:
     images = content.images
-    segmented = [bool(a.get("segmentation")) for image in images for a in image.annotations if not a.get("iscrowd")]
     return Index(
         stamp=stamp,
         ids=[image.id for image in images],
         file_names=[image.file_name for image in images],
         heights=[image.height for image in images],
         widths=[image.width for image in images],
-        instances=[sum(not a.get("iscrowd") for a in image.annotations) for image in images],
-        has_masks=bool(segmented) and all(segmented),
+        tallies=[_tally(image.annotations) for image in images],
         categories=content.categories,
         problems=content.problems,
     )
+
+
+def _tally(annotations: Sequence[dict[str, Any]]) -> list[Tally]:
+    """Sums over the annotations of one image."""
+    tallies: dict[int, Tally] = {}
+    for annotation in annotations:
+        if not annotation.get("iscrowd"):
+            category_id = annotation["category_id"]
+            before = tallies.get(category_id, Tally(category_id, 0, 0, 0))
+            labelled = sum(visibility > 0 for visibility in (annotation.get("keypoints") or ())[2::3])
+            tallies[category_id] = Tally(
+                category_id,
+                before.instances + 1,
+                before.segmented + bool(annotation.get("segmentation")),
+                before.keypoints + labelled,
+            )
+    return list(tallies.values())
 
 
 def _read_index(folder: Path) -> Index | None:
@@ -191,9 +215,16 @@ def _read_index(folder: Path) -> Index | None:
         fields = json.loads((folder / "index.json").read_text())
     except (OSError, ValueError):
         return None
-    categories = Categories(tuple(fields["categories"]["ids"]), tuple(fields["categories"]["names"]))
-    problems = [Problem(*problem) for problem in fields["problems"]]
-    return Index(**{**fields, "categories": categories, "problems": problems})
+    categories = fields["categories"]
+    poses = tuple(Pose(tuple(names), tuple(map(tuple, skeleton))) for names, skeleton in categories["poses"])
+    return Index(
+        **{
+            **fields,
+            "tallies": [[Tally(*tally) for tally in image] for image in fields["tallies"]],
+            "categories": Categories(tuple(categories["ids"]), tuple(categories["names"]), poses),
+            "problems": [Problem(*problem) for problem in fields["problems"]],
+        }
+    )
 
 
 def _folder_name(json_path: Path, images: Path, image_ids: Sequence[int]) -> str:

@@ -19,7 +19,7 @@ import numpy as np
 from pycocotools import mask as mask_utils
 
 from mrcnn_jax.config import ShapesConfig
-from mrcnn_jax.data.annotations import DataError
+from mrcnn_jax.data.errors import DataError
 
 _FORMAT = 1  # raise it when the pictures change
 _CATEGORY_IDS = {"star": 44, "circle": 3, "triangle": 17, "square": 8, "cross": 90}

@@ -1,4 +1,4 @@
-"""One image and its annotations, from COCO's terms to the network's: decode, resize, flip, crop the masks.
+"""One image and its annotations, from COCO's terms to the network's: decode, resize, flip, crop masks, keypoints.
 
 Full-frame masks are made only for instances that come as RLE, one at a time; polygons are rasterised inside their box.
 """
@@ -38,8 +38,13 @@ def flip_image(image: np.ndarray, horizontal: bool, vertical: bool) -> np.ndarra
     return cv2.flip(image, -1 if horizontal and vertical else int(horizontal))
 
 
-def flip_truth(truth: GroundTruth, scaled: Size, horizontal: bool, vertical: bool) -> None:
-    """Mirror boxes and mask crops in place, within a picture of height and width `scaled`."""
+def flip_truth(
+    truth: GroundTruth, scaled: Size, horizontal: bool, vertical: bool, flip_map: Sequence[int] = ()
+) -> None:
+    """Mirror boxes, mask crops and keypoints in place, within a picture of height and width `scaled`.
+
+    flip_map: for each keypoint the one that takes its place in a mirror image, where a left hand is a right hand.
+    """
     count = int(truth.valid.sum())  # the instances come first
     for wanted, axis, extent in ((horizontal, 0, int(scaled[1])), (vertical, 1, int(scaled[0]))):
         if not wanted:
@@ -48,6 +53,10 @@ def flip_truth(truth: GroundTruth, scaled: Size, horizontal: bool, vertical: boo
             boxes[:count, [axis, axis + 2]] = extent - boxes[:count, [axis + 2, axis]]
         masks = truth.masks[:count]
         masks[:] = np.flip(masks, axis=2 - axis).copy()
+        positions = truth.keypoints[:count, :, axis]
+        positions[:] = np.where(truth.keypoints[:count, :, 2] > 0, extent - positions, 0)
+    if horizontal != vertical and truth.keypoints.size:  # mirrored twice is turned by 180 degrees: left stays left
+        truth.keypoints[:count] = truth.keypoints[:count, flip_map]
 
 
 def select_instances(annotations: Sequence[Annotation], slots: int) -> list[Annotation]:
@@ -64,7 +73,8 @@ def fill_truth(
 ) -> None:
     """Write the instances of one image to its empty slots (arrays of zeros, without a batch axis), in place.
 
-    size, scaled: height and width of the original and of the resized image. Masks of side 0 are left out.
+    size, scaled: height and width of the original and of the resized image. Masks of side 0 are left out, and
+    keypoints where `truth` has room for none.
     """
     instances = select_instances(annotations, len(truth.valid))
     if not instances:
@@ -79,6 +89,27 @@ def fill_truth(
     truth.valid[:count] = True
     if side:
         truth.masks[:count] = crop_masks([a["segmentation"] for a in instances], original, size, side)
+    if points := truth.keypoints.shape[-2]:
+        truth.keypoints[:count] = scale_keypoints([a.get("keypoints") for a in instances], points, size, ratio)
+
+
+def scale_keypoints(keypoints: Sequence[Sequence[float] | None], points: int, size: Size, ratio: Size) -> np.ndarray:
+    """COCO's keypoints as (n, K, 3) float32: x, y in continuous pixel coordinates times `ratio`, visibility.
+
+    keypoints: of each instance x, y, visibility of each of its K = `points` keypoints in a row, or nothing. COCO gives
+    the pixel that a keypoint lies on, counted from 0, so that the middle of this pixel is where it is: 1/2 is added
+    (as Detectron2 does; torchvision does not, and loses one pixel in mirrored images). `Prediction.to_coco` takes it
+    away again. Keypoints outside the image (height and width `size`) count as not labelled. Zeros where not labelled.
+    """
+    found = np.zeros((len(keypoints), points, 3))
+    for row, flat in zip(found, keypoints, strict=True):
+        if flat:
+            row[:] = np.reshape(flat, (points, 3))
+    found[..., :2] += 0.5
+    inside = (found[..., :2] >= 0) & (found[..., :2] <= np.asarray(size)[::-1])
+    found[~(inside.all(axis=-1) & (found[..., 2] > 0))] = 0
+    found[..., :2] *= np.asarray(ratio)[::-1]
+    return found.astype(np.float32)
 
 
 def crop_masks(segmentations: Sequence[Any], boxes: np.ndarray, size: Size, side: int) -> np.ndarray:

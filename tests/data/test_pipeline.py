@@ -57,6 +57,7 @@ def test_fields_of_a_batch(shared_folder: Any) -> None:
             ((2, 4), np.int32),
             ((2, 4, 16, 16), np.uint8),
             ((2, 4, 4), np.float32),
+            ((2, 4, 0, 3), np.float32),
             ((2, 4), bool),
         ]
         for image, size in zip(batch.images, batch.image_sizes, strict=True):

@@ -21,12 +21,13 @@ def rle_of(mask: np.ndarray, *, compressed: bool = True) -> dict:
     return {"size": list(mask.shape), "counts": runs if flat[0] == 0 else [0, *runs]}
 
 
-def empty_truth(slots: int, side: int) -> GroundTruth:
+def empty_truth(slots: int, side: int, points: int = 0) -> GroundTruth:
     return GroundTruth(
         np.zeros((slots, 4), np.float32),
         np.zeros(slots, np.int32),
         np.zeros((slots, side, side), np.uint8),
         np.zeros((slots, 4), np.float32),
+        np.zeros((slots, points, 3), np.float32),
         np.zeros(slots, bool),
     )
 
