@@ -33,6 +33,7 @@ def shapes(monkeypatch):
             scores=(images[:, 0, 0, :1] / 255).astype(np.float32),
             classes=np.ones((count, 1), np.int32),
             masks=np.ones((count, 1, 28, 28), np.float32),
+            keypoints=np.zeros((count, 1, 0, 3), np.float32),
             valid=np.ones((count, 1), bool),
             truncated=np.zeros(count, bool),
         )

@@ -1,4 +1,4 @@
-"""COCO average precision of boxes and masks, computed and printed by pycocotools itself."""
+"""COCO average precision of boxes, masks and keypoints, computed and printed by pycocotools itself."""
 
 from __future__ import annotations
 
@@ -8,17 +8,20 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
-from pycocotools.cocoeval import COCOeval
+from pycocotools.cocoeval import COCOeval, Params
 
 from mrcnn_jax.config import ConfigError, ModelConfig
 from mrcnn_jax.data.annotations import read
 from mrcnn_jax.evaluation.postprocess import categories
 
-# The order of COCOeval.stats for boxes and masks.
+# The order of COCOeval.stats for boxes and masks, and for keypoints.
 METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
-_HEADINGS = {"bbox": "Boxes", "segm": "Masks"}
+KEYPOINT_METRICS = ("AP", "AP50", "AP75", "APm", "APl", "AR", "AR50", "AR75", "ARm", "ARl")
+_HEADINGS = {"bbox": "Boxes", "segm": "Masks", "keypoints": "Keypoints"}
+_FIELDS = {"bbox": "bbox", "segm": "segmentation", "keypoints": "keypoints"}  # of a result record
 
 
 def evaluate(
@@ -27,49 +30,64 @@ def evaluate(
     *,
     iou_types: Sequence[str] = ("bbox", "segm"),
     image_ids: Sequence[int] = (),
+    category_names: Sequence[str] = (),
+    keypoint_sigmas: Sequence[float] = (),
 ) -> dict[str, float]:
     """Score COCO result records against a COCO annotation file; print pycocotools' table for each of `iou_types`.
 
-    `image_ids` restricts the evaluation to some images (empty: all of the file). Returns the twelve numbers of each
-    table as `{"bbox/AP": ..., "segm/AP50": ...}`; -1 stands for "no such ground truth", as in pycocotools.
-    Raises DataError for a file that cannot be used, ValueError for results of other images or without masks.
+    `image_ids` and `category_names` restrict the evaluation (empty: all of the file); results of other categories are
+    left out. `keypoint_sigmas` (K,) say how far off a keypoint may be (OKS); left empty they are COCO's for 17
+    keypoints, and the mean of those for every keypoint of another number.
+    Returns the twelve (keypoints: ten) numbers of each table as `{"bbox/AP": ..., "segm/AP50": ...}`; -1 stands for
+    "no such ground truth", as in pycocotools. Raises DataError for a file that cannot be used, ValueError for results
+    of other images, without masks, or without as many keypoints as the annotations have.
     """
-    truth = ground_truth(annotations, image_ids)
+    truth = ground_truth(annotations, image_ids, category_names)
+    results = [record for record in results if record["category_id"] in truth.cats]
     _check_results(truth, results, iou_types)
     metrics = {}
     for iou_type in iou_types:
         with _silent():
             evaluation = COCOeval(truth, _detections(truth, results, iou_type), iou_type)
+            if iou_type == "keypoints":
+                evaluation.params.kpt_oks_sigmas = _sigmas(_keypoint_count(truth), keypoint_sigmas)
             evaluation.evaluate()
             evaluation.accumulate()
         print(f"\n{_HEADINGS[iou_type]} ({iou_type}), {len(truth.imgs)} images, {len(results)} detections", flush=True)
         evaluation.summarize()
-        stats = zip(METRICS, evaluation.stats, strict=True)
+        names = KEYPOINT_METRICS if iou_type == "keypoints" else METRICS
+        stats = zip(names, evaluation.stats, strict=True)
         metrics.update({f"{iou_type}/{name}": float(value) for name, value in stats})
     return metrics
 
 
-def ground_truth(path: Path, image_ids: Sequence[int] = ()) -> COCO:
+def ground_truth(path: Path, image_ids: Sequence[int] = (), category_names: Sequence[str] = ()) -> COCO:
     """A COCO annotation file as pycocotools wants it, without the annotations that training leaves out either.
 
-    `iscrowd` and `area` may be missing. Annotations are numbered anew: to pycocotools a match with annotation 0 is
-    no match.
+    `iscrowd`, `area` and `num_keypoints` may be missing. Annotations are numbered anew: to pycocotools a match with
+    annotation 0 is no match.
     """
     content = read(path, image_ids)
+    categories = content.categories.select(category_names)
     truth = COCO()
     truth.dataset = {
         "images": [
             {"id": i.id, "file_name": i.file_name, "height": i.height, "width": i.width} for i in content.images
         ],
         "categories": [
-            {"id": i, "name": name} for i, name in zip(content.categories.ids, content.categories.names, strict=True)
+            {"id": i, "name": name, "keypoints": list(categories.pose.names)}
+            for i, name in zip(categories.ids, categories.names, strict=True)
         ],
         "annotations": [],
     }
-    for image in content.images:
-        for annotation in image.annotations:
+    known, unlabelled = set(categories.ids), [0] * 3 * len(categories.pose.names)
+    for annotation in (annotation for image in content.images for annotation in image.annotations):
+        if annotation["category_id"] in known:
             number = len(truth.dataset["annotations"]) + 1
-            truth.dataset["annotations"].append({"iscrowd": 0, **annotation, "id": number})
+            keypoints = annotation.get("keypoints") or unlabelled
+            labelled = sum(visibility > 0 for visibility in keypoints[2::3])
+            ours = {"id": number, "keypoints": keypoints, "num_keypoints": labelled}
+            truth.dataset["annotations"].append({"iscrowd": 0, **annotation, **ours})
     with _silent():
         truth.createIndex()
     for annotation in truth.dataset["annotations"]:
@@ -91,18 +109,52 @@ def _check_results(truth: COCO, results: Sequence[dict[str, Any]], iou_types: Se
         raise ValueError(f"results for images that the annotations do not have: ids {strangers[:20]}")
     if "segm" in iou_types and any("segmentation" not in record for record in results):
         raise ValueError("results without masks cannot be scored as masks: leave 'segm' out of iou_types")
+    if "keypoints" in iou_types:
+        count = _keypoint_count(truth)
+        if not count or any(len(record.get("keypoints", ())) != 3 * count for record in results):
+            raise ValueError(
+                f"the annotations have {count} keypoints, and not every result has x, y, score for as many: leave"
+                " 'keypoints' out of iou_types"
+            )
+
+
+def _keypoint_count(truth: COCO) -> int:
+    """K that the categories share."""
+    return max((len(category["keypoints"]) for category in truth.cats.values()), default=0)
+
+
+def _sigmas(count: int, given: Sequence[float]) -> np.ndarray[Any, Any]:
+    """Standard deviations (K,) of OKS, relative to the root of the instance's area."""
+    coco = Params("keypoints").kpt_oks_sigmas
+    if len(given) not in (0, count):
+        raise ValueError(f"{len(given)} keypoint_sigmas for {count} keypoints")
+    if given:
+        return np.array(given)
+    return coco if len(coco) == count else np.full(count, coco.mean())
 
 
 def check_categories(model: ModelConfig, ids: Sequence[int], names: Sequence[str]) -> None:
-    """Raise ConfigError unless the model and the data agree on category ids and names; their order may differ."""
+    """Raise ConfigError unless the model knows every category of the data, by id and name; it may know others."""
     ours, theirs = dict(zip(*categories(model), strict=True)), dict(zip(ids, names, strict=True))
-    if ours == theirs:
+    differing = sorted(i for i in theirs if ours.get(i) != theirs[i])
+    if not differing:
         return
-    differing = sorted(i for i in ours.keys() | theirs.keys() if ours.get(i) != theirs.get(i))
-    lines = [f"  id {i}: model {ours.get(i, 'none')!r}, data {theirs.get(i, 'none')!r}" for i in differing[:10]]
+    lines = [f"  id {i}: model {ours.get(i, 'none')!r}, data {theirs[i]!r}" for i in differing[:10]]
     more = [f"  and {len(differing) - 10} more"] if len(differing) > 10 else []
     what = "the model's categories differ from those of the data, so its scores would mean nothing:"
     raise ConfigError("\n".join([what, *lines, *more]))
+
+
+def check_keypoints(model: ModelConfig, names: Sequence[str]) -> None:
+    """Raise ConfigError unless a model with keypoints has those of the data, in their order; data may have none."""
+    if model.keypoint is None or not names or tuple(names) == model.keypoint_names:
+        return
+    if model.keypoint_names or len(names) != model.num_keypoints:
+        ours = ", ".join(model.keypoint_names) or "names unknown"
+        raise ConfigError(
+            f"the model has {model.num_keypoints} keypoints ({ours}), the data {len(names)} ({', '.join(names)}):"
+            " set model.keypoint.num_keypoints and .flip_map to train on them, or model.keypoint=None"
+        )
 
 
 def _detections(truth: COCO, results: Sequence[dict[str, Any]], iou_type: str) -> COCO:
@@ -113,10 +165,10 @@ def _detections(truth: COCO, results: Sequence[dict[str, Any]], iou_type: str) -
         with _silent():
             empty.createIndex()
         return empty
-    # With both in a record, loadRes takes a mask's area from the box, and the tables by size come out wrong.
-    other = "bbox" if iou_type == "segm" else "segmentation"
+    # With several in a record, loadRes takes every area from the box, and the tables by size come out wrong.
+    others = set(_FIELDS.values()) - {_FIELDS[iou_type]}
     with _silent():
-        return truth.loadRes([{key: value for key, value in record.items() if key != other} for record in results])
+        return truth.loadRes([{k: v for k, v in record.items() if k not in others} for record in results])
 
 
 def _silent() -> contextlib.AbstractContextManager[Any]:

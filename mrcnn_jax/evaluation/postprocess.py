@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Prediction:
-    """What was found in one image, best first. n instances, S side of a predicted mask.
+    """What was found in one image, best first. n instances, S side of a predicted mask, K keypoints.
 
     Masks are kept as the small probabilities that the network gave: a hundred full masks of a 12-megapixel photograph
     are 1.2 GB. They are pasted when asked for.
@@ -33,6 +33,12 @@ class Prediction:
     names: tuple[str, ...]  # n category names
     mask_probabilities: NDArray[np.float32] | None  # (n, S, S), each within its box; None: the model has no masks
     paste_rule: PasteRule = "detectron2"
+    keypoints: NDArray[np.float32] | None = None  # (n, K, 3), x and y as of boxes, score; None: the model has none
+    keypoint_score: Literal["probability", "logit"] = (
+        "probability"  # what a keypoint's score is, see KeypointHeadConfig
+    )
+    keypoint_names: tuple[str, ...] = ()  # K, or none where they are not known
+    skeleton: tuple[tuple[int, int], ...] = ()  # pairs of keypoints that pictures join with a line
 
     def __len__(self) -> int:
         return len(self.scores)
@@ -48,6 +54,7 @@ class Prediction:
             category_ids=self.category_ids[chosen],
             names=tuple(self.names[i] for i in chosen),
             mask_probabilities=None if self.mask_probabilities is None else self.mask_probabilities[chosen],
+            keypoints=None if self.keypoints is None else self.keypoints[chosen],
         )
 
     @property
@@ -71,7 +78,10 @@ class Prediction:
         ]
 
     def to_coco(self, image_id: int) -> list[dict[str, Any]]:
-        """COCO result records: `bbox` as x y width height, `segmentation` as compressed run lengths."""
+        """COCO result records: `bbox` as x y width height, `segmentation` as compressed run lengths, `keypoints`.
+
+        COCO's keypoints name pixels, whose middle lies 1/2 further: 1/2 is taken away that `data.transforms` added.
+        """
         corners = self.boxes.astype(float)
         sides = corners[:, 2:] - corners[:, :2]
         records: list[dict[str, Any]] = [
@@ -85,18 +95,29 @@ class Prediction:
         ]
         for record, segmentation in zip(records, encode(self.regions(), self.image_size), strict=False):
             record["segmentation"] = segmentation
+        if self.keypoints is not None:
+            pixels = self.keypoints.astype(float) - [0.5, 0.5, 0]
+            for record, points in zip(records, pixels, strict=True):
+                record["keypoints"] = points.ravel().tolist()
         return records
 
     def to_supervision(self) -> supervision.Detections:
-        """The same as `supervision.Detections`; `class_id` is the label 1..C, masks are full size."""
+        """The same as `supervision.Detections`; `class_id` is the label 1..C, masks are full size.
+
+        Keypoints (n, K, 3) are in `data["keypoints"]`.
+        """
         import supervision
+
+        data: dict[str, Any] = {"class_name": np.array(self.names, dtype=str)}
+        if self.keypoints is not None:
+            data["keypoints"] = self.keypoints
 
         return supervision.Detections(
             xyxy=self.boxes,
             mask=self.masks,
             confidence=self.scores,
             class_id=self.labels.astype(int),
-            data={"class_name": np.array(self.names, dtype=str)},
+            data=data,
         )
 
 
@@ -105,8 +126,9 @@ def postprocess(
 ) -> Prediction:
     """Detections of ONE image (NumPy, D slots) as a `Prediction` in an image of `original_size`.
 
-    `network_size` is height and width of the picture inside the padded network image. Boxes are scaled by the true
-    ratio of each axis and clipped; those that are left without area are dropped (Detectron2, postprocessing.py).
+    `network_size` is height and width of the picture inside the padded network image. Boxes and keypoints are scaled
+    by the true ratio of each axis; boxes are clipped, and dropped when they are left without area (Detectron2,
+    postprocessing.py).
     """
     height, width = original_size
     scale = np.array([width, height], dtype=np.float32) / np.asarray(network_size, dtype=np.float32)[::-1]
@@ -123,6 +145,10 @@ def postprocess(
         names=tuple(names[label - 1] for label in labels),
         mask_probabilities=detections.masks[kept].astype(np.float32) if model.mask is not None else None,
         paste_rule=model.mask.paste if model.mask is not None else "detectron2",
+        keypoints=detections.keypoints[kept] * np.append(scale, np.float32(1)) if model.keypoint is not None else None,
+        keypoint_score=model.keypoint.score if model.keypoint is not None else "probability",
+        keypoint_names=model.keypoint_names,
+        skeleton=model.skeleton,
     )
 
 

@@ -26,14 +26,16 @@ FOLDER = "evaluation"  # in the workdir
 
 
 def evaluate_model(config: Config, variables: Any, workdir: epath.PathLike) -> dict[str, float]:
-    """Evaluate `variables` on the split `config.data.eval`; prints the COCO tables, boxes first, then masks.
+    """Evaluate `variables` on the split `config.data.eval`; prints the COCO tables: boxes, masks, keypoints.
 
     Writes `results.json` (COCO result records), `metrics.json` and `overlays/<image id>.png` (`config.eval.overlays`
     of them, spread over the split) to `workdir/evaluation`. Returns the metrics, see `coco.evaluate`. Raises
-    ConfigError when the model's categories are not those of the data.
+    ConfigError when the model does not know the data's categories, or has other keypoints.
     """
     dataset = load_split(config.data, "eval")
+    pose = dataset.categories.pose
     coco.check_categories(config.model, dataset.categories.ids, dataset.categories.names)
+    coco.check_keypoints(config.model, pose.names)
     folder = epath.Path(workdir) / FOLDER
     (folder / "overlays").mkdir(parents=True, exist_ok=True)
     for outdated in (folder / "overlays").glob("*.png"):
@@ -49,12 +51,18 @@ def evaluate_model(config: Config, variables: Any, workdir: epath.PathLike) -> d
     results = list(track(predict_dataset(detect, config, dataset, see), len(dataset), "images evaluated"))
     records = [record for image in results for record in image]
     (folder / "results.json").write_text(json.dumps(records))
-    masks = config.model.mask is not None and dataset.has_masks
+    wanted = {
+        "bbox": True,
+        "segm": config.model.mask is not None and dataset.has_masks,
+        "keypoints": config.model.keypoint is not None and bool(pose.names),
+    }
     metrics = coco.evaluate(
         dataset.annotations_path,
         records,
-        iou_types=("bbox", "segm") if masks else ("bbox",),
+        iou_types=[name for name in wanted if wanted[name]],
         image_ids=dataset.ids.tolist(),
+        category_names=config.data.categories,
+        keypoint_sigmas=config.eval.keypoint_sigmas,
     )
     (folder / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n")
     return metrics

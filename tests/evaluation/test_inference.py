@@ -30,6 +30,7 @@ def detect(images, image_sizes):
         np.repeat(image_sizes[:, :1], 2, axis=1),
         np.ones((count, 2), int),
         np.zeros((count, 2, 0, 0)),
+        np.zeros((count, 2, 0, 3)),
         np.ones((count, 2), bool),
         np.zeros(count, bool),
     )

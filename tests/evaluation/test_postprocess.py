@@ -27,6 +27,7 @@ def detections(boxes, *, padding=0, seed=0):
         scores=np.linspace(0.9, 0.1, count + padding, dtype=np.float32),
         classes=np.where(valid, np.arange(count + padding) % 2 + 1, 99).astype(np.int32),
         masks=rng.random((count + padding, 28, 28), dtype=np.float32),
+        keypoints=np.zeros((count + padding, 0, 3), np.float32),
         valid=valid,
         truncated=np.array(False),
     )
@@ -116,6 +117,7 @@ def compare_with_peer(arrays, i, mask_size, rule, first_label, packed_name):
         network["scores"],
         network["labels"] + 1 - first_label,
         network["masks"][:, 0],
+        np.zeros((count, 0, 3), np.float32),
         np.ones(count, bool),
         np.array(False),
     )

@@ -64,6 +64,7 @@ def perfect(monkeypatch):
             scores=np.full(truth.valid.shape, 0.9, np.float32),
             classes=truth.classes,
             masks=truth.masks.astype(np.float32),
+            keypoints=truth.keypoints,
             valid=truth.valid,
             truncated=np.zeros(len(images), bool),
         )
@@ -105,6 +106,7 @@ def test_a_network_that_finds_nothing(config, tmp_path, monkeypatch):
             np.zeros((count, 2), np.float32),
             np.zeros((count, 2), np.int32),
             np.zeros((count, 2, 28, 28), np.float32),
+            np.zeros((count, 2, 0, 3), np.float32),
             np.zeros((count, 2), bool),
             np.zeros(count, bool),
         )
