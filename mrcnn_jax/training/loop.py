@@ -14,9 +14,10 @@ import numpy as np
 from etils import epath
 
 from mrcnn_jax.config import Config, ConfigError, TrainConfig, validate
-from mrcnn_jax.data.coco import Categories, Dataset, load_split
+from mrcnn_jax.data.categories import Categories
+from mrcnn_jax.data.coco import Dataset, load_split
 from mrcnn_jax.data.pipeline import train_batches
-from mrcnn_jax.evaluation.coco import check_categories
+from mrcnn_jax.evaluation.coco import check_categories, check_keypoints
 from mrcnn_jax.evaluation.run import evaluate_model
 from mrcnn_jax.models.rcnn import MaskRCNN, Variables, build_model, init_variables, variable_shapes
 from mrcnn_jax.structures import Batch
@@ -43,6 +44,7 @@ def train(config: Config, workdir: epath.PathLike, *, devices: Sequence[jax.Devi
     config = with_categories(config, dataset.categories)
     held_back = load_split(config.data, "eval").categories  # what is wrong with it is better known before the training
     check_categories(config.model, held_back.ids, held_back.names)
+    check_keypoints(config.model, held_back.pose.names)
     claim_workdir(workdir, config)
     model = build_model(config.model)
     init_key, key = jax.random.split(jax.random.key(config.train.seed))
@@ -64,7 +66,7 @@ def train(config: Config, workdir: epath.PathLike, *, devices: Sequence[jax.Devi
 def _report(config: Config, state: TrainState, workdir: epath.PathLike) -> None:
     """Evaluate on `config.data.eval`: tables, pictures, and a last line with the average precisions."""
     metrics = evaluate_model(config, jax.device_get({"params": state.params, **state.model_state}), workdir)
-    names = {"bbox/AP": "box AP", "segm/AP": "mask AP"}
+    names = {"bbox/AP": "box AP", "segm/AP": "mask AP", "keypoints/AP": "keypoint AP"}
     scores = ", ".join(f"{name} {metrics[key]:.3f}" for key, name in names.items() if key in metrics)
     print(f"\n{workdir}: step {int(state.step)}, {scores}", flush=True)
 
@@ -103,7 +105,7 @@ def _train_on(
 
 
 def with_categories(config: Config, categories: Categories) -> Config:
-    """Fill `num_classes`, `category_ids` and `category_names` from the data.
+    """Fill `num_classes`, ids and names of the categories, and of keypoints names and skeleton, from the data.
 
     Raises ConfigError where the configuration says otherwise than the data.
     """
@@ -117,6 +119,11 @@ def with_categories(config: Config, categories: Categories) -> Config:
     model = dataclasses.replace(
         model, num_classes=ours[0], category_ids=ours[1], category_names=model.category_names or categories.names
     )
+    check_keypoints(model, categories.pose.names)
+    if model.keypoint is not None and not model.keypoint_names:
+        model = dataclasses.replace(
+            model, keypoint_names=categories.pose.names, skeleton=model.skeleton or categories.pose.skeleton
+        )
     return dataclasses.replace(config, model=model)
 
 

@@ -11,8 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mrcnn_jax.config import Config, ConfigError, ModelConfig, TrainConfig
-from mrcnn_jax.data.coco import Categories
+from mrcnn_jax.config import Config, ConfigError, KeypointHeadConfig, ModelConfig, TrainConfig
+from mrcnn_jax.data.categories import Categories, Pose
 from mrcnn_jax.structures import Batch
 from mrcnn_jax.training import parallel
 from mrcnn_jax.training.checkpoint import Checkpointer
@@ -146,6 +146,18 @@ def test_categories_come_from_the_data():
 def test_other_categories_are_refused(model):
     with pytest.raises(ConfigError, match=r"model\.num_classes=.*2 categories of the data, \(3, 8\)"):
         with_categories(Config(model=model), CATEGORIES)
+
+
+def test_keypoint_names_and_skeleton_come_from_the_data():
+    pose = Pose(("head", "left_hand", "right_hand"), ((0, 1), (0, 2)))
+    categories = dataclasses.replace(CATEGORIES, poses=(Pose(), pose))
+    model = ModelConfig(keypoint=KeypointHeadConfig(num_keypoints=3, flip_map=(0, 2, 1)))
+    filled = with_categories(Config(model=model), categories).model
+    assert (filled.keypoint_names, filled.skeleton) == pose
+    assert with_categories(Config(model=filled), categories).model == filled
+    assert with_categories(Config(), categories).model.keypoint_names == ()
+    with pytest.raises(ConfigError, match=r"the model has 17 keypoints .*, the data 3 \(head, left_hand, right_hand\)"):
+        with_categories(Config(model=ModelConfig(keypoint=KeypointHeadConfig())), categories)
 
 
 def test_missing_initial_weights_are_named():
