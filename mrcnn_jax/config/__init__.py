@@ -1,0 +1,56 @@
+"""The typed configuration tree, its overrides, its JSON form and its validation.
+
+A recipe is a Python file with `get_config() -> Config`. One override mechanism, dotted `name=value`, serves the
+commands and `load_config`; values are checked against the type of the field.
+"""
+
+from mrcnn_jax.config.check import validate
+from mrcnn_jax.config.read import apply_overrides, from_json, load_config, to_json
+from mrcnn_jax.config.tree import (
+    AnchorConfig,
+    BackboneConfig,
+    BoxHeadConfig,
+    Config,
+    ConfigError,
+    DataConfig,
+    EvalConfig,
+    FPNConfig,
+    HeadNormName,
+    KeypointHeadConfig,
+    MaskHeadConfig,
+    ModelConfig,
+    NormName,
+    OptimizerConfig,
+    RoIConfig,
+    RPNConfig,
+    ShapesConfig,
+    SplitConfig,
+    TrainConfig,
+)
+
+__all__ = [
+    "AnchorConfig",
+    "BackboneConfig",
+    "BoxHeadConfig",
+    "Config",
+    "ConfigError",
+    "DataConfig",
+    "EvalConfig",
+    "FPNConfig",
+    "HeadNormName",
+    "KeypointHeadConfig",
+    "MaskHeadConfig",
+    "ModelConfig",
+    "NormName",
+    "OptimizerConfig",
+    "RPNConfig",
+    "RoIConfig",
+    "ShapesConfig",
+    "SplitConfig",
+    "TrainConfig",
+    "apply_overrides",
+    "from_json",
+    "load_config",
+    "to_json",
+    "validate",
+]
