@@ -19,7 +19,10 @@ caffe2_xavier = nn.initializers.variance_scaling(1.0, "fan_in", "uniform")
 
 
 class Conv(nn.Module):
-    """Convolution of an NHWC batch, padded so that stride 1 keeps its size; `kernel` (k, k, I / groups, O), `bias`."""
+    """Convolution of an NHWC batch; parameters `kernel` (k, k, I / groups, O) and `bias`.
+
+    `padding` as in `ops.conv.conv2d`; None pads so that stride 1 keeps the size.
+    """
 
     features: int
     kernel_size: int = 1
@@ -28,12 +31,13 @@ class Conv(nn.Module):
     kernel_init: Initializer = he_normal_fan_out
     groups: int = 1
     dilation: int = 1
+    padding: int | tuple[int, int] | None = None
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         size, groups, dilation = self.kernel_size, self.groups, self.dilation
         kernel = self.param("kernel", self.kernel_init, (size, size, x.shape[-1] // groups, self.features))
-        padding = dilation * (size // 2)
+        padding = dilation * (size // 2) if self.padding is None else self.padding
         y = conv2d(x, kernel.astype(x.dtype), stride=self.stride, padding=padding, dilation=dilation, groups=groups)
         return _add_bias(self, y)
 
