@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 
 from mrcnn_jax import losses
+from mrcnn_jax.ops.keypoints import heatmap_targets
 from mrcnn_jax.structures import SampledRoIs
-from mrcnn_jax.targets import RPNTargets
+from mrcnn_jax.targets import KeypointTargets, RPNTargets
 
 
 def rois_of(classes, valid=None) -> SampledRoIs:
@@ -152,6 +153,37 @@ def test_nothing_to_learn_is_zero_with_zero_gradient():
         assert not gradient.any()
 
 
+def test_keypoints_by_hand():
+    """An undecided map, a right one; the other two are not asked about."""
+    logits = np.zeros((2, 2, 2, 2), np.float32)
+    logits[0, 1, 0, 1] = 50
+    logits[1] = 1e6 * np.arange(8).reshape(2, 2, 2)
+    targets = KeypointTargets(np.int32([[3, 2], [0, 0]]), np.bool_([[True, True], [False, False]]))
+    total, count = losses.keypoint_loss(logits, targets)
+    assert int(count) == 2
+    np.testing.assert_allclose(total, np.log(4), rtol=1e-6)
+    value, gradient = mean_and_gradient(losses.keypoint_loss, logits, targets)
+    np.testing.assert_allclose(value, np.log(4) / 2, rtol=1e-6)
+    np.testing.assert_allclose(gradient[0, ..., 0], np.float32([[1, 1], [1, -3]]) / 8, rtol=1e-6)
+    assert not gradient[1].any()
+
+
+def test_keypoints_that_nobody_sees_are_free():
+    """Their maps and indices may be anything; when none is visible the loss and its gradient are 0."""
+    rng = np.random.default_rng(2)
+    logits, visible = rng.standard_normal((2, 3, 3, 2)).astype(np.float32), np.bool_([[True, False], [False, False]])
+    clean = mean_and_gradient(losses.keypoint_loss, logits, KeypointTargets(np.int32([[4, 0], [0, 0]]), visible))
+    logits[0, ..., 1] = np.nan
+    logits[1] = np.inf
+    dirty = mean_and_gradient(losses.keypoint_loss, logits, KeypointTargets(np.int32([[4, -1], [99, 0]]), visible))
+    np.testing.assert_array_equal(clean[0], dirty[0])
+    np.testing.assert_array_equal(clean[1], dirty[1])
+    nothing = KeypointTargets(np.int32([[4, 0], [0, 0]]), np.zeros((2, 2), bool))
+    value, gradient = mean_and_gradient(losses.keypoint_loss, logits, nothing)
+    assert value == 0
+    assert not gradient.any()
+
+
 # Golden losses are means of some thousand float32 terms: a few dozen roundings of 6e-8. Gradients of single entries
 # are a probability minus a target, over the count: their error is measured against the largest.
 LOSS_RTOL = 5e-6
@@ -204,3 +236,20 @@ def test_golden_mask_loss(golden):
     chosen = np.take_along_axis(gradient, (rois.classes - 1)[:, None, None, None], axis=-1)[..., 0]
     assert_gradient(chosen, arrays["g_mask_logits_at_label"])
     assert np.count_nonzero(gradient) == np.count_nonzero(chosen)
+
+
+def test_golden_keypoint_loss(golden):
+    """RoIs of the images one after the other, as the targets of their matches."""
+    arrays = golden("tv_op_keypoint.npz")
+    images, each = arrays["kp_matched"].shape
+    size = arrays["kp_logits"].shape[-1]
+    keypoints = arrays["keypoints"].reshape(images, -1, *arrays["keypoints"].shape[1:])
+    matched = np.concatenate([of[rows] for of, rows in zip(keypoints, arrays["kp_matched"], strict=True)])
+    targets = KeypointTargets(*heatmap_targets(matched, arrays["rois"][: images * each], size=size))
+    logits = arrays["kp_logits"].transpose(0, 2, 3, 1)
+    value, gradient = mean_and_gradient(losses.keypoint_loss, logits, targets)
+    np.testing.assert_allclose(value, arrays["loss_keypoint"], rtol=LOSS_RTOL)
+    assert_gradient(gradient[0].transpose(2, 0, 1), arrays["g_kp_logits_roi0"])
+    # Sums of S * S absolute values, each with the error of an entry.
+    theirs = arrays["g_kp_logits_abs_sum"]
+    np.testing.assert_allclose(np.abs(gradient).sum(axis=(1, 2)), theirs, rtol=0, atol=1e-5 * theirs.max())

@@ -8,11 +8,11 @@ import jax
 import numpy as np
 import pytest
 
-from mrcnn_jax.config import AnchorConfig, BoxHeadConfig, MaskHeadConfig, RoIConfig, RPNConfig
+from mrcnn_jax.config import AnchorConfig, BoxHeadConfig, KeypointHeadConfig, MaskHeadConfig, RoIConfig, RPNConfig
 from mrcnn_jax.models.rcnn import FPN_STRIDES
 from mrcnn_jax.ops.anchors import grid_anchors
 from mrcnn_jax.structures import GroundTruth, Proposals, SampledRoIs
-from mrcnn_jax.targets import box_targets, mask_targets, rpn_targets, sample_rois
+from mrcnn_jax.targets import box_targets, keypoint_targets, mask_targets, rpn_targets, sample_rois
 
 KEY = jax.random.key(0)
 TAKE_ALL = 10**6
@@ -162,6 +162,24 @@ def test_mask_targets_ignore_slots_that_nothing_matches():
     dirty = jitted(doubled_mask_targets, config)(rois, truth_of([[16, 16, 32, 32]], slots=3, garbage=GARBAGE))
     np.testing.assert_array_equal(clean, dirty)
     assert clean.all()
+
+
+def test_keypoint_targets_of_positives_only():
+    """A positive RoI looks at the keypoints of its match; background and empty slots ask for nothing."""
+    truth = truth_of([[0, 0, 8, 8], [16, 16, 32, 32]], slots=3, garbage=GARBAGE)
+    keypoints = np.full((3, 2, 3), np.nan, np.float32)
+    keypoints[0] = [(1, 1, 2), (2, 2, 2)]
+    keypoints[1] = [(17, 16, 2), (31, 30, 0)]
+    truth = truth._replace(keypoints=keypoints)
+    rois = SampledRoIs(
+        np.float32([[16, 16, 32, 32], [0, 0, 8, 8], [0, 0, 8, 8], [0, 0, 0, 0]]),
+        np.int32([1, 0, 1, 0]),
+        np.int32([1, 0, 0, 2]),
+        np.bool_([True, True, False, False]),
+    )
+    goals = jitted(keypoint_targets, KeypointHeadConfig(num_keypoints=2, pool_size=4))(rois, truth)
+    np.testing.assert_array_equal(goals.valid, [[True, False], [False, False], [False, False], [False, False]])
+    assert goals.index[0, 0] == 1  # 16 cells of one pixel
 
 
 def golden_anchors(arrays):

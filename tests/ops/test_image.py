@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mrcnn_jax.ops.image import normalize, resize_bicubic, resize_bilinear
+from mrcnn_jax.ops.image import cubic_weights, double_bilinear, normalize, resize_bicubic, resize_bilinear
 
 F32 = np.finfo(np.float32).eps
 MEAN, STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
@@ -58,6 +58,40 @@ def test_resize_equals_torch(size, mode):
     result = jax.jit(resize, static_argnums=1)(image, size)
     # Positions up to 12 with half an ulp each; the cubic's slope and its sum of absolute weights are below 2.
     np.testing.assert_allclose(result, expected.transpose(1, 2, 0), rtol=0, atol=4 * 12 * F32)
+
+
+@pytest.mark.parametrize("sides", [(13, 9), (1, 40), (7, 12)], ids=str)
+def test_cubic_weights_are_those_of_the_resize(sides):
+    """Sizes known only when the program runs; pixels beyond the new image get no NaN."""
+    image = np.random.default_rng(1).random((7, 12, 1)).astype(np.float32)
+    pixels = np.arange(64, dtype=np.int32)
+    rows, columns = (
+        np.asarray(cubic_weights(pixels, old, jnp.int32(new))) for old, new in zip(image.shape[:2], sides, strict=True)
+    )
+    assert np.isfinite(rows).all()
+    assert np.isfinite(columns).all()
+    result = rows[: sides[0]] @ image[..., 0] @ columns[: sides[1]].T
+    # The same weights in another order of summation: 16 terms whose sizes sum to less than 2.
+    np.testing.assert_allclose(result, resize_bicubic(image, sides)[..., 0], rtol=0, atol=16 * F32)
+
+
+@pytest.mark.parametrize("shape", [(2, 3, 5, 2), (1, 1, 4, 1)], ids=str)
+def test_double_bilinear_is_the_resize_with_torchs_gradient(shape):
+    torch = pytest.importorskip("torch")
+    rng = np.random.default_rng(1)
+    images = rng.random(shape).astype(np.float32)
+    doubled, pull = jax.vjp(jax.jit(double_bilinear), images)
+    size = (2 * shape[1], 2 * shape[2])
+    for image, result in zip(images, doubled, strict=True):
+        # Weights are 1/4 and 3/4 of two neighbours, twice: no more than four roundings of numbers below 1.
+        np.testing.assert_allclose(result, resize_bilinear(image, size), rtol=0, atol=4 * F32)
+    cotangent = rng.random(doubled.shape).astype(np.float32)
+    theirs = torch.from_numpy(images.transpose(0, 3, 1, 2).copy()).requires_grad_()
+    torch.nn.functional.interpolate(theirs, scale_factor=2, mode="bilinear", align_corners=False).backward(
+        torch.from_numpy(cotangent.transpose(0, 3, 1, 2).copy())
+    )
+    # At most 16 terms whose weights sum to 4.
+    np.testing.assert_allclose(pull(jnp.asarray(cotangent))[0], theirs.grad.permute(0, 2, 3, 1), atol=16 * F32)
 
 
 def test_resize_takes_integers_and_gives_float32():
