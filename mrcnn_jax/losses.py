@@ -71,8 +71,8 @@ def keypoint_loss(logits: jax.Array, targets: KeypointTargets) -> Loss:
     """
     maps = logits.reshape(logits.shape[0], -1, logits.shape[-1])
     maps = jnp.where(targets.valid[:, None], maps, 0.0)
-    cells = jnp.arange(maps.shape[1], dtype=targets.index.dtype)[None, :, None]
-    chosen = jnp.sum(jnp.where(cells == targets.index[:, None], maps, 0.0), axis=1)
+    cells = jnp.arange(maps.shape[1], dtype=targets.cell.dtype)[None, :, None]
+    chosen = jnp.sum(jnp.where(cells == targets.cell[:, None], maps, 0.0), axis=1)
     cost = jax.nn.logsumexp(maps, axis=1) - chosen
     return jnp.sum(jnp.where(targets.valid, cost, 0.0)), jnp.sum(targets.valid)
 

@@ -29,7 +29,7 @@ class RPNTargets(NamedTuple):
 class KeypointTargets(NamedTuple):
     """The right cell of each heat map of R RoIs; nothing is asked for where `valid` is False."""
 
-    index: jax.Array  # (R, K) int32, row * S + column, S the side of a heat map
+    cell: jax.Array  # (R, K) int32, row * S + column, S the side of a heat map
     valid: jax.Array  # (R, K) bool, a labelled keypoint that lies inside of a positive RoI
 
 
@@ -97,5 +97,5 @@ def mask_targets(rois: SampledRoIs, truth: GroundTruth, config: MaskHeadConfig, 
 
 def keypoint_targets(rois: SampledRoIs, truth: GroundTruth, config: KeypointHeadConfig) -> KeypointTargets:
     """The cells of the matched instances' keypoints in heat maps of side 4 * pool_size."""
-    index, valid = heatmap_targets(truth.keypoints[rois.matches], rois.boxes, size=4 * config.pool_size)
-    return KeypointTargets(index, valid & (rois.valid & (rois.classes > 0))[:, None])
+    cell, valid = heatmap_targets(truth.keypoints[rois.matches], rois.boxes, size=4 * config.pool_size)
+    return KeypointTargets(cell, valid & (rois.valid & (rois.classes > 0))[:, None])

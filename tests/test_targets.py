@@ -179,7 +179,7 @@ def test_keypoint_targets_of_positives_only():
     )
     goals = jitted(keypoint_targets, KeypointHeadConfig(num_keypoints=2, pool_size=4))(rois, truth)
     np.testing.assert_array_equal(goals.valid, [[True, False], [False, False], [False, False], [False, False]])
-    assert goals.index[0, 0] == 1  # 16 cells of one pixel
+    assert goals.cell[0, 0] == 1  # 16 cells of one pixel
 
 
 def golden_anchors(arrays):
