@@ -134,7 +134,9 @@ def torchvision_model(name: str) -> ModelConfig:
         "fasterrcnn_resnet50_fpn_v2": dataclasses.replace(second, mask=None),
         "keypointrcnn_resnet50_fpn": dataclasses.replace(first, mask=None, keypoint=persons),
     }
-    return _with_classes(_by_name(models, name, "torchvision"), 90)
+    if name not in models:
+        raise _unknown("torchvision", name, models)
+    return _with_classes(models[name], 90)
 
 
 def detectron2_model(name: str) -> ModelConfig:
@@ -146,8 +148,11 @@ def detectron2_model(name: str) -> ModelConfig:
     *folders, base = name.removesuffix(".yaml").split("/")
     if folders and folders[-1] not in ("COCO-Detection", "COCO-InstanceSegmentation", "COCO-Keypoints", "Misc"):
         raise ConfigError(f"{name!r} is not of Detectron2's COCO models, but of the folder {folders[-1]!r}")
-    base = re.sub(r"_[13]x(?=_|$)", "", base)
-    return _with_classes(_by_name(_zoo(), base, "Detectron2"), 80)
+    short = re.sub(r"_[13]x(?=_|$)", "", base)
+    zoo = _zoo()
+    if short not in zoo:
+        raise _unknown("Detectron2", name, zoo)
+    return _with_classes(zoo[short], 80)
 
 
 def _zoo() -> dict[str, ModelConfig]:
@@ -174,10 +179,8 @@ def _family(name: str, mask: ModelConfig) -> dict[str, ModelConfig]:
     return family | ({f"keypoint_rcnn_{name}": with_keypoints(faster)} if mask.features == "fpn" else {})
 
 
-def _by_name(models: dict[str, ModelConfig], name: str, peer: str) -> ModelConfig:
-    if name not in models:
-        raise ConfigError(f"{peer} has no model {name!r} that this package knows; it knows {', '.join(sorted(models))}")
-    return models[name]
+def _unknown(peer: str, name: str, models: dict[str, ModelConfig]) -> ConfigError:
+    return ConfigError(f"{name!r} is no model of {peer} that is known here; known are {', '.join(sorted(models))}")
 
 
 def _with_classes(model: ModelConfig, count: int) -> ModelConfig:

@@ -143,7 +143,7 @@ def test_other_data_sets_of_the_zoo_are_refused(name):
     ],
 )
 def test_unknown_names_are_refused_with_those_that_are_known(find, name, known):
-    with pytest.raises(ConfigError, match=rf"no model '{name}'.*\b{known}\b"):
+    with pytest.raises(ConfigError, match=rf"'{name}' is no model of .*\b{known}\b"):
         find(name)
 
 
