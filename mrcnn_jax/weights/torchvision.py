@@ -1,131 +1,132 @@
-"""Names and layouts of torchvision's detection models, in both directions.
+"""Names and layouts of torchvision: its detection models, and its ResNet and ResNeXt classifiers.
 
 torchvision keeps a background row in its box deltas and a background channel in its mask predictor; neither is ever
-read, so they are dropped on import and written as zeros on export.
+read, so they are dropped on import and written as zeros on export. Its class scores have the background first, as ours.
+Sources: torchvision 0.29.2, models/detection (names; the older ones in rpn.py, mask_rcnn.py and
+ops/feature_pyramid_network.py), models/resnet.py.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
-import flax
 import numpy as np
 
-from mrcnn_jax.models.rcnn import MaskRCNN, Variables, variable_shapes
+from mrcnn_jax.models.rcnn import MaskRCNN, Variables
+from mrcnn_jax.weights import naming
+from mrcnn_jax.weights.errors import WeightsError
+from mrcnn_jax.weights.naming import Naming, Network, Rows, Rules, State
 
-Path = tuple[str, ...]
 
-# Our module path -> torchvision's module name; the first rule that matches the whole path is used.
-_MODULES = [
-    (r"backbone/stem/conv", "backbone.body.conv1"),
-    (r"backbone/stem/norm", "backbone.body.bn1"),
-    (r"backbone/res(\d)/block(\d+)/conv(\d)", "backbone.body.layer{0-1}.{1}.conv{2}"),
-    (r"backbone/res(\d)/block(\d+)/norm(\d)", "backbone.body.layer{0-1}.{1}.bn{2}"),
-    (r"backbone/res(\d)/block(\d+)/shortcut", "backbone.body.layer{0-1}.{1}.downsample.0"),
-    (r"backbone/res(\d)/block(\d+)/shortcut_norm", "backbone.body.layer{0-1}.{1}.downsample.1"),
-    (r"fpn/lateral(\d)", "backbone.fpn.inner_blocks.{0-2}.0"),
-    (r"fpn/output(\d)", "backbone.fpn.layer_blocks.{0-2}.0"),
-    (r"rpn_head/conv(\d)", "rpn.head.conv.{0-1}.0"),
-    (r"rpn_head/objectness", "rpn.head.cls_logits"),
-    (r"rpn_head/deltas", "rpn.head.bbox_pred"),
-    (r"box_head/fc1", "roi_heads.box_head.fc6"),
-    (r"box_head/fc2", "roi_heads.box_head.fc7"),
-    (r"box_head/logits", "roi_heads.box_predictor.cls_score"),
-    (r"box_head/deltas", "roi_heads.box_predictor.bbox_pred"),
-    (r"mask_head/conv(\d)", "roi_heads.mask_head.{0-1}.0"),
-    (r"mask_head/deconv", "roi_heads.mask_predictor.conv5_mask"),
-    (r"mask_head/logits", "roi_heads.mask_predictor.mask_fcn_logits"),
+def resnet_rules(prefix: str, stages: str = "backbone/") -> Rules:
+    """A residual network under `prefix`; `stages`: the pattern of where our res2..res5 are."""
+    block = rf"{stages}res(\d)/block(\d+)"
+    return [
+        (r"backbone/stem/conv", lambda: f"{prefix}conv1"),
+        (r"backbone/stem/norm", lambda: f"{prefix}bn1"),
+        (rf"{block}/conv(\d)", lambda stage, i, n: f"{prefix}layer{stage - 1}.{i}.conv{n}"),
+        (rf"{block}/norm(\d)", lambda stage, i, n: f"{prefix}layer{stage - 1}.{i}.bn{n}"),
+        (rf"{block}/shortcut", lambda stage, i: f"{prefix}layer{stage - 1}.{i}.downsample.0"),
+        (rf"{block}/shortcut_norm", lambda stage, i: f"{prefix}layer{stage - 1}.{i}.downsample.1"),
+    ]
+
+
+def _detection_rules(network: Network) -> Rules:
+    return [
+        *resnet_rules("backbone.body."),
+        (r"fpn/lateral(\d)", lambda level: f"backbone.fpn.inner_blocks.{level - 2}.0"),
+        (r"fpn/lateral(\d)_norm", lambda level: f"backbone.fpn.inner_blocks.{level - 2}.1"),
+        (r"fpn/output(\d)", lambda level: f"backbone.fpn.layer_blocks.{level - 2}.0"),
+        (r"fpn/output(\d)_norm", lambda level: f"backbone.fpn.layer_blocks.{level - 2}.1"),
+        (r"rpn_head/conv(\d)", lambda i: f"rpn.head.conv.{i - 1}.0"),
+        (r"rpn_head/objectness", lambda: "rpn.head.cls_logits"),
+        (r"rpn_head/deltas", lambda: "rpn.head.bbox_pred"),
+        *_box_layers(network.box_convs),
+        (r"box_head/logits", lambda: "roi_heads.box_predictor.cls_score"),
+        (r"box_head/deltas", lambda: "roi_heads.box_predictor.bbox_pred"),
+        (r"mask_head/conv(\d)", lambda i: f"roi_heads.mask_head.{i - 1}.0"),
+        (r"mask_head/norm(\d)", lambda i: f"roi_heads.mask_head.{i - 1}.1"),
+        (r"mask_head/deconv", lambda: "roi_heads.mask_predictor.conv5_mask"),
+        (r"mask_head/logits", lambda: "roi_heads.mask_predictor.mask_fcn_logits"),
+        (r"keypoint_head/conv(\d)", lambda i: f"roi_heads.keypoint_head.{2 * (i - 1)}"),
+        (r"keypoint_head/deconv", lambda: "roi_heads.keypoint_predictor.kps_score_lowres"),
+    ]
+
+
+def _box_layers(convs: int) -> Rules:
+    """Two named layers; or one sequence of blocks (convolution, norm, ReLU), a flattening, and layers with ReLUs."""
+    if not convs:
+        return [(r"box_head/fc(\d)", lambda i: f"roi_heads.box_head.fc{i + 5}")]
+    return [
+        (r"box_head/conv(\d)", lambda i: f"roi_heads.box_head.{i - 1}.0"),
+        (r"box_head/norm(\d)", lambda i: f"roi_heads.box_head.{i - 1}.1"),
+        (r"box_head/fc(\d)", lambda i: f"roi_heads.box_head.{convs + 2 * i - 1}"),
+    ]
+
+
+def _without(rows: int) -> Rows:
+    return lambda value: value[rows:]
+
+
+def _with_zeros(rows: int) -> Rows:
+    return lambda value: np.concatenate([np.zeros((rows, *value.shape[1:]), value.dtype), value])
+
+
+_BACKGROUND = {"box_head/deltas": 4, "mask_head/logits": 1}
+DETECTION = Naming(
+    "torchvision",
+    _detection_rules,
+    rows_in={module: _without(rows) for module, rows in _BACKGROUND.items()},
+    rows_out={module: _with_zeros(rows) for module, rows in _BACKGROUND.items()},
+    class_scores="roi_heads.box_predictor.cls_score.bias",
+)
+# A classifier; its last stage is the head of a C4 model.
+CLASSIFIER = Naming(
+    "torchvision's classifier",
+    lambda _: resnet_rules("", "(?:backbone/)?"),
+    ignored=re.compile(r"num_batches_tracked$|^fc\."),
+)
+
+# Older names, which its published COCO_V1 files may have; the newer ones wrap a layer in a block.
+_OLD_NAMES: list[tuple[re.Pattern[str], str | Callable[[re.Match[str]], str]]] = [
+    (re.compile(r"(backbone\.fpn\.(?:inner|layer)_blocks\.\d)\.(weight|bias)"), r"\1.0.\2"),
+    (re.compile(r"rpn\.head\.conv\.(weight|bias)"), r"rpn.head.conv.0.0.\1"),
+    (re.compile(r"(roi_heads\.mask_head)\.mask_fcn(\d)\.(weight|bias)"), lambda m: f"{m[1]}.{int(m[2]) - 1}.0.{m[3]}"),
 ]
-_LEAVES = {"kernel": "weight", "scale": "weight", "bias": "bias", "mean": "running_mean", "var": "running_var"}
-# Rows for the background at the front of the output axis that only torchvision has.
-_BACKGROUND_ROWS = {"roi_heads.box_predictor.bbox_pred": 4, "roi_heads.mask_predictor.mask_fcn_logits": 1}
 
 
-def torchvision_name(path: Path) -> str:
-    """torchvision's name of one of our variables, `path` without its collection. Raises KeyError if it has none."""
-    module = "/".join(path[:-1])
-    module = re.sub(r"(norm\d?)/norm$", r"\1", module)
-    for pattern, template in _MODULES:
-        if found := re.fullmatch(pattern, module):
-            return f"{_fill(template, found.groups())}.{_LEAVES[path[-1]]}"
-    raise KeyError(f"torchvision has no counterpart of {'/'.join(path)}")
+def with_new_names(state: State) -> dict[str, np.ndarray]:
+    """A state dict of any version of torchvision under its present names."""
+    renamed = {}
+    for name, value in state.items():
+        for pattern, replacement in _OLD_NAMES:
+            if pattern.fullmatch(name):
+                name = pattern.sub(replacement, name)
+        renamed[name] = value
+    return renamed
 
 
-def import_state(model: MaskRCNN, state: Mapping[str, np.ndarray]) -> Variables:
-    """Our variables from a torchvision state dict of the same architecture.
+def import_state(model: MaskRCNN, state: State) -> Variables:
+    """Our variables from the state dict of a torchvision detection model of the same architecture, old names or new.
 
-    Raises ValueError that lists every missing, unexpected and wrongly shaped tensor.
+    Raises WeightsError that lists every missing, unexpected and wrongly shaped tensor.
     """
-    template = flax.traverse_util.flatten_dict(variable_shapes(model))
-    names = {path: torchvision_name(path[1:]) for path in template}
-    ignored = {name for name in state if name.endswith("num_batches_tracked")}
-    problems = [f"missing: {name}" for name in sorted(set(names.values()) - set(state))]
-    problems += [f"unexpected: {name}" for name in sorted(set(state) - set(names.values()) - ignored)]
-    variables = {}
-    for path, leaf in template.items():
-        if names[path] not in state:
-            continue
-        value = _to_ours(names[path], np.asarray(state[names[path]]), leaf.shape)
-        if value.shape != leaf.shape:
-            problems.append(
-                f"shape: {names[path]} is {state[names[path]].shape}, which gives {value.shape}, not {leaf.shape}"
-            )
-        variables[path] = value
-    if problems:
-        raise ValueError("these weights do not fit the model:\n  " + "\n  ".join(problems))
-    return flax.traverse_util.unflatten_dict(variables)
+    return naming.import_state(DETECTION, model, with_new_names(state))
 
 
 def export_state(tree: Mapping[str, Any]) -> dict[str, np.ndarray]:
-    """The arrays of `tree` (`{collection: ...}`, variables or gradients) under torchvision's names and layouts."""
-    leaves = flax.traverse_util.flatten_dict(dict(tree))
-    names = {path: torchvision_name(path[1:]) for path in leaves}
-    return {names[path]: _to_torch(names[path], np.asarray(leaf)) for path, leaf in leaves.items()}
+    """The arrays of `tree` (`{collection: ...}`, variables or gradients) under torchvision's names and layouts.
 
-
-def _to_ours(name: str, value: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-    module = name.rpartition(".")[0]
-    value = value[_BACKGROUND_ROWS.get(module, 0) :]
-    if module.endswith("conv5_mask") and value.ndim == 4:
-        return value.transpose(2, 3, 0, 1)
-    if value.ndim == 4:
-        return value.transpose(2, 3, 1, 0)
-    if module.endswith("box_head.fc6") and value.shape == shape[::-1] and value.ndim == 2:
-        side = _pool_side(shape[0])
-        return value.reshape(len(value), -1, side, side).transpose(2, 3, 1, 0).reshape(-1, len(value))
-    return value.T if value.ndim == 2 else value
-
-
-def _to_torch(name: str, value: np.ndarray) -> np.ndarray:
-    module = name.rpartition(".")[0]
-    if module.endswith("conv5_mask") and value.ndim == 4:
-        value = value.transpose(2, 3, 0, 1)
-    elif value.ndim == 4:
-        value = value.transpose(3, 2, 0, 1)
-    elif module.endswith("box_head.fc6") and value.ndim == 2:
-        side = _pool_side(value.shape[0])
-        value = value.reshape(side, side, -1, value.shape[1]).transpose(3, 2, 0, 1).reshape(value.shape[1], -1)
-    elif value.ndim == 2:
-        value = value.T
-    rows = _BACKGROUND_ROWS.get(module, 0)
-    return np.concatenate([np.zeros((rows, *value.shape[1:]), value.dtype), value])
-
-
-def _pool_side(inputs: int) -> int:
-    """Side of the pooled RoI that a fully connected layer reads: 7 in every torchvision model."""
-    side = 7
-    if inputs % (side * side):
-        raise ValueError(f"roi_heads.box_head.fc6 reads RoIs of {side} x {side} cells, the model's has {inputs} inputs")
-    return side
-
-
-def _fill(template: str, groups: tuple[str, ...]) -> str:
-    """Put regex groups into `{index}` or `{index-offset}`."""
-
-    def value(found: re.Match[str]) -> str:
-        text = groups[int(found[1])]
-        return str(int(text) - int(found[2])) if found[2] else text
-
-    return re.sub(r"\{(\d)(?:-(\d))?\}", value, template)
+    Raises WeightsError for what torchvision has no model for: C4, class-agnostic heads.
+    """
+    state = naming.export_state(DETECTION, tree)
+    classes = len(state["roi_heads.box_predictor.cls_score.bias"])
+    for name, outputs in (
+        ("roi_heads.box_predictor.bbox_pred.bias", 4 * classes),
+        ("roi_heads.mask_predictor.mask_fcn_logits.bias", classes),
+    ):
+        if name in state and len(state[name]) != outputs:
+            raise WeightsError(f"torchvision has no class-agnostic heads: {name} would be {state[name].shape}")
+    return state

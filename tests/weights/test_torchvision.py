@@ -2,49 +2,42 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
+from dataclasses import replace
 
 import jax
 import numpy as np
 import pytest
 
-from mrcnn_jax.config import BoxHeadConfig, ModelConfig
+from mrcnn_jax import presets
+from mrcnn_jax.config import FPNConfig, KeypointHeadConfig
 from mrcnn_jax.models.rcnn import build_model, variable_shapes
-from mrcnn_jax.weights.torchvision import export_state, import_state, torchvision_name
-
-NORMS = ("frozen_bn", "bn")
-
-
-def torchvision_model(config, norm):
-    """The tiny model with the pooled size that torchvision's first fully connected layer reads."""
-    backbone = dataclasses.replace(config.backbone, norm=norm)
-    box = BoxHeadConfig(pool_size=7, hidden=32)
-    return build_model(dataclasses.replace(config, num_classes=3, backbone=backbone, box=box))
-
-
-def random_variables(model):
-    rng = np.random.default_rng(0)
-    return jax.tree.map(lambda leaf: rng.standard_normal(leaf.shape, np.float32), variable_shapes(model))
+from mrcnn_jax.weights.errors import WeightsError
+from mrcnn_jax.weights.naming import describe, template
+from mrcnn_jax.weights.torchvision import DETECTION, export_state, import_state
 
 
 @pytest.fixture(scope="module")
-def frozen_model(tiny_model_config):
-    return torchvision_model(tiny_model_config, "frozen_bn")
+def frozen_config(variant):
+    return variant("frozen")
+
+
+@pytest.fixture(scope="module")
+def frozen_model(frozen_config):
+    return build_model(frozen_config)
 
 
 @pytest.fixture
-def state(frozen_model):
-    return export_state(random_variables(frozen_model))
+def state(frozen_config, random_variables):
+    return export_state(random_variables(frozen_config))
 
 
-@pytest.mark.parametrize("norm", NORMS)
-def test_there_and_back(tiny_model_config, norm):
-    model = torchvision_model(tiny_model_config, norm)
-    variables = random_variables(model)
-    back = import_state(model, export_state(variables))
+@pytest.mark.parametrize("name", ["frozen", "bn", "bottleneck", "resnext", "keypoints", "v2", "gn everywhere"])
+def test_there_and_back(variant, random_variables, name):
+    config = variant(name)
+    variables = random_variables(config)
+    back = import_state(build_model(config), export_state(variables))
     jax.tree.map(np.testing.assert_array_equal, variables, back)
-    assert set(variables) == ({"params", "frozen"} if norm == "frozen_bn" else {"params", "batch_stats"})
 
 
 def test_names_are_unique(state, frozen_model):
@@ -59,14 +52,39 @@ def test_background_rows_are_zero(state):
     assert not state["roi_heads.mask_predictor.mask_fcn_logits.weight"][0].any()
 
 
-def test_golden_names_and_shapes(golden):
-    """Every tensor of torchvision's maskrcnn_resnet50_fpn, and no other."""
-    theirs = json.loads(golden.file("tv_keys_maskrcnn.json").read_text())
+def v2():
+    """torchvision's `maskrcnn_resnet50_fpn_v2`."""
+    base = presets.torchvision()
+    return replace(
+        base,
+        backbone=replace(base.backbone, norm="bn", frozen_stages=0),
+        fpn=FPNConfig(norm="bn"),
+        rpn=replace(base.rpn, conv_layers=2),
+        box=replace(base.box, conv_layers=4, fc_layers=1, norm="bn"),
+        mask=replace(base.mask, norm="bn"),
+    )
+
+
+MODELS = {
+    "maskrcnn": presets.torchvision(),
+    "maskrcnn_v2": v2(),
+    "keypointrcnn": replace(presets.torchvision(), mask=None, keypoint=KeypointHeadConfig()),
+}
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_golden_names_and_shapes(golden, name):
+    """Every tensor of torchvision's model, and no other."""
+    theirs = json.loads(golden.file(f"tv_keys_{name}.json").read_text())
     classes = theirs["roi_heads.box_predictor.cls_score.bias"][0] - 1
-    variables = variable_shapes(build_model(ModelConfig(num_classes=classes)))
-    empty = jax.tree.map(lambda leaf: np.zeros(leaf.shape, np.float32), variables)
-    ours = {name: list(value.shape) for name, value in export_state(empty).items()}
-    assert ours == {name: list(shape) for name, shape in theirs.items() if not name.endswith("num_batches_tracked")}
+    shapes = template(build_model(replace(MODELS[name], num_classes=classes)))
+    network = describe(shapes)
+    names = DETECTION.names(shapes, network)
+    assert len(set(names.values())) == len(names)
+    zero = np.float32(0)
+    ours = {names[path]: DETECTION.to_peer(path, np.broadcast_to(zero, shapes[path]), network) for path in shapes}
+    wanted = {key: list(shape) for key, shape in theirs.items() if not key.endswith("num_batches_tracked")}
+    assert {key: list(value.shape) for key, value in ours.items()} == wanted
 
 
 def test_layouts(frozen_model):
@@ -76,15 +94,44 @@ def test_layouts(frozen_model):
     params["fpn"]["output3"]["kernel"][0, 2, 3, 4] = 1  # row, column, in, out
     params["mask_head"]["deconv"]["kernel"][0, 1, 2, 3] = 1  # row, column, in, out
     params["box_head"]["fc2"]["kernel"][3, 5] = 1  # in, out
-    params["box_head"]["fc1"]["kernel"][(2 * 7 + 4) * 16 + 9, 5] = 1  # row 2, column 4, channel 9; out
+    params["box_head"]["fc1"]["kernel"][(1 * 3 + 2) * 16 + 9, 5] = 1  # row 1, column 2, channel 9; out
     params["box_head"]["deltas"]["kernel"][6, 4 * 1 + 2] = 1  # in; the third delta of class 2
+    params["box_head"]["logits"]["kernel"][6, 2] = 1  # in; class 2
     state = export_state(zeros)
     assert state["backbone.fpn.layer_blocks.1.0.weight"][4, 3, 0, 2] == 1
     assert state["roi_heads.mask_predictor.conv5_mask.weight"][2, 3, 0, 1] == 1
     assert state["roi_heads.box_head.fc7.weight"][5, 3] == 1
-    assert state["roi_heads.box_head.fc6.weight"][5, 9 * 49 + 2 * 7 + 4] == 1
+    assert state["roi_heads.box_head.fc6.weight"][5, 9 * 9 + 1 * 3 + 2] == 1
     assert state["roi_heads.box_predictor.bbox_pred.weight"][4 * 2 + 2, 6] == 1
-    assert sum(np.count_nonzero(value) for value in state.values()) == 5
+    assert state["roi_heads.box_predictor.cls_score.weight"][2, 6] == 1
+    assert sum(np.count_nonzero(value) for value in state.values()) == 6
+
+
+def test_layout_of_keypoints(variant):
+    zeros = jax.tree.map(
+        lambda leaf: np.zeros(leaf.shape, np.float32), variable_shapes(build_model(variant("keypoints", 1)))
+    )
+    zeros["params"]["keypoint_head"]["deconv"]["kernel"][3, 1, 5, 2] = 1  # row, column, in, keypoint
+    zeros["params"]["keypoint_head"]["conv2"]["bias"][4] = 1
+    state = export_state(zeros)
+    assert state["roi_heads.keypoint_predictor.kps_score_lowres.weight"][5, 2, 3, 1] == 1
+    assert state["roi_heads.keypoint_head.2.bias"][4] == 1
+
+
+def test_old_names(frozen_config, frozen_model, random_variables):
+    """Each level's, the RPN's and the mask head's convolutions as torchvision called them at first."""
+    variables = random_variables(frozen_config)
+    old = {}
+    for name, value in export_state(variables).items():
+        name = name.replace("rpn.head.conv.0.0.", "rpn.head.conv.")
+        name = name.replace("roi_heads.mask_head.0.0.", "roi_heads.mask_head.mask_fcn1.")
+        for level in range(4):
+            name = name.replace(f"_blocks.{level}.0.", f"_blocks.{level}.")
+        old[name] = value
+    assert {"rpn.head.conv.bias", "roi_heads.mask_head.mask_fcn1.weight", "backbone.fpn.layer_blocks.3.bias"} <= set(
+        old
+    )
+    jax.tree.map(np.testing.assert_array_equal, variables, import_state(frozen_model, old))
 
 
 def test_counters_of_batch_norm_are_ignored(frozen_model, state):
@@ -117,12 +164,8 @@ def test_everything_that_does_not_fit_is_listed(frozen_model, state):
     assert "(91, 32)" in str(error.value)
 
 
-def test_modules_that_torchvision_lacks_are_named():
-    with pytest.raises(KeyError, match="torchvision has no counterpart of mask_head/extra/kernel"):
-        torchvision_name(("mask_head", "extra", "kernel"))
-
-
-def test_other_pooled_sizes_are_refused(tiny_model_config):
-    model = build_model(dataclasses.replace(tiny_model_config, num_classes=3))
-    with pytest.raises(ValueError, match="fc6 reads RoIs of 7 x 7 cells, the model's has 144 inputs"):
-        export_state(random_variables(model))
+def test_networks_that_torchvision_lacks_are_named(variant, random_variables):
+    with pytest.raises(WeightsError, match="torchvision has no counterpart of res5/block0/"):
+        export_state(random_variables(variant("c4")))
+    with pytest.raises(WeightsError, match=r"no class-agnostic heads: roi_heads.box_predictor.bbox_pred.bias"):
+        export_state(random_variables(variant("agnostic")))
