@@ -1,41 +1,109 @@
-"""What a configuration must not contradict."""
+"""What a configuration must not contradict. Each message names the field, and says what to do."""
 
 from __future__ import annotations
 
-from mrcnn_jax.config.tree import Config, ConfigError
+from mrcnn_jax.config.tree import Config, ConfigError, ModelConfig
 
 
 def validate(config: Config) -> None:
     """Raise ConfigError for a configuration that contradicts itself, naming the field."""
-    model, data = config.model, config.data
-    frozen = model.backbone.norm == "frozen_bn" or model.backbone.frozen_stages > 0
-    if frozen and not config.init:
+    if needs_initial_weights(config.model) and not config.init:
         raise ConfigError(
             "model.backbone has frozen batch norm or frozen stages, but init names no weights: frozen layers would keep"
             " their random values. Give init=FILE, or set model.backbone.norm=gn and model.backbone.frozen_stages=0"
         )
-    if not 0 <= model.backbone.frozen_stages <= 5:
-        raise ConfigError("model.backbone.frozen_stages must be between 0 and 5")
-    levels, where = (5, "each of P2..P6") if model.features == "fpn" else (1, "the one feature map")
-    if len(model.anchors.sizes) != levels:
-        raise ConfigError(f"model.anchors.sizes needs one tuple for {where}, got {len(model.anchors.sizes)}")
-    if len({len(sizes) for sizes in model.anchors.sizes}) != 1:
-        raise ConfigError("model.anchors.sizes needs equally many sizes on each level: one RPN head serves them all")
-    if not data.buckets:
-        raise ConfigError("data.buckets is empty; give the (height, width) that images are padded to")
-    for height, width in data.buckets:
-        if height % 32 or width % 32 or min(height, width) <= 0:
-            raise ConfigError(f"data.buckets: {height}x{width} is not divisible by 32")
+    _check_backbone(config.model)
+    _check_features(config.model)
+    _check_anchors(config.model)
+    _check_heads(config.model)
+    _check_classes(config.model)
+    _check_keypoints(config)
+    _check_buckets(config)
     if config.train.batch_size <= 0 or config.train.steps <= 0:
         raise ConfigError("train.batch_size and train.steps must be positive")
-    if model.category_ids and len(model.category_ids) != model.num_classes:
+
+
+def needs_initial_weights(model: ModelConfig) -> bool:
+    """Whether anything of the backbone stays as it is given, for the whole training."""
+    return model.backbone.norm == "frozen_bn" or model.backbone.frozen_stages > 0
+
+
+def _check_backbone(model: ModelConfig) -> None:
+    backbone = model.backbone
+    if not 0 <= backbone.frozen_stages <= 5:
+        raise ConfigError("model.backbone.frozen_stages must be between 0 and 5")
+    if (backbone.groups, backbone.width_per_group) != (1, 64) and backbone.name not in ("resnet50", "resnet101"):
         raise ConfigError(
-            f"model.num_classes is {model.num_classes}, but model.category_ids has {len(model.category_ids)} ids"
+            f"model.backbone.groups={backbone.groups}, width_per_group={backbone.width_per_group}: the blocks of"
+            f" {backbone.name} have no groups. Take resnet50 or resnet101, or groups=1 and width_per_group=64"
         )
-    _validate_keypoints(config)
+    if backbone.groups < 1 or backbone.width_per_group < 1 or backbone.width * backbone.width_per_group % 64:
+        raise ConfigError(
+            f"model.backbone.width={backbone.width} with width_per_group={backbone.width_per_group} does not give a"
+            " group a whole number of channels: width * width_per_group must be a multiple of 64"
+        )
 
 
-def _validate_keypoints(config: Config) -> None:
+def _check_features(model: ModelConfig) -> None:
+    """C4 and DC5 are made of res5, and with C4 it is the layers of every head."""
+    if model.features == "fpn":
+        return
+    if model.backbone.name.startswith("efficientnet"):
+        raise ConfigError(
+            f"model.features={model.features} is of residual networks; set model.features=fpn for"
+            f" {model.backbone.name}, or take another model.backbone.name"
+        )
+    if model.features == "dc5":
+        return
+    if model.keypoint is not None:
+        raise ConfigError("model.keypoint has no form with model.features=c4: set model.features=fpn, or keypoint=None")
+    if model.backbone.frozen_stages > 4:
+        raise ConfigError("model.backbone.frozen_stages: with model.features=c4 res5 is the head; freeze 4 at most")
+    if model.box.conv_layers or model.box.fc_layers:
+        raise ConfigError(
+            "model.box: with model.features=c4 res5 takes the place of the layers; set model.box.conv_layers=0 and"
+            " model.box.fc_layers=0"
+        )
+    if model.box.pool_size % 2:
+        raise ConfigError(f"model.box.pool_size={model.box.pool_size}: res5 halves it (model.features=c4); take 14")
+    if model.mask is not None and model.mask.pool_size != model.box.pool_size:
+        raise ConfigError(
+            f"model.mask.pool_size={model.mask.pool_size}, model.box.pool_size={model.box.pool_size}: with"
+            " model.features=c4 both heads look at the same pooled features; set both to 14"
+        )
+
+
+def _check_anchors(model: ModelConfig) -> None:
+    sizes = model.anchors.sizes
+    levels, where = (5, "each of P2..P6") if model.features == "fpn" else (1, "the one feature map")
+    if len(sizes) != levels:
+        raise ConfigError(f"model.anchors.sizes needs one tuple for {where}, got {len(sizes)}")
+    if len({len(level) for level in sizes}) != 1:
+        raise ConfigError("model.anchors.sizes needs equally many sizes on each level: one RPN head serves them all")
+
+
+def _check_heads(model: ModelConfig) -> None:
+    """A norm follows a convolution of the head; there must be one."""
+    for name, head in {"box": model.box, "mask": model.mask}.items():
+        if head is not None and head.norm != "none" and not head.conv_layers:
+            raise ConfigError(
+                f"model.{name}.norm={head.norm}, but model.{name}.conv_layers=0: there is nothing to normalise. Set"
+                f" model.{name}.norm=none, or add layers"
+            )
+
+
+def _check_classes(model: ModelConfig) -> None:
+    if model.num_classes < 0:
+        raise ConfigError(f"model.num_classes={model.num_classes}; give their number, or 0 to take it from the data")
+    for name, values in {"category_ids": model.category_ids, "category_names": model.category_names}.items():
+        if values and len(values) != model.num_classes:
+            raise ConfigError(
+                f"model.num_classes is {model.num_classes}, but model.{name} has {len(values)} entries; leave"
+                " all of them empty to take them from the data"
+            )
+
+
+def _check_keypoints(config: Config) -> None:
     """The lists that have one entry for each keypoint: flip map, names, sigmas; and the skeleton's pairs."""
     model, head, count = config.model, config.model.keypoint, config.model.num_keypoints
     if head is None:
@@ -51,3 +119,11 @@ def _validate_keypoints(config: Config) -> None:
             raise ConfigError(f"{name} has {len(values)} entries, but model.keypoint.num_keypoints is {count}")
     if any(not 0 <= end < count for pair in model.skeleton for end in pair):
         raise ConfigError(f"model.skeleton={model.skeleton} has pairs beyond the keypoints 0..{count - 1}")
+
+
+def _check_buckets(config: Config) -> None:
+    if not config.data.buckets:
+        raise ConfigError("data.buckets is empty; give the (height, width) that images are padded to")
+    for height, width in config.data.buckets:
+        if height % 32 or width % 32 or min(height, width) <= 0:
+            raise ConfigError(f"data.buckets: {height}x{width} is not divisible by 32")

@@ -15,6 +15,7 @@ import numpy as np
 
 from mrcnn_jax.config import ModelConfig
 from mrcnn_jax.models.box_head import BoxHead
+from mrcnn_jax.models.efficientnet import EfficientNetLite
 from mrcnn_jax.models.fpn import FPN
 from mrcnn_jax.models.keypoint_head import KeypointHead
 from mrcnn_jax.models.mask_head import MaskHead, select_class
@@ -79,6 +80,8 @@ class MaskRCNN(nn.Module):
         if config.features == "c4":
             self.backbone = ResNet(backbone, norm, stages=3)
             self.res5 = Stage(backbone, norm, 5)
+        elif backbone.name == "efficientnet_lite0":
+            self.backbone = EfficientNetLite(backbone, norm)
         else:
             self.backbone = ResNet(backbone, norm, res5_dilation=2 if config.features == "dc5" else 1)
         if config.features == "fpn":

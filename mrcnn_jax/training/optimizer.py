@@ -10,10 +10,18 @@ import jax.numpy as jnp
 import optax
 
 from mrcnn_jax.config import ConfigError, ModelConfig, OptimizerConfig
+from mrcnn_jax.models.efficientnet import BLOCKS
 
 PyTree = Any
 ParameterPath = tuple[str, ...]
-FROZEN_STAGES = ("stem", "res2", "res3", "res4", "res5")
+# The modules of a backbone that each of its stages consists of, in residual networks and in EfficientNet-Lite.
+STAGES = [
+    {"stem"},
+    *(
+        {f"res{level}", *(f"block{i}" for i, block in enumerate(BLOCKS) if block.level == level)}
+        for level in range(2, 6)
+    ),
+]
 
 
 def make_schedule(config: OptimizerConfig, steps: int) -> optax.Schedule:
@@ -74,8 +82,8 @@ def make_optimizer(
 
 def frozen_paths(config: ModelConfig) -> Callable[[ParameterPath], bool]:
     """The predicate of parameters that `backbone.frozen_stages` freezes: 1 the stem, 2 also res2, and so on."""
-    stages = FROZEN_STAGES[: config.backbone.frozen_stages]
-    return lambda path: len(path) > 1 and path[0] == "backbone" and path[1] in stages
+    frozen = set().union(*STAGES[: config.backbone.frozen_stages])
+    return lambda path: len(path) > 1 and path[0] == "backbone" and path[1] in frozen
 
 
 def _decay_mask(params: PyTree) -> PyTree:

@@ -185,3 +185,13 @@ def test_frozen_paths(stages, names):
     every = ("stem", "res2", "res3", "res4", "res5")
     assert {name for name in every if frozen(("backbone", name, "conv", "kernel"))} == names
     assert not frozen(("fpn", "stem", "kernel"))
+
+
+@pytest.mark.parametrize(("stages", "blocks"), [(0, 0), (1, 0), (2, 3), (3, 5), (4, 11), (5, 16)])
+def test_frozen_blocks_of_efficientnet(stages, blocks):
+    """C2..C5 are what blocks 2, 4, 10 and 15 make (strides 4, 8, 16, 32)."""
+    frozen = frozen_paths(ModelConfig(backbone=BackboneConfig("efficientnet_lite0", frozen_stages=stages)))
+    assert [frozen(("backbone", f"block{i}", "project", "kernel")) for i in range(16)] == [
+        i < blocks for i in range(16)
+    ]
+    assert frozen(("backbone", "stem", "conv", "kernel")) == (stages > 0)

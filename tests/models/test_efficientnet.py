@@ -1,0 +1,51 @@
+"""EfficientNet-Lite0: shapes, parameter count, what is frozen, and the features of its PyTorch package."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from mrcnn_jax.config import BackboneConfig
+from mrcnn_jax.models.efficientnet import BLOCKS, EfficientNetLite
+from mrcnn_jax.models.norms import make_norm
+
+# Tan and Le's network without the classifier's head: 4,652,008 parameters in the PyTorch package's model, of which
+# 320 * 1280 + 2 * 1280 are its last convolution and norm, and 1280 * 1000 + 1000 its fully connected layer.
+PARAMETERS = 4_652_008 - 412_160 - 1_281_000
+# What runs once need not be compiled well.
+QUICK = {"xla_backend_optimization_level": 0}
+
+
+def network(**settings):
+    config = BackboneConfig("efficientnet_lite0", **{"norm": "bn", "norm_eps": 1e-3, "frozen_stages": 0, **settings})
+    return EfficientNetLite(config, make_norm(config.norm, config.norm_eps))
+
+
+def test_shapes_and_parameter_count():
+    images = jax.ShapeDtypeStruct((2, 64, 96, 3), jnp.float32)
+    taps, variables = jax.eval_shape(network().init_with_output, jax.random.key(0), images)
+    assert sum(leaf.size for leaf in jax.tree.leaves(variables["params"])) == PARAMETERS
+    assert [tap.shape for tap in taps] == [(2, 16, 24, 24), (2, 8, 12, 40), (2, 4, 6, 112), (2, 2, 3, 320)]
+
+
+@pytest.mark.parametrize("stages", [0, 1, 3, 5])
+def test_frozen_stages_have_no_gradient_and_keep_their_statistics(stages):
+    module = network(width=8, frozen_stages=stages)
+    images = np.random.default_rng(0).standard_normal((2, 32, 32, 3), np.float32)
+    variables = jax.jit(module.init, compiler_options=QUICK)(jax.random.key(0), images)
+
+    def loss(params):
+        taps, changed = module.apply(
+            {"params": params, "batch_stats": variables["batch_stats"]}, images, train=True, mutable=["batch_stats"]
+        )
+        return sum(jnp.sum(tap**2) for tap in taps), changed["batch_stats"]
+
+    gradients, statistics = jax.jit(jax.grad(loss, has_aux=True), compiler_options=QUICK)(variables["params"])
+    frozen = {"stem"} if stages else set()
+    frozen |= {f"block{index}" for index, block in enumerate(BLOCKS) if block.level <= stages}
+    for name, tree in gradients.items():
+        has_gradient = any(np.any(leaf) for leaf in jax.tree.leaves(tree))
+        changed = jax.tree.map(lambda new, old: np.any(new != old), statistics[name], variables["batch_stats"][name])
+        assert (has_gradient, any(jax.tree.leaves(changed))) == (name not in frozen, name not in frozen), name
