@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import mmap
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -18,7 +18,7 @@ from mrcnn_jax.weights.errors import WeightsError, shown
 _MAX_DIMENSIONS = 32
 _MAX_BYTES = 1 << 48  # of an array's address range; the product of an empty array's other axes counts too
 _EXPANDED = 1 << 20  # numbers that a tensor may show of a smaller storage (`expand` repeats without a copy)
-_BLOCK = 1 << 20  # numbers converted at a time
+_BLOCK = 1 << 18  # numbers converted at a time
 
 
 class Number(NamedTuple):
@@ -26,17 +26,17 @@ class Number(NamedTuple):
 
     stored: np.dtype
     dtype: np.dtype
-    convert: Callable[[np.ndarray], np.ndarray] | None = None  # None: NumPy's own assignment
+    convert: Callable[[np.ndarray, np.ndarray], None] | None = None  # from stored, into the array; None: as NumPy does
 
 
-def _widened(bfloat16: np.ndarray) -> np.ndarray:
-    """float32 whose upper half are the bits of a bfloat16."""
-    return (bfloat16.astype(np.uint32) << np.uint32(16)).view(np.float32)
+def _widen(bfloat16: np.ndarray, result: np.ndarray) -> None:
+    """The bits of a bfloat16 are the upper half of a float32's."""
+    np.left_shift(bfloat16, np.uint32(16), out=result.view(np.uint32))
 
 
-def _truth(byte: np.ndarray) -> np.ndarray:
-    """A bool whose byte is neither 0 nor 1 makes NumPy count wrongly and index out of bounds; there are none here."""
-    return byte != 0
+def _truth(byte: np.ndarray, result: np.ndarray) -> None:
+    """A bool whose byte is neither 0 nor 1 makes NumPy count wrongly, and index by a wrong count; none leaves here."""
+    np.not_equal(byte, np.uint8(0), out=result)
 
 
 NUMBERS = {
@@ -45,7 +45,7 @@ NUMBERS = {
         for name in ("f2", "f4", "f8", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8")
     },
     "b1": Number(np.dtype("u1"), np.dtype(bool), _truth),
-    "bf16": Number(np.dtype("<u2"), np.dtype(np.float32), _widened),
+    "bf16": Number(np.dtype("<u2"), np.dtype(np.float32), _widen),
 }
 
 
@@ -109,18 +109,20 @@ def _converted(stored: np.ndarray, kind: Number) -> np.ndarray:
     """A copy, block by block; pages of the file are let go as they are used up, so that they do not add to it."""
     result = np.empty(stored.shape, kind.dtype)
     for start in range(0, stored.size, _BLOCK):
-        block = stored[start : start + _BLOCK]
-        result[start : start + _BLOCK] = kind.convert(block) if kind.convert else block
+        block, target = stored[start : start + _BLOCK], result[start : start + _BLOCK]
+        if kind.convert:
+            kind.convert(block, target)
+        else:
+            target[:] = block
         _let_go(block)
     return result
 
 
 def _let_go(block: np.ndarray) -> None:
     """Tell the system that the pages wholly inside `block` are not needed now (they can be read again)."""
-    owner = block
-    while isinstance(owner, np.ndarray):
-        owner = owner.base  # type: ignore[assignment]
-    mapping = owner.obj if isinstance(owner, memoryview) else None
+    mapping: Any = block
+    while isinstance(mapping, np.ndarray):
+        mapping = mapping.base
     if not isinstance(mapping, mmap.mmap) or not hasattr(mapping, "madvise"):
         return
     begin = block.ctypes.data - np.frombuffer(mapping, np.uint8).ctypes.data
