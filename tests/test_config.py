@@ -20,6 +20,7 @@ from mrcnn_jax.config import (
     apply_overrides,
     from_json,
     load_config,
+    needs_initial_weights,
     to_json,
     validate,
 )
@@ -39,7 +40,7 @@ def scratch_config() -> Config:
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
 def test_recipe_loads_and_validates(path):
     config = load_config(path)
-    if config.model.backbone.norm == "frozen_bn" or config.model.backbone.frozen_stages:
+    if needs_initial_weights(config.model):
         config = apply_overrides(config, ["init=weights.npz"])
     validate(config)
     assert from_json(to_json(config)) == config
@@ -208,6 +209,60 @@ def test_training_from_random_weights_is_valid():
 )
 def test_contradictions_are_refused(text, message):
     config = dataclasses.replace(apply_overrides(scratch_config(), [text]), init="weights.npz")
+    with pytest.raises(ConfigError, match=message):
+        validate(config)
+
+
+C4 = (
+    "model.features=c4",
+    "model.anchors.sizes=((32, 64, 128),)",
+    "model.box.pool_size=14",
+    "model.box.fc_layers=0",
+    "model.mask.conv_layers=0",
+)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        C4,
+        (*C4, "model.mask=None", "model.box.pool_size=8"),
+        ("model.features=dc5", "model.anchors.sizes=((32, 64, 128),)", "model.keypoint={}"),
+        ("model.backbone.groups=64", "model.backbone.width_per_group=4"),
+        ("model.backbone.groups=4", "model.backbone.width=16", "model.backbone.width_per_group=8"),
+        ("model.box.norm=gn", "model.box.conv_layers=1", "model.mask.norm=bn"),
+        ("model.num_classes=2", "model.category_ids=(3, 7)", "model.category_names=('cat', 'dog')"),
+        ("model.backbone.name=efficientnet_lite0",),
+    ],
+)
+def test_every_kind_of_network_is_valid(changes):
+    validate(apply_overrides(scratch_config(), changes))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (("model.backbone.name=resnet34", "model.backbone.groups=32"), r"resnet34 have no groups\. Take resnet50"),
+        (("model.backbone.name=resnet18", "model.backbone.width_per_group=4"), r"width_per_group=4: .* no groups"),
+        (("model.backbone.name=efficientnet_lite0", "model.backbone.groups=2"), r"efficientnet_lite0 have no groups"),
+        (("model.backbone.width=8", "model.backbone.width_per_group=4"), r"must be a multiple of 64"),
+        (("model.backbone.groups=0",), r"model\.backbone\.width=64 .* whole number"),
+        ((*C4, "model.keypoint={}"), r"model\.keypoint has no form with model\.features=c4: set"),
+        ((*C4, "model.backbone.frozen_stages=5", "init=x"), r"frozen_stages: .*res5 is the head; freeze 4 at most"),
+        ((*C4, "model.box.fc_layers=2"), r"model\.box: .*set model\.box\.conv_layers=0 and model\.box\.fc_layers=0"),
+        ((*C4, "model.box.conv_layers=1"), r"model\.box: .*set model\.box\.conv_layers=0"),
+        ((*C4, "model.box.pool_size=7"), r"model\.box\.pool_size=7: res5 halves it"),
+        ((*C4, "model.mask.pool_size=12"), r"model\.mask\.pool_size=12, model\.box\.pool_size=14.*set both to 14"),
+        ((*C4, "model.backbone.name=efficientnet_lite0"), r"model\.features=c4 is of residual networks; set .*=fpn"),
+        (("model.features=dc5",), r"model\.anchors\.sizes needs one tuple for the one feature map, got 5"),
+        (("model.box.norm=gn",), r"model\.box\.norm=gn, but model\.box\.conv_layers=0"),
+        (("model.mask.norm=bn", "model.mask.conv_layers=0"), r"model\.mask\.norm=bn, but model\.mask\.conv_layers=0"),
+        (("model.num_classes=-1",), r"model\.num_classes=-1; give their number, or 0"),
+        (("model.num_classes=1", "model.category_names=('a', 'b')"), r"is 1, but model\.category_names has 2 entries"),
+    ],
+)
+def test_contradictions_of_networks_are_refused(changes, message):
+    config = apply_overrides(scratch_config(), changes)
     with pytest.raises(ConfigError, match=message):
         validate(config)
 

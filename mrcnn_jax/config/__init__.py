@@ -4,7 +4,7 @@ A recipe is a Python file with `get_config() -> Config`. One override mechanism,
 commands and `load_config`; values are checked against the type of the field.
 """
 
-from mrcnn_jax.config.check import validate
+from mrcnn_jax.config.check import needs_initial_weights, validate
 from mrcnn_jax.config.read import apply_overrides, from_json, load_config, to_json
 from mrcnn_jax.config.tree import (
     AnchorConfig,
@@ -51,6 +51,7 @@ __all__ = [
     "apply_overrides",
     "from_json",
     "load_config",
+    "needs_initial_weights",
     "to_json",
     "validate",
 ]
