@@ -30,14 +30,17 @@ def forward_losses(
 
 
 class Forward:
-    """Calls a model's methods in training mode, each with the running statistics that the one before left."""
+    """Calls a model's methods, each with the running statistics that the one before left.
 
-    def __init__(self, model: MaskRCNN, variables: Variables):
-        self.model, self.variables = model, variables
+    With `train=False` batch norms use the running statistics, and leave them as they are.
+    """
+
+    def __init__(self, model: MaskRCNN, variables: Variables, *, train: bool = True):
+        self.model, self.variables, self.train = model, variables, train
 
     def __call__(self, method: Callable[..., Any], *args: Any) -> Any:
         result, statistics = self.model.apply(
-            self.variables, *args, train=True, method=method, mutable=list(self.statistics())
+            self.variables, *args, train=self.train, method=method, mutable=list(self.statistics())
         )
         self.variables = {**self.variables, **statistics}
         return result

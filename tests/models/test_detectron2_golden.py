@@ -1,0 +1,212 @@
+"""Detectron2's networks, whole: intermediate maps, detections, losses and the gradient of every parameter."""
+
+from __future__ import annotations
+
+import json
+from types import SimpleNamespace
+
+import detectron2_config
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from golden_models import (
+    LOGITS,
+    Network,
+    assert_same_detections,
+    assert_same_gradients,
+    assert_same_keypoints,
+    assert_same_map,
+    assert_same_pasted,
+    assert_same_proposals,
+    losses_and_gradients,
+    make_batch,
+    max_relative,
+    padded_truth,
+    trace,
+)
+from pycocotools import mask as coco_mask
+
+from mrcnn_jax import targets
+from mrcnn_jax.evaluation.postprocess import postprocess
+from mrcnn_jax.models.rcnn import build_model, normalize
+from mrcnn_jax.weights import detectron2
+
+QUICK = ("mask_rcnn_R_50_C4", "keypoint_rcnn_R_50_FPN")
+SLOW = (
+    "mask_rcnn_R_50_FPN",
+    "mask_rcnn_R_50_FPN_gn",
+    "mask_rcnn_R_50_FPN_cls_agnostic",
+    "mask_rcnn_R_50_DC5",
+    "mask_rcnn_R_101_FPN",
+    "mask_rcnn_X_101_32x8d_FPN",
+)
+MODELS = [*QUICK, *(pytest.param(name, marks=pytest.mark.slow) for name in SLOW)]
+LOSS_NAMES = {
+    "loss_class": "loss/loss_cls",
+    "loss_box": "loss/loss_box_reg",
+    "loss_mask": "loss/loss_mask",
+    "loss_keypoint": "loss/loss_keypoint",
+    "loss_rpn_class": "loss/loss_rpn_cls",
+    "loss_rpn_box": "loss/loss_rpn_loc",
+}
+
+
+@pytest.fixture(scope="module", params=MODELS)
+def case(request, golden):
+    """A network and Detectron2's arrays of it."""
+    name = request.param
+    evaluation = golden(f"d2_model_{name}_eval.npz")
+    config = detectron2_config.read(golden.file(f"d2_cfg_{name}.yaml"))
+    state = golden.recipe().state(json.loads(golden.file(f"d2_keys_{name}.json").read_text()))
+    model = build_model(config)
+    network = Network(model, config, detectron2.import_state(model, state))
+    yield SimpleNamespace(name=name, network=network, evaluation=evaluation, inputs=golden("d2_model_inputs.npz"))
+    jax.clear_caches()  # the programs of a large network take gigabytes
+
+
+@pytest.fixture(scope="module")
+def run(case):
+    return trace(case.network, case.evaluation["batched"].transpose(0, 2, 3, 1), case.evaluation["image_sizes"])
+
+
+def test_golden_normalisation(case):
+    """BGR files and their RGB twins: what Detectron2 fed its network is what we make of uint8 RGB."""
+    theirs, sizes = case.evaluation["batched"].transpose(0, 2, 3, 1), case.evaluation["image_sizes"]
+    padded = np.zeros(theirs.shape, np.uint8)
+    for i, (height, width) in enumerate(sizes):
+        padded[i, :height, :width] = case.inputs[f"img_u8_bgr{i}"].transpose(1, 2, 0)[..., ::-1]
+    ours = normalize(case.network.config, jnp.asarray(padded), jnp.asarray(sizes))
+    # Pixels up to 255, less their mean: half a unit in the last place of 255 each way, over the deviation.
+    np.testing.assert_allclose(ours, theirs, rtol=1e-6, atol=2e-5)
+
+
+def test_golden_maps_and_rpn(case, run):
+    theirs = case.evaluation
+    last = 1 + len(run.stem_and_stages)
+    for number, stage in enumerate(run.stem_and_stages, start=2):
+        if f"body_res{number}/shape" in theirs:
+            assert_same_map(stage, theirs, f"body_res{number}")
+    assert f"body_res{last}/shape" in theirs
+    if len(run.features) > 1:
+        for level, features in enumerate(run.features, start=2):
+            assert_same_map(features, theirs, f"fpn_p{level}")
+    assert max_relative(run.logits, theirs["rpn_objectness"]) < 1e-5
+    assert max_relative(run.deltas, theirs["rpn_deltas"]) < 1e-5
+
+
+def test_golden_proposals_and_box_head(case, run):
+    theirs = case.evaluation
+    counts = [len(theirs[f"proposals{i}"]) for i in range(len(theirs["image_sizes"]))]
+    ends = np.cumsum(counts)[:-1]
+    logits = np.roll(theirs["class_logits"], 1, axis=1)  # their background is the last class
+    deltas = theirs["box_regression"].reshape(len(logits), -1, 4)
+    for i, (own_logits, own_deltas) in enumerate(zip(np.split(logits, ends), np.split(deltas, ends), strict=True)):
+        scores = theirs[f"proposal_logits{i}"]
+        assert_same_proposals(run, i, theirs[f"proposals{i}"], scores, own_logits, own_deltas)
+
+
+def test_golden_detections(case, run):
+    theirs, found = case.evaluation, run.detections
+    assert not found.truncated.any()
+    for i, (size, original) in enumerate(zip(theirs["image_sizes"], theirs["out_hw"], strict=True)):
+        valid = found.valid[i]
+        order = assert_same_detections(
+            (found.boxes[i][valid], found.scores[i][valid], found.classes[i][valid] - 1),
+            (theirs[f"net_det{i}_boxes"], theirs[f"net_det{i}_scores"], theirs[f"net_det{i}_labels"]),
+            max(size),
+        )
+        one = jax.tree.map(lambda field, i=i: field[i], found)
+        prediction = postprocess(one, size, tuple(map(int, original)), case.network.config)
+        assert_same_detections(
+            (prediction.boxes, prediction.scores, prediction.labels - 1),
+            (theirs[f"det{i}_boxes"], theirs[f"det{i}_scores"], theirs[f"det{i}_labels"]),
+            max(original),
+        )
+        if case.network.config.mask is not None:
+            assert max_relative(found.masks[i][valid][order], theirs[f"net_det{i}_masks"][:, 0]) < LOGITS
+            assert_same_pasted(prediction.masks[order], theirs[f"det{i}_masks_packed"])
+        else:
+            sides = theirs[f"net_det{i}_boxes"][:, 2:] - theirs[f"net_det{i}_boxes"][:, :2]
+            keypoints = found.keypoints[i][valid][order]
+            # A probability is at most 1; logits near 10 with 6e-5 of error move it by as much.
+            assert_same_keypoints(keypoints, theirs[f"net_det{i}_keypoints"], 1e-4, (sides / np.ceil(sides)).max(1))
+            scale = np.asarray(original) / size
+            moved = theirs[f"det{i}_keypoints"]
+            cells = (sides / np.ceil(sides)).max(1) * scale.max()
+            assert_same_keypoints(prediction.keypoints[order], moved, 1e-4, cells)
+
+
+@pytest.fixture(scope="module")
+def training_run(case, golden):
+    """Our losses and gradients, with mask targets rasterised from the polygons as Detectron2 does it."""
+    theirs = golden(f"d2_model_{case.name}_train.npz")
+    images, sizes = case.evaluation["batched"].transpose(0, 2, 3, 1), case.evaluation["image_sizes"]
+    polygons = [polygons_of(case.inputs, i) for i in range(len(sizes))]
+    slots = max(map(len, polygons))
+    truths = [
+        padded_truth(
+            case.inputs[f"gt_boxes{i}"], case.inputs[f"gt_classes{i}"] + 1, case.inputs[f"gt_keypoints{i}"], slots
+        )
+        for i in range(len(sizes))
+    ]
+    # The window of a slot, unused otherwise, says which image it belongs to.
+    truths = [truth._replace(mask_windows=np.full((slots, 4), i, np.float32)) for i, truth in enumerate(truths)]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(targets, "mask_targets", exact_mask_targets(polygons))
+        gradients, parts, counts = losses_and_gradients(
+            case.network, images, make_batch(images.shape[1:3], sizes, truths)
+        )
+    return theirs, gradients, parts, counts
+
+
+def polygons_of(inputs, i) -> list[list[np.ndarray]]:
+    """The polygons of each instance of image i."""
+    parts = np.split(inputs[f"poly_flat{i}"], np.cumsum(inputs[f"poly_len{i}"])[:-1])
+    ends = np.cumsum(inputs[f"poly_count{i}"])
+    return [list(parts[start:end]) for start, end in zip([0, *ends[:-1]], ends, strict=True)]
+
+
+def exact_mask_targets(polygons):
+    """A stand-in for `targets.mask_targets`: polygons moved into each RoI and rasterised there, on the host.
+
+    Training resamples a raster of the instance instead, which differs by pixels on the outline.
+    """
+
+    def rasterise(rois, truth, config, size):
+        shape = jax.ShapeDtypeStruct((*rois.matches.shape, size, size), np.float32)
+
+        def on_host(boxes, classes, matches, image):
+            goals = np.zeros(shape.shape, np.float32)
+            for row in np.flatnonzero(np.asarray(classes) > 0):
+                instance = polygons[int(image)][int(matches[row])]
+                goals[row] = rasterised(instance, np.asarray(boxes[row]), size)
+            return goals
+
+        image = truth.mask_windows[0, 0]
+        return jax.pure_callback(
+            on_host, shape, rois.boxes, rois.classes, rois.matches, image, vmap_method="sequential"
+        )
+
+    return rasterise
+
+
+def rasterised(instance, box, size) -> np.ndarray:
+    low, sides = box[:2], np.maximum(box[2:] - box[:2], 0.1)
+    moved = [((p.reshape(-1, 2) - low) * (size / sides)).ravel().tolist() for p in instance]
+    return coco_mask.decode(coco_mask.merge(coco_mask.frPyObjects(moved, size, size)))
+
+
+def test_golden_losses(case, training_run):
+    theirs, _, parts, counts = training_run
+    classes = np.concatenate([theirs[f"sampled_classes{i}"] for i in range(len(case.evaluation["image_sizes"]))])
+    assert int(counts["num_rois"]) == len(classes)
+    assert int(counts["num_positive_rois"]) == np.sum(classes < case.network.config.num_classes)
+    assert len(parts) == sum(name.startswith("loss/") for name in theirs)
+    for ours, value in parts.items():
+        np.testing.assert_allclose(value, theirs[LOSS_NAMES[ours]], rtol=1e-5, err_msg=ours)
+
+
+def test_golden_gradients(training_run):
+    theirs, gradients, _, _ = training_run
+    assert_same_gradients(detectron2.export_state({"params": gradients}), theirs)
