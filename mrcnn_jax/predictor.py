@@ -6,17 +6,21 @@ import os
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from etils import epath
 from numpy.typing import NDArray
 
+from mrcnn_jax import compilation_cache, peer_models
 from mrcnn_jax.config import Config
 from mrcnn_jax.data import batching, transforms
-from mrcnn_jax.evaluation import inference
+from mrcnn_jax.evaluation import exact, inference
 from mrcnn_jax.evaluation.postprocess import Prediction, postprocess
 from mrcnn_jax.structures import Detections
+
+if TYPE_CHECKING:
+    from mrcnn_jax.weights.source import Weights
 
 Image = NDArray[np.uint8] | str | os.PathLike[str]
 
@@ -29,6 +33,8 @@ class Predictor:
     """Runs a model on images. Each image goes into the fixed shape (`config.data.buckets`) that suits it best.
 
     Compiles at most two programs for a shape, on its first use: one for whole batches and one for single images.
+    In exact mode (`config.eval.resize`) an image is alone, in the shape that the peer would give it; there is one
+    program for each of these shapes.
     """
 
     def __init__(self, config: Config, variables: Any):
@@ -42,6 +48,44 @@ class Predictor:
         from mrcnn_jax.training.checkpoint import load_variables
 
         return cls(*load_variables(workdir))
+
+    @classmethod
+    def from_torchvision(
+        cls,
+        weights: Weights,
+        name: str = "maskrcnn_resnet50_fpn",
+        *,
+        exact: bool = True,
+        frozen_bn_eps: float | None = None,
+    ) -> Predictor:
+        """A model of torchvision: a file of its weights, or a state dict, and its name there. See `peer_models.load`.
+
+        By default each image gives the peer's own detections: it is alone in a shape of its own, and the compiled
+        programs are kept on disk. `exact=False` uses the buckets. Scores are never below the peer's threshold, .05.
+        Raises ConfigError for an unknown name, WeightsError for weights that cannot be used.
+        """
+        return cls._of_peer(weights, "torchvision", name, exact, frozen_bn_eps)
+
+    @classmethod
+    def from_detectron2(
+        cls,
+        weights: Weights,
+        name: str = "mask_rcnn_R_50_FPN",
+        *,
+        exact: bool = True,
+        frozen_bn_eps: float | None = None,
+    ) -> Predictor:
+        """A model of Detectron2's zoo, as `from_torchvision`. Images are RGB here too."""
+        return cls._of_peer(weights, "detectron2", name, exact, frozen_bn_eps)
+
+    @classmethod
+    def _of_peer(
+        cls, weights: Weights, peer: peer_models.Peer, name: str, exact: bool, frozen_bn_eps: float | None
+    ) -> Predictor:
+        config, variables = peer_models.load(weights, peer, name, exact=exact, frozen_bn_eps=frozen_bn_eps)
+        if exact:
+            compilation_cache.enable()
+        return cls(config, variables)
 
     def __call__(self, images: Sequence[Image]) -> list[Prediction]:
         """Predictions for uint8 RGB arrays (height, width, 3) or paths of image files, in the order of the input.
@@ -66,11 +110,14 @@ class Predictor:
         return inference.run(self._detect, self._batches(images, sizes), finish)
 
     def _batches(self, images: Iterable[Image], sizes: dict[int, tuple[int, int]]) -> Iterator[inference.Images]:
-        """Whole batches as they fill up, then the rest one by one; notes the original size of each image."""
+        """Whole batches as they fill up, then the rest one by one (exact mode: all one by one); notes original sizes."""
         waiting: dict[tuple[int, int], list[inference.Images]] = defaultdict(list)
         for index, image in enumerate(images):
             pixels = _pixels(image, index)
             sizes[index] = (pixels.shape[0], pixels.shape[1])
+            if self.config.eval.resize != "bucket":
+                yield exact.prepare(pixels, index, self.config)
+                continue
             single = self._prepare(pixels, index)
             shelf = waiting[single.images.shape[1:3]]
             shelf.append(single)

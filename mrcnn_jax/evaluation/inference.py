@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import os
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, NamedTuple, TypeVar
 
@@ -16,15 +16,16 @@ from mrcnn_jax.config import ModelConfig
 from mrcnn_jax.models import rcnn
 from mrcnn_jax.structures import Batch, Detections
 
+A = TypeVar("A")
 T = TypeVar("T")
-Detect = Callable[[Any, Any], Detections]  # images (B, H, W, 3) uint8, image sizes (B, 2) -> batched Detections
+Detect = Callable[[Any, Any], Detections]  # images (B, H, W, 3), image sizes (B, 2) -> batched Detections
 Finish = Callable[[int, Detections, Any], T]  # index of the image, its Detections in NumPy, its network size (2,)
 
 
 class Images(NamedTuple):
     """A `Batch` without ground truth."""
 
-    images: Any  # (B, H, W, 3) uint8, RGB, resized, padded at the bottom and on the right
+    images: Any  # (B, H, W, 3), resized and padded: uint8 RGB, or what `models.rcnn.detect` takes as normalised
     image_sizes: Any  # (B, 2) int32
     indices: Any  # (B,) int32
     valid: Any  # (B,) bool
@@ -40,19 +41,30 @@ def run(detect: Detect, batches: Iterable[Batch | Images], finish: Finish[T]) ->
     """Yield `finish(...)` of every valid image, in the order of the batches.
 
     `detect` is dispatched from the calling thread and returns before the device is done; waiting for the device,
-    copying to the host and `finish` happen on worker threads. At most one batch more than there are threads is in
-    flight, so that memory stays flat however long `batches` is.
+    copying to the host and `finish` happen on worker threads.
     """
-    threads = min(4, os.cpu_count() or 1)
-    with ThreadPoolExecutor(threads, thread_name_prefix="postprocess") as pool:
-        in_flight: deque[Future[list[T]]] = deque()
+
+    def dispatched() -> Iterator[tuple[Detections, Batch | Images]]:
         for batch in batches:
-            detections = detect(batch.images, batch.image_sizes)
-            in_flight.append(pool.submit(_finish_batch, detections, batch, finish))
+            yield detect(batch.images, batch.image_sizes), batch
+
+    for finished in on_threads(lambda work: _finish_batch(*work, finish), dispatched(), min(4, os.cpu_count() or 1)):
+        yield from finished
+
+
+def on_threads(function: Callable[[A], T], arguments: Iterable[A], threads: int) -> Generator[T, None, None]:
+    """`function` of each argument, in order, computed on `threads` threads.
+
+    At most one argument more than there are threads is in flight, so that memory stays flat however many there are.
+    """
+    with ThreadPoolExecutor(threads, thread_name_prefix="inference") as pool:
+        in_flight: deque[Future[T]] = deque()
+        for argument in arguments:
+            in_flight.append(pool.submit(function, argument))
             if len(in_flight) > threads:
-                yield from in_flight.popleft().result()
+                yield in_flight.popleft().result()
         while in_flight:
-            yield from in_flight.popleft().result()
+            yield in_flight.popleft().result()
 
 
 def _finish_batch(detections: Detections, batch: Batch | Images, finish: Finish[T]) -> list[T]:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from typing import Any
 
 import cv2
@@ -15,7 +17,7 @@ from mrcnn_jax.config import Config
 from mrcnn_jax.data import transforms
 from mrcnn_jax.data.coco import Dataset, load_split
 from mrcnn_jax.data.pipeline import eval_batches
-from mrcnn_jax.evaluation import coco, inference
+from mrcnn_jax.evaluation import coco, exact, inference
 from mrcnn_jax.evaluation.postprocess import Prediction, postprocess
 from mrcnn_jax.progress import track
 from mrcnn_jax.structures import Detections
@@ -83,7 +85,7 @@ def predict_dataset(
         see(index, prediction)
         return prediction.to_coco(dataset.ids[index])
 
-    with eval_batches(dataset, config) as batches:
+    with _batches(dataset, config) as batches:
         yield from inference.run(detect, batches, finish)
     if truncated:
         log.warning(
@@ -92,6 +94,13 @@ def predict_dataset(
             config.model.box.nms_candidates,
             ", ".join(str(dataset.ids[index]) for index in sorted(truncated)[:20]),
         )
+
+
+def _batches(dataset: Dataset, config: Config) -> AbstractContextManager[Iterator[Any]]:
+    """Every image once, as `config.eval.resize` says: in the buckets, or each alone."""
+    if config.eval.resize == "bucket":
+        return eval_batches(dataset, config)
+    return contextlib.closing(exact.batches(dataset, config))
 
 
 def overlay(content: bytes, prediction: Prediction) -> bytes:
