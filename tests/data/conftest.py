@@ -14,6 +14,7 @@ import pytest
 
 from mrcnn_jax.config import Config, DataConfig, SplitConfig, TrainConfig
 
+KEYPOINTS = {"keypoints": ["nose", "left_tip", "right_tip"], "skeleton": [[1, 2], [1, 3]]}  # of the kites, if asked for
 CATEGORIES = [{"id": 20, "name": "kite"}, {"id": 3, "name": "boat"}]
 SIZES = [(40, 60), (60, 40), (48, 64), (64, 48), (50, 50), (30, 64), (64, 64)]  # height, width
 
@@ -49,6 +50,13 @@ class CocoFolder:
         }
         self.content["annotations"].append(annotation)
         return annotation
+
+    def add_keypoints(self) -> None:
+        """Give the kites keypoints: a nose in a corner of the box, a left tip, and a right tip that is not labelled."""
+        self.content["categories"] = [{**c, **KEYPOINTS} if c["id"] == 20 else c for c in CATEGORIES]
+        for annotation in self.content["annotations"]:
+            if annotation["category_id"] == 20:
+                annotation["keypoints"] = [12, 4, 2, 20, 10, 1, 0, 0, 0]
 
     def save(self) -> Path:
         path = self.root / "coco.json"

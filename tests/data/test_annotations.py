@@ -88,6 +88,21 @@ def test_instance_without_segmentation_among_others_is_dropped(coco_folder: Any)
     assert dataset.has_masks
 
 
+def test_keypoints_of_a_wrong_number_are_dropped_and_their_instance_kept(
+    coco_folder: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    coco_folder.add_keypoints()
+    coco_folder.add(98, [1, 1, 5, 5], id=500, category_id=20, keypoints=[1, 1, 2])
+    coco_folder.add(98, [1, 1, 5, 5], id=501, category_id=3, keypoints=[1, 1, 2] * 3)  # boats have none
+    coco_folder.add(98, [1, 1, 5, 5], id=502, category_id=20, keypoints=[])
+    with caplog.at_level(logging.WARNING):
+        dataset = load_split(coco_folder.config().data, "train")
+    assert "dropped 2, wrong number of keypoints: annotation 500 (image 98), 501 (image 98)" in caplog.text
+    kept = {a["id"]: a["keypoints"] for a in dataset.record(2)[1] if "keypoints" in a}
+    assert [kept[i] for i in (500, 501, 502)] == [[], [], []]
+    assert [12, 4, 2, 20, 10, 1, 0, 0, 0] in kept.values()
+
+
 def test_image_without_annotations_trains_as_background(coco_folder: Any) -> None:
     coco_folder.content["annotations"] = [a for a in coco_folder.content["annotations"] if a["image_id"] != 98]
     config = coco_folder.config()
@@ -113,6 +128,54 @@ def test_data_without_masks_serves_a_model_without_masks_only(coco_folder: Any) 
     boxes_only = dataclasses.replace(config, model=dataclasses.replace(config.model, mask=None))
     with train_batches(dataset, boxes_only) as batches:
         assert next(batches).ground_truth.masks.shape == (2, 4, 0, 0)
+
+
+def test_categories_choose_annotations(coco_folder: Any) -> None:
+    for annotation in coco_folder.content["annotations"]:
+        if annotation["category_id"] == 3:
+            annotation["segmentation"] = []  # boats without masks, and one image without kites
+    coco_folder.content["annotations"] = [
+        a for a in coco_folder.content["annotations"] if (a["image_id"], a["category_id"]) != (98, 20)
+    ]
+    everything = load_split(coco_folder.config().data, "train")
+    assert not any(a["category_id"] == 3 for i in range(7) for a in everything.record(i)[1])  # dropped: no segmentation
+    kites = load_split(coco_folder.config(categories=("kite",)).data, "train")
+    assert (kites.categories.ids, kites.categories.names) == ((20,), ("kite",))
+    assert kites.ids.tolist() == everything.ids.tolist()  # an image without kites is background
+    assert kites.instances.tolist() == [1, 1, 0, 1, 1, 1, 1]
+    assert kites.has_masks
+    boats = load_split(coco_folder.config(categories=("boat",)).data, "eval")
+    assert boats.instances.sum() == 0
+    assert not boats.has_masks
+    with pytest.raises(DataError, match=r"data\.categories asks for bote; the data has boat, kite"):
+        load_split(coco_folder.config(categories=("bote",)).data, "train")
+
+
+def test_chosen_categories_share_the_prepared_records(coco_folder: Any) -> None:
+    load_split(coco_folder.config().data, "train")
+    chosen = load_split(coco_folder.config(categories=("kite",)).data, "train")
+    assert len(list((coco_folder.root / "cache").iterdir())) == 1
+    for i in range(7):
+        assert [a["category_id"] for a in chosen.record(i)[1]] == [20]
+
+
+def test_images_with_too_few_keypoints_are_not_trained_on(coco_folder: Any, caplog: pytest.LogCaptureFixture) -> None:
+    coco_folder.add_keypoints()  # two labelled in each image
+    coco_folder.add(98, [1, 1, 5, 5], category_id=20, keypoints=[2, 2, 1] * 3)
+    coco_folder.add(95, [1, 1, 5, 5], category_id=20, keypoints=[2, 2, 1] * 3)
+    coco_folder.add(94, [1, 1, 5, 5], category_id=20, keypoints=[2, 2, 1] * 3, iscrowd=1)
+    data = coco_folder.config(min_keypoints=3).data
+    with caplog.at_level(logging.INFO):
+        dataset = load_split(data, "train")
+    assert "2 of 7 images have 3 labelled keypoints or more" in caplog.text
+    assert dataset.ids.tolist() == [98, 95]
+    assert len(dataset.file_names) == len(dataset.sizes) == len(dataset.instances) == 2
+    content, annotations = dataset.record(1)
+    assert content == dataset.image_path(1).read_bytes() == (coco_folder.root / "images" / "5.png").read_bytes()
+    assert {a["image_id"] for a in annotations} == {95}
+    assert len(load_split(data, "eval")) == 7
+    with pytest.raises(DataError, match=r"coco\.json: no image has the data\.min_keypoints=6 labelled keypoints"):
+        load_split(coco_folder.config(min_keypoints=6).data, "train")
 
 
 def test_image_ids_choose_images(coco_folder: Any) -> None:

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from pycocotools import mask as mask_utils
 
-from mrcnn_jax.config import Config, DataConfig, SplitConfig
+from mrcnn_jax.config import Config, DataConfig, KeypointHeadConfig, SplitConfig
 from mrcnn_jax.data import DataError, eval_batches, load_split, train_batches
 from mrcnn_jax.structures import Batch
 
@@ -127,6 +127,59 @@ def test_flips_keep_image_and_masks_together(tmp_path: Path, coco_folder: Any) -
         assert (picture == crop.astype(bool)).mean() > 0.9  # 16 raster pixels on 20 x 32: the outline differs
         seen.add((x0, y0))
     assert seen == {(10, 20), (34, 20), (10, 12), (34, 12)}
+
+
+def kites(coco_folder: Any, head: KeypointHeadConfig, **data: Any) -> Config:
+    """Kites with keypoints, for a model with this head."""
+    coco_folder.add_keypoints()
+    config = coco_folder.config(**data)
+    return dataclasses.replace(config, model=dataclasses.replace(config.model, keypoint=head))
+
+
+KITE = KeypointHeadConfig(num_keypoints=3, flip_map=(0, 2, 1))
+
+
+def test_keypoints_travel_with_their_instances(coco_folder: Any) -> None:
+    config = kites(coco_folder, KITE, train=SplitConfig("coco.json", "images", (94,)), shortest_edge_train=(64,))
+    seen = set()
+    for batch in take(config, 12):  # one image of 64 x 64 in its own size, flipped and not
+        truth = batch.ground_truth
+        assert truth.keypoints.shape == (2, 4, 3, 3)
+        assert truth.keypoints.dtype == np.float32
+        boat, kite = truth.keypoints[0, :2]
+        assert not boat.any()
+        x0, _, x1, _ = truth.boxes[0, 1]
+        if x0 == 10.5:
+            np.testing.assert_array_equal(kite, [[12.5, 4.5, 2], [20.5, 10.5, 1], [0, 0, 0]])
+        else:
+            assert x1 == 64 - 10.5
+            np.testing.assert_array_equal(kite, [[51.5, 4.5, 2], [0, 0, 0], [43.5, 10.5, 1]])
+        seen.add(x0)
+    assert len(seen) == 2
+
+
+def test_keypoints_are_left_out_for_a_model_without_a_head(coco_folder: Any) -> None:
+    coco_folder.add_keypoints()
+    assert take(coco_folder.config(), 1)[0].ground_truth.keypoints.shape == (2, 4, 0, 3)
+
+
+def test_keypoints_that_the_data_does_not_have_are_refused_in_training_only(coco_folder: Any) -> None:
+    wrong_sides = dataclasses.replace(KITE, flip_map=(0, 1, 2))
+    for head, chosen, message, evaluated in [
+        (
+            KeypointHeadConfig(),
+            (),
+            r"has 3 keypoints, and the model has a head for 17: set model\.keypoint\.num_key",
+            0,
+        ),
+        (KITE, ("boat",), r"has no keypoints, or categories whose keypoints differ, and the model has a head for 3", 0),
+        (wrong_sides, (), r"nose, left_tip, right_tip, which .* \(0, 2, 1\); .*flip_map says \(0, 1, 2\)", 3),
+    ]:
+        config = kites(coco_folder, head, categories=chosen)
+        with pytest.raises(DataError, match=message):
+            take(config, 1)
+        with eval_batches(load_split(config.data, "eval"), config) as batches:
+            assert next(batches).ground_truth.keypoints.shape[2] == evaluated
 
 
 def test_evaluation_shows_every_image_once_unaugmented(shared_folder: Any) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import cv2
 import numpy as np
 import pytest
@@ -152,3 +154,75 @@ def test_decode_gives_rgb_or_none() -> None:
     bgr = np.full((2, 2, 3), (10, 20, 30), np.uint8)
     assert transforms.decode(cv2.imencode(".png", bgr)[1].tobytes())[0, 0].tolist() == [30, 20, 10]  # type: ignore[index]
     assert transforms.decode(b"no picture") is None
+
+
+NOSE, LEFT, RIGHT, TAIL = range(4)
+FLIP_MAP = (NOSE, RIGHT, LEFT, TAIL)
+
+
+def truth_with_keypoints(*keypoints: list[float], size: tuple[int, int], scaled: tuple[int, int]) -> GroundTruth:
+    """Instances with four keypoints each, in three slots."""
+    truth = empty_truth(3, 0, points=4)
+    annotations = [annotation([0, 0, size[1], size[0]], keypoints=points) for points in keypoints]
+    transforms.fill_truth(truth, annotations, {3: 1}, size=size, scaled=scaled)
+    return truth
+
+
+def test_a_keypoint_is_the_middle_of_its_pixel_scaled_like_a_box() -> None:
+    truth = truth_with_keypoints([2, 4, 2, 29, 19, 1, 0, 0, 1, 5, 5, 0], size=(20, 30), scaled=(41, 60))
+    expected = [[5, 4.5 * 41 / 20, 2], [59, 19.5 * 41 / 20, 1], [1, 0.5 * 41 / 20, 1], [0, 0, 0]]
+    np.testing.assert_allclose(truth.keypoints[0], expected, rtol=1e-6)
+    assert not truth.keypoints[1:].any()
+
+
+def test_keypoints_outside_the_image_or_without_a_position_are_not_labelled() -> None:
+    nan = float("nan")
+    truth = truth_with_keypoints([-1, 4, 2, 30, 4, 2, 3, 20, 2, nan, 4, 2], size=(20, 30), scaled=(20, 30))
+    assert not truth.keypoints.any()
+
+
+def test_an_instance_may_have_no_keypoints() -> None:
+    truth = empty_truth(2, 0, points=4)
+    transforms.fill_truth(truth, [annotation([0, 0, 9, 9])], {3: 1}, size=(20, 30), scaled=(20, 30))
+    assert truth.valid.tolist() == [True, False]
+    assert not truth.keypoints.any()
+
+
+@pytest.mark.parametrize(("horizontal", "vertical"), [(True, False), (False, True), (True, True), (False, False)])
+def test_flipped_keypoints_stay_on_their_pixels_and_change_sides(horizontal: bool, vertical: bool) -> None:
+    """Each keypoint's pixel has a colour of its own; after the flip it is found there under its mirrored name."""
+    size = (20, 30)
+    pixels = [(3, 4), (29, 0), (0, 19), (11, 12)]  # x, y
+    image = np.zeros((*size, 3), np.uint8)
+    for colour, (x, y) in enumerate(pixels, 1):
+        image[y, x] = colour
+    points = [float(v) for x, y in pixels for v in (x, y, 2)]
+    points[-1] = 0  # the tail is not labelled
+    truth = truth_with_keypoints(points, size=size, scaled=size)
+    transforms.flip_truth(truth, size, horizontal, vertical, FLIP_MAP)
+    flipped = transforms.flip_image(image, horizontal, vertical)
+    colours = [int(flipped[int(y), int(x), 0]) - 1 for x, y, _ in truth.keypoints[0, :TAIL]]
+    assert colours == ([NOSE, RIGHT, LEFT] if horizontal != vertical else [NOSE, LEFT, RIGHT])
+    assert truth.keypoints[0, :, 2].tolist() == [2, 2, 2, 0]
+    assert not truth.keypoints[0, TAIL].any()
+    assert not truth.keypoints[1:].any()
+    transforms.flip_truth(truth, size, horizontal, vertical, FLIP_MAP)
+    again = truth_with_keypoints(points, size=size, scaled=size)
+    np.testing.assert_array_equal(truth.keypoints, again.keypoints)  # halves are exact
+
+
+@pytest.mark.parametrize("i", [0, 1, 2])
+def test_golden_torchvision_resizes_boxes_and_keypoints_alike(golden: Any, i: int) -> None:
+    """torchvision takes coordinates as they are; ours are the pixels whose middles they would be."""
+    arrays = golden("tv_op_transform.npz")
+    boxes, keypoints = arrays[f"boxes{i}"].astype(float), arrays[f"keypoints{i}"].astype(float)
+    truth = empty_truth(len(boxes), 0, points=keypoints.shape[1])
+    annotations = [
+        annotation([*box[:2], *(box[2:] - box[:2])], keypoints=(points - [0.5, 0.5, 0]).ravel().tolist())
+        for box, points in zip(boxes, keypoints, strict=True)
+    ]
+    size = arrays[f"img_u8_{i}"].shape[1:]
+    transforms.fill_truth(truth, annotations, {3: 1}, size=size, scaled=arrays["image_sizes"][i])
+    # One rounding of ours against two of theirs (the ratio and the product), of float32.
+    np.testing.assert_allclose(truth.boxes, arrays[f"out_boxes{i}"], rtol=4 * np.finfo(np.float32).eps)
+    np.testing.assert_allclose(truth.keypoints, arrays[f"out_keypoints{i}"], rtol=4 * np.finfo(np.float32).eps)
