@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from pycocotools import mask as coco_mask
 
-from mrcnn_jax.config import ConfigError, ModelConfig
-from mrcnn_jax.evaluation.coco import METRICS, check_categories, evaluate
+from mrcnn_jax.config import ConfigError, KeypointHeadConfig, ModelConfig
+from mrcnn_jax.evaluation.coco import KEYPOINT_METRICS, METRICS, check_categories, check_keypoints, evaluate
 from mrcnn_jax.evaluation.postprocess import Prediction
 
 SIZE = (100, 120)
@@ -59,6 +59,28 @@ def test_oracle_gives_the_known_numbers(shared_data, iou_type):
     np.testing.assert_allclose(numbers, expected["expected"][iou_type], rtol=0, atol=1e-12)
 
 
+def test_keypoint_oracle_gives_the_known_numbers(shared_data):
+    """The numbers of pycocotools that faster_coco_eval's tests hold for these files."""
+    folder = shared_data("coco_eval_oracle") / "keypoints"
+    results = json.loads((folder / "dt_dataset.json").read_text())
+    metrics = evaluate(folder / "gt_dataset.json", results, iou_types=("keypoints",))
+    assert set(metrics) == {f"keypoints/{name}" for name in KEYPOINT_METRICS}
+    expected = {
+        "AP": 0.5048844884488449,
+        "AP50": 0.7227722772277227,
+        "AP75": 0.6336633663366337,
+        "APm": 0.46633663366336636,
+        "APl": 0.7504950495049505,
+        "AR": 0.5181818181818182,
+        "AR50": 0.7272727272727273,
+        "AR75": 0.6363636363636364,
+        "ARm": 0.4666666666666666,
+        "ARl": 0.75,
+    }
+    for name, value in expected.items():
+        assert metrics[f"keypoints/{name}"] == pytest.approx(value, rel=0, abs=1e-12), name
+
+
 def test_perfect_predictions_score_one_and_boxes_are_printed_before_masks(tmp_path, capsys):
     boxes = [(10, 10, 50, 40), (60, 20, 100, 90)]
     # Annotation 0 would count as unmatched if pycocotools saw its id.
@@ -72,6 +94,17 @@ def test_perfect_predictions_score_one_and_boxes_are_printed_before_masks(tmp_pa
     assert printed.index("Boxes (bbox), 2 images") < printed.index("Masks (segm), 2 images")
     assert printed.count("Average Precision") == 12
     assert "index" not in printed  # pycocotools' own remarks are not for the user
+
+
+def test_results_of_other_categories_are_left_out(tmp_path, capsys):
+    box = (10, 10, 50, 40)
+    path = truth_file(tmp_path, [rectangle(1, 1, 5, box), rectangle(2, 1, 9, (60, 20, 100, 90))])
+    results = prediction([box, box, (60, 20, 100, 90)], [5, 77, 9]).to_coco(1)
+    assert evaluate(path, results)["bbox/AP"] == pytest.approx(1)
+    assert "2 images, 2 detections" in capsys.readouterr().out
+    # Only the dogs: the cat is neither ground truth nor a false alarm.
+    assert evaluate(path, results[:1], category_names=("dog",))["bbox/AR100"] == pytest.approx(1)
+    assert evaluate(path, results[:1])["bbox/AR100"] == pytest.approx(0.5)
 
 
 def test_classes_are_told_apart_by_category_id(tmp_path):
@@ -142,3 +175,118 @@ def test_a_model_of_other_categories_is_refused():
         check_categories(model, (5, 9), ("dog", "cow"))
     with pytest.raises(ConfigError, match=r"id 11: model 'none', data 'cow'"):
         check_categories(model, (5, 9, 11), ("dog", "cat", "cow"))
+
+
+def test_a_model_may_know_more_categories_than_the_data():
+    model = ModelConfig(num_classes=3, category_ids=(1, 5, 9), category_names=("person", "dog", "cat"))
+    check_categories(model, (9,), ("cat",))
+    with pytest.raises(ConfigError, match=r"id 9: model 'cat', data 'dog'"):
+        check_categories(model, (9,), ("dog",))
+
+
+def test_a_model_of_other_keypoints_is_refused():
+    head = KeypointHeadConfig(num_keypoints=2, flip_map=(1, 0))
+    model = ModelConfig(keypoint=head, keypoint_names=("left", "right"))
+    check_keypoints(model, ("left", "right"))
+    check_keypoints(model, ())  # data without keypoints: boxes and masks can be scored
+    check_keypoints(ModelConfig(keypoint=head), ("top", "bottom"))  # a model that was never told their names
+    check_keypoints(ModelConfig(), ("nose",))
+    for other in (("right", "left"), ("left", "right", "nose")):
+        with pytest.raises(ConfigError, match=r"the model has 2 keypoints \(left, right\), the data [23] \("):
+            check_keypoints(model, other)
+    with pytest.raises(ConfigError, match=r"2 keypoints \(names unknown\), the data 1 \(nose\)"):
+        check_keypoints(ModelConfig(keypoint=head), ("nose",))
+
+
+POINTS = [[10, 20], [50, 40], [30, 60]]
+BOX = [10, 20, 40, 40]
+
+
+def keypoint_truth(folder, *keypoints, **category):
+    """One dog of these keypoints in image 1, and a cat, which has none. Neither area nor num_keypoints are given."""
+    path = truth_file(folder, [])
+    content = json.loads(path.read_text())
+    content["categories"][0].update(keypoints=["a", "b", "c"], **category)
+    for i, points in enumerate(keypoints):
+        annotation = {"id": i, "image_id": 1, "category_id": 5, "bbox": BOX, "keypoints": points}
+        content["annotations"].append(annotation)
+    content["annotations"].append({"id": 90, "image_id": 2, "category_id": 9, "bbox": BOX})
+    path.write_text(json.dumps(content))
+    return path
+
+
+def found(offset, *, image_id=1, score=0.9):
+    """A dog's keypoints, each `offset` pixels too far right."""
+    flat = [value for x, y in POINTS for value in (x + offset, y, 0.7)]
+    return {"image_id": image_id, "category_id": 5, "bbox": BOX, "keypoints": flat, "score": score}
+
+
+def labelled(*visibility):
+    return [value for (x, y), v in zip(POINTS, visibility, strict=True) for value in (x, y, v)]
+
+
+def test_oks_with_sigmas_of_ones_own(tmp_path):
+    """exp(-d^2 / (2 area (2 sigma)^2)) for keypoints that are `d` off; the area of the box, as there is no mask."""
+    path = keypoint_truth(tmp_path, labelled(2, 1, 2))
+    for oks, ap in ((0.76, 0.6), (0.96, 1.0), (0.49, 0.0)):  # thresholds 0.5, 0.55, ..., 0.95
+        distance = np.sqrt(-2 * 1600 * 0.2**2 * np.log(oks))
+        metrics = evaluate(path, [found(distance)], iou_types=("keypoints",), keypoint_sigmas=(0.1, 0.1, 0.1))
+        assert metrics["keypoints/AP"] == pytest.approx(ap)
+
+
+def test_keypoints_that_are_not_labelled_do_not_count(tmp_path):
+    wrong = found(0)
+    wrong["keypoints"][0] = 500
+    # OKS is 2/3 with all of them, which passes four of the ten thresholds.
+    for points, recall in ((labelled(2, 2, 2), 0.4), (labelled(0, 2, 2), 1.0)):
+        metrics = evaluate(keypoint_truth(tmp_path, points), [wrong], iou_types=("keypoints",))
+        assert metrics["keypoints/AR"] == pytest.approx(recall)
+
+
+def test_instances_without_labelled_keypoints_are_ignored(tmp_path):
+    for points in ([], labelled(0, 0, 0)):
+        path = keypoint_truth(tmp_path, labelled(2, 2, 2), points)
+        assert evaluate(path, [found(0)], iou_types=("keypoints",))["keypoints/AR"] == pytest.approx(1)
+
+
+def test_sigmas_of_another_number_of_keypoints_are_the_mean_of_cocos(tmp_path):
+    # The mean of COCO's table is 1.138 / 17: OKS just above and just below 0.5.
+    path = keypoint_truth(tmp_path, labelled(2, 2, 2))
+    for sigma, ap50 in ((1.138 / 17 * 0.999, 1), (1.138 / 17 * 1.001, 0)):
+        distance = np.sqrt(-2 * 1600 * (2 * sigma) ** 2 * np.log(0.5))
+        assert evaluate(path, [found(distance)], iou_types=("keypoints",))["keypoints/AP50"] == pytest.approx(ap50)
+
+
+def test_keypoint_results_that_do_not_fit_are_refused(tmp_path):
+    path = keypoint_truth(tmp_path, labelled(2, 2, 2))
+    short = {**found(0), "keypoints": [1, 2, 3]}
+    none = {key: value for key, value in found(0).items() if key != "keypoints"}
+    for results in ([found(0), short], [none]):
+        with pytest.raises(ValueError, match=r"the annotations have 3 keypoints, and not every result"):
+            evaluate(path, results, iou_types=("keypoints",))
+    with pytest.raises(ValueError, match=r"2 keypoint_sigmas for 3 keypoints"):
+        evaluate(path, [found(0)], iou_types=("keypoints",), keypoint_sigmas=(0.1, 0.1))
+    with pytest.raises(ValueError, match=r"the annotations have 0 keypoints"):
+        evaluate(truth_file(tmp_path, []), [found(0)], iou_types=("keypoints",))
+
+
+def test_no_keypoint_results_score_zero(tmp_path):
+    path = keypoint_truth(tmp_path, labelled(2, 2, 2))
+    assert evaluate(path, [], iou_types=("bbox", "keypoints"))["keypoints/AP"] == 0
+
+
+def test_all_three_tables_from_the_same_records(tmp_path, capsys):
+    path = keypoint_truth(tmp_path, labelled(2, 2, 2))
+    content = json.loads(path.read_text())
+    for annotation in content["annotations"]:
+        x, y, w, h = annotation["bbox"]
+        annotation["segmentation"] = [[x, y, x + w, y, x + w, y + h, x, y + h]]
+    path.write_text(json.dumps(content))
+    corners = [BOX[0], BOX[1], BOX[0] + BOX[2], BOX[1] + BOX[3]]
+    dog = {**prediction([corners], [5]).to_coco(1)[0], "keypoints": found(0)["keypoints"]}
+    cat = {**prediction([corners], [9]).to_coco(2)[0], "keypoints": found(0)["keypoints"]}
+    metrics = evaluate(path, [dog, cat], iou_types=("bbox", "segm", "keypoints"))
+    assert len(metrics) == 12 + 12 + 10
+    for kind in ("bbox", "segm", "keypoints"):  # the cat's keypoints have no ground truth, and do no harm
+        assert metrics[f"{kind}/AP"] == pytest.approx(1)
+    assert "Keypoints (keypoints), 2 images, 2 detections" in capsys.readouterr().out

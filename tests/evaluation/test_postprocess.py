@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from pycocotools import mask as coco_mask
 
-from mrcnn_jax.config import MaskHeadConfig, ModelConfig
+from mrcnn_jax.config import KeypointHeadConfig, MaskHeadConfig, ModelConfig
 from mrcnn_jax.evaluation.paste import paste_soft
 from mrcnn_jax.evaluation.postprocess import categories, postprocess
 from mrcnn_jax.structures import Detections
@@ -104,6 +104,89 @@ def test_a_selection_keeps_everything_together():
     np.testing.assert_array_equal(last.masks[0], found.masks[1])
     assert len(found[:2]) == 2
     assert [instance.names for instance in found] == [("dog",), ("cat",), ("dog",)]
+
+
+PEOPLE = ModelConfig(
+    num_classes=1,
+    mask=None,
+    keypoint=KeypointHeadConfig(num_keypoints=2, score="logit", flip_map=(1, 0)),
+    keypoint_names=("left", "right"),
+    skeleton=((0, 1),),
+)
+
+
+def people(keypoints):
+    """Detections of people with these keypoints, in boxes of the whole image."""
+    count = len(keypoints)
+    given = detections([[0, 0, 100, 80]] * count, padding=1)
+    points = np.concatenate([np.reshape(keypoints, (count, 2, 3)), np.full((1, 2, 3), np.nan)])
+    return given._replace(keypoints=points.astype(np.float32), classes=np.ones(count + 1, np.int32))
+
+
+def test_keypoints_are_scaled_by_each_axis_and_not_clipped():
+    found = postprocess(people([[[10, 20, 0.5], [-3, 79, 7]]]), np.array([80, 100]), (160, 300), PEOPLE)
+    np.testing.assert_array_equal(found.keypoints, [[[30, 40, 0.5], [-9, 158, 7]]])
+    assert found.keypoints.dtype == np.float32
+    assert (found.keypoint_score, found.keypoint_names, found.skeleton) == ("logit", ("left", "right"), ((0, 1),))
+
+
+def test_coco_gets_the_pixel_whose_middle_a_keypoint_is():
+    found = postprocess(people([[[10.5, 20.5, 0.25], [0, 79, 7]]]), np.array([80, 100]), (80, 100), PEOPLE)
+    (record,) = json.loads(json.dumps(found.to_coco(3)))
+    assert record["keypoints"] == [10, 20, 0.25, -0.5, 78.5, 7]
+
+
+def test_keypoints_stay_with_their_instances():
+    found = postprocess(
+        people([[[1, 2, 3], [4, 5, 6]], [[7, 8, 9], [1, 1, 1]]]), np.array([80, 100]), (80, 100), PEOPLE
+    )
+    assert found[1].keypoints.tolist() == [[[7, 8, 9], [1, 1, 1]]]
+    theirs = found[::-1].to_supervision()
+    assert theirs.data["keypoints"][:, 0, 0].tolist() == [7, 1]
+    assert theirs[theirs.confidence > 0.7].data["keypoints"][:, 0, 0].tolist() == [1]
+
+
+def test_a_model_without_keypoints_gives_none():
+    found = postprocess(detections([[0, 0, 9, 9]]), np.array([10, 10]), (10, 10), MODEL)
+    assert found.keypoints is None
+    assert found[0].keypoints is None
+    assert "keypoints" not in found.to_coco(1)[0]
+    assert "keypoints" not in found.to_supervision().data
+
+
+def compare_keypoints(arrays, i, network_size, size, scores):
+    """Keypoints of the peer in the network image, post-processed by us, against its own final ones."""
+    points = np.concatenate([arrays[f"net_det{i}_keypoints"][..., :2], scores[..., None]], axis=-1)
+    count = len(points)
+    model = ModelConfig(num_classes=100, mask=None, keypoint=KeypointHeadConfig(num_keypoints=points.shape[1]))
+    given = Detections(
+        arrays[f"net_det{i}_boxes"],
+        arrays[f"net_det{i}_scores"],
+        np.ones(count, np.int32),
+        np.zeros((count, 0, 0), np.float32),
+        points,
+        np.ones(count, bool),
+        np.array(False),
+    )
+    found = postprocess(given, network_size, size, model)
+    # As for the boxes below: two roundings on either side of a coordinate below 512.
+    blur = 4 * np.spacing(np.float32(512))
+    np.testing.assert_allclose(found.keypoints[..., :2], arrays[f"det{i}_keypoints"][..., :2], rtol=0, atol=blur)
+    np.testing.assert_array_equal(found.keypoints[..., 2], scores)
+
+
+@pytest.mark.parametrize("i", [0, 1])
+def test_golden_torchvision_keypoints_in_the_original_image(golden, i):
+    arrays, inputs = golden("tv_model_keypointrcnn_eval.npz"), golden("tv_model_inputs.npz")
+    size = inputs[f"img_u8_{i}"].shape[1:]
+    compare_keypoints(arrays, i, arrays["image_sizes"][i], size, arrays[f"det{i}_keypoints_scores"])
+
+
+@pytest.mark.parametrize("i", [0, 1])
+def test_golden_detectron2_keypoints_in_the_original_image(golden, i):
+    arrays = golden("d2_model_keypoint_rcnn_R_50_FPN_eval.npz")
+    size = tuple(arrays["out_hw"][i].tolist())
+    compare_keypoints(arrays, i, arrays["image_sizes"][i], size, arrays[f"det{i}_keypoints"][..., 2])
 
 
 def compare_with_peer(arrays, i, mask_size, rule, first_label, packed_name):

@@ -9,9 +9,20 @@ import cv2
 import numpy as np
 import pytest
 
-from mrcnn_jax.config import BackboneConfig, Config, ConfigError, DataConfig, EvalConfig, ShapesConfig, SplitConfig
+from mrcnn_jax.config import (
+    BackboneConfig,
+    Config,
+    ConfigError,
+    DataConfig,
+    EvalConfig,
+    KeypointHeadConfig,
+    ModelConfig,
+    ShapesConfig,
+    SplitConfig,
+)
 from mrcnn_jax.data.coco import load_split
 from mrcnn_jax.evaluation import inference
+from mrcnn_jax.evaluation.coco import METRICS
 from mrcnn_jax.evaluation.run import evaluate_model
 from mrcnn_jax.structures import Detections
 
@@ -73,6 +84,13 @@ def perfect(monkeypatch):
     monkeypatch.setattr(inference, "compile_detect", lambda model, variables: detect)
 
 
+def almost_perfect(monkeypatch, change):
+    """Let `change` alter what the network detects."""
+    perfect(monkeypatch)
+    complete = inference.compile_detect(None, {})
+    monkeypatch.setattr(inference, "compile_detect", lambda *_: lambda *given: change(complete(*given)))
+
+
 def test_perfect_detections_score_nearly_one_and_everything_is_written(config, tmp_path, monkeypatch, capsys):
     perfect(monkeypatch)
     outdated = tmp_path / "evaluation" / "overlays" / "of another split.png"
@@ -124,14 +142,81 @@ def test_a_model_of_other_data_is_refused(config, tmp_path):
 
 
 def test_images_whose_candidates_were_cut_are_named(config, tmp_path, monkeypatch, caplog):
-    perfect(monkeypatch)
-    complete = inference.compile_detect(config.model, {})
-    monkeypatch.setattr(
-        inference,
-        "compile_detect",
-        lambda model, variables: (
-            lambda images, sizes: complete(images, sizes)._replace(truncated=np.ones(len(images), bool))
-        ),
-    )
+    almost_perfect(monkeypatch, lambda detections: detections._replace(truncated=np.ones(len(detections.boxes), bool)))
     evaluate_model(config, {}, tmp_path)
     assert "7 images had more candidates than model.box.nms_candidates=4096" in caplog.text
+
+
+@pytest.fixture
+def kites(tmp_path):
+    """Two images of a boat and a kite, of which the kite has three keypoints; a model of kites."""
+    content = {
+        "images": [{"id": i, "file_name": f"{i}.png", "height": 60, "width": 100} for i in (1, 2)],
+        "categories": [
+            {"id": 3, "name": "boat"},
+            {"id": 20, "name": "kite", "keypoints": ["nose", "left_tip", "right_tip"], "skeleton": [[1, 2], [1, 3]]},
+        ],
+        "annotations": [],
+    }
+    for image_id in (1, 2):
+        cv2.imwrite(str(tmp_path / f"{image_id}.png"), np.zeros((60, 100, 3), np.uint8))
+        kite = {"category_id": 20, "bbox": [30, 10, 60, 40], "keypoints": [40, 20, 2, 80, 15, 1, 0, 0, 0]}
+        for fields in ({"category_id": 3, "bbox": [5, 5, 50, 50]}, kite):
+            content["annotations"].append({"id": len(content["annotations"]), "image_id": image_id, **fields})
+    (tmp_path / "coco.json").write_text(json.dumps(content))
+    data = DataConfig(
+        root=str(tmp_path),
+        eval=SplitConfig("coco.json", "."),
+        cache_dir=str(tmp_path / "cache"),
+        buckets=((128, 160),),
+        shortest_edge_eval=90,
+        longest_edge=160,
+        categories=("kite",),
+    )
+    model = ModelConfig(
+        num_classes=1,
+        category_ids=(20,),
+        category_names=("kite",),
+        mask=None,
+        keypoint=KeypointHeadConfig(num_keypoints=3, flip_map=(0, 2, 1)),
+    )
+    return Config(model=model, data=data, eval=EvalConfig(batch_size=2, overlays=1))
+
+
+def test_keypoints_of_the_chosen_categories_are_scored(kites, tmp_path, monkeypatch, capsys):
+    perfect(monkeypatch)
+    metrics = evaluate_model(kites, {}, tmp_path)
+    assert len(metrics) == 12 + 10
+    assert metrics["bbox/AP"] == pytest.approx(1)
+    assert metrics["keypoints/AP"] == pytest.approx(1)
+    results = json.loads((tmp_path / "evaluation" / "results.json").read_text())
+    assert [record["category_id"] for record in results] == [20, 20]
+    for record in results:  # pixels, as they were given
+        np.testing.assert_allclose(record["keypoints"][:6], [40, 20, 2, 80, 15, 1], atol=1e-4)
+    assert "Keypoints (keypoints), 2 images, 2 detections" in capsys.readouterr().out
+
+
+def test_sigmas_come_from_the_configuration(kites, tmp_path, monkeypatch):
+    offset = np.array([6, 0, 0])
+    almost_perfect(monkeypatch, lambda detections: detections._replace(keypoints=detections.keypoints + offset))
+    for sigma, expected in ((0.01, 0), (1.0, 1)):
+        config = dataclasses.replace(kites, eval=EvalConfig(batch_size=2, keypoint_sigmas=(sigma,) * 3))
+        assert evaluate_model(config, {}, tmp_path)["keypoints/AP"] == pytest.approx(expected)
+
+
+def test_data_without_keypoints_is_scored_by_its_boxes(kites, tmp_path, monkeypatch):
+    path = tmp_path / "coco.json"
+    content = json.loads(path.read_text())
+    for entry in content["categories"] + content["annotations"]:
+        entry.pop("keypoints", None)
+        entry.pop("skeleton", None)
+    path.write_text(json.dumps(content))
+    points = np.zeros((2, kites.data.max_instances, 3, 3), np.float32)
+    almost_perfect(monkeypatch, lambda detections: detections._replace(keypoints=points))
+    assert set(evaluate_model(kites, {}, tmp_path)) == {f"bbox/{name}" for name in METRICS}
+
+
+def test_a_model_of_other_keypoints_is_refused_before_anything_is_detected(kites, tmp_path):
+    model = dataclasses.replace(kites.model, keypoint=KeypointHeadConfig())
+    with pytest.raises(ConfigError, match=r"17 keypoints .*, the data 3 \(nose, left_tip, right_tip\)"):
+        evaluate_model(dataclasses.replace(kites, model=model), {}, tmp_path)
