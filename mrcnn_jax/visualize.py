@@ -12,12 +12,15 @@ from numpy.typing import NDArray
 
 from mrcnn_jax.evaluation.postprocess import Prediction
 
+# Scores from which keypoints are drawn: the defaults of Detectron2's visualizer and of Detectron's.
+_SEEN = {"probability": 0.05, "logit": 2.0}
 _READABLE = 512  # pixels of the longer side below which a picture is enlarged
 
 
 def draw(image: NDArray[np.uint8], prediction: Prediction, *, threshold: float = 0.5) -> NDArray[np.uint8]:
-    """Masks, boxes, names and scores of the instances that score at least `threshold`, one colour an instance.
+    """Masks, boxes, skeletons, names and scores of the instances that score at least `threshold`.
 
+    Each instance has one colour. Keypoints that score less than a fixed value of their kind are left out.
     image: (height, width, 3) uint8 RGB, the one that was predicted on. Returns a new picture, uint8 RGB; one whose
     longer side is below 512 pixels is enlarged by a whole factor, since the text would cover it otherwise.
     Raises ValueError when the prediction belongs to an image of another size.
@@ -27,12 +30,16 @@ def draw(image: NDArray[np.uint8], prediction: Prediction, *, threshold: float =
     shown = prediction[prediction.scores >= threshold]
     factor = max(1, -(-_READABLE // max(image.shape[:2])))
     enlarged = dataclasses.replace(
-        shown, image_size=(image.shape[0] * factor, image.shape[1] * factor), boxes=shown.boxes * np.float32(factor)
+        shown,
+        image_size=(image.shape[0] * factor, image.shape[1] * factor),
+        boxes=shown.boxes * np.float32(factor),
+        keypoints=None if shown.keypoints is None else shown.keypoints * np.float32([factor, factor, 1]),
     )
     bgr = cv2.cvtColor(image, cv2.COLOR_RGB2BGR)  # what supervision paints on
     canvas = np.asarray(cv2.resize(bgr, enlarged.image_size[::-1], interpolation=cv2.INTER_CUBIC), dtype=np.uint8)
     _paint_masks(canvas, enlarged)
     _paint_boxes(canvas, enlarged)
+    _paint_skeletons(canvas, enlarged)
     _paint_labels(canvas, enlarged)
     return np.asarray(cv2.cvtColor(canvas, cv2.COLOR_BGR2RGB), dtype=np.uint8)
 
@@ -57,8 +64,23 @@ def _paint_masks(canvas: NDArray[np.uint8], prediction: Prediction) -> None:
 def _paint_boxes(canvas: NDArray[np.uint8], prediction: Prediction) -> None:
     last_pixel = np.array([canvas.shape[1], canvas.shape[0]] * 2) - 1
     boxes = np.minimum(prediction.boxes, last_pixel)
-    thickness = max(1, round(max(canvas.shape[:2]) / 400))
-    sv.BoxAnnotator(thickness=thickness).annotate(canvas, _detections(boxes, range(len(boxes))))
+    sv.BoxAnnotator(thickness=_line(canvas)).annotate(canvas, _detections(boxes, range(len(boxes))))
+
+
+def _paint_skeletons(canvas: NDArray[np.uint8], prediction: Prediction) -> None:
+    """Lines in the instance's colour between its keypoints, and the keypoints, on white to stand out from its mask."""
+    if prediction.keypoints is None:
+        return
+    extents = np.max(prediction.boxes[:, 2:] - prediction.boxes[:, :2], axis=1, initial=0)
+    edges = [(a + 1, b + 1) for a, b in prediction.skeleton]  # supervision counts from 1
+    for i, instance in enumerate(prediction.keypoints):
+        seen = instance[:, 2:] >= _SEEN[prediction.keypoint_score]
+        points = sv.KeyPoints(xy=np.where(seen, instance[:, :2], 0)[None])  # to supervision (0, 0) is no point
+        line = int(np.clip(extents[i] / 100, 1, _line(canvas)))  # thin on a small person
+        for paint, margin in ((sv.Color.WHITE, (line + 1) // 2), (sv.ColorPalette.DEFAULT.by_idx(i), 0)):
+            if edges:
+                sv.EdgeAnnotator(paint, line + 2 * margin, edges).annotate(canvas, points)
+            sv.VertexAnnotator(paint, line + 1 + margin).annotate(canvas, points)
 
 
 def _paint_labels(canvas: NDArray[np.uint8], prediction: Prediction) -> None:
@@ -81,6 +103,11 @@ def _paint_labels(canvas: NDArray[np.uint8], prediction: Prediction) -> None:
     anchors = np.array([(r[0], r[3], r[2], r[3]) for r in rectangles]).reshape(-1, 4)
     annotator = sv.LabelAnnotator(text_scale=scale, text_thickness=thickness, text_padding=padding)
     annotator.annotate(canvas, _detections(anchors, shown), labels=[labels[i] for i in shown])
+
+
+def _line(canvas: NDArray[np.uint8]) -> int:
+    """Width of a line that is seen in a picture of any size."""
+    return max(1, round(max(canvas.shape[:2]) / 400))
 
 
 def _overlap(a: tuple[int, int, int, int], b: tuple[int, int, int, int]) -> bool:

@@ -9,9 +9,10 @@ from mrcnn_jax.evaluation.postprocess import Prediction
 from mrcnn_jax.visualize import draw
 
 
-def prediction(size, boxes, scores=None, masks=True):
+def prediction(size, boxes, scores=None, masks=True, **fields):
     count = len(boxes)
     return Prediction(
+        **fields,
         image_size=size,
         boxes=np.array(boxes, np.float32).reshape(-1, 4),
         scores=np.full(count, 0.9, np.float32) if scores is None else np.array(scores, np.float32),
@@ -95,3 +96,60 @@ def test_labels_do_not_cover_each_other():
 def test_a_prediction_of_another_image_is_refused():
     with pytest.raises(ValueError, match="600"):
         draw(noise(600, 500), prediction((500, 600), []))
+
+
+def skeletons(points, *, score="probability", skeleton=((0, 1),), size=(600, 600), box=(50, 50, 550, 550)):
+    """One person's keypoints on black, without a mask; white is what the lines lie on."""
+    keypoints = np.array([points], np.float32)
+    given = prediction(size, [box], masks=False, keypoints=keypoints, keypoint_score=score, skeleton=skeleton)
+    plain = draw(np.zeros((*size, 3), np.uint8), prediction(size, [box], masks=False))
+    drawn = draw(np.zeros((*size, 3), np.uint8), given)
+    return drawn, np.any(drawn != plain, axis=2)
+
+
+def test_skeletons_join_keypoints_by_lines():
+    drawn, changed = skeletons([[200, 300, 1], [400, 300, 1], [300, 450, 1]])
+    assert changed[300, 200:400].all()  # the line
+    assert changed[450, 300]  # a keypoint that nothing joins
+    changed[290:311, 190:411] = False
+    changed[440:461, 290:311] = False
+    assert not changed.any()
+    assert set(map(tuple, drawn[280:320, 300])) == {(0, 0, 0), (255, 255, 255), tuple(drawn[300, 300])}
+    np.testing.assert_array_equal(drawn[300, 300], drawn[50, 300])  # the colour of its box
+
+
+def test_keypoints_without_a_skeleton_are_points():
+    _, changed = skeletons([[200, 300, 1], [400, 300, 1]], skeleton=())
+    assert changed[300, 200]
+    assert changed[300, 400]
+    assert not changed[300, 220:380].any()
+
+
+@pytest.mark.parametrize(("score", "low", "high"), [("probability", 0.04, 0.06), ("logit", 1.9, 2.1)])
+def test_unlikely_keypoints_and_their_lines_are_left_out(score, low, high):
+    points = [[200, 300, high], [400, 300, low]]
+    _, changed = skeletons(points, score=score)
+    assert changed[300, 200]
+    assert not changed[:, 210:].any()
+    points[1][2] = high
+    assert skeletons(points, score=score)[1][300, 400]
+
+
+def test_skeletons_are_enlarged_with_the_picture():
+    _, changed = skeletons([[20.5, 30.5, 1], [60.5, 30.5, 1]], size=(100, 100), box=(5, 5, 95, 95))
+    assert changed.shape == (600, 600)
+    assert changed[183, 123:363].all()
+    assert not changed[183, 380:].any()
+
+
+def test_lines_are_thinner_on_a_small_person():
+    widths = []
+    for box in ((100, 100, 1500, 1500), (500, 500, 600, 600)):
+        _, changed = skeletons([[520, 550, 1], [580, 550, 1]], size=(1600, 1600), box=box)
+        widths.append(changed[:, 550].sum())
+    assert 0 < widths[1] < widths[0] - 2
+
+
+def test_keypoints_beyond_the_picture_do_no_harm():
+    _, changed = skeletons([[-500, 300, 1], [700, 300, 1]])
+    assert changed[300].sum() > 500
