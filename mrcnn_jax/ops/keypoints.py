@@ -6,7 +6,7 @@ resize the map to the size of the box in pixels (bicubic, a = -0.75), and take t
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -60,7 +60,7 @@ def decode(heatmaps: jax.Array, boxes: jax.Array, valid: jax.Array, *, score: Sc
     extent = jnp.where(valid[:, None], jnp.maximum(boxes[:, 2:] - corner, 1.0), 1.0)
     pixels = jnp.ceil(extent)
     grids = pixels.astype(jnp.int32)
-    heatmaps = heatmaps.astype(jnp.float32)
+    heatmaps = jnp.asarray(heatmaps, jnp.float32)
     height, index = _peaks(heatmaps.transpose(0, 1, 3, 2), grids, valid)
     columns = grids[:, :1]
     cells = jnp.stack([index % columns, index // columns], axis=-1).astype(jnp.float32)
@@ -68,14 +68,6 @@ def decode(heatmaps: jax.Array, boxes: jax.Array, valid: jax.Array, *, score: Sc
     if score == "probability":
         height = jnp.exp(height - jax.nn.logsumexp(heatmaps, axis=(1, 2)))
     return jnp.where(valid[:, None, None], jnp.concatenate([points, height[..., None]], axis=-1), 0.0)
-
-
-class _Tiles(NamedTuple):
-    """G tiles of resized maps."""
-
-    owner: jax.Array  # (G,) int32, the detection
-    origin: jax.Array  # (G, 2) int32, first column and row
-    live: jax.Array  # (G,) bool, False past the end of the list
 
 
 def _peaks(maps: jax.Array, grids: jax.Array, valid: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -89,22 +81,21 @@ def _peaks(maps: jax.Array, grids: jax.Array, valid: jax.Array) -> tuple[jax.Arr
     ends = jnp.cumsum(jnp.where(valid, across[:, 0] * across[:, 1], 0))
     starts = jnp.concatenate([jnp.zeros(1, ends.dtype), ends[:-1]])
 
-    def tiles(first: jax.Array) -> _Tiles:
+    def tiles(first: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """The detections (G,) of the next tiles of the list, and their first columns and rows (G, 2)."""
         item = first + jnp.arange(CHUNK, dtype=jnp.int32)
-        owner = jnp.sum(ends[None, :] <= item[:, None], axis=1)
-        live = owner < shape[0]
-        owner = jnp.where(live, owner, 0)
+        # Past the end of the list come tiles beyond the last map, or of one that is not valid: they change no peak.
+        owner = jnp.minimum(jnp.sum(ends[None, :] <= item[:, None], axis=1), shape[0] - 1)
         local, columns = item - starts[owner], across[owner, 0]
-        return _Tiles(owner, TILE * jnp.stack([local % columns, local // columns], axis=1), live)
+        return owner, TILE * jnp.stack([local % columns, local // columns], axis=1)
 
     def advance(state: tuple[jax.Array, jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array, jax.Array]:
         first, best, index = state
-        chunk = tiles(first)
-        height, position = _tile_peaks(maps[chunk.owner], grids[chunk.owner], chunk.origin)
-        height = jnp.where(chunk.live[:, None], height, -jnp.inf)
-        best_now = best.at[chunk.owner].max(height)
-        position = jnp.where(height == best_now[chunk.owner], position, _NEVER)
-        index = jnp.where(best_now > best, _NEVER, index).at[chunk.owner].min(position)
+        owner, origin = tiles(first)
+        height, position = _tile_peaks(maps[owner], grids[owner], origin)
+        best_now = best.at[owner].max(height)
+        position = jnp.where(height == best_now[owner], position, _NEVER)
+        index = jnp.where(best_now > best, _NEVER, index).at[owner].min(position)
         return first + CHUNK, best_now, index
 
     start = (jnp.int32(0), jnp.full(shape, -jnp.inf), jnp.zeros(shape, jnp.int32))
