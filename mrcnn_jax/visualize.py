@@ -33,7 +33,7 @@ def draw(image: NDArray[np.uint8], prediction: Prediction, *, threshold: float =
         shown,
         image_size=(image.shape[0] * factor, image.shape[1] * factor),
         boxes=shown.boxes * np.float32(factor),
-        keypoints=None if shown.keypoints is None else shown.keypoints * np.float32([factor, factor, 1]),
+        keypoints=None if shown.keypoints is None else shown.keypoints * np.array([factor, factor, 1], np.float32),
     )
     bgr = cv2.cvtColor(image, cv2.COLOR_RGB2BGR)  # what supervision paints on
     canvas = np.asarray(cv2.resize(bgr, enlarged.image_size[::-1], interpolation=cv2.INTER_CUBIC), dtype=np.uint8)

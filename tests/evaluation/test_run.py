@@ -220,3 +220,26 @@ def test_a_model_of_other_keypoints_is_refused_before_anything_is_detected(kites
     model = dataclasses.replace(kites.model, keypoint=KeypointHeadConfig())
     with pytest.raises(ConfigError, match=r"17 keypoints .*, the data 3 \(nose, left_tip, right_tip\)"):
         evaluate_model(dataclasses.replace(kites, model=model), {}, tmp_path)
+
+
+def test_truth_of_real_people_scores_one(shared_data, tmp_path, monkeypatch):
+    """Annotations, batches, predictions, result records, pycocotools: nothing moves a keypoint on the way."""
+    data = DataConfig(
+        root=str(shared_data("coco_by")),
+        eval=SplitConfig("person_keypoints.json", "images"),
+        cache_dir=str(tmp_path / "cache"),
+    )
+    model = ModelConfig(
+        num_classes=1, category_ids=(1,), category_names=("person",), mask=None, keypoint=KeypointHeadConfig()
+    )
+
+    def guess(detections):
+        """Half of the people have no labelled keypoints; a network sees some in their boxes nevertheless."""
+        boxes, keypoints = detections.boxes[:, :, None], detections.keypoints
+        middle = np.concatenate([(boxes[..., :2] + boxes[..., 2:]) / 2, np.ones_like(boxes[..., :1])], axis=-1)
+        return detections._replace(keypoints=np.where(keypoints[..., 2:] > 0, keypoints, middle))
+
+    almost_perfect(monkeypatch, guess)
+    metrics = evaluate_model(Config(model=model, data=data), {}, tmp_path)
+    for name in ("bbox/AP", "keypoints/AP", "keypoints/APm", "keypoints/APl"):
+        assert metrics[name] == pytest.approx(1), name
