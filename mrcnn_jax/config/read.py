@@ -20,7 +20,8 @@ T = TypeVar("T")
 def load_config(path: str | Path, overrides: typing.Sequence[str] = ()) -> Config:
     """Run `get_config()` of a recipe file and apply dotted `name=value` overrides.
 
-    Raises ConfigError for a missing file, a file without `get_config`, an unknown field or a value of the wrong type.
+    Raises ConfigError for a missing file, a file without a `get_config` that returns a Config, an unknown field or a
+    value of the wrong type; and whatever the file itself raises.
     """
     path = Path(path)
     if not path.is_file():
@@ -32,7 +33,10 @@ def load_config(path: str | Path, overrides: typing.Sequence[str] = ()) -> Confi
     spec.loader.exec_module(module)
     if not hasattr(module, "get_config"):
         raise ConfigError(f"{path} has no function get_config()")
-    return apply_overrides(module.get_config(), overrides)
+    config = module.get_config()
+    if not isinstance(config, Config):
+        raise ConfigError(f"{path}: get_config() must return a Config, got {type(config).__name__}")
+    return apply_overrides(config, overrides)
 
 
 def apply_overrides(config: T, overrides: typing.Sequence[str]) -> T:
