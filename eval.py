@@ -1,6 +1,10 @@
-"""Evaluate a trained model: `python eval.py --workdir=runs/quickstart [--config.data.root=DIR ...]`.
+"""Evaluate a model: `python eval.py --workdir=runs/quickstart [--config.data.root=DIR ...]`, or with a peer's weights
 
-Prints COCO's tables of boxes and masks; results, metrics and pictures go to WORKDIR/evaluation.
+    python eval.py --weights=FILE --format=torchvision --model=maskrcnn_resnet50_fpn --config.data.root=COCO
+
+in exact mode: each image is resized and padded as the peer would do it (--config.eval.resize=bucket: as here).
+Prints COCO's tables of boxes, masks and keypoints; results, metrics and pictures go to WORKDIR/evaluation, where
+WORKDIR is runs/NAME if a peer's model NAME is given none.
 """
 
 from __future__ import annotations
@@ -8,20 +12,28 @@ from __future__ import annotations
 import argparse
 
 from mrcnn_jax import command_line, compilation_cache
-from mrcnn_jax.config import apply_overrides
+from mrcnn_jax.config import apply_overrides, load_config
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
-    parser.add_argument("--workdir", required=True, help="folder that train.py wrote")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    command_line.add_model(parser)
+    parser.add_argument(
+        "--config", help="with --weights: a recipe that says which images, and how large (default: COCO 2017)"
+    )
     arguments, overrides = command_line.parse(parser)
+    if arguments.config and not arguments.weights:
+        parser.error("--config=FILE goes with --weights: a run has its own configuration")
+    recipe = load_config(arguments.config) if arguments.config else None
     compilation_cache.enable()
     from mrcnn_jax.evaluation.run import FOLDER, evaluate_model
-    from mrcnn_jax.training.checkpoint import load_variables
 
-    config, variables = load_variables(arguments.workdir)
-    evaluate_model(apply_overrides(config, overrides), variables, arguments.workdir)
-    print(f"\nresults, metrics and pictures are in {arguments.workdir}/{FOLDER}")
+    config, variables = command_line.load_model(parser, arguments, recipe)
+    workdir = arguments.workdir or f"runs/{config.name}"
+    evaluate_model(apply_overrides(config, overrides), variables, workdir)
+    print(f"\nresults, metrics and pictures are in {workdir}/{FOLDER}")
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import PurePath
 from typing import TYPE_CHECKING, Any, Literal
 
 from mrcnn_jax import presets
@@ -41,4 +42,4 @@ def load(
     model, variables = import_weights(source, model, format=peer, frozen_bn_eps=frozen_bn_eps)
     recipe = recipe or presets.coco(name, model, "1x")
     settings = dataclasses.replace(recipe.eval, resize=peer if exact else "bucket")
-    return dataclasses.replace(recipe, name=name, model=model, eval=settings), variables
+    return dataclasses.replace(recipe, name=PurePath(name).stem, model=model, eval=settings), variables
