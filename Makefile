@@ -5,7 +5,7 @@ PYTHON ?= python3
 VENV := $(if $(filter python3,$(PYTHON)),.venv,.venv-$(notdir $(PYTHON)))
 RUN := $(VENV)/bin/python
 # The reference of some tests, which skip without it. `make test TORCH=` leaves out a large download.
-TORCH ?= $(if $(filter python3,$(PYTHON)),torch==2.13.0)
+TORCH ?= $(if $(filter python3,$(PYTHON)),torch==2.13.0 efficientnet-lite-pytorch==0.1.0)
 
 .PHONY: quickstart test test-slow lint format bench clean
 

