@@ -20,6 +20,9 @@ from mrcnn_jax.structures import Batch, Detections, GroundTruth, Proposals
 from mrcnn_jax.training.forward import Forward, losses_from_features
 
 FEATURES, LOGITS = 6e-6, 1e-4  # of the largest value
+# Of masks. Logits reach 10; the noise of one program, 4e-5 of that, moves a probability by a quarter as much, and the
+# boxes that the masks are pooled from have noise too.
+PROBABILITIES = 2e-4
 
 
 class Network(NamedTuple):
@@ -167,10 +170,10 @@ def assert_same_gradients(ours: dict[str, np.ndarray], theirs: dict[str, np.ndar
             assert np.linalg.norm(ours[name]) < 20 * noise, name
             continue
         np.testing.assert_allclose(np.linalg.norm(ours[name]), norm, rtol=2e-3, atol=noise, err_msg=name)
-        # Single entries are measured against their root mean square, whose noise here is 2e-3 at worst, and the sum
-        # against the norm, 1.4e-2 at worst, for rounding errors of neighbours are alike.
+        # Single entries are measured against their root mean square, whose noise is 2.5e-2 at worst (group norm; 2e-3
+        # with frozen batch norm), and the sum against the norm, 1.4e-2 at worst, for errors of neighbours are alike.
         entry = norm / np.sqrt(ours[name].size)
-        np.testing.assert_allclose(ours[name].ravel()[:8], first[: ours[name].size], atol=2e-2 * entry, err_msg=name)
+        np.testing.assert_allclose(ours[name].ravel()[:8], first[: ours[name].size], atol=5e-2 * entry, err_msg=name)
         np.testing.assert_allclose(ours[name].sum(dtype=np.float64), total, atol=0.1 * norm, err_msg=name)
 
 

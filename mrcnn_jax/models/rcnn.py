@@ -36,14 +36,11 @@ Variables = Any  # {"params": ..., "frozen": constants of frozen batch norm, "ba
 LookAt = Callable[[jax.Array, int], jax.Array]  # boxes (B, R, 4), pool size -> RoI features (B * R, S, S, F)
 
 
-def build_model(config: ModelConfig, *, axis_name: str | None = None) -> MaskRCNN:
-    """The network that a configuration describes. `axis_name`: of the devices, for "sync_bn".
-
-    Raises ValueError while the number of classes is unknown.
-    """
+def build_model(config: ModelConfig) -> MaskRCNN:
+    """The network that a configuration describes. Raises ValueError while the number of classes is unknown."""
     if config.num_classes <= 0:
         raise ValueError("model.num_classes is not set: give it, or take it from a data set's categories")
-    return MaskRCNN(config, axis_name)
+    return MaskRCNN(config)
 
 
 class MaskRCNN(nn.Module):
@@ -55,7 +52,7 @@ class MaskRCNN(nn.Module):
     """
 
     config: ModelConfig
-    axis_name: str | None = None
+    axis_name: str | None = None  # of the devices that "sync_bn" gathers statistics from
 
     if TYPE_CHECKING:  # flax declares a union of everything that any module's `apply` may return
 

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from golden_models import (
-    LOGITS,
+    PROBABILITIES,
     Network,
     assert_same_detections,
     assert_same_gradients,
@@ -124,7 +124,7 @@ def test_golden_detections(case, run):
             max(original),
         )
         if case.network.config.mask is not None:
-            assert max_relative(found.masks[i][valid][order], theirs[f"net_det{i}_masks"][:, 0]) < LOGITS
+            assert max_relative(found.masks[i][valid][order], theirs[f"net_det{i}_masks"][:, 0]) < PROBABILITIES
             assert_same_pasted(prediction.masks[order], theirs[f"det{i}_masks_packed"])
         else:
             sides = theirs[f"net_det{i}_boxes"][:, 2:] - theirs[f"net_det{i}_boxes"][:, :2]
@@ -144,14 +144,14 @@ def training_run(case, golden):
     images, sizes = case.evaluation["batched"].transpose(0, 2, 3, 1), case.evaluation["image_sizes"]
     polygons = [polygons_of(case.inputs, i) for i in range(len(sizes))]
     slots = max(map(len, polygons))
-    truths = [
-        padded_truth(
-            case.inputs[f"gt_boxes{i}"], case.inputs[f"gt_classes{i}"] + 1, case.inputs[f"gt_keypoints{i}"], slots
-        )
-        for i in range(len(sizes))
-    ]
-    # The window of a slot, unused otherwise, says which image it belongs to.
-    truths = [truth._replace(mask_windows=np.full((slots, 4), i, np.float32)) for i, truth in enumerate(truths)]
+    truths = []
+    for i in range(len(sizes)):
+        classes = case.inputs[f"gt_classes{i}"] + 1
+        if case.network.config.keypoint is not None:
+            classes = np.ones_like(classes)  # a person each
+        truth = padded_truth(case.inputs[f"gt_boxes{i}"], classes, case.inputs[f"gt_keypoints{i}"], slots)
+        # The window of a slot, unused otherwise, says which image it belongs to.
+        truths.append(truth._replace(mask_windows=np.full((slots, 4), i, np.float32)))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(targets, "mask_targets", exact_mask_targets(polygons))
         gradients, parts, counts = losses_and_gradients(

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from golden_models import (
     LOGITS,
+    PROBABILITIES,
     Network,
     assert_same_detections,
     assert_same_gradients,
@@ -142,7 +143,7 @@ def test_golden_detections(case, run):
             max(original),
         )
         if case.network.config.mask is not None:
-            assert max_relative(found.masks[i][valid][order], theirs[f"net_det{i}_masks"][:, 0]) < LOGITS
+            assert max_relative(found.masks[i][valid][order], theirs[f"net_det{i}_masks"][:, 0]) < PROBABILITIES
             assert_same_pasted(prediction.masks[order], theirs[f"det{i}_masks_ge_half_packed"])
         else:
             assert_same_keypoint_sets(theirs, i, found.keypoints[i][valid][order], prediction.keypoints[order], size)
