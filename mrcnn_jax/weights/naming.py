@@ -152,7 +152,8 @@ def match(
         else:
             problems.append(f"shape: {_complaint(names[path], state[names[path]], value, shapes[path])}")
     if problems:
-        raise WeightsError("\n  ".join([f"{source or 'these weights'} do not fit the model:", *problems]))
+        where = f"{source}: " if source else ""
+        raise WeightsError("\n  ".join([f"{where}these weights do not fit the model:", *problems]))
     return {path: value for path, value in variables.items() if module_of(path) not in other_classes}
 
 

@@ -1,0 +1,150 @@
+"""What a file of weights decides about the network beside its parameters: pixels, strides, the epsilon of its norms.
+
+| weights | channels | mean, std of pixels 0..255 | stride of a block | source |
+|---|---|---|---|---|
+| torchvision's detectors, classifiers | RGB | ImageNet's | 3x3 | torchvision 0.29.2, detection/faster_rcnn.py |
+| Detectron2's, from MSRA's ResNets | BGR | ImageNet's means, 1 | 1x1 | detectron2 02b5c4e, config/defaults.py |
+| Detectron2's, group norm | BGR | ImageNet's means, 1 | 3x3 | configs/Misc/mask_rcnn_R_50_FPN_3x_gn.yaml |
+| Detectron2's, ResNeXt | BGR | ImageNet's | 3x3 | COCO-InstanceSegmentation/mask_rcnn_X_101_32x8d_FPN_3x.yaml |
+| Detectron2's, from torchvision's ResNets | RGB | ImageNet's | 3x3 | tools/convert-torchvision-to-d2.py |
+| Detectron's (2018) | BGR | 102.9801 115.9465 122.7717, 1 | 1x1 | Detectron 04155a0, core/config.py |
+| Detectron's, group norm or ResNeXt | BGR | the same | 3x3 | core/config.py, RESNETS.STRIDE_1X1 |
+| EfficientNet-Lite's | RGB | 127, 128 | - | tensorflow/tpu 22d5cab, efficientnet/lite/efficientnet_lite_builder.py |
+
+A Detectron2 state dict that holds `pixel_mean` and `pixel_std` is taken at its word. The epsilon is 1e-5, in
+EfficientNet-Lite 1e-3; torchvision runs its published COCO_V1 files with 0 (`overwrite_eps` in models/detection).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import logging
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+from mrcnn_jax.config import ModelConfig
+from mrcnn_jax.weights.errors import WeightsError
+from mrcnn_jax.weights.naming import State
+
+log = logging.getLogger(__name__)
+
+Triple = tuple[float, float, float]
+
+
+class Preprocessing(NamedTuple):
+    """The fields of a ModelConfig that follow the weights; mean and std are in the order of the channels."""
+
+    channel_order: Literal["rgb", "bgr"]
+    pixel_mean: Triple
+    pixel_std: Triple
+    stride_in_1x1: bool = False
+    norm_eps: float = 1e-5
+
+
+_UNSCALED = (1.0, 1.0, 1.0)
+_BGR_MEAN = (103.53, 116.28, 123.675)
+
+TORCHVISION = Preprocessing(
+    "rgb", (0.485 * 255, 0.456 * 255, 0.406 * 255), (0.229 * 255, 0.224 * 255, 0.225 * 255), stride_in_1x1=False
+)
+_MSRA = Preprocessing("bgr", _BGR_MEAN, _UNSCALED, stride_in_1x1=True)
+_GROUP_NORM = _MSRA._replace(stride_in_1x1=False)
+_RESNEXT = Preprocessing("bgr", _BGR_MEAN, (57.375, 57.12, 58.395), stride_in_1x1=False)
+_DETECTRON_MEAN = (102.9801, 115.9465, 122.7717)
+EFFICIENTNET_LITE = Preprocessing("rgb", (127.0, 127.0, 127.0), (128.0, 128.0, 128.0), norm_eps=1e-3)
+
+# torchvision's FasterRCNN_, MaskRCNN_ and KeypointRCNN_ResNet50_FPN_Weights.COCO_V1: a file's SHA-256 begins with the
+# digits in its name.
+_COCO_V1 = (
+    "fasterrcnn_resnet50_fpn_coco-258fb6c6.pth",
+    "maskrcnn_resnet50_fpn_coco-bf2d0c1e.pth",
+    "keypointrcnn_resnet50_fpn_coco-fc266e95.pth",
+)
+
+
+def of_detectron2(state: State, author: str) -> Preprocessing:
+    """Of a state dict with Detectron2's names; `author` is what its file says about its origin."""
+    if "pixel_mean" in state and "pixel_std" in state:
+        return _stated(state)
+    if author == "torchvision":
+        return TORCHVISION
+    kind = _residual_network(state)
+    return {"resnext": _RESNEXT, "group norm": _GROUP_NORM, "resnet": _MSRA}[kind]
+
+
+def of_detectron(state: State) -> Preprocessing:
+    """Of what Detectron (2018) trained, under Detectron2's names."""
+    return Preprocessing("bgr", _DETECTRON_MEAN, _UNSCALED, stride_in_1x1=_residual_network(state) == "resnet")
+
+
+def follow(model: ModelConfig, chosen: Preprocessing) -> ModelConfig:
+    """The configuration with the fields that follow the weights set."""
+    backbone = dataclasses.replace(model.backbone, stride_in_1x1=chosen.stride_in_1x1, norm_eps=chosen.norm_eps)
+    return dataclasses.replace(
+        model,
+        channel_order=chosen.channel_order,
+        pixel_mean=chosen.pixel_mean,
+        pixel_std=chosen.pixel_std,
+        backbone=backbone,
+    )
+
+
+def followed_by(model: ModelConfig) -> Preprocessing:
+    """The fields that follow the weights, of a model that has been given some: `follow(m, followed_by(m)) == m`."""
+    backbone = model.backbone
+    return Preprocessing(
+        model.channel_order, model.pixel_mean, model.pixel_std, backbone.stride_in_1x1, backbone.norm_eps
+    )
+
+
+def with_eps(chosen: Preprocessing, norm: str, path: Path | None, override: float | None) -> Preprocessing:
+    """Decide the epsilon of frozen batch norms, and log it. `path`: the file, if its hash may tell.
+
+    Raises WeightsError for an override where there is no frozen batch norm.
+    """
+    if norm != "frozen_bn":
+        if override is not None:
+            raise WeightsError(f"frozen_bn_eps={override} is for frozen batch norms; the backbone's norm is {norm!r}")
+        return chosen
+    if override is not None:
+        chosen, reason = chosen._replace(norm_eps=override), "as asked for"
+    elif path is not None and (name := published_as(path)):
+        chosen, reason = chosen._replace(norm_eps=0.0), f"this is torchvision's {name}"
+    else:
+        reason = "this is not one of torchvision's published COCO_V1 files"
+    log.info("epsilon of the frozen batch norms: %g (%s)", chosen.norm_eps, reason)
+    return chosen
+
+
+def published_as(path: Path) -> str | None:
+    """The name of torchvision's COCO_V1 file that this is, by its content, whatever it is called; else None."""
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    return next((name for name in _COCO_V1 if digest.startswith(name[-12:-4])), None)
+
+
+def _residual_network(state: State) -> Literal["resnet", "resnext", "group norm"]:
+    """What kind of network a state dict with Detectron2's names is of."""
+    kernel = next((value for name, value in state.items() if name.endswith("res2.0.conv2.weight")), None)
+    if kernel is not None and kernel.ndim == 4 and kernel.shape[1] < kernel.shape[0]:
+        return "resnext"
+    batch_norm = any(name.endswith("stem.conv1.norm.running_mean") for name in state)
+    return "resnet" if batch_norm else "group norm"
+
+
+def _stated(state: State) -> Preprocessing:
+    """Of a state dict that stores its pixel statistics. Red is the brightest channel of ImageNet: it tells the order.
+
+    Statistics with scaled pixels in RGB belong to torchvision's ResNets, and such in BGR to Caffe2's ResNeXt.
+    """
+    mean, std = _triple(state["pixel_mean"]), _triple(state["pixel_std"])
+    order: Literal["rgb", "bgr"] = "rgb" if mean[0] > mean[2] else "bgr"
+    unscaled = std == _UNSCALED and _residual_network(state) == "resnet"
+    return Preprocessing(order, mean, std, stride_in_1x1=unscaled)
+
+
+def _triple(value: Any) -> Triple:
+    """float32 numbers as they were written: 103.53, not 103.52999877929688."""
+    red, green, blue = (float(f"{float(v):.7g}") for v in value.reshape(-1))
+    return red, green, blue

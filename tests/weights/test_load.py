@@ -1,0 +1,399 @@
+"""Weights into models: whose they are, what they decide, which of them a training may replace."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import logging
+import pickle
+
+import jax
+import numpy as np
+import pytest
+
+from mrcnn_jax import presets
+from mrcnn_jax.weights import detectron2, files, preprocessing, torchvision
+from mrcnn_jax.weights.coco_categories import COCO, categories
+from mrcnn_jax.weights.errors import WeightsError
+from mrcnn_jax.weights.load import import_weights, initial, initial_from_run
+from mrcnn_jax.weights.preprocessing import TORCHVISION, Preprocessing, follow, followed_by
+
+MSRA = Preprocessing("bgr", (103.53, 116.28, 123.675), (1.0, 1.0, 1.0), stride_in_1x1=True)
+DETECTRON = MSRA._replace(pixel_mean=(102.9801, 115.9465, 122.7717))
+
+
+@pytest.fixture(scope="module")
+def network(variant, random_variables):
+    """A network with frozen batch norms and three classes, and its variables."""
+    config = variant("frozen")
+    return config, random_variables(config)
+
+
+@pytest.fixture(autouse=True)
+def messages(caplog):
+    caplog.set_level(logging.INFO, logger="mrcnn_jax")
+    return caplog
+
+
+def assert_equal(ours, theirs):
+    jax.tree.map(np.testing.assert_array_equal, ours, theirs)
+
+
+def differently_configured(config):
+    """The same network with everything that weights decide set to something else."""
+    odd = Preprocessing("rgb", (1.0, 2.0, 3.0), (4.0, 5.0, 6.0), stride_in_1x1=False, norm_eps=0.5)
+    return dataclasses.replace(follow(config, odd), num_classes=7)
+
+
+def saved(folder, name, content):
+    """A file with `content`: a state dict, or for pickles anything."""
+    path = folder / name
+    if path.suffix == ".pkl":
+        path.write_bytes(pickle.dumps(content, protocol=2))
+    else:
+        files.write(path, content)
+    return path
+
+
+@pytest.mark.parametrize("name", ["w.npz", "w.safetensors"])
+@pytest.mark.parametrize(
+    ("export", "expected"), [(torchvision.export_state, TORCHVISION), (detectron2.export_state, MSRA)]
+)
+def test_files_decide(network, tmp_path, name, export, expected):
+    """Number of classes, pixels, stride and epsilon come from the file, whatever the configuration says."""
+    config, variables = network
+    path = saved(tmp_path, name, export(variables))
+    model, imported = import_weights(path, differently_configured(config))
+    assert_equal(imported, variables)
+    assert model.num_classes == 3
+    assert (model.category_ids, model.category_names) == ((1, 2, 3), ())
+    assert followed_by(model) == expected
+    assert dataclasses.replace(follow(model, followed_by(config)), category_ids=()) == config
+
+
+def test_detectron2_pickle_and_torch_checkpoint(network, tmp_path):
+    """The zoo's form; and a training script's, with other things beside the weights and DataParallel's prefix."""
+    config, variables = network
+    state = detectron2.export_state(variables)
+    zoo = saved(tmp_path, "zoo.pkl", {"model": state, "__author__": "Detectron2 Model Zoo"})
+    assert_equal(import_weights(zoo, config, format="detectron2")[1], variables)
+    torch = pytest.importorskip("torch")
+    tensors = {f"module.{name}": torch.from_numpy(value) for name, value in state.items()}
+    torch.save({"model": tensors, "optimizer": {"state": {}}, "iteration": 7}, tmp_path / "last.pth")
+    assert_equal(import_weights(tmp_path / "last.pth", config)[1], variables)
+
+
+def test_state_dict_of_torch_tensors(network):
+    torch = pytest.importorskip("torch")
+    config, variables = network
+    state = {name: torch.nn.Parameter(torch.from_numpy(v)) for name, v in torchvision.export_state(variables).items()}
+    state["backbone.body.bn1.num_batches_tracked"] = torch.tensor(3)
+    assert_equal(import_weights(state, config, format="torchvision")[1], variables)
+
+
+def test_detectron_blobs(network, as_blobs, tmp_path):
+    config, variables = network
+    blobs = as_blobs(detectron2.export_state(variables))
+    blobs |= {f"{name}_momentum": value for name, value in blobs.items()}
+    path = saved(tmp_path, "model_final.pkl", {"blobs": blobs, "cfg": "MODEL: {}"})
+    model, imported = import_weights(path, config, format="detectron2")
+    assert_equal(imported["params"], variables["params"])
+    assert followed_by(model) == DETECTRON
+
+
+@pytest.mark.parametrize(
+    ("name", "author", "expected"),
+    [
+        ("resnext", "", MSRA._replace(pixel_std=(57.375, 57.12, 58.395), stride_in_1x1=False)),
+        ("gn everywhere", "", MSRA._replace(stride_in_1x1=False)),
+        ("c4", "Detectron2 Model Zoo", MSRA),
+        ("c4", "torchvision", TORCHVISION),
+    ],
+)
+def test_detectron2_networks_tell_their_pixels(variant, random_variables, name, author, expected):
+    config = variant(name)
+    state = detectron2.export_state(random_variables(config))
+    model, _ = import_weights({"model": state, "__author__": author}, config)
+    assert followed_by(model) == expected
+
+
+@pytest.mark.parametrize(
+    ("mean", "std", "expected"),
+    [
+        ((123.675, 116.28, 103.53), (58.395, 57.12, 57.375), ("rgb", False)),
+        ((103.53, 116.28, 123.675), (1.0, 1.0, 1.0), ("bgr", True)),
+    ],
+)
+def test_stored_pixel_statistics_are_believed(network, mean, std, expected):
+    config, variables = network
+    state = detectron2.export_state(variables)
+    state |= {
+        "pixel_mean": np.array(mean, np.float32)[:, None, None],
+        "pixel_std": np.array(std, np.float32)[:, None, None],
+    }
+    model, _ = import_weights(state, config)
+    assert (model.pixel_mean, model.pixel_std) == (mean, std)
+    assert (model.channel_order, model.backbone.stride_in_1x1) == expected
+
+
+@pytest.mark.parametrize("name", ["resnext", "gn"])
+def test_detectron_without_msras_network_has_its_stride_in_3x3(variant, random_variables, name):
+    state = detectron2.export_state(random_variables(variant(name)))
+    assert preprocessing.of_detectron(state) == DETECTRON._replace(stride_in_1x1=False)
+
+
+def test_presets_are_what_their_files_decide():
+    """A preset's pixels and stride are those of the peer's own initial weights: the two tables agree."""
+    assert followed_by(presets.torchvision()) == TORCHVISION
+    assert followed_by(presets.detectron2()) == MSRA
+
+
+# --- the epsilon of frozen batch norms
+
+
+def eps(config, source, messages, **options):
+    """Epsilon of the imported model; what the log says about it."""
+    messages.clear()
+    model, _ = import_weights(source, config, **options)
+    said = [record.getMessage() for record in messages.records if record.getMessage().startswith("epsilon")]
+    return model.backbone.norm_eps, said
+
+
+def test_epsilon_of_published_files_is_zero(network, tmp_path, monkeypatch, messages):
+    config, variables = network
+    state = torchvision.export_state(variables)
+    path = saved(tmp_path, "maskrcnn_resnet50_fpn_coco-bf2d0c1e.npz", state)
+    assert eps(config, path, messages)[0] == 1e-5  # the name alone does not count
+    digits = hashlib.sha256(path.read_bytes()).hexdigest()[:8]
+    monkeypatch.setattr(preprocessing, "_COCO_V1", (f"maskrcnn_resnet50_fpn_coco-{digits}.pth",))
+    found, said = eps(config, path, messages)
+    assert found == 0
+    assert said == [
+        f"epsilon of the frozen batch norms: 0 (this is torchvision's maskrcnn_resnet50_fpn_coco-{digits}.pth)"
+    ]
+    assert eps(config, path, messages, frozen_bn_eps=1e-3)[0] == 1e-3
+    assert eps(config, state, messages) == (
+        1e-5,
+        ["epsilon of the frozen batch norms: 1e-05 (this is not one of torchvision's published COCO_V1 files)"],
+    )
+    assert eps(config, state, messages, frozen_bn_eps=0.0) == (
+        0,
+        ["epsilon of the frozen batch norms: 0 (as asked for)"],
+    )
+
+
+def test_published_names_carry_their_hash():
+    """torchvision's own form, from which the digits are cut; the three COCO_V1 files."""
+    assert len(preprocessing._COCO_V1) == 3
+    for name in preprocessing._COCO_V1:
+        assert len(name[-12:-4]) == 8
+        int(name[-12:-4], 16)
+
+
+def test_epsilon_is_only_for_frozen_norms(variant, random_variables, messages):
+    config = variant("v2")
+    state = torchvision.export_state(random_variables(config))
+    assert eps(config, state, messages) == (1e-5, [])
+    with pytest.raises(WeightsError, match=r"frozen_bn_eps=0.0 is for frozen batch norms; .* 'bn'"):
+        import_weights(state, config, frozen_bn_eps=0.0)
+
+
+# --- classes
+
+
+def test_categories_of_coco():
+    assert len(COCO) == 80
+    ids, names = categories(80, of_persons=False)
+    assert (ids[11], names[11], ids[-1], names[-1]) == (13, "stop sign", 90, "toothbrush")
+    ids, names = categories(90, of_persons=False)
+    assert (ids, names[11], names[12]) == (tuple(range(1, 91)), "N/A", "stop sign")
+    assert [names[i - 1] for i in COCO] == list(COCO.values())
+    assert categories(1, of_persons=True) == ((1,), ("person",))
+    assert categories(1, of_persons=False) == ((1,), ())
+
+
+def test_categories_are_those_of_the_data_set(shared_data):
+    """The list here against a file of COCO's."""
+    import json
+
+    data = json.loads((shared_data("coco_by") / "annotations.json").read_text())
+    assert {c["id"]: c["name"] for c in data["categories"]} == COCO
+
+
+@pytest.mark.parametrize("classes", [80, 90])
+def test_classes_of_coco_models_are_named(variant, random_variables, classes):
+    config = variant("frozen", classes)
+    model, _ = import_weights(detectron2.export_state(random_variables(config)), variant("frozen"))
+    assert (model.num_classes, len(model.category_ids), model.category_ids[-1]) == (classes, classes, 90)
+    assert (model.category_names[0], model.category_names[-1]) == ("person", "toothbrush")
+
+
+def test_categories_of_the_configuration_stay_where_they_fit(variant, random_variables):
+    config = dataclasses.replace(variant("gn"), category_ids=(4, 5, 9), category_names=("a", "b", "c"))
+    state = detectron2.export_state(random_variables(config))
+    assert import_weights(state, config)[0].category_ids == (4, 5, 9)
+    one = import_weights(detectron2.export_state(random_variables(variant("keypoints", 1))), variant("keypoints"))[0]
+    assert (one.category_ids, one.category_names) == ((1,), ("person",))
+
+
+# --- what is refused
+
+
+def test_other_formats_and_kinds_are_refused(network, tmp_path):
+    config, variables = network
+    state = torchvision.export_state(variables)
+    with pytest.raises(WeightsError, match="is a torchvision detection model, not in the format 'detectron2'"):
+        import_weights(state, config, format="detectron2")
+    with pytest.raises(WeightsError, match="the state dict is a torchvision classifier, not a detection model"):
+        import_weights(classifier(state), config)
+    with pytest.raises(WeightsError, match=r"of no known kind: it holds a.b.weight, .* a Detectron2 model"):
+        import_weights({"a.b.weight": np.zeros(2)}, config)
+    with pytest.raises(WeightsError, match="it holds no tensors, "):
+        import_weights({"epoch": 3}, config)
+    with pytest.raises(WeightsError, match="holds a list, not a state dict"):
+        import_weights(saved(tmp_path, "list.pkl", [1, 2]), config)
+    del state["roi_heads.box_predictor.cls_score.bias"]
+    with pytest.raises(WeightsError, match=r"has no roi_heads\.box_predictor\.cls_score\.bias"):
+        import_weights(state, config)
+
+
+def test_what_does_not_fit_is_listed_with_the_file(network, tmp_path):
+    config, variables = network
+    state = torchvision.export_state(variables)
+    state["extra.weight"] = state.pop("rpn.head.cls_logits.bias")
+    path = saved(tmp_path, "broken.npz", state)
+    with pytest.raises(WeightsError) as error:
+        import_weights(path, config)
+    assert str(error.value).splitlines() == [
+        f"{path}: these weights do not fit the model:",
+        "  missing: rpn.head.cls_logits.bias",
+        "  unexpected: extra.weight",
+    ]
+
+
+# --- the beginning of a training
+
+
+def classifier(state):
+    """A torchvision classifier with the residual network of a detection model."""
+    prefix = "backbone.body."
+    network = {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
+    return {**network, "fc.weight": np.zeros((1000, 4), np.float32), "fc.bias": np.zeros(1000, np.float32)}
+
+
+def test_whole_model_with_other_classes(network, random_variables, messages):
+    """A head for 90 classes is replaced by a new one; all the rest is the file's."""
+    config, _ = network
+    theirs = random_variables(dataclasses.replace(config, num_classes=90))
+    model, variables = initial(differently_configured(config), torchvision.export_state(theirs), jax.random.key(0))
+    assert model.num_classes == 7  # that of the data, which a training knows
+    assert followed_by(model) == TORCHVISION
+    new = {("box_head", "logits"), ("box_head", "deltas"), ("mask_head", "logits")}
+    for part, modules in variables["params"].items():
+        for module, ours in modules.items():
+            if (part, module) in new:
+                assert ours["kernel"].shape[-1] in (7, 8, 28)
+                assert np.std(ours["kernel"]) < 0.02  # the initial values of the paper's, not the file's of std 1
+            else:
+                assert_equal(ours, theirs["params"][part][module])
+    assert_equal(variables["frozen"], theirs["frozen"])
+    said = " ".join(record.getMessage() for record in messages.records)
+    assert "random initial values for box_head/deltas, box_head/logits, mask_head/logits" in said
+    assert "pixel_mean is 123.675 116.28 103.53, was 1 2 3" in said
+    assert "stride_in_1x1" not in said  # it was False before
+
+
+def test_whole_model_with_the_same_classes_is_taken_whole(network, messages):
+    config, variables = network
+    assert_equal(initial(config, detectron2.export_state(variables), jax.random.key(0))[1], variables)
+    assert not any("random" in record.getMessage() for record in messages.records)
+
+
+def test_other_keypoints(variant, random_variables):
+    theirs = random_variables(variant("keypoints", 1))
+    config = variant("keypoints", 1)
+    config = dataclasses.replace(config, keypoint=dataclasses.replace(config.keypoint, num_keypoints=5, flip_map=()))
+    _, variables = initial(config, detectron2.export_state(theirs), jax.random.key(0))
+    assert variables["params"]["keypoint_head"]["deconv"]["kernel"].shape[-1] == 5
+    assert_equal(variables["params"]["box_head"], theirs["params"]["box_head"])
+
+
+def test_only_heads_may_differ(network, random_variables):
+    """Another width of the hidden layer is no matter of classes: nothing is dropped for it."""
+    config, variables = network
+    narrower = dataclasses.replace(config, box=dataclasses.replace(config.box, hidden=16), num_classes=5)
+    with pytest.raises(WeightsError, match=r"shape: roi_heads.box_predictor.bbox_pred.weight is \(16, 32\)"):
+        initial(narrower, torchvision.export_state(variables), jax.random.key(0))
+
+
+def test_classifier_of_detectron2(variant, random_variables):
+    """Only the residual network comes from the file, C4's shared head included."""
+    config = variant("c4")
+    theirs = random_variables(config)
+    state = detectron2.export_state(theirs)
+    bare = {}
+    for tensor, value in state.items():
+        tensor = tensor.removeprefix("backbone.").removeprefix("bottom_up.").removeprefix("roi_heads.")
+        if tensor.startswith(("stem.", "res")):
+            bare[tensor] = value
+    bare["stem.fc.weight"] = np.zeros((10, 4), np.float32)
+    model, variables = initial(config, {"model": bare, "__author__": "torchvision"}, jax.random.key(0))
+    assert followed_by(model) == TORCHVISION
+    for collection in ("params", "frozen"):
+        for part in ("backbone", "res5"):
+            assert_equal(variables[collection].get(part), theirs[collection].get(part))
+    assert np.std(variables["params"]["rpn_head"]["conv1"]["kernel"]) < 0.02
+
+
+def test_torchvision_classifier(network):
+    config, theirs = network
+    state = classifier(torchvision.export_state(theirs))
+    state["bn1.num_batches_tracked"] = np.int64(3)
+    model, variables = initial(config, state, jax.random.key(0))
+    assert followed_by(model) == TORCHVISION
+    assert_equal(variables["params"]["backbone"], theirs["params"]["backbone"])
+    assert_equal(variables["frozen"], theirs["frozen"])
+
+
+@pytest.mark.parametrize("fused", [True, False])
+def test_msra_classifier(network, as_blobs, fused):
+    """Detectron2's copy has the statistics of the batch norms; Detectron's has them fused, and other means."""
+    config, theirs = network
+    state = detectron2.export_state(theirs)
+    blobs = {name: v for name, v in as_blobs(state).items() if name.startswith(("conv1_", "res_conv1", "res"))}
+    if not fused:
+        for name in [name for name in blobs if name.endswith("_bn_s")]:
+            prefix = name.removesuffix("s")
+            scale, offset = blobs.pop(prefix + "s"), blobs.pop(prefix + "b")
+            blobs |= {f"{prefix}gamma": scale, f"{prefix}beta": offset, f"{prefix}running_mean": 0 * scale}
+            blobs[f"{prefix}running_var"] = 0 * scale + 1
+    blobs |= {"conv1_b": np.zeros(8, np.float32), "fc1000_w": np.zeros((10, 4), np.float32)}
+    model, variables = initial(config, blobs, jax.random.key(0))
+    assert followed_by(model) == (DETECTRON if fused else MSRA)
+    assert_equal(variables["params"]["backbone"], theirs["params"]["backbone"])
+
+
+def test_incomplete_classifier_is_refused(network):
+    config, theirs = network
+    state = classifier(torchvision.export_state(theirs))
+    del state["layer3.1.bn2.bias"]
+    state["layer5.0.conv1.weight"] = np.zeros(3, np.float32)
+    with pytest.raises(WeightsError) as error:
+        initial(config, state, jax.random.key(0))
+    assert str(error.value).splitlines()[1:] == [
+        "  missing: layer3.1.bn2.bias",
+        "  unexpected: layer5.0.conv1.weight",
+    ]
+
+
+def test_another_run_of_ours(network):
+    """Its weights and its preprocessing, a new head where it had other classes."""
+    run, theirs = network
+    run = follow(run, MSRA)
+    model, variables = initial_from_run(differently_configured(run), run, theirs, jax.random.key(0), "runs/first")
+    assert followed_by(model) == MSRA
+    assert_equal(variables["params"]["fpn"], theirs["params"]["fpn"])
+    assert variables["params"]["box_head"]["logits"]["bias"].shape == (8,)
+    smaller = dataclasses.replace(run, box=dataclasses.replace(run.box, hidden=16))
+    with pytest.raises(WeightsError, match=r"runs/first: these weights do not fit .*\n.*params/box_head/"):
+        initial_from_run(smaller, run, theirs, jax.random.key(0), "runs/first")
