@@ -122,6 +122,11 @@ def read_config(workdir: epath.PathLike) -> Config | None:
     return from_json(path.read_text()) if path.is_file() else None
 
 
+def resumable(workdir: epath.PathLike) -> Config | None:
+    """The configuration of the run in `workdir` if it has a complete checkpoint to go on from."""
+    return read_config(workdir) if _complete_steps(workdir) else None
+
+
 def differing_fields(first: Config, second: Config) -> list[str]:
     """Dotted names of the fields in which two configurations differ."""
     old, new = dict(_flatten(asdict(first))), dict(_flatten(asdict(second)))

@@ -6,7 +6,6 @@ import dataclasses
 import functools
 import time
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -19,14 +18,14 @@ from mrcnn_jax.data.coco import Dataset, load_split
 from mrcnn_jax.data.pipeline import train_batches
 from mrcnn_jax.evaluation.coco import check_categories, check_keypoints
 from mrcnn_jax.evaluation.run import evaluate_model
-from mrcnn_jax.models.rcnn import MaskRCNN, Variables, build_model, init_variables, variable_shapes
+from mrcnn_jax.models.rcnn import build_model, variable_shapes
 from mrcnn_jax.structures import Batch
 from mrcnn_jax.training import parallel
-from mrcnn_jax.training.checkpoint import Checkpointer, claim_workdir, load_variables
+from mrcnn_jax.training.checkpoint import Checkpointer, claim_workdir
+from mrcnn_jax.training.initial import starting_point
 from mrcnn_jax.training.logging import MetricsLog, default_sinks
 from mrcnn_jax.training.optimizer import frozen_paths, make_optimizer, make_schedule
 from mrcnn_jax.training.step import TrainState, TrainStep, create_state, make_train_step
-from mrcnn_jax.weights import torchvision
 
 ImageIds = Callable[[np.ndarray], list[Any]]
 
@@ -45,17 +44,21 @@ def train(config: Config, workdir: epath.PathLike, *, devices: Sequence[jax.Devi
     held_back = load_split(config.data, "eval").categories  # what is wrong with it is better known before the training
     check_categories(config.model, held_back.ids, held_back.names)
     check_keypoints(config.model, held_back.pose.names)
+    init_key, key = jax.random.split(jax.random.key(config.train.seed))
+    config, variables = starting_point(config, workdir, init_key)
     claim_workdir(workdir, config)
     model = build_model(config.model)
-    init_key, key = jax.random.split(jax.random.key(config.train.seed))
     schedule = make_schedule(config.optimizer, config.train.steps)
     shapes = variable_shapes(model)
     optimizer = make_optimizer(config.optimizer, schedule, shapes["params"], frozen_paths(config.model))
     step = make_train_step(model, config, optimizer, schedule, axis_name=parallel.AXIS_NAME)
     with Checkpointer(workdir, config.train.keep_checkpoints) as checkpointer:
-        state = checkpointer.restore_latest(jax.eval_shape(functools.partial(create_state, optimizer), shapes))
-        if state is None:
-            state = create_state(optimizer, initial_variables(model, config, init_key))
+        if variables is None:
+            state = checkpointer.restore_latest(jax.eval_shape(functools.partial(create_state, optimizer), shapes))
+        else:
+            state = create_state(optimizer, variables)
+        assert state is not None, f"{workdir} has a checkpoint that cannot be found"
+        del variables  # the state has its own
         if int(state.step) < config.train.steps:
             state = _train_on(dataset, config, workdir, step, state, key, checkpointer, devices)
     if jax.process_index() == 0:
@@ -125,18 +128,6 @@ def with_categories(config: Config, categories: Categories) -> Config:
             model, keypoint_names=categories.pose.names, skeleton=model.skeleton or categories.pose.skeleton
         )
     return dataclasses.replace(config, model=model)
-
-
-def initial_variables(model: MaskRCNN, config: Config, key: jax.Array) -> Variables:
-    """Random variables, or those of `config.init`: another run's workdir, or a .npz of torchvision's state dict."""
-    if not config.init:
-        return init_variables(model, key)
-    if (epath.Path(config.init) / "config.json").is_file():
-        return load_variables(config.init)[1]
-    if not Path(config.init).is_file():
-        raise ConfigError(f"init: there is neither a file nor a workdir {config.init}")
-    with np.load(config.init) as arrays:
-        return torchvision.import_state(model, dict(arrays))
 
 
 class NonFiniteLossError(RuntimeError):

@@ -17,7 +17,7 @@ from mrcnn_jax.structures import Batch
 from mrcnn_jax.training import parallel
 from mrcnn_jax.training.checkpoint import Checkpointer
 from mrcnn_jax.training.logging import MetricsLog
-from mrcnn_jax.training.loop import NonFiniteLossError, initial_variables, run_steps, with_categories
+from mrcnn_jax.training.loop import NonFiniteLossError, run_steps, with_categories
 
 POISON = 255  # a pixel that makes the loss infinite
 
@@ -158,8 +158,3 @@ def test_keypoint_names_and_skeleton_come_from_the_data():
     assert with_categories(Config(), categories).model.keypoint_names == ()
     with pytest.raises(ConfigError, match=r"the model has 17 keypoints .*, the data 3 \(head, left_hand, right_hand\)"):
         with_categories(Config(model=ModelConfig(keypoint=KeypointHeadConfig())), categories)
-
-
-def test_missing_initial_weights_are_named():
-    with pytest.raises(ConfigError, match=r"init: .*nowhere\.npz"):
-        initial_variables(None, dataclasses.replace(Config(), init="nowhere.npz"), jax.random.key(0))
