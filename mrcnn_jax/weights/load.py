@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+from collections.abc import Iterable
 from typing import Any, Literal
 
 import flax
@@ -16,7 +17,7 @@ import jax
 from mrcnn_jax.config import ModelConfig
 from mrcnn_jax.models.rcnn import Variables, build_model, init_variables
 from mrcnn_jax.weights import naming, preprocessing
-from mrcnn_jax.weights.coco_categories import categories
+from mrcnn_jax.weights.coco_categories import KEYPOINTS, SKELETON, categories
 from mrcnn_jax.weights.errors import WeightsError
 from mrcnn_jax.weights.naming import Flat, Path
 from mrcnn_jax.weights.preprocessing import Preprocessing, follow, followed_by
@@ -108,7 +109,10 @@ def _shown(value: Any) -> str:
 
 
 def _with_classes(model: ModelConfig, found: Source) -> ModelConfig:
-    """The model with the number of classes of the weights; ids and names stay where there are as many."""
+    """The model with the number of classes of the weights; ids and names stay where there are as many.
+
+    One class with 17 keypoints is COCO's person.
+    """
     name = found.kind.naming.class_scores
     if name not in found.state:
         raise WeightsError(f"{found.label} has no {name}: it is not a whole detection model")
@@ -116,7 +120,10 @@ def _with_classes(model: ModelConfig, found: Source) -> ModelConfig:
     if count == len(model.category_ids):
         return dataclasses.replace(model, num_classes=count)
     ids, names = categories(count, of_persons=model.keypoint is not None)
-    return dataclasses.replace(model, num_classes=count, category_ids=ids, category_names=names)
+    model = dataclasses.replace(model, num_classes=count, category_ids=ids, category_names=names)
+    if count == 1 and model.num_keypoints == len(KEYPOINTS) and not model.keypoint_names:
+        model = dataclasses.replace(model, keypoint_names=KEYPOINTS, skeleton=SKELETON)
+    return model
 
 
 def _in_backbone(path: Path) -> bool:
@@ -127,8 +134,13 @@ def _completed(model: ModelConfig, shapes: Any, given: Flat, key: jax.Array, lab
     """The given variables, and random ones for the rest; says for which modules."""
     rest = [path for path in shapes if path not in given]
     if rest:
-        modules = sorted({naming.module_of(path) for path in rest})
-        log.info("%s: random initial values for %s", label, ", ".join(modules))
+        log.info("%s: random initial values for %s", label, ", ".join(_named(rest, given)))
         fresh = flax.traverse_util.flatten_dict(init_variables(build_model(model), key))
         given = {**given, **{path: fresh[path] for path in rest}}
     return flax.traverse_util.unflatten_dict(given)
+
+
+def _named(paths: Iterable[Path], others: Iterable[Path]) -> list[str]:
+    """The modules of some variables; a part of the network by its own name, if nothing of it is among the others."""
+    parts = {path[1] for path in others}
+    return sorted({naming.module_of(path) if path[1] in parts else path[1] for path in paths})

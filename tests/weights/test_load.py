@@ -236,6 +236,17 @@ def test_categories_of_the_configuration_stay_where_they_fit(variant, random_var
     assert (one.category_ids, one.category_names) == ((1,), ("person",))
 
 
+def test_keypoints_of_coco_persons_are_named(variant, random_variables):
+    person = variant("keypoints", 1)
+    person = dataclasses.replace(person, keypoint=dataclasses.replace(person.keypoint, num_keypoints=17))
+    model, _ = import_weights(detectron2.export_state(random_variables(person)), person)
+    assert len(model.keypoint_names) == 17
+    shins = {(model.keypoint_names[a], model.keypoint_names[b]) for a, b in model.skeleton}
+    assert {("left_ankle", "left_knee"), ("right_ankle", "right_knee")} <= shins
+    other = variant("keypoints", 2)
+    assert not import_weights(detectron2.export_state(random_variables(other)), other)[0].keypoint_names
+
+
 # --- what is refused
 
 
@@ -345,12 +356,13 @@ def test_classifier_of_detectron2(variant, random_variables):
     assert np.std(variables["params"]["rpn_head"]["conv1"]["kernel"]) < 0.02
 
 
-def test_torchvision_classifier(network):
+def test_torchvision_classifier(network, messages):
     config, theirs = network
     state = classifier(torchvision.export_state(theirs))
     state["bn1.num_batches_tracked"] = np.int64(3)
     model, variables = initial(config, state, jax.random.key(0))
     assert followed_by(model) == TORCHVISION
+    assert "random initial values for box_head, fpn, mask_head, rpn_head" in messages.messages[-1]
     assert_equal(variables["params"]["backbone"], theirs["params"]["backbone"])
     assert_equal(variables["frozen"], theirs["frozen"])
 
