@@ -54,15 +54,17 @@ def _convolution(stride: int, padding: Padding, x: jax.Array, kernel: jax.Array)
 
 
 def _slices(stride: int, padding: Padding, x: jax.Array, kernel: jax.Array) -> jax.Array:
+    """Barriers keep the pass over the pixels apart: fused with the padding it asks for each pixel whether it is a zero,
+    and fused with what reads the result it would be made again for each reader."""
     size = kernel.shape[0]
-    padded = zero_pad(x, *padding)
+    padded = lax.optimization_barrier(zero_pad(x, *padding))
     height, width = ((side - size) // stride + 1 for side in padded.shape[1:3])
     total = sum(
         _wide(window(padded, dy, dx, height, width, (stride, stride))) * _wide(kernel[None, dy, dx, None])
         for dy in range(size)
         for dx in range(size)
     )
-    return jnp.asarray(total, x.dtype)
+    return lax.optimization_barrier(jnp.asarray(total, x.dtype))
 
 
 def _gradients_slices(stride, padding, x, kernel, gradient):  # type: ignore[no-untyped-def]
