@@ -27,7 +27,8 @@ class Norm(nn.Module):
     `frozen_bn`: batch norm whose statistics and affine constants never change (collection `frozen`, not `params`);
     `bn`: batch norm over the batch of this device when `train`, else with running statistics; `sync_bn`: the same over
     the devices of `axis_name`; `gn`: group norm with 32 groups, or with 2 channels a group where there are fewer than
-    64 (Wu and He 2018). `rows` (B,) bool says which rows of x (B, H, W, F) count in batch statistics (default: all).
+    64 (Wu and He 2018), fewer where these do not divide the channels. `rows` (B,) bool says which rows of x
+    (B, H, W, F) count in batch statistics (default: all).
     """
 
     kind: NormName
@@ -39,7 +40,8 @@ class Norm(nn.Module):
         if self.kind == "frozen_bn":
             return self._frozen(x)
         if self.kind == "gn":
-            groups = min(32, x.shape[-1] // 2)
+            channels = x.shape[-1]
+            groups = next(n for n in range(min(32, channels // 2), 0, -1) if channels % n == 0)
             return nn.GroupNorm(groups, epsilon=self.eps, dtype=x.dtype, name="norm")(x)
         axis_name = self.axis_name if self.kind == "sync_bn" else None
         return BatchNorm(self.eps, axis_name, name="norm")(x, train=train, rows=rows)

@@ -23,9 +23,10 @@ def network(**settings):
     return EfficientNetLite(config, make_norm(config.norm, config.norm_eps))
 
 
-def test_shapes_and_parameter_count():
+@pytest.mark.parametrize("norm", ["bn", "gn"])
+def test_shapes_and_parameter_count(norm):
     images = jax.ShapeDtypeStruct((2, 64, 96, 3), jnp.float32)
-    taps, variables = jax.eval_shape(network().init_with_output, jax.random.key(0), images)
+    taps, variables = jax.eval_shape(network(norm=norm).init_with_output, jax.random.key(0), images)
     assert sum(leaf.size for leaf in jax.tree.leaves(variables["params"])) == PARAMETERS
     assert [tap.shape for tap in taps] == [(2, 16, 24, 24), (2, 8, 12, 40), (2, 4, 6, 112), (2, 2, 3, 320)]
 
