@@ -44,11 +44,11 @@ def train(config: Config, workdir: epath.PathLike, *, devices: Sequence[jax.Devi
     held_back = load_split(config.data, "eval").categories  # what is wrong with it is better known before the training
     check_categories(config.model, held_back.ids, held_back.names)
     check_keypoints(config.model, held_back.pose.names)
+    schedule = make_schedule(config.optimizer, config.train.steps)
     init_key, key = jax.random.split(jax.random.key(config.train.seed))
     config, variables = starting_point(config, workdir, init_key)
     claim_workdir(workdir, config)
     model = build_model(config.model)
-    schedule = make_schedule(config.optimizer, config.train.steps)
     shapes = variable_shapes(model)
     optimizer = make_optimizer(config.optimizer, schedule, shapes["params"], frozen_paths(config.model))
     step = make_train_step(model, config, optimizer, schedule, axis_name=parallel.AXIS_NAME)
