@@ -86,7 +86,7 @@ def strided(numbers: np.ndarray, offset: object, shape: object, strides: object)
     if offset < 0 or any(type(step) is not int or step < 0 for step in strides):
         raise WeightsError("a tensor has a negative or meaningless offset or stride")
     if not math.prod(sizes):
-        return np.zeros(sizes, numbers.dtype)
+        return numbers[:0].reshape(sizes)
     steps = tuple(step if size > 1 else 0 for step, size in zip(strides, sizes, strict=True))
     last = offset + sum(step * (size - 1) for step, size in zip(steps, sizes, strict=True))
     if last >= numbers.size or math.prod(sizes) > max(numbers.size, _EXPANDED):

@@ -9,6 +9,7 @@ from typing import Any
 from mrcnn_jax.weights.errors import WeightsError, shown
 
 MAX_VALUES = 2_000_000  # the largest checkpoints of the peers, with their optimizer's state, need some 10^5
+_MAX_REPEATED = 10_000
 _MAX_DEPTH = 100
 _BLOCK = 1 << 20
 
@@ -87,14 +88,15 @@ def decoded(view: memoryview, encoding: str) -> str:
 def finished(value: Any, size: int) -> Any:
     """Plain dictionaries, lists, tuples, strings, numbers and arrays of what was unpickled.
 
-    `size`: bytes of the pickle. No pickle that was written by a pickler has more bytes of strings and arrays in it.
+    `size`: bytes of the pickle. What a pickler wrote has no more bytes of strings and arrays, and, but for a few that
+    it repeats by reference, no more values.
     """
     return _Finisher(size).plain(value, 0)
 
 
 class _Finisher:
     def __init__(self, size: int):
-        self.values, self.bytes = MAX_VALUES, size
+        self.values, self.bytes = _MAX_REPEATED + size, size
 
     def plain(self, value: Any, depth: int) -> Any:
         """`value` without shared parts: what a small file repeats without end is counted as often as it stands."""

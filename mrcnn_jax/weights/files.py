@@ -62,6 +62,8 @@ def write(path: str | os.PathLike[str], state: Mapping[str, Any]) -> None:
         raise WeightsError(f"{path}: weights are written as {' or '.join(_WRITERS)}")
     arrays = {name: np.asarray(value) for name, value in state.items()}
     for name, array in arrays.items():
+        if not isinstance(name, str):
+            raise WeightsError(f"{path}: {name!r} is no name")
         if array.dtype.kind not in "biuf" or array.itemsize > 8:
             raise WeightsError(f"{path}: {name} is {array.dtype}, which is not written: make it float32")
     unfinished = path.with_name(path.name + ".unfinished")
@@ -111,4 +113,7 @@ def _other(begin: bytes) -> str:
         return (
             "it is a tar archive: unpack it first (torch before 0.4 wrote such files: save it again with a newer one)"
         )
-    return f"it is of no known format (it begins with {shown(begin[:16])}); read are .pth, .pkl, .npz and .safetensors"
+    return (
+        f"it is of no known format (it begins with {shown(begin[:16])}); read are .pth, .pkl, .npz and .safetensors. "
+        "If it should be one of them, get the file again"
+    )

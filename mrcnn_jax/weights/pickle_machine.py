@@ -47,8 +47,10 @@ class Machine:
     def line(self) -> str:
         """Text up to the end of the line."""
         text, found, _ = bytes(self.data[self.position : self.position + _MAX_NAME]).partition(b"\n")
+        if not found and len(text) < _MAX_NAME:
+            raise WeightsError(TRUNCATED)
         if not found:
-            raise WeightsError(f"a name in its pickle is cut off or far too long: {shown(text)}")
+            raise WeightsError(f"its pickle is damaged, or asks for a name without end: {shown(text)}")
         self.position += len(text) + 1
         return text.decode("latin-1")
 
@@ -80,9 +82,9 @@ class Machine:
         self.stack.append(self.names[f"{module}.{name}"])
 
 
-def opcode_name(opcode: int) -> str:
+def opcode_name(opcode: int) -> str | None:
     """What `pickletools` calls an opcode."""
-    return _NAMES.get(opcode, f"byte {opcode:#04x}")
+    return _NAMES.get(opcode)
 
 
 def _forbidden(name: str) -> str:

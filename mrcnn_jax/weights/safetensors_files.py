@@ -82,7 +82,7 @@ def write(path: Path, state: Mapping[str, np.ndarray]) -> None:
 
 def _header(text: bytes) -> dict[str, Any]:
     try:
-        header = json.loads(text, object_pairs_hook=_unrepeated)
+        header = json.loads(text.decode(), object_pairs_hook=_unrepeated)  # bytes may be of any encoding
     except WeightsError:
         raise
     except (ValueError, RecursionError):

@@ -208,9 +208,10 @@ def _stack_global(machine: Machine) -> None:
 @_on(b"R", b"\x81")
 def _call(machine: Machine) -> None:
     """REDUCE, and NEWOBJ: for a function of ours there is no difference."""
-    arguments = machine.pop()
-    constructor = machine.top(Constructor)
-    machine.stack[-1] = constructor(arguments)
+    arguments, constructor = machine.pop(), machine.pop()
+    if not isinstance(constructor, Constructor):
+        raise WeightsError("its pickle calls something that makes no array; nothing of it was run")
+    machine.stack.append(constructor(arguments))
 
 
 @_on(b"b")
@@ -230,6 +231,8 @@ def _persistent(machine: Machine) -> None:
 
 
 def _unknown(opcode: int) -> str:
+    if opcode_name(opcode) is None:
+        return f"its pickle is damaged: byte {opcode:#04x} is no instruction. Get the file again"
     return (
         f"its pickle uses {opcode_name(opcode)}, which weights are never written with; nothing of it was run. "
         "Save a dictionary of arrays alone, with protocol 2 to 5"

@@ -46,7 +46,7 @@ def members(data: memoryview) -> dict[str, Member]:
         entry, position = _entry(data, position, end, start)
         entries.append(entry)
     entries.sort(key=lambda entry: entry.header)
-    limits = [entry.header for entry in entries[1:]] + [start]
+    limits = [*(entry.header for entry in entries), start][1:]
     found = {_text(e.name): e._replace(limit=limit) for e, limit in zip(entries, limits, strict=True)}
     if position != end or len(found) != count:
         raise WeightsError("its table of contents is damaged or names a member twice")
