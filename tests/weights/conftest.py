@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import re
+import sys
+import threading
+import tracemalloc
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -13,6 +17,8 @@ import pytest
 
 from mrcnn_jax.config import AnchorConfig, FPNConfig, KeypointHeadConfig, ModelConfig
 from mrcnn_jax.models.rcnn import build_model, variable_shapes
+from mrcnn_jax.weights import files
+from mrcnn_jax.weights.errors import WeightsError
 
 
 def _variant(tiny: ModelConfig, name: str) -> ModelConfig:
@@ -142,3 +148,73 @@ def _background_first(blob: str, value: np.ndarray) -> np.ndarray:
         return np.roll(value, 1, axis=0)
     rows = {"bbox_pred": 4, "mask_fcn_logits": 1}.get(blob, 0)
     return np.concatenate([np.full((rows, *value.shape[1:]), 7, np.float32), value])
+
+
+# What Python reports when code is made, found or run, a process or a connection started, or a file touched.
+_DEEDS = (
+    "import",
+    "exec",
+    "compile",
+    "pickle.",
+    "marshal.",
+    "code.",
+    "os.",
+    "shutil.",
+    "subprocess.",
+    "socket.",
+    "open",
+)
+_watched: list[str] | None = None
+
+
+def _watch(event: str, arguments: tuple[Any, ...]) -> None:
+    if _watched is not None and event.startswith(_DEEDS) and threading.current_thread() is threading.main_thread():
+        _watched.append(f"{event} {arguments}")
+
+
+sys.addaudithook(_watch)
+
+
+def _read_watched(path: Path) -> Any:
+    """`files.read(path)`; fails where reading did anything but open that one file, or took memory without measure."""
+    global _watched
+    tracemalloc.start()
+    _watched = []
+    try:
+        return files.read(path)
+    finally:
+        deeds, _watched = _watched, None
+        _, peak = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        assert all(deed.startswith("open") and repr(str(path)) in deed for deed in deeds), deeds
+        assert len(deeds) == 1
+        # An empty list is one byte of a pickle, and some 60 in a list.
+        assert peak < 2_000_000 + 100 * path.stat().st_size
+
+
+@pytest.fixture
+def read_watched(tmp_path: Path) -> Callable[[bytes], Any]:
+    """read_watched(content): what `files.read` makes of a file of that content, having done nothing else."""
+
+    def read(content: bytes) -> Any:
+        path = tmp_path / "weights"
+        path.write_bytes(content)
+        return _read_watched(path)
+
+    return read
+
+
+@pytest.fixture
+def refusal(read_watched: Callable[[bytes], Any], tmp_path: Path) -> Callable[[bytes], str]:
+    """refusal(content): why `files.read` refuses a file of that content, which it must, having done nothing."""
+
+    def refuse(content: bytes) -> str:
+        with pytest.raises(WeightsError) as error:
+            read_watched(content)
+        message = str(error.value)
+        assert message.startswith(f"{tmp_path / 'weights'}: ")
+        assert message.isascii()
+        assert message.isprintable()
+        return message.partition(": ")[2]
+
+    return refuse

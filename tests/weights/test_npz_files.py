@@ -1,0 +1,95 @@
+"""NumPy's archives: numbers of every kind are read, and headers that lie are refused."""
+
+from __future__ import annotations
+
+import io
+import os
+import zipfile
+
+import numpy as np
+import pytest
+
+ARRAYS = {
+    **{kind: np.arange(6).reshape(2, 3).astype(kind) for kind in ("f2", "f4", "f8", "i1", "i8", "u2", "?", ">f4")},
+    "columns first": np.asfortranarray(np.arange(6.0).reshape(2, 3)),
+    "0-d": np.array(2.5),
+    "empty": np.zeros((0, 4)),
+    "a.name/with.dots": np.ones(3),
+}
+
+
+def archive(**members: bytes) -> bytes:
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as target:
+        for name, content in members.items():
+            target.writestr(f"{name}.npy", content)
+    return buffer.getvalue()
+
+
+def array(header: str, data: bytes = bytes(24), version: bytes = b"\1\0") -> bytes:
+    length = len(header).to_bytes(2 if version == b"\1\0" else 4, "little")
+    return b"\x93NUMPY" + version + length + header.encode() + data
+
+
+def header(descr="'<f4'", fortran="False", shape="(2, 3)") -> str:
+    return f"{{'descr': {descr}, 'fortran_order': {fortran}, 'shape': {shape}, }}\n"
+
+
+@pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
+def test_arrays_of_every_kind(read_watched, save):
+    buffer = io.BytesIO()
+    save(buffer, **ARRAYS)
+    found = read_watched(buffer.getvalue())
+    assert list(found) == list(ARRAYS)
+    for name, expected in ARRAYS.items():
+        np.testing.assert_array_equal(found[name], expected)
+        assert found[name].dtype == expected.dtype.newbyteorder("=")
+        assert found[name].flags.aligned
+        assert not found[name].flags.writeable
+
+
+@pytest.mark.parametrize("version", [b"\1\0", b"\2\0", b"\3\0"])
+@pytest.mark.parametrize("shape", ["(2, 3)", "(2L, 3L)", "(2, 3,)"])
+def test_headers_of_every_version(read_watched, version, shape):
+    found = read_watched(archive(w=array(header(shape=shape), version=version)))["w"]
+    np.testing.assert_array_equal(found, np.zeros((2, 3), np.float32), strict=True)
+
+
+def test_objects_are_refused(refusal, tmp_path):
+    class Call:
+        def __reduce__(self):
+            return os.system, (f"touch {tmp_path / 'canary'}",)
+
+    buffer = io.BytesIO()
+    np.savez(buffer, w=np.ones(3), x=np.array([Call()], dtype=object))
+    assert "plain numbers" in refusal(buffer.getvalue())
+    assert not (tmp_path / "canary").exists()
+
+
+LIES = {
+    "data too short": array(header(), bytes(20)),
+    "data too long": array(header(), bytes(28)),
+    "half a number": array(header(), bytes(23)),
+    "a larger shape": array(header(shape="(200, 300)")),
+    "a huge shape": array(header(shape="(999999999999999999, 0)"), b""),
+    "more digits than any size": array(header(shape="(" + "9" * 5000 + ",)")),
+    "a negative shape": array(header(shape="(-2, -3)")),
+    "nested": array(header(shape="(" * 3000)),
+    "code": array(header(shape="__import__('os').system('true')")),
+    "text": array(header(descr="'<U2'")),
+    "long double": array(header(descr="'<f16'")),
+    "complex": array(header(descr="'<c8'")),
+    "records": array(header(descr="[('a', '<f4')]")),
+    "objects": array(header(descr="'|O8'")),
+    "pickled objects": array(header(descr="'|O'"), b"\x80\4cos\nsystem\n"),
+    "no header": b"\x93NUMPY\1\0",
+    "no magic": b"\x93NUMPX" + array(header())[6:],
+    "unknown version": array(header(), version=b"\4\0"),
+    "a header beyond the end": array(header())[:8] + b"\xff\xff" + array(header())[10:],
+    "nothing": b"",
+}
+
+
+@pytest.mark.parametrize("what", LIES)
+def test_arrays_that_lie_are_refused(refusal, what):
+    refusal(archive(w=LIES[what]))
