@@ -74,13 +74,9 @@ class MaskRCNN(nn.Module):
         config, backbone = self.config, self.config.backbone
         norm = self._norm(backbone.norm, backbone.norm_eps)
         assert norm is not None
+        self.backbone: nn.Module = _backbone(config, norm)
         if config.features == "c4":
-            self.backbone = ResNet(backbone, norm, stages=3)
             self.res5 = Stage(backbone, norm, 5)
-        elif backbone.name == "efficientnet_lite0":
-            self.backbone = EfficientNetLite(backbone, norm)
-        else:
-            self.backbone = ResNet(backbone, norm, res5_dilation=2 if config.features == "dc5" else 1)
         if config.features == "fpn":
             self.fpn = FPN(config.fpn.channels, self._norm(config.fpn.norm))
 
@@ -134,6 +130,14 @@ class MaskRCNN(nn.Module):
             self.mask(pooled(config.mask.pool_size))
         if config.keypoint is not None:
             self.keypoints(pooled(config.keypoint.pool_size))
+
+
+def _backbone(config: ModelConfig, norm: NormFactory) -> nn.Module:
+    """The bottom-up path: of C4 all stages but res5."""
+    if config.backbone.name == "efficientnet_lite0":
+        return EfficientNetLite(config.backbone, norm)
+    stages = 3 if config.features == "c4" else 4
+    return ResNet(config.backbone, norm, stages, res5_dilation=2 if config.features == "dc5" else 1)
 
 
 def init_variables(model: MaskRCNN, key: jax.Array) -> Variables:
