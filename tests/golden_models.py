@@ -8,6 +8,7 @@ value); two float32 programs may differ by twice that, or a little more where ne
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import jax
@@ -138,9 +139,16 @@ def assert_same_keypoints(ours: np.ndarray, theirs: np.ndarray, scores_atol: flo
     assert np.all(np.abs(ours[..., :2] - theirs[..., :2]).max(-1) <= 1.5 * cell[:, None]), "not the neighbouring pixel"
 
 
-def losses_and_gradients(network: Network, images: np.ndarray, batch: Batch, *, batch_statistics: bool = True):
-    """Gradients of the sum of all losses, the losses, counts. `batch_statistics=False`: with running ones."""
+def losses_and_gradients(
+    network: Network, images: np.ndarray, batch: Batch, *, positives: int, batch_statistics: bool = True
+):
+    """Gradients of the sum of all losses, the losses, counts. `batch_statistics=False`: with running ones.
+
+    All RoIs are taken. `positives`: the most that an image has; no more of them need go to the mask or keypoint head.
+    """
     model, config, variables = network
+    fraction = (positives + 0.5) / config.roi.batch_size
+    config = replace(config, roi=replace(config.roi, positive_fraction=fraction))
     keys = jax.random.split(jax.random.key(0), len(images))
 
     def loss(params, variables, images):
@@ -171,10 +179,11 @@ def assert_same_gradients(ours: dict[str, np.ndarray], theirs: dict[str, np.ndar
             continue
         np.testing.assert_allclose(np.linalg.norm(ours[name]), norm, rtol=2e-3, atol=noise, err_msg=name)
         # Single entries are measured against their root mean square, whose noise is 2.5e-2 at worst (group norm; 2e-3
-        # with frozen batch norm), and the sum against the norm, 1.4e-2 at worst, for errors of neighbours are alike.
+        # with frozen batch norm). Errors of neighbours are alike where inputs are positive, so the sum is measured
+        # against the norm (noise 0.11 at worst, with batch statistics) and, where it is many norms, against itself.
         entry = norm / np.sqrt(ours[name].size)
         np.testing.assert_allclose(ours[name].ravel()[:8], first[: ours[name].size], atol=5e-2 * entry, err_msg=name)
-        np.testing.assert_allclose(ours[name].sum(dtype=np.float64), total, atol=0.1 * norm, err_msg=name)
+        np.testing.assert_allclose(ours[name].sum(dtype=np.float64), total, atol=0.15 * norm, rtol=1e-2, err_msg=name)
 
 
 def padded_truth(boxes, classes, keypoints, slots: int, masks=None, shape=(0, 0)) -> GroundTruth:
