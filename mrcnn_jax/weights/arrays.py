@@ -34,17 +34,13 @@ def _widen(bfloat16: np.ndarray, result: np.ndarray) -> None:
     np.left_shift(bfloat16, np.uint32(16), out=result.view(np.uint32))
 
 
-def _truth(byte: np.ndarray, result: np.ndarray) -> None:
-    """A bool whose byte is neither 0 nor 1 makes NumPy count wrongly, and index by a wrong count; none leaves here."""
-    np.not_equal(byte, np.uint8(0), out=result)
-
-
 NUMBERS = {
     **{
         name: Number(np.dtype("<" + name), np.dtype(name))
         for name in ("f2", "f4", "f8", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8")
     },
-    "b1": Number(np.dtype("u1"), np.dtype(bool), _truth),
+    # NumPy counts wrongly, and indexes by the wrong count, where a bool's byte is neither 0 nor 1: none is left so.
+    "b1": Number(np.dtype("u1"), np.dtype(bool)),
     "bf16": Number(np.dtype("<u2"), np.dtype(np.float32), _widen),
 }
 

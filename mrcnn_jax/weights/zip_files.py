@@ -153,7 +153,7 @@ def _inflated(view: memoryview, member: Member) -> memoryview:
             result += inflater.flush()  # the rest of the last repetition, a few hundred bytes
     except zlib.error:
         raise WeightsError(f"member {shown(member.name)} is damaged: get the file again") from None
-    if len(result) != member.size or not inflater.eof:
+    if len(result) != member.size:
         raise WeightsError(f"member {shown(member.name)} does not have the size that it claims")
     return memoryview(result).toreadonly()
 
