@@ -110,7 +110,7 @@ class Predictor:
         return inference.run(self._detect, self._batches(images, sizes), finish)
 
     def _batches(self, images: Iterable[Image], sizes: dict[int, tuple[int, int]]) -> Iterator[inference.Images]:
-        """Whole batches as they fill up, then the rest one by one (exact mode: all one by one); notes original sizes."""
+        """Whole batches as they fill up, then the rest one by one (in exact mode all); notes original sizes."""
         waiting: dict[tuple[int, int], list[inference.Images]] = defaultdict(list)
         for index, image in enumerate(images):
             pixels = _pixels(image, index)

@@ -7,7 +7,6 @@ through the Predictor those whose own shape it is: an image alone sees no other'
 from __future__ import annotations
 
 import json
-import re
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -16,17 +15,12 @@ import jax
 import numpy as np
 import pytest
 from golden_models import LOGITS, assert_same_detections, assert_same_keypoints, assert_same_pasted
+from torchvision_settings import NAMES, configured, stated
 
 from mrcnn_jax import peer_models
 from mrcnn_jax.evaluation import exact, inference
 from mrcnn_jax.evaluation.postprocess import postprocess
 from mrcnn_jax.predictor import Predictor
-
-TORCHVISION = {
-    "maskrcnn": "maskrcnn_resnet50_fpn",
-    "maskrcnn_v2": "maskrcnn_resnet50_fpn_v2",
-    "keypointrcnn": "keypointrcnn_resnet50_fpn",
-}
 
 
 def slow(*names):
@@ -39,36 +33,15 @@ def load(golden, peer, name, file_name):
     return peer_models.load(state, peer, name)
 
 
-def stated(readme, name):
-    """A number that the README beside the arrays states."""
-    found = re.search(rf"{re.escape(name)}[ =]([\d.]+)", readme)
-    assert found, f"README.md beside the arrays does not state {name!r}"
-    return float(found[1].rstrip("."))
-
-
 @pytest.fixture(scope="module", params=["maskrcnn", *slow("maskrcnn_v2", "keypointrcnn")])
 def torchvision_case(request, golden):
     """torchvision's arrays, and our configuration and variables with the settings of that run."""
     theirs, inputs = golden(f"tv_model_{request.param}_eval.npz"), golden("tv_model_inputs.npz")
     readme = golden.file("README.md").read_text()
-    config, variables = load(golden, "torchvision", TORCHVISION[request.param], f"tv_keys_{request.param}.json")
-    model = replace(
-        config.model,
-        rpn=replace(
-            config.model.rpn,
-            pre_nms_top_k_test=int(stated(readme, "rpn_pre_nms_top_n")),
-            post_nms_top_k_test=int(stated(readme, "rpn_post_nms_top_n")),
-        ),
-        box=replace(
-            config.model.box,
-            score_threshold=stated(readme, "box_score_thresh"),
-            nms_iou=stated(readme, "box_nms"),
-            max_detections=int(stated(readme, "box_detections_per_img")),
-        ),
-    )
+    config, variables = load(golden, "torchvision", NAMES[request.param], f"tv_keys_{request.param}.json")
     edges = {"shortest_edge_eval": int(stated(readme, "min_size")), "longest_edge": int(stated(readme, "max_size"))}
     return SimpleNamespace(
-        config=replace(config, model=model, data=replace(config.data, **edges)),
+        config=replace(config, model=configured(config.model, readme), data=replace(config.data, **edges)),
         variables=variables,
         theirs=theirs,
         images=[inputs[f"img_u8_{i}"].transpose(1, 2, 0) for i in range(len(theirs["image_sizes"]))],

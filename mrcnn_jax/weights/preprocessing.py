@@ -112,7 +112,7 @@ def with_eps(chosen: Preprocessing, norm: str, path: Path | None, override: floa
     elif path is not None and (name := published_as(path)):
         chosen, reason = chosen._replace(norm_eps=0.0), f"this is torchvision's {name}"
     else:
-        reason = "this is not one of torchvision's published COCO_V1 files"
+        reason = "the default" if path is None else "this is not one of torchvision's published COCO_V1 files"
     log.info("epsilon of the frozen batch norms: %g (%s)", chosen.norm_eps, reason)
     return chosen
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -26,18 +25,13 @@ from golden_models import (
     padded_truth,
     trace,
 )
+from torchvision_settings import NAMES, configured
 
 from mrcnn_jax import presets
-from mrcnn_jax.config import ModelConfig
 from mrcnn_jax.evaluation.postprocess import postprocess
 from mrcnn_jax.models.rcnn import build_model
 from mrcnn_jax.weights import torchvision
 
-NAMES = {
-    "maskrcnn": "maskrcnn_resnet50_fpn",
-    "maskrcnn_v2": "maskrcnn_resnet50_fpn_v2",
-    "keypointrcnn": "keypointrcnn_resnet50_fpn",
-}
 MODELS = ["maskrcnn", *(pytest.param(name, marks=pytest.mark.slow) for name in ("maskrcnn_v2", "keypointrcnn"))]
 LOSS_NAMES = {
     "loss_class": "loss/loss_classifier",
@@ -47,36 +41,6 @@ LOSS_NAMES = {
     "loss_rpn_class": "loss/loss_objectness",
     "loss_rpn_box": "loss/loss_rpn_box_reg",
 }
-TAKE_ALL = 10**6
-
-
-def configured(base: ModelConfig, num_classes: int, readme: str) -> ModelConfig:
-    """`base` with the top-k values and thresholds that the README beside the arrays states."""
-
-    def stated(name: str) -> float:
-        found = re.search(rf"{re.escape(name)} ([\d.]+)", readme)
-        assert found, f"README.md beside the arrays does not state {name!r}"
-        return float(found[1].rstrip("."))
-
-    return replace(
-        base,
-        num_classes=num_classes,
-        rpn=replace(
-            base.rpn,
-            batch_size=TAKE_ALL,
-            pre_nms_top_k_train=int(stated("rpn_pre")),
-            post_nms_top_k_train=int(stated("rpn_post")),
-            pre_nms_top_k_test=int(stated("rpn_pre_nms_top_n")),
-            post_nms_top_k_test=int(stated("rpn_post_nms_top_n")),
-        ),
-        roi=replace(base.roi, batch_size=TAKE_ALL, positive_iou=stated("box fg/bg IoU thresholds")),
-        box=replace(
-            base.box,
-            score_threshold=stated("box_score_thresh"),
-            nms_iou=stated("box_nms"),
-            max_detections=int(stated("box_detections_per_img")),
-        ),
-    )
 
 
 @pytest.fixture(scope="module", params=MODELS)
@@ -87,7 +51,7 @@ def case(request, golden):
     state = golden.recipe().state(json.loads(golden.file(f"tv_keys_{name}.json").read_text()))
     num_classes = len(state["roi_heads.box_predictor.cls_score.bias"]) - 1
     base = presets.torchvision_model(NAMES[name])
-    config = configured(base, num_classes, golden.file("README.md").read_text())
+    config = replace(configured(base, golden.file("README.md").read_text()), num_classes=num_classes)
     model = build_model(config)
     network = Network(model, config, torchvision.import_state(model, state))
     yield SimpleNamespace(name=name, network=network, evaluation=evaluation, inputs=golden("tv_model_inputs.npz"))

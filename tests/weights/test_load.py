@@ -174,7 +174,7 @@ def test_epsilon_of_published_files_is_zero(network, tmp_path, monkeypatch, mess
     assert eps(config, path, messages, frozen_bn_eps=1e-3)[0] == 1e-3
     assert eps(config, state, messages) == (
         1e-5,
-        ["epsilon of the frozen batch norms: 1e-05 (this is not one of torchvision's published COCO_V1 files)"],
+        ["epsilon of the frozen batch norms: 1e-05 (the default)"],
     )
     assert eps(config, state, messages, frozen_bn_eps=0.0) == (
         0,
