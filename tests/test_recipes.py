@@ -30,7 +30,7 @@ def small(config: Config) -> Config:
     model = config.model
     name = model.backbone.name.replace("resnet101", "resnet50")
     groups = {"groups": 4, "width_per_group": 8} if model.backbone.groups > 1 else {}
-    anchors = model.anchors.sizes
+    sizes = ((8.0,), (16.0,), (32.0,), (64.0,), (128.0,)) if model.features == "fpn" else ((8.0, 16.0, 32.0),)
     proposals = {f"{when}_nms_top_k_{split}": 32 for when in ("pre", "post") for split in ("train", "test")}
     model = dataclasses.replace(
         model,
@@ -39,9 +39,7 @@ def small(config: Config) -> Config:
         pixel_std=(60.0, 60.0, 60.0),
         backbone=dataclasses.replace(model.backbone, name=name, width=8, **groups),
         fpn=dataclasses.replace(model.fpn, channels=16),
-        anchors=dataclasses.replace(
-            model.anchors, sizes=tuple(tuple(8.0 * 2**i for i in range(len(a))) for a in anchors)
-        ),
+        anchors=dataclasses.replace(model.anchors, sizes=sizes),
         rpn=dataclasses.replace(model.rpn, batch_size=4096, **proposals),  # all anchors: every level learns
         roi=dataclasses.replace(model.roi, batch_size=16),
         box=dataclasses.replace(
@@ -50,7 +48,9 @@ def small(config: Config) -> Config:
         mask=_small_head(model.mask),
         keypoint=_small_head(model.keypoint),
     )
-    optimizer = dataclasses.replace(config.optimizer, learning_rate=0.01, milestones=(), warmup_steps=0)
+    optimizer = dataclasses.replace(
+        config.optimizer, learning_rate=0.01, weight_decay=1e-4, milestones=(), warmup_steps=0
+    )
     return Config(model=model, optimizer=optimizer)
 
 
