@@ -66,7 +66,7 @@ CHECKED = {"torch zip", "npz", "npz compressed"}
 # Bytes at the end whose zeros could be meant: data that no one has checked, and (zip) sizes and a comment's length.
 UNSEEN = {
     **dict.fromkeys(CHECKED, 22),
-    "torch legacy": max(value.nbytes for value in STATE.values()),
+    "torch legacy": 7 + max(value.nbytes for value in STATE.values()),  # and its count's upper bytes
     "safetensors": sum(value.nbytes for value in STATE.values()),
 }
 
