@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import numpy as np
@@ -42,10 +42,11 @@ class Sizes(NamedTuple):
     training: int
     rounds: int
     check: tuple[int, int]  # image shape of the comparison with the CPU
+    dtype: Literal["float32", "bfloat16"]  # of our timed networks
 
 
-FULL = Sizes((800, 1088), 8, 16, 10, (256, 320))
-SMALL = Sizes((128, 160), 2, 2, 2, (128, 160))
+FULL = Sizes((800, 1088), 8, 16, 10, (256, 320), "bfloat16")
+SMALL = Sizes((64, 96), 1, 1, 2, (64, 96), "float32")  # XLA:CPU takes minutes for bfloat16
 
 
 def main() -> None:
@@ -54,16 +55,21 @@ def main() -> None:
     sizes = SMALL if parser.parse_args().small else FULL
     state = weights()
     print(f"{jax.devices()[0].device_kind}, jax {jax.__version__}\n")
-    check_against_cpu(state, sizes.check)
+    check_against_cpu(state, sizes)
     images = np.random.default_rng(0).integers(0, 256, (sizes.training, *sizes.shape, 3), dtype=np.uint8)
     rows = {
         f"inference, {sizes.inference} images": (
-            our_inference(state, images[: sizes.inference]),
+            our_inference(state, images[: sizes.inference], sizes.dtype),
             their_inference(state, images[: sizes.inference]),
         ),
-        f"training step, {sizes.training} images": (our_training(state, images), their_training(state, images)),
+        f"training step, {sizes.training} images": (
+            our_training(state, images, sizes.dtype),
+            their_training(state, images),
+        ),
     }
-    print(f"\nImages of {sizes.shape[0]}x{sizes.shape[1]}, bfloat16; median (minimum) of {sizes.rounds} rounds\n")
+    print(
+        f"\nImages of {sizes.shape[0]}x{sizes.shape[1]}, ours in {sizes.dtype}, torchvision under bfloat16 autocast; median (minimum) of {sizes.rounds} rounds\n"
+    )
     print("| | ours, s | torchvision, s | ratio |\n|---|---|---|---|")
     for name, pair in rows.items():
         print_row(name, *pair, rounds=sizes.rounds)
@@ -82,10 +88,10 @@ def configured(**changes: Any) -> ModelConfig:
     return dataclasses.replace(presets.torchvision_model("maskrcnn_resnet50_fpn"), num_classes=CLASSES, **changes)
 
 
-def check_against_cpu(state: dict[str, np.ndarray], shape: tuple[int, int]) -> None:
-    """Print how many of the CPU's float32 detections the default device finds, in float32 and in bfloat16."""
-    images = np.random.default_rng(1).integers(0, 256, (2, *shape, 3), dtype=np.uint8)
-    image_sizes = np.tile(np.int32(shape), (2, 1))
+def check_against_cpu(state: dict[str, np.ndarray], sizes: Sizes) -> None:
+    """Print how many of the CPU's float32 detections the default device finds, in float32 and in the type timed."""
+    images = np.random.default_rng(1).integers(0, 256, (2, *sizes.check, 3), dtype=np.uint8)
+    image_sizes = np.tile(np.int32(sizes.check), (2, 1))
 
     def found(dtype: str, device: jax.Device, precision: str | None) -> Detections:
         model = build_model(configured(compute_dtype=dtype))
@@ -101,7 +107,7 @@ def check_against_cpu(state: dict[str, np.ndarray], shape: tuple[int, int]) -> N
     for label, dtype, precision in (
         ("float32, highest precision", "float32", "highest"),
         ("float32, default precision", "float32", None),
-        ("bfloat16", "bfloat16", None),
+        (f"{sizes.dtype}, as timed", sizes.dtype, None),
     ):
         print(f"| {label} | {' | '.join(compare(found(dtype, here, precision), expected))} |")
 
@@ -122,8 +128,8 @@ def compare(ours: Detections, theirs: Detections) -> tuple[str, str, str]:
     return f"{matched} of {wanted}", f"{score:.1e}", f"{box:.1e} px"
 
 
-def our_inference(state: dict[str, np.ndarray], images: np.ndarray) -> Callable[[], Any]:
-    model = build_model(configured(compute_dtype="bfloat16"))
+def our_inference(state: dict[str, np.ndarray], images: np.ndarray, dtype: Any) -> Callable[[], Any]:
+    model = build_model(configured(compute_dtype=dtype))
     shape = images.shape[1:3]
 
     @jax.jit
@@ -136,8 +142,8 @@ def our_inference(state: dict[str, np.ndarray], images: np.ndarray) -> Callable[
     return lambda: jax.block_until_ready(run(*arguments))
 
 
-def our_training(state: dict[str, np.ndarray], images: np.ndarray) -> Callable[[], Any]:
-    config = Config(model=configured(compute_dtype="bfloat16"))
+def our_training(state: dict[str, np.ndarray], images: np.ndarray, dtype: Any) -> Callable[[], Any]:
+    config = Config(model=configured(compute_dtype=dtype))
     model = build_model(config.model)
     optimizer = optax.sgd(1e-4, momentum=0.9)
     step = jax.jit(make_train_step(model, config, optimizer, optax.constant_schedule(1e-4)), donate_argnums=0)
