@@ -1,7 +1,7 @@
 """Depthwise convolution of NHWC batches: each channel has its own kernel.
 
 On XLA:CPU all of it is written as products of shifted slices, which fuse into one pass over the pixels; a convolution
-with as many groups as channels is up to fifty times slower there (`benchmarks/RESULTS.md`, "Convolutions with groups").
+with a group for each channel is 3 to 28 times slower there (`benchmarks/RESULTS.md`, "Convolutions with groups").
 """
 
 from __future__ import annotations
