@@ -67,9 +67,9 @@ def main() -> None:
             their_training(state, images),
         ),
     }
-    print(
-        f"\nImages of {sizes.shape[0]}x{sizes.shape[1]}, ours in {sizes.dtype}, torchvision under bfloat16 autocast; median (minimum) of {sizes.rounds} rounds\n"
-    )
+    height, width = sizes.shape
+    print(f"\nImages of {height}x{width}; ours in {sizes.dtype}, torchvision under bfloat16 autocast;", end=" ")
+    print(f"median (minimum) of {sizes.rounds} rounds\n")
     print("| | ours, s | torchvision, s | ratio |\n|---|---|---|---|")
     for name, pair in rows.items():
         print_row(name, *pair, rounds=sizes.rounds)
