@@ -1,12 +1,13 @@
 """What ImageNet weights are worth: the light recipe on one category of a folder, against the same network from random
 weights after the same number of steps; and the time of its inference beside Mask R-CNN R50-FPN's.
 
-    python benchmarks/light_recipe.py FOLDER [--category=person] [--steps=N] [--seeds 0 1] [--workdir=runs/light_recipe]
+    python benchmarks/light_recipe.py FOLDER [--category=person] [--steps=N] [--seeds 0 1] [--weights pretrained random]
     python benchmarks/light_recipe.py FOLDER --inference
 
 FOLDER holds images/ and annotations.json (COCO format). Of the photographs that show the category, in the order of
 their ids, every fourth from the third on is held back. Frozen norms and layers are for weights that are worth keeping:
-the random network learns them, with batch norm. The rest of the recipe is the same.
+the random network learns them, with batch norm. "unfrozen" is that same network from ImageNet weights: it differs from
+the random one in nothing but its initial numbers. The rest of the recipe is the same.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from mrcnn_jax.config import Config, SplitConfig, load_config
 
 _RECIPE = Path(__file__).resolve().parent.parent / "configs" / "light_mask_rcnn.py"
 _ANNOTATIONS = "annotations.json"
+KINDS = ("pretrained", "unfrozen", "random")
 
 
 class Outcome(NamedTuple):
@@ -47,7 +49,7 @@ def split(annotations: Path, category: str) -> tuple[tuple[int, ...], tuple[int,
 
 
 def recipe(folder: Path, category: str, steps: int, seed: int, weights: str) -> Config:
-    """The light recipe on the split, from "pretrained" or "random" weights."""
+    """The light recipe on the split; `weights` is one of KINDS."""
     config = load_config(_RECIPE)
     train_ids, eval_ids = split(folder / _ANNOTATIONS, category)
     data = dataclasses.replace(
@@ -63,7 +65,8 @@ def recipe(folder: Path, category: str, steps: int, seed: int, weights: str) -> 
     if weights == "pretrained":
         return config
     backbone = dataclasses.replace(config.model.backbone, norm="bn", frozen_stages=0)
-    return dataclasses.replace(config, init="", model=dataclasses.replace(config.model, backbone=backbone))
+    config = dataclasses.replace(config, model=dataclasses.replace(config.model, backbone=backbone))
+    return config if weights == "unfrozen" else dataclasses.replace(config, init="")
 
 
 def run(config: Config, workdir: Path) -> Outcome:
@@ -79,11 +82,11 @@ def run(config: Config, workdir: Path) -> Outcome:
     return Outcome(metrics["bbox/AP"], metrics["segm/AP"], metrics["bbox/AP50"], metrics["segm/AP50"], minutes, seconds)
 
 
-def compare(folder: Path, category: str, steps: int, seeds: list[int], workdir: Path) -> None:
+def compare(folder: Path, category: str, steps: int, seeds: list[int], kinds: list[str], workdir: Path) -> None:
     """All runs, seed by seed so that the machine's other work meets both alike; a Markdown table at the end."""
     rows = []
     for seed in seeds:
-        for weights in ("pretrained", "random"):
+        for weights in kinds:
             outcome = run(recipe(folder, category, steps, seed, weights), workdir / f"{weights}_{seed}")
             rows.append((weights, seed, outcome))
     print("\n| weights | seed | box AP | mask AP | box AP50 | mask AP50 | minutes | seconds a step, median |")
@@ -121,6 +124,7 @@ def main() -> None:
     parser.add_argument("--category", default="person")
     parser.add_argument("--steps", type=int, default=0, help="default: the recipe's")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
+    parser.add_argument("--weights", nargs="+", choices=KINDS, default=list(KINDS))
     parser.add_argument("--workdir", type=Path, default=Path("runs/light_recipe"))
     parser.add_argument("--inference", action="store_true")
     arguments = parser.parse_args()
@@ -131,7 +135,9 @@ def main() -> None:
     from mrcnn_jax.training.parallel import use_cpu_cores
 
     use_cpu_cores(load_config(_RECIPE).train.batch_size)
-    compare(arguments.folder, arguments.category, arguments.steps, arguments.seeds, arguments.workdir)
+    compare(
+        arguments.folder, arguments.category, arguments.steps, arguments.seeds, arguments.weights, arguments.workdir
+    )
 
 
 if __name__ == "__main__":
