@@ -12,8 +12,9 @@ TORCH ?= $(if $(filter python3,$(PYTHON)),torch==2.13.0 efficientnet-lite-pytorc
 quickstart: $(VENV)/.user
 	$(RUN) train.py --config=configs/quickstart.py --workdir=runs/quickstart
 
+# Compiling keeps one core busy, so two processes share the files of tests; each takes up to 7 GB.
 test: $(VENV)/.test
-	$(RUN) -m pytest -m "not slow" --durations=10
+	$(RUN) -m pytest -m "not slow" --numprocesses 2 --dist loadfile --durations=25
 
 test-slow: $(VENV)/.test
 	$(RUN) -m pytest -m slow --durations=10
