@@ -20,8 +20,8 @@ from mrcnn_jax.training.optimizer import frozen_paths, make_optimizer, make_sche
 from mrcnn_jax.training.step import TrainState, create_state, make_train_step
 
 RECIPES = sorted((Path(__file__).resolve().parent.parent / "configs").glob("*.py"))
-# Compiling takes nearly all the time. The second option is XLA's of today: it halves that, and changes nothing else.
-QUICK = {"xla_backend_optimization_level": 0, "xla_cpu_use_fusion_emitters": False}
+# Compiling takes nearly all the time.
+QUICK = {"xla_backend_optimization_level": 0}
 SIZE, DETECTIONS, POOL = 64, 10, 4
 
 
