@@ -122,7 +122,8 @@ def test_golden_detections(case, run):
         assert_same_detections(
             (prediction.boxes, prediction.scores, prediction.labels - 1),
             (theirs[f"det{i}_boxes"], theirs[f"det{i}_scores"], theirs[f"det{i}_labels"]),
-            max(original),
+            max(size),
+            ratio=max(original / size),
         )
         if case.network.config.mask is not None:
             assert max_relative(found.masks[i][valid][order], theirs[f"net_det{i}_masks"][:, 0]) < PROBABILITIES
