@@ -22,7 +22,7 @@ from mrcnn_jax.training.forward import Forward, losses_from_features
 
 FEATURES, LOGITS = 6e-6, 1e-4  # of the largest value
 # Of masks. Logits reach 10: 1e-4 of that moves a probability by a quarter as much, 2.5e-4; and the mask of a box 10 px
-# wide, pooled from corners 1e-3 px away, is shifted by 3e-3 of a cell, where it may change by a tenth from one to the next.
+# wide, pooled from corners 1e-3 px away, is shifted by 3e-3 of a cell, where it may change by a tenth to the next one.
 PROBABILITIES = 5e-4
 
 
