@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import codecs
+from abc import ABC, abstractmethod
 from functools import cached_property
 from typing import Any
 
@@ -14,14 +15,15 @@ _MAX_DEPTH = 100
 _BLOCK = 1 << 20
 
 
-class Deferred:
+class Deferred(ABC):
     """What becomes a value when the file has been understood as a whole."""
 
     cost = 0  # bytes of memory, beyond the file's own, that `value` takes
 
-    @cached_property
+    @property
+    @abstractmethod
     def value(self) -> Any:
-        raise NotImplementedError
+        """The value, made when it is first asked for and then kept."""
 
     def set_state(self, state: Any) -> None:
         """What a pickle says about an object that it made before (the opcode BUILD)."""
