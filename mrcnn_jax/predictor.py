@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 
 from mrcnn_jax import compilation_cache, peer_models
 from mrcnn_jax.config import Config
-from mrcnn_jax.data import batching, transforms
+from mrcnn_jax.data import batching, image_files
+from mrcnn_jax.data.augment import geometry
 from mrcnn_jax.evaluation import exact, inference
 from mrcnn_jax.evaluation.postprocess import Prediction, postprocess
 from mrcnn_jax.structures import Detections
@@ -135,7 +136,7 @@ class Predictor:
         bucket = data.buckets[int(batching.choose_buckets(size[None], data.buckets, **edges)[0])]
         scaled = batching.scaled_size(size, batching.scale_for(size, bucket, **edges), bucket)
         canvas = np.zeros((1, *bucket, 3), dtype=np.uint8)
-        transforms.resize_into(pixels, canvas[0], scaled)
+        geometry.resample(pixels, geometry.whole(size), scaled, canvas[0, : scaled[0], : scaled[1]])
         return inference.Images(canvas, scaled[None], np.array([index], dtype=np.int32), np.array([True]))
 
 
@@ -145,7 +146,7 @@ def read_image(path: str | os.PathLike[str]) -> NDArray[np.uint8]:
         content = Path(path).read_bytes()
     except OSError as error:
         raise ImageError(f"{os.fspath(path)}: {error.strerror or error}") from error
-    pixels = transforms.decode(content) if content else None
+    pixels = image_files.decode(content) if content else None
     if pixels is None:
         raise ImageError(f"{os.fspath(path)}: not an image that can be decoded")
     return pixels

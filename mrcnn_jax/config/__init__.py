@@ -8,6 +8,7 @@ from mrcnn_jax.config.check import needs_initial_weights, validate
 from mrcnn_jax.config.read import apply_overrides, from_json, load_config, to_json
 from mrcnn_jax.config.tree import (
     AnchorConfig,
+    AugmentConfig,
     BackboneConfig,
     BoxHeadConfig,
     Config,
@@ -30,6 +31,7 @@ from mrcnn_jax.config.tree import (
 
 __all__ = [
     "AnchorConfig",
+    "AugmentConfig",
     "BackboneConfig",
     "BoxHeadConfig",
     "Config",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from mrcnn_jax.config.tree import Config, ConfigError, ModelConfig
+from mrcnn_jax.config.tree import AugmentConfig, Config, ConfigError, ModelConfig
 
 
 def validate(config: Config) -> None:
@@ -19,6 +19,7 @@ def validate(config: Config) -> None:
     _check_classes(config.model)
     _check_keypoints(config)
     _check_buckets(config)
+    _check_augmentation(config.data.augment)
     if config.train.batch_size <= 0 or config.train.steps <= 0:
         raise ConfigError("train.batch_size and train.steps must be positive")
 
@@ -127,3 +128,21 @@ def _check_buckets(config: Config) -> None:
     for height, width in config.data.buckets:
         if height % 32 or width % 32 or min(height, width) <= 0:
             raise ConfigError(f"data.buckets: {height}x{width} is not divisible by 32")
+
+
+def _check_augmentation(augment: AugmentConfig) -> None:
+    for name in ("crop", "copy_paste"):
+        if not 0 <= getattr(augment, name) <= 1:
+            raise ConfigError(f"data.augment.{name}={getattr(augment, name)} is a probability: give 0 to 1")
+    for name in ("brightness", "contrast", "saturation"):
+        if getattr(augment, name) < 0:
+            raise ConfigError(f"data.augment.{name}={getattr(augment, name)} is a strength: give 0 or more")
+    if not 0 <= augment.hue <= 0.5:
+        raise ConfigError(f"data.augment.hue={augment.hue} is a part of the whole circle: give 0 to 0.5")
+    low, high = augment.crop_size
+    if not 0 < low <= high <= 1:
+        raise ConfigError(
+            f"data.augment.crop_size={augment.crop_size}: give two parts of the image, 0 < low <= high <= 1"
+        )
+    if augment.scale_jitter is not None and not 0 < augment.scale_jitter[0] <= augment.scale_jitter[1]:
+        raise ConfigError(f"data.augment.scale_jitter={augment.scale_jitter}: give two factors, 0 < low <= high")

@@ -184,6 +184,21 @@ class ShapesConfig:
 
 
 @dataclass(frozen=True)
+class AugmentConfig:
+    """What else is done to training images, beside `data.horizontal_flip` and `data.shortest_edge_train`."""
+
+    # Large-scale jitter (Ghiasi et al. 2021: 0.1, 2.0): relative to what fills the bucket, in place of shortest_edge.
+    scale_jitter: tuple[float, float] | None = None
+    crop: float = 0.0  # probability of using a part of the image only
+    crop_size: tuple[float, float] = (0.5, 1.0)  # its height and width, drawn apart, as parts of the image's
+    brightness: float = 0.0  # factors between 1 - b and 1 + b, as in torchvision's ColorJitter
+    contrast: float = 0.0
+    saturation: float = 0.0
+    hue: float = 0.0  # at most 0.5
+    copy_paste: float = 0.0  # probability of pasting instances of another image (Ghiasi et al. 2021)
+
+
+@dataclass(frozen=True)
 class DataConfig:
     """Where images come from, and the fixed shapes that they are padded to."""
 
@@ -200,6 +215,10 @@ class DataConfig:
     longest_edge: int = 1333
     horizontal_flip: float = 0.5  # probability
     vertical_flip: float = 0.0
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
+    # What fills the last batch of a bucket in an epoch: images of it once more; nothing; or these images are left out.
+    remainder: Literal["repeat", "pad", "drop"] = "repeat"
+    on_corrupt: Literal["skip", "stop"] = "skip"  # an image that cannot be decoded: leave its slot empty, or stop
     max_instances: int = 100  # ground-truth slots N
     mask_size: int = 112  # side M of the mask crops
     workers: int = 0  # worker processes; 0: threads of this process

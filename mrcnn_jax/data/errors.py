@@ -17,7 +17,7 @@ def refuse(what: str, culprits: Sequence[Any], advice: str) -> None:
     raise DataError(f"{what} ({len(culprits)}): {listing(culprits)}; {advice}")
 
 
-def listing(culprits: Sequence[Any]) -> str:
+def listing(culprits: Sequence[Any], most: int | None = _NAMED) -> str:
     """The first few by name, then how many more."""
     named = [str(culprit) for culprit in culprits[:_NAMED]]
     if len(culprits) > len(named):

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mrcnn_jax.config import Config
-from mrcnn_jax.data import transforms
+from mrcnn_jax.data import image_files
 from mrcnn_jax.data.coco import DataError, Dataset
 from mrcnn_jax.evaluation.inference import Images, on_threads
 from mrcnn_jax.evaluation.peer_resize import NetworkInput, detectron2_input, torchvision_input
@@ -45,7 +45,7 @@ def batches(dataset: Dataset, config: Config) -> Generator[Images, None, None]:
 
 
 def _load(dataset: Dataset, config: Config, index: int) -> Images:
-    image = transforms.decode(dataset.record(index)[0])
+    image = image_files.decode(dataset.record(index)[0])
     if image is None:
         raise DataError(f"{dataset.image_path(index)} (image id {dataset.ids[index]}) cannot be decoded")
     return prepare(image, index, config)

@@ -14,7 +14,7 @@ import numpy as np
 from etils import epath
 
 from mrcnn_jax.config import Config
-from mrcnn_jax.data import transforms
+from mrcnn_jax.data import image_files
 from mrcnn_jax.data.coco import Dataset, load_split
 from mrcnn_jax.data.pipeline import eval_batches
 from mrcnn_jax.evaluation import coco, exact, inference
@@ -107,7 +107,7 @@ def overlay(content: bytes, prediction: Prediction) -> bytes:
     """A prediction drawn on its image (an encoded file), as PNG."""
     from mrcnn_jax import visualize  # here: it needs the packages of the extra `viz`
 
-    image = transforms.decode(content)
+    image = image_files.decode(content)
     assert image is not None, "an image that was predicted on can be decoded"
     drawn = visualize.draw(image, prediction)
     return cv2.imencode(".png", drawn[:, :, ::-1])[1].tobytes()

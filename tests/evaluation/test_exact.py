@@ -77,7 +77,7 @@ def test_batches_hold_every_image_in_its_order(shapes):
 
 def test_a_file_that_cannot_be_decoded_is_named(shapes, monkeypatch):
     dataset = load_split(shapes.data, "eval")
-    monkeypatch.setattr(exact.transforms, "decode", lambda content: None)
+    monkeypatch.setattr(exact.image_files, "decode", lambda content: None)
     with pytest.raises(DataError, match=dataset.file_names[0]):
         list(exact.batches(dataset, shapes))
 

@@ -1,0 +1,1 @@
+"""Augmentation: pure functions from samples to samples, and the drawing of what they shall do."""

@@ -1,0 +1,53 @@
+"""Colours of an image, changed as torchvision's ColorJitter does: brightness, contrast, saturation, then hue."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import cv2
+import numpy as np
+
+from mrcnn_jax.config import AugmentConfig
+
+
+class Factors(NamedTuple):
+    """How much; these defaults change nothing."""
+
+    brightness: float = 1.0
+    contrast: float = 1.0
+    saturation: float = 1.0
+    hue: float = 0.0  # part of the whole circle, -1/2..1/2
+
+
+def factors(chance: np.ndarray, augment: AugmentConfig) -> Factors:
+    """Factors from four numbers in [0, 1): each 1 - b .. 1 + b for a strength b (at least 0), the hue -b .. b."""
+    spread = 2 * chance - 1
+    strengths = (augment.brightness, augment.contrast, augment.saturation)
+    scales = np.maximum(1 + spread[:3] * strengths, 0)
+    return Factors(float(scales[0]), float(scales[1]), float(scales[2]), float(spread[3]) * augment.hue)
+
+
+def jitter(image: np.ndarray, factors: Factors) -> np.ndarray:
+    """The image (h, w, 3) uint8 RGB with other colours; itself where the factors change nothing."""
+    if factors.brightness != 1:
+        image = _look_up(image, np.arange(256) * factors.brightness)
+    if factors.contrast != 1:
+        mean = float(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY).mean())
+        image = _look_up(image, mean + (np.arange(256) - mean) * factors.contrast)
+    if factors.saturation != 1:
+        grey = cv2.cvtColor(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY), cv2.COLOR_GRAY2RGB)
+        image = cv2.addWeighted(image, factors.saturation, grey, 1 - factors.saturation, 0)
+    if factors.hue:
+        image = _turn_hue(image, factors.hue)
+    return image
+
+
+def _look_up(image: np.ndarray, values: np.ndarray) -> np.ndarray:
+    """Each value v of the image becomes values[v], rounded and within 0..255."""
+    return cv2.LUT(image, np.clip(np.rint(values), 0, 255).astype(np.uint8))
+
+
+def _turn_hue(image: np.ndarray, turn: float) -> np.ndarray:
+    hsv = cv2.cvtColor(image, cv2.COLOR_RGB2HSV_FULL)  # hue 0..255 is the whole circle
+    hsv[..., 0] += np.uint8(round(turn * 256) % 256)  # uint8 goes round by itself
+    return cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB_FULL)

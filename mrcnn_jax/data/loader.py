@@ -1,0 +1,156 @@
+"""One batch: records decoded, augmented, scaled and written to the slots of a padded `Batch`.
+
+A pure function of the step. Everything left to chance in an image is drawn from (seed, epoch, image id), so that it
+does not matter who makes the batch, or where in it the image stands.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from mrcnn_jax.config import Config
+from mrcnn_jax.data import image_files
+from mrcnn_jax.data.augment import draw
+from mrcnn_jax.data.augment.copy_paste import paste
+from mrcnn_jax.data.batching import BatchPlan, PlannedBatch
+from mrcnn_jax.data.categories import mirrored
+from mrcnn_jax.data.coco import Dataset
+from mrcnn_jax.data.errors import DataError
+from mrcnn_jax.data.sample import Sample, make_sample, write
+from mrcnn_jax.structures import Batch, GroundTruth
+
+
+class Loader:
+    """step -> this process's part of the global batch. Travels to the worker processes.
+
+    Raises DataError when the model wants masks or keypoints that the data does not have.
+    """
+
+    def __init__(self, dataset: Dataset, config: Config, plan: BatchPlan, slots: slice, *, training: bool):
+        self._dataset, self._config, self._plan, self._slots, self._training = dataset, config, plan, slots, training
+        self._class_of = dataset.categories.class_of()
+        if training:
+            _check(dataset, config)
+        self._mask_size = config.data.mask_size if config.model.mask is not None and dataset.has_masks else 0
+        self._reads_masks = self._mask_size > 0 or (training and config.data.augment.copy_paste > 0)
+        self._flip_map = config.model.keypoint.flip_map if config.model.keypoint is not None else ()
+        same = len(dataset.categories.pose.names) == config.model.num_keypoints
+        self._keypoints = config.model.num_keypoints if same else 0
+
+    def __call__(self, step: int) -> Batch:
+        """The batch of `step`. The slot of an image that cannot be decoded is not valid, and empty."""
+        planned = self.planned(step)
+        batch = self._empty(planned)
+        for slot in np.flatnonzero(planned.valid):
+            sample = self._load(int(planned.indices[slot]), planned, batch.images[slot])
+            if sample is None:
+                batch.valid[slot] = False
+                continue
+            batch.image_sizes[slot] = sample.image.shape[:2]
+            write(sample, GroundTruth(*(field[slot] for field in batch.ground_truth)))
+        return batch
+
+    def planned(self, step: int) -> PlannedBatch:
+        """This process's part of what is to be in the batch of `step`."""
+        planned = self._plan.batch(step)
+        return planned._replace(indices=planned.indices[self._slots], valid=planned.valid[self._slots])
+
+    def _empty(self, planned: PlannedBatch) -> Batch:
+        """A batch of padding."""
+        count, slots, side = len(planned.indices), self._config.data.max_instances, self._mask_size
+        truth = GroundTruth(
+            boxes=np.zeros((count, slots, 4), np.float32),
+            classes=np.zeros((count, slots), np.int32),
+            masks=np.zeros((count, slots, side, side), np.uint8),
+            mask_windows=np.zeros((count, slots, 4), np.float32),
+            keypoints=np.zeros((count, slots, self._keypoints, 3), np.float32),
+            valid=np.zeros((count, slots), bool),
+        )
+        images = np.zeros((count, *planned.bucket, 3), np.uint8)
+        # A slot without an image says 1 x 1, so that nothing on the device divides by an empty picture.
+        sizes = np.ones((count, 2), np.int32)
+        return Batch(images, sizes, planned.indices.astype(np.int32), planned.valid.copy(), truth)
+
+    def _load(self, index: int, planned: PlannedBatch, canvas: np.ndarray) -> Sample | None:
+        """Image `index` as it goes into a batch, its pixels at the top left of `canvas` (H, W, 3)."""
+        data, size = self._config.data, self._dataset.sizes[index]
+        if not self._training:
+            return self._apply(index, draw.without_chance(data, size, planned.bucket), canvas)
+        rng = self._generator(planned.epoch, index)
+        choices = draw.draw(data, rng, size, planned.bucket)
+        if choices.partner is None:
+            return self._apply(index, choices, canvas)
+        sample = self._apply(index, choices, None)
+        if sample is not None:
+            sample = self._paste(sample, index, int(choices.partner * len(self._dataset)), planned)
+            canvas[: sample.image.shape[0], : sample.image.shape[1]] = sample.image
+        return sample
+
+    def _paste(self, sample: Sample, index: int, partner: int, planned: PlannedBatch) -> Sample:
+        """`sample`, with some instances of the image `partner` laid over it."""
+        rng = self._generator(planned.epoch, index, partner)
+        choices = draw.draw(self._config.data, rng, self._dataset.sizes[partner], planned.bucket)
+        other = self._apply(partner, choices, None)
+        if other is None:  # what is wrong with it is said where it has a slot of its own
+            return sample
+        return paste(sample, other, np.flatnonzero(rng.random(len(other.boxes)) < 0.5))
+
+    def _apply(self, index: int, choices: draw.Choices, canvas: np.ndarray | None) -> Sample | None:
+        """Image `index`, decoded and as `choices` say; None if it cannot be decoded."""
+        content, annotations = self._dataset.record(index)
+        # Evaluation sees the pixels that the predictor sees, which is given decoded images.
+        reduced = draw.reduction(choices) if self._training else 1
+        image = image_files.decode(content, reduced)
+        if image is None:
+            return None
+        sample = make_sample(
+            image,
+            annotations,
+            self._class_of,
+            self._dataset.sizes[index],
+            reduction=reduced,
+            masks=self._reads_masks,
+            num_keypoints=self._keypoints,
+        )
+        height, width = choices.scaled
+        out = None if canvas is None else canvas[:height, :width]
+        return draw.apply(choices, sample, reduced=reduced, flip_map=self._flip_map, out=out)
+
+    def _generator(self, epoch: int, *indices: int) -> np.random.Generator:
+        return draw.generator(self._config.train.seed, epoch, *(int(self._dataset.ids[i]) for i in indices))
+
+
+def _check(dataset: Dataset, config: Config) -> None:
+    """Raise DataError unless the data has what training with this configuration needs."""
+    if not dataset.has_masks:
+        lacks = f"{dataset.annotations_path} has instances without a segmentation"
+        if config.model.mask is not None:
+            raise DataError(
+                f"{lacks}, and the model has a mask head: set model.mask=None to train boxes alone, or give every"
+                " instance a segmentation"
+            )
+        if config.data.augment.copy_paste > 0:
+            raise DataError(
+                f"{lacks}, and data.augment.copy_paste cuts instances out along theirs: set it to 0, or give every"
+                " instance a segmentation"
+            )
+    if config.model.keypoint is not None:
+        _check_keypoints(dataset, config)
+
+
+def _check_keypoints(dataset: Dataset, config: Config) -> None:
+    """Raise DataError unless the data's keypoints are those that the model is to learn."""
+    head, names = config.model.keypoint, dataset.categories.pose.names
+    assert head is not None, "asked only of a model that has a keypoint head"
+    if len(names) != head.num_keypoints:
+        has = f"has {len(names)} keypoints" if names else "has no keypoints, or categories whose keypoints differ"
+        raise DataError(
+            f"{dataset.annotations_path} {has}, and the model has a head for {head.num_keypoints}: set"
+            " model.keypoint.num_keypoints (and .flip_map), choose data.categories, or set model.keypoint=None"
+        )
+    sides = mirrored(names)
+    if sides != tuple(range(len(names))) and sides != head.flip_map:
+        raise DataError(
+            f"{dataset.annotations_path} has the keypoints {', '.join(names)}, which mirrored images exchange as in"
+            f" {sides}; model.keypoint.flip_map says {head.flip_map}"
+        )

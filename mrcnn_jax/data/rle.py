@@ -1,0 +1,59 @@
+"""COCO's run-length encoded masks, read by us: pycocotools trusts its input, and writes beyond its memory for some.
+
+An RLE is `{"size": [height, width], "counts": runs}`: lengths of alternating runs of 0 and 1, column after column,
+beginning with 0; as a list of numbers, or packed into a string (the packing of pycocotools: differences to the run
+before the last, in groups of five bits).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+
+def runs(rle: Mapping[str, Any]) -> np.ndarray:
+    """The lengths of the runs, int64. Raises ValueError where they are not lengths, or do not fill the picture."""
+    counts = rle["counts"]
+    if isinstance(counts, (str, bytes)):
+        lengths = _unpack(counts.encode("ascii") if isinstance(counts, str) else counts)
+    else:
+        lengths = np.asarray(counts)
+        if lengths.ndim != 1 or (lengths.size and lengths.dtype.kind not in "iu"):
+            raise ValueError("its counts are not whole numbers")
+    height, width = rle["size"]
+    if np.any(lengths < 0) or lengths.sum() != height * width:
+        raise ValueError(f"its runs do not fill {height} x {width} pixels")
+    return lengths.astype(np.int64)
+
+
+def crop(lengths: np.ndarray, height: int, window: tuple[int, int, int, int]) -> np.ndarray:
+    """The bitmap (y1 - y0, x1 - x0) uint8 inside `window` (x0, y0, x1, y1), of a picture `height` pixels high.
+
+    Only the columns of the window are written out, never the whole picture.
+    """
+    x0, y0, x1, y1 = window
+    start, stop = x0 * height, x1 * height
+    ends = np.cumsum(lengths)
+    first, last = np.searchsorted(ends, start, side="right"), np.searchsorted(ends, stop, side="left")
+    edges = np.concatenate([[start], np.minimum(ends[first : last + 1], stop)])
+    parity = (np.arange(first, first + len(edges) - 1) % 2).astype(np.uint8)
+    columns = np.repeat(parity, np.diff(edges)).reshape(x1 - x0, height)
+    return columns[:, y0:y1].T
+
+
+def _unpack(packed: bytes) -> np.ndarray:
+    groups = np.frombuffer(packed, np.uint8).astype(np.int64) - 48
+    if np.any((groups < 0) | (groups > 63)) or (len(groups) and groups[-1] & 32):
+        raise ValueError("its counts are not a packed list of runs")
+    lasts = np.flatnonzero(groups & 32 == 0)
+    starts = np.concatenate([[0], lasts[:-1] + 1]) if len(lasts) else lasts
+    if np.any(lasts - starts > 10):
+        raise ValueError("its counts are not a packed list of runs")
+    place = np.arange(len(groups)) - np.repeat(starts, lasts - starts + 1)
+    values = np.add.reduceat((groups & 31) << (5 * place), starts) if len(starts) else starts
+    values -= np.where(groups[lasts] & 16, 1 << (5 * (lasts - starts + 1)), 0)
+    values[1::2] = np.cumsum(values[1::2])  # from the fourth run on, each is stored as the difference to the run
+    values[2::2] = np.cumsum(values[2::2])  # of the same colour before it
+    return values
