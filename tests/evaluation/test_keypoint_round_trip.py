@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from mrcnn_jax.config import KeypointHeadConfig, ModelConfig
-from mrcnn_jax.data import transforms
+from mrcnn_jax.data.augment.geometry import flip, resize
+from mrcnn_jax.data.sample import make_sample, write
 from mrcnn_jax.evaluation.postprocess import postprocess
 from mrcnn_jax.ops import keypoints as keypoint_ops
 from mrcnn_jax.structures import Detections, GroundTruth
@@ -44,22 +45,23 @@ def test_truth_comes_back_from_its_heat_maps_without_an_offset(flipped):
         keypoints=np.zeros((PEOPLE, POINTS, 3), np.float32),
         valid=np.zeros(PEOPLE, bool),
     )
-    transforms.fill_truth(truth, given, {1: 1}, size=SIZE, scaled=SCALED)
-    transforms.flip_truth(truth, SCALED, flipped, False, FLIP_MAP)
+    image = np.zeros((*SIZE, 3), np.uint8)
+    sample = make_sample(image, given, {1: 1}, SIZE, masks=False, num_keypoints=POINTS)
+    sample = resize(flip(sample, flipped, False, FLIP_MAP), SCALED)
+    write(sample, truth)
     index, valid = keypoint_ops.heatmap_targets(truth.keypoints, truth.boxes, size=SIDE)
     assert valid.all()
     # What a network would say that has learnt its targets: the cell, and nothing elsewhere.
     heatmaps = 10 * jax.nn.one_hot(index, SIDE * SIDE).reshape(PEOPLE, POINTS, SIDE, SIDE).transpose(0, 2, 3, 1)
     decoded = keypoint_ops.decode(heatmaps, truth.boxes, truth.valid, score="logit")
-    truth.keypoints[:] = decoded
-    transforms.flip_truth(truth, SCALED, flipped, False, FLIP_MAP)
+    found = flip(sample._replace(boxes=truth.boxes, keypoints=np.asarray(decoded)), flipped, False, FLIP_MAP)
     head = KeypointHeadConfig(num_keypoints=POINTS, flip_map=FLIP_MAP)
     detections = Detections(
-        boxes=truth.boxes,
+        boxes=found.boxes,
         scores=np.ones(PEOPLE, np.float32),
         classes=truth.classes,
         masks=np.zeros((PEOPLE, 0, 0), np.float32),
-        keypoints=truth.keypoints,
+        keypoints=found.keypoints,
         valid=truth.valid,
         truncated=np.array(False),
     )
