@@ -1,7 +1,8 @@
 """Which images make up which batch: a pure function of the seed and the step, the same on every process.
 
 Every image belongs to one bucket (a fixed padded shape), and a global batch holds images of one bucket. An epoch is
-a permutation of each bucket cut into batches, and a permutation of those batches.
+a permutation of each bucket cut into batches, and a permutation of those batches. Every image is in exactly one of
+them, except for what the remainder policy says of the last batch of a bucket.
 """
 
 from __future__ import annotations
@@ -10,6 +11,8 @@ from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
 import numpy as np
+
+from mrcnn_jax.data.errors import DataError
 
 
 class PlannedBatch(NamedTuple):
@@ -51,9 +54,14 @@ def choose_buckets(
 class BatchPlan:
     """The sequence of global batches.
 
-    remainder: what fills the last batch of a bucket. "repeat": images of that bucket once more (training); "pad":
-    slots that are not valid (evaluation).
+    remainder: what becomes of the last batch of a bucket, when its B slots are more than the images that are left.
+    - "repeat" fills it with images that began the bucket's permutation, other ones in each epoch: fewer than B images
+      twice. A bucket with fewer images than B has one batch, which holds each of them equally often, or once more.
+    - "pad" leaves the slots invalid: every image exactly once.
+    - "drop" leaves the batch out: fewer than B images are missing, other ones in each epoch if they are shuffled.
     shuffle: False keeps the order of the data set, bucket after bucket.
+
+    Raises DataError for "drop" where a bucket has fewer images than B: no epoch would ever show them.
     """
 
     def __init__(
@@ -64,18 +72,20 @@ class BatchPlan:
         batch_size: int,
         *,
         shuffle: bool = True,
-        remainder: Literal["repeat", "pad"] = "repeat",
+        remainder: Literal["repeat", "pad", "drop"] = "repeat",
     ):
         self._seed, self._buckets, self._batch_size = seed, tuple(buckets), batch_size
         self._shuffle, self._remainder = shuffle, remainder
         members = [np.flatnonzero(assignment == i) for i in range(len(buckets))]
         self._members = [(i, indices) for i, indices in enumerate(members) if len(indices)]
         self._epoch: tuple[int, list[PlannedBatch]] | None = None
+        if remainder == "drop":
+            self._refuse_unseen()
 
     @property
     def batches_per_epoch(self) -> int:
-        """Batches that show every image once."""
-        return sum(-(-len(indices) // self._batch_size) for _, indices in self._members)
+        """Batches until every image was shown, or was left out by "drop"."""
+        return sum(self._batches(len(indices)) for _, indices in self._members)
 
     def batch(self, step: int) -> PlannedBatch:
         """The global batch of a training step, counted from 0 over all epochs."""
@@ -91,10 +101,30 @@ class BatchPlan:
         batches = []
         for bucket, indices in self._members:
             order = rng.permutation(indices) if self._shuffle else indices
-            count = -(-len(order) // self._batch_size)
-            slots = np.resize(order, (count, self._batch_size))  # starts again from the front where it runs out
+            # np.resize starts again from the front where `order` runs out, and cuts it where it is too long.
+            slots = np.resize(order, (self._batches(len(order)), self._batch_size))
             valid = np.arange(slots.size).reshape(slots.shape) < len(order)
             if self._remainder == "repeat":
                 valid[:] = True
             batches += [PlannedBatch(self._buckets[bucket], epoch, *row) for row in zip(slots, valid, strict=True)]
         return [batches[i] for i in rng.permutation(len(batches))] if self._shuffle else batches
+
+    def _batches(self, images: int) -> int:
+        """Batches that a bucket with so many images makes."""
+        whole, rest = divmod(images, self._batch_size)
+        return whole + (rest > 0 and self._remainder != "drop")
+
+    def _refuse_unseen(self) -> None:
+        """Raise DataError for buckets that do not fill a single batch."""
+        small = [
+            f"{self._buckets[i][0]}x{self._buckets[i][1]} has {len(indices)}"
+            for i, indices in self._members
+            if len(indices) < self._batch_size
+        ]
+        if small:
+            raise DataError(
+                f"data.remainder=drop leaves out batches that are not full, and a bucket with fewer images than the"
+                f" batch of {self._batch_size} has no full one; bucket {', '.join(small)}: set"
+                " data.remainder=repeat or pad, train.batch_size to less, or other data.buckets"
+                " (`python -m mrcnn_jax.data.plan` proposes some)"
+            )

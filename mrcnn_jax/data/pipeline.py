@@ -63,6 +63,7 @@ def train_batches(
         _assign(dataset, config, max(data.shortest_edge_train)),
         data.buckets,
         config.train.batch_size,
+        remainder=data.remainder,
     )
     slots = _process_slots(config.train.batch_size, process_index, process_count)
     loader = Loader(dataset, config, plan, slots, training=True)
