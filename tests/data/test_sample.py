@@ -18,9 +18,7 @@ def sample_of(annotations: list[dict[str, Any]], size: tuple[int, int], **option
     return make_sample(np.zeros((*size, 3), np.uint8), annotations, {3: 1}, size, **options)
 
 
-def crops_of(
-    segmentations: list[Any], boxes: list[list[float]], size: tuple[int, int], side: int | tuple[int, int]
-) -> np.ndarray:
+def crops_of(segmentations: list[Any], boxes: list[list[float]], size: tuple[int, int], side: int) -> np.ndarray:
     """Mask crops of instances with these `boxes`, x0 y0 x1 y1."""
     annotations = [
         annotation([x0, y0, x1 - x0, y1 - y0], segmentation=segmentation)

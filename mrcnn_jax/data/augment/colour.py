@@ -1,4 +1,6 @@
-"""Colours of an image, changed as torchvision's ColorJitter does: brightness, contrast, saturation, then hue."""
+"""Colours of an image, changed as torchvision's ColorJitter does, but always in this order: brightness, contrast,
+saturation, hue. Results are rounded to whole numbers, where torchvision cuts off; hue is turned in steps of 1/256 of
+the circle, as Pillow does."""
 
 from __future__ import annotations
 
@@ -6,8 +8,6 @@ from typing import NamedTuple
 
 import cv2
 import numpy as np
-
-from mrcnn_jax.config import AugmentConfig
 
 
 class Factors(NamedTuple):
@@ -17,14 +17,6 @@ class Factors(NamedTuple):
     contrast: float = 1.0
     saturation: float = 1.0
     hue: float = 0.0  # part of the whole circle, -1/2..1/2
-
-
-def factors(chance: np.ndarray, augment: AugmentConfig) -> Factors:
-    """Factors from four numbers in [0, 1): each 1 - b .. 1 + b for a strength b (at least 0), the hue -b .. b."""
-    spread = 2 * chance - 1
-    strengths = (augment.brightness, augment.contrast, augment.saturation)
-    scales = np.maximum(1 + spread[:3] * strengths, 0)
-    return Factors(float(scales[0]), float(scales[1]), float(scales[2]), float(spread[3]) * augment.hue)
 
 
 def jitter(image: np.ndarray, factors: Factors) -> np.ndarray:

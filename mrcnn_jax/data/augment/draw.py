@@ -7,12 +7,12 @@ from typing import NamedTuple
 
 import numpy as np
 
-from mrcnn_jax.config import DataConfig
+from mrcnn_jax.config import AugmentConfig, DataConfig
 from mrcnn_jax.data.augment import colour, geometry
 from mrcnn_jax.data.batching import scale_for, scaled_size
-from mrcnn_jax.data.sample import Sample
+from mrcnn_jax.data.sample import Sample, Size
 
-_IDS = 2**64 - 1
+_WORD = 2**32  # NumPy seeds a generator with words of 32 bits
 
 
 class Choices(NamedTuple):
@@ -25,44 +25,57 @@ class Choices(NamedTuple):
     partner: float | None = None  # in [0, 1): which image to paste instances from; None: do not
 
 
-def generator(seed: int, epoch: int, image_id: int, *more: int) -> np.random.Generator:
-    """The one source of chance for an image in an epoch: the same in any process and at any place of a batch."""
-    return np.random.default_rng([seed, epoch, *(number & _IDS for number in (image_id, *more))])
+def generator(seed: int, epoch: int, *image_ids: int) -> np.random.Generator:
+    """The one source of chance for an image in an epoch: the same in any process and at any place of a batch.
+
+    With a second id, that of its partner for copy-paste, it is the source for the partner's part. Ids are whole numbers
+    of 64 bits, negative ones too. Each is two words, so that no two lists of ids are the same words.
+    """
+    words = [word for image_id in image_ids for word in (image_id % _WORD, (image_id // _WORD) % _WORD)]
+    return np.random.default_rng([seed, epoch, *words])
 
 
-def draw(data: DataConfig, rng: np.random.Generator, size: Sequence[int], bucket: Sequence[int]) -> Choices:
-    """Draw for an image of `size` (height, width) that goes to `bucket`. Always draws the same numbers, in this order,
-    so that switching one augmentation on or off does not change what the others do."""
+def draw(data: DataConfig, rng: np.random.Generator, size: Size, bucket: Sequence[int]) -> Choices:
+    """Draw for an image of `size` (height, width) that goes to `bucket`.
+
+    Always takes the same numbers from `rng`, whatever the settings are: what one augmentation does is the same with
+    another one switched on or off.
+    """
     augment = data.augment
-    flips, shortest = rng.random(2), int(rng.choice(data.shortest_edge_train))
-    crop_chance, jitter, colours, paste_chance, partner = rng.random(), rng.random(), rng.random(4), *rng.random(2)
-    crop_parts, crop_place, canvas_place = rng.random(2), rng.random(2), rng.random(2)
-    window = np.array([0, 0, size[1], size[0]])
-    if crop_chance < augment.crop:
+    left_right, top_bottom, edge, crops, jitter, pastes, partner = rng.random(7)
+    colours, crop_extent, crop_place, jitter_place = rng.random(4), rng.random(2), rng.random(2), rng.random(2)
+    window = geometry.whole(size)
+    if crops < augment.crop:
         low, high = augment.crop_size
-        window = _inner(window, np.asarray(size) * (low + crop_parts * (high - low)), crop_place)
-    extent = window[[3, 2]] - window[[1, 0]]
+        window = _part(window, np.asarray(size) * (low + crop_extent * (high - low)), crop_place)
     if augment.scale_jitter is None:
-        scale = float(scale_for(extent, bucket, shortest_edge=shortest, longest_edge=data.longest_edge))
+        shortest = data.shortest_edge_train[int(edge * len(data.shortest_edge_train))]
+        scale = float(scale_for(_extent(window), bucket, shortest_edge=shortest, longest_edge=data.longest_edge))
     else:
         low, high = augment.scale_jitter
-        scale = (low + jitter * (high - low)) * float((np.asarray(bucket) / extent).min())
-        window = _inner(window, np.asarray(bucket) / scale, canvas_place)
-    height, width = scaled_size(window[[3, 2]] - window[[1, 0]], scale, bucket)
+        scale = (low + jitter * (high - low)) * float((np.asarray(bucket) / _extent(window)).min())
+        window = _part(window, np.asarray(bucket) / scale, jitter_place)  # what is larger than the bucket is cut off
+    x0, y0, x1, y1 = window.tolist()
+    height, width = scaled_size(_extent(window), scale, bucket).tolist()
     return Choices(
-        window=(int(window[0]), int(window[1]), int(window[2]), int(window[3])),
-        scaled=(int(height), int(width)),
-        flips=(bool(flips[0] < data.horizontal_flip), bool(flips[1] < data.vertical_flip)),
-        factors=colour.factors(colours, augment),
-        partner=float(partner) if paste_chance < augment.copy_paste else None,
+        window=(x0, y0, x1, y1),
+        scaled=(height, width),
+        flips=(bool(left_right < data.horizontal_flip), bool(top_bottom < data.vertical_flip)),
+        factors=_factors(augment, colours),
+        partner=float(partner) if pastes < augment.copy_paste else None,
     )
 
 
-def without_chance(data: DataConfig, size: Sequence[int], bucket: Sequence[int]) -> Choices:
+def draw_some(rng: np.random.Generator, count: int) -> np.ndarray:
+    """Which of `count` instances are pasted, indices (k,): each with probability 1/2."""
+    return np.flatnonzero(rng.random(count) < 0.5)
+
+
+def without_chance(data: DataConfig, size: Size, bucket: Sequence[int]) -> Choices:
     """What evaluation does with an image: the whole of it, scaled."""
     scale = scale_for(np.asarray(size), bucket, shortest_edge=data.shortest_edge_eval, longest_edge=data.longest_edge)
-    height, width = scaled_size(np.asarray(size), scale, bucket)
-    return Choices((0, 0, int(size[1]), int(size[0])), (int(height), int(width)))
+    height, width = scaled_size(np.asarray(size), scale, bucket).tolist()
+    return Choices(window=(0, 0, int(size[1]), int(size[0])), scaled=(height, width))
 
 
 def reduction(choices: Choices) -> int:
@@ -75,7 +88,7 @@ def reduction(choices: Choices) -> int:
 def apply(
     choices: Choices, sample: Sample, *, reduced: int, flip_map: Sequence[int] = (), out: np.ndarray | None = None
 ) -> Sample:
-    """Colours, flips, crop and scale of a sample that was decoded at 1 / `reduced`; the image goes to `out`."""
+    """Colours, flips, crop and scale of a sample that was decoded at 1 / `reduced`; its image is `out` where given."""
     height, width = sample.image.shape[:2]
     x0, y0, x1, y1 = np.array(choices.window) / reduced
     if choices.flips[0]:
@@ -87,9 +100,22 @@ def apply(
     return geometry.view(sample, np.array([x0, y0, x1, y1]), choices.scaled, out)
 
 
-def _inner(window: np.ndarray, extent: np.ndarray, place: np.ndarray) -> np.ndarray:
+def _factors(augment: AugmentConfig, chance: np.ndarray) -> colour.Factors:
+    """Factors from four numbers in [0, 1): from 1 - strength, at least 0, to 1 + strength; the hue from -strength."""
+    strengths = np.array([augment.brightness, augment.contrast, augment.saturation])
+    low = np.maximum(1 - strengths, 0)
+    brightness, contrast, saturation = (low + chance[:3] * (1 + strengths - low)).tolist()
+    return colour.Factors(brightness, contrast, saturation, hue=float(2 * chance[3] - 1) * augment.hue)
+
+
+def _extent(window: np.ndarray) -> np.ndarray:
+    """Height and width."""
+    return window[[3, 2]] - window[[1, 0]]
+
+
+def _part(window: np.ndarray, extent: np.ndarray, place: np.ndarray) -> np.ndarray:
     """A part of `window` of (at most) `extent` height and width, in whole pixels, at a `place` (2,) in [0, 1)."""
-    room = window[[3, 2]] - window[[1, 0]]
-    extent = np.clip(np.floor(np.asarray(extent) + 0.5), 1, room).astype(int)
+    room = _extent(window)
+    extent = np.clip(np.floor(extent + 0.5), 1, room).astype(int)
     start = window[[1, 0]] + np.floor(place * (room - extent + 1)).astype(int)
     return np.concatenate([start[::-1], start[::-1] + extent[::-1]])

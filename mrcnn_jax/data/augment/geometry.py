@@ -1,4 +1,7 @@
-"""Flips, crops and scales of a sample: image, boxes, masks and keypoints move together, exactly."""
+"""Flips, crops and scales of a sample: image, boxes, masks and keypoints move together, exactly.
+
+No function changes its argument; arrays that stay as they are may be shared with the result.
+"""
 
 from __future__ import annotations
 
@@ -7,31 +10,34 @@ from collections.abc import Sequence
 import cv2
 import numpy as np
 
-from mrcnn_jax.data.sample import Masks, Sample, Size, crop_masks, move_masks, select
+from mrcnn_jax.data.masks import move_masks, select_masks, visible_boxes
+from mrcnn_jax.data.sample import Sample, Size, select
 
-_SMALLEST = 1.0  # pixels: what a crop leaves of an instance is kept from this side on
+_SMALLEST = 1.0  # pixels of the result: what a crop leaves of an instance is kept from this width and height on
 
 
 def flip(sample: Sample, horizontal: bool, vertical: bool, flip_map: Sequence[int] = ()) -> Sample:
     """The mirror image: left-right, top-bottom, both or neither.
 
     flip_map: for each keypoint the one that takes its place in a mirror image, where a left hand is a right hand.
-    Mirrored twice is turned by 180 degrees: left stays left.
+    Mirrored twice is turned by 180 degrees: left stays left. Raises ValueError where it is not one for each keypoint.
     """
     if not (horizontal or vertical):
         return sample
+    if len(flip_map) != sample.keypoints.shape[1]:
+        raise ValueError(f"a flip map of {len(flip_map)} for {sample.keypoints.shape[1]} keypoints")
     extent = np.array(sample.image.shape[1::-1], np.float64)
     mirrored = np.array([horizontal, vertical])
     scale, offset = np.where(mirrored, -1.0, 1.0), np.where(mirrored, extent, 0.0)
     corners = sample.boxes.reshape(-1, 2, 2) * scale + offset
     keypoints = _move_keypoints(sample.keypoints, scale, offset)
-    if horizontal != vertical and keypoints.size:
+    if horizontal != vertical and len(flip_map):
         keypoints = keypoints[:, list(flip_map)]
     return Sample(
         image=cv2.flip(sample.image, -1 if horizontal and vertical else int(horizontal)),
         boxes=np.concatenate([corners.min(axis=1), corners.max(axis=1)], axis=1),
         classes=sample.classes,
-        masks=None if sample.masks is None else move_masks(sample.masks, scale, offset),
+        masks=sample.masks and move_masks(sample.masks, scale, offset),
         keypoints=keypoints,
     )
 
@@ -55,7 +61,7 @@ def view(sample: Sample, window: np.ndarray, size: Sequence[int], out: np.ndarra
         image=resample(sample.image, window, (height, width), out),
         boxes=clipped,
         classes=sample.classes,
-        masks=None if sample.masks is None else move_masks(sample.masks, scale, offset),
+        masks=sample.masks and move_masks(sample.masks, scale, offset),
         keypoints=np.where(inside[..., None], keypoints, 0.0),
     )
     # Rounding is no cut: a box that ends with the picture does not become smaller by it.
@@ -100,45 +106,13 @@ def whole(size: Sequence[int] | np.ndarray) -> np.ndarray:
     return np.array([0, 0, size[1], size[0]])
 
 
-def visible_boxes(masks: Masks, boxes: np.ndarray, which: np.ndarray) -> np.ndarray:
-    """Bounds (k, 4) of the masks of the instances `which` (k,) inside their `boxes` (n, 4), in whole pixels or less.
-
-    Without a pixel inside its box the bounds of an instance are empty: four times 0.
-    """
-    found = np.zeros((len(which), 4))
-    for row, i in zip(found, which, strict=True):
-        box = boxes[i]
-        low, high = np.floor(box[:2]).astype(int), np.ceil(box[2:]).astype(int)
-        if np.any(high <= low):
-            continue
-        bitmap = bitmap_of(masks, int(i), (*low, *high))
-        xs, ys = np.flatnonzero(bitmap.any(axis=0)), np.flatnonzero(bitmap.any(axis=1))
-        if len(xs):
-            row[:2] = np.maximum(box[:2], low + np.array([xs[0], ys[0]]))
-            row[2:] = np.minimum(box[2:], low + np.array([xs[-1], ys[-1]]) + 1)
-    return found
-
-
-def bitmap_of(masks: Masks, instance: int, window: Sequence[int]) -> np.ndarray:
-    """The mask of one instance inside `window` (x0, y0, x1, y1), one cell a pixel: (y1 - y0, x1 - x0) uint8."""
-    x0, y0, x1, y1 = (int(edge) for edge in window)
-    own = masks.owners == instance
-    alone = Masks(
-        masks.points[np.repeat(own, masks.lengths)],
-        masks.lengths[own],
-        np.zeros(int(own.sum()), np.int64),
-        tuple(raster._replace(owner=0) for raster in masks.rasters if raster.owner == instance),
-    )
-    return crop_masks(alone, np.array([[x0, y0, x1, y1]], np.float64), (y1 - y0, x1 - x0))[0]
-
-
 def _trim(sample: Sample, cut: np.ndarray) -> Sample:
     """Give the instances that were `cut` (n,) the boxes of what is seen of them, and leave out those gone."""
     if not cut.any():
         return sample
     boxes, which = sample.boxes.copy(), np.flatnonzero(cut)
     if sample.masks is not None:
-        boxes[which] = visible_boxes(sample.masks, boxes, which)
+        boxes[which] = visible_boxes(select_masks(sample.masks, which, len(boxes)), boxes[which])
     gone = cut & np.any(boxes[:, 2:] - boxes[:, :2] < _SMALLEST, axis=1)
     return select(sample._replace(boxes=boxes), np.flatnonzero(~gone))
 
