@@ -10,7 +10,7 @@ from typing import Any
 
 from mrcnn_jax import peer_models
 from mrcnn_jax.config import Config, ConfigError
-from mrcnn_jax.data.annotations import DataError
+from mrcnn_jax.data.errors import DataError
 from mrcnn_jax.weights.errors import WeightsError
 
 

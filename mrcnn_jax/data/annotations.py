@@ -1,9 +1,9 @@
 """COCO instance JSON, read and checked: what cannot be used is refused, what can be left out is left out and named.
 
-Two severities. A missing image, an image whose size disagrees with the JSON and an unknown category id are errors:
-they mean that the JSON and the images do not belong together. Boxes without area and polygons with fewer than three
-points are slips of annotation (the published COCO has some): they are dropped, counted and named. So are keypoints
-that are not x, y, visibility for each of the category's keypoints; their instance stays, and has none labelled.
+Two severities. Entries that are no COCO, ids that are not unique, an unknown category: they mean that nobody can say
+what the file means, or that it does not belong to the images; training does not start (`refusals`). The images
+themselves are judged in `image_files`. Slips of single annotations are dropped, counted and named (`problems`): see
+`instances`.
 """
 
 from __future__ import annotations
@@ -11,25 +11,15 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-from PIL import Image
-
-from mrcnn_jax.data.categories import Categories, read_categories
-from mrcnn_jax.data.errors import DataError, refuse
-
-_REQUIRED = {"images": ("id", "file_name", "height", "width"), "annotations": ("id", "image_id", "category_id", "bbox")}
-
-
-class Problem(NamedTuple):
-    """One thing that was left out of the data."""
-
-    kind: str
-    annotation_id: int
-    image_id: int
+from mrcnn_jax.data import image_files, instances
+from mrcnn_jax.data.categories import Categories, inspect_categories
+from mrcnn_jax.data.entries import Entry, is_id, sound
+from mrcnn_jax.data.errors import DataError, shown
+from mrcnn_jax.data.findings import Problem, Refusal, raise_refusals
 
 
 @dataclass(frozen=True)
@@ -45,142 +35,152 @@ class ImageEntry:
 
 @dataclass(frozen=True)
 class AnnotationFile:
-    """A checked COCO JSON."""
+    """A checked COCO JSON. Where there are refusals, what they are about is left out of the rest."""
 
     categories: Categories
     images: list[ImageEntry]
     problems: list[Problem]
+    refusals: list[Refusal] = field(default_factory=list)
 
 
-def read(path: Path, image_ids: Sequence[int] = ()) -> AnnotationFile:
-    """Read a COCO instances JSON; keep only `image_ids` when some are given. Images stay in the order of the JSON.
+def read(path: Path, image_ids: Sequence[int] = (), folder: Path | None = None) -> AnnotationFile:
+    """As `inspect`, of a file without refusals. Raises DataError, which names them all, for one that has some."""
+    content = inspect(path, image_ids, folder)
+    raise_refusals(path, content.refusals)
+    return content
 
-    Raises DataError for a file that is missing or no COCO JSON, an unknown category id, or image ids it does not have.
+
+def inspect(path: Path, image_ids: Sequence[int] = (), folder: Path | None = None) -> AnnotationFile:
+    """Read and check a COCO instances JSON, or one of LVIS; images stay in the order of the file.
+
+    image_ids: keep only these images, and do not mind what is wrong with others. folder: of the images; LVIS files
+    name them by address, and whether they lie in a folder of their split is seen there.
+    Raises DataError for a file that is missing, no JSON, or without COCO's three lists; whatever else is wrong is in
+    `refusals` and `problems`.
     """
     content = _load(path)
-    images = {image["id"]: image for image in content["images"]}
-    if absent := [image_id for image_id in image_ids if image_id not in images]:
-        refuse(f"{path}: image_ids asks for images that the file does not have", absent, "correct data.*.image_ids")
-    if image_ids:
-        images = {image_id: images[image_id] for image_id in images if image_id in set(image_ids)}
-    if not images:
-        raise DataError(f"{path}: no images; there is nothing to load")
-    categories = read_categories(path, content["categories"])
-    by_image: dict[int, list[dict[str, Any]]] = {image_id: [] for image_id in images}
-    for annotation in content["annotations"]:
-        if annotation["image_id"] in by_image:
-            by_image[annotation["image_id"]].append(annotation)
-    _check_categories(path, by_image, categories)
-    masks = any(a.get("segmentation") for annotations in by_image.values() for a in annotations)
-    counts = categories.keypoint_counts()
-    entries, problems = [], []
-    for image_id, image in images.items():
-        kept, dropped = _usable(by_image[image_id], masks, counts)
-        entries.append(ImageEntry(image_id, image["file_name"], image["height"], image["width"], kept))
-        problems += dropped
-    return AnnotationFile(categories, entries, problems)
+    categories, refusals = inspect_categories(content["categories"])
+    images, found = _images(content["images"], image_ids, folder)
+    refusals += found
+    by_image, found = _by_image(content, images, image_ids)
+    refusals += found
+    judge = instances.Judge(
+        categories, masks=any(a.get("segmentation") for annotations in by_image.values() for a in annotations)
+    )
+    for image in images:
+        image.annotations.extend(judge.usable(by_image[image.id], image.height, image.width))
+    return AnnotationFile(categories, images, judge.problems, refusals + judge.refusals)
 
 
 def check_images(path: Path, folder: Path, images: Sequence[ImageEntry]) -> None:
-    """Compare every image file with what the JSON says of it, reading headers only.
-
-    Raises DataError that names the missing files, or the files whose size differs from the JSON.
-    """
-    check_present(path, folder, [image.file_name for image in images], [image.id for image in images])
-    with ThreadPoolExecutor(8) as pool:  # mostly waiting for the disk
-        sizes = list(pool.map(lambda image: _image_size(folder / image.file_name), images))
-    wrong = [
-        f"{image.file_name} (id {image.id}) is {size[0]}x{size[1]}, not {image.height}x{image.width}"
-        for image, size in zip(images, sizes, strict=True)
-        if size != (image.height, image.width)
-    ]
-    if wrong:
-        refuse(
-            f"{path}: images whose size (height x width) disagrees with the JSON",
-            wrong,
-            "correct height and width there",
-        )
+    """Raises DataError that names the image files which cannot be used."""
+    raise_refusals(path, [refusal for refusal in image_files.examine(folder, images) if refusal])
 
 
 def check_present(path: Path, folder: Path, file_names: Sequence[str], ids: Sequence[int]) -> None:
     """Raise DataError that names the image files which are not in `folder`."""
-    images = zip(file_names, ids, strict=True)
-    missing = [f"{name} (id {image_id})" for name, image_id in images if not os.path.isfile(folder / name)]
-    if missing:
-        refuse(f"{path}: images that are not in {folder}", missing, "add them, or take them out of the JSON")
+    raise_refusals(path, image_files.absent(folder, file_names, ids))
 
 
-def _load(path: Path) -> dict[str, Any]:
-    """The parsed JSON, with the fields that everything else relies on."""
+def _load(path: Path) -> dict[str, list[Any]]:
+    """The parsed JSON, which has the three lists."""
     if not path.is_file():
         raise DataError(f"no annotation file {path}; set data.root and data.train/eval.annotations")
     try:
         content = json.loads(path.read_bytes())
-    except ValueError as error:
-        raise DataError(f"{path} is not JSON ({error})") from None
+    except OSError as error:
+        raise DataError(f"{path} cannot be read ({error.strerror}); see to its permissions") from None
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{path} is not JSON ({error}); write it anew") from None
     for name in ("images", "annotations", "categories"):
         if not isinstance(content, dict) or not isinstance(content.get(name), list):
-            raise DataError(f"{path} is not a COCO instances file: it has no list {name!r}")
-    for name, fields in _REQUIRED.items():
-        lacking = [item.get("id", item) for item in content[name] if any(field not in item for field in fields)]
-        if lacking:
-            refuse(f"{path}: entries of {name!r} without one of {', '.join(fields)}", lacking, "add the field")
+            raise DataError(f"{path} is not a COCO instances file: it has no list {name!r}; add it")
+    if not content["images"]:
+        raise DataError(f"{path}: no images; there is nothing to load")
     return content
 
 
-def _check_categories(path: Path, by_image: dict[int, list[dict[str, Any]]], categories: Categories) -> None:
-    known = set(categories.ids)
-    unknown = [
-        f"annotation {annotation['id']} (image {image_id}) has category {annotation['category_id']}"
-        for image_id, annotations in by_image.items()
-        for annotation in annotations
-        if annotation["category_id"] not in known
-    ]
-    if unknown:
-        refuse(f"{path}: unknown category ids", unknown, "add the category to 'categories', or correct the id")
+def _images(
+    entries: Sequence[Any], chosen: Sequence[int], folder: Path | None
+) -> tuple[list[ImageEntry], list[Refusal]]:
+    """The images that can be used, as yet without annotations; only those `chosen`, if any are."""
+    wanted = set(chosen)
+    if wanted:
+        entries = [e for e in entries if type(e) is dict and is_id(e.get("id")) and e["id"] in wanted]
+    found, refusals = sound("images", entries, ("id",), ("height", "width"))
+    advice = "correct data.*.image_ids"
+    kind = "image_ids asks for images that the file does not have"
+    there = {entry["id"] for entry in entries} if wanted else set()
+    refusals += [Refusal(kind, str(image_id), advice, image_id) for image_id in chosen if image_id not in there]
+    images = []
+    for entry in found:
+        name = _file_name(entry, folder)
+        if refusal := _image_refusal(entry, name):
+            refusals.append(refusal)
+        else:
+            images.append(ImageEntry(entry["id"], str(name), entry["height"], entry["width"], []))
+    return images, refusals
 
 
-def _usable(
-    annotations: list[dict[str, Any]], masks: bool, keypoints: dict[int, int]
-) -> tuple[list[dict[str, Any]], list[Problem]]:
-    """The annotations of one image that can be used, cleaned, and what was left out of them.
-
-    `masks`: the data set has segmentations, so an instance without one would teach an empty mask. `keypoints`: their
-    number for each category id that has some.
-    """
-    kept, dropped = [], []
-    for annotation in annotations:
-        where = (annotation["id"], annotation["image_id"])
-        if annotation["bbox"][2] <= 0 or annotation["bbox"][3] <= 0:
-            dropped.append(Problem("box without area", *where))
-            continue
-        segmentation = annotation.get("segmentation")
-        if masks and not segmentation:
-            dropped.append(Problem("no segmentation", *where))
-            continue
-        if isinstance(segmentation, list) and segmentation:
-            polygons = [polygon for polygon in segmentation if len(polygon) >= 6]
-            if len(polygons) < len(segmentation):
-                dropped.append(Problem("polygon with fewer than 3 points", *where))
-            if not polygons:
-                continue
-            annotation = {**annotation, "segmentation": polygons}
-        points = annotation.get("keypoints")
-        if points and len(points) != 3 * keypoints.get(annotation["category_id"], 0):
-            dropped.append(Problem("wrong number of keypoints", *where))
-            annotation = {**annotation, "keypoints": []}
-        kept.append(annotation)
-    return kept, dropped
+def _image_refusal(entry: Entry, name: object) -> Refusal | None:
+    """What is wrong with an entry of `images` itself, or with the name of its file."""
+    if name is None:
+        kind, culprit, advice = "images without file_name or coco_url", "", "add the field"
+    elif not isinstance(name, str) or not _is_inside(name):
+        kind, culprit = "file names that are no paths inside the image folder", f" has {shown(name)}"
+        advice = "write them relative to it, without '..'"
+    elif not all(type(side) is int and side > 0 for side in (entry["height"], entry["width"])):
+        kind, culprit = "image sizes that are not whole numbers from 1 on", f" is {_size(entry)}"
+        advice = "write height and width in pixels"
+    elif entry["height"] * entry["width"] > image_files.MOST_PIXELS:
+        kind, culprit = f"images of more than {image_files.MOST_PIXELS} pixels", f" is {_size(entry)}"
+        advice = image_files.TOO_LARGE_ADVICE
+    else:
+        return None
+    return Refusal(kind, f"image {entry['id']}{culprit}", advice, entry["id"])
 
 
-def _image_size(path: Path) -> tuple[int, int]:
-    """Height and width of an image file as it is seen, that is after its EXIF rotation."""
+def _size(entry: Entry) -> str:
+    return f"{shown(entry['height'])}x{shown(entry['width'])}"
+
+
+def _file_name(entry: Entry, folder: Path | None) -> object:
+    """`file_name`; or, as LVIS has none, the end of `coco_url`, with the folder of its split where there is one."""
+    name, url = entry.get("file_name"), entry.get("coco_url")
+    if name is not None or not isinstance(url, str):
+        return name
+    *_, split, last = ["", *url.split("/")]
+    inside = f"{split}/{last}"
+    return inside if _is_inside(inside) and (folder is None or os.path.isfile(folder / inside)) else last
+
+
+def _is_inside(name: str) -> bool:
+    """Whether this is the name of a file somewhere below a folder, and one that the system can be asked for."""
     try:
-        with Image.open(path) as image:
-            width, height = image.size
-            exif = Image.Image.getexif(image)  # the method of PNG files would decode the pixels first
-            if exif.get(0x0112, 1) >= 5:  # orientations 5..8 swap the axes
-                width, height = height, width
-    except OSError as error:
-        raise DataError(f"{path} cannot be read as an image ({error}); replace the file") from None
-    return height, width
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return (
+        bool(name) and "\0" not in name and not os.path.isabs(name) and ".." not in name.replace("\\", "/").split("/")
+    )
+
+
+def _by_image(
+    content: dict[str, list[Any]], images: Sequence[ImageEntry], chosen: Sequence[int]
+) -> tuple[dict[int, list[Entry]], list[Refusal]]:
+    """The annotations of each of `images`; those of no image in the file are refused, unless images are `chosen`."""
+    by_image: dict[int, list[Entry]] = {image.id: [] for image in images}
+    entries = content["annotations"]
+    if chosen:
+        entries = [e for e in entries if type(e) is dict and is_id(e.get("image_id")) and e["image_id"] in by_image]
+    found, refusals = sound("annotations", entries, ("id", "image_id", "category_id"), ("bbox",))
+    present = {e["id"] for e in content["images"] if type(e) is dict and is_id(e.get("id"))}
+    kind, advice = "annotations of images that the file does not have", "add the image, or take them out"
+    for annotation in found:
+        image_id = annotation["image_id"]
+        if image_id in by_image:
+            by_image[image_id].append(annotation)
+        elif image_id not in present:  # what is wrong with those that are present is said already
+            culprit = f"annotation {annotation['id']} (image {image_id})"
+            refusals.append(Refusal(kind, culprit, advice, image_id, annotation["id"]))
+    return by_image, refusals

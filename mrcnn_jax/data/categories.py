@@ -5,10 +5,11 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, NamedTuple
 
-from mrcnn_jax.data.errors import DataError, listing, refuse
+from mrcnn_jax.data.entries import Entry, sound
+from mrcnn_jax.data.errors import DataError, listing
+from mrcnn_jax.data.findings import Refusal
 
 _SIDES = {"left": "right", "right": "left", "l": "r", "r": "l"}
 
@@ -51,18 +52,25 @@ class Categories:
         return Categories(tuple(self.ids[k] for k in chosen), tuple(self.names[k] for k in chosen), poses)
 
 
-def read_categories(path: Path, entries: Sequence[dict[str, Any]]) -> Categories:
-    """The list `categories` of a COCO JSON. Raises DataError for a skeleton that joins keypoints it does not have."""
-    ordered = sorted(entries, key=lambda category: category["id"])
-    poses = tuple(_pose(category) for category in ordered)
-    wrong = [
-        category["id"]
-        for category, pose in zip(ordered, poses, strict=True)
-        if any(not 0 <= end < len(pose.names) for pair in pose.skeleton for end in pair)
-    ]
-    if wrong:
-        refuse(f"{path}: categories whose skeleton joins keypoints that they do not have", wrong, "count from 1 there")
-    return Categories(tuple(c["id"] for c in ordered), tuple(str(c["name"]) for c in ordered), poses)
+def inspect_categories(entries: Sequence[Any]) -> tuple[Categories, list[Refusal]]:
+    """The list `categories` of a COCO JSON: those that can be used, and why the others cannot."""
+    found, refusals = sound("categories", entries, ("id",), ("name",))
+    ids, names, poses = [], [], []
+    for category in sorted(found, key=lambda category: category["id"]):
+        name, pose = category["name"], _pose(category)
+        if not isinstance(name, (str, int, float)) or not str(name):
+            kind, advice = "categories whose name is no text", "give each a name"
+        elif pose is None:
+            kind, advice = "categories whose keypoints or skeleton are no lists", "write names, and pairs of numbers"
+        elif any(not 0 <= end < len(pose.names) for pair in pose.skeleton for end in pair):
+            kind, advice = "categories whose skeleton joins keypoints that they do not have", "count from 1 there"
+        else:
+            ids.append(category["id"])
+            names.append(str(name))
+            poses.append(pose)
+            continue
+        refusals.append(Refusal(kind, f"category {category['id']}", advice))
+    return Categories(tuple(ids), tuple(names), tuple(poses)), refusals
 
 
 def mirrored(names: Sequence[str]) -> tuple[int, ...]:
@@ -75,7 +83,15 @@ def mirrored(names: Sequence[str]) -> tuple[int, ...]:
     return tuple(lower.index(other) if other in lower else i for i, other in enumerate(exchanged))
 
 
-def _pose(category: dict[str, Any]) -> Pose:
-    """COCO counts the keypoints of a skeleton from 1."""
-    names = tuple(str(name) for name in category.get("keypoints") or ())
-    return Pose(names, tuple((int(a) - 1, int(b) - 1) for a, b in category.get("skeleton") or ()))
+def _pose(category: Entry) -> Pose | None:
+    """Its keypoints; None if they are not written as COCO writes them, the skeleton counting from 1."""
+    names, skeleton = category.get("keypoints") or [], category.get("skeleton") or []
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        return None
+    if not isinstance(skeleton, list) or not all(_is_pair(pair) for pair in skeleton):
+        return None
+    return Pose(tuple(names), tuple((a - 1, b - 1) for a, b in skeleton))
+
+
+def _is_pair(pair: Any) -> bool:
+    return isinstance(pair, list) and len(pair) == 2 and all(type(end) is int for end in pair)

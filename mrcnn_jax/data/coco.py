@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import logging
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,9 +13,9 @@ import numpy as np
 
 from mrcnn_jax.config import DataConfig
 from mrcnn_jax.data import records, shapes
-from mrcnn_jax.data.annotations import Problem
 from mrcnn_jax.data.categories import Categories
 from mrcnn_jax.data.errors import DataError, listing
+from mrcnn_jax.data.findings import Problem, describe_problems
 
 __all__ = ["Categories", "DataError", "Dataset", "Problem", "load_split"]
 
@@ -114,7 +113,7 @@ def _rows_to_use(path: Path, keypoints: np.ndarray, fewest: int) -> np.ndarray:
 
 def _report(dataset: Dataset, max_instances: int) -> None:
     """Log what training will not see."""
-    for line in _describe(dataset.problems):
+    for line in describe_problems(dataset.problems):
         log.warning("%s: %s", dataset.annotations_path, line)
     crowded = np.flatnonzero(dataset.instances > max_instances)
     if len(crowded):
@@ -128,12 +127,3 @@ def _report(dataset: Dataset, max_instances: int) -> None:
             surplus,
             listing(dataset.ids[crowded].tolist()),
         )
-
-
-def _describe(problems: Sequence[Problem]) -> list[str]:
-    """One line for each kind of problem: how many, and the annotations by id."""
-    lines = []
-    for kind, count in Counter(problem.kind for problem in problems).items():
-        named = [f"{p.annotation_id} (image {p.image_id})" for p in problems if p.kind == kind]
-        lines.append(f"dropped {count}, {kind}: annotation {listing(named)}")
-    return lines

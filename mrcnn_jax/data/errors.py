@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from typing import Any
 
 _NAMED = 20  # culprits that a message lists one by one; the rest are counted
+_LONGEST = 80  # characters of a value that a message shows
 
 
 class DataError(ValueError):
@@ -18,8 +20,18 @@ def refuse(what: str, culprits: Sequence[Any], advice: str) -> None:
 
 
 def listing(culprits: Sequence[Any], most: int | None = _NAMED) -> str:
-    """The first few by name, then how many more."""
-    named = [str(culprit) for culprit in culprits[:_NAMED]]
+    """The first `most` by name, then how many more; all of them for None."""
+    named = [str(culprit) for culprit in culprits[:most]]
     if len(culprits) > len(named):
         named.append(f"and {len(culprits) - len(named)} more")
     return ", ".join(named)
+
+
+def shown(value: object) -> str:
+    """A value out of somebody's file as a message can show it: short, printable, on one line; lists by their type."""
+    if isinstance(value, (list, dict)):
+        return "a list" if isinstance(value, list) else "an object"
+    text = value if isinstance(value, str) else json.dumps(value)
+    if not text.isprintable():
+        text = ascii(text)
+    return text if len(text) <= _LONGEST else f"{text[: _LONGEST - 3]}..."

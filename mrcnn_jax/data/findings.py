@@ -21,10 +21,11 @@ class Refusal(NamedTuple):
     culprit: str
     advice: str
     image_id: int | None = None
+    annotation_id: int | None = None
 
 
 class Problem(NamedTuple):
-    """One thing that is left out of the training data."""
+    """One thing that is left out of the training data. `kind` says what: an instance, or a part of one."""
 
     kind: str
     annotation_id: int

@@ -194,7 +194,7 @@ def test_image_ids_choose_images(coco_folder: Any) -> None:
         ("[]", "has no list 'images'"),
         ('{"images": [], "annotations": []}', "has no list 'categories'"),
         ('{"images": [], "annotations": [], "categories": []}', "no images"),
-        ('{"images": [{"id": 4}], "annotations": [], "categories": []}', r"without one of .*file_name.*\(1\): 4"),
+        ('{"images": [{"id": 4}], "annotations": [], "categories": []}', r"without one of .*width \(1\): image 4"),
     ],
 )
 def test_file_that_is_no_coco_json_is_refused(coco_folder: Any, content: str | None, message: str) -> None:
@@ -207,7 +207,7 @@ def test_file_that_is_no_coco_json_is_refused(coco_folder: Any, content: str | N
 
 def test_file_that_is_no_image_is_refused(coco_folder: Any) -> None:
     (coco_folder.root / "images" / "3.png").write_text("no picture")
-    with pytest.raises(DataError, match=r"3\.png cannot be read as an image"):
+    with pytest.raises(DataError, match=r"image files that cannot be read \(1\): 3\.png \(id 97\): "):
         load_split(coco_folder.config().data, "train")
 
 

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import pytest
 
 from mrcnn_jax.data import DataError
-from mrcnn_jax.data.categories import Categories, Pose, mirrored, read_categories
+from mrcnn_jax.data.categories import Categories, Pose, inspect_categories, mirrored
 
 KITE: dict[str, Any] = {"id": 20, "name": "kite", "keypoints": ["nose", "left_tip", "right_tip"], "skeleton": [[1, 3]]}
 BOAT: dict[str, Any] = {"id": 3, "name": "boat"}
@@ -16,7 +15,7 @@ POSE = Pose(("nose", "left_tip", "right_tip"), ((0, 2),))
 
 
 def test_keypoints_are_read_with_a_skeleton_that_counts_from_0() -> None:
-    categories = read_categories(Path("coco.json"), [KITE, BOAT])
+    categories = inspect_categories([KITE, BOAT])[0]
     assert categories == Categories((3, 20), ("boat", "kite"), (Pose(), POSE))
     assert categories.pose == POSE  # the boat has none, and does not differ
     assert categories.keypoint_counts() == {20: 3}
@@ -24,7 +23,7 @@ def test_keypoints_are_read_with_a_skeleton_that_counts_from_0() -> None:
 
 def test_categories_whose_keypoints_differ_share_none() -> None:
     other = {"id": 7, "name": "gull", "keypoints": ["beak"], "skeleton": []}
-    categories = read_categories(Path("coco.json"), [KITE, BOAT, other])
+    categories = inspect_categories([KITE, BOAT, other])[0]
     assert categories.pose == Pose()
     assert categories.select(["kite", "boat"]).pose == POSE
     assert categories.select(["gull"]).pose.names == ("beak",)
@@ -32,15 +31,41 @@ def test_categories_whose_keypoints_differ_share_none() -> None:
 
 
 def test_no_category_has_keypoints() -> None:
-    assert read_categories(Path("coco.json"), [BOAT]).pose == Pose()
+    assert inspect_categories([BOAT])[0].pose == Pose()
     assert Categories((3,), ("boat",)).pose == Pose()
     assert Categories((3,), ("boat",)).keypoint_counts() == {}
 
 
 @pytest.mark.parametrize("pair", [[0, 1], [3, 4]])
 def test_a_skeleton_beyond_the_keypoints_is_refused(pair: list[int]) -> None:
-    with pytest.raises(DataError, match=r"coco\.json: categories whose skeleton .*\(1\): 20; count from 1"):
-        read_categories(Path("coco.json"), [BOAT, {**KITE, "skeleton": [[1, 2], pair]}])
+    categories, (refusal,) = inspect_categories([BOAT, {**KITE, "skeleton": [[1, 2], pair]}])
+    assert refusal.kind == "categories whose skeleton joins keypoints that they do not have"
+    assert (refusal.culprit, refusal.advice) == ("category 20", "count from 1 there")
+    assert categories.names == ("boat",)
+
+
+@pytest.mark.parametrize(
+    ("entry", "kind", "culprit"),
+    [
+        ("kite", "entries of 'categories' that are no objects", "number 2 of 'categories' (kite)"),
+        ({"id": 5}, "entries of 'categories' without one of id, name", "category 5"),
+        ({"id": "5", "name": "gull"}, "ids that are not whole numbers", "number 2 of 'categories': id 5"),
+        ({"id": True, "name": "gull"}, "ids that are not whole numbers", "number 2 of 'categories': id true"),
+        ({"id": 2**63, "name": "gull"}, "ids that are not whole numbers", f"number 2 of 'categories': id {2**63}"),
+        ({"id": 3, "name": "gull"}, "duplicate category ids", "category 3"),
+        ({"id": 5, "name": None}, "categories whose name is no text", "category 5"),
+        ({"id": 5, "name": ["gull"]}, "categories whose name is no text", "category 5"),
+        ({**KITE, "keypoints": "nose"}, "categories whose keypoints or skeleton are no lists", "category 20"),
+        ({**KITE, "keypoints": [1, 2, 3]}, "categories whose keypoints or skeleton are no lists", "category 20"),
+        ({**KITE, "skeleton": [1, 2]}, "categories whose keypoints or skeleton are no lists", "category 20"),
+        ({**KITE, "skeleton": [[1, "2"]]}, "categories whose keypoints or skeleton are no lists", "category 20"),
+    ],
+)
+def test_an_entry_that_is_no_category_is_refused(entry: Any, kind: str, culprit: str) -> None:
+    categories, (refusal,) = inspect_categories([BOAT, entry])
+    assert (refusal.kind, refusal.culprit) == (kind, culprit)
+    assert refusal.advice
+    assert categories.names == ("boat",)
 
 
 def test_a_selection_keeps_the_order_of_the_ids() -> None:

@@ -1,0 +1,242 @@
+"""The rules for one annotation: what of it is refused, and what of it can be used.
+
+What pycocotools and NumPy are given later has passed here: pycocotools trusts its input, and a polygon that reaches
+out far enough makes it write beyond its memory.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from operator import mul
+from typing import Any
+
+import numpy as np
+from pycocotools import mask as coco_mask
+
+from mrcnn_jax.data import rle
+from mrcnn_jax.data.categories import Categories
+from mrcnn_jax.data.entries import Entry
+from mrcnn_jax.data.errors import shown
+from mrcnn_jax.data.findings import Problem, Refusal
+
+Box = tuple[float, float, float, float]  # x0 y0 x1 y1
+
+_THINNEST = 0.01  # pixels; a mask could not be drawn inside a thinner box
+
+BAD_BOX = "box that is not four finite numbers"
+EMPTY_BOX = "box without area"
+THIN_BOX = "box thinner than 1/100 pixel"
+OUTER_BOX = "box outside the image"
+CLIPPED_BOX = "part of a box beyond the image"
+NO_MASK = "no segmentation"
+BAD_MASK = "segmentation that is neither polygons nor RLE"
+BAD_RLE = "RLE that cannot be read"
+SHORT_POLYGON = "polygon with fewer than 3 points"
+ODD_POLYGON = "polygon with an odd number of coordinates"
+BAD_POLYGON = "polygon with coordinates that are not finite numbers"
+FAR_POLYGON = "polygon that reaches far beyond the image"
+UNSEEN_MASK = "segmentation without a pixel in the image"
+STRAY_MASK = "segmentation without a pixel in its box"
+BAD_KEYPOINTS = "keypoints that are not finite numbers"
+MISCOUNTED_KEYPOINTS = "wrong number of keypoints"
+BAD_AREA = "area that is not a finite number"
+
+
+class _Unusable(Exception):
+    """The instance is left out; its argument is the kind of problem."""
+
+
+class Judge:
+    """Goes through annotations whose ids are known to be sound, and collects what is wrong with them.
+
+    masks: the data set has segmentations, so that an instance without one would teach an empty mask.
+    """
+
+    def __init__(self, categories: Categories, *, masks: bool):
+        self.problems: list[Problem] = []
+        self.refusals: list[Refusal] = []
+        self._categories, self._masks = frozenset(categories.ids), masks
+        self._keypoints = categories.keypoint_counts()
+
+    def usable(self, annotations: Sequence[Entry], height: int, width: int) -> list[Entry]:
+        """Those of one image's annotations that can be used, cleaned."""
+        kept = []
+        for annotation in annotations:
+            if refusal := self._refusal(annotation, height, width):
+                self.refusals.append(refusal)
+                continue
+            kinds: list[str] = []
+            try:
+                kept.append(self._clean(annotation, height, width, kinds))
+            except _Unusable as unusable:
+                kinds += unusable.args
+            for kind in dict.fromkeys(kinds):
+                self.problems.append(Problem(kind, annotation["id"], annotation["image_id"]))
+        return kept
+
+    def _refusal(self, annotation: Entry, height: int, width: int) -> Refusal | None:
+        where = f"annotation {annotation['id']} (image {annotation['image_id']})"
+        ids = annotation["image_id"], annotation["id"]
+        if annotation["category_id"] not in self._categories:
+            culprit, advice = (
+                f"{where} has category {annotation['category_id']}",
+                "add the category to 'categories', or correct the id",
+            )
+            return Refusal("unknown category ids", culprit, advice, *ids)
+        crowd = annotation.get("iscrowd")
+        if crowd not in (0, 1, None):
+            advice = "write 1 for a group of objects that share a mask, else 0"
+            return Refusal("iscrowd that is neither 0 nor 1", f"{where} has {shown(crowd)}", advice, *ids)
+        segmentation = annotation.get("segmentation")
+        if type(segmentation) is dict:
+            size = _size(segmentation)
+            if size is not None and size != [height, width]:
+                culprit = f"{where} is {size[0]}x{size[1]}, not {height}x{width}"
+                advice = "encode the mask anew, or correct the image's height and width"
+                kind = "RLE whose size (height x width) disagrees with the image"
+                return Refusal(kind, culprit, advice, *ids)
+        return None
+
+    def _clean(self, annotation: Entry, height: int, width: int, kinds: list[str]) -> Entry:
+        """The annotation without what is wrong with it, whose `kinds` are appended. Raises _Unusable."""
+        changes: dict[str, Any] = {}
+        box, whole = _visible_box(annotation["bbox"], height, width)
+        if not whole:
+            kinds.append(CLIPPED_BOX)
+            changes["bbox"] = [box[0], box[1], box[2] - box[0], box[3] - box[1]]
+        segmentation = annotation.get("segmentation")
+        if segmentation:
+            kept = _usable_mask(segmentation, box, height, width, kinds)
+            if kept is not segmentation:
+                changes["segmentation"] = kept
+        elif self._masks:
+            raise _Unusable(NO_MASK)
+        points = annotation.get("keypoints")
+        if points and (kind := _keypoint_fault(points, self._keypoints.get(annotation["category_id"], 0))):
+            kinds.append(kind)
+            changes["keypoints"] = []
+        area = annotation.get("area", 0)
+        if area is not None and not _is_area(area):
+            kinds.append(BAD_AREA)
+            area = None
+        if area is None or annotation.get("iscrowd", 0) is None:  # without a value is without the field
+            annotation = {name: value for name, value in annotation.items() if name not in ("area", "iscrowd")}
+        return {**annotation, **changes} if changes else annotation
+
+
+def _visible_box(bbox: Any, height: int, width: int) -> tuple[Box, bool]:
+    """The part of a box that lies in the image, and whether it is all of it but for a pixel. Raises _Unusable."""
+    try:
+        x, y, w, h = bbox
+        finite = math.isfinite(x + y + w + h)
+    except (TypeError, ValueError, OverflowError):
+        finite = False
+    if not finite:
+        raise _Unusable(BAD_BOX)
+    if w <= 0 or h <= 0:
+        raise _Unusable(EMPTY_BOX)
+    x1, y1 = x + w, y + h
+    if x >= width or y >= height or x1 <= 0 or y1 <= 0:
+        raise _Unusable(OUTER_BOX)
+    box = (max(x, 0), max(y, 0), min(x1, width), min(y1, height))
+    if box[2] - box[0] < _THINNEST or box[3] - box[1] < _THINNEST:
+        raise _Unusable(THIN_BOX)
+    return box, x >= -1 and y >= -1 and x1 <= width + 1 and y1 <= height + 1
+
+
+def _usable_mask(segmentation: Any, box: Box, height: int, width: int, kinds: list[str]) -> Any:
+    """The segmentation, or those of its polygons that can be used. Raises _Unusable."""
+    if type(segmentation) is list:
+        return _usable_polygons(segmentation, box, height, width, kinds)
+    if type(segmentation) is not dict:
+        raise _Unusable(BAD_MASK)
+    if _size(segmentation) is None:
+        raise _Unusable(BAD_RLE)
+    try:
+        runs = rle.runs(segmentation)
+    except (KeyError, ValueError):
+        raise _Unusable(BAD_RLE) from None
+    _check_seen(runs, box, height)
+    return segmentation
+
+
+def _usable_polygons(polygons: list[Any], box: Box, height: int, width: int, kinds: list[str]) -> list[list[float]]:
+    """Those that pycocotools may be given; `polygons` itself if it is all of them. Raises _Unusable."""
+    usable, seen, reach = [], False, max(height, width)
+    for polygon in polygons:
+        if kind := _polygon_fault(polygon):
+            kinds.append(kind)
+            continue
+        xs, ys = polygon[0::2], polygon[1::2]
+        extent = (min(xs), min(ys), max(xs), max(ys))
+        if min(extent) < -reach or max(extent) > 2 * reach:
+            kinds.append(FAR_POLYGON)
+            continue
+        usable.append(polygon)
+        seen = seen or _is_surely_seen(xs, ys, extent, box)
+    if not usable:
+        raise _Unusable
+    if not seen:
+        _check_seen(rle.runs(coco_mask.merge(coco_mask.frPyObjects(usable, height, width))), box, height)
+    return usable if len(usable) < len(polygons) else polygons
+
+
+def _polygon_fault(polygon: Any) -> str | None:
+    if type(polygon) is not list:
+        return BAD_MASK
+    if len(polygon) < 6:
+        return SHORT_POLYGON
+    if len(polygon) % 2:
+        return ODD_POLYGON
+    return None if _all_finite(polygon) else BAD_POLYGON
+
+
+def _is_surely_seen(xs: list[float], ys: list[float], extent: Box, box: Box) -> bool:
+    """A polygon that must have pixels, at a tenth of the cost of drawing it: two pixels wide, and inside its box.
+
+    The area that it winds around is the one that it covers unless it goes around twice, which shows in an area larger
+    than its extent or in its first corner coming again. False does not mean that there are none.
+    """
+    x0, y0, x1, y1 = extent
+    if x0 < box[0] - 1 or y0 < box[1] - 1 or x1 > box[2] + 1 or y1 > box[3] + 1:
+        return False
+    twice = abs(sum(map(mul, xs, ys[1:])) - sum(map(mul, ys, xs[1:])) + xs[-1] * ys[0] - xs[0] * ys[-1])
+    w, h = x1 - x0, y1 - y0
+    if not 4 * (w + h) <= twice <= 2 * w * h:
+        return False
+    return xs[0] not in xs[1:-1] or (xs[0], ys[0]) not in zip(xs[1:-1], ys[1:-1], strict=True)
+
+
+def _check_seen(runs: np.ndarray, box: Box, height: int) -> None:
+    """Raise _Unusable for a mask without a pixel, or without one in those that the box touches."""
+    if not runs[1::2].any():
+        raise _Unusable(UNSEEN_MASK)
+    window = (math.floor(box[0]), math.floor(box[1]), math.ceil(box[2]), math.ceil(box[3]))
+    if not rle.crop(runs, height, window).any():
+        raise _Unusable(STRAY_MASK)
+
+
+def _keypoint_fault(points: Any, count: int) -> str | None:
+    if type(points) is not list or not _all_finite(points):
+        return BAD_KEYPOINTS
+    return None if len(points) == 3 * count else MISCOUNTED_KEYPOINTS
+
+
+def _all_finite(numbers: list[Any]) -> bool:
+    """Numbers whose sum is finite, which no infinity or NaN can be in."""
+    try:
+        return math.isfinite(sum(numbers))
+    except (TypeError, OverflowError):
+        return False
+
+
+def _is_area(value: Any) -> bool:
+    return type(value) in (int, float) and 0 <= value < math.inf
+
+
+def _size(segmentation: Entry) -> list[int] | None:
+    """Height and width that an RLE says; None if it does not say whole numbers."""
+    size = segmentation.get("size")
+    sound = type(size) is list and len(size) == 2 and type(size[0]) is int and type(size[1]) is int
+    return size if sound else None
