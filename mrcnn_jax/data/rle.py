@@ -23,7 +23,8 @@ def runs(rle: Mapping[str, Any]) -> np.ndarray:
         if lengths.ndim != 1 or (lengths.size and lengths.dtype.kind not in "iu"):
             raise ValueError("its counts are not whole numbers")
     height, width = rle["size"]
-    if np.any(lengths < 0) or lengths.sum() != height * width:
+    pixels = height * width
+    if np.any(lengths < 0) or np.any(lengths > pixels) or lengths.sum() != pixels:  # huge ones could sum up to anything
         raise ValueError(f"its runs do not fill {height} x {width} pixels")
     return lengths.astype(np.int64)
 
