@@ -1,0 +1,12 @@
+"""The check command, `python -m mrcnn_jax.data.check DATA`: a data set read, judged, counted and shown on a page.
+
+sources     which JSON files a folder has, and where the images of each lie
+survey      a file judged as training judges it, and the numbers in it
+compare     what only shows when two files are laid beside each other
+table       the numbers on a terminal
+choose      which images to look at
+outline     masks as paths of SVG
+picture     an image with its annotations drawn over it
+charts      histograms
+html page   the page
+"""

@@ -1,0 +1,73 @@
+"""`python -m mrcnn_jax.data.check DATA`: is a data set what training needs? Tables, every culprit by name, a page."""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from mrcnn_jax.data.check import compare, page, sources, table
+from mrcnn_jax.data.check.survey import Survey, survey
+from mrcnn_jax.data.errors import DataError
+from mrcnn_jax.progress import track
+
+_INTERRUPTED = 130  # what a shell says of a command that Ctrl-C ended
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Read a whole data set, every image of it, as training would. Exit status 0 if nothing is wrong, 1 if training
+    would refuse it or leave something out, 2 if there is nothing to check."""
+    parser = argparse.ArgumentParser(prog="python -m mrcnn_jax.data.check", description=main.__doc__)
+    parser.add_argument(
+        "data", type=Path, metavar="DATA", help="a folder with COCO JSON files and their images, or a JSON"
+    )
+    parser.add_argument("--images", type=Path, metavar="FOLDER", help="where the images are, if not found by itself")
+    parser.add_argument("--output", type=Path, metavar="FILE", help="the page (default: check-<name>.html here)")
+    parser.add_argument(
+        "--accept-dropped", action="store_true", help="exit status 0 whenever training would start, whatever it drops"
+    )
+    given = parser.parse_args(arguments)
+    try:
+        return check(given.data, given.images, given.output, given.accept_dropped)
+    except DataError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("stopped: nothing was written", file=sys.stderr)
+        return _INTERRUPTED
+
+
+def check(data: Path, images: Path | None, output: Path | None, accept_dropped: bool) -> int:
+    """The command without its command line; returns the exit status."""
+    output = output or Path(f"check-{data.resolve().stem}.html")
+    if not output.parent.is_dir():
+        raise DataError(f"no folder {output.parent} for the page; make it, or give another --output")
+    found = sources.find(data, images)
+    surveys = survey(found.files, functools.partial(track, what="images checked"))
+    notes = [f"not checked: {line}" for line in found.skipped] + [f"warning: {w}" for w in compare.warnings(surveys)]
+    drawn = page.render(str(data), surveys, found.broken, notes, functools.partial(track, what="pictures drawn"))
+    output.write_text(drawn, encoding="utf-8")
+    for one in surveys:
+        table.show(one)
+    for line in (*notes, *found.broken, *(line for one in surveys for line in one.findings)):
+        print(line)
+    print(f"{_verdict(surveys, found.broken)}; pictures and histograms in {output}")
+    refused = found.broken or any(one.status == "refused" for one in surveys)
+    dropped = any(one.status == "dropped" for one in surveys)
+    return 1 if refused or (dropped and not accept_dropped) else 0
+
+
+def _verdict(surveys: Sequence[Survey], broken: Sequence[str]) -> str:
+    refused = [*broken, *(refusal for one in surveys for refusal in one.refusals)]
+    dropped = [problem for one in surveys for problem in one.content.problems]
+    if refused:
+        return f"refused: training does not start, for {len(refused):,} reasons"
+    if dropped:
+        return f"training starts, without {len(dropped):,} things that are wrong"
+    return "nothing is wrong"
+
+
+if __name__ == "__main__":
+    sys.exit(main())
