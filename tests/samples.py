@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from pycocotools import mask as coco_mask
 
+from mrcnn_jax.data.masks import Masks
 from mrcnn_jax.structures import GroundTruth
 
 
@@ -37,3 +38,72 @@ def empty_truth(slots: int, side: int, points: int = 0) -> GroundTruth:
         np.zeros((slots, points, 3), np.float32),
         np.zeros(slots, bool),
     )
+
+
+def full_frame(segmentation: Any, height: int, width: int) -> np.ndarray:
+    """The mask of an instance (h, w) uint8, by pycocotools on the whole picture."""
+    if isinstance(segmentation, list):
+        segmentation = coco_mask.merge(coco_mask.frPyObjects(segmentation, height, width))
+    if isinstance(segmentation["counts"], list):
+        segmentation = coco_mask.frPyObjects(segmentation, height, width)
+    return coco_mask.decode(segmentation)
+
+
+def star(rng: np.random.Generator, low: float, high: float) -> list[float]:
+    """A polygon around a point of the square low..high, which it may leave; it has no tips thinner than itself."""
+    corners = rng.integers(6, 12)
+    angles = (np.arange(corners) + rng.uniform(0, 0.5, corners)) * (2 * np.pi / corners)
+    radii = rng.uniform(0.6, 1, corners) * rng.uniform(2, (high - low) / 2)
+    points = rng.uniform(low, high, 2) + radii[:, None] * np.stack([np.cos(angles), np.sin(angles)], axis=1)
+    return points.ravel().tolist()
+
+
+def some_masks(rng: np.random.Generator, count: int, size: int) -> tuple[list[Any], np.ndarray]:
+    """Segmentations of both kinds, and their boxes, tight as COCO's are; figures lie inside the picture."""
+    segmentations: list[Any] = []
+    boxes = []
+    while len(segmentations) < count:
+        polygons = [star(rng, 0, size) for _ in range(rng.integers(1, 3))]
+        points = np.concatenate([np.reshape(polygon, (-1, 2)) for polygon in polygons])
+        if points.min() < 0 or points.max() > size:
+            continue
+        bitmap = full_frame(polygons, size, size)
+        as_rle = rng.random() < 0.5 and bitmap.any()
+        segmentations.append(rle_of(bitmap, compressed=bool(rng.random() < 0.5)) if as_rle else polygons)
+        x, y, w, h = coco_mask.toBbox(rle_of(bitmap))
+        boxes.append([x, y, x + w, y + h] if as_rle else [*points.min(axis=0), *points.max(axis=0)])
+    return segmentations, np.array(boxes)
+
+
+def some_annotations(rng: np.random.Generator, count: int, size: int, points: int = 0) -> list[dict[str, Any]]:
+    """Instances of category 3 in a square picture, each with `points` labelled keypoints anywhere in it."""
+    segmentations, boxes = some_masks(rng, count, size)
+    return [
+        annotation(
+            [x0, y0, x1 - x0, y1 - y0],
+            segmentation=segmentation,
+            keypoints=[float(v) for x, y in rng.integers(0, size, (points, 2)) for v in (x, y, 2)],
+        )
+        for segmentation, (x0, y0, x1, y1) in zip(segmentations, boxes.tolist(), strict=True)
+    ]
+
+
+def assert_same_mask(found: np.ndarray, expected: np.ndarray, masks: Masks, instance: int, reach: float = 0.2) -> None:
+    """Bitmaps (h, w) of the same mask, which may differ where a pixel's middle is as near to an outline as `reach`.
+
+    pycocotools rounds corners to a fifth of a pixel (those left of the picture towards 0), and what lies exactly on an
+    edge belongs to either side: where the picture begins decides about such pixels. Those of RLE are exact.
+    """
+    end = np.cumsum(masks.lengths)
+    own = masks.owners == instance
+    polygons = [masks.points[b - n : b] for b, n in zip(end[own], masks.lengths[own], strict=True)]
+    for centre in np.argwhere(found != expected)[:, ::-1] + 0.5:
+        assert polygons, f"an RLE mask is another one at {centre}"
+        assert min(_distance(centre, polygon) for polygon in polygons) < reach, f"another mask at {centre}"
+
+
+def _distance(point: np.ndarray, polygon: np.ndarray) -> float:
+    """How far away a point is from the outline of a polygon (p, 2)."""
+    edge = np.roll(polygon, -1, axis=0) - polygon
+    part = np.clip(((point - polygon) * edge).sum(axis=1) / np.maximum((edge**2).sum(axis=1), 1e-12), 0, 1)
+    return float(np.linalg.norm(polygon + part[:, None] * edge - point, axis=1).min())

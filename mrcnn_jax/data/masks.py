@@ -14,6 +14,8 @@ from pycocotools import mask as coco_mask
 
 from mrcnn_jax.data import rle
 
+_REACH = 4096  # cells beyond a raster up to which polygons are followed
+
 
 class Raster(NamedTuple):
     """The mask of an instance as a bitmap of some part of the picture; outside of it the mask is 0."""
@@ -176,28 +178,27 @@ def _encode(points: np.ndarray, lengths: np.ndarray, height: int, width: int) ->
     """RLE of the polygons, of `lengths` (m,) corners in `points` (p, 2), in a picture of this size.
 
     pycocotools walks along every edge in steps of a fifth of a pixel, wherever it leads, and counts them with 32 bits:
-    a corner at 1e9, or a box that is a thousandth of its polygon, would take all memory. So polygons are cut off where
-    they are further from the picture than its own size; what is in the picture stays.
+    a corner at 1e9, or a box that is a thousandth of its polygon, would take all memory. So polygons are cut off far
+    away from the picture; what is in it stays.
     """
-    size = np.array([width, height])
+    low, high = np.array([-_REACH, -_REACH]), np.array([width + _REACH, height + _REACH])
     polygons = np.split(points, np.cumsum(lengths)[:-1])
-    if np.any((points < -size) | (points > 2 * size)):
-        polygons = [_cut(polygon, size) for polygon in polygons]
+    if np.any((points < low) | (points > high)):
+        polygons = [_cut(polygon, low, high) for polygon in polygons]
     encoded: list[dict[str, Any]] = coco_mask.frPyObjects([p.ravel().tolist() for p in polygons], height, width)
     return encoded
 
 
-def _cut(polygon: np.ndarray, size: np.ndarray) -> np.ndarray:
-    """The part of a polygon (p, 2) between -size and 2 * size (Sutherland and Hodgman); of none, a point outside."""
-    for axis in (0, 1):
-        for sign, limit in ((1.0, 2.0 * size[axis]), (-1.0, 1.0 * size[axis])):
-            beyond = sign * polygon[:, axis] - limit  # positive outside
-            following, beyond_following = np.roll(polygon, -1, axis=0), np.roll(beyond, -1)
-            crosses = (beyond > 0) != (beyond_following > 0)
-            part = np.divide(beyond, beyond - beyond_following, out=np.zeros(len(beyond)), where=crosses)
-            edges = polygon + part[:, None] * (following - polygon)
-            pairs = np.stack([polygon, edges], axis=1).reshape(-1, 2)
-            polygon = pairs[np.stack([beyond <= 0, crosses], axis=1).ravel()]
-            if not len(polygon):
-                return np.tile(-1.0 * size, (3, 1))
+def _cut(polygon: np.ndarray, low: np.ndarray, high: np.ndarray) -> np.ndarray:
+    """The part of a polygon (p, 2) from `low` to `high` (Sutherland and Hodgman); of none, a point outside."""
+    for axis, sign, limit in ((0, 1, high[0]), (0, -1, -low[0]), (1, 1, high[1]), (1, -1, -low[1])):
+        beyond = sign * polygon[:, axis] - limit  # positive outside
+        following, beyond_following = np.roll(polygon, -1, axis=0), np.roll(beyond, -1)
+        crosses = (beyond > 0) != (beyond_following > 0)
+        part = np.divide(beyond, beyond - beyond_following, out=np.zeros(len(beyond)), where=crosses)
+        edges = polygon + part[:, None] * (following - polygon)
+        pairs = np.stack([polygon, edges], axis=1).reshape(-1, 2)
+        polygon = pairs[np.stack([beyond <= 0, crosses], axis=1).ravel()]
+        if not len(polygon):
+            return np.tile(low.astype(np.float64), (3, 1))
     return polygon
