@@ -1,0 +1,104 @@
+"""`python -m mrcnn_jax.data.convert FORMAT ...`: write what people have as COCO JSON."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from mrcnn_jax.data.convert import categories, cityscapes, masks, voc, writer
+from mrcnn_jax.data.convert.writer import Conversion
+from mrcnn_jax.data.errors import DataError
+
+_VALUES = (
+    "what the values of the masks mean. instances: each value but 0 is one instance. classes: each value but 0 is a"
+    " class, and each connected region of it one instance. files: each file in a folder named like the image is one"
+    " instance"
+)
+_CATEGORIES = (
+    'names, such as cat,dog for 1 and 2; or a file: .json as {"7": "cat"} or ["cat", "dog"], .txt with lines as'
+    " '7 cat' or 'cat'. A value may be a colour: {\"#ff0080\": \"cat\"}"
+)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Write images with annotations in other formats as COCO JSON. Nothing is written unless everything can be read."""
+    given = _parser().parse_args(arguments)
+    try:
+        writer.outputs(given.output, given.holdout)  # says so before the work, not after it
+        conversion = _read(given)
+        contents = writer.assemble(conversion, given.output, given.holdout, given.seed)
+        writer.write(contents)
+    except DataError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("stopped; nothing was written", file=sys.stderr)
+        return 130
+    for line in (*writer.notes(conversion.pictures), *conversion.remarks):
+        print(line)
+    for path, content in contents.items():
+        print(*writer.summary(path, content), sep="\n")
+    print("\nNext:", *writer.next_commands(contents, conversion.folder), sep="\n  ")
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m mrcnn_jax.data.convert", description=main.__doc__)
+    formats = parser.add_subparsers(dest="format", required=True, metavar="FORMAT")
+
+    label_masks = formats.add_parser("masks", help="a folder of images and a folder of label masks")
+    label_masks.add_argument("images", type=Path, metavar="IMAGES")
+    label_masks.add_argument("masks", type=Path, metavar="MASKS", help="PNG, TIFF or BMP, named like the images")
+    label_masks.add_argument("--values", required=True, choices=("instances", "classes", "files"), help=_VALUES)
+    label_masks.add_argument("--categories", help=_CATEGORIES)
+    label_masks.add_argument("--ignore", type=_value, help="the value of pixels that are to count for nothing: 255")
+    label_masks.add_argument(
+        "--suffix", default="", help="what the names of masks have more than those of images: _mask"
+    )
+
+    pascal = formats.add_parser("voc", help="PASCAL VOC, and the XML files of labelling tools")
+    pascal.add_argument("root", type=Path, metavar="VOC2012", help="the folder with Annotations/ and JPEGImages/")
+    pascal.add_argument("--split", default="", help="a list in ImageSets: train, val, trainval; else every image")
+    pascal.add_argument("--boxes", action="store_true", help="leave masks alone, and take images without them too")
+    pascal.add_argument("--images", type=Path, help="the folder of images, where it is another")
+    pascal.add_argument("--categories", help="names or a file as for masks; else VOC's, or all in alphabetical order")
+    pascal.add_argument("--zero-based", action="store_true", help="boxes are positions, not pixels counted from 1")
+
+    streets = formats.add_parser("cityscapes", help="Cityscapes with its fine annotations")
+    streets.add_argument("root", type=Path, metavar="ROOT", help="the folder with gtFine/ and leftImg8bit/")
+    streets.add_argument("--split", default="train", help="train (default) or val")
+
+    for each in (label_masks, pascal, streets):
+        each.add_argument("--output", type=Path, required=True, metavar="FILE.json", help="the COCO JSON to write")
+        each.add_argument(
+            "--holdout", type=float, default=0.0, metavar="SHARE", help="of images for FILE_val.json: 0.1"
+        )
+        each.add_argument("--seed", type=int, default=0, help="another seed holds out other images")
+    return parser
+
+
+def _read(given: argparse.Namespace) -> Conversion:
+    if given.format == "cityscapes":
+        return cityscapes.convert(given.root, given.split)
+    named = categories.parse(given.categories) if given.categories else None
+    if given.format == "masks":
+        return masks.convert(given.images, given.masks, given.values, named, given.ignore, given.suffix)
+    return voc.convert(
+        given.root,
+        split=given.split,
+        boxes=given.boxes,
+        images=given.images,
+        named=named,
+        zero_based=given.zero_based,
+    )
+
+
+def _value(text: str) -> int:
+    """Of a pixel: a number, or a colour such as #ff0080."""
+    return int(text[1:], 16) if text.startswith("#") else int(text)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
