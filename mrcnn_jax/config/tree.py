@@ -111,7 +111,7 @@ class MaskHeadConfig:
     norm: HeadNormName = "none"
     class_agnostic: bool = False  # one mask for all classes
     target: Literal["binary", "soft"] = "binary"  # mask targets thresholded at 1/2 (Detectron2) or not (torchvision)
-    target_sampling_ratio: int = 2  # samples in a cell and direction when targets are resampled; 0: adaptive
+    target_sampling_ratio: int = 0  # samples in a cell and direction when targets are resampled; 0: adaptive
     paste: Literal["detectron2", "torchvision"] = "detectron2"  # how a mask is laid on the image
 
 
