@@ -48,7 +48,7 @@ def check(data: Path, images: Path | None, output: Path | None, accept_dropped: 
     surveys = survey(found.files, functools.partial(track, what="images checked"))
     notes = [f"not checked: {line}" for line in found.skipped] + [f"warning: {w}" for w in compare.warnings(surveys)]
     drawn = page.render(str(data), surveys, found.broken, notes, functools.partial(track, what="pictures drawn"))
-    output.write_text(drawn, encoding="utf-8")
+    output.write_text(drawn, encoding="utf-8", errors="replace")  # half a character in a name
     for one in surveys:
         table.show(one)
     for line in (*notes, *found.broken, *(line for one in surveys for line in one.findings)):

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from mrcnn_jax.data.check.survey import Survey
-from mrcnn_jax.data.errors import listing
+from mrcnn_jax.data.errors import listing, shown
 
 _SPLITS = {"train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
 
@@ -58,7 +58,8 @@ def _files(survey: Survey) -> dict[str, str]:
     """Real path of every image file -> its name for the reader."""
     folder = os.path.realpath(survey.folder)
     return {
-        os.path.normpath(os.path.join(folder, i.file_name)): f"{i.file_name} (id {i.id})" for i in survey.content.images
+        os.path.normpath(os.path.join(folder, i.file_name)): f"{shown(i.file_name)} (id {i.id})"
+        for i in survey.content.images
     }
 
 
@@ -91,17 +92,19 @@ def _categories(a: Survey, b: Survey) -> list[str]:
     first = dict(zip(a.content.categories.ids, a.content.categories.names, strict=True))
     second = dict(zip(b.content.categories.ids, b.content.categories.names, strict=True))
     lines = []
-    if differing := [f"{i} is {first[i]} and {second[i]}" for i in first if i in second and first[i] != second[i]]:
+    if differing := [
+        f"{i} is {shown(first[i])} and {shown(second[i])}" for i in first if i in second and first[i] != second[i]
+    ]:
         lines.append(
             f"{a.path} and {b.path} name categories differently ({len(differing)}): {listing(differing, None)};"
             " a model trained on one is evaluated wrongly on the other"
         )
     ids = {name: i for i, name in second.items()}
-    if moved := [f"{name} is {i} and {ids[name]}" for i, name in first.items() if ids.get(name, i) != i]:
+    if moved := [f"{shown(name)} is {i} and {ids[name]}" for i, name in first.items() if ids.get(name, i) != i]:
         lines.append(f"{a.path} and {b.path} number categories differently ({len(moved)}): {listing(moved, None)}")
     if _kind(a.path) == _kind(b.path):
         for one, other, names, others in ((a, b, first, second), (b, a, second, first)):
-            if only := [name for name in names.values() if name not in set(others.values())]:
+            if only := [shown(name) for name in names.values() if name not in set(others.values())]:
                 lines.append(f"{one.path} has categories that {other.path} lacks ({len(only)}): {listing(only, None)}")
     return lines
 

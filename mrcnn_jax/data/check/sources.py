@@ -11,7 +11,6 @@ from pathlib import Path
 
 from mrcnn_jax.data.annotations import AnnotationFile, inspect
 from mrcnn_jax.data.errors import DataError, listing
-from mrcnn_jax.data.findings import describe_refusals
 
 _PROBED = 64  # images of a JSON that are looked for in each folder
 _LISTS = ("images", "annotations", "categories")
@@ -35,6 +34,10 @@ class Sources:
     skipped: list[str] = field(default_factory=list)  # JSON files of other kinds, and why they are
 
 
+class _OtherKindError(DataError):
+    """A JSON that is no COCO instances file, and is not meant to be one."""
+
+
 def find(data: Path, images: Path | None = None) -> Sources:
     """Read the COCO JSON `data`, or all that lie in this folder or in a folder of it.
 
@@ -49,19 +52,30 @@ def find(data: Path, images: Path | None = None) -> Sources:
     sources = Sources()
     for path in _json_files(data):
         try:
-            content = inspect(path, folder=images)
-            if content.refusals and not any(image.annotations for image in content.images):
-                raise DataError("\n".join(describe_refusals(path, content.refusals, None)))
+            content = _read(path, images, asked_for=data.is_file())
             sources.files.append(_place(path, content, _root(data), images))
+        except _OtherKindError as error:
+            sources.skipped.append(str(error))
         except DataError as error:
-            if data.is_dir() and (kind := _other_kind(path)):
-                sources.skipped.append(f"{path} is {kind}")
-            else:
-                sources.broken.append(str(error))
+            sources.broken.append(str(error))
     if not sources.files and not sources.broken:
         others = f"; it has {listing(sources.skipped)}" if sources.skipped else ""
         raise DataError(f"no COCO JSON in {data}{others}; give the JSON itself, with --images=FOLDER for its images")
     return sources
+
+
+def _read(path: Path, images: Path | None, asked_for: bool) -> AnnotationFile:
+    """Raises _OtherKindError for a file that nobody asked for and that is not meant to be read."""
+    try:
+        content = inspect(path, folder=images)
+    except DataError:
+        if not asked_for and (kind := _other_kind(path)):
+            raise _OtherKindError(f"{path} is {kind}") from None
+        raise
+    nothing = content.refusals and not any(image.annotations for image in content.images)
+    if nothing and not asked_for and (kind := _other_kind(path)):
+        raise _OtherKindError(f"{path} is {kind}")
+    return content
 
 
 def _place(path: Path, content: AnnotationFile, root: Path, images: Path | None) -> Source:

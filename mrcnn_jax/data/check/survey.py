@@ -174,7 +174,8 @@ def _masks(annotated: Annotated) -> str:
     rle, polygons = int(annotated.rle.sum()), int((annotated.outlined & ~annotated.rle).sum())
     if not rle + polygons:
         return "none"
-    return f"{polygons:,} of polygons, {rle:,} run-length encoded"
+    parts = ((polygons, "of polygons"), (rle, "run-length encoded"))
+    return ", ".join(f"{count:,} {what}" for count, what in parts if count)
 
 
 def _keypoints(survey: Survey) -> str:

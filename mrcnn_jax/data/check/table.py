@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from mrcnn_jax.data.check.survey import Survey, by_frequency, facts
+from mrcnn_jax.data.errors import shown
 
 _LONGEST_NAME = 28  # longer names are broken
 _NUMBERS = 24  # characters that the numbers of a class take
@@ -19,11 +20,12 @@ def show(survey: Survey) -> None:
         _show_plainly(survey)
         return
     console = Console()
-    summary = Table(box=box.SIMPLE_HEAD, show_header=False, title=Text(_title(survey)), title_justify="left")
+    summary = Table(box=box.SIMPLE_HEAD, show_header=False)
     summary.add_column(no_wrap=True, style="bold")
     summary.add_column()
     for name, text in facts(survey):
         summary.add_row(name, Text(text))
+    console.print("", Text(_title(survey), "bold"), sep="\n", soft_wrap=True)
     console.print(summary)
     cells = [_cells(*row) for row in by_frequency(survey)]
     if not cells:
@@ -48,8 +50,8 @@ def _title(survey: Survey) -> str:
 def _cells(name: str, category_id: int, instances: int, images: int) -> list[tuple[str, str]]:
     """Text and style of the three cells of a class; one without instances stands out."""
     if not instances:
-        return [(name, "yellow"), ("none", "yellow"), ("", "")]
-    return [(name, ""), (f"{instances:,}", ""), (f"{images:,}", "dim")]
+        return [(shown(name), "yellow"), ("none", "yellow"), ("", "")]
+    return [(shown(name), ""), (f"{instances:,}", ""), (f"{images:,}", "dim")]
 
 
 def _show_plainly(survey: Survey) -> None:
@@ -58,4 +60,4 @@ def _show_plainly(survey: Survey) -> None:
         print(f"  {name:20} {text}")
     print("  instances of each class:")
     for name, _, instances, images in by_frequency(survey):
-        print(f"  {name:20} {instances or 'none'}{f' in {images} images' if images else ''}")
+        print(f"  {shown(name):20} {instances or 'none'}{f' in {images} images' if images else ''}")

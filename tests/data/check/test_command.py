@@ -1,0 +1,218 @@
+"""The check command: what it exits with, what it names, and that training says the same."""
+
+from __future__ import annotations
+
+import logging
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mrcnn_jax.data import DataError, image_files, load_split
+from mrcnn_jax.data.check import __main__ as command
+
+
+@pytest.fixture(autouse=True)
+def in_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pages are written to the current folder."""
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+
+
+def run(folder: Any, *arguments: str) -> int:
+    folder.save()
+    return command.main([str(folder.root), *arguments])
+
+
+def absent(folder: Any) -> None:
+    for name in ("1.png", "5.png"):
+        (folder.root / "images" / name).unlink()
+
+
+def cut_off(folder: Any) -> None:
+    path = folder.root / "images" / "2.png"
+    path.write_bytes(path.read_bytes()[:1000])
+
+
+def other_size(folder: Any) -> None:
+    folder.content["images"][3]["height"] = 65
+
+
+def unknown_category(folder: Any) -> None:
+    folder.add(98, [1, 1, 5, 5], category_id=7, id=77)
+
+
+def duplicates(folder: Any) -> None:
+    folder.add(98, [1, 1, 5, 5], id=3)
+    folder.content["images"].append({**folder.content["images"][0], "file_name": "again.png"})
+
+
+def stranger(folder: Any) -> None:
+    folder.add(12345, [1, 1, 5, 5], id=78)
+
+
+def everything(folder: Any) -> None:
+    for breaking in (absent, cut_off, other_size, unknown_category, duplicates, stranger):
+        breaking(folder)
+
+
+def drop_some(folder: Any, count: int = 1) -> None:
+    for i in range(count):
+        folder.add(98, [1, 1, 5, 0], id=1000 + i)
+        folder.add(99, [1, 1, 5, 5], id=2000 + i, segmentation=[[1, 1, 6, 6]])
+
+
+BROKEN = (absent, cut_off, other_size, unknown_category, duplicates, stranger, everything)
+
+
+def test_clean_data(coco_folder: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(coco_folder) == 0
+    printed = capsys.readouterr()
+    page = Path("check-coco.html")
+    assert page.is_file()
+    assert printed.out.splitlines()[-1] == f"nothing is wrong; pictures and histograms in {page}"
+    assert printed.err == ""
+    for text in ("7/7 images checked", "boat", "kite", "smallest 30x64, median 50x50, largest 64x64"):
+        assert text in printed.out
+
+
+@pytest.mark.parametrize("breaking", BROKEN)
+def test_refusals_are_those_of_training(
+    coco_folder: Any, capsys: pytest.CaptureFixture[str], breaking: Callable[[Any], None]
+) -> None:
+    breaking(coco_folder)
+    assert run(coco_folder) == 1
+    printed = capsys.readouterr().out.splitlines()
+    with pytest.raises(DataError) as refused:
+        load_split(coco_folder.config().data, "train")
+    lines = str(refused.value).splitlines()
+    assert [line for line in printed if line.startswith(f"{coco_folder.root / 'coco.json'}: ")] == lines
+    assert printed[-1].startswith("refused: training does not start, for ")
+
+
+def test_what_is_dropped_is_what_training_drops(
+    coco_folder: Any, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    drop_some(coco_folder)
+    assert run(coco_folder) == 1
+    printed = capsys.readouterr().out.splitlines()
+    with caplog.at_level(logging.WARNING):
+        load_split(coco_folder.config().data, "train")
+    said = [message for message in caplog.messages if ": dropped" in message]
+    assert len(said) == 2
+    assert [line for line in printed if ": dropped" in line] == said
+    assert printed[-1].startswith("training starts, without 2 things that are wrong; ")
+
+
+def test_all_culprits_are_named_where_training_names_twenty(
+    coco_folder: Any, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    drop_some(coco_folder, 30)
+    assert run(coco_folder) == 1
+    printed = capsys.readouterr().out
+    with caplog.at_level(logging.WARNING):
+        load_split(coco_folder.config().data, "train")
+    for annotation_id in (*range(1000, 1030), *range(2000, 2030)):
+        assert f" {annotation_id} (image " in printed
+    assert "and 10 more" in caplog.text
+    assert "more" not in printed
+
+
+def test_accept_dropped(coco_folder: Any) -> None:
+    drop_some(coco_folder)
+    assert run(coco_folder, "--accept-dropped") == 0
+    unknown_category(coco_folder)
+    assert run(coco_folder, "--accept-dropped") == 1
+
+
+def test_the_page_goes_where_it_is_told_to(coco_folder: Any, tmp_path: Path) -> None:
+    assert run(coco_folder, "--output", str(tmp_path / "page.html")) == 0
+    assert (tmp_path / "page.html").is_file()
+    assert not list(Path().iterdir())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["nowhere"], "no folder or file nowhere; give the folder of a data set, or a COCO JSON"),
+        (["."], "no COCO JSON in .; give the JSON itself, with --images=FOLDER for its images"),
+        ([".", "--images", "nowhere"], "no folder nowhere; give the folder with the images as --images"),
+        ([".", "--output", "no/where.html"], "no folder no for the page; make it, or give another --output"),
+    ],
+)
+def test_nothing_to_check(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert command.main(arguments) == 2
+    assert capsys.readouterr().err == f"error: {message}\n"
+
+
+def test_other_json_files_are_no_data(capsys: pytest.CaptureFixture[str]) -> None:
+    Path("results.json").write_text("[]")
+    Path("captions.json").write_text('{"images": [], "annotations": []}')
+    assert command.main(["."]) == 2
+    assert capsys.readouterr().err == (
+        "error: no COCO JSON in .; it has captions.json is something else: it has no list 'categories', results.json"
+        " is a list, perhaps of results; give the JSON itself, with --images=FOLDER for its images\n"
+    )
+
+
+def test_a_file_that_was_asked_for_is_not_passed_over(capsys: pytest.CaptureFixture[str]) -> None:
+    Path("results.json").write_text("[]")
+    assert command.main(["results.json"]) == 1
+    assert "results.json is not a COCO instances file: it has no list 'images'" in capsys.readouterr().out
+
+
+def test_a_broken_file_does_not_hide_the_others(coco_folder: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    (coco_folder.root / "val.json").write_text('{"images": [')
+    assert run(coco_folder) == 1
+    printed = capsys.readouterr().out
+    assert "7/7 images checked" in printed
+    assert f"{coco_folder.root / 'val.json'} is not JSON" in printed
+    assert "is not JSON" in Path("check-coco.html").read_text()
+
+
+def test_images_that_are_nowhere(coco_folder: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (coco_folder.root / "images").rename(tmp_path / "elsewhere")
+    assert run(coco_folder) == 1
+    printed = capsys.readouterr().out
+    path = coco_folder.root / "coco.json"
+    assert f"{path}: none of its images (0.png, 1.png, 2.png, and 4 more) is in {coco_folder.root}; give" in printed
+    assert "give their folder as --images=FOLDER" in printed
+    assert run(coco_folder, "--images", str(tmp_path / "elsewhere")) == 0
+
+
+def test_interrupted(coco_folder: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def interrupted(*_: Any) -> Any:
+        yield None
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(image_files, "examine", interrupted)
+    assert run(coco_folder) == 130
+    assert capsys.readouterr().err == "stopped: nothing was written\n"
+    assert not list(Path().iterdir())
+
+
+def test_without_rich_the_numbers_are_plain_lines(
+    coco_folder: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    coco_folder.content["categories"] = [*coco_folder.content["categories"], {"id": 4, "name": "dog"}]
+    monkeypatch.setitem(sys.modules, "rich", None)
+    assert run(coco_folder) == 0
+    lines = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
+    assert {"boat 7 in 7 images", "dog none", "images 7"} <= set(lines)
+
+
+def test_as_a_command(coco_folder: Any) -> None:
+    coco_folder.save()
+    root = Path(command.__file__).parents[3]
+    done = subprocess.run(
+        [sys.executable, "-m", "mrcnn_jax.data.check", str(coco_folder.root)],
+        env={"PYTHONPATH": str(root), "PATH": ""},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.endswith("nothing is wrong; pictures and histograms in check-coco.html\n")
