@@ -22,6 +22,8 @@ def validate(config: Config) -> None:
     _check_augmentation(config.data.augment)
     if config.train.batch_size <= 0 or config.train.steps <= 0:
         raise ConfigError("train.batch_size and train.steps must be positive")
+    if config.train.seed < 0:
+        raise ConfigError(f"train.seed={config.train.seed} must be 0 or more")
 
 
 def needs_initial_weights(model: ModelConfig) -> bool:
@@ -123,11 +125,20 @@ def _check_keypoints(config: Config) -> None:
 
 
 def _check_buckets(config: Config) -> None:
-    if not config.data.buckets:
+    data = config.data
+    if not data.buckets:
         raise ConfigError("data.buckets is empty; give the (height, width) that images are padded to")
-    for height, width in config.data.buckets:
+    for height, width in data.buckets:
         if height % 32 or width % 32 or min(height, width) <= 0:
             raise ConfigError(f"data.buckets: {height}x{width} is not divisible by 32")
+        if data.buckets.count((height, width)) > 1:
+            raise ConfigError(f"data.buckets names {height}x{width} twice; the second would hold nothing")
+    edges = (*data.shortest_edge_train, data.shortest_edge_eval, data.longest_edge)
+    if not data.shortest_edge_train or min(edges) <= 0:
+        raise ConfigError(
+            f"data.shortest_edge_train={data.shortest_edge_train}, shortest_edge_eval={data.shortest_edge_eval},"
+            f" longest_edge={data.longest_edge}: give positive numbers of pixels, and shortest_edge_train at least one"
+        )
 
 
 def _check_augmentation(augment: AugmentConfig) -> None:

@@ -24,14 +24,19 @@ class PlannedBatch(NamedTuple):
     valid: np.ndarray  # (B,) bool
 
 
-def scaled_size(size: np.ndarray, scale: np.ndarray | float, bucket: Sequence[int]) -> np.ndarray:
+def scaled_size(size: np.ndarray, scale: np.ndarray | float, bucket: Sequence[int] | np.ndarray) -> np.ndarray:
     """Height and width (..., 2) int32 after scaling, rounded, at least 1 and at most the bucket."""
     rounded = np.floor(np.asarray(size) * np.expand_dims(np.asarray(scale), -1) + 0.5).astype(np.int32)
     return np.clip(rounded, 1, np.asarray(bucket, np.int32))
 
 
-def scale_for(sizes: np.ndarray, bucket: Sequence[int], *, shortest_edge: int, longest_edge: int) -> np.ndarray:
-    """Scale (...,) that brings the shorter edge to `shortest_edge`, unless the longer one or the bucket say less."""
+def scale_for(
+    sizes: np.ndarray, bucket: Sequence[float] | np.ndarray, *, shortest_edge: int, longest_edge: int
+) -> np.ndarray:
+    """Scale (...,) that brings the shorter edge to `shortest_edge`, unless the longer one or the bucket say less.
+
+    bucket: height and width, for all images or (..., 2) for each its own.
+    """
     sizes = np.asarray(sizes, np.float64)
     rule = np.minimum(shortest_edge / sizes.min(axis=-1), longest_edge / sizes.max(axis=-1))
     return np.minimum(rule, (np.asarray(bucket) / sizes).min(axis=-1))
