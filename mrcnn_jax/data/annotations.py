@@ -15,11 +15,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from mrcnn_jax.data import image_files, instances
+from mrcnn_jax.data import instances
 from mrcnn_jax.data.categories import Categories, inspect_categories
 from mrcnn_jax.data.entries import Entry, is_id, sound
 from mrcnn_jax.data.errors import DataError, shown
 from mrcnn_jax.data.findings import Problem, Refusal, raise_refusals
+
+# More than this Pillow takes for an attempt to fill the memory, and refuses to decode. OpenCV's own bound is higher.
+MOST_PIXELS = 2 * 89_478_485
 
 
 @dataclass(frozen=True)
@@ -72,13 +75,23 @@ def inspect(path: Path, image_ids: Sequence[int] = (), folder: Path | None = Non
     return AnnotationFile(categories, images, judge.problems, refusals + judge.refusals)
 
 
+def too_large(culprit: str, image_id: int) -> Refusal:
+    """The refusal of an image of more than MOST_PIXELS."""
+    advice = "cut them into tiles, or scale them down"
+    return Refusal(f"images of more than {MOST_PIXELS} pixels", culprit, advice, image_id)
+
+
 def check_images(path: Path, folder: Path, images: Sequence[ImageEntry]) -> None:
     """Raises DataError that names the image files which cannot be used."""
+    from mrcnn_jax.data import image_files
+
     raise_refusals(path, [refusal for refusal in image_files.examine(folder, images) if refusal])
 
 
 def check_present(path: Path, folder: Path, file_names: Sequence[str], ids: Sequence[int]) -> None:
     """Raise DataError that names the image files which are not in `folder`."""
+    from mrcnn_jax.data import image_files
+
     raise_refusals(path, image_files.absent(folder, file_names, ids))
 
 
@@ -132,9 +145,8 @@ def _image_refusal(entry: Entry, name: object) -> Refusal | None:
     elif not all(type(side) is int and side > 0 for side in (entry["height"], entry["width"])):
         kind, culprit = "image sizes that are not whole numbers from 1 on", f" is {_size(entry)}"
         advice = "write height and width in pixels"
-    elif entry["height"] * entry["width"] > image_files.MOST_PIXELS:
-        kind, culprit = f"images of more than {image_files.MOST_PIXELS} pixels", f" is {_size(entry)}"
-        advice = image_files.TOO_LARGE_ADVICE
+    elif entry["height"] * entry["width"] > MOST_PIXELS:
+        return too_large(f"image {entry['id']} is {_size(entry)}", entry["id"])
     else:
         return None
     return Refusal(kind, f"image {entry['id']}{culprit}", advice, entry["id"])

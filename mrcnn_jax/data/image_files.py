@@ -1,4 +1,8 @@
-"""Encoded image files: their pixels as a viewer shows them, and whether they are what the JSON says."""
+"""Encoded image files: their pixels as a viewer shows them, and whether they are what the JSON says.
+
+JPEG files are decoded by OpenCV, which is the fastest, everything else by Pillow, which notices whatever is missing.
+Of JPEG files OpenCV fills up with grey what is missing: before, the end of the picture is looked for.
+"""
 
 from __future__ import annotations
 
@@ -8,19 +12,17 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import cv2
 import numpy as np
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
+from mrcnn_jax.data.annotations import MOST_PIXELS, ImageEntry, too_large
 from mrcnn_jax.data.errors import shown
 from mrcnn_jax.data.findings import Refusal
 
-# More than this Pillow takes for an attempt to fill the memory, and refuses to decode. OpenCV's own bound is higher.
-MOST_PIXELS = 2 * 89_478_485
-TOO_LARGE_ADVICE = "cut them into tiles, or scale them down"
-
+_FORMATS = ("BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")  # no others: one runs PostScript
 _REDUCED = {
     1: cv2.IMREAD_COLOR,
     2: cv2.IMREAD_REDUCED_COLOR_2,
@@ -37,19 +39,6 @@ _UPRIGHT = {  # what to do with the stored pixels, by orientation
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-
-
-class Described(Protocol):
-    """What the JSON says of an image."""
-
-    @property
-    def id(self) -> int: ...
-    @property
-    def file_name(self) -> str: ...
-    @property
-    def height(self) -> int: ...
-    @property
-    def width(self) -> int: ...
 
 
 class _Frame(NamedTuple):
@@ -71,39 +60,36 @@ def decode(content: bytes, reduction: int = 1) -> np.ndarray | None:
     if content[:3] == b"\xff\xd8\xff":
         frame = _read_frame(content)
         if frame is None or not frame.whole or frame.height * frame.width > MOST_PIXELS:
-            return None  # OpenCV would fill up with grey what is missing
+            return None
         if frame.components != 4:  # CMYK is for Pillow, which knows that Adobe stores it inverted
             return _decode_jpeg(content, reduction)
-    pixels = _decode_any(content)
-    if pixels is None or reduction == 1:
-        return pixels
-    return _average(pixels, reduction)
+    try:
+        pixels = _decode_any(content)
+    except Exception:  # Pillow raises whatever its readers stumble over: OSError, SyntaxError, struct.error, ...
+        return None
+    return pixels if reduction == 1 else _average(pixels, reduction)
 
 
-def judge(content: bytes, image: Described) -> Refusal | None:
-    """Why an image file cannot be used as the image that the JSON describes; None if it can."""
+def judge(content: bytes, image: ImageEntry) -> Refusal | None:
+    """Why an image file cannot be used as the image that the JSON describes; None if it can.
+
+    Stricter than `decode` with broken JPEG files: what Pillow cannot decode to the end is refused, too.
+    """
     name = f"{shown(image.file_name)} (id {image.id})"
+    try:
+        _decode_strictly(content)
+    except Image.DecompressionBombError:
+        return too_large(name, image.id)
+    except Exception as error:  # see `decode`
+        return _unreadable(name, _reason(content, error), image.id)
     pixels = decode(content)
     if pixels is None:
-        return _unreadable(name, "the file is empty" if not content else _what_fails(content), image.id)
+        return _unreadable(name, "it is cut off or broken", image.id)
     size = pixels.shape[:2]
-    if size == (image.height, image.width):
-        return None
-    advice = "correct height and width there"
-    if size == (image.width, image.height) and _orientation(content) >= 5:
-        advice = (
-            "the JSON has the size that they are stored with, and their EXIF data turn them: if the annotations fit"
-            " the picture as it is stored, take the EXIF orientation out of the files, else correct height and width"
-        )
-    return Refusal(
-        "images whose size (height x width) disagrees with the JSON",
-        f"{name} is {size[0]}x{size[1]}, not {image.height}x{image.width}",
-        advice,
-        image.id,
-    )
+    return None if size == (image.height, image.width) else _other_size(name, size, content, image)
 
 
-def examine(folder: Path, images: Sequence[Described]) -> Iterator[Refusal | None]:
+def examine(folder: Path, images: Sequence[ImageEntry]) -> Iterator[Refusal | None]:
     """Read and fully decode every image: one result each, in their order, as `judge` has it.
 
     A few files are read ahead in threads, and no more than these are in memory.
@@ -128,7 +114,7 @@ def absent(folder: Path, file_names: Sequence[str], ids: Sequence[int]) -> list[
     return [_absent(folder, name, image_id) for name, image_id in images if not os.path.isfile(folder / name)]
 
 
-def _read_and_judge(folder: Path, image: Described) -> Refusal | None:
+def _read_and_judge(folder: Path, image: ImageEntry) -> Refusal | None:
     try:
         content = (folder / image.file_name).read_bytes()
     except (FileNotFoundError, NotADirectoryError):
@@ -148,9 +134,42 @@ def _unreadable(name: str, reason: str, image_id: int) -> Refusal:
     return Refusal("image files that cannot be read", f"{name}: {reason}", advice, image_id)
 
 
-def _what_fails(content: bytes) -> str:
-    """Why `decode` has nothing to show for a file."""
-    return "it cannot be decoded"
+def _reason(content: bytes, error: Exception) -> str:
+    if not content:
+        return "it is empty"
+    if isinstance(error, UnidentifiedImageError):
+        return f"it is none of {', '.join(_FORMATS)}"
+    return shown(str(error) or type(error).__name__)
+
+
+def _other_size(name: str, size: tuple[int, ...], content: bytes, image: ImageEntry) -> Refusal:
+    advice = "correct height and width there"
+    if size == (image.width, image.height) and _turns(content):
+        advice = (
+            "there they are as stored, and their EXIF orientation turns the pictures: take it out of the files if the"
+            " annotations fit the pictures as stored, else correct height and width"
+        )
+    return Refusal(
+        "images whose size (height x width) disagrees with the JSON",
+        f"{name} is {size[0]}x{size[1]}, not {image.height}x{image.width}",
+        advice,
+        image.id,
+    )
+
+
+def _turns(content: bytes) -> bool:
+    """Whether the EXIF orientation of a file that can be decoded swaps its axes."""
+    with Image.open(io.BytesIO(content), formats=_FORMATS) as image:
+        return _orientation(image) >= 5
+
+
+def _orientation(image: Image.Image) -> int:
+    """1..8, by EXIF; 1 for what is unreadable, which viewers do not mind."""
+    try:
+        orientation = image.getexif().get(_ORIENTATION, 1)
+    except Exception:  # see `decode`
+        return 1
+    return orientation if orientation in _UPRIGHT else 1
 
 
 def _read_frame(content: bytes) -> _Frame | None:
@@ -180,20 +199,25 @@ def _decode_jpeg(content: bytes, reduction: int) -> np.ndarray | None:
     return None if bgr is None else cv2.cvtColor(bgr, cv2.COLOR_BGR2RGB)
 
 
-def _decode_any(content: bytes) -> np.ndarray | None:
-    """By Pillow, which notices what is missing, and knows every kind of colour."""
-    try:
-        with Image.open(io.BytesIO(content)) as image:
-            image.load()
-            upright = _UPRIGHT.get(image.getexif().get(_ORIENTATION, 1))
-            turned = image if upright is None else image.transpose(upright)
-            if turned.mode.startswith("I"):  # 16 bits, of which Pillow would keep the lower 8
-                grey = np.clip(np.asarray(turned), 0, 0xFFFF) >> 8
-                return np.repeat(grey.astype(np.uint8)[..., None], 3, axis=2)
-            turned.info.pop("transparency", None)  # of which Pillow warns
-            return np.array(turned if turned.mode == "RGB" else turned.convert("RGB"))
-    except Exception:  # its readers raise whatever they stumble over: OSError, SyntaxError, struct.error, IndexError
-        return None
+def _decode_any(content: bytes) -> np.ndarray:
+    """By Pillow, which knows every kind of colour. Raises anything."""
+    with Image.open(io.BytesIO(content), formats=_FORMATS) as image:
+        image.load()
+        orientation = _orientation(image)
+        upright = image.transpose(_UPRIGHT[orientation]) if orientation > 1 else image
+        if upright.mode.startswith("I"):  # 16 bits, of which Pillow would keep the lower 8
+            grey = np.clip(np.asarray(upright), 0, 0xFFFF) >> 8
+            return np.repeat(grey.astype(np.uint8)[..., None], 3, axis=2)
+        upright.info.pop("transparency", None)  # Pillow warns of it
+        return np.array(upright if upright.mode == "RGB" else upright.convert("RGB"))
+
+
+def _decode_strictly(content: bytes) -> None:
+    """Raise, anything, unless Pillow can decode a JPEG file to its end; the other formats it decodes anyway."""
+    with Image.open(io.BytesIO(content), formats=_FORMATS) as image:
+        if image.format in ("JPEG", "MPO"):
+            image.draft("RGB", (max(1, image.width // 8), max(1, image.height // 8)))  # every bit is read all the same
+        image.load()
 
 
 def _average(pixels: np.ndarray, reduction: int) -> np.ndarray:
@@ -203,9 +227,3 @@ def _average(pixels: np.ndarray, reduction: int) -> np.ndarray:
     filled = cv2.copyMakeBorder(pixels, 0, below, 0, right, cv2.BORDER_REPLICATE)
     size = (filled.shape[1] // reduction, filled.shape[0] // reduction)
     return cv2.resize(filled, size, interpolation=cv2.INTER_AREA)
-
-
-def _orientation(content: bytes) -> int:
-    """The EXIF orientation of a file that can be decoded; 1 where it has none."""
-    with Image.open(io.BytesIO(content)) as image:
-        return int(Image.Image.getexif(image).get(_ORIENTATION, 1))  # the method of PNG files would decode the pixels
