@@ -58,31 +58,36 @@ def star(rng: np.random.Generator, low: float, high: float) -> list[float]:
     return points.ravel().tolist()
 
 
-def some_masks(rng: np.random.Generator, count: int, size: int) -> tuple[list[Any], np.ndarray]:
-    """Segmentations of both kinds, and their boxes, tight as COCO's are; figures lie inside the picture."""
+def some_masks(rng: np.random.Generator, count: int, size: tuple[int, int]) -> tuple[list[Any], np.ndarray]:
+    """Segmentations of both kinds, and their boxes (count, 4), tight as COCO's are; figures lie inside the picture."""
     segmentations: list[Any] = []
-    boxes = []
+    boxes = np.zeros((0, 4))
     while len(segmentations) < count:
-        polygons = [star(rng, 0, size) for _ in range(rng.integers(1, 3))]
+        polygons = [star(rng, 0, max(size)) for _ in range(rng.integers(1, 3))]
         points = np.concatenate([np.reshape(polygon, (-1, 2)) for polygon in polygons])
-        if points.min() < 0 or points.max() > size:
+        if points.min() < 0 or np.any(points > size[::-1]):
             continue
-        bitmap = full_frame(polygons, size, size)
-        as_rle = rng.random() < 0.5 and bitmap.any()
-        segmentations.append(rle_of(bitmap, compressed=bool(rng.random() < 0.5)) if as_rle else polygons)
-        x, y, w, h = coco_mask.toBbox(rle_of(bitmap))
-        boxes.append([x, y, x + w, y + h] if as_rle else [*points.min(axis=0), *points.max(axis=0)])
-    return segmentations, np.array(boxes)
+        box, bitmap = np.concatenate([points.min(axis=0), points.max(axis=0)]), full_frame(polygons, *size)
+        if rng.random() < 0.5 and bitmap.any():
+            segmentations.append(rle_of(bitmap, compressed=bool(rng.random() < 0.5)))
+            box = coco_mask.toBbox(rle_of(bitmap))
+            box[2:] += box[:2]
+        else:
+            segmentations.append(polygons)
+        boxes = np.concatenate([boxes, box[None]])
+    return segmentations, boxes
 
 
-def some_annotations(rng: np.random.Generator, count: int, size: int, points: int = 0) -> list[dict[str, Any]]:
-    """Instances of category 3 in a square picture, each with `points` labelled keypoints anywhere in it."""
+def some_annotations(
+    rng: np.random.Generator, count: int, size: tuple[int, int], points: int = 0
+) -> list[dict[str, Any]]:
+    """Instances of category 3 in a picture of `size`, each with `points` labelled keypoints anywhere in it."""
     segmentations, boxes = some_masks(rng, count, size)
     return [
         annotation(
             [x0, y0, x1 - x0, y1 - y0],
             segmentation=segmentation,
-            keypoints=[float(v) for x, y in rng.integers(0, size, (points, 2)) for v in (x, y, 2)],
+            keypoints=[float(v) for x, y in rng.integers(0, size[::-1], (points, 2)) for v in (x, y, 2)],
         )
         for segmentation, (x0, y0, x1, y1) in zip(segmentations, boxes.tolist(), strict=True)
     ]

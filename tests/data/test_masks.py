@@ -28,7 +28,7 @@ from mrcnn_jax.data.masks import (
 @given(seed=st.integers(0, 2**32))
 def test_bitmaps_are_cut_out_of_the_full_frame(seed: int) -> None:
     rng = np.random.default_rng(seed)
-    segmentations, boxes = some_masks(rng, 4, 40)
+    segmentations, boxes = some_masks(rng, 4, (40, 40))
     masks, windows = read_masks(segmentations, boxes, 40), pixel_windows(boxes)
     whole = [full_frame(segmentation, 40, 40) for segmentation in segmentations]
     visible = visible_boxes(masks, boxes)
@@ -48,7 +48,7 @@ def test_bitmaps_are_cut_out_of_the_full_frame(seed: int) -> None:
 @given(seed=st.integers(0, 2**32))
 def test_selecting_joining_and_replacing(seed: int) -> None:
     rng = np.random.default_rng(seed)
-    segmentations, boxes = some_masks(rng, 6, 40)
+    segmentations, boxes = some_masks(rng, 6, (40, 40))
     masks = read_masks(segmentations, boxes, 40)
     crops = crop_masks(masks, boxes, 16)
     keep, rest = np.flatnonzero(rng.permutation(6) < 3), np.flatnonzero(rng.random(6) < 0.5)

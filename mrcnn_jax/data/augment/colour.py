@@ -1,6 +1,6 @@
 """Colours of an image, changed as torchvision's ColorJitter does, but always in this order: brightness, contrast,
-saturation, hue. Results are rounded to whole numbers, where torchvision cuts off; hue is turned in steps of 1/256 of
-the circle, as Pillow does."""
+saturation, hue. Results are rounded to whole numbers, where torchvision cuts off.
+"""
 
 from __future__ import annotations
 
@@ -40,6 +40,7 @@ def _look_up(image: np.ndarray, values: np.ndarray) -> np.ndarray:
 
 
 def _turn_hue(image: np.ndarray, turn: float) -> np.ndarray:
-    hsv = cv2.cvtColor(image, cv2.COLOR_RGB2HSV_FULL)  # hue 0..255 is the whole circle
-    hsv[..., 0] += np.uint8(round(turn * 256) % 256)  # uint8 goes round by itself
-    return cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB_FULL)
+    """In floating point: 8 bits for a hue are steps of six levels of a colour, and OpenCV's do not come back."""
+    hsv = cv2.cvtColor(image.astype(np.float32), cv2.COLOR_RGB2HSV)
+    hsv[..., 0] += 360 * turn % 360  # what is beyond the circle OpenCV takes to be in its next round
+    return cv2.convertScaleAbs(cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB))

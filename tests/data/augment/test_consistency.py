@@ -44,7 +44,7 @@ def follow(sample: Sample, operation: tuple) -> tuple[Sample, np.ndarray]:
 
 def scene(seed: int, count: int = 3) -> Sample:
     """Three figures of both kinds on black, each white in a colour channel of its own."""
-    annotations = some_annotations(np.random.default_rng(seed), count, SIZE, POINTS)
+    annotations = some_annotations(np.random.default_rng(seed), count, (SIZE, SIZE), POINTS)
     sample = make_sample(np.zeros((SIZE, SIZE, 3), np.uint8), annotations, {3: 1}, (SIZE, SIZE), num_keypoints=POINTS)
     return sample._replace(classes=np.arange(1, count + 1, dtype=np.int32), image=255 * np.stack(seen(sample), axis=-1))
 
