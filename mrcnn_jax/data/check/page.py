@@ -19,7 +19,7 @@ T = TypeVar("T")
 
 _PICTURES = 3_600_000  # bytes that all pictures of a page may have together
 _TEXT = 600_000  # and all findings
-_ROOM = 100_000  # and a single picture
+_ROOM = 150_000  # and a single picture
 _LAYERS = ("masks", "boxes", "skeletons", "names")
 _VERDICTS = {
     "clean": "Nothing is wrong: training starts, and sees all of it.",
@@ -153,7 +153,7 @@ def _figure(survey: Survey, choice: Choice, anchor: str, findings: Sequence[str]
         drawn = tag("p", "cannot be shown", class_="missing")
     else:
         drawn, left_out = picture.draw(image, entry, survey.content.categories, choice.window, room)
-        about += [f"{left_out:,} masks not drawn"] if left_out else []
+        about += [f"{left_out:,} small ones not drawn in full"] if left_out else []
     caption = [tag("b", entry.file_name), f" id {entry.id}, ", ", ".join(filter(None, about))]
     return tag(
         "figure",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import cv2
@@ -12,7 +12,7 @@ import numpy as np
 from mrcnn_jax.data.annotations import ImageEntry
 from mrcnn_jax.data.categories import Categories
 from mrcnn_jax.data.check.choose import Window
-from mrcnn_jax.data.check.html import Html, tag
+from mrcnn_jax.data.check.html import Html, join, tag
 from mrcnn_jax.data.check.outline import path, trace
 from mrcnn_jax.data.sample import Annotation, Masks, Sample, make_sample
 
@@ -51,11 +51,11 @@ class _Item(NamedTuple):
 
 
 def draw(image: np.ndarray, entry: ImageEntry, categories: Categories, window: Window, room: int) -> tuple[Html, int]:
-    """The picture, and how many masks are left out of it for want of room.
+    """The picture, and how many annotations are not drawn in full for want of room, the smallest ones.
 
-    image: (h, w, 3) uint8 RGB. `room`: bytes that the picture may have, about: outlines get coarser and then the
-    smallest masks are left out at half of it, and the photograph gets coarser to fit into the rest. What is drawn is
-    what training reads (and crowds), at the coordinates of the JSON.
+    image: (h, w, 3) uint8 RGB. `room`: bytes that the picture may have, about. Masks, boxes and skeletons have a share
+    of it each; outlines get coarser before any is left out. The photograph gets coarser to fit into the rest. What is
+    drawn is what training reads (and crowds), at the coordinates of the JSON.
     """
     view = _View(window, _SIDE / max(window[2] - window[0], window[3] - window[1]))
     class_of = categories.class_of()
@@ -68,13 +68,17 @@ def draw(image: np.ndarray, entry: ImageEntry, categories: Categories, window: W
         num_keypoints=len(categories.pose.names),
     )
     items = _items(view, sample, annotations, categories.names)
-    masks, left_out = _masks(sample.masks, view, items, room // 2)
+    masks, steps = _masks(sample, view, items, room * 3 // 8)
+    boxes = _fitting((_box(item) for item in items), room // 4)
+    bones = categories.pose.skeleton
+    skeletons = _fitting((join(*_skeleton(item, view, sample, bones)) for item in items), room // 8)
     layers = [
-        tag("g", masks, class_="masks"),
-        tag("g", [_box(item) for item in items], class_="boxes"),
-        tag("g", [_skeleton(item, view, sample, categories.pose.skeleton) for item in items], class_="skeletons"),
-        tag("g", _names(items, view.size[0]), class_="names"),
+        tag("g", tag("g", masks, transform=f"scale({1 / steps:g})"), class_="masks"),
+        tag("g", boxes, class_="boxes"),
+        tag("g", skeletons, class_="skeletons"),
+        tag("g", _names(items[: len(boxes)], view.size[0]), class_="names"),
     ]
+    left_out = len(items) - min(len(masks), len(boxes), len(skeletons))
     width, height = (f"{side:g}" for side in view.size)
     photograph = _jpeg(image, window, room - sum(map(len, layers)))
     ground = tag("image", href=photograph, width=width, height=height, preserveAspectRatio="none")
@@ -95,23 +99,30 @@ def _items(view: _View, sample: Sample, annotations: Sequence[Annotation], names
     return items
 
 
-def _masks(masks: Masks | None, view: _View, items: Sequence[_Item], room: int) -> tuple[list[Html], int]:
-    """A path for each instance, coarser where they take too much room; and how many are left out all the same."""
-    assert masks is not None  # it was asked for
-    shapes = _polygons(masks, view)
-    outlined = [item for item in items if item.row in shapes]
+def _masks(sample: Sample, view: _View, items: Sequence[_Item], room: int) -> tuple[list[Html], int]:
+    """A path for each item, empty where it has no mask, as far as there is room; and the steps they are written in."""
+    assert sample.masks is not None  # they were asked for
+    shapes = _polygons(sample.masks, view)
     for steps in _STEPS:
-        drawn: list[Html] = []
-        used = 0
-        for item in outlined:
-            shape = tag("path", tag("title", item.title), d=path(shapes[item.row], steps), class_=item.style)
-            used += len(shape)
-            if used > room:
-                break
-            drawn.append(shape)
-        if len(drawn) == len(outlined):
+        paths = (
+            tag("path", d=path(shapes[item.row], steps), class_=item.style) if item.row in shapes else join()
+            for item in items
+        )
+        drawn = _fitting(paths, room)
+        if len(drawn) == len(items):
             break
-    return [tag("g", drawn, transform=f"scale({1 / steps:g})")], len(outlined) - len(drawn)
+    return drawn, steps
+
+
+def _fitting(pieces: Iterable[Html], room: int) -> list[Html]:
+    """As many of the first pieces as there is room for."""
+    fitting = []
+    for piece in pieces:
+        room -= len(piece)
+        if room < 0:
+            break
+        fitting.append(piece)
+    return fitting
 
 
 def _polygons(masks: Masks, view: _View) -> dict[int, list[np.ndarray]]:

@@ -2,28 +2,15 @@
 
 from __future__ import annotations
 
-import re
-
 import cv2
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
+from outlines import corners, filled
 
 from mrcnn_jax.data.check.outline import path, trace
-
-
-def filled(polygons: list[np.ndarray], shape: tuple[int, int]) -> np.ndarray:
-    """What the even-odd rule fills, pixel by pixel: a pixel is in if a ray from its middle crosses an odd number."""
-    found = np.zeros(shape, bool)
-    xs = np.arange(shape[1]) + 0.5
-    for polygon in polygons:
-        for (x0, y0), (x1, y1) in zip(polygon, np.roll(polygon, -1, axis=0), strict=True):
-            assert (x0 == x1) != (y0 == y1), "an edge of a pixel, not a diagonal, and not a point"
-            if x0 == x1:
-                found[min(y0, y1) : max(y0, y1)] ^= xs > x0
-    return found
 
 
 @given(arrays(np.uint8, st.tuples(st.integers(1, 9), st.integers(1, 9)), elements=st.integers(0, 1)))
@@ -37,16 +24,6 @@ def test_outline_of_a_disc_has_only_its_corners() -> None:
     turns = np.diff(np.concatenate([outline, outline[:2]]), axis=0)
     assert np.all(np.any(turns[:-1] != turns[1:], axis=1) & ((turns[:-1] * turns[1:]).sum(axis=1) == 0))
     np.testing.assert_array_equal(filled([outline], disc.shape), disc)
-
-
-def corners(d: str) -> list[np.ndarray]:
-    """The polygons of a path that consists of M, l and z."""
-    polygons = []
-    for start, moves in re.findall(r"M([^l]+)l([^z]+)z", d):
-        numbers = np.array(re.findall(r"-?\d+", moves), int).reshape(-1, 2)
-        first = np.array(start.split(), int)
-        polygons.append(np.concatenate([[first], first + np.cumsum(numbers, axis=0)]))
-    return polygons
 
 
 @given(arrays(np.float64, st.tuples(st.integers(3, 12), st.just(2)), elements=st.floats(-50, 700)))
