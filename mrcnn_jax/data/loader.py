@@ -16,6 +16,7 @@ from mrcnn_jax.data.batching import BatchPlan, PlannedBatch
 from mrcnn_jax.data.categories import mirrored
 from mrcnn_jax.data.coco import Dataset
 from mrcnn_jax.data.errors import DataError
+from mrcnn_jax.data.records import UnreadableRecordError
 from mrcnn_jax.data.sample import Sample, make_sample, write
 from mrcnn_jax.structures import Batch, GroundTruth
 
@@ -38,17 +39,33 @@ class Loader:
         self._keypoints = config.model.num_keypoints if same else 0
 
     def __call__(self, step: int) -> Batch:
-        """The batch of `step`. The slot of an image that cannot be decoded is not valid, and empty."""
+        """The batch of `step`. The slot of an image that cannot be decoded is not valid, and empty.
+
+        Whatever else goes wrong with an image is a DataError that names it, for it may have to leave a worker process.
+        """
         planned = self.planned(step)
         batch = self._empty(planned)
-        for slot in np.flatnonzero(planned.valid):
-            sample = self._load(int(planned.indices[slot]), planned, batch.images[slot])
-            if sample is None:
-                batch.valid[slot] = False
-                continue
-            batch.image_sizes[slot] = sample.image.shape[:2]
-            write(sample, GroundTruth(*(field[slot] for field in batch.ground_truth)))
+        for slot in np.flatnonzero(planned.valid).tolist():
+            index = int(planned.indices[slot])
+            try:
+                batch.valid[slot] = self._fill(batch, slot, index, planned)
+            except DataError:
+                raise
+            except Exception as error:
+                words = f"{self._name(index)}, step {step}: {type(error).__name__}: {error}"
+                raise DataError(words).with_traceback(error.__traceback__) from None
         return batch
+
+    def why_missing(self, index: int) -> str:
+        """What is wrong with image `index`, whose slot stayed empty, and what to do."""
+        try:
+            self._dataset.record(index)
+        except UnreadableRecordError as error:
+            return f"{self._name(index)}: {error}"
+        return f"{self._name(index)} cannot be decoded; replace the file, or take it out of the JSON"
+
+    def _name(self, index: int) -> str:
+        return f"{self._dataset.image_path(index)} (image id {self._dataset.ids[index]})"
 
     def planned(self, step: int) -> PlannedBatch:
         """This process's part of what is to be in the batch of `step`."""
@@ -70,6 +87,15 @@ class Loader:
         # A slot without an image says 1 x 1, so that nothing on the device divides by an empty picture.
         sizes = np.ones((count, 2), np.int32)
         return Batch(images, sizes, planned.indices.astype(np.int32), planned.valid.copy(), truth)
+
+    def _fill(self, batch: Batch, slot: int, index: int, planned: PlannedBatch) -> bool:
+        """Image `index` and its ground truth into an empty slot; False, and nothing, if it cannot be decoded."""
+        sample = self._load(index, planned, batch.images[slot])
+        if sample is None:
+            return False
+        batch.image_sizes[slot] = sample.image.shape[:2]
+        write(sample, GroundTruth(*(field[slot] for field in batch.ground_truth)))
+        return True
 
     def _load(self, index: int, planned: PlannedBatch, canvas: np.ndarray) -> Sample | None:
         """Image `index` as it goes into a batch, its pixels at the top left of `canvas` (H, W, 3)."""
@@ -93,11 +119,14 @@ class Loader:
         other = self._apply(partner, choices, None)
         if other is None:  # what is wrong with it is said where it has a slot of its own
             return sample
-        return paste(sample, other, np.flatnonzero(rng.random(len(other.boxes)) < 0.5))
+        return paste(sample, other, draw.draw_some(rng, len(other.boxes)))
 
     def _apply(self, index: int, choices: draw.Choices, canvas: np.ndarray | None) -> Sample | None:
         """Image `index`, decoded and as `choices` say; None if it cannot be decoded."""
-        content, annotations = self._dataset.record(index)
+        try:
+            content, annotations = self._dataset.record(index)
+        except UnreadableRecordError:
+            return None
         # Evaluation sees the pixels that the predictor sees, which is given decoded images.
         reduced = draw.reduction(choices) if self._training else 1
         image = image_files.decode(content, reduced)

@@ -6,6 +6,7 @@ the number of processes changes what is in it, and a run resumed at step k conti
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Iterator
 from types import TracebackType
@@ -16,11 +17,14 @@ import numpy as np
 from absl import flags
 
 from mrcnn_jax.config import Config
+from mrcnn_jax.data import workers
 from mrcnn_jax.data.batching import BatchPlan, choose_buckets
 from mrcnn_jax.data.coco import Dataset
 from mrcnn_jax.data.errors import DataError
 from mrcnn_jax.data.loader import Loader
 from mrcnn_jax.structures import Batch
+
+log = logging.getLogger(__name__)
 
 _THREADS = 8  # at most, each making one batch; 16 large images with their masks take 70 MB
 _BATCHES_AHEAD = 2  # of one worker process
@@ -28,17 +32,69 @@ _ENDLESS = 2**40
 
 
 class Batches(Iterator[Batch]):
-    """An iterator of this process's part of the global batches. Close it (or use `with`) to stop its workers."""
+    """An iterator of this process's part of the global batches. Close it (or use `with`) to stop its workers.
 
-    def __init__(self, dataset: Any):
-        self._iterator = iter(dataset)
+    `next` raises DataError for what stops the data: a worker process that ended, a record that cannot be used, or with
+    `stop` an image that cannot be decoded. Without `stop` such an image is an empty slot, and a warning in the log.
+    """
+
+    def __init__(self, loader: Loader, steps: range, count: int, *, stop: bool):
+        self._loader, self._steps, self._workers, self._stop = loader, steps, count, stop
+        self._position = 0  # in `steps`, of the batch that comes next
+        self._iterator: Any = iter(_read_ahead(loader, steps, count))
+        self._failure: DataError | None = None
+        self._corrupt: tuple[int, set[int]] = (-1, set())  # epoch, and the images of it that were named
 
     def __next__(self) -> Batch:
-        return next(self._iterator)
+        if self._failure is not None:  # grain would say that there are no more
+            raise self._failure
+        try:
+            batch = self._take()
+        except DataError as error:
+            self._failure = error
+            raise
+        self._position += 1
+        return batch
+
+    def _take(self) -> Batch:
+        """The next batch, compared with what was planned."""
+        assert self._iterator is not None, "the batches were closed"
+        try:
+            batch = next(self._iterator)
+        except StopIteration:
+            if self._position < len(self._steps):
+                raise DataError(f"the data ended after {self._position} of {len(self._steps)} batches") from None
+            raise
+        except KeyboardInterrupt as interrupt:
+            # Its frames would keep grain's iterators alive until the interpreter has taken itself apart.
+            raise interrupt.with_traceback(None) from None
+        except Exception as error:
+            if isinstance(error, DataError) or not self._workers:
+                raise
+            raise workers.lost(error, self._position % self._workers) from None  # they take turns
+        planned = self._loader.planned(self._steps[self._position])
+        for index in np.unique(planned.indices[planned.valid & ~batch.valid]).tolist():
+            self._name_corrupt(index, planned.epoch)
+        return batch
+
+    def _name_corrupt(self, index: int, epoch: int) -> None:
+        """Say that an image could not be loaded, once in an epoch. Raises DataError if that is to stop everything."""
+        if self._corrupt[0] != epoch:
+            self._corrupt = (epoch, set())
+        named = self._corrupt[1]
+        if index in named:
+            return
+        named.add(index)
+        reason = self._loader.why_missing(index)
+        if self._stop:
+            raise DataError(reason)
+        log.warning("%s. Its slot stays empty (epoch %d: %d so far)", reason, epoch, len(named))
 
     def close(self) -> None:
         """Stop reading ahead and end the worker processes."""
-        self._iterator.close()
+        iterator, self._iterator = self._iterator, None
+        if iterator is not None:
+            iterator.close()
 
     def __enter__(self) -> Batches:
         return self
@@ -54,8 +110,8 @@ def train_batches(
 ) -> Batches:
     """The endless sequence of training batches from `start_step` on; B is train.batch_size / process_count.
 
-    Raises DataError when the model wants masks or keypoints that the data does not have, or the batch cannot be
-    divided.
+    An image that cannot be decoded is an empty slot, or with data.on_corrupt="stop" a DataError. Raises DataError
+    when the model wants masks or keypoints that the data does not have, or the batch cannot be divided.
     """
     data = config.data
     plan = BatchPlan(
@@ -67,13 +123,14 @@ def train_batches(
     )
     slots = _process_slots(config.train.batch_size, process_index, process_count)
     loader = Loader(dataset, config, plan, slots, training=True)
-    return _read_ahead(loader, range(start_step, _ENDLESS), data.workers)
+    return Batches(loader, range(start_step, _ENDLESS), data.workers, stop=data.on_corrupt == "stop")
 
 
 def eval_batches(dataset: Dataset, config: Config, *, process_index: int = 0, process_count: int = 1) -> Batches:
     """Every image once, in the order of the data set within each bucket; unused slots at a bucket's end are not valid.
 
     The ground truth is included, as for training but without augmentation. B is eval.batch_size / process_count.
+    An image that cannot be decoded is always a DataError: without its detections the scores would be others.
     """
     plan = BatchPlan(
         0,
@@ -85,7 +142,7 @@ def eval_batches(dataset: Dataset, config: Config, *, process_index: int = 0, pr
     )
     slots = _process_slots(config.eval.batch_size, process_index, process_count)
     loader = Loader(dataset, config, plan, slots, training=False)
-    return _read_ahead(loader, range(plan.batches_per_epoch), config.data.workers)
+    return Batches(loader, range(plan.batches_per_epoch), config.data.workers, stop=True)
 
 
 def _assign(dataset: Dataset, config: Config, shortest_edge: int) -> np.ndarray:
@@ -102,22 +159,17 @@ def _process_slots(batch_size: int, process_index: int, process_count: int) -> s
     return slice(process_index * share, (process_index + 1) * share)
 
 
-def _read_ahead(loader: Loader, steps: range, workers: int) -> Batches:
-    """Run `loader` over `steps`, in order, in threads of this process or in `workers` processes."""
+def _read_ahead(loader: Loader, steps: range, count: int) -> Any:
+    """A grain data set of `loader` over `steps`, in order, in threads of this process or in `count` processes."""
     import grain  # takes a second to import, which `load_split` alone need not wait for
 
     if not flags.FLAGS.is_parsed():
         flags.FLAGS.mark_as_parsed()  # grain reads absl flags, and outside absl.app nobody parses them
-    threads = min(_THREADS, os.cpu_count() or 1) if workers == 0 else 1
+    threads = min(_THREADS, os.cpu_count() or 1) if count == 0 else 1
     options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=max(threads, _BATCHES_AHEAD))
     dataset = grain.MapDataset.range(steps.start, steps.stop).map(loader).to_iter_dataset(options)
-    if workers > 0:
-        multiprocessing = grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=_BATCHES_AHEAD)
-        dataset = dataset.mp_prefetch(multiprocessing, worker_init_fn=_start_worker)
+    if count > 0:
+        multiprocessing = grain.MultiprocessingOptions(num_workers=count, per_worker_buffer_size=_BATCHES_AHEAD)
+        dataset = dataset.mp_prefetch(multiprocessing, worker_init_fn=workers.start)
     cv2.setNumThreads(1)  # batches are made side by side already
-    return Batches(dataset)
-
-
-def _start_worker(index: int, count: int) -> None:
-    """Runs first in a worker process."""
-    cv2.setNumThreads(1)
+    return dataset

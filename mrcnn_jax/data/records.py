@@ -1,20 +1,18 @@
-"""Prepared records: a tensorflow-datasets builder that writes array_record files, once, into a cache folder.
+"""Prepared records: the images and annotations of a data set in array_record files, written once into a cache folder.
 
 A record is one image: its file as it is (encoded) and its annotations as JSON. No TensorFlow is involved. A prepared
 folder belongs to a JSON path and an image folder; it carries a stamp (hash of the JSON, name, size and time of every
-image) and is prepared again when the stamp no longer fits. Folders appear by rename: half a folder is never seen.
+image) and the sizes of its own files, and is prepared again when either no longer fits. Folders appear by rename: half
+a folder is never seen.
 """
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import logging
 import os
-import shutil
-import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,15 +20,17 @@ from typing import Any, NamedTuple
 import tensorflow_datasets as tfds
 
 from mrcnn_jax.data import annotations as coco
-from mrcnn_jax.data.annotations import AnnotationFile, Problem
+from mrcnn_jax.data import image_files, record_files
+from mrcnn_jax.data.annotations import AnnotationFile
 from mrcnn_jax.data.categories import Categories, Pose
+from mrcnn_jax.data.errors import DataError
+from mrcnn_jax.data.findings import Problem, raise_refusals
+from mrcnn_jax.data.record_files import CocoRecords, Status
+from mrcnn_jax.progress import track
 
 log = logging.getLogger(__name__)
 
-_FORMAT = 2  # raise it when the records change their meaning: caches of other formats are then prepared again
-# tfds holds a split in memory while it writes it, and beyond 1 GB it spills to files through TensorFlow, which is not
-# there. So the records go to as many splits as keep each one well below that.
-_PART_BYTES = 256 * 2**20
+_FORMAT = 3  # raise it when the records change their meaning: caches of other formats are then prepared again
 
 
 class Tally(NamedTuple):
@@ -54,82 +54,68 @@ class Index:
     tallies: list[list[Tally]]  # of each image, one for each category it has
     categories: Categories
     problems: list[Problem]
+    sizes: dict[str, int]  # of the files of the records
 
 
-class CocoRecords(tfds.core.GeneratorBasedBuilder):
-    """Writes one record for each image of a checked COCO JSON, in its order."""
-
-    VERSION = tfds.core.Version("1.0.0")
-
-    def __init__(self, *, images: Sequence[coco.ImageEntry], folder: Path, **kwargs: Any):
-        self._images, self._folder = images, folder
-        super().__init__(file_format="array_record", **kwargs)
-
-    def _info(self) -> tfds.core.DatasetInfo:
-        features = {"image": tfds.features.Image(shape=(None, None, 3)), "annotations": tfds.features.Text()}
-        return tfds.core.DatasetInfo(
-            builder=self, features=tfds.features.FeaturesDict(features), disable_shuffling=True
-        )
-
-    def _split_generators(self, dl_manager: Any) -> dict[str, Any]:
-        parts = self._parts()
-        return {f"part{i:05d}": self._generate_examples(part) for i, part in enumerate(parts)}
-
-    def _parts(self) -> list[list[coco.ImageEntry]]:
-        """The images in order, cut where the files of a part exceed `_PART_BYTES`."""
-        parts: list[list[coco.ImageEntry]] = []
-        room = 0
-        for image in self._images:
-            size = (self._folder / image.file_name).stat().st_size
-            if not parts or size > room:
-                parts.append([])
-                room = _PART_BYTES
-            parts[-1].append(image)
-            room -= size
-        return parts
-
-    def _log_download_bytes(self) -> None:
-        """tfds announces a download here; there is none."""
-
-    def _log_download_done(self) -> None:
-        """And here that it is done."""
-
-    def _generate_examples(self, images: Sequence[coco.ImageEntry]) -> Iterator[tuple[int, dict[str, Any]]]:
-        for i, image in enumerate(images):  # the keys decide the order
-            content = (self._folder / image.file_name).read_bytes()
-            yield i, {"image": content, "annotations": json.dumps(image.annotations)}
+class UnreadableRecordError(DataError):
+    """One record that cannot be read, among others that can."""
 
 
 class RecordReader:
-    """Random access to prepared records: index -> (encoded image, annotations). Can be pickled."""
+    """Random access to prepared records: index -> (encoded image, annotations). Can be pickled.
+
+    Raises DataError for a folder that is no such thing, or that is gone; UnreadableRecordError for a damaged record.
+    """
 
     def __init__(self, folder: Path):
-        with _quiet_tfds():
-            builder = tfds.builder_from_directory(_builder_folder(folder))
-            self._source = builder.as_data_source("all", decoders={"image": tfds.decode.SkipDecoding()})
+        self._folder = folder
+        try:
+            with record_files.quiet_tfds():
+                builder = tfds.builder_from_directory(_builder_folder(folder))
+                self._source = builder.as_data_source("all", decoders={"image": tfds.decode.SkipDecoding()})
+        except Exception as error:  # whatever a damaged description of the records leads tfds to
+            self._check_there()
+            words = f"the prepared records cannot be opened ({error}); delete the folder, and they are prepared again"
+            raise DataError(f"{folder}: {words}") from error
+
+    def __reduce__(self) -> tuple[type[RecordReader], tuple[Path]]:
+        return RecordReader, (self._folder,)
 
     def __len__(self) -> int:
         return len(self._source)
 
     def __getitem__(self, index: int) -> tuple[bytes, list[dict[str, Any]]]:
-        record = self._source[index]
+        try:
+            record = self._source[index]
+        except RuntimeError as error:  # array_record's, for all that can be wrong with a file
+            self._check_there()
+            words = (
+                f"its record in {self._folder} cannot be read ({error}); delete the folder, and it is prepared again"
+            )
+            raise UnreadableRecordError(words) from None
         return record["image"], json.loads(record["annotations"])
+
+    def _check_there(self) -> None:
+        if not self._folder.is_dir():
+            words = "the prepared records are gone, or were prepared anew because the data changed; start again"
+            raise DataError(f"{self._folder}: {words}")
 
 
 def open_prepared(json_path: Path, images: Path, image_ids: Sequence[int], cache: Path) -> tuple[Path, Index]:
-    """Folder and index of the prepared data set; prepares it when there is none or its stamp does not fit.
+    """Folder and index of the prepared records; prepares them when there are none, or damaged ones, or outdated ones.
 
-    Raises DataError for what training refuses: see `annotations`.
+    Raises DataError for what training refuses: see `annotations` and `image_files`.
     """
-    folder = cache / _folder_name(json_path, images, image_ids)
+    place = cache / _folder_name(json_path, images, image_ids, _FORMAT)
     if not json_path.is_file():
-        coco.read(json_path)  # says what is missing
-    index = _read_index(folder)
-    if index is not None:
-        coco.check_present(json_path, images, index.file_names, index.ids)
-        if index.stamp == _stamp(json_path, images, index.file_names):
-            return folder, index
-    return folder, _prepare(json_path, images, image_ids, folder)
+        coco.inspect(json_path)  # says what is missing
+    index = _read_index(place)
+    if index is None or not _is_current(json_path, images, index):
+        index = _prepare(json_path, images, image_ids, place)
+    elif not _is_whole(place, index, index.stamp):
+        log.warning("%s: files of the prepared records are damaged or missing; they are prepared again", place)
+        index = _prepare(json_path, images, image_ids, place)
+    return place / _records_folder(index.stamp), index
 
 
 def default_cache() -> Path:
@@ -138,47 +124,51 @@ def default_cache() -> Path:
     return Path(root).expanduser() / "datasets"
 
 
-def _prepare(json_path: Path, images: Path, image_ids: Sequence[int], folder: Path) -> Index:
-    """Check everything, write the records beside `folder` and move them into its place."""
-    content = coco.read(json_path, image_ids)
-    coco.check_images(json_path, images, content.images)
-    # Taken before the files are read: a file that changes meanwhile makes the next run prepare again.
-    stamp = _stamp(json_path, images, [image.file_name for image in content.images])
-    index = _make_index(content, stamp)
-    log.info("preparing %d images of %s in %s", len(content.images), json_path, folder)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    building = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
-    try:
-        with _quiet_tfds():
-            CocoRecords(images=content.images, folder=images, data_dir=building).download_and_prepare()
-        shutil.rmtree(building / "downloads", ignore_errors=True)  # tfds makes it even when it downloads nothing
+def _prepare(json_path: Path, images: Path, image_ids: Sequence[int], place: Path) -> Index:
+    """Examine everything, write the records beside `place` and move them into it. Shows how far it has come.
+
+    Every image is decoded once, and all that is refused is said together. A preparation that is interrupted starts from
+    the beginning: it takes minutes (some 5 ms of one core an image), and what was examined before would have to be
+    examined again to be believed.
+    """
+    # Both are taken before anything is read: what changes afterwards does not fit them, now or in the next run.
+    digest = _digest(json_path)
+    content = coco.inspect(json_path, image_ids, images)
+    statuses = [record_files.status(images / image.file_name) for image in content.images]
+    stamp = _stamp(digest, [image.file_name for image in content.images], statuses)
+    examined = image_files.examine(images, content.images)
+    found = list(track(examined, len(content.images), "images examined"))
+    raise_refusals(json_path, [*content.refusals, *(refusal for refusal in found if refusal is not None)])
+    log.info("preparing %d images of %s in %s", len(content.images), json_path, place)
+    with record_files.written(content.images, images, statuses, place, _records_folder(stamp)) as building:
+        index = _make_index(content, stamp, _sizes(building / _records_folder(stamp)))
         (building / "index.json").write_text(json.dumps(asdict(index)))
-        _move_into_place(building, folder, stamp)
-    finally:
-        shutil.rmtree(building, ignore_errors=True)
+        _move_into_place(building, place, index)
+    for old in (place.parent / _folder_name(json_path, images, image_ids, older) for older in range(1, _FORMAT)):
+        if old.is_dir():
+            log.warning("%s is of an older version of this program; delete it, unless that is still in use", old)
     return index
 
 
-def _move_into_place(building: Path, folder: Path, stamp: str) -> None:
-    """Rename `building` to `folder`, replacing an outdated one. Another process may have been faster."""
-    current = _read_index(folder)
-    if current is not None and current.stamp == stamp:
-        return
-    outdated = Path(tempfile.mkdtemp(prefix=f".{folder.name}-old-", dir=folder.parent))
-    try:
-        if folder.exists():
-            folder.rename(outdated / "data")
-        building.chmod(0o755)  # mkdtemp makes it private
-        building.rename(folder)
-    except OSError:  # another process moved its folder here between our two steps
-        current = _read_index(folder)
-        if current is None or current.stamp != stamp:
-            raise
-    finally:
-        shutil.rmtree(outdated, ignore_errors=True)
+def _is_current(json_path: Path, images: Path, index: Index) -> bool:
+    """Whether neither the JSON nor an image has changed since `index` was made."""
+    statuses = [record_files.status(images / name) for name in index.file_names]
+    return index.stamp == _stamp(_digest(json_path), index.file_names, statuses)
 
 
-def _make_index(content: AnnotationFile, stamp: str) -> Index:
+def _move_into_place(building: Path, place: Path, index: Index) -> None:
+    """Put `building` at `place`, instead of an outdated one; another process may have been faster with the same."""
+    with record_files.alone(place.parent):
+        if not _is_whole(place, _read_index(place), index.stamp):
+            record_files.replace(building, place)
+
+
+def _is_whole(place: Path, index: Index | None, stamp: str) -> bool:
+    """Whether the folder `place`, with this index, holds all that was prepared for this stamp."""
+    return index is not None and index.stamp == stamp and index.sizes == _sizes(place / _records_folder(stamp))
+
+
+def _make_index(content: AnnotationFile, stamp: str, sizes: dict[str, int]) -> Index:
     images = content.images
     return Index(
         stamp=stamp,
@@ -189,6 +179,7 @@ def _make_index(content: AnnotationFile, stamp: str) -> Index:
         tallies=[_tally(image.annotations) for image in images],
         categories=content.categories,
         problems=content.problems,
+        sizes=sizes,
     )
 
 
@@ -209,52 +200,51 @@ def _tally(annotations: Sequence[dict[str, Any]]) -> list[Tally]:
     return list(tallies.values())
 
 
-def _read_index(folder: Path) -> Index | None:
+def _read_index(place: Path) -> Index | None:
     """The index of a prepared folder; None where there is none that can be read."""
     try:
-        fields = json.loads((folder / "index.json").read_text())
-    except (OSError, ValueError):
+        fields = json.loads((place / "index.json").read_text())
+        categories = fields["categories"]
+        poses = tuple(Pose(tuple(names), tuple(map(tuple, skeleton))) for names, skeleton in categories["poses"])
+        return Index(
+            **{
+                **fields,
+                "tallies": [[Tally(*tally) for tally in image] for image in fields["tallies"]],
+                "categories": Categories(tuple(categories["ids"]), tuple(categories["names"]), poses),
+                "problems": [Problem(*problem) for problem in fields["problems"]],
+            }
+        )
+    except (OSError, ValueError, TypeError, KeyError):  # not there, cut short, or something else altogether
         return None
-    categories = fields["categories"]
-    poses = tuple(Pose(tuple(names), tuple(map(tuple, skeleton))) for names, skeleton in categories["poses"])
-    return Index(
-        **{
-            **fields,
-            "tallies": [[Tally(*tally) for tally in image] for image in fields["tallies"]],
-            "categories": Categories(tuple(categories["ids"]), tuple(categories["names"]), poses),
-            "problems": [Problem(*problem) for problem in fields["problems"]],
-        }
-    )
 
 
-def _folder_name(json_path: Path, images: Path, image_ids: Sequence[int]) -> str:
+def _folder_name(json_path: Path, images: Path, image_ids: Sequence[int], version: int) -> str:
     """Readable, and one for each JSON, image folder, choice of images and format of ours."""
-    identity = json.dumps([_FORMAT, str(json_path.resolve()), str(images.resolve()), list(image_ids)])
+    identity = json.dumps([version, str(json_path.resolve()), str(images.resolve()), list(image_ids)])
     return f"{json_path.stem}-{hashlib.sha256(identity.encode()).hexdigest()[:16]}"
 
 
-def _stamp(json_path: Path, images: Path, file_names: Sequence[str]) -> str:
-    """Hash of the JSON's content and of every image's name, size and time of change."""
-    digest = hashlib.sha256(json_path.read_bytes())
-    for name in file_names:
-        status = os.stat(images / name)
-        digest.update(f"{name}\0{status.st_size}\0{status.st_mtime_ns}\0".encode())
-    return digest.hexdigest()
+def _digest(json_path: Path) -> str:
+    return hashlib.sha256(json_path.read_bytes()).hexdigest()
+
+
+def _stamp(digest: str, file_names: Sequence[str], statuses: Sequence[Status]) -> str:
+    """Hash of the JSON's hash and of every image's name, size and time of change."""
+    stamp = hashlib.sha256(digest.encode())
+    for name, status in zip(file_names, statuses, strict=True):
+        stamp.update(f"{name}\0{status.size}\0{status.modified}\0".encode())
+    return stamp.hexdigest()
+
+
+def _records_folder(stamp: str) -> str:
+    """Inside the prepared folder. Whoever still uses records that are replaced finds none, rather than others."""
+    return stamp[:16]
+
+
+def _sizes(folder: Path) -> dict[str, int]:
+    """Of every file in `folder`, by its path there."""
+    return {str(path.relative_to(folder)): path.stat().st_size for path in folder.rglob("*") if path.is_file()}
 
 
 def _builder_folder(folder: Path) -> Path:
     return folder / "coco_records" / str(CocoRecords.VERSION)
-
-
-@contextlib.contextmanager
-def _quiet_tfds() -> Iterator[None]:
-    """tfds draws progress bars and logs through absl; none of it is for our users."""
-    absl_logger = logging.getLogger("absl")
-    level = absl_logger.level
-    absl_logger.setLevel(logging.ERROR)
-    tfds.disable_progress_bar()
-    try:
-        yield
-    finally:
-        tfds.enable_progress_bar()
-        absl_logger.setLevel(level)

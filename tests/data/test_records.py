@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import os
+import resource
+import shutil
+import subprocess
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from tensorflow_datasets.core import shuffle
 
-from mrcnn_jax.data import load_split, records
+from mrcnn_jax.data import DataError, annotations, image_files, load_split, record_files, records
+from mrcnn_jax.data.findings import describe_refusals
 
 
 @pytest.fixture
@@ -41,18 +48,25 @@ def check_records(coco_folder: Any) -> None:
 
 def test_records_hold_the_files_and_annotations_in_order(coco_folder: Any, capfd: pytest.CaptureFixture[str]) -> None:
     check_records(coco_folder)
-    assert capfd.readouterr() == ("", "")  # none of tfds' chatter
+    lines, errors = capfd.readouterr()
+    assert errors == ""
+    assert [line.split(",")[0] for line in lines.splitlines()] == ["7/7 images examined", "7/7 images prepared"]
+
+
+def parts(coco_folder: Any) -> list[Path]:
+    """The files of the records, and no other folder than theirs in the cache."""
+    (prepared,) = (coco_folder.root / "cache").iterdir()
+    return sorted(prepared.rglob("*.array_record*"))
 
 
 def test_order_survives_a_data_set_larger_than_memory(coco_folder: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert records._PART_BYTES * 2 < shuffle.MAX_MEM_BUFFER_SIZE  # annotations included
+    assert record_files._PART_BYTES * 2 < shuffle.MAX_MEM_BUFFER_SIZE  # annotations included
     size = (coco_folder.root / "images" / "0.png").stat().st_size
-    monkeypatch.setattr(records, "_PART_BYTES", 3 * size)
+    monkeypatch.setattr(record_files, "_PART_BYTES", 3 * size)
     # Beyond this tfds would sort through files, which it writes with TensorFlow.
     monkeypatch.setattr(shuffle, "MAX_MEM_BUFFER_SIZE", 4 * size)
     check_records(coco_folder)
-    prepared = next((coco_folder.root / "cache").iterdir())
-    assert len(list(prepared.rglob("*.array_record*"))) > 1
+    assert len(parts(coco_folder)) > 1
 
 
 def test_prepared_once(coco_folder: Any, preparations: list[Path]) -> None:
@@ -81,29 +95,190 @@ def test_prepared_again_when_an_image_changes(coco_folder: Any, preparations: li
     assert len(preparations) == 2
 
 
-def test_prepared_again_when_the_cache_is_damaged(coco_folder: Any, preparations: list[Path]) -> None:
+@pytest.mark.parametrize("damage", ["index cut short", "index of another kind", "records cut short", "records missing"])
+def test_prepared_again_when_the_cache_is_damaged(
+    coco_folder: Any, preparations: list[Path], caplog: pytest.LogCaptureFixture, damage: str
+) -> None:
     load_split(coco_folder.config().data, "train")
-    (preparations[0] / "index.json").write_text("{")
+    index, (part,) = preparations[0] / "index.json", parts(coco_folder)
+    if damage == "index cut short":
+        index.write_bytes(index.read_bytes()[:-40])
+    elif damage == "index of another kind":
+        index.write_text('{"ids": [1, 2]}')
+    elif damage == "records cut short":
+        part.write_bytes(part.read_bytes()[:-100])
+    else:
+        part.unlink()
+    check_records(coco_folder)
+    assert len(preparations) == 2
+    assert ("damaged or missing; they are prepared again" in caplog.text) == damage.startswith("records")
+
+
+def test_a_description_that_tfds_cannot_read_is_said_with_the_folder_to_delete(coco_folder: Any) -> None:
+    load_split(coco_folder.config().data, "train")
+    description = next(coco_folder.root.rglob("dataset_info.json"))
+    description.write_text("?" * description.stat().st_size)
+    with pytest.raises(DataError, match=rf"{description.parents[2]}: .* cannot be opened .* delete the folder"):
+        load_split(coco_folder.config().data, "train")
+
+
+def test_records_of_an_older_format_are_left_alone_and_named(
+    coco_folder: Any, preparations: list[Path], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    load_split(coco_folder.config().data, "train")
+    monkeypatch.setattr(records, "_FORMAT", records._FORMAT + 1)
+    load_split(coco_folder.config().data, "train")
+    old, new = preparations
+    assert old != new
+    assert old.is_dir()
+    assert f"{old} is of an older version" in caplog.text
+
+
+def test_everything_that_is_refused_is_said_at_once(coco_folder: Any) -> None:
+    """In the words of `findings`, whether it is wrong with the JSON or with the images."""
+    images = coco_folder.root / "images"
+    (images / "0.png").unlink()
+    (images / "1.png").write_bytes((images / "1.png").read_bytes()[:500])
+    coco_folder.add(98, [1, 1, 5, 5], category_id=77)
+    config = coco_folder.config()
+    content = annotations.inspect(coco_folder.root / "coco.json", (), images)
+    found = [refusal for refusal in image_files.examine(images, content.images) if refusal is not None]
+    assert len(content.refusals) == 1
+    assert len(found) == 2
+    with pytest.raises(DataError) as caught:
+        load_split(config.data, "train")
+    assert str(caught.value).splitlines() == describe_refusals(
+        coco_folder.root / "coco.json", [*content.refusals, *found]
+    )
+    assert not (coco_folder.root / "cache").exists()
+
+
+@pytest.mark.parametrize("change", ["replaced", "touched", "deleted"])
+def test_a_file_that_changes_while_preparing_is_named(
+    coco_folder: Any, monkeypatch: pytest.MonkeyPatch, rewrite_later: Any, change: str
+) -> None:
+    path = coco_folder.root / "images" / "3.png"
+    original = image_files.examine
+
+    def examine(folder: Path, images: Any) -> Any:
+        yield from original(folder, images)
+        if change == "replaced":
+            path.write_bytes((folder / "0.png").read_bytes())
+        elif change == "touched":
+            rewrite_later(path)
+        else:
+            path.unlink()
+
+    monkeypatch.setattr(image_files, "examine", examine)
+    words = "cannot be read now" if change == "deleted" else "changed after it was examined"
+    with pytest.raises(DataError, match=rf"{path} .*{words}.*start again"):
+        load_split(coco_folder.config().data, "train")
+    assert list((coco_folder.root / "cache").iterdir()) == []
+
+
+def test_a_json_that_changes_while_preparing_is_prepared_again(
+    coco_folder: Any, preparations: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config, original = coco_folder.config(), image_files.examine
+    coco_folder.add(98, [1, 1, 5, 5])
+
+    def examine(folder: Path, images: Any) -> Any:
+        yield from original(folder, images)
+        coco_folder.save()
+
+    monkeypatch.setattr(image_files, "examine", examine)
+    load_split(config.data, "train")
     check_records(coco_folder)
     assert len(preparations) == 2
 
 
-def test_failed_preparation_leaves_the_old_records(
-    coco_folder: Any, preparations: list[Path], monkeypatch: pytest.MonkeyPatch
+def test_a_disk_without_room_is_said_before_anything_is_written(
+    coco_folder: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    load_split(coco_folder.config().data, "train")
-    coco_folder.add(98, [1, 1, 5, 5])
-
-    def fail(self: Any, images: Any) -> Any:
-        yield 0, {"image": b"", "annotations": "[]"}
-        raise OSError("disk full")
-
-    monkeypatch.setattr(records.CocoRecords, "_generate_examples", fail)
-    with pytest.raises(OSError, match="disk full"):
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=10_000_000))
+    cache = coco_folder.root / "cache"
+    leftover = cache / f".coco-{'0' * 16}-abc"
+    leftover.mkdir(parents=True)
+    with pytest.raises(
+        DataError, match=r"0\.07 GB, and the disk has 0\.01 GB free; make room there \(or delete .*-abc"
+    ):
         load_split(coco_folder.config().data, "train")
-    folder = preparations[0]
-    assert [path.name for path in folder.parent.iterdir()] == [folder.name]
-    assert len(records.RecordReader(folder)) == 7
+    assert list(cache.iterdir()) == [leftover]
+
+
+def test_a_disk_that_is_full_is_said_and_the_old_records_stay(coco_folder: Any, preparations: list[Path]) -> None:
+    """The system refuses to write more, to array_record as to anybody."""
+    load_split(coco_folder.config().data, "train")
+    before = parts(coco_folder)
+    coco_folder.add(98, [1, 1, 5, 5])
+    config = coco_folder.config()
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, limits[1]))
+    try:
+        with pytest.raises(DataError, match=r"could not be written .*File too large.*MRCNN_JAX_CACHE"):
+            load_split(config.data, "train")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert parts(coco_folder) == before
+    assert len(records.RecordReader(before[0].parents[2])) == 7
+
+
+def test_a_cache_that_cannot_be_made_is_said(coco_folder: Any) -> None:
+    (coco_folder.root / "cache").write_text("a file")
+    with pytest.raises(DataError, match=r"could not be written .*data\.cache_dir"):
+        load_split(coco_folder.config().data, "train")
+
+
+def test_leftovers_of_a_killed_preparation_go_when_they_are_stale(coco_folder: Any) -> None:
+    cache = coco_folder.root / "cache"
+    stale, at_work, other = (cache / name for name in (f".a-{'0' * 16}-x", f".b-{'1' * 16}-y", ".config"))
+    for folder in (stale, at_work, other):
+        (folder / "part").mkdir(parents=True)
+        (folder / "part" / "file").write_text("")
+        for path in (folder, folder / "part", folder / "part" / "file"):
+            os.utime(path, (0, 0))
+    (at_work / "part" / "file").write_text("a moment ago")
+    load_split(coco_folder.config().data, "train")
+    assert not stale.exists()
+    assert at_work.exists()
+    assert other.exists()
+
+
+PREPARES = """
+import os, sys, time
+from mrcnn_jax.config import DataConfig, SplitConfig
+from mrcnn_jax.data import load_split, record_files
+
+if sys.argv[2] == "dies":
+    record_files.read_unchanged = lambda *arguments: os.kill(os.getpid(), 9)
+print("ready", flush=True)
+sys.stdin.readline()
+data = DataConfig(root=sys.argv[1], train=SplitConfig("coco.json", "images"), cache_dir=sys.argv[1] + "/cache")
+dataset = load_split(data, "train")
+print(sum(len(dataset.record(i)[0]) for i in range(7)), "bytes")
+"""
+
+
+def test_processes_that_prepare_at_once_share_one_folder(coco_folder: Any) -> None:
+    """Two that do, and one that is killed while it writes."""
+    coco_folder.save()
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    processes = [
+        subprocess.Popen([sys.executable, "-c", PREPARES, str(coco_folder.root), how], **pipes)
+        for how in ("lives", "lives", "dies")
+    ]
+    for process in processes:
+        process.stdout.readline()
+    for process in processes:  # all of them have imported everything: now they start together
+        process.stdin.write("\n")
+        process.stdin.flush()
+    outputs = [process.communicate(timeout=60)[0] for process in processes]
+    assert [process.returncode for process in processes] == [0, 0, -9]
+    size = sum(path.stat().st_size for path in (coco_folder.root / "images").iterdir())
+    assert all(output.endswith(f"{size} bytes\n") for output in outputs[:2])
+    kept, left = sorted((coco_folder.root / "cache").iterdir(), key=lambda path: path.name.startswith("."))
+    assert left.name.startswith(f".{kept.name}-")
+    check_records(coco_folder)
 
 
 def test_the_faster_of_two_processes_wins(
@@ -111,21 +286,30 @@ def test_the_faster_of_two_processes_wins(
 ) -> None:
     config = coco_folder.config()
     original = records._move_into_place
-    stamps = []
+    places = []
 
-    def slower(building: Path, folder: Path, stamp: str) -> None:
-        if not stamps:
-            stamps.append(stamp)
+    def slower(building: Path, place: Path, index: records.Index) -> None:
+        places.append(place)
+        if len(places) == 1:
             load_split(config.data, "train")  # another process prepares the same meanwhile
-            inode = (folder / "index.json").stat().st_ino
-            original(building, folder, stamp)
-            assert (folder / "index.json").stat().st_ino == inode
+            inode = (place / "index.json").stat().st_ino
+            original(building, place, index)
+            assert (place / "index.json").stat().st_ino == inode
         else:
-            original(building, folder, stamp)
+            original(building, place, index)
 
     monkeypatch.setattr(records, "_move_into_place", slower)
     check_records(coco_folder)
     assert len(preparations) == 2
+
+
+def test_a_reader_of_replaced_records_stops(coco_folder: Any) -> None:
+    """It must not go on with the records of other annotations."""
+    dataset = load_split(coco_folder.config().data, "train")
+    coco_folder.add(98, [1, 1, 5, 5])
+    load_split(coco_folder.config().data, "train")
+    with pytest.raises(DataError, match="were prepared anew because the data changed; start again"):
+        dataset.record(0)
 
 
 def test_cache_goes_where_the_environment_says(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -1,0 +1,167 @@
+"""Worker processes that fail: an error that says what to do, soon; and no process that stays behind."""
+
+from __future__ import annotations
+
+import dataclasses
+import multiprocessing
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mrcnn_jax.config import Config
+from mrcnn_jax.data import Batches, DataError, load_split, train_batches, workers
+
+SOON = 10.0  # seconds; a quarter of it on an idle machine
+
+TRAINS = """
+import multiprocessing, sys
+from pathlib import Path
+from mrcnn_jax.config import Config, DataConfig, SplitConfig, TrainConfig
+from mrcnn_jax.data import load_split, train_batches
+
+if __name__ == "__main__":
+    split = SplitConfig("coco.json", "images")
+    data = DataConfig(root=sys.argv[1], train=split, cache_dir=sys.argv[1] + "/cache", workers=2, buckets=((64, 64),))
+    config = Config(data=data, train=TrainConfig(batch_size=2))
+    with train_batches(load_split(data, "train"), config) as batches:
+        next(batches), next(batches)
+        print("pids", *(process.pid for process in multiprocessing.active_children()), flush=True)
+        for batch in batches:
+            pass
+"""
+
+
+def begin(config: Config, count: int, reader: Any = None) -> Batches:
+    """Training batches of worker processes; of another reader of records, if one is given."""
+    config = dataclasses.replace(config, data=dataclasses.replace(config.data, workers=count))
+    dataset = load_split(config.data, "train")
+    return train_batches(dataset if reader is None else dataclasses.replace(dataset, reader=reader), config)
+
+
+def fail(batches: Batches) -> str:
+    """What is said at the end of the batches, and again when one asks again."""
+    with pytest.raises(DataError) as first:
+        for _ in batches:
+            pass
+    with pytest.raises(DataError) as second:
+        next(batches)
+    assert second.value is first.value
+    return str(first.value)
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_a_killed_worker_is_said_within_seconds(shared_folder: Any, count: int) -> None:
+    with begin(shared_folder.config(), count) as batches:
+        next(batches)
+        children = multiprocessing.active_children()
+        assert len(children) == count
+        pids = sorted(child.pid for child in children if child.pid is not None)
+        start = time.monotonic()
+        os.kill(pids[-1], signal.SIGKILL)
+        message = fail(batches)
+        assert time.monotonic() - start < SOON
+    assert message.startswith("worker process ")
+    assert "of the data loader ended, exit code -9: killed from outside" in message
+    assert "use fewer data.workers" in message
+    assert not any(running(pid) for pid in pids)
+
+
+@pytest.mark.parametrize("count", [0, 1])
+def test_what_goes_wrong_in_a_worker_arrives_in_its_words(shared_folder: Any, count: int) -> None:
+    folder = shared_folder.root / "images"
+
+    class Reader:  # local, so that it travels to the worker by value
+        def __getitem__(self, row: int) -> Any:
+            class OddError(Exception):  # one that no other process can make again from its arguments
+                def __init__(self, first: str, second: str):
+                    super().__init__(first + second)
+
+            if row == 3:
+                raise OddError("no such ", "luck")
+            return (folder / f"{row}.png").read_bytes(), []
+
+    with begin(shared_folder.config(), count, Reader()) as batches:
+        message = fail(batches)
+    assert message.startswith(f"{folder / '3.png'} (image id 97), step ")
+    assert message.endswith(": OddError: no such luck")
+
+
+@pytest.mark.parametrize("count", [0, 1])
+def test_records_that_are_gone_stop_the_run(coco_folder: Any, count: int) -> None:
+    batches = begin(coco_folder.config(), count)
+    shutil.rmtree(coco_folder.root / "cache")
+    with batches:
+        assert "the prepared records are gone" in fail(batches)
+
+
+def test_the_end_of_a_worker_is_explained_by_its_exit_code() -> None:
+    grain = "Worker process was terminated unexpectedly with exit code {}. Search the logs above for the source."
+    for code, words in {-7: "--shm-size", -9: "give the job more memory", 1: "__main__", 3: "data.workers=0"}.items():
+        message = str(workers.lost(RuntimeError(grain.format(code)), 5))
+        assert message.startswith(f"worker process 5 of the data loader ended, exit code {code}: ")
+        assert words in message
+
+
+def running(pid: int) -> bool:
+    """Whether a process is there, and more than an entry that nobody has collected."""
+    state = subprocess.run(["ps", "-o", "stat=", "-p", str(pid)], capture_output=True, text=True).stdout.strip()
+    return bool(state) and not state.startswith("Z")
+
+
+@pytest.fixture
+def program(tmp_path: Path, coco_folder: Any) -> Any:
+    """A program that reads batches for ever, and the processes of its workers."""
+    coco_folder.config()
+    script = tmp_path / "trains.py"
+    script.write_text(TRAINS)
+    process = subprocess.Popen(
+        [sys.executable, str(script), str(coco_folder.root)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    assert process.stdout is not None
+    line = next(line for line in process.stdout if line.startswith("pids"))
+    pids = [int(pid) for pid in line.split()[1:]]
+    yield process, pids
+    process.kill()
+    process.communicate()
+
+
+def test_ctrl_c_ends_the_workers_quietly(program: Any) -> None:
+    process, pids = program
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal does: all processes of the group
+    _, errors = process.communicate(timeout=SOON)
+    assert process.returncode != 0
+    assert errors.count("Traceback") == 1, errors  # its own
+    assert errors.rstrip().endswith("KeyboardInterrupt")
+    assert not any(running(pid) for pid in pids)
+
+
+def test_workers_end_with_a_main_process_that_is_killed(program: Any) -> None:
+    process, pids = program
+    process.kill()
+    process.wait()
+    start = time.monotonic()
+    while any(running(pid) for pid in pids):
+        assert time.monotonic() - start < SOON
+        time.sleep(0.1)
+
+
+def test_close_ends_the_workers_soon(shared_folder: Any) -> None:
+    batches = begin(shared_folder.config(), 2)
+    next(batches)
+    pids = [child.pid for child in multiprocessing.active_children() if child.pid is not None]
+    start = time.monotonic()
+    batches.close()
+    assert time.monotonic() - start < SOON
+    assert len(pids) == 2
+    assert not any(running(pid) for pid in pids)
