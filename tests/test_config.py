@@ -284,3 +284,42 @@ def test_lists_of_keypoints_fit_their_number(text, message):
     validate(with_head)
     with pytest.raises(ConfigError, match=message):
         validate(apply_overrides(with_head, [text]))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("data.horizontal_flip=1.5", r"data\.horizontal_flip=1\.5 is a probability: give 0 to 1"),
+        ("data.vertical_flip=-0.1", r"data\.vertical_flip=-0\.1 is a probability"),
+        ("data.augment.crop=2.0", r"data\.augment\.crop=2\.0 is a probability"),
+        ("data.augment.copy_paste=-1e999", r"data\.augment\.copy_paste=-inf is a probability"),
+        ("data.augment.brightness=-1.0", r"data\.augment\.brightness=-1\.0 is a strength: give 0 or more"),
+        ("data.augment.saturation=1e999", r"data\.augment\.saturation=inf is a strength"),
+        ("data.augment.hue=0.6", r"data\.augment\.hue=0\.6 is a part of the whole circle: give 0 to 0\.5"),
+        ("data.augment.crop_size=(0.0, 0.5)", r"data\.augment\.crop_size=\(0\.0, 0\.5\): give two parts"),
+        ("data.augment.crop_size=(0.7, 0.5)", r"data\.augment\.crop_size=.* 0 < low <= high <= 1"),
+        ("data.augment.crop_size=(0.7, 1.5)", r"data\.augment\.crop_size"),
+        ("data.augment.scale_jitter=(0.0, 2.0)", r"data\.augment\.scale_jitter=.*: give two factors, 0 < low <= high"),
+        ("data.augment.scale_jitter=(2.0, 0.1)", r"data\.augment\.scale_jitter"),
+    ],
+)
+def test_augmentation_that_cannot_be_is_refused(text, message):
+    with pytest.raises(ConfigError, match=message):
+        validate(apply_overrides(scratch_config(), [text]))
+
+
+def test_augmentation_that_can_be_is_valid():
+    validate(
+        apply_overrides(
+            scratch_config(),
+            [
+                "data.augment.scale_jitter=(0.1, 2.0)",
+                "data.augment.crop=1.0",
+                "data.augment.crop_size=(1.0, 1.0)",
+                "data.augment.brightness=2.0",
+                "data.augment.hue=0.5",
+                "data.augment.copy_paste=1.0",
+                "data.horizontal_flip=0.0",
+            ],
+        )
+    )

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from mrcnn_jax.config.tree import AugmentConfig, Config, ConfigError, ModelConfig
+import math
+
+from mrcnn_jax.config.tree import Config, ConfigError, DataConfig, ModelConfig
 
 
 def validate(config: Config) -> None:
@@ -19,7 +21,7 @@ def validate(config: Config) -> None:
     _check_classes(config.model)
     _check_keypoints(config)
     _check_buckets(config)
-    _check_augmentation(config.data.augment)
+    _check_augmentation(config.data)
     if config.train.batch_size <= 0 or config.train.steps <= 0:
         raise ConfigError("train.batch_size and train.steps must be positive")
     if config.train.seed < 0:
@@ -141,12 +143,19 @@ def _check_buckets(config: Config) -> None:
         )
 
 
-def _check_augmentation(augment: AugmentConfig) -> None:
-    for name in ("crop", "copy_paste"):
-        if not 0 <= getattr(augment, name) <= 1:
-            raise ConfigError(f"data.augment.{name}={getattr(augment, name)} is a probability: give 0 to 1")
+def _check_augmentation(data: DataConfig) -> None:
+    augment = data.augment
+    probabilities = {
+        "horizontal_flip": data.horizontal_flip,
+        "vertical_flip": data.vertical_flip,
+        "augment.crop": augment.crop,
+        "augment.copy_paste": augment.copy_paste,
+    }
+    for name, value in probabilities.items():
+        if not 0 <= value <= 1:
+            raise ConfigError(f"data.{name}={value} is a probability: give 0 to 1")
     for name in ("brightness", "contrast", "saturation"):
-        if getattr(augment, name) < 0:
+        if not 0 <= getattr(augment, name) < math.inf:
             raise ConfigError(f"data.augment.{name}={getattr(augment, name)} is a strength: give 0 or more")
     if not 0 <= augment.hue <= 0.5:
         raise ConfigError(f"data.augment.hue={augment.hue} is a part of the whole circle: give 0 to 0.5")
@@ -155,5 +164,5 @@ def _check_augmentation(augment: AugmentConfig) -> None:
         raise ConfigError(
             f"data.augment.crop_size={augment.crop_size}: give two parts of the image, 0 < low <= high <= 1"
         )
-    if augment.scale_jitter is not None and not 0 < augment.scale_jitter[0] <= augment.scale_jitter[1]:
+    if augment.scale_jitter is not None and not 0 < augment.scale_jitter[0] <= augment.scale_jitter[1] < math.inf:
         raise ConfigError(f"data.augment.scale_jitter={augment.scale_jitter}: give two factors, 0 < low <= high")
