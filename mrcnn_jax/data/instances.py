@@ -7,7 +7,7 @@ out far enough makes it write beyond its memory.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from operator import mul
 from typing import Any
 
@@ -50,13 +50,14 @@ class _Unusable(Exception):
 class Judge:
     """Goes through annotations whose ids are known to be sound, and collects what is wrong with them.
 
-    masks: the data set has segmentations, so that an instance without one would teach an empty mask.
+    masks: the data set has segmentations, so that an instance without one would teach an empty mask. refused: ids of
+    categories about which everything is said; their annotations are left out without a word.
     """
 
-    def __init__(self, categories: Categories, *, masks: bool):
+    def __init__(self, categories: Categories, *, masks: bool, refused: Iterable[int] = ()):
         self.problems: list[Problem] = []
         self.refusals: list[Refusal] = []
-        self._categories, self._masks = frozenset(categories.ids), masks
+        self._categories, self._masks, self._refused = frozenset(categories.ids), masks, frozenset(refused)
         self._keypoints = categories.keypoint_counts()
 
     def usable(self, annotations: Sequence[Entry], height: int, width: int) -> list[Entry]:
@@ -64,7 +65,8 @@ class Judge:
         kept = []
         for annotation in annotations:
             if refusal := self._refusal(annotation, height, width):
-                self.refusals.append(refusal)
+                if annotation["category_id"] not in self._refused:
+                    self.refusals.append(refusal)
                 continue
             kinds: list[str] = []
             try:
@@ -210,6 +212,12 @@ def _is_surely_seen(xs: list[float], ys: list[float], extent: Box, box: Box) -> 
 
 def _check_seen(runs: np.ndarray, box: Box, height: int) -> None:
     """Raise _Unusable for a mask without a pixel, or without one in those that the box touches."""
+    ends = np.cumsum(runs)
+    middle = len(runs) // 4 * 2 + 1
+    if middle < len(runs) and runs[middle]:  # mostly one look at the middle of the mask will do
+        column, row = divmod(int(ends[middle]) - (int(runs[middle]) + 1) // 2, height)
+        if box[0] <= column < box[2] and box[1] <= row < box[3]:
+            return
     if not runs[1::2].any():
         raise _Unusable(UNSEEN_MASK)
     window = (math.floor(box[0]), math.floor(box[1]), math.ceil(box[2]), math.ceil(box[3]))
