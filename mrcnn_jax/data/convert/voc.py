@@ -6,8 +6,9 @@
   so does COCO's with crowds. They are not trained on.
 - With masks, instances are those of SegmentationObject, of which 255 (the border around objects, and what nobody
   labelled) is no part. Their class is what SegmentationClass says of most of their pixels, or, where names are not
-  VOC's, that of the XML's box. A box belongs to the instance with its class that overlaps it most, by IoU of at
-  least 1/2. A difficult box without an instance is ignored as a rectangle; any other is left out and named.
+  VOC's, that of the XML's box. A box belongs to the instance with its class that overlaps it most; by an IoU of at
+  least 1/2 where the box is to say the class. Files that contradict each other are refused. A difficult box without
+  an instance is ignored as a rectangle; any other is left out and named.
 - Names of VOC's twenty categories have ids 1..20 in alphabetical order, whichever occur. Other names are numbered in
   alphabetical order over all XML files of the folder, unless `named` says their ids.
 """
@@ -33,7 +34,7 @@ NAMES = (
     *("diningtable", "dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor"),
 )
 _VOID = (255, 0xE0E0C0)  # its index in the palette, and its colour where pictures were saved in colours
-_MATCH_IOU = 0.5
+_MATCH_IOU = 0.5  # at least, for a box to name an instance
 
 
 class Source(NamedTuple):
@@ -136,7 +137,9 @@ def _with_masks(source: Source, entry: tuple[str, Record]) -> Picture:
     instances[np.isin(instances, _VOID)] = 0
     regions = labels.encode(path, instances)
     named = _named_by_class(source, stem, instances, list(regions))
-    owners = _match([region["bbox"] for region in regions.values()], named, boxes)
+    overlaps = _overlaps([region["bbox"] for region in regions.values()], boxes)
+    _check_classes(path, list(regions), named, boxes, overlaps)
+    owners = _match(overlaps, named, boxes)
     annotations: list[dict[str, Any]] = []
     for (value, region), class_name, owner in zip(regions.items(), named, owners, strict=True):
         category = boxes[owner][0].name if owner >= 0 else class_name
@@ -221,30 +224,41 @@ def _named_by_class(source: Source, stem: str, instances: np.ndarray, values: Se
     return names
 
 
-def _match(
-    regions: Sequence[Sequence[float]], named: Sequence[str], boxes: Sequence[tuple[Thing, np.ndarray]]
-) -> list[int]:
-    """For each region (x y width height, of the class `named` if any) the number of its box or -1.
+def _overlaps(regions: Sequence[Sequence[float]], boxes: Sequence[tuple[Thing, np.ndarray]]) -> np.ndarray:
+    """IoU (n, m) of regions (x y width height) and boxes."""
+    ours = np.array(regions, np.float64).reshape(-1, 1, 4)
+    ours[..., 2:] += ours[..., :2]
+    theirs = np.array([box for _, box in boxes], np.float64).reshape(1, -1, 4)
+    sides = np.minimum(ours[..., 2:], theirs[..., 2:]) - np.maximum(ours[..., :2], theirs[..., :2])
+    common = np.maximum(sides, 0).prod(axis=-1)
+    areas = [(corners[..., 2:] - corners[..., :2]).prod(axis=-1) for corners in (ours, theirs)]
+    return common / (areas[0] + areas[1] - common)
 
-    The best overlaps come first.
-    """
-    owners = [-1] * len(regions)
-    overlaps = [
-        (-_iou(np.array([x, y, x + w, y + h]), box), i, j)
-        for i, (x, y, w, h) in enumerate(regions)
-        for j, (thing, box) in enumerate(boxes)
-        if named[i] in ("", thing.name)
-    ]
-    for negative, i, j in sorted(overlaps):
-        if -negative >= _MATCH_IOU and owners[i] < 0 and j not in owners:
-            owners[i] = j
+
+def _check_classes(
+    path: Path,
+    values: Sequence[int],
+    named: Sequence[str],
+    boxes: Sequence[tuple[Thing, np.ndarray]],
+    overlaps: np.ndarray,
+) -> None:
+    """Raise Rejected where a region is of one class by its pixels, and clearly of another by its box."""
+    for value, name, row in zip(values, named, overlaps, strict=True):
+        same = any(iou > 0 and thing.name == name for iou, (thing, _) in zip(row, boxes, strict=True))
+        if name and not same and row.max(initial=0) >= _MATCH_IOU:
+            culprit = f"{path} value {value} is {name!r}, its box {boxes[int(row.argmax())][0].name!r}"
+            advice = "if SegmentationClass counts classes of your own, take it away: boxes name the instances then"
+            raise Rejected("classes in SegmentationClass that are others in the XML file", culprit, advice)
+
+
+def _match(overlaps: np.ndarray, named: Sequence[str], boxes: Sequence[tuple[Thing, np.ndarray]]) -> list[int]:
+    """For each of n regions (of the class `named`, if any) the number of its box or -1, by overlaps (n, m)."""
+    owners = [-1] * len(named)
+    for negative, i, j in sorted((-overlaps[i, j], i, j) for i, j in zip(*np.nonzero(overlaps), strict=True)):
+        enough = named[i] == boxes[j][0].name if named[i] else -negative >= _MATCH_IOU
+        if enough and owners[i] < 0 and j not in owners:
+            owners[i] = int(j)
     return owners
-
-
-def _iou(a: np.ndarray, b: np.ndarray) -> float:
-    sides = np.maximum(np.minimum(a[2:], b[2:]) - np.maximum(a[:2], b[:2]), 0)
-    common = float(sides.prod())
-    return common / (float((a[2:] - a[:2]).prod() + (b[2:] - b[:2]).prod()) - common)
 
 
 def _rectangle(path: Path, box: np.ndarray, size: tuple[int, int]) -> dict[str, Any]:

@@ -139,11 +139,39 @@ def test_a_difficult_object_with_a_mask_is_ignored_where_the_mask_is(root: Path,
     assert (last["iscrowd"], last["area"]) == (1, WIDTH * HEIGHT)
 
 
+def test_of_what_is_mostly_hidden_the_box_is_found_by_its_class(root: Path, command: Command) -> None:
+    """What is left of an instance may be far smaller than its box; another class is not taken for it."""
+    things = thing("cat", 1, 1, WIDTH, HEIGHT), thing("dog", 1, 1, WIDTH, HEIGHT, difficult=1)
+    (root / "Annotations" / "2007_000002.xml").write_text(xml(*things))
+    fragment = np.zeros((HEIGHT, WIDTH), int)
+    fragment[3:6, 3:6] = 1
+    add_masks(root, "2007_000002", fragment, fragment * 12)
+    printed = command.run("voc", root)
+    (last,) = [a for a in command.content(root / "JPEGImages")["annotations"] if a["image_id"] == 2]
+    assert (last["category_id"], last["iscrowd"], last["area"]) == (12, 1, 9)
+    assert "2007_000002.xml object 1" in printed
+
+
 def test_the_class_picture_names_instances_without_a_box(root: Path, command: Command) -> None:
     (root / "Annotations" / "2007_000002.xml").unlink()
     command.run("voc", root)
     (last,) = [a for a in command.content(root / "JPEGImages")["annotations"] if a["image_id"] == 2]
     assert (last["category_id"], last["iscrowd"]) == (12, 0)
+
+
+def test_class_pictures_that_contradict_the_boxes_are_refused(tmp_path: Path, command: Command) -> None:
+    """Names of VOC, but numbers of one's own: 1 is no aeroplane here."""
+    root = tmp_path / "mine"
+    instances = np.zeros((HEIGHT, WIDTH), int)
+    instances[5:15, 5:15] = 1
+    add(root, "a", xml(thing("person", 6, 6, 15, 15)))
+    add_masks(root, "a", instances, instances)
+    said = command.refused("voc", root)
+    assert "a.png value 1 is 'aeroplane', its box 'person'; if SegmentationClass counts classes of your own" in said
+    (root / "SegmentationClass" / "a.png").unlink()
+    (root / "SegmentationClass").rmdir()
+    command.run("voc", root)
+    assert [a["category_id"] for a in command.content(root / "JPEGImages")["annotations"]] == [15]
 
 
 def test_masks_of_other_names_are_named_by_their_boxes(tmp_path: Path, command: Command) -> None:
