@@ -1,0 +1,132 @@
+"""Images that cannot be decoded when their turn comes: an empty slot and a word in the log, or the end."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+
+from mrcnn_jax.config import AugmentConfig, Config
+from mrcnn_jax.data import DataError, coco, eval_batches, load_split, train_batches
+from mrcnn_jax.evaluation import exact
+from mrcnn_jax.structures import Batch
+
+BAD = 3  # the index of the image that is damaged after it was prepared: 3.png, id 97
+ODD = 0  # another, of a bucket of three: some epochs show it twice to fill their batches
+STEPS = 24  # six epochs of four batches
+
+
+def damage(dataset: coco.Dataset, *rows: int) -> coco.Dataset:
+    """The same, but that half of the bytes of some images are missing."""
+    reader = dataset.reader
+
+    class Damaged:  # local, so that it travels to worker processes by value
+        def __getitem__(self, row: int) -> Any:
+            content, annotations = reader[row]
+            return (content[: len(content) // 2] if row in rows else content), annotations
+
+    return dataclasses.replace(dataset, reader=Damaged())
+
+
+def take(dataset: coco.Dataset, config: Config, count: int = STEPS) -> Iterator[Batch]:
+    with train_batches(dataset, config) as batches:
+        yield from itertools.islice(batches, count)
+
+
+def slots(batch: Batch) -> list[list[np.ndarray]]:
+    """The fields of each slot."""
+    return [[field[slot] for field in (*batch[:4], *batch.ground_truth)] for slot in range(len(batch.valid))]
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_its_slot_is_empty_and_nothing_else_changes(
+    shared_folder: Any, caplog: pytest.LogCaptureFixture, workers: int
+) -> None:
+    config = shared_folder.config()
+    dataset = load_split(config.data, "train")
+    damaged = take(damage(dataset, BAD, ODD), shared_folder.config(workers=workers))
+    seen = []
+    for whole, batch in zip(take(dataset, config), damaged, strict=True):
+        for expected, found in zip(slots(whole), slots(batch), strict=True):
+            image, size, index, valid, *truth = found
+            assert expected[2] == index
+            assert valid == (index not in (BAD, ODD))
+            if not valid:
+                seen.append(int(index))
+                assert size.tolist() == [1, 1]
+                assert not image.any()
+                assert not any(field.any() for field in truth)
+            else:
+                for a, b in zip(expected, found, strict=True):
+                    np.testing.assert_array_equal(a, b)
+    assert seen.count(BAD) == 6 < seen.count(ODD)
+    words = [record.getMessage() for record in caplog.records]
+    assert len(words) == 12  # each once in an epoch
+    for index, image_id in ((BAD, 97), (ODD, 100)):
+        name = f"{shared_folder.root / 'images' / f'{index}.png'} (image id {image_id}) cannot be decoded"
+        assert sum(word.startswith(name) for word in words) == 6
+    assert words[-1].endswith("Its slot stays empty (epoch 5: 2 so far)")
+
+
+def test_stopping_is_a_choice_and_names_the_file(shared_folder: Any) -> None:
+    config = shared_folder.config(on_corrupt="stop")
+    with pytest.raises(DataError, match=r"images/3\.png \(image id 97\) cannot be decoded; replace the file"):
+        list(take(damage(load_split(config.data, "train"), BAD), config))
+
+
+def test_a_batch_may_be_of_nothing_but_corrupt_images(shared_folder: Any, caplog: pytest.LogCaptureFixture) -> None:
+    config = shared_folder.config()
+    batches = list(take(damage(load_split(config.data, "train"), *range(7)), config, 4))
+    assert len(batches) == 4
+    for batch in batches:
+        assert not batch.valid.any()
+        assert not batch.ground_truth.valid.any()
+    assert len(caplog.records) == 7
+
+
+def test_a_corrupt_partner_of_copy_paste_pastes_nothing(shared_folder: Any) -> None:
+    """Only its own slot is empty."""
+    config = shared_folder.config(augment=AugmentConfig(copy_paste=1.0))
+    dataset = load_split(config.data, "train")
+    for batch in take(damage(dataset, BAD), config):
+        assert (batch.valid == (batch.indices != BAD)).all()
+
+
+def test_evaluation_stops_since_its_scores_would_be_others(shared_folder: Any) -> None:
+    config = shared_folder.config()
+    dataset = damage(load_split(config.data, "eval"), BAD)
+    with (
+        pytest.raises(DataError, match=r"3\.png \(image id 97\) cannot be decoded"),
+        eval_batches(dataset, config) as it,
+    ):
+        list(it)
+    alone = dataclasses.replace(config, eval=dataclasses.replace(config.eval, resize="detectron2"))
+    with pytest.raises(DataError, match=r"3\.png \(image id 97\) cannot be decoded"):
+        list(exact.batches(dataset, alone))
+
+
+def test_a_record_that_the_disk_has_damaged_is_an_empty_slot(
+    coco_folder: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    """array_record notices changed bytes by their hash; the others of the file can be read."""
+    config = coco_folder.config()
+    dataset = load_split(config.data, "train")
+    (part,) = coco_folder.root.rglob("*.array_record*")
+    content, image = bytearray(part.read_bytes()), (coco_folder.root / "images" / "3.png").read_bytes()
+    place = content.find(image[1000:1020])
+    assert place > 0
+    content[place : place + 4] = b"oops"
+    part.write_bytes(content)
+    assert len(load_split(config.data, "train")) == 7  # as large as before: nothing to be seen
+    for batch in take(dataset, config):
+        assert (batch.valid == (batch.indices != BAD)).all()
+    words = caplog.records[0].getMessage()
+    assert words.startswith(f"{coco_folder.root / 'images' / '3.png'} (image id 97): its record in {part.parents[2]}")
+    assert "hash mismatch" in words
+    assert "delete the folder" in words
+    with pytest.raises(DataError, match=r"3\.png.*cannot be read .*hash mismatch"), eval_batches(dataset, config) as it:
+        list(it)
