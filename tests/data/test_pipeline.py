@@ -5,18 +5,21 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import logging
+import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 import cv2
+import jax
 import numpy as np
 import pytest
 from pycocotools import mask as mask_utils
 
-from mrcnn_jax.config import Config, DataConfig, KeypointHeadConfig, SplitConfig
+from mrcnn_jax.config import AugmentConfig, Config, DataConfig, KeypointHeadConfig, SplitConfig
 from mrcnn_jax.data import DataError, eval_batches, load_split, train_batches
 from mrcnn_jax.structures import Batch
+from mrcnn_jax.training.parallel import place_batch
 
 
 def leaves(batch: Batch) -> list[np.ndarray]:
@@ -69,31 +72,57 @@ def test_fields_of_a_batch(shared_folder: Any) -> None:
     assert shapes == {(64, 64), (64, 96), (96, 64)}
 
 
-@pytest.mark.parametrize("workers", [1, 2])
-def test_workers_do_not_change_the_batches(shared_folder: Any, workers: int) -> None:
-    config = shared_folder.config()
-    assert_equal(take(config, 9), take(change(config, workers=workers), 9))
+def with_everything(coco_folder: Any, **data: Any) -> Config:
+    """A global batch of four images, each changed by every augmentation there is, or by some of them."""
+    augment = AugmentConfig(
+        scale_jitter=(0.5, 2.0), crop=0.5, brightness=0.4, contrast=0.4, saturation=0.4, hue=0.1, copy_paste=0.5
+    )
+    config = coco_folder.config(augment=augment, vertical_flip=0.5, max_instances=8, **data)
+    return dataclasses.replace(config, train=dataclasses.replace(config.train, batch_size=4))
 
 
-def test_two_processes_joined_are_one(shared_folder: Any) -> None:
-    config = shared_folder.config()
-    config = dataclasses.replace(config, train=dataclasses.replace(config.train, batch_size=4))
-    halves = [take(config, 6, process_index=p, process_count=2) for p in range(2)]
-    joined = [
-        Batch(
-            *(np.concatenate(pair) for pair in zip(a[:4], b[:4], strict=True)),
-            type(a.ground_truth)(*map(np.concatenate, zip(a.ground_truth, b.ground_truth, strict=True))),
-        )
-        for a, b in zip(*halves, strict=True)
-    ]
-    assert_equal(take(config, 6), joined)
+@pytest.fixture(scope="module")
+def ten(shared_folder: Any) -> list[Batch]:
+    """Batches of one process without workers: three epochs of three, and the first of the fourth."""
+    return take(with_everything(shared_folder), 10)
+
+
+def test_every_augmentation_shows(shared_folder: Any, ten: list[Batch]) -> None:
+    """Else the tests below would say less than they seem to."""
+    assert len({int(height) for batch in ten for height in batch.image_sizes[:, 0]}) > 5
+    assert {int(count) for batch in ten for count in batch.ground_truth.valid.sum(axis=1)} > {2, 3}  # pasted, cropped
+    assert (ten[0].indices != ten[3].indices).any()
+    plain = take(change(with_everything(shared_folder), augment=AugmentConfig()), 10)
+    assert all((a.images != b.images).any() for a, b in zip(ten, plain, strict=True))
+
+
+@pytest.mark.parametrize("start", [0, 4])
+@pytest.mark.parametrize("workers", [0, 1, 2])
+def test_workers_and_a_restart_do_not_change_the_batches(
+    shared_folder: Any, ten: list[Batch], workers: int, start: int
+) -> None:
+    config = with_everything(shared_folder, workers=workers)
+    assert_equal(ten[start:], take(config, 10 - start, start_step=start))
+
+
+def test_processes_joined_are_one(shared_folder: Any, ten: list[Batch]) -> None:
+    parts = [take(with_everything(shared_folder), 10, process_index=p, process_count=4) for p in range(4)]
+    assert_equal(
+        ten, [jax.tree.map(lambda *pieces: np.concatenate(pieces), *step) for step in zip(*parts, strict=True)]
+    )
     with pytest.raises(DataError, match="4 images cannot be divided among 3 processes"):
-        take(config, 1, process_count=3)
+        take(with_everything(shared_folder), 1, process_count=3)
 
 
-def test_resuming_continues_with_the_next_batch(shared_folder: Any) -> None:
-    config = shared_folder.config()
-    assert_equal(take(config, 9)[5:], take(config, 4, start_step=5))
+def test_devices_get_what_processes_of_one_device_would(shared_folder: Any, ten: list[Batch]) -> None:
+    """JAX numbers devices process by process: the shares of one process follow the order of the processes."""
+    devices = jax.local_devices()[:2]
+    parts = [take(with_everything(shared_folder), 10, process_index=p, process_count=2) for p in range(2)]
+    for step, batch in enumerate(ten):
+        together = jax.device_get(place_batch(batch, devices))
+        for number, device in enumerate(devices):
+            alone = jax.device_get(place_batch(parts[number][step], [device]))
+            jax.tree.map(lambda ours, its, n=number: np.testing.assert_array_equal(ours[n], its[0]), together, alone)
 
 
 def test_seed_and_epoch_change_the_augmentation(shared_folder: Any) -> None:
@@ -218,6 +247,30 @@ def test_crowds_and_surplus_instances(coco_folder: Any, caplog: pytest.LogCaptur
     assert truth.valid[0].all()
     widths = truth.boxes[0, :, 2] - truth.boxes[0, :, 0]
     np.testing.assert_allclose(widths / widths[0], np.array([20, 15, 9, 5]) / 20, rtol=1e-5)
+
+
+def test_ten_thousand_instances_in_one_image(coco_folder: Any, caplog: pytest.LogCaptureFixture) -> None:
+    """The largest fill the slots, of equal ones the first; the rest is counted, and takes no time."""
+    coco_folder.content["annotations"] = []
+    rng = np.random.default_rng(0)
+    for side in rng.integers(2, 16, 10_000):
+        x, y = rng.integers(0, 64 - side, 2).tolist()
+        coco_folder.add(94, [x, y, int(side), int(side)])
+    split = SplitConfig("coco.json", "images", (94,))
+    config = coco_folder.config(
+        train=split, max_instances=100, shortest_edge_train=(64,), horizontal_flip=0, mask_size=28
+    )
+    load_split(config.data, "train")  # prepared
+    start = time.process_time()
+    truth = take(config, 1)[0].ground_truth
+    assert time.process_time() - start < 10  # 0.4 s on an idle machine, most of it to read the annotations as JSON
+    assert "1 images have more than data.max_instances=100 instances; the 9900 smallest" in caplog.text
+    sides = np.array([annotation["bbox"][2] for annotation in coco_folder.content["annotations"]])
+    largest = np.sort(np.argsort(-sides, kind="stable")[:100])
+    corners = np.array([coco_folder.content["annotations"][i]["bbox"][:2] for i in largest])
+    np.testing.assert_array_equal(truth.boxes[0, :, :2], corners)
+    assert truth.valid[0].all()
+    assert truth.masks[0].all()
 
 
 def test_nothing_of_ours_imports_jax() -> None:
