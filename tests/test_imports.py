@@ -28,7 +28,7 @@ ALLOWED = {
     "models": {"models", "ops", "structures", "config"},
     "targets": {"ops", "structures", "config"},
     "losses": {"models", "targets", "ops", "structures", "config"},
-    "data": {"data", "structures", "config"},
+    "data": {"data", "structures", "config", "progress"},
     "weights": {"weights", "models", "structures", "config"},
     "evaluation": {"evaluation", "models", "data", "structures", "config", "progress", "visualize"},
 }
