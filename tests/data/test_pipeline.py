@@ -263,7 +263,7 @@ def test_ten_thousand_instances_in_one_image(coco_folder: Any, caplog: pytest.Lo
     load_split(config.data, "train")  # prepared
     start = time.process_time()
     truth = take(config, 1)[0].ground_truth
-    assert time.process_time() - start < 10  # 0.4 s on an idle machine, most of it to read the annotations as JSON
+    assert time.process_time() - start < 5  # 0.05 s an image, most of it to parse its JSON; some are read ahead
     assert "1 images have more than data.max_instances=100 instances; the 9900 smallest" in caplog.text
     sides = np.array([annotation["bbox"][2] for annotation in coco_folder.content["annotations"]])
     largest = np.sort(np.argsort(-sides, kind="stable")[:100])

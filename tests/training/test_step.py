@@ -176,6 +176,29 @@ def test_empty_image_slot_contributes_nothing(setup):
         np.testing.assert_allclose(both[name], mean, rtol=ROUNDING, err_msg=name)
 
 
+def corrupted(batch: Batch, *slots: int) -> Batch:
+    """The batch as the loader leaves it when images cannot be decoded: nothing in their slots, of 1 x 1 pixels."""
+    batch = jax.tree.map(np.copy, batch)
+    for field in (batch.images, batch.valid, *batch.ground_truth):
+        field[list(slots)] = 0
+    batch.image_sizes[list(slots)] = 1
+    return batch
+
+
+def test_slot_of_a_corrupt_image_contributes_nothing(setup):
+    without_it = setup.step(setup.state, without(make_batch(), 1), KEY)
+    corrupt = setup.step(setup.state, corrupted(make_batch(), 1), KEY)
+    assert float(corrupt[1]["loss"]) > 0
+    jax.tree.map(np.testing.assert_array_equal, without_it, corrupt)
+
+
+def test_batch_of_corrupt_images_changes_nothing(setup):
+    state, metrics = setup.step(setup.state, corrupted(make_batch(), 0, 1), KEY)
+    assert metrics["finite"]
+    assert float(metrics["loss"]) == 0
+    jax.tree.map(np.testing.assert_array_equal, state.params, setup.state.params)
+
+
 @pytest.mark.parametrize("garbage", [np.nan, np.inf, -1e6, 30.0])
 def test_empty_truth_slots_contribute_nothing(setup, garbage):
     batch = make_batch()
