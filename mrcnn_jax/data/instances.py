@@ -7,6 +7,7 @@ out far enough makes it write beyond its memory.
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Iterable, Sequence
 from operator import mul
 from typing import Any
@@ -78,27 +79,20 @@ class Judge:
         return kept
 
     def _refusal(self, annotation: Entry, height: int, width: int) -> Refusal | None:
-        where = f"annotation {annotation['id']} (image {annotation['image_id']})"
-        ids = annotation["image_id"], annotation["id"]
+        size = _size(annotation.get("segmentation"))
         if annotation["category_id"] not in self._categories:
-            culprit, advice = (
-                f"{where} has category {annotation['category_id']}",
-                "add the category to 'categories', or correct the id",
-            )
-            return Refusal("unknown category ids", culprit, advice, *ids)
-        crowd = annotation.get("iscrowd")
-        if crowd not in (0, 1, None):
+            kind, what = "unknown category ids", f"category {annotation['category_id']}"
+            advice = "add the category to 'categories', or correct the id"
+        elif annotation.get("iscrowd") not in (0, 1, None):
+            kind, what = "iscrowd that is neither 0 nor 1", shown(annotation["iscrowd"])
             advice = "write 1 for a group of objects that share a mask, else 0"
-            return Refusal("iscrowd that is neither 0 nor 1", f"{where} has {shown(crowd)}", advice, *ids)
-        segmentation = annotation.get("segmentation")
-        if type(segmentation) is dict:
-            size = _size(segmentation)
-            if size is not None and size != [height, width]:
-                culprit = f"{where} is {size[0]}x{size[1]}, not {height}x{width}"
-                advice = "encode the mask anew, or correct the image's height and width"
-                kind = "RLE whose size (height x width) disagrees with the image"
-                return Refusal(kind, culprit, advice, *ids)
-        return None
+        elif size is not None and size != [height, width]:
+            kind, what = "RLE of another size than its image", f"{size[0]}x{size[1]}, not {height}x{width}"
+            advice = "encode the masks anew, or correct the image's height and width"
+        else:
+            return None
+        ids = annotation["image_id"], annotation["id"]
+        return Refusal(kind, f"annotation {ids[1]} (image {ids[0]}) has {what}", advice, *ids)
 
     def _clean(self, annotation: Entry, height: int, width: int, kinds: list[str]) -> Entry:
         """The annotation without what is wrong with it, whose `kinds` are appended. Raises _Unusable."""
@@ -118,13 +112,18 @@ class Judge:
         if points and (kind := _keypoint_fault(points, self._keypoints.get(annotation["category_id"], 0))):
             kinds.append(kind)
             changes["keypoints"] = []
-        area = annotation.get("area", 0)
-        if area is not None and not _is_area(area):
-            kinds.append(BAD_AREA)
-            area = None
-        if area is None or annotation.get("iscrowd", 0) is None:  # without a value is without the field
-            annotation = {name: value for name, value in annotation.items() if name not in ("area", "iscrowd")}
+        annotation = _with_values(annotation, kinds)
         return {**annotation, **changes} if changes else annotation
+
+
+def _with_values(annotation: Entry, kinds: list[str]) -> Entry:
+    """Without fields that may be missing and are null, and without an area that is no number."""
+    unfit = [name for name in ("area", "iscrowd") if annotation.get(name, 0) is None]
+    area = annotation.get("area")
+    if area is not None and not _is_area(area):
+        kinds.append(BAD_AREA)
+        unfit.append("area")
+    return {name: value for name, value in annotation.items() if name not in unfit} if unfit else annotation
 
 
 def _visible_box(bbox: Any, height: int, width: int) -> tuple[Box, bool]:
@@ -240,11 +239,11 @@ def _all_finite(numbers: list[Any]) -> bool:
 
 
 def _is_area(value: Any) -> bool:
-    return type(value) in (int, float) and 0 <= value < math.inf
+    return type(value) in (int, float) and 0 <= value <= sys.float_info.max
 
 
-def _size(segmentation: Entry) -> list[int] | None:
-    """Height and width that an RLE says; None if it does not say whole numbers."""
-    size = segmentation.get("size")
+def _size(segmentation: Any) -> list[int] | None:
+    """Height and width that an RLE says; None if it does not say whole numbers, or is no RLE."""
+    size = segmentation.get("size") if type(segmentation) is dict else None
     sound = type(size) is list and len(size) == 2 and type(size[0]) is int and type(size[1]) is int
     return size if sound else None
