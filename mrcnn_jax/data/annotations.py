@@ -98,20 +98,6 @@ def too_large(culprit: str, image_id: int) -> Refusal:
     return Refusal(f"images of more than {MOST_PIXELS} pixels", culprit, advice, image_id)
 
 
-def check_images(path: Path, folder: Path, images: Sequence[ImageEntry]) -> None:
-    """Raises DataError that names the image files which cannot be used."""
-    from mrcnn_jax.data import image_files
-
-    raise_refusals(path, [refusal for refusal in image_files.examine(folder, images) if refusal])
-
-
-def check_present(path: Path, folder: Path, file_names: Sequence[str], ids: Sequence[int]) -> None:
-    """Raise DataError that names the image files which are not in `folder`."""
-    from mrcnn_jax.data import image_files
-
-    raise_refusals(path, image_files.absent(folder, file_names, ids))
-
-
 def _load(path: Path) -> dict[str, list[Any]]:
     """The parsed JSON, which has the three lists."""
     if not path.is_file():

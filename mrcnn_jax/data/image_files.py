@@ -108,12 +108,6 @@ def examine(folder: Path, images: Sequence[ImageEntry]) -> Iterator[Refusal | No
         pool.shutdown(cancel_futures=True)
 
 
-def absent(folder: Path, file_names: Sequence[str], ids: Sequence[int]) -> list[Refusal]:
-    """A refusal for each file that is not in `folder`."""
-    images = zip(file_names, ids, strict=True)
-    return [_absent(folder, name, image_id) for name, image_id in images if not os.path.isfile(folder / name)]
-
-
 def _read_and_judge(folder: Path, image: ImageEntry) -> Refusal | None:
     try:
         content = (folder / image.file_name).read_bytes()

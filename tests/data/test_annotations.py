@@ -190,8 +190,15 @@ def test_image_ids_choose_images(coco_folder: Any) -> None:
     ("content", "message"),
     [
         (None, "no annotation file"),
+        ("", "is not JSON"),
         ("{", "is not JSON"),
+        ("[" * 100_000, "is not JSON"),
+        ('{"images": ' + "1" * 5000 + "}", "is not JSON"),
+        ("\udcff\udcfe", "is not JSON"),
         ("[]", "has no list 'images'"),
+        ("7", "has no list 'images'"),
+        ('{"images": {}, "annotations": [], "categories": []}', "has no list 'images'"),
+        ('{"images": [{}], "annotations": null, "categories": []}', "has no list 'annotations'"),
         ('{"images": [], "annotations": []}', "has no list 'categories'"),
         ('{"images": [], "annotations": [], "categories": []}', "no images"),
         ('{"images": [{"id": 4}], "annotations": [], "categories": []}', r"without one of .*width \(1\): image 4"),
@@ -200,7 +207,7 @@ def test_image_ids_choose_images(coco_folder: Any) -> None:
 def test_file_that_is_no_coco_json_is_refused(coco_folder: Any, content: str | None, message: str) -> None:
     config = coco_folder.config()
     path = coco_folder.root / "coco.json"
-    path.unlink() if content is None else path.write_text(content)
+    path.unlink() if content is None else path.write_bytes(content.encode(errors="surrogateescape"))
     with pytest.raises(DataError, match=rf"coco\.json.*{message}|{message}.*coco\.json"):
         load_split(config.data, "train")
 

@@ -299,7 +299,6 @@ def test_a_folder_is_examined_in_order(tmp_path: Path) -> None:
     assert kinds[6] == ("image files that cannot be read", "6.png (id 6): it is empty")
     assert kinds[8] == ("image files that cannot be read", "8.png (id 8): Is a directory")
     assert kinds[11][0] == "image files that cannot be read"
-    assert image_files.absent(tmp_path, ["5.png", "6.png"], [5, 6]) == [found[5]]
 
 
 def test_few_files_are_read_ahead_and_none_after_the_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
