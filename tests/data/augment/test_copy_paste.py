@@ -154,6 +154,15 @@ def test_what_is_smaller_than_a_pixel() -> None:
     np.testing.assert_array_equal(over.boxes, [[9, 9, 13, 13], [4, 4, 8, 8]])
 
 
+def test_a_speck_on_two_pixels_is_hidden_with_both() -> None:
+    """It covers the middle of no pixel, so its raster has none."""
+    speck = annotation([5.9, 5.1, 0.2, 0.2])
+    sample = blank((16, 16), [speck], 10)
+    for width, expected in [(6, 2), (7, 1)]:
+        other = blank((16, 16), [annotation([0, 0, width, 16])], 200)
+        assert len(paste(sample, other, np.array([0])).boxes) == expected
+
+
 @pytest.mark.parametrize("size", [(10, 40), (40, 10)])
 def test_a_picture_of_another_size_is_cut_at_the_edges(size: tuple[int, int]) -> None:
     sample = blank((20, 20), [], 10)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from samples import annotation, empty_truth, rle_of
 
-from mrcnn_jax.data.augment.geometry import flip, resample, resize, whole
+from mrcnn_jax.data.augment.geometry import flip, resample, resize, view, whole
 from mrcnn_jax.data.sample import Sample, make_sample, write
 from mrcnn_jax.structures import GroundTruth
 
@@ -84,3 +84,33 @@ def test_resize_writes_into_the_canvas() -> None:
     assert (canvas[:, 60:] == 7).all()
     sample: Any = make_sample(image, [], {}, (20, 30))
     np.testing.assert_array_equal(resize(sample, (40, 60)).image, expected)
+
+
+@pytest.mark.parametrize("window", [[0, 0, 29.5, 19.5], [-0.5, 0.25, 30.5, 20], [3.5, 2, 12.25, 20]])
+def test_what_is_beyond_the_edge_repeats_it(window: list[float]) -> None:
+    image = np.full((20, 30, 3), 200, np.uint8)
+    assert (resample(image, np.array(window), (25, 47)) == 200).all()
+
+
+def test_a_flip_wants_a_map_for_all_keypoints() -> None:
+    image, keypoints = np.zeros((20, 30, 3), np.uint8), [3.0, 4, 2] * 4
+    sample = make_sample(image, [annotation([0, 0, 9, 9], keypoints=keypoints)], {3: 1}, (20, 30), num_keypoints=4)
+    with pytest.raises(ValueError, match="a flip map of 0 for 4 keypoints"):
+        flip(sample, True, False)
+    assert flip(sample, False, False) is sample
+
+
+@pytest.mark.parametrize("masks", [True, False])
+def test_what_is_cut_off_to_less_than_a_pixel_is_gone(masks: bool) -> None:
+    image = np.zeros((20, 30, 3), np.uint8)
+    boxes = [[0, 0, 10, 10], [9.5, 2, 3, 3], [11, 1, 0.5, 0.5], [12, 4, 10, 10]]
+    sample = make_sample(image, [annotation(list(box)) for box in boxes], {3: 1}, (20, 30), masks=masks)
+    cut = view(sample, np.array([9.5, 0, 20, 10]), (10, 20))
+    # The first shows half a pixel, enlarged to nearly one; what is not cut stays, however small it is.
+    expected = np.array([[0, 2, 3, 5], [1.5, 1, 2, 1.5], [2.5, 4, 10.5, 10]]) * [20 / 10.5, 1, 20 / 10.5, 1]
+    np.testing.assert_allclose(cut.boxes[:2], expected[:2])
+    if masks:  # from the first pixel of its mask on
+        assert np.abs(cut.boxes[2] - expected[2]).max() <= 1
+    else:
+        np.testing.assert_allclose(cut.boxes[2], expected[2])
+    assert len(cut.boxes) == 3
