@@ -23,6 +23,7 @@ from mrcnn_jax.data.errors import shown
 from mrcnn_jax.data.findings import Refusal
 
 _FORMATS = ("BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")  # no others: one runs PostScript
+_JPEG = b"\xff\xd8\xff"  # how such files begin
 _REDUCED = {
     1: cv2.IMREAD_COLOR,
     2: cv2.IMREAD_REDUCED_COLOR_2,
@@ -57,7 +58,7 @@ def decode(content: bytes, reduction: int = 1) -> np.ndarray | None:
     reduction: 1, 2, 4 or 8; height and width are the file's divided by it, rounded up. A JPEG file is decoded to that
     size, without the finer coefficients of its blocks, which is what takes the time.
     """
-    if content[:3] == b"\xff\xd8\xff":
+    if content.startswith(_JPEG):
         frame = _read_frame(content)
         if frame is None or not frame.whole or frame.height * frame.width > MOST_PIXELS:
             return None
@@ -77,12 +78,11 @@ def judge(content: bytes, image: ImageEntry) -> Refusal | None:
     """
     name = f"{shown(image.file_name)} (id {image.id})"
     try:
-        _decode_strictly(content)
+        pixels = _decode_strictly(content)
     except Image.DecompressionBombError:
         return too_large(name, image.id)
     except Exception as error:  # see `decode`
         return _unreadable(name, _reason(content, error), image.id)
-    pixels = decode(content)
     if pixels is None:
         return _unreadable(name, "it is cut off or broken", image.id)
     size = pixels.shape[:2]
@@ -206,12 +206,14 @@ def _decode_any(content: bytes) -> np.ndarray:
         return np.array(upright if upright.mode == "RGB" else upright.convert("RGB"))
 
 
-def _decode_strictly(content: bytes) -> None:
-    """Raise, anything, unless Pillow can decode a JPEG file to its end; the other formats it decodes anyway."""
+def _decode_strictly(content: bytes) -> np.ndarray | None:
+    """As `decode`; raises, anything, for a file that Pillow cannot decode to its end."""
+    if not content.startswith(_JPEG):
+        return _decode_any(content)
     with Image.open(io.BytesIO(content), formats=_FORMATS) as image:
-        if image.format in ("JPEG", "MPO"):
-            image.draft("RGB", (max(1, image.width // 8), max(1, image.height // 8)))  # every bit is read all the same
+        image.draft("RGB", (max(1, image.width // 8), max(1, image.height // 8)))  # every bit is read all the same
         image.load()
+    return decode(content)
 
 
 def _average(pixels: np.ndarray, reduction: int) -> np.ndarray:

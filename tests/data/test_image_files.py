@@ -318,3 +318,21 @@ def test_few_files_are_read_ahead_and_none_after_the_end(tmp_path: Path, monkeyp
 
 def test_there_may_be_no_images(tmp_path: Path) -> None:
     assert list(image_files.examine(tmp_path, [])) == []
+
+
+@pytest.mark.filterwarnings("ignore:.*:UserWarning", "ignore:.*:PIL.Image.DecompressionBombWarning")  # Pillow's
+def test_what_passes_the_judge_can_be_decoded_at_every_size() -> None:
+    rng = np.random.default_rng(1)
+    passed = 0
+    for i in range(400):
+        kind = ("JPEG", "PNG", "TIFF", "WEBP")[i % 4]
+        content = bytearray(encoded(PICTURE, kind, exif=turned(6)))
+        for place in rng.integers(3, min(len(content), 400), rng.integers(0, 4)):  # in the headers, mostly
+            content[place] = rng.choice([0, 255, rng.integers(256)])
+        if image_files.judge(bytes(content), entry(61, 83)) is None:
+            passed += 1
+            for reduction in (1, 2, 4, 8):
+                pixels = image_files.decode(bytes(content), reduction)
+                assert pixels is not None
+                assert pixels.shape == (-(-83 // reduction), -(-61 // reduction), 3)
+    assert 100 < passed < 400
