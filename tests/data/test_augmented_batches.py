@@ -170,15 +170,18 @@ def test_large_scale_jitter_on_one_square_bucket(coco_folder: Any) -> None:
 
 
 def test_pictures_follow_their_truth_through_everything(tmp_path: Path, coco_folder: Any) -> None:
-    """Red and blue figures on dark grounds: wherever they end up, boxes and crops must say so."""
+    """Red and blue figures on dark grounds: wherever they end up, boxes and crops must say so.
+
+    They are large enough to be decoded at a half and a quarter of their size.
+    """
     rng = np.random.default_rng(0)
     coco_folder.content["annotations"] = []
     for i, image in enumerate(coco_folder.content["images"]):
-        height, width = image["height"], image["width"]
+        height, width = image["height"], image["width"] = 3 * image["height"] + 1, 3 * image["width"] + 1
         canvas = np.full((height, width, 3), 0 if i % 2 else 90, np.uint8)
         for category_id, colour, left in ((3, (0, 0, 255), 2), (20, (255, 0, 0), width // 2 + 2)):
-            x, y = left + int(rng.integers(0, 4)), int(rng.integers(2, 8))
-            w, h = width // 2 - 8, height - 12
+            x, y = left + int(rng.integers(0, 12)), int(rng.integers(2, 24))
+            w, h = width // 2 - 24, height - 36
             canvas[y : y + h, x : x + w] = colour
             coco_folder.add(image["id"], [x, y, w, h], category_id=category_id)
         cv2.imwrite(str(coco_folder.root / "images" / image["file_name"]), canvas)
