@@ -42,13 +42,23 @@ class Dataset:
         return len(self.ids)
 
     def record(self, index: int) -> tuple[bytes, list[dict[str, Any]]]:
-        """The encoded image file, and its COCO annotations of these categories, crowds included."""
-        content, annotations = self.reader[int(self.rows[index])]
+        """The encoded image file, and its COCO annotations of these categories, crowds included.
+
+        Raises UnreadableRecordError if it is damaged, DataError if all records are gone.
+        """
+        try:
+            content, annotations = self.reader[int(self.rows[index])]
+        except records.UnreadableRecordError as error:
+            raise records.UnreadableRecordError(f"{self.name(index)}: {error}") from None
         return content, [a for a in annotations if a["category_id"] in self._known]
 
     @functools.cached_property
     def _known(self) -> frozenset[int]:
         return frozenset(self.categories.ids)
+
+    def name(self, index: int) -> str:
+        """What an image is called in messages."""
+        return f"{self.image_path(index)} (image id {self.ids[index]})"
 
     def image_path(self, index: int) -> Path:
         """Path of the original image file."""

@@ -52,7 +52,7 @@ class Loader:
             except DataError:
                 raise
             except Exception as error:
-                words = f"{self._name(index)}, step {step}: {type(error).__name__}: {error}"
+                words = f"{self._dataset.name(index)}, step {step}: {type(error).__name__}: {error}"
                 raise DataError(words).with_traceback(error.__traceback__) from None
         return batch
 
@@ -61,11 +61,8 @@ class Loader:
         try:
             self._dataset.record(index)
         except UnreadableRecordError as error:
-            return f"{self._name(index)}: {error}"
-        return f"{self._name(index)} cannot be decoded; replace the file, or take it out of the JSON"
-
-    def _name(self, index: int) -> str:
-        return f"{self._dataset.image_path(index)} (image id {self._dataset.ids[index]})"
+            return str(error)
+        return f"{self._dataset.name(index)} cannot be decoded; replace the file, or take it out of the JSON"
 
     def planned(self, step: int) -> PlannedBatch:
         """This process's part of what is to be in the batch of `step`."""

@@ -128,7 +128,7 @@ def _prepare(json_path: Path, images: Path, image_ids: Sequence[int], place: Pat
     """Examine everything, write the records beside `place` and move them into it. Shows how far it has come.
 
     Every image is decoded once, and all that is refused is said together. A preparation that is interrupted starts from
-    the beginning: it takes minutes (some 5 ms of one core an image), and what was examined before would have to be
+    the beginning: it takes minutes (some 7 ms of one core an image), and what was examined before would have to be
     examined again to be believed.
     """
     # Both are taken before anything is read: what changes afterwards does not fit them, now or in the next run.

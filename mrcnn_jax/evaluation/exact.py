@@ -47,5 +47,5 @@ def batches(dataset: Dataset, config: Config) -> Generator[Images, None, None]:
 def _load(dataset: Dataset, config: Config, index: int) -> Images:
     image = image_files.decode(dataset.record(index)[0])
     if image is None:
-        raise DataError(f"{dataset.image_path(index)} (image id {dataset.ids[index]}) cannot be decoded")
+        raise DataError(f"{dataset.name(index)} cannot be decoded; replace the file, or take it out of the JSON")
     return prepare(image, index, config)

@@ -21,7 +21,8 @@ from mrcnn_jax.config import Config, ConfigError, from_json, to_json
 
 CHECKPOINTS = "checkpoints"
 CONFIG = "config.json"
-# Fields that a resumed run may change: how long it runs, what it says and keeps, how fast it reads, what it evaluates.
+# Fields that a resumed run may change: how long it runs, what it says and keeps, how fast it reads, whether a corrupt
+# image stops it, what it evaluates.
 CHANGEABLE = (
     "train.steps",
     "train.log_every",
@@ -32,6 +33,7 @@ CHANGEABLE = (
     "data.shortest_edge_eval",
     "data.cache_dir",
     "data.workers",
+    "data.on_corrupt",
 )
 
 

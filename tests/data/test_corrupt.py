@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import itertools
 from collections.abc import Iterator
@@ -128,5 +129,7 @@ def test_a_record_that_the_disk_has_damaged_is_an_empty_slot(
     assert words.startswith(f"{coco_folder.root / 'images' / '3.png'} (image id 97): its record in {part.parents[2]}")
     assert "hash mismatch" in words
     assert "delete the folder" in words
-    with pytest.raises(DataError, match=r"3\.png.*cannot be read .*hash mismatch"), eval_batches(dataset, config) as it:
-        list(it)
+    alone = dataclasses.replace(config, eval=dataclasses.replace(config.eval, resize="detectron2"))
+    for batches in (eval_batches(dataset, config), exact.batches(dataset, alone)):
+        with contextlib.closing(batches), pytest.raises(DataError, match=r"3\.png.*cannot be read .*hash mismatch"):
+            list(batches)

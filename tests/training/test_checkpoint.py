@@ -165,7 +165,15 @@ def test_other_configuration_is_refused_by_the_names_of_its_fields(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "override", ["train.steps=5", "train.log_every=1", "eval.overlays=0", "data.eval.images=x", "data.workers=2"]
+    "override",
+    [
+        "train.steps=5",
+        "train.log_every=1",
+        "eval.overlays=0",
+        "data.eval.images=x",
+        "data.workers=2",
+        "data.on_corrupt=stop",
+    ],
 )
 def test_length_logging_and_evaluation_may_change(tmp_path, override):
     claim_workdir(tmp_path, Config())
