@@ -2,9 +2,10 @@
 
 Published: box AP 47.4, mask AP 41.8 (torchvision, MaskRCNN_ResNet50_FPN_V2_Weights.COCO_V1, val2017; 32 GPUs, two
 images each).
-That run had large-scale jitter (.1 to 2 times 1024 pixels), which the data pipeline here does not have: here the
-shorter side is 640..800. Expect less.
-Training: batch 64, SGD .1, weight decay 4e-5, 400 epochs, / 10 after 352 and 384 (pytorch/vision#5773).
+Training: images at .1 to 2 times what fills 1024x1024, cut or padded to that (large-scale jitter); batch 64, SGD .1,
+weight decay 4e-5, 400 epochs, / 10 after 352 and 384 (pytorch/vision#5773).
+Differs: the padding is not part of the picture; evaluation is in the one bucket, where 480x640 becomes 768x1024 instead
+of 800x1066 (`eval.resize=torchvision` for torchvision's, a compilation for each shape).
 By us: not trained. The tests compare the network with torchvision's own run, and take a step of it, small.
 Initial weights (`init`): torchvision's ImageNet ResNet-50, or none: nothing is frozen.
 Command: `python train.py --config=configs/mask_rcnn_r50_fpn_v2.py --config.data.root=COCO --config.init=FILE
@@ -12,7 +13,7 @@ Command: `python train.py --config=configs/mask_rcnn_r50_fpn_v2.py --config.data
 """
 
 from mrcnn_jax import presets
-from mrcnn_jax.config import Config, DataConfig, OptimizerConfig, TrainConfig
+from mrcnn_jax.config import AugmentConfig, Config, DataConfig, OptimizerConfig, TrainConfig
 
 EPOCH = 1833  # steps of 64 of the 117,266 training images that have an annotation
 
@@ -22,7 +23,7 @@ def get_config() -> Config:
     return Config(
         "mask_rcnn_r50_fpn_v2",
         model=presets.torchvision_v2("sync_bn"),
-        data=DataConfig(workers=4),
+        data=DataConfig(buckets=((1024, 1024),), augment=AugmentConfig(scale_jitter=(0.1, 2.0)), workers=4),
         optimizer=OptimizerConfig("sgd", 0.1, momentum=0.9, weight_decay=4e-5, milestones=milestones),
         train=TrainConfig(steps=400 * EPOCH, batch_size=64),
     )
