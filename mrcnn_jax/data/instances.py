@@ -52,12 +52,15 @@ class Judge:
     """Goes through annotations whose ids are known to be sound, and collects what is wrong with them.
 
     masks: the data set has segmentations, so that an instance without one would teach an empty mask. refused: ids of
-    categories about which everything is said; their annotations are left out without a word.
+    categories about which everything is said; their annotations are left out without a word. scoring: for evaluation,
+    which scores boxes and masks as they are in the file, also those that lie outside the image or of which nothing is
+    seen.
     """
 
-    def __init__(self, categories: Categories, *, masks: bool, refused: Iterable[int] = ()):
+    def __init__(self, categories: Categories, *, masks: bool, refused: Iterable[int] = (), scoring: bool = False):
         self.problems: list[Problem] = []
         self.refusals: list[Refusal] = []
+        self._scoring = scoring
         self._categories, self._masks, self._refused = frozenset(categories.ids), masks, frozenset(refused)
         self._keypoints = categories.keypoint_counts()
 
@@ -97,10 +100,13 @@ class Judge:
     def _clean(self, annotation: Entry, height: int, width: int, kinds: list[str]) -> Entry:
         """The annotation without what is wrong with it, whose `kinds` are appended. Raises _Unusable."""
         changes: dict[str, Any] = {}
-        box, whole = _visible_box(annotation["bbox"], height, width)
-        if not whole:
-            kinds.append(CLIPPED_BOX)
-            changes["bbox"] = [box[0], box[1], box[2] - box[0], box[3] - box[1]]
+        _check_box(annotation["bbox"])
+        box = None
+        if not self._scoring:
+            box, whole = _visible_box(annotation["bbox"], height, width)
+            if not whole:
+                kinds.append(CLIPPED_BOX)
+                changes["bbox"] = [box[0], box[1], box[2] - box[0], box[3] - box[1]]
         segmentation = annotation.get("segmentation")
         if segmentation:
             kept = _usable_mask(segmentation, box, height, width, kinds)
@@ -126,8 +132,8 @@ def _with_values(annotation: Entry, kinds: list[str]) -> Entry:
     return {name: value for name, value in annotation.items() if name not in unfit} if unfit else annotation
 
 
-def _visible_box(bbox: Any, height: int, width: int) -> tuple[Box, bool]:
-    """The part of a box that lies in the image, and whether it is all of it but for a pixel. Raises _Unusable."""
+def _check_box(bbox: Any) -> None:
+    """Raise _Unusable for what is no box."""
     try:
         x, y, w, h = bbox
         finite = math.isfinite(x + y + w + h)
@@ -137,6 +143,11 @@ def _visible_box(bbox: Any, height: int, width: int) -> tuple[Box, bool]:
         raise _Unusable(BAD_BOX)
     if w <= 0 or h <= 0:
         raise _Unusable(EMPTY_BOX)
+
+
+def _visible_box(bbox: Sequence[float], height: int, width: int) -> tuple[Box, bool]:
+    """The part of a box that lies in the image, and whether it is all of it but for a pixel. Raises _Unusable."""
+    x, y, w, h = bbox
     x1, y1 = x + w, y + h
     if x >= width or y >= height or x1 <= 0 or y1 <= 0:
         raise _Unusable(OUTER_BOX)
@@ -146,8 +157,11 @@ def _visible_box(bbox: Any, height: int, width: int) -> tuple[Box, bool]:
     return box, x >= -1 and y >= -1 and x1 <= width + 1 and y1 <= height + 1
 
 
-def _usable_mask(segmentation: Any, box: Box, height: int, width: int, kinds: list[str]) -> Any:
-    """The segmentation, or those of its polygons that can be used. Raises _Unusable."""
+def _usable_mask(segmentation: Any, box: Box | None, height: int, width: int, kinds: list[str]) -> Any:
+    """The segmentation, or those of its polygons that can be used. Raises _Unusable.
+
+    box: where some of it must be seen; None: it need not be.
+    """
     if type(segmentation) is list:
         return _usable_polygons(segmentation, box, height, width, kinds)
     if type(segmentation) is not dict:
@@ -158,11 +172,14 @@ def _usable_mask(segmentation: Any, box: Box, height: int, width: int, kinds: li
         runs = rle.runs(segmentation)
     except (KeyError, ValueError):
         raise _Unusable(BAD_RLE) from None
-    _check_seen(runs, box, height)
+    if box is not None:
+        _check_seen(runs, box, height)
     return segmentation
 
 
-def _usable_polygons(polygons: list[Any], box: Box, height: int, width: int, kinds: list[str]) -> list[list[float]]:
+def _usable_polygons(
+    polygons: list[Any], box: Box | None, height: int, width: int, kinds: list[str]
+) -> list[list[float]]:
     """Those that pycocotools may be given; `polygons` itself if it is all of them. Raises _Unusable."""
     usable, seen, reach = [], False, max(height, width)
     for polygon in polygons:
@@ -175,10 +192,10 @@ def _usable_polygons(polygons: list[Any], box: Box, height: int, width: int, kin
             kinds.append(FAR_POLYGON)
             continue
         usable.append(polygon)
-        seen = seen or _is_surely_seen(xs, ys, extent, box)
+        seen = seen or box is None or _is_surely_seen(xs, ys, extent, box)
     if not usable:
         raise _Unusable
-    if not seen:
+    if not seen and box is not None:
         _check_seen(rle.runs(coco_mask.merge(coco_mask.frPyObjects(usable, height, width))), box, height)
     return usable if len(usable) < len(polygons) else polygons
 
@@ -225,8 +242,8 @@ def _check_seen(runs: np.ndarray, box: Box, height: int) -> None:
 
 
 def _keypoint_fault(points: Any, count: int) -> str | None:
-    if type(points) is not list or not _all_finite(points):
-        return BAD_KEYPOINTS
+    if type(points) is not list or not _all_finite(points) or not _all_finite([abs(point) for point in points]):
+        return BAD_KEYPOINTS  # of whole numbers, even those beyond floating point may cancel out in a sum
     return None if len(points) == 3 * count else MISCOUNTED_KEYPOINTS
 
 

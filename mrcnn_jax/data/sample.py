@@ -103,4 +103,5 @@ def _read_keypoints(keypoints: Sequence[Sequence[float] | None], count: int, siz
     found[..., :2] += 0.5
     inside = (found[..., :2] >= 0) & (found[..., :2] <= np.asarray(size)[::-1])
     found[~(inside.all(axis=-1) & (found[..., 2] > 0))] = 0
+    found[..., 2] = np.minimum(found[..., 2], 2)  # the largest of COCO's; any number may stand there
     return found
