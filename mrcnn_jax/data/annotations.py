@@ -48,9 +48,11 @@ class AnnotationFile:
     refusals: list[Refusal] = field(default_factory=list)
 
 
-def read(path: Path, image_ids: Sequence[int] = (), folder: Path | None = None) -> AnnotationFile:
+def read(
+    path: Path, image_ids: Sequence[int] = (), folder: Path | None = None, *, scoring: bool = False
+) -> AnnotationFile:
     """As `inspect`, of a file without refusals. Raises DataError, which names them all, for one that has some."""
-    content = inspect(path, image_ids, folder)
+    content = inspect(path, image_ids, folder, scoring=scoring)
     raise_refusals(path, content.refusals)
     return content
 
@@ -68,11 +70,14 @@ def _without_collector() -> Iterator[None]:
 
 
 @_without_collector()
-def inspect(path: Path, image_ids: Sequence[int] = (), folder: Path | None = None) -> AnnotationFile:
+def inspect(
+    path: Path, image_ids: Sequence[int] = (), folder: Path | None = None, *, scoring: bool = False
+) -> AnnotationFile:
     """Read and check a COCO instances JSON, or one of LVIS; images stay in the order of the file.
 
     image_ids: keep only these images, and do not mind what is wrong with others. folder: of the images; LVIS files
-    name them by address, and whether they lie in a folder of their split is seen there.
+    name them by address, and whether they lie in a folder of their split is seen there. scoring: keep annotations that
+    can be scored although nothing can be learnt from them, and boxes as they are; see `instances.Judge`.
     Raises DataError for a file that is missing, no JSON, or without COCO's three lists; whatever else is wrong is in
     `refusals` and `problems`.
     """
@@ -86,6 +91,7 @@ def inspect(path: Path, image_ids: Sequence[int] = (), folder: Path | None = Non
         categories,
         masks=any(a.get("segmentation") for annotations in by_image.values() for a in annotations),
         refused=_ids(content["categories"]) - set(categories.ids),
+        scoring=scoring,
     )
     for image in images:
         image.annotations.extend(judge.usable(by_image[image.id], image.height, image.width))

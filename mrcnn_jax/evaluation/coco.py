@@ -62,12 +62,12 @@ def evaluate(
 
 
 def ground_truth(path: Path, image_ids: Sequence[int] = (), category_names: Sequence[str] = ()) -> COCO:
-    """A COCO annotation file as pycocotools wants it, without the annotations that training leaves out either.
+    """A COCO annotation file as pycocotools wants it, without the annotations that cannot be scored.
 
     `iscrowd`, `area` and `num_keypoints` may be missing. Annotations are numbered anew: to pycocotools a match with
     annotation 0 is no match.
     """
-    content = read(path, image_ids)
+    content = read(path, image_ids, scoring=True)
     categories = content.categories.select(category_names)
     truth = COCO()
     truth.dataset = {

@@ -328,3 +328,30 @@ def test_an_rle_is_kept_if_it_has_a_pixel_in_its_box(seed: int, x: int, y: int, 
         kept, judge = judged(annotated(bbox=[x, y, width, height], segmentation=rle))
         assert bool(kept) == seen
         assert seen or judge.problems[0].kind in (instances.STRAY_MASK, instances.UNSEEN_MASK)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"bbox": [70, 6, 20, 10]},
+        {"bbox": [4, 6, 0.001, 10]},
+        {"bbox": [-20, 6, 60, 10]},
+        {"segmentation": [[70, 6, 90, 6, 90, 16, 70, 16]]},
+        {"segmentation": [[30, 20, 50, 20, 50, 30, 30, 30]]},
+        {"segmentation": encoded(np.zeros((HEIGHT, WIDTH)))},
+    ],
+)
+def test_what_can_be_scored_stays_as_it_is_for_evaluation(fields: dict[str, Any]) -> None:
+    annotation = annotated(**fields)
+    _, judge = judged(annotation)
+    assert judge.problems  # of training
+    scoring = instances.Judge(CATEGORIES, masks=True, scoring=True)
+    assert scoring.usable([annotation], HEIGHT, WIDTH) == [annotation]
+    assert not scoring.problems
+
+
+@pytest.mark.parametrize("fields", [{"bbox": [4, 6, NAN, 10]}, {"bbox": [4, 6, 0, 10]}, {"segmentation": [[1e9] * 6]}])
+def test_what_cannot_be_scored_is_left_out_of_evaluation_too(fields: dict[str, Any]) -> None:
+    scoring = instances.Judge(CATEGORIES, masks=True, scoring=True)
+    assert not scoring.usable([annotated(**fields)], HEIGHT, WIDTH)
+    assert len(scoring.problems) == 1
