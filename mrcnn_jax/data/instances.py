@@ -24,6 +24,7 @@ from mrcnn_jax.data.findings import Problem, Refusal
 Box = tuple[float, float, float, float]  # x0 y0 x1 y1
 
 _THINNEST = 0.01  # pixels; a mask could not be drawn inside a thinner box
+_LONGEST = 10_000_000  # pixels of a polygon's outline, for each of which pycocotools takes 40 bytes and more
 
 BAD_BOX = "box that is not four finite numbers"
 EMPTY_BOX = "box without area"
@@ -37,6 +38,7 @@ SHORT_POLYGON = "polygon with fewer than 3 points"
 ODD_POLYGON = "polygon with an odd number of coordinates"
 BAD_POLYGON = "polygon with coordinates that are not finite numbers"
 FAR_POLYGON = "polygon that reaches far beyond the image"
+LONG_POLYGON = "polygon with an outline of more than 10 million pixels"
 UNSEEN_MASK = "segmentation without a pixel in the image"
 STRAY_MASK = "segmentation without a pixel in its box"
 BAD_KEYPOINTS = "keypoints that are not finite numbers"
@@ -191,6 +193,9 @@ def _usable_polygons(
         if min(extent) < -reach or max(extent) > 2 * reach:
             kinds.append(FAR_POLYGON)
             continue
+        if len(xs) * max(extent[2] - extent[0], extent[3] - extent[1]) > _LONGEST and _outline(xs, ys) > _LONGEST:
+            kinds.append(LONG_POLYGON)
+            continue
         usable.append(polygon)
         seen = seen or box is None or _is_surely_seen(xs, ys, extent, box)
     if not usable:
@@ -208,6 +213,12 @@ def _polygon_fault(polygon: Any) -> str | None:
     if len(polygon) % 2:
         return ODD_POLYGON
     return None if _all_finite(polygon) else BAD_POLYGON
+
+
+def _outline(xs: list[float], ys: list[float]) -> float:
+    """The length of a polygon's outline in steps from pixel to pixel, straight or diagonal."""
+    steps = np.maximum(np.abs(np.diff(xs, append=xs[0])), np.abs(np.diff(ys, append=ys[0])))
+    return float(steps.sum())
 
 
 def _is_surely_seen(xs: list[float], ys: list[float], extent: Box, box: Box) -> bool:

@@ -337,6 +337,16 @@ def test_numbers_that_no_float_can_hold(root, key, value):
     assert go_the_whole_way(root, json.dumps(content).encode(), IMAGES, True, False) == "loaded"
 
 
+def test_a_polygon_that_would_fill_the_memory_is_not_drawn(tmp_path):
+    content = copy.deepcopy(JSON)
+    content["images"][0].update(height=1, width=annotations.MOST_PIXELS)
+    across = [0, 0, annotations.MOST_PIXELS, 0, annotations.MOST_PIXELS, 1, 0, 1]
+    content["annotations"][0].update(bbox=[0, 0, annotations.MOST_PIXELS, 1], segmentation=[across])
+    (tmp_path / "fuzz.json").write_text(json.dumps(content))
+    kinds = {problem.kind for problem in annotations.inspect(tmp_path / "fuzz.json").problems}
+    assert "polygon with an outline of more than 10 million pixels" in kinds
+
+
 def test_damaged_data_are_loaded_or_refused(root):
     outcomes = fuzz(root, 0, 300)
     assert min(outcomes["loaded"], outcomes["refused"]) > 50  # neither is the only one that is tried
