@@ -148,7 +148,9 @@ def test_golden_torchvision_resizes_boxes_and_keypoints_alike(golden: Any, i: in
     write(resize(sample, arrays["image_sizes"][i]), truth)
     # One rounding of ours against two of theirs (the ratio and the product), of float32.
     np.testing.assert_allclose(truth.boxes, arrays[f"out_boxes{i}"], rtol=4 * np.finfo(np.float32).eps)
-    np.testing.assert_allclose(truth.keypoints, arrays[f"out_keypoints{i}"], rtol=4 * np.finfo(np.float32).eps)
+    expected = arrays[f"out_keypoints{i}"]
+    expected[..., 2] = np.minimum(expected[..., 2], 2)  # any numbers there; COCO's end at 2
+    np.testing.assert_allclose(truth.keypoints, expected, rtol=4 * np.finfo(np.float32).eps)
 
 
 def test_select_keeps_the_masks_of_the_selected() -> None:

@@ -41,6 +41,6 @@ def _look_up(image: np.ndarray, values: np.ndarray) -> np.ndarray:
 
 def _turn_hue(image: np.ndarray, turn: float) -> np.ndarray:
     """In floating point: 8 bits for a hue are steps of six levels of a colour, and OpenCV's do not come back."""
-    hsv = cv2.cvtColor(image.astype(np.float32), cv2.COLOR_RGB2HSV)
+    hsv: np.ndarray = cv2.cvtColor(image.astype(np.float32), cv2.COLOR_RGB2HSV)
     hsv[..., 0] += 360 * turn % 360  # what is beyond the circle OpenCV takes to be in its next round
     return cv2.convertScaleAbs(cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB))
