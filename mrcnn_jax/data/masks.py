@@ -169,8 +169,8 @@ def _look_up(raster: Raster, box: np.ndarray, height: int, width: int) -> np.nda
         low, high = raster.window[axis], raster.window[axis + 2]
         index = np.floor((centres - low) * (pixels / (high - low))).astype(np.intp)
         inside.append((index >= 0) & (index < pixels))
-        picked.append(np.clip(index, 0, pixels - 1))
-    bitmap = raster.bitmap[picked[1][:, None], picked[0]]
+        picked.append(index)
+    bitmap = raster.bitmap.take(picked[1], axis=0, mode="clip").take(picked[0], axis=1, mode="clip")
     return bitmap * (inside[1][:, None] & inside[0])
 
 
