@@ -12,6 +12,7 @@ from typing import Any
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=2"
 
+import hypothesis
 import jax
 import numpy as np
 import pytest
@@ -28,6 +29,10 @@ from mrcnn_jax.config import (
 )
 
 ROOT = Path(__file__).resolve().parent.parent
+
+# The same examples in every run; on a busy machine an example takes its time.
+hypothesis.settings.register_profile("repeatable", derandomize=True, deadline=None)
+hypothesis.settings.load_profile("repeatable")
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_compilation_cache_dir", str(ROOT / ".cache" / "xla"))

@@ -43,6 +43,7 @@ UNSEEN_MASK = "segmentation without a pixel in the image"
 STRAY_MASK = "segmentation without a pixel in its box"
 BAD_KEYPOINTS = "keypoints that are not finite numbers"
 MISCOUNTED_KEYPOINTS = "wrong number of keypoints"
+OUTER_KEYPOINTS = "keypoints outside the image"
 BAD_AREA = "area that is not a finite number"
 
 
@@ -120,6 +121,8 @@ class Judge:
         if points and (kind := _keypoint_fault(points, self._keypoints.get(annotation["category_id"], 0))):
             kinds.append(kind)
             changes["keypoints"] = []
+        elif points and not self._scoring and not _are_inside(points, height, width):
+            kinds.append(OUTER_KEYPOINTS)  # `sample.make_sample` leaves them out; the others stay
         annotation = _with_values(annotation, kinds)
         return {**annotation, **changes} if changes else annotation
 
@@ -256,6 +259,12 @@ def _keypoint_fault(points: Any, count: int) -> str | None:
     if type(points) is not list or not _all_finite(points) or not _all_finite([abs(point) for point in points]):
         return BAD_KEYPOINTS  # of whole numbers, even those beyond floating point may cancel out in a sum
     return None if len(points) == 3 * count else MISCOUNTED_KEYPOINTS
+
+
+def _are_inside(points: list[float], height: int, width: int) -> bool:
+    """Whether the labelled keypoints are in the image, from the edge of its first pixel to that of its last."""
+    labelled = zip(points[0::3], points[1::3], points[2::3], strict=True)
+    return all(v <= 0 or (-0.5 <= x <= width - 0.5 and -0.5 <= y <= height - 0.5) for x, y, v in labelled)
 
 
 def _all_finite(numbers: list[Any]) -> bool:

@@ -82,7 +82,7 @@ def shown_in(batches: list[PlannedBatch], images: int) -> np.ndarray:
     return np.bincount(np.concatenate([*shown, np.zeros(0, np.int64)]), minlength=images)
 
 
-@settings(deadline=None, max_examples=300)
+@settings(max_examples=300)
 @given(settings_of_plans())
 def test_an_epoch_shows_every_image_as_often_as_the_policy_says(case: dict[str, Any]) -> None:
     epoch, assignment, size, remainder = (case.pop(k) for k in ("epoch", "assignment", "batch_size", "remainder"))
@@ -113,7 +113,7 @@ def test_an_epoch_shows_every_image_as_often_as_the_policy_says(case: dict[str, 
             assert np.ptp(members) <= 1
 
 
-@settings(deadline=None)
+@settings()
 @given(settings_of_plans(), st.integers(1, 4))
 def test_the_plan_is_a_function_of_seed_and_epoch(case: dict[str, Any], processes: int) -> None:
     """Whichever steps were asked for before, and whoever asks."""

@@ -78,7 +78,7 @@ def test_detectron2_rule_is_bilinear_sampling_at_pixel_centres():
 coordinate = st.floats(-40, 90, width=32)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(
     corners=st.tuples(coordinate, coordinate, coordinate, coordinate),
     size=st.tuples(st.integers(1, 60), st.integers(1, 60)),

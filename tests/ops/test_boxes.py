@@ -123,7 +123,7 @@ side = st.integers(0, 30).map(float)
 box = st.tuples(coordinate, coordinate, side, side).map(lambda b: (b[0], b[1], b[0] + b[2], b[1] + b[3]))
 
 
-@settings(deadline=None, max_examples=50, derandomize=True)
+@settings(max_examples=50)
 @given(st.lists(box, min_size=6, max_size=6))
 def test_iou_of_integer_boxes_is_exact(boxes):
     array = np.array(boxes, np.float32)
@@ -132,7 +132,7 @@ def test_iou_of_integer_boxes_is_exact(boxes):
     np.testing.assert_allclose(iou(array, array), expected, rtol=6e-8, atol=0)
 
 
-@settings(deadline=None, max_examples=50, derandomize=True)
+@settings(max_examples=50)
 @given(st.lists(box, min_size=6, max_size=6), st.lists(box, min_size=6, max_size=6))
 def test_decode_undoes_encode(boxes, anchors):
     boxes, anchors = np.array(boxes, np.float32), np.array(anchors, np.float32)

@@ -109,7 +109,7 @@ def check(maps: np.ndarray, boxes: np.ndarray) -> None:
         np.testing.assert_allclose(points[:, 2], peaks, atol=tolerance)
 
 
-@hypothesis.settings(max_examples=25, deadline=None, derandomize=True)
+@hypothesis.settings(max_examples=25)
 @hypothesis.given(
     st.integers(0, 1000),
     st.lists(st.tuples(*[st.floats(0.0, 5.0 * TILE, width=32)] * 2), min_size=3, max_size=3),

@@ -140,7 +140,7 @@ def test_crops_equal_roi_align_of_the_raster():
         np.testing.assert_allclose(target, expected[0, :, :, 0], rtol=0, atol=4 * F32 * 14)
 
 
-@hypothesis.settings(max_examples=30, deadline=None)
+@hypothesis.settings(max_examples=30)
 @hypothesis.given(
     st.lists(st.lists(st.floats(-50, 150, width=32), min_size=4, max_size=4), min_size=4, max_size=4), st.data()
 )
@@ -202,7 +202,7 @@ def test_golden_paste_masks_torchvision(golden):
 
 
 @pytest.mark.parametrize("rule", ["detectron2", "torchvision"])
-@hypothesis.settings(max_examples=30, deadline=None)
+@hypothesis.settings(max_examples=30)
 @hypothesis.given(st.lists(st.lists(st.floats(-40, 60, width=32), min_size=4, max_size=4), min_size=3, max_size=3))
 def test_pasted_values_are_finite_and_inside(rule, boxes):
     boxes = np.float32(boxes)

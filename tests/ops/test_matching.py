@@ -69,7 +69,7 @@ def test_without_ground_truth_all_are_negative():
 overlap = st.sampled_from([0.0, 0.1, 0.3, 0.5, 0.6, 0.7, 0.9]).map(np.float32)
 
 
-@settings(deadline=None, max_examples=100, derandomize=True)
+@settings(max_examples=100)
 @given(st.lists(overlap, min_size=28, max_size=28), st.lists(st.booleans(), min_size=4, max_size=4))
 def test_equals_the_oracle(values, valid):
     iou, valid = np.array(values, np.float32).reshape(4, 7), np.array(valid)

@@ -219,7 +219,7 @@ MAP = np.random.default_rng(0).standard_normal((1, 20, 24, 2)).astype(np.float32
 
 @pytest.mark.parametrize("aligned", [True, False])
 @pytest.mark.parametrize("sampling_ratio", [0, 2])
-@hypothesis.settings(max_examples=40, deadline=None)
+@hypothesis.settings(max_examples=40)
 @hypothesis.given(boxes=st.lists(box, min_size=6, max_size=6))
 def test_equals_the_oracle_and_its_transpose(boxes, sampling_ratio, aligned):
     boxes = np.array(boxes, np.float32)

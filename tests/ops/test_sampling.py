@@ -43,7 +43,7 @@ def test_missing_negatives_are_not_replaced_by_positives():
     assert not negative.any()
 
 
-@settings(deadline=None, max_examples=60, derandomize=True)
+@settings(max_examples=60)
 @given(st.integers(0, 1000), st.lists(st.sampled_from([0, 0, 0, 0, -1, 1]), min_size=LENGTH, max_size=LENGTH))
 def test_budget(seed, labels):
     labels = np.array(labels, np.int32)

@@ -39,7 +39,7 @@ def seen(sample: Sample) -> dict[int, np.ndarray]:
     return found
 
 
-@settings(max_examples=150, deadline=None, derandomize=True)
+@settings(max_examples=150)
 @given(seeds, st.integers(0, 6), st.integers(0, 6), st.tuples(st.booleans(), st.booleans()), st.integers(0, 2**6))
 def test_pasting_is_the_painters_algorithm(
     seed: int, below: int, above: int, flips: tuple[bool, bool], choice: int
