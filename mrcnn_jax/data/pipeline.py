@@ -72,6 +72,8 @@ class Batches(Iterator[Batch]):
             if isinstance(error, DataError) or not self._workers:
                 raise
             raise workers.lost(error, self._position % self._workers) from None  # they take turns
+        if self._workers:
+            batch = workers.unpack(batch)
         planned = self._loader.planned(self._steps[self._position])
         for index in np.unique(planned.indices[planned.valid & ~batch.valid]).tolist():
             self._name_corrupt(index, planned.epoch)
@@ -167,7 +169,10 @@ def _read_ahead(loader: Loader, steps: range, count: int) -> Any:
         flags.FLAGS.mark_as_parsed()  # grain reads absl flags, and outside absl.app nobody parses them
     threads = min(_THREADS, os.cpu_count() or 1) if count == 0 else 1
     options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=max(threads, _BATCHES_AHEAD))
-    dataset = grain.MapDataset.range(steps.start, steps.stop).map(loader).to_iter_dataset(options)
+    dataset = grain.MapDataset.range(steps.start, steps.stop).map(loader)
+    if count > 0:
+        dataset = dataset.map(workers.pack)
+    dataset = dataset.to_iter_dataset(options)
     if count > 0:
         multiprocessing = grain.MultiprocessingOptions(num_workers=count, per_worker_buffer_size=_BATCHES_AHEAD)
         dataset = dataset.mp_prefetch(multiprocessing, worker_init_fn=workers.start)

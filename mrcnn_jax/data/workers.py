@@ -1,4 +1,4 @@
-"""Worker processes of the loader: how they begin, how they end, and what is said when one is lost."""
+"""Worker processes of the loader: how they begin, what they send, how they end, and what is said when one is lost."""
 
 from __future__ import annotations
 
@@ -10,8 +10,10 @@ import threading
 from multiprocessing import connection
 
 import cv2
+import numpy as np
 
 from mrcnn_jax.data.errors import DataError
+from mrcnn_jax.structures import Batch
 
 _ELSE = "data.workers=0 reads in threads of one process"
 _ADVICE = {
@@ -30,6 +32,24 @@ def start(index: int, count: int) -> None:
     cv2.setNumThreads(1)  # the workers share the cores already
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the main process ends its workers
     threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def pack(batch: Batch) -> Batch:
+    """A batch as it travels: without masks for the slots that no image uses, which are a third of its bytes.
+
+    Every page of shared memory costs more than the copy: of an image's time, travelling takes half as much again.
+    """
+    truth = batch.ground_truth
+    used = int(np.asarray(truth.valid).sum(axis=1).max(initial=0))  # instances come first
+    return batch._replace(ground_truth=truth._replace(masks=np.ascontiguousarray(truth.masks[:, :used])))
+
+
+def unpack(batch: Batch) -> Batch:
+    """A batch as it was before `pack`."""
+    truth = batch.ground_truth
+    masks = np.zeros((*truth.valid.shape, *truth.masks.shape[2:]), np.uint8)
+    masks[:, : truth.masks.shape[1]] = truth.masks
+    return batch._replace(ground_truth=truth._replace(masks=masks))
 
 
 def lost(error: Exception, worker: int) -> DataError:

@@ -13,10 +13,12 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from mrcnn_jax.config import Config
 from mrcnn_jax.data import Batches, DataError, load_split, train_batches, workers
+from mrcnn_jax.structures import Batch, GroundTruth
 
 SOON = 10.0  # seconds; a quarter of it on an idle machine
 
@@ -165,3 +167,16 @@ def test_close_ends_the_workers_soon(shared_folder: Any) -> None:
     assert time.monotonic() - start < SOON
     assert len(pids) == 2
     assert not any(running(pid) for pid in pids)
+
+
+@pytest.mark.parametrize("instances", [(0, 0), (3, 1), (2, 4)])
+def test_masks_of_unused_slots_do_not_travel_and_come_back(instances: tuple[int, int]) -> None:
+    rng = np.random.default_rng(0)
+    valid = np.arange(4) < np.array(instances)[:, None]
+    masks = rng.integers(0, 2, (2, 4, 5, 5), np.uint8) * valid[..., None, None].astype(np.uint8)
+    empty = np.zeros((2, 4, 0), np.float32)
+    truth = GroundTruth(empty, empty, masks, empty, empty, valid)
+    batch = Batch(np.zeros((2, 8, 8, 3), np.uint8), np.ones((2, 2), np.int32), np.arange(2), np.ones(2, bool), truth)
+    packed = workers.pack(batch)
+    assert packed.ground_truth.masks.shape == (2, max(instances), 5, 5)
+    np.testing.assert_array_equal(workers.unpack(packed).ground_truth.masks, masks)
