@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import os
 import threading
 from pathlib import Path
 from typing import Any
@@ -185,7 +184,7 @@ def test_a_preview_does_not_end_a_jpeg_that_is_cut_off() -> None:
     assert image_files.decode(content[: len(content) * 3 // 4]) is None
 
 
-@pytest.mark.parametrize("tail", [b"\n", bytes(1000), b"<html>", os.urandom(50)])
+@pytest.mark.parametrize("tail", [b"\n", bytes(1000), b"<html>", bytes(range(255, 205, -1))])
 @pytest.mark.parametrize("name", ["JPEG", "PNG"])
 def test_rubbish_after_the_picture_does_no_harm(name: str, tail: bytes) -> None:
     content = KINDS[name] + tail
