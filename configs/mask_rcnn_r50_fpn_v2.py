@@ -2,8 +2,8 @@
 
 Published: box AP 47.4, mask AP 41.8 (torchvision, MaskRCNN_ResNet50_FPN_V2_Weights.COCO_V1, val2017; 32 GPUs, two
 images each).
-Training: images at .1 to 2 times what fills 1024x1024, cut or padded to that (large-scale jitter); batch 64, SGD .1,
-weight decay 4e-5, 400 epochs, / 10 after 352 and 384 (pytorch/vision#5773).
+Training: batch 64, SGD .1, weight decay 4e-5, 400 epochs, / 10 after 352 and 384 (pytorch/vision#5773); images at .1 to
+2 times what fills 1024x1024, cut or padded to that (large-scale jitter).
 Differs: the padding is not part of the picture; evaluation is in the one bucket, where 480x640 becomes 768x1024 instead
 of 800x1066 (`eval.resize=torchvision` for torchvision's, a compilation for each shape).
 By us: not trained. The tests compare the network with torchvision's own run, and take a step of it, small.
