@@ -21,8 +21,9 @@ def main() -> int:
     arguments, overrides = command_line.parse(parser)
     config = load_config(arguments.config, overrides)
     compilation_cache.enable()
-    from mrcnn_jax.training.loop import NonFiniteLossError, train
+    from mrcnn_jax.training.loop import NonFiniteLossError
     from mrcnn_jax.training.parallel import use_cpu_cores
+    from mrcnn_jax.training.run import train
 
     use_cpu_cores(config.train.batch_size)
     try:

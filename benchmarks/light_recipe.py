@@ -71,7 +71,7 @@ def recipe(folder: Path, category: str, steps: int, seed: int, weights: str) -> 
 
 def run(config: Config, workdir: Path) -> Outcome:
     """Train and evaluate in a new folder."""
-    from mrcnn_jax.training.loop import train
+    from mrcnn_jax.training.run import train
 
     start = time.perf_counter()
     train(config, workdir)

@@ -9,7 +9,8 @@ from pathlib import Path
 import jax
 import pytest
 
-from mrcnn_jax.training import loop
+from mrcnn_jax.training import run
+from mrcnn_jax.training.loop import NonFiniteLossError
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -38,7 +39,7 @@ def command(monkeypatch, recipe):
 
 def test_overrides_reach_the_run(command, monkeypatch):
     calls = []
-    monkeypatch.setattr(loop, "train", lambda *arguments: calls.append(arguments))
+    monkeypatch.setattr(run, "train", lambda *arguments: calls.append(arguments))
     assert command("--config.optimizer.learning_rate=0.5", "--config.train.steps=7") == 0
     [(config, workdir)] = calls
     assert (config.optimizer.learning_rate, config.train.steps, workdir) == (0.5, 7, "runs/x")
@@ -46,7 +47,7 @@ def test_overrides_reach_the_run(command, monkeypatch):
 
 def test_the_workdir_is_named_after_the_recipe(command, monkeypatch):
     calls = []
-    monkeypatch.setattr(loop, "train", lambda *arguments: calls.append(arguments))
+    monkeypatch.setattr(run, "train", lambda *arguments: calls.append(arguments))
     assert command("--config.name=mine", workdir=()) == 0
     assert calls[0][1] == "runs/mine"
 
@@ -66,9 +67,9 @@ def test_mistakes_are_named(command, capsys, argument, message):
 
 def test_bad_loss_is_an_error_of_the_command(command, monkeypatch, capsys):
     def train(*_):
-        raise loop.NonFiniteLossError(12, [397133], {"loss": float("nan")})
+        raise NonFiniteLossError(12, [397133], {"loss": float("nan")}, "run/failures/step_12.npz")
 
-    monkeypatch.setattr(loop, "train", train)
+    monkeypatch.setattr(run, "train", train)
     assert command() == 1
     said = capsys.readouterr().err
     assert "step 12 (loss nan), images [397133]" in said

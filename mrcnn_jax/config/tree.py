@@ -238,11 +238,13 @@ class OptimizerConfig:
     warmup_steps: int = 1000
     warmup_factor: float = 0.001
     clip_norm: float | None = None  # global gradient norm
+    # Learning rates of parts, as (path, factor): (("backbone", 0.1), ("backbone/res5", 0.5)). The longest path decides.
+    rate_factors: tuple[tuple[str, float], ...] = ()
 
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """Length of the run, what it keeps, and how often it speaks."""
+    """Length of the run, what it keeps, how often it speaks and looks at itself, and how it spares memory."""
 
     steps: int = 90_000
     batch_size: int = 16  # images in a global batch, over all devices
@@ -250,6 +252,14 @@ class TrainConfig:
     log_every: int = 20
     checkpoint_every: int = 5000
     keep_checkpoints: int = 3
+    accumulate: int = 1  # parts that a device's share of a batch is cut into, worked on one after the other
+    remat: bool = False  # compute activations again in the backward pass instead of keeping them
+    ema_decay: float = 0.0  # of a moving average of the weights, which is what gets evaluated; 0: none
+    max_skipped: int = 0  # steps with a loss or gradient that is not finite which are left out before the run stops
+    validate_every: int = 0  # steps between computations of the loss on data.eval; 0: never
+    evaluate_every: int = 0  # steps between evaluations; 0: at the end only
+    best_metric: str = ""  # "bbox/AP", "segm/AP", ..., "validation/loss": what the kept best checkpoint is best in
+    patience: int = 0  # measurements of best_metric without a better one that end the training; 0: any number
 
 
 @dataclass(frozen=True)

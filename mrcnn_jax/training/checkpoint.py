@@ -21,13 +21,20 @@ from mrcnn_jax.config import Config, ConfigError, from_json, to_json
 
 CHECKPOINTS = "checkpoints"
 CONFIG = "config.json"
-# Fields that a resumed run may change: how long it runs, what it says and keeps, how fast it reads, whether a corrupt
-# image stops it, what it evaluates.
+# Fields that a resumed run may change: how long it runs, what it says and keeps, how it spares memory, how fast it
+# reads, what it passes over, what it evaluates and when.
 CHANGEABLE = (
     "train.steps",
     "train.log_every",
     "train.checkpoint_every",
     "train.keep_checkpoints",
+    "train.accumulate",
+    "train.remat",
+    "train.max_skipped",
+    "train.validate_every",
+    "train.evaluate_every",
+    "train.best_metric",
+    "train.patience",
     "eval.",
     "data.eval.",
     "data.shortest_edge_eval",
@@ -38,7 +45,7 @@ CHANGEABLE = (
 
 
 class Checkpointer:
-    """Saves and restores train states (NamedTuples with step, params, model_state, opt_state); a context manager."""
+    """Saves and restores train states (`training.step.TrainState`); a context manager."""
 
     def __init__(self, workdir: epath.PathLike, keep: int):
         """Checkpoints of `workdir`, of which the last `keep` stay; leavings of interrupted saves are removed."""
@@ -158,5 +165,5 @@ def _arguments(state: Any, kind: Any) -> ocp.args.Composite:
     """The two items of a checkpoint, wrapped for saving or restoring."""
     return ocp.args.Composite(
         variables=kind({"params": state.params, "model_state": state.model_state}),
-        training=kind({"step": state.step, "opt_state": state.opt_state}),
+        training=kind({"step": state.step, "opt_state": state.opt_state, "ema": state.ema, "skipped": state.skipped}),
     )

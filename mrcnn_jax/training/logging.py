@@ -13,6 +13,7 @@ from typing import Any, Protocol
 from etils import epath
 
 METRICS = "metrics.jsonl"
+LATEST = {"learning_rate", "skipped"}  # reported as they are now; of everything else the mean
 INSTALL = "pip install 'mrcnn-jax[viz]'"
 
 
@@ -41,7 +42,7 @@ class MetricsLog:
         self._reset()
 
     def _reset(self) -> None:
-        self._sums: dict[str, float] = {}
+        self._values: dict[str, list[float]] = {}
         self._steps, self._waited, self._excluded, self._since = 0, 0.0, 0.0, time.perf_counter()
 
     @contextmanager
@@ -59,16 +60,16 @@ class MetricsLog:
         """Metrics of the training step after which `step` steps are done."""
         self._steps += 1
         for name, value in metrics.items():
-            self._sums[name] = self._sums.get(name, 0.0) + float(value)
+            self._values.setdefault(name, []).append(float(value))
         for sink in self._sinks:
             sink.advance(step)
         if step % self._every == 0 or step == self._last_step:
             self._flush(step, metrics)
 
     def _flush(self, step: int, metrics: Mapping[str, float]) -> None:
-        means = {name: total / self._steps for name, total in self._sums.items()}
-        if "learning_rate" in metrics:
-            means["learning_rate"] = float(metrics["learning_rate"])
+        means = {name: sum(values) / len(values) for name, values in self._values.items()}
+        for name in LATEST.intersection(metrics):
+            means[name] = float(metrics[name])
         seconds = max(time.perf_counter() - self._since - self._excluded, 1e-9)
         means["images_per_second"] = self._steps * self._batch_size / seconds
         means["data_wait_fraction"] = min(self._waited / seconds, 1.0)
@@ -188,7 +189,7 @@ def default_sinks(workdir: epath.PathLike, *, steps: int, start: int, batch_size
 
 def describe(metrics: Mapping[str, float]) -> str:
     """The metrics that a person follows, on one line."""
-    parts = [f"loss {metrics['loss']:.4f}"]
+    parts = [f"loss {metrics['loss']:.4f}" if "loss" in metrics else "no finite loss"]
     losses = [f"{n[5:]} {v:.3f}" for n, v in metrics.items() if n.startswith("loss_")]
     if losses:
         parts[0] += f" ({', '.join(losses)})"

@@ -9,11 +9,12 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from mrcnn_jax import losses
 from mrcnn_jax.config import Config
 from mrcnn_jax.models.rcnn import MaskRCNN, Variables
 from mrcnn_jax.structures import Batch
-from mrcnn_jax.training.forward import Metrics, forward_losses
+from mrcnn_jax.training.average import averaged_variables, start_average, update_average
+from mrcnn_jax.training.forward import Metrics
+from mrcnn_jax.training.gradients import make_gradients
 
 TrainStep = Callable[["TrainState", Batch, jax.Array], tuple["TrainState", Metrics]]
 
@@ -21,17 +22,27 @@ TrainStep = Callable[["TrainState", Batch, jax.Array], tuple["TrainState", Metri
 class TrainState(NamedTuple):
     """Everything that a checkpoint has to hold; the position in the data follows from `step`."""
 
-    step: jax.Array  # () int32, updates made so far
+    step: jax.Array  # () int32, batches seen so far
     params: Any
     model_state: dict[str, Any]  # the other collections: constants of frozen batch norm, running statistics
     opt_state: Any
+    ema: dict[str, Any]  # the moving average of `params` and of running statistics; {} without one
+    skipped: jax.Array  # () int32, steps that were left out because a loss or gradient was not finite
+
+    def inference_variables(self) -> Variables:
+        """What to evaluate: the averaged weights if there are any."""
+        return averaged_variables(self.params, self.model_state, self.ema)
 
 
-def create_state(optimizer: optax.GradientTransformation, variables: Variables) -> TrainState:
+def create_state(
+    optimizer: optax.GradientTransformation, variables: Variables, *, ema_decay: float = 0.0
+) -> TrainState:
     """The state before the first step."""
     model_state = {name: value for name, value in variables.items() if name != "params"}
     params = variables["params"]
-    return TrainState(jnp.zeros((), jnp.int32), params, model_state, optimizer.init(params))
+    zero = jnp.zeros((), jnp.int32)
+    average = start_average(params, model_state, ema_decay)
+    return TrainState(zero, params, model_state, optimizer.init(params), average, jnp.zeros((), jnp.int32))
 
 
 def make_train_step(
@@ -45,49 +56,51 @@ def make_train_step(
     """Build the step. Under `axis_name`, n devices with a share each make the step of one device with the whole batch.
 
     Loss sums and counts are summed over devices and divided once, so images with few positives weigh as they should.
+    A step whose loss or gradient is not finite changes nothing but its counter, see `_guard`.
     """
-    model = model.clone(axis_name=axis_name)  # where synchronised batch norm finds the other devices
+    # The name tells synchronised batch norm where to find the other devices.
+    gradients = make_gradients(model.clone(axis_name=axis_name), config, axis_name)
+    train = config.train
 
     def train_step(state: TrainState, batch: Batch, key: jax.Array) -> tuple[TrainState, Metrics]:
         step_key = jax.random.fold_in(key, state.step)
         keys = jax.vmap(lambda index: jax.random.fold_in(step_key, index))(batch.indices)
+        found = gradients(state.params, state.model_state, batch, keys)
+        total = jnp.sum(jnp.stack(list(found.losses.values())))
+        grad_norm = optax.global_norm(found.gradients)
+        finite = jnp.isfinite(total) & jnp.isfinite(grad_norm)
 
-        def loss(params: Any) -> Any:
-            variables = {"params": params, **state.model_state}
-            sums, aux = forward_losses(model, config.model, variables, batch, keys)
-            parts = {name: _mean(part, axis_name) for name, part in sums.items()}
-            return sum(parts.values()), (parts, aux)
-
-        gradients, (parts, (statistics, counts)) = jax.grad(loss, has_aux=True)(state.params)
-        gradients, parts, counts = _sum_over_devices((gradients, parts, counts), axis_name)
-        model_state = {**state.model_state, **_mean_over_devices(statistics, axis_name)}
-        updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
-        total = jnp.sum(jnp.stack(list(parts.values())))
-        grad_norm = optax.global_norm(gradients)
+        updates, opt_state = optimizer.update(found.gradients, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        model_state = {**state.model_state, **found.statistics}
+        ema = update_average(state.ema, params, model_state, train.ema_decay, state.step)
+        after = TrainState(state.step + 1, params, model_state, opt_state, ema, state.skipped)
+        after = _guard(state, after, finite, train.max_skipped)
         metrics = {
             "loss": total,
-            **parts,
-            **counts,
+            **found.losses,
+            **found.counts,
             "grad_norm": grad_norm,
             "learning_rate": jnp.asarray(schedule(state.step), jnp.float32),
-            "finite": jnp.isfinite(total) & jnp.isfinite(grad_norm),
+            "finite": finite,
+            "skipped": after.skipped,
         }
-        params = optax.apply_updates(state.params, updates)
-        return TrainState(state.step + 1, params, model_state, opt_state), metrics
+        return after, metrics
 
     return train_step
 
 
-def _mean(part: losses.Loss, axis_name: str | None) -> jax.Array:
-    """This device's share of the global mean: its own sum over everybody's count."""
-    total, count = part
-    count = _sum_over_devices(count, axis_name)
-    return total / jnp.maximum(count, 1).astype(total.dtype)
+def _guard(before: TrainState, after: TrainState, finite: jax.Array, max_skipped: int) -> TrainState:
+    """`after`, if the step was finite; else `before` with one more skipped step.
 
-
-def _sum_over_devices(tree: Any, axis_name: str | None) -> Any:
-    return tree if axis_name is None else jax.lax.psum(tree, axis_name)
-
-
-def _mean_over_devices(tree: Any, axis_name: str | None) -> Any:
-    return tree if axis_name is None else jax.lax.pmean(tree, axis_name)
+    When there are more than `max_skipped` of them, nothing changes any more, not even `step`: the host hears of it one
+    step late, and then finds the state that met the bad batch.
+    """
+    skipped = before.skipped + jnp.where(finite, 0, 1)
+    halted = skipped > max_skipped
+    without = before._replace(step=before.step + jnp.where(halted, 0, 1), skipped=skipped)
+    accepted = finite & ~halted
+    guarded: TrainState = jax.tree.map(
+        lambda new, old: jnp.where(accepted, new, old), after._replace(skipped=skipped), without
+    )
+    return guarded

@@ -15,7 +15,7 @@ from mrcnn_jax.data import eval_batches, load_split
 from mrcnn_jax.evaluation import coco
 from mrcnn_jax.evaluation.postprocess import Prediction, postprocess
 from mrcnn_jax.structures import Detections
-from mrcnn_jax.training.loop import with_categories
+from mrcnn_jax.training.run import with_categories
 
 # Out of order, with gaps, with 0 and a negative one, and more than 16 bits; names of all kinds.
 CATEGORIES = {300: "Möwe", 7: "traffic light", -4: 'a, "quoted" name', 0: "鳥 🐦", 70_000: "person"}

@@ -62,7 +62,7 @@ def tiny_config(tiny_model_config: ModelConfig, tmp_path_factory: pytest.TempPat
 @pytest.fixture(scope="session")
 def finished_run(tiny_config: Config, tmp_path_factory: pytest.TempPathFactory) -> Run:
     """The tiny recipe, trained on both virtual devices without interruption."""
-    from mrcnn_jax.training.loop import train
+    from mrcnn_jax.training.run import train
 
     workdir = tmp_path_factory.mktemp("runs") / "finished"
     with contextlib.redirect_stdout(io.StringIO()) as output:

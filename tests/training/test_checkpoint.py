@@ -26,6 +26,8 @@ class State(NamedTuple):
     params: Any
     model_state: Any
     opt_state: Any
+    ema: Any
+    skipped: Any
 
 
 def make_state(step: int, size: int = 5) -> State:
@@ -38,7 +40,9 @@ def make_state(step: int, size: int = 5) -> State:
     config = OptimizerConfig()
     optimizer = make_optimizer(config, make_schedule(config, 10), params, lambda path: "stem" in path)
     opt_state = jax.tree.map(lambda leaf: leaf + step, optimizer.init(params))
-    return State(np.int32(step), params, {"frozen": {"mean": np.full(3, np.pi + step, np.float32)}}, opt_state)
+    return State(
+        np.int32(step), params, {"frozen": {"mean": np.full(3, np.pi + step, np.float32)}}, opt_state, {}, np.int32(0)
+    )
 
 
 def assert_same(first: Any, second: Any) -> None:

@@ -12,8 +12,8 @@ import pytest
 from mrcnn_jax.data import load_split, train_batches
 from mrcnn_jax.models.rcnn import build_model, init_variables
 from mrcnn_jax.training import parallel
-from mrcnn_jax.training.loop import with_categories
 from mrcnn_jax.training.optimizer import make_optimizer, make_schedule
+from mrcnn_jax.training.run import with_categories
 from mrcnn_jax.training.step import create_state, make_train_step
 
 STEPS = 3

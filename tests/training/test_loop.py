@@ -16,8 +16,11 @@ from mrcnn_jax.data.categories import Categories, Pose
 from mrcnn_jax.structures import Batch
 from mrcnn_jax.training import parallel
 from mrcnn_jax.training.checkpoint import Checkpointer
+from mrcnn_jax.training.evaluations import Evaluations
+from mrcnn_jax.training.interruption import Interruptions
 from mrcnn_jax.training.logging import MetricsLog
-from mrcnn_jax.training.loop import NonFiniteLossError, run_steps, with_categories
+from mrcnn_jax.training.loop import Loop, NonFiniteLossError
+from mrcnn_jax.training.run import with_categories
 
 POISON = 255  # a pixel that makes the loss infinite
 
@@ -27,6 +30,8 @@ class State(NamedTuple):
     params: Any
     model_state: Any
     opt_state: Any
+    ema: Any
+    skipped: Any
 
 
 def linear_step(state: State, batch: Batch, key: jax.Array):
@@ -36,12 +41,14 @@ def linear_step(state: State, batch: Batch, key: jax.Array):
     pixels = jnp.where((batch.images == POISON).any((1, 2, 3)), jnp.inf, pixels)
     loss, gradient = jax.value_and_grad(lambda weight: jnp.sum((weight - pixels) ** 2))(state.params["weight"])
     loss, gradient = jax.lax.psum((loss, gradient), parallel.AXIS_NAME)
-    params = {"weight": state.params["weight"] - 0.01 * gradient}
-    return State(state.step + 1, params, {}, {}), {"loss": loss, "finite": jnp.isfinite(loss)}
+    finite = jnp.isfinite(loss)
+    params = {"weight": state.params["weight"] - 0.01 * jnp.where(finite, gradient, 0)}
+    skipped = state.skipped + ~finite
+    return State(state.step + 1, params, {}, {}, {}, skipped), {"loss": loss, "finite": finite, "skipped": skipped}
 
 
 def linear_state() -> State:
-    return State(np.int32(0), {"weight": np.float32(1)}, {}, {})
+    return State(np.int32(0), {"weight": np.float32(1)}, {}, {}, {}, np.int32(0))
 
 
 def batches(start: int = 0, poisoned: int | None = None):
@@ -84,17 +91,18 @@ def fit(workdir, *, steps=8, every=3, poisoned=None) -> Outcome:
     ):
         restored = checkpointer.restore_latest(linear_state())
         state = linear_state() if restored is None else restored
-        state = run_steps(
-            compiled,
-            state,
-            batches(int(state.step), poisoned),
-            jax.random.key(0),
+        loop = Loop(
+            train_step=compiled,
             config=config,
             log=log,
             checkpointer=checkpointer,
             image_ids=lambda indices: [f"image {index}" for index in indices],
+            save_failure=lambda state, batch, key: "failure.npz",
+            interruptions=Interruptions(),
+            evaluations=Evaluations(),
             devices=devices,
         )
+        state = loop.run(state, batches(int(state.step), poisoned), jax.random.key(0))
     return Outcome(jax.device_get(state), recorder.losses, compiled.traces)
 
 

@@ -19,7 +19,7 @@ import pytest
 from mrcnn_jax.config import ConfigError, to_json
 from mrcnn_jax.data import shapes
 from mrcnn_jax.training.checkpoint import Checkpointer, load_variables, read_config
-from mrcnn_jax.training.loop import train
+from mrcnn_jax.training.run import train
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 SUMMARY = re.compile(r"step 10, box AP -?\d\.\d{3}, mask AP -?\d\.\d{3}")

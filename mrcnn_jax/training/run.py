@@ -1,0 +1,174 @@
+"""A training run: data, model, state, the loop, the final report."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from etils import epath
+
+from mrcnn_jax import processes
+from mrcnn_jax.config import Config, ConfigError, from_json, to_json, validate
+from mrcnn_jax.data.categories import Categories
+from mrcnn_jax.data.coco import Dataset, load_split
+from mrcnn_jax.data.pipeline import train_batches
+from mrcnn_jax.evaluation.coco import check_categories, check_keypoints
+from mrcnn_jax.evaluation.run import evaluate_model
+from mrcnn_jax.models.rcnn import build_model, variable_shapes
+from mrcnn_jax.training import parallel
+from mrcnn_jax.training.checkpoint import Checkpointer, claim_workdir
+from mrcnn_jax.training.evaluations import Evaluations
+from mrcnn_jax.training.failure import save_failure
+from mrcnn_jax.training.initial import starting_point
+from mrcnn_jax.training.interruption import Interruptions
+from mrcnn_jax.training.logging import MetricsLog, default_sinks
+from mrcnn_jax.training.loop import Loop
+from mrcnn_jax.training.optimizer import frozen_paths, make_optimizer, make_schedule
+from mrcnn_jax.training.step import TrainState, create_state, make_train_step
+
+
+def train(config: Config, workdir: epath.PathLike, *, devices: Sequence[jax.Device] | None = None) -> TrainState:
+    """Train, or go on training, the run in `workdir` up to `config.train.steps`; evaluate it; return its state.
+
+    A run that is finished already is only evaluated. `devices` are those of this process (default: all). With several
+    processes, each of them calls this; only the main one reads and writes `workdir`.
+    Raises ConfigError or DataError before training for what cannot work, NonFiniteLossError during it, and `Stopped`
+    when a signal ended it: the same call goes on.
+    """
+    with Interruptions() as interruptions:
+        validate(config)
+        devices = jax.local_devices() if devices is None else devices
+        parallel.check_divisible(config.train.batch_size, len(devices) * jax.process_count())
+        dataset, held_back = load_split(config.data, "train"), load_split(config.data, "eval")
+        config = with_categories(config, dataset.categories)
+        # What is wrong with the images for evaluation is better known before the training.
+        check_categories(config.model, held_back.categories.ids, held_back.categories.names)
+        check_keypoints(config.model, held_back.categories.pose.names)
+        run = _Run(config, workdir, devices, interruptions)
+        state = run.train(dataset)
+        run.report(state)
+    return state
+
+
+class _Run:
+    """One call of `train` with its data at hand."""
+
+    def __init__(
+        self, config: Config, workdir: epath.PathLike, devices: Sequence[jax.Device], interruptions: Interruptions
+    ):
+        self.workdir, self.devices, self.interruptions = workdir, devices, interruptions
+        init_key, self.key = jax.random.split(jax.random.key(config.train.seed))
+        schedule = make_schedule(config.optimizer, config.train.steps)
+        self.config, variables = _claim(config, workdir, init_key)
+        self.model = build_model(self.config.model)
+        shapes = variable_shapes(self.model)
+        optimizer = make_optimizer(self.config.optimizer, schedule, shapes["params"], frozen_paths(self.config.model))
+        self._create = functools.partial(create_state, optimizer, ema_decay=config.train.ema_decay)
+        self._template = jax.eval_shape(self._create, shapes)
+        self._fresh = None if variables is None else self._create(variables)
+        self._step = make_train_step(self.model, self.config, optimizer, schedule, axis_name=parallel.AXIS_NAME)
+
+    def train(self, dataset: Dataset) -> TrainState:
+        """The final state: restored, or trained to the end."""
+        train = self.config.train
+        evaluations = Evaluations()
+        with Checkpointer(self.workdir, train.keep_checkpoints) as checkpointer:
+            state, self._fresh = self._begin(checkpointer), None
+            if int(state.step) < train.steps and not evaluations.exhausted():
+                state = self._train_on(dataset, state, checkpointer, evaluations)
+        return state
+
+    def _begin(self, checkpointer: Checkpointer) -> TrainState:
+        """The main process's state, on every process: fresh, or from the newest checkpoint."""
+        if not processes.is_main():
+            state = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), self._template)
+        elif self._fresh is not None:
+            state = jax.device_get(self._fresh)
+        else:
+            state = checkpointer.restore_latest(self._template)
+            assert state is not None, f"{self.workdir} has a checkpoint that cannot be found"
+        begun: TrainState = processes.broadcast(state)
+        return begun
+
+    def _train_on(
+        self, dataset: Dataset, state: TrainState, checkpointer: Checkpointer, evaluations: Evaluations
+    ) -> TrainState:
+        """Open the data at the step of `state` and the places that metrics go to, and train to the end."""
+        config, train, start = self.config, self.config.train, int(state.step)
+        count = jax.process_count()
+        if processes.is_main():
+            print(
+                f"{self.workdir}: step {start} of {train.steps}, {len(dataset)} images, {jax.device_count()} devices"
+                f" ({jax.devices()[0].device_kind}) in {count} processes, seed {train.seed}, jax {jax.__version__}",
+                flush=True,
+            )
+        batches = train_batches(
+            dataset, config, start_step=start, process_index=jax.process_index(), process_count=count
+        )
+        sinks = (
+            default_sinks(self.workdir, steps=train.steps, start=start, batch_size=train.batch_size)
+            if processes.is_main()
+            else []
+        )
+        log = MetricsLog(sinks, every=train.log_every, last_step=train.steps, batch_size=train.batch_size)
+        with batches, log:
+            loop = Loop(
+                train_step=parallel.compile_train_step(self._step, self.devices),
+                config=train,
+                log=log,
+                checkpointer=checkpointer,
+                image_ids=lambda indices: dataset.ids[indices].tolist(),
+                save_failure=functools.partial(save_failure, self.workdir, config),
+                interruptions=self.interruptions,
+                evaluations=evaluations,
+                devices=self.devices,
+            )
+            trained: TrainState = loop.run(state, batches, self.key)
+        return trained
+
+    def report(self, state: TrainState) -> None:
+        """Evaluate on `config.data.eval`: tables, pictures, and a last line with the average precisions."""
+        if not processes.is_main():
+            return
+        metrics = evaluate_model(self.config, jax.device_get(state.inference_variables()), self.workdir)
+        names = {"bbox/AP": "box AP", "segm/AP": "mask AP", "keypoints/AP": "keypoint AP"}
+        scores = ", ".join(f"{name} {metrics[key]:.3f}" for key, name in names.items() if key in metrics)
+        print(f"\n{self.workdir}: step {int(state.step)}, {scores}", flush=True)
+
+
+def _claim(config: Config, workdir: epath.PathLike, key: jax.Array) -> tuple[Config, Any]:
+    """The configuration with all that its initial weights decide, recorded in `workdir`, on every process; and the
+    initial variables, on the main process of a run that has no checkpoint yet."""
+    if not processes.is_main():
+        return from_json(processes.broadcast_bytes(None).decode()), None
+    config, variables = starting_point(config, workdir, key)
+    claim_workdir(workdir, config)
+    processes.broadcast_bytes(to_json(config).encode())
+    return config, variables
+
+
+def with_categories(config: Config, categories: Categories) -> Config:
+    """Fill `num_classes`, ids and names of the categories, and of keypoints names and skeleton, from the data.
+
+    Raises ConfigError where the configuration says otherwise than the data.
+    """
+    model = config.model
+    ours = (model.num_classes or len(categories.ids), model.category_ids or categories.ids)
+    if ours != (len(categories.ids), categories.ids):
+        raise ConfigError(
+            f"model.num_classes={model.num_classes} and model.category_ids={model.category_ids} do not agree with the"
+            f" {len(categories.ids)} categories of the data, {categories.ids}; leave them out to take those of the data"
+        )
+    model = dataclasses.replace(
+        model, num_classes=ours[0], category_ids=ours[1], category_names=model.category_names or categories.names
+    )
+    check_keypoints(model, categories.pose.names)
+    if model.keypoint is not None and not model.keypoint_names:
+        model = dataclasses.replace(
+            model, keypoint_names=categories.pose.names, skeleton=model.skeleton or categories.pose.skeleton
+        )
+    return dataclasses.replace(config, model=model)
