@@ -12,7 +12,10 @@ from typing import Any, Protocol
 
 from etils import epath
 
+from mrcnn_jax import paths
+
 METRICS = "metrics.jsonl"
+_SECONDS_BETWEEN_UPLOADS = 60.0
 LATEST = {"learning_rate", "skipped"}  # reported as they are now; of everything else the mean
 INSTALL = "pip install 'mrcnn-jax[viz]'"
 
@@ -131,24 +134,42 @@ class ProgressDisplay:
 
 
 class JsonLines:
-    """One JSON object a line in workdir/metrics.jsonl; lines that a resumed run will write again are dropped."""
+    """One JSON object a line in workdir/metrics.jsonl; lines that a resumed run will write again are dropped.
+
+    Objects of a remote store (gs://) cannot grow: there the whole file is written again, at most once a minute.
+    """
 
     def __init__(self, workdir: epath.PathLike, start: int):
-        path = epath.Path(workdir) / METRICS
-        if path.is_file():
-            kept = [line for line in path.read_text().splitlines() if _step_of(line) <= start]
-            path.write_text("".join(line + "\n" for line in kept))
-        self._file = path.open("a")
+        self._path = epath.Path(workdir) / METRICS
+        kept = []
+        if self._path.is_file():
+            kept = [line + "\n" for line in self._path.read_text().splitlines() if _step_of(line) <= start]
+            paths.write_text(self._path, "".join(kept))
+        self._lines, self._written = kept, time.monotonic()
+        self._file = None if paths.is_remote(self._path) else self._path.open("a")
 
     def advance(self, step: int) -> None:
         pass
 
     def write(self, step: int, metrics: Mapping[str, float]) -> None:
-        self._file.write(json.dumps({"step": step, **metrics}) + "\n")
-        self._file.flush()
+        line = json.dumps({"step": step, **metrics}) + "\n"
+        if self._file is not None:
+            self._file.write(line)
+            self._file.flush()
+            return
+        self._lines.append(line)
+        if time.monotonic() - self._written > _SECONDS_BETWEEN_UPLOADS:
+            self._upload()
 
     def close(self) -> None:
-        self._file.close()
+        if self._file is not None:
+            self._file.close()
+        else:
+            self._upload()
+
+    def _upload(self) -> None:
+        paths.write_text(self._path, "".join(self._lines))
+        self._written = time.monotonic()
 
 
 class TensorBoard:

@@ -9,6 +9,7 @@ import time
 
 import pytest
 
+from mrcnn_jax import paths
 from mrcnn_jax.training import logging
 from mrcnn_jax.training.logging import JsonLines, Lines, MetricsLog, ProgressDisplay, TensorBoard, default_sinks
 
@@ -133,3 +134,21 @@ def test_terminal_shows_a_display(tmp_path, monkeypatch, capsys):
     said = " ".join(capsys.readouterr().out.split())
     assert " 6/10" in said
     assert "loss 1.5000" in said
+
+
+def test_json_lines_in_a_remote_store_are_written_whole(tmp_path, monkeypatch, clock):
+    """An object of a store cannot be appended to: the file is replaced, now and then and at the end."""
+    monkeypatch.setattr(paths, "is_remote", lambda path: True)
+    monkeypatch.setattr(time, "monotonic", time.perf_counter)  # both are the clock of the test
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"step": 1, "loss": 1.0}\n{"step": 9, "loss": 9.0}\n')
+    lines = JsonLines(tmp_path, start=4)
+    lines.write(5, {"loss": 5.0})
+    assert "5.0" not in path.read_text()
+    clock(61.0)
+    lines.write(6, {"loss": 6.0})
+    assert [json.loads(line)["step"] for line in path.read_text().splitlines()] == [1, 5, 6]
+    lines.write(7, {"loss": 7.0})
+    lines.close()
+    assert [json.loads(line)["step"] for line in path.read_text().splitlines()] == [1, 5, 6, 7]
+    assert [file.name for file in tmp_path.iterdir()] == ["metrics.jsonl"]

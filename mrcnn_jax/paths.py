@@ -1,0 +1,18 @@
+"""Files of a run, which may lie in a remote store (gs://, s3://): whole or not at all."""
+
+from __future__ import annotations
+
+from etils import epath
+
+
+def is_remote(path: epath.PathLike) -> bool:
+    """Whether `path` is in a remote store, whose objects are written whole and cannot grow."""
+    return "://" in str(path)
+
+
+def write_text(path: epath.PathLike, text: str) -> None:
+    """Replace the text of a file; who is killed meanwhile leaves the old one."""
+    path = epath.Path(path)
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text(text)
+    temporary.replace(path)
