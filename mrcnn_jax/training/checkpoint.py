@@ -17,6 +17,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
 
+from mrcnn_jax import paths
 from mrcnn_jax.config import Config, ConfigError, from_json, to_json
 
 CHECKPOINTS = "checkpoints"
@@ -144,7 +145,8 @@ def differing_fields(first: Config, second: Config) -> list[str]:
 
 
 def _folder(workdir: epath.PathLike) -> epath.Path:
-    return epath.Path(workdir).absolute() / CHECKPOINTS
+    folder = epath.Path(workdir)
+    return (folder if paths.is_remote(folder) else folder.absolute()) / CHECKPOINTS
 
 
 def _complete_steps(workdir: epath.PathLike) -> list[int]:
