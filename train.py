@@ -22,13 +22,13 @@ def main() -> int:
     config = load_config(arguments.config, overrides)
     compilation_cache.enable()
     from mrcnn_jax.training.loop import NonFiniteLossError
-    from mrcnn_jax.training.parallel import use_cpu_cores
+    from mrcnn_jax.training.parallel import RecompilationError, use_cpu_cores
     from mrcnn_jax.training.run import train
 
     use_cpu_cores(config.train.batch_size)
     try:
         train(config, arguments.workdir or f"runs/{config.name}")
-    except NonFiniteLossError as error:
+    except (NonFiniteLossError, RecompilationError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     return 0

@@ -6,7 +6,9 @@ that every device holds. It must enter as NumPy or replicated arrays, because it
 
 from __future__ import annotations
 
+import functools
 import os
+import threading
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -18,16 +20,30 @@ from mrcnn_jax.config import ConfigError
 from mrcnn_jax.structures import Batch
 
 AXIS_NAME = "devices"
+_SHOWN = 4  # changes in a message
 
 PyTree = Any
 StepFunction = Callable[[PyTree, PyTree, jax.Array], tuple[PyTree, dict[str, jax.Array]]]
+
+
+class RecompilationError(RuntimeError):
+    """The train step was compiled once more for a shape of batches that it had been compiled for."""
+
+    def __init__(self, batch: PyTree, changes: list[str]):
+        shape = jax.tree.leaves(batch)[0].shape
+        shown = "; ".join(changes[:_SHOWN]) + (f"; and {len(changes) - _SHOWN} more" if len(changes) > _SHOWN else "")
+        super().__init__(
+            f"the train step was compiled a second time for batches of shape {shape} (devices first). Every such time"
+            " takes as long as the first, so the run stops. This is a fault of the program, not of the data or the"
+            " settings. What has changed since: " + (shown or "nothing that goes in; JAX's caches or settings have")
+        )
 
 
 class CompiledTrainStep:
     """A train step over all devices: `state, metrics = step(state, batch, key)`.
 
     `batch` comes from `place_batch`; `state` is consumed. `traces` counts how often the function was traced, which is
-    once for each shape of a batch.
+    once for each shape of a batch. A trace or a compilation beyond that raises RecompilationError.
     """
 
     def __init__(self, step: StepFunction, devices: Sequence[jax.Device] | None = None):
@@ -36,6 +52,8 @@ class CompiledTrainStep:
         `devices` are those of this process (default: all of them).
         """
         self.traces = 0
+        self._compilations = _compilations()
+        self._first: dict[PyTree, dict[str, str]] = {}  # shapes of a batch -> what went in when they were new
 
         def counted(state: PyTree, batch: PyTree, key: jax.Array) -> tuple[PyTree, dict[str, jax.Array]]:
             self.traces += 1
@@ -51,7 +69,24 @@ class CompiledTrainStep:
         )
 
     def __call__(self, state: PyTree, batch: PyTree, key: jax.Array) -> tuple[PyTree, dict[str, jax.Array]]:
-        return self._call(state, batch, key)
+        before = self.traces, self._compilations.count
+        result = self._call(state, batch, key)
+        # Two numbers to compare; what went in is looked at only when there was something to compile.
+        if (self.traces, self._compilations.count) != before:
+            self._check_new(state, batch, key)
+        return result
+
+    def _check_new(self, state: PyTree, batch: PyTree, key: jax.Array) -> None:
+        """Remember the shape of a batch that was compiled for; raise RecompilationError if it is known already."""
+        shapes = tuple((leaf.shape, leaf.dtype) for leaf in jax.tree.leaves(batch))
+        inputs = _describe({"state": state, "batch": batch, "key": key})
+        if shapes in self._first:
+            first = self._first[shapes]
+            changes = [
+                f"{n} was {first.get(n, 'absent')}, is {now}" for n, now in inputs.items() if first.get(n) != now
+            ]
+            raise RecompilationError(batch, changes)
+        self._first[shapes] = inputs
 
 
 def use_cpu_cores(batch_size: int) -> None:
@@ -103,3 +138,33 @@ def replicate(tree: PyTree, devices: Sequence[jax.Device] | None = None) -> PyTr
 def _mesh(devices: Sequence[jax.Device]) -> Mesh:
     # The name is pmap's own: a state on any other mesh would make its first step a second compiled program.
     return Mesh(np.asarray(devices), (AXIS_NAME,))
+
+
+class _Compilations(threading.local):
+    """How many programs XLA compiled, or took from the persistent cache, for this thread."""
+
+    count = 0
+
+
+@functools.cache
+def _compilations() -> _Compilations:
+    """The one counter of this process. JAX may compile without tracing anew: for arguments in another place."""
+    counter = _Compilations()
+
+    def count(event: str, duration_secs: float, **_: str | int) -> None:
+        if event == "/jax/core/compile/backend_compile_duration":
+            counter.count += 1
+
+    jax.monitoring.register_event_duration_secs_listener(count)
+    return counter
+
+
+def _describe(tree: PyTree) -> dict[str, str]:
+    """Shape, type and place of each array, by its path. Arrays that were donated still know theirs."""
+
+    def one(leaf: Any) -> str:
+        weak = ", weakly typed" if getattr(leaf, "weak_type", False) else ""
+        return f"{leaf.dtype}{list(leaf.shape)}{weak} on {getattr(leaf, 'sharding', 'the host')}"
+
+    leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
+    return {jax.tree_util.keystr(path, simple=True, separator="/"): one(leaf) for path, leaf in leaves}

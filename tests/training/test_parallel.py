@@ -81,6 +81,76 @@ def test_one_compilation_for_each_shape(caplog):
     assert len(programs) == 2
 
 
+class Warm(NamedTuple):
+    """A train step that has seen two batches of one shape, and what it takes next."""
+
+    step: parallel.CompiledTrainStep
+    state: State
+    batch: Batch
+    key: jax.Array
+
+
+@pytest.fixture
+def warm() -> Warm:
+    devices = jax.local_devices()[:2]
+    compiled = parallel.compile_train_step(step, devices)
+    state = parallel.replicate(State(np.int32(0), np.zeros(3, np.float32)), devices)
+    batch, key = parallel.place_batch(make_batch(4), devices), parallel.replicate(jax.random.key(0), devices)
+    for _ in range(2):
+        state, _ = compiled(state, batch, key)
+    return Warm(compiled, state, batch, key)
+
+
+def elsewhere(array):
+    return jax.device_put(np.asarray(array), jax.local_devices()[0])
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (lambda state: state._replace(weight=elsewhere(state.weight)), r"state/weight was .*, is .*SingleDevice"),
+        (lambda state: state._replace(step=np.int16(2)), r"state/step was int32\[\] on .*, is int16\[\] on the host"),
+    ],
+    ids=["another place", "another type"],
+)
+def test_second_compilation_for_a_shape_is_an_error_that_names_the_change(warm, change, told):
+    with pytest.raises(parallel.RecompilationError, match=told) as error:
+        warm.step(change(warm.state), warm.batch, warm.key)
+    assert "batches of shape (2, 2, 4, 4, 3)" in str(error.value)
+    assert str(error.value).count(" was ") == 2  # "the train step was compiled", and the one change
+
+
+def test_lost_cache_is_told_from_a_change(warm):
+    jax.clear_caches()
+    with pytest.raises(parallel.RecompilationError, match="nothing that goes in"):
+        warm.step(*warm[1:])
+
+
+def test_compilation_without_a_trace_counts_and_those_of_others_do_not(warm, monkeypatch):
+    call, compile_one = warm.step._call, jax.jit(lambda x: x + 17)
+    compile_one(np.zeros(5))  # outside of the step
+    state, _ = warm.step(*warm[1:])
+
+    def call_and_compile(*arguments):
+        compile_one(np.zeros(6))
+        return call(*arguments)
+
+    monkeypatch.setattr(warm.step, "_call", call_and_compile)
+    with pytest.raises(parallel.RecompilationError):
+        warm.step(state, warm.batch, warm.key)
+    assert warm.step.traces == 1
+
+
+@pytest.mark.parametrize("field", ["state", "batch"])
+def test_arrays_of_the_host_do_not_slip_into_a_guarded_step(warm, field):
+    arguments = warm._replace(**{field: jax.device_get(getattr(warm, field))})
+    with (
+        jax.transfer_guard("disallow"),
+        pytest.raises(jax.errors.JaxRuntimeError, match="Disallowed host-to-device transfer"),
+    ):
+        warm.step(*arguments[1:])
+
+
 def test_state_is_donated_and_one_logical_value():
     devices = jax.local_devices()[:2]
     compiled = parallel.compile_train_step(step, devices)
