@@ -17,16 +17,34 @@ Metrics = dict[str, jax.Array]
 
 
 def forward_losses(
-    model: MaskRCNN, config: ModelConfig, variables: Variables, batch: Batch, keys: jax.Array
+    model: MaskRCNN,
+    config: ModelConfig,
+    variables: Variables,
+    batch: Batch,
+    keys: jax.Array,
+    rois: SampledRoIs | None = None,
 ) -> tuple[dict[str, losses.Loss], tuple[dict[str, Any], Metrics]]:
     """Each loss of a batch as (sum, count), then the new running statistics and some counts.
 
-    keys: (B,) PRNG keys, one for each image.
+    keys: (B,) PRNG keys, one for each image. rois: those of `draw_rois`, which are drawn again without them.
     """
     forward = Forward(model, variables)
     features = forward(model.features, batch.images, batch.image_sizes)
-    parts, counts = losses_from_features(forward, config, features, batch, keys)
+    parts, counts = losses_from_features(forward, config, features, batch, keys, rois)
     return parts, (forward.statistics(), counts)
+
+
+def draw_rois(
+    model: MaskRCNN, config: ModelConfig, variables: Variables, batch: Batch, keys: jax.Array
+) -> tuple[SampledRoIs, Metrics]:
+    """The RoIs that `forward_losses` looks at, and what it would count for each loss.
+
+    No count depends on what the heads say, so the heads are dead code here, which JAX removes.
+    """
+    forward = Forward(model, variables)
+    features = forward(model.features, batch.images, batch.image_sizes)
+    parts, rois = _both_stages(forward, config, features, batch, keys, None)
+    return rois, {name: count for name, (_, count) in parts.items()}
 
 
 class Forward:
@@ -51,9 +69,27 @@ class Forward:
 
 
 def losses_from_features(
-    forward: Forward, config: ModelConfig, features: tuple[jax.Array, ...], batch: Batch, keys: jax.Array
+    forward: Forward,
+    config: ModelConfig,
+    features: tuple[jax.Array, ...],
+    batch: Batch,
+    keys: jax.Array,
+    rois: SampledRoIs | None = None,
 ) -> tuple[dict[str, losses.Loss], Metrics]:
     """Everything after the features: RPN, proposals, targets, heads, losses. Of the images only their shape is used."""
+    parts, rois = _both_stages(forward, config, features, batch, keys, rois)
+    return parts, {"num_rois": jnp.sum(rois.valid), "num_positive_rois": jnp.sum(rois.classes > 0)}
+
+
+def _both_stages(
+    forward: Forward,
+    config: ModelConfig,
+    features: tuple[jax.Array, ...],
+    batch: Batch,
+    keys: jax.Array,
+    rois: SampledRoIs | None,
+) -> tuple[dict[str, losses.Loss], SampledRoIs]:
+    """The losses of RPN and heads, and the RoIs between them."""
     truth = batch.ground_truth._replace(valid=batch.ground_truth.valid & batch.valid[:, None])
     logits, deltas = forward.model.apply(forward.variables, features, method=forward.model.rpn)
     anchors = level_anchors(config, batch.images.shape[1:3], [level.shape[1:3] for level in features])
@@ -61,12 +97,12 @@ def losses_from_features(
 
     all_anchors = jnp.concatenate([jnp.asarray(level) for level in anchors])
     parts = _rpn_losses(config, rpn_keys, all_anchors, truth, batch.valid, logits, deltas)
-    proposals = propose(config, logits, deltas, anchors, batch.image_sizes, train=True)
-    proposals = proposals._replace(valid=proposals.valid & batch.valid[:, None])
-    rois = _sample_rois(config, roi_keys, proposals, truth)
+    if rois is None:
+        proposals = propose(config, logits, deltas, anchors, batch.image_sizes, train=True)
+        proposals = proposals._replace(valid=proposals.valid & batch.valid[:, None])
+        rois = _sample_rois(config, roi_keys, proposals, truth)
     parts |= _head_losses(forward, config, features, rois, truth, batch.valid)
-    counts = {"num_rois": jnp.sum(rois.valid), "num_positive_rois": jnp.sum(rois.classes > 0)}
-    return parts, counts
+    return parts, rois
 
 
 def _rpn_losses(
