@@ -74,6 +74,15 @@ def test_overrides_are_typed():
     assert apply_overrides(config, ["optimizer.clip_norm=None"]).optimizer.clip_norm is None
 
 
+def test_factors_of_learning_rates_are_pairs():
+    text = 'optimizer.rate_factors=(("backbone",0.1),("backbone/res5",1))'  # as a shell hands it over from '...'
+    config = override(text)
+    assert config.optimizer.rate_factors == (("backbone", 0.1), ("backbone/res5", 1.0))
+    assert from_json(to_json(config)) == config
+    with pytest.raises(ConfigError, match=r"optimizer\.rate_factors"):
+        override('optimizer.rate_factors=(("backbone",0.1))')  # one pair, not a tuple of one
+
+
 def test_later_overrides_win_and_the_input_is_unchanged():
     before = Config()
     after = apply_overrides(before, ["train.steps=5", "train.steps=7"])
@@ -201,6 +210,12 @@ def test_training_from_random_weights_is_valid():
         ("data.shortest_edge_train=()", r"data\.shortest_edge_train=\(\), .*at least one"),
         ("data.longest_edge=0", r"data\..*longest_edge=0: give positive numbers"),
         ("train.seed=-1", r"train\.seed=-1 must be 0 or more"),
+        ("train.ema_decay=1", r"train\.ema_decay=1\.0 must be 0 .* or below 1"),
+        ("train.ema_decay=-0.1", r"train\.ema_decay=-0\.1 must be 0"),
+        ("train.max_skipped=-1", r"train\.max_skipped=-1 must be 0"),
+        ("optimizer.rate_factors=(('backbone',0),)", r"factor 0\.0 of 'backbone' must be positive.*frozen_stages"),
+        ("optimizer.rate_factors=(('rpn',1e999),)", r"factor inf of 'rpn' must be positive"),
+        ("optimizer.rate_factors=(('rpn',0.1),('rpn',1))", r"rate_factors names 'rpn' twice"),
         ("train.batch_size=0", r"train\.batch_size and train\.steps must be positive"),
         ("train.steps=-1", r"train\.batch_size and train\.steps must be positive"),
         ("model.anchors.sizes=((8,),(16,))", r"model\.anchors\.sizes.*got 2"),

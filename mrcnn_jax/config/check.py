@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from mrcnn_jax.config.tree import Config, ConfigError, DataConfig, ModelConfig
+from mrcnn_jax.config.tree import Config, ConfigError, DataConfig, ModelConfig, OptimizerConfig, TrainConfig
 
 
 def validate(config: Config) -> None:
@@ -22,6 +22,8 @@ def validate(config: Config) -> None:
     _check_keypoints(config)
     _check_buckets(config)
     _check_augmentation(config.data)
+    _check_rate_factors(config.optimizer)
+    _check_guards(config.train)
     if config.train.batch_size <= 0 or config.train.steps <= 0:
         raise ConfigError("train.batch_size and train.steps must be positive")
     if config.train.seed < 0:
@@ -166,3 +168,25 @@ def _check_augmentation(data: DataConfig) -> None:
         )
     if augment.scale_jitter is not None and not 0 < augment.scale_jitter[0] <= augment.scale_jitter[1] < math.inf:
         raise ConfigError(f"data.augment.scale_jitter={augment.scale_jitter}: give two factors, 0 < low <= high")
+
+
+def _check_rate_factors(optimizer: OptimizerConfig) -> None:
+    """Whether their paths exist only the parameters know: `training.optimizer`."""
+    names = [name for name, _ in optimizer.rate_factors]
+    for name, factor in optimizer.rate_factors:
+        if not 0 < factor < math.inf:
+            raise ConfigError(
+                f"optimizer.rate_factors: the factor {factor} of {name!r} must be positive. To freeze stages of the"
+                " backbone set model.backbone.frozen_stages"
+            )
+        if names.count(name) > 1:
+            raise ConfigError(f"optimizer.rate_factors names {name!r} twice")
+
+
+def _check_guards(train: TrainConfig) -> None:
+    if not 0 <= train.ema_decay < 1:
+        raise ConfigError(
+            f"train.ema_decay={train.ema_decay} must be 0 (no average of the weights), or below 1: 0.999, for example"
+        )
+    if train.max_skipped < 0:
+        raise ConfigError(f"train.max_skipped={train.max_skipped} must be 0 (stop at the first such step) or more")

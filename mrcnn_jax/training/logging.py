@@ -218,6 +218,8 @@ def describe(metrics: Mapping[str, float]) -> str:
         parts.append(f"lr {metrics['learning_rate']:.3g}")
     parts.append(f"{metrics['images_per_second']:.2f} images/s")
     parts.append(f"data wait {metrics['data_wait_fraction']:.0%}")
+    if metrics.get("skipped"):
+        parts.append(f"skipped {metrics['skipped']:.0f}")
     return "  ".join(parts)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Callable
 from typing import Any
 
@@ -64,7 +65,11 @@ def make_optimizer(
 
     `frozen` is a pytree of bool like `params`, or a predicate of a parameter's path. Frozen parameters get zero
     updates, hold no optimizer state and do not count in the gradient norm that `clip_norm` limits.
+
+    `config.rate_factors` act as torch's parameter groups with learning rates of their own: on the decay too.
+    Raises ConfigError if one of them names nothing that is in `params`.
     """
+    check_rate_factors(config, params)
     if frozen is None:
         frozen = jax.tree.map(lambda _: False, params)
     elif callable(frozen):
@@ -76,6 +81,9 @@ def make_optimizer(
     else:
         steps += [optax.scale_by_adam(), decay]
     steps.append(optax.scale_by_learning_rate(schedule))
+    if config.rate_factors:
+        # The updates are proportional to the rate of their own step: neither momentum nor Adam's means contain it.
+        steps.append(optax.stateless(lambda updates, _: _scale(updates, config.rate_factors)))
     labels = jax.tree.map(lambda is_frozen: "frozen" if is_frozen else "trained", frozen)
     return optax.partition({"trained": optax.chain(*steps), "frozen": optax.set_to_zero()}, labels)
 
@@ -86,11 +94,34 @@ def frozen_paths(config: ModelConfig) -> Callable[[ParameterPath], bool]:
     return lambda path: len(path) > 1 and path[0] == "backbone" and path[1] in frozen
 
 
+def check_rate_factors(config: OptimizerConfig, params: PyTree) -> None:
+    """Raise ConfigError for a path of `rate_factors` below which there are no parameters, naming the nearest one."""
+    leaves, _ = jax.tree_util.tree_flatten_with_path(params)
+    full = [tuple(str(key.key) for key in path) for path, _ in leaves]
+    known = sorted({"/".join(path[:depth]) for path in full for depth in range(1, len(path) + 1)})
+    for name, _ in config.rate_factors:
+        if name not in known:
+            close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+            parts = sorted({path[0] for path in full})
+            hint = f"did you mean {close[0]!r}?" if close else f"the parts of the model are {', '.join(parts)}"
+            raise ConfigError(f"optimizer.rate_factors: the model has no parameters {name!r}; {hint}")
+
+
+def _scale(updates: PyTree, factors: tuple[tuple[str, float], ...]) -> PyTree:
+    """`updates`, each times the factor of the longest path that it lies below."""
+    longest_first = sorted(((tuple(name.split("/")), factor) for name, factor in factors), key=lambda f: -len(f[0]))
+
+    def factor_of(path: ParameterPath) -> float:
+        return next((factor for start, factor in longest_first if path[: len(start)] == start), 1.0)
+
+    return jax.tree.map(lambda update, factor: update * factor, updates, _map_paths(factor_of, updates))
+
+
 def _decay_mask(params: PyTree) -> PyTree:
     return _map_paths(lambda path: not any("norm" in element for element in path), params)
 
 
-def _map_paths(function: Callable[[ParameterPath], bool], params: PyTree) -> PyTree:
+def _map_paths(function: Callable[[ParameterPath], Any], params: PyTree) -> PyTree:
     """Pytree of `function(path)` with the structure of `params` (nested dicts)."""
     return jax.tree_util.tree_map_with_path(lambda path, _: function(tuple(str(key.key) for key in path)), params)
 

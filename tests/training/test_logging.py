@@ -152,3 +152,8 @@ def test_json_lines_in_a_remote_store_are_written_whole(tmp_path, monkeypatch, c
     lines.close()
     assert [json.loads(line)["step"] for line in path.read_text().splitlines()] == [1, 5, 6, 7]
     assert [file.name for file in tmp_path.iterdir()] == ["metrics.jsonl"]
+
+
+def test_line_counts_steps_that_were_left_out():
+    assert "skipped" not in logging.describe({**METRICS, "skipped": 0.0})
+    assert logging.describe({**METRICS, "skipped": 2.0}).endswith("skipped 2")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 
 import jax
@@ -54,16 +55,18 @@ def run_jax(config: OptimizerConfig, *, frozen=None, gradient_scale: float = 1.0
     return params, state
 
 
-def run_torch(config: OptimizerConfig, *, trained=lambda path: True, gradient_scale: float = 1.0):
-    """The same run by torch.optim, with two parameter groups as both peers make them."""
+def run_torch(
+    config: OptimizerConfig, *, trained=lambda path: True, factor=lambda path: 1.0, gradient_scale: float = 1.0
+):
+    """The same run by torch.optim, with a group for each parameter: its own decay, its own learning rate."""
     torch = pytest.importorskip("torch")
     schedule = make_schedule(config, STEPS)
     leaves, structure = jax.tree_util.tree_flatten_with_path(tree(0))
     params = [torch.nn.Parameter(torch.tensor(leaf)) for _, leaf in leaves]
     used = [(path, param) for (path, _), param in zip(leaves, params, strict=True) if trained(path)]
     groups = [
-        {"params": [p for path, p in used if not is_norm(path)], "weight_decay": config.weight_decay},
-        {"params": [p for path, p in used if is_norm(path)], "weight_decay": 0.0},
+        {"params": [param], "weight_decay": 0.0 if is_norm(path) else config.weight_decay, "factor": factor(path)}
+        for path, param in used
     ]
     if config.name == "sgd":
         optimizer = torch.optim.SGD(groups, lr=1.0, momentum=config.momentum)
@@ -76,7 +79,7 @@ def run_torch(config: OptimizerConfig, *, trained=lambda path: True, gradient_sc
         if config.clip_norm is not None:
             torch.nn.utils.clip_grad_norm_([param for _, param in used], config.clip_norm)
         for group in optimizer.param_groups:
-            group["lr"] = float(schedule(index))
+            group["lr"] = float(schedule(index)) * group["factor"]
         optimizer.step()
     return jax.tree_util.tree_unflatten(structure, [param.detach().numpy() for param in params])
 
@@ -99,6 +102,55 @@ def test_clipping_equals_torch_and_ignores_frozen_gradients():
     ours, _ = run_jax(config, frozen=lambda path: "stem" in path, gradient_scale=10.0)
     torchs = run_torch(config, trained=lambda path: not any(k.key == "stem" for k in path), gradient_scale=10.0)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, **CLOSE), ours, torchs)
+
+
+# The longest path decides, in whatever order they stand.
+FACTORS = (("backbone", 0.1), ("backbone/res2/conv1", 0.5), ("backbone/res2", 3.0), ("box_head/classes/bias", 0.25))
+
+
+def factor_of(path) -> float:
+    name = "/".join(key.key for key in path)
+    if name.startswith("backbone/res2"):
+        return 0.5 if name == "backbone/res2/conv1/kernel" else 3.0
+    return 0.1 if name.startswith("backbone") else 0.25 if name == "box_head/classes/bias" else 1.0
+
+
+@pytest.mark.parametrize("clip_norm", [None, 1.0], ids=["free", "clipped"])
+@pytest.mark.parametrize("config", [SGD, ADAMW], ids=["sgd", "adamw"])
+def test_rate_factors_equal_torchs_parameter_groups(config, clip_norm):
+    """Also with frozen parameters, which no factor wakes, and clipped: the norm does not know of factors."""
+    config = dataclasses.replace(config, rate_factors=FACTORS, clip_norm=clip_norm)
+    ours, _ = run_jax(config, frozen=lambda path: "stem" in path)
+    torchs = run_torch(config, trained=lambda path: path[1].key != "stem", factor=factor_of)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, **CLOSE), ours, torchs)
+
+
+@pytest.mark.parametrize("name", ["sgd", "adamw"])
+def test_rate_factors_scale_the_first_update(name):
+    """Without torch: of one step from the same state, decay included."""
+    config = OptimizerConfig(name=name, learning_rate=1.0, milestones=(), warmup_steps=0, weight_decay=0.5)
+
+    def updates(config):
+        optimizer = make_optimizer(config, make_schedule(config, 1), tree(0))
+        return optimizer.update(tree(1), optimizer.init(tree(0)), tree(0))[0]
+
+    expected = jax.tree_util.tree_map_with_path(lambda path, u: u * np.float32(factor_of(path)), updates(config))
+    jax.tree.map(np.testing.assert_array_equal, updates(dataclasses.replace(config, rate_factors=FACTORS)), expected)
+
+
+@pytest.mark.parametrize(
+    ("path", "hint"),
+    [
+        ("backbon", "did you mean 'backbone'"),
+        ("backbone/", "did you mean 'backbone'"),
+        ("backbone/res3", "did you mean 'backbone/res2'"),
+        ("roi", "the parts of the model are backbone, box_head"),
+    ],
+)
+def test_rate_factors_of_nothing_are_refused(path, hint):
+    config = OptimizerConfig(rate_factors=(("backbone", 0.1), (path, 0.5)))
+    with pytest.raises(ConfigError, match=f"optimizer.rate_factors: the model has no parameters '{path}'; {hint}"):
+        make_optimizer(config, make_schedule(config, 90_000), tree(0))
 
 
 @pytest.mark.parametrize("config", [SGD, ADAMW], ids=["sgd", "adamw"])
