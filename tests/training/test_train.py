@@ -4,25 +4,35 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 import re
 import signal
-import subprocess
-import sys
-import textwrap
 from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
+from launch import launch, write_recipe
 
-from mrcnn_jax.config import ConfigError, to_json
+from mrcnn_jax.config import ConfigError
 from mrcnn_jax.data import shapes
-from mrcnn_jax.training.checkpoint import Checkpointer, load_variables, read_config
+from mrcnn_jax.training.checkpoint import Checkpointer, load_variables
 from mrcnn_jax.training.run import train
+from mrcnn_jax.training.workdir import read_config
 
-ROOT = Path(__file__).resolve().parent.parent.parent
 SUMMARY = re.compile(r"step 10, box AP -?\d\.\d{3}, mask AP -?\d\.\d{3}")
+KILL = """
+import os, signal
+from mrcnn_jax.training.logging import MetricsLog
+
+log_step = MetricsLog.step
+
+def step(self, number, metrics):  # as soon as the loss of step 7 is known
+    log_step(self, number, metrics)
+    if number == 7:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+MetricsLog.step = step
+"""
 
 
 def test_finished_run_leaves_everything_behind(finished_run):
@@ -59,21 +69,18 @@ def test_checkpoint_holds_what_was_trained(finished_run):
 
 def test_killed_run_ends_as_if_it_had_not_been(finished_run, tmp_path):
     """SIGKILL after step 7 (the checkpoint of step 6 may be half written), then the same command again."""
-    recipe, workdir = tmp_path / "recipe.py", tmp_path / "run"
-    recipe.write_text(
-        "from mrcnn_jax.config import from_json\n"
-        f"def get_config():\n    return from_json({to_json(finished_run.config)!r})\n"
-    )
-    killed = run_command(recipe, workdir, kill_after=7)
-    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    recipe, workdir = write_recipe(finished_run.config, tmp_path / "recipe.py"), tmp_path / "run"
+    command = ["train.py", f"--config={recipe}", f"--workdir={workdir}"]
+    with launch(command, tmp_path / "killed", devices=2, prelude=KILL) as job:
+        assert job.wait() == [-signal.SIGKILL], job.output()
     saved = {path.name for path in (workdir / "checkpoints").iterdir()}
     assert "3" in saved
     assert not saved & {"9", "10"}
 
-    resumed = run_command(recipe, workdir)
-    assert resumed.returncode == 0, resumed.stderr
-    assert re.search(r"step [36] of 10", resumed.stdout)
-    assert SUMMARY.search(resumed.stdout.splitlines()[-1])
+    with launch(command, tmp_path / "resumed", devices=2) as job:
+        said = job.succeed()
+    assert re.search(r"step [36] of 10", said)
+    assert SUMMARY.search(said)
     template = jax.eval_shape(lambda: finished_run.state)
     with Checkpointer(workdir, keep=2) as checkpointer:
         state = checkpointer.restore_latest(template)
@@ -84,37 +91,6 @@ def test_killed_run_ends_as_if_it_had_not_been(finished_run, tmp_path):
 def losses_of(workdir: Path) -> dict[int, float]:
     lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
     return {line["step"]: line["loss"] for line in lines}
-
-
-def run_command(recipe: Path, workdir: Path, kill_after: int | None = None) -> subprocess.CompletedProcess[str]:
-    """train.py in a process of its own, which kills itself as soon as it has read the loss of step `kill_after`."""
-    script = f"""
-        import os, runpy, signal, sys
-        from mrcnn_jax.training.logging import MetricsLog
-
-        log_step = MetricsLog.step
-
-        def step(self, number, metrics):
-            log_step(self, number, metrics)
-            if number == {kill_after}:
-                os.kill(os.getpid(), signal.SIGKILL)
-
-        MetricsLog.step = step
-        sys.argv = ["train.py", "--config={recipe}", "--workdir={workdir}"]
-        runpy.run_path("train.py", run_name="__main__")
-    """
-    cache = {
-        "JAX_COMPILATION_CACHE_DIR": jax.config.jax_compilation_cache_dir,
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.5",
-    }
-    return subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(script)],
-        cwd=ROOT,
-        env={**os.environ, **cache, "PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        timeout=600,
-    )
 
 
 def test_evaluation_data_with_other_categories_are_refused_before_training(tiny_config, tmp_path):
