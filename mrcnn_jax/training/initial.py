@@ -10,7 +10,8 @@ from etils import epath
 
 from mrcnn_jax.config import Config, ConfigError
 from mrcnn_jax.models.rcnn import Variables, build_model, init_variables
-from mrcnn_jax.training.checkpoint import CONFIG, load_variables, resumable
+from mrcnn_jax.training.checkpoint import load_variables
+from mrcnn_jax.training.workdir import CONFIG, resumable
 from mrcnn_jax.weights import efficientnet, load
 from mrcnn_jax.weights.errors import WeightsError
 from mrcnn_jax.weights.preprocessing import follow, followed_by

@@ -20,7 +20,7 @@ from mrcnn_jax.evaluation.coco import check_categories, check_keypoints
 from mrcnn_jax.evaluation.run import evaluate_model
 from mrcnn_jax.models.rcnn import build_model, variable_shapes
 from mrcnn_jax.training import parallel
-from mrcnn_jax.training.checkpoint import Checkpointer, claim_workdir
+from mrcnn_jax.training.checkpoint import Checkpointer
 from mrcnn_jax.training.evaluations import Evaluations
 from mrcnn_jax.training.failure import save_failure
 from mrcnn_jax.training.initial import starting_point
@@ -29,6 +29,7 @@ from mrcnn_jax.training.logging import MetricsLog, default_sinks
 from mrcnn_jax.training.loop import Loop
 from mrcnn_jax.training.optimizer import frozen_paths, make_optimizer, make_schedule
 from mrcnn_jax.training.step import TrainState, create_state, make_train_step
+from mrcnn_jax.training.workdir import claim_workdir
 
 
 def train(config: Config, workdir: epath.PathLike, *, devices: Sequence[jax.Device] | None = None) -> TrainState:

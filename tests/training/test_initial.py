@@ -10,9 +10,10 @@ import pytest
 
 from mrcnn_jax.config import Config, ConfigError
 from mrcnn_jax.models.rcnn import build_model, variable_shapes
-from mrcnn_jax.training.checkpoint import load_variables, read_config
+from mrcnn_jax.training.checkpoint import load_variables
 from mrcnn_jax.training.initial import initial_variables, starting_point
 from mrcnn_jax.training.run import train
+from mrcnn_jax.training.workdir import read_config
 from mrcnn_jax.weights import __main__ as command
 from mrcnn_jax.weights import detectron2, files, torchvision
 from mrcnn_jax.weights.load import import_weights

@@ -12,7 +12,7 @@ import pytest
 
 from mrcnn_jax.data.coco import load_split
 from mrcnn_jax.predictor import Predictor
-from mrcnn_jax.training.checkpoint import read_config
+from mrcnn_jax.training.workdir import read_config
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 
