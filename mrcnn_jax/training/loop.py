@@ -92,7 +92,7 @@ class Loop:
                 self.checkpointer.save(step, state)
             if stop:
                 self.checkpointer.wait()
-                raise self.interruptions.stopped()
+                raise self.interruptions.stopped(step)
             if measure and self._measure(step, state):
                 return state, step
             with self.log.waiting():
