@@ -26,6 +26,9 @@ def parse(parser: argparse.ArgumentParser) -> tuple[argparse.Namespace, list[str
 def add_model(parser: argparse.ArgumentParser) -> None:
     """The arguments that say which model a command uses, for `load_model`."""
     parser.add_argument("--workdir", help="folder that train.py wrote")
+    parser.add_argument(
+        "--checkpoint", metavar="WHICH", default="latest", help="of the run: latest (default), best, or a step"
+    )
     parser.add_argument("--weights", metavar="FILE", help="or weights of a peer: .pth, .pkl, .npz or .safetensors")
     parser.add_argument("--format", choices=peer_models.PEERS, help="whose weights they are")
     parser.add_argument(
@@ -49,7 +52,7 @@ def load_model(
         parser.error("which model? Give --workdir=RUN, or --weights=FILE --format=PEER --model=NAME")
     from mrcnn_jax.training.checkpoint import load_variables  # here: it needs jax
 
-    return load_variables(arguments.workdir)
+    return load_variables(arguments.workdir, arguments.checkpoint)
 
 
 def run(main: Callable[[], int | None]) -> None:

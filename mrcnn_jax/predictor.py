@@ -44,11 +44,14 @@ class Predictor:
         self._detect = inference.compile_detect(config.model, variables)
 
     @classmethod
-    def from_checkpoint(cls, workdir: epath.PathLike) -> Predictor:
-        """The newest checkpoint of a run of train.py. Raises FileNotFoundError when there is none."""
+    def from_checkpoint(cls, workdir: epath.PathLike, checkpoint: str | int = "latest") -> Predictor:
+        """A checkpoint of a run of train.py: "latest", "best", or that of a step; averaged weights if it has them.
+
+        Raises FileNotFoundError when there is none.
+        """
         from mrcnn_jax.training.checkpoint import load_variables
 
-        return cls(*load_variables(workdir))
+        return cls(*load_variables(workdir, checkpoint))
 
     @classmethod
     def from_torchvision(
