@@ -25,7 +25,7 @@ def main() -> int:
     from mrcnn_jax.training.parallel import RecompilationError, use_cpu_cores
     from mrcnn_jax.training.run import train
 
-    use_cpu_cores(config.train.batch_size)
+    use_cpu_cores(config.train.batch_size, parts=config.train.accumulate)
     try:
         train(config, arguments.workdir or f"runs/{config.name}")
     except (NonFiniteLossError, RecompilationError) as error:

@@ -28,11 +28,21 @@ def validate(config: Config) -> None:
         raise ConfigError("train.batch_size and train.steps must be positive")
     if config.train.seed < 0:
         raise ConfigError(f"train.seed={config.train.seed} must be 0 or more")
+    _check_accumulation(config.train)
 
 
 def needs_initial_weights(model: ModelConfig) -> bool:
     """Whether anything of the backbone stays as it is given, for the whole training."""
     return model.backbone.norm == "frozen_bn" or model.backbone.frozen_stages > 0
+
+
+def _check_accumulation(train: TrainConfig) -> None:
+    """How many devices share the batch is not known yet; `parallel.check_divisible` looks again."""
+    if train.accumulate < 1 or train.batch_size % train.accumulate:
+        raise ConfigError(
+            f"train.accumulate={train.accumulate} does not cut train.batch_size={train.batch_size} images into equal"
+            " parts; give a divisor of the images that a device gets, or 1 to work on them all at once"
+        )
 
 
 def _check_backbone(model: ModelConfig) -> None:

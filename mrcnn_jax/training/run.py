@@ -43,7 +43,8 @@ def train(config: Config, workdir: epath.PathLike, *, devices: Sequence[jax.Devi
     with Interruptions() as interruptions:
         validate(config)
         devices = jax.local_devices() if devices is None else devices
-        parallel.check_divisible(config.train.batch_size, len(devices) * jax.process_count())
+        images, shares = config.train.batch_size, len(devices) * jax.process_count()
+        parallel.check_divisible(images, shares, parts=config.train.accumulate)
         dataset, held_back = load_split(config.data, "train"), load_split(config.data, "eval")
         config = with_categories(config, dataset.categories)
         # What is wrong with the images for evaluation is better known before the training.
