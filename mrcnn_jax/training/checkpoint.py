@@ -14,49 +14,39 @@ knows nothing of processes and devices.
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import math
-import os
-import re
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import jax
 import numpy as np
-import orbax.checkpoint as ocp
 from etils import epath
 
+from mrcnn_jax import paths
 from mrcnn_jax.config import Config, ConfigError
 from mrcnn_jax.training.average import averaged_variables
-from mrcnn_jax.training.checksums import DamagedError, differences, listing, make_record, read_record, verify
+from mrcnn_jax.training.checksums import DamagedError, differences, listing
+from mrcnn_jax.training.storage import (
+    CheckpointError,
+    arguments_for,
+    open_manager,
+    read_checksums,
+    read_item,
+    writing,
+)
 from mrcnn_jax.training.workdir import (
     BEST,
     CHECKPOINTS,
     CONFIG,
     CORRUPT,
     complete_steps,
-    is_local,
-    make_writable,
+    locate,
     read_config,
 )
 
 logger = logging.getLogger(__name__)
-
-CHECKSUMS = "checksums"
-
-
-class CheckpointError(OSError):
-    """A checkpoint could not be written; says which, why, and where the run goes on when that is mended."""
-
-    def __init__(self, step: int, folder: epath.Path, reason: str):
-        self.step, self.last = step, max(complete_steps(folder), default=None)
-        last = "There is no complete one yet" if self.last is None else f"The last complete one is of step {self.last}"
-        super().__init__(
-            f"checkpoint {step} could not be written to {folder}: {reason}. {last}. Make room, or mend what is said"
-            " here; then the same command continues"
-        )
 
 
 class Checkpointer:
@@ -70,10 +60,10 @@ class Checkpointer:
 
         Raises ConfigError for a folder that cannot be written to.
         """
-        self._workdir = epath.Path(workdir).absolute()
+        self._workdir = locate(workdir)
         self._folder = self._workdir / CHECKPOINTS
         self._saving = 0  # the step of the latest save
-        self._manager = _open(self._folder, keep) if jax.process_index() == 0 else None
+        self._manager = open_manager(self._folder, keep) if jax.process_index() == 0 else None
 
     def save(self, step: int, state: Any) -> None:
         """Write `state` in the background; it may be donated as soon as this returns. A step saved before is kept.
@@ -85,14 +75,14 @@ class Checkpointer:
         self.wait()
         self.check_room(step, state)
         # NumPy arrays: the file is then free of the layout of devices that wrote it, and Orbax takes its own copy.
-        arguments = _saving(_items(jax.device_get(state)))
+        arguments = arguments_for(_items(jax.device_get(state)))
         self._saving = step
-        with _writing(step, self._folder):
+        with writing(step, self._folder):
             self._manager.save(step, args=arguments)
 
     def check_room(self, step: int, state: Any) -> None:
         """Raise CheckpointError if the disk has no room for a checkpoint of `state` (of which shapes are enough)."""
-        if self._manager is None or not is_local(self._folder):
+        if self._manager is None or paths.is_remote(self._folder):
             return
         needed = sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(state))
         free = shutil.disk_usage(self._folder).free
@@ -124,7 +114,7 @@ class Checkpointer:
             self._manager.reload()
             return state
         if damaged:
-            raise _none_intact(self._folder, damaged)
+            raise _none_intact(self._folder, damaged, "move the folder away: the run then begins anew")
         return None
 
     def _set_aside(self, step: int) -> epath.Path:
@@ -139,7 +129,7 @@ class Checkpointer:
     def wait(self) -> None:
         """Return when everything is on disk; raises CheckpointError for what went wrong there."""
         if self._manager is not None:
-            with _writing(self._saving, self._folder):
+            with writing(self._saving, self._folder):
                 self._manager.wait_until_finished()
 
     def __enter__(self) -> Checkpointer:
@@ -163,11 +153,11 @@ def save_best(workdir: epath.PathLike, step: int, variables: Mapping[str, Any]) 
     before, which is removed when this one is complete. Raises CheckpointError."""
     if jax.process_index() != 0:
         return
-    folder = epath.Path(workdir).absolute() / BEST
+    folder = locate(workdir) / BEST
     params, model_state = variables["params"], {name: tree for name, tree in variables.items() if name != "params"}
-    arguments = _saving(jax.device_get({"params": params, "model_state": model_state}))
-    with _writing(step, folder):
-        manager = _open(folder, keep=None)
+    arguments = arguments_for(jax.device_get({"params": params, "model_state": model_state}))
+    with writing(step, folder):
+        manager = open_manager(folder, keep=None)
         try:
             if step in manager.all_steps():  # measured again, after the run was resumed
                 manager.delete(step)
@@ -185,7 +175,7 @@ def load_variables(workdir: epath.PathLike, checkpoint: str | int = "latest") ->
     `checkpoint` is "latest", "best", or a step; averaged weights if it has them. A damaged latest one is passed over,
     with a warning. Raises FileNotFoundError for a folder that is no run, or has no such checkpoint; DamagedError.
     """
-    workdir = epath.Path(workdir).absolute()
+    workdir = locate(workdir)
     config = read_config(workdir)
     if config is None:
         raise FileNotFoundError(f"{workdir} has no {CONFIG}: it is not a workdir of train.py")
@@ -200,7 +190,7 @@ def load_variables(workdir: epath.PathLike, checkpoint: str | int = "latest") ->
         for bad, reason in damaged.items():
             logger.warning("%s is damaged (%s); that of step %d is used", folder / str(bad), reason, step)
         return config, variables
-    raise _none_intact(folder, damaged)
+    raise _none_intact(folder, damaged, "use another checkpoint")
 
 
 def _candidates(workdir: epath.Path, folder: epath.Path, checkpoint: str | int) -> list[int]:
@@ -222,43 +212,9 @@ def _candidates(workdir: epath.Path, folder: epath.Path, checkpoint: str | int) 
     return [int(checkpoint)]
 
 
-def _none_intact(folder: epath.Path, damaged: Mapping[int, DamagedError]) -> DamagedError:
+def _none_intact(folder: epath.Path, damaged: Mapping[int, DamagedError], other: str) -> DamagedError:
     reasons = "; ".join(f"step {step}: {reason}" for step, reason in damaged.items())
-    return DamagedError(
-        f"no checkpoint asked for in {folder} is intact ({reasons}). Put an intact one there, of a backup; or move the"
-        " folder away: train.py then begins anew"
-    )
-
-
-def _open(folder: epath.Path, keep: int | None) -> _Manager:
-    """Orbax's manager, in the main process alone."""
-    make_writable(folder)
-    options = ocp.CheckpointManagerOptions(
-        max_to_keep=keep, create=False, cleanup_tmp_directories=True, multiprocessing_options=_alone(folder.name)
-    )
-    return _Manager(folder, options=options)
-
-
-class _Manager(ocp.CheckpointManager):
-    def reached_preemption(self, step: int) -> bool:
-        """Never: the loop asks for itself, in all processes alike, and Orbax asking in one would confuse it."""
-        return False
-
-
-def _alone(prefix: str) -> ocp.options.MultiprocessingOptions:
-    """Orbax waits for no other process than the main one."""
-    return ocp.options.MultiprocessingOptions(primary_host=0, active_processes={0}, barrier_sync_key_prefix=prefix)
-
-
-@contextlib.contextmanager
-def _writing(step: int, folder: epath.Path) -> Iterator[None]:
-    """What Orbax raises (OSError, ValueError of its C++ part) becomes CheckpointError."""
-    try:
-        yield
-    except (OSError, ValueError) as error:
-        code = re.search(r"os_error_code='(\d+)'", str(error))
-        reason = os.strerror(int(code[1])) if code else getattr(error, "strerror", None) or str(error)
-        raise CheckpointError(step, folder, reason) from error
+    return DamagedError(f"{folder} has no intact checkpoint ({reasons}). Put one there, of a backup; or {other}")
 
 
 def _items(state: Any) -> dict[str, Any]:
@@ -272,16 +228,9 @@ def _items(state: Any) -> dict[str, Any]:
     return {name: item for name, item in items.items() if jax.tree.leaves(item)}
 
 
-def _saving(items: Mapping[str, Any]) -> ocp.args.Composite:
-    """What to tell Orbax to save: the items that have arrays, and their checksums."""
-    items = {name: item for name, item in items.items() if jax.tree.leaves(item)}
-    arguments = {name: ocp.args.StandardSave(item) for name, item in items.items()}
-    return ocp.args.Composite(**arguments, **{CHECKSUMS: ocp.args.JsonSave(make_record(items))})
-
-
 def _restore(folder: epath.Path, template: Any) -> Any:
     """The state of one checkpoint. Raises DamagedError; ConfigError if it is intact but other than `template`."""
-    wanted, recorded = _items(template), _recorded(folder)
+    wanted, recorded = _items(template), read_checksums(folder)
     other = [
         change
         for name in {**wanted, **recorded}
@@ -294,42 +243,13 @@ def _restore(folder: epath.Path, template: Any) -> Any:
         )
     # A NumPy template asks for NumPy arrays; broadcast zeros take no memory.
     zeros = jax.tree.map(lambda leaf: np.broadcast_to(np.zeros((), leaf.dtype), leaf.shape), wanted)
-    items = {name: _read(folder, name, recorded[name], zeros[name]) for name in wanted}
+    items = {name: read_item(folder, name, recorded[name], zeros[name]) for name in wanted}
     return template._replace(**items.pop("training"), **items)
 
 
 def _restore_variables(folder: epath.Path) -> dict[str, Any]:
     """What inference needs of one checkpoint. Raises DamagedError."""
-    recorded = _recorded(folder)
+    recorded = read_checksums(folder)
     weights = "ema" if "ema" in recorded else "params"
-    items = {name: _read(folder, name, recorded[name]) for name in (weights, "model_state") if name in recorded}
+    items = {name: read_item(folder, name, recorded[name]) for name in (weights, "model_state") if name in recorded}
     return averaged_variables(items.get("params"), items.get("model_state", {}), items.get("ema", {}))
-
-
-def _recorded(folder: epath.Path) -> dict[str, dict[str, list[Any]]]:
-    """The checksums of one checkpoint, by item. Raises DamagedError."""
-    with _reading("the list of checksums"):
-        text = (folder / CHECKSUMS / "metadata").read_text()
-    return read_record(text)
-
-
-def _read(folder: epath.Path, name: str, recorded: Mapping[str, list[Any]], template: Any = None) -> Any:
-    """One item, as it was written; without a template, in nested dicts. Raises DamagedError."""
-    options = _alone(folder.parent.name)
-    handler = ocp.StandardCheckpointHandler(multiprocessing_options=options)
-    with _reading(name), ocp.Checkpointer(handler, multiprocessing_options=options) as reader:
-        item = reader.restore(folder / name, args=ocp.args.StandardRestore(template))
-    verify(recorded, item)
-    return item
-
-
-@contextlib.contextmanager
-def _reading(what: str) -> Iterator[None]:
-    """Any error in here is one of damaged files: names, sizes and numbers in them may be anything."""
-    try:
-        yield
-    except (PermissionError, MemoryError):
-        raise  # says nothing about the files
-    except Exception as error:
-        lines = str(error).splitlines() or [""]
-        raise DamagedError(f"{what} cannot be read: {type(error).__name__}: {lines[0][:200]}") from error

@@ -21,6 +21,7 @@ import jax
 import orbax.checkpoint as ocp
 from etils import epath
 
+from mrcnn_jax import paths
 from mrcnn_jax.config import Config, ConfigError, from_json, to_json
 
 CHECKPOINTS, BEST, CORRUPT = "checkpoints", "best", "corrupt"
@@ -67,9 +68,7 @@ def claim_workdir(workdir: epath.PathLike, config: Config) -> None:
     if jax.process_index() == 0:
         make_writable(workdir / CHECKPOINTS)
         try:
-            temporary = workdir / (CONFIG + ".tmp")
-            temporary.write_text(to_json(config))
-            temporary.replace(workdir / CONFIG)
+            paths.write_text(workdir / CONFIG, to_json(config))
         except OSError as error:
             raise _unwritable(workdir, error) from error
 
@@ -78,7 +77,7 @@ def make_writable(folder: epath.Path) -> None:
     """Make `folder`. Raises ConfigError if nothing can be written there."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        if is_local(folder) and not os.access(folder, os.W_OK | os.X_OK):
+        if not paths.is_remote(folder) and not os.access(folder, os.W_OK | os.X_OK):
             raise PermissionError(errno.EACCES, "it is read-only, or somebody else's")
     except OSError as error:
         raise _unwritable(folder, error) from error
@@ -102,14 +101,15 @@ def resumable(workdir: epath.PathLike) -> Config | None:
     return read_config(workdir) if complete_steps(epath.Path(workdir) / CHECKPOINTS) else None
 
 
+def locate(workdir: epath.PathLike) -> epath.Path:
+    """The absolute path of a workdir; in a remote store every path is."""
+    workdir = epath.Path(workdir)
+    return workdir if paths.is_remote(workdir) else workdir.absolute()
+
+
 def complete_steps(folder: epath.Path) -> list[int]:
     """Steps of the checkpoints in `folder` that were written to the end, in ascending order."""
     return sorted(ocp.utils.checkpoint_steps(folder)) if folder.is_dir() else []
-
-
-def is_local(path: epath.Path) -> bool:
-    """Whether `path` is in this machine's file system rather than in a remote store."""
-    return "://" not in os.fspath(path)
 
 
 def differing_fields(first: Config, second: Config) -> list[str]:

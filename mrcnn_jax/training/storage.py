@@ -1,0 +1,97 @@
+"""One checkpoint in a folder of checkpoints: Orbax writes and reads its items, with a checksum of every array."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+from etils import epath
+
+from mrcnn_jax.training.checksums import DamagedError, make_record, read_record, verify
+from mrcnn_jax.training.workdir import complete_steps, make_writable
+
+CHECKSUMS = "checksums"
+
+
+class CheckpointError(OSError):
+    """A checkpoint could not be written; says which, why, and where the run goes on when that is mended."""
+
+    def __init__(self, step: int, folder: epath.Path, reason: str):
+        self.step, self.last = step, max(complete_steps(folder), default=None)
+        last = "There is no complete one yet" if self.last is None else f"The last complete one is of step {self.last}"
+        super().__init__(
+            f"checkpoint {step} could not be written to {folder}: {reason}. {last}. Make room, or mend what is said"
+            " here; then the same command continues"
+        )
+
+
+def open_manager(folder: epath.Path, keep: int | None) -> Manager:
+    """Orbax's manager, in the main process alone."""
+    make_writable(folder)
+    options = ocp.CheckpointManagerOptions(
+        max_to_keep=keep, create=False, cleanup_tmp_directories=True, multiprocessing_options=_alone(folder.name)
+    )
+    return Manager(folder, options=options)
+
+
+class Manager(ocp.CheckpointManager):
+    def reached_preemption(self, step: int) -> bool:
+        """Never: the loop asks for itself, in all processes alike, and Orbax asking in one would confuse it."""
+        return False
+
+
+def _alone(prefix: str) -> ocp.options.MultiprocessingOptions:
+    """Orbax waits for no other process than the main one."""
+    return ocp.options.MultiprocessingOptions(primary_host=0, active_processes={0}, barrier_sync_key_prefix=prefix)
+
+
+@contextlib.contextmanager
+def writing(step: int, folder: epath.Path) -> Iterator[None]:
+    """What Orbax raises (OSError, ValueError of its C++ part) becomes CheckpointError."""
+    try:
+        yield
+    except (OSError, ValueError) as error:
+        code = re.search(r"os_error_code='(\d+)'", str(error))
+        reason = os.strerror(int(code[1])) if code else getattr(error, "strerror", None) or str(error)
+        raise CheckpointError(step, folder, reason) from error
+
+
+def arguments_for(items: Mapping[str, Any]) -> ocp.args.Composite:
+    """What to tell Orbax to save: the items that have arrays, and their checksums."""
+    items = {name: item for name, item in items.items() if jax.tree.leaves(item)}
+    arguments = {name: ocp.args.StandardSave(item) for name, item in items.items()}
+    return ocp.args.Composite(**arguments, **{CHECKSUMS: ocp.args.JsonSave(make_record(items))})
+
+
+def read_checksums(folder: epath.Path) -> dict[str, dict[str, list[Any]]]:
+    """The checksums of one checkpoint, by item. Raises DamagedError."""
+    with _reading("the list of checksums"):
+        text = (folder / CHECKSUMS / "metadata").read_text()
+    return read_record(text)
+
+
+def read_item(folder: epath.Path, name: str, recorded: Mapping[str, list[Any]], template: Any = None) -> Any:
+    """One item, as it was written; without a template, in nested dicts. Raises DamagedError."""
+    options = _alone(folder.parent.name)
+    handler = ocp.StandardCheckpointHandler(multiprocessing_options=options)
+    with _reading(name), ocp.Checkpointer(handler, multiprocessing_options=options) as reader:
+        item = reader.restore(folder / name, args=ocp.args.StandardRestore(template))
+    verify(recorded, item)
+    return item
+
+
+@contextlib.contextmanager
+def _reading(what: str) -> Iterator[None]:
+    """Any error in here is one of damaged files: names, sizes and numbers in them may be anything."""
+    try:
+        yield
+    except (PermissionError, MemoryError):
+        raise  # says nothing about the files
+    except Exception as error:
+        lines = str(error).splitlines() or [""]
+        raise DamagedError(f"{what} cannot be read: {type(error).__name__}: {lines[0][:200]}") from error
