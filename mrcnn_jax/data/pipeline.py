@@ -175,6 +175,6 @@ def _read_ahead(loader: Loader, steps: range, count: int) -> Any:
     dataset = dataset.to_iter_dataset(options)
     if count > 0:
         multiprocessing = grain.MultiprocessingOptions(num_workers=count, per_worker_buffer_size=_BATCHES_AHEAD)
-        dataset = dataset.mp_prefetch(multiprocessing, worker_init_fn=workers.start)
+        dataset = dataset.mp_prefetch(multiprocessing, worker_init_fn=workers.Start())
     cv2.setNumThreads(1)  # batches are made side by side already
     return dataset

@@ -15,6 +15,7 @@ import numpy as np
 from mrcnn_jax.data.errors import DataError
 from mrcnn_jax.structures import Batch
 
+_LEFT_TO_MAIN = (signal.SIGINT, signal.SIGTERM)
 _ELSE = "data.workers=0 reads in threads of one process"
 _ADVICE = {
     -signal.SIGKILL: "killed from outside, as the system does with what takes too much memory: use fewer data.workers"
@@ -27,11 +28,25 @@ _ADVICE = {
 }
 
 
-def start(index: int, count: int) -> None:
-    """Runs first in worker `index` of `count`."""
-    cv2.setNumThreads(1)  # the workers share the cores already
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the main process ends its workers
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+class Start:
+    """Runs first in each worker process.
+
+    Ctrl-C at a terminal, and SIGTERM from Slurm, reach the workers too; without them a run could not do its last step.
+    So they ignore both, and end when the main process says so or is gone.
+    """
+
+    def __call__(self, index: int, count: int) -> None:
+        cv2.setNumThreads(1)  # the workers share the cores already
+        for number in _LEFT_TO_MAIN:
+            signal.signal(number, signal.SIG_IGN)
+        threading.Thread(target=_end_with_parent, daemon=True).start()
+
+    def __reduce__(self) -> tuple[type[Start], tuple[()]]:
+        # grain pickles this in the thread that starts the process next. A process inherits what is blocked there: so it
+        # is safe from its first moment on, and not only when it has imported all it needs, seconds later.
+        if threading.current_thread() is not threading.main_thread():
+            signal.pthread_sigmask(signal.SIG_BLOCK, _LEFT_TO_MAIN)
+        return Start, ()
 
 
 def pack(batch: Batch) -> Batch:

@@ -9,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -153,6 +154,33 @@ def test_ctrl_c_ends_the_workers(program: Any) -> None:
     assert "KeyboardInterrupt" in errors
     assert "DataError" not in errors  # the workers did not mind
     assert not any(running(pid) for pid in pids)
+
+
+def test_signals_do_not_end_the_workers_at_any_time(shared_folder: Any) -> None:
+    """Slurm sends SIGTERM to every process of a job, and the main one still has a step to do and to save."""
+    ready = threading.Event()
+    signalled: dict[int, int] = {}
+
+    def disturb() -> None:
+        while not ready.wait(0.02):
+            for child in multiprocessing.active_children():
+                if child.pid is not None:
+                    os.kill(child.pid, signal.SIGTERM)
+                    os.kill(child.pid, signal.SIGINT)
+                    signalled[child.pid] = signalled.get(child.pid, 0) + 1
+
+    thread = threading.Thread(target=disturb)
+    with begin(shared_folder.config(), 2) as batches:
+        thread.start()
+        try:
+            for _ in range(8):
+                next(batches)
+        finally:
+            ready.set()
+            thread.join()
+    assert len(signalled) == 2
+    assert min(signalled.values()) > 10  # from the first moment, long before they had imported anything
+    assert not any(running(pid) for pid in signalled)
 
 
 def test_workers_end_with_a_main_process_that_is_killed(program: Any) -> None:
