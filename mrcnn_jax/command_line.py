@@ -1,14 +1,23 @@
-"""What the commands share: overrides of the configuration, where a model comes from, errors told in one line."""
+"""What the commands share: overrides of the configuration, where a model comes from, errors told in one line.
+
+Exit statuses: 0 done; 1 a guard stopped the training, or the program is wrong: starting again does not help; 2 the user
+can mend configuration or data; 74 something could not be written; 75 another process was lost; 130, 143 a signal ended
+the command. An error says its own as `exit_status`. With several processes all end with the status of the first that
+ends; `everywhere=True` says that the error comes up in all of them, in the same place.
+"""
 
 from __future__ import annotations
 
 import argparse
+import errno
 import logging
+import os
 import sys
+import traceback
 from collections.abc import Callable
 from typing import Any
 
-from mrcnn_jax import peer_models
+from mrcnn_jax import cluster, peer_models, peers
 from mrcnn_jax.config import Config, ConfigError
 from mrcnn_jax.data.errors import DataError
 from mrcnn_jax.weights.errors import WeightsError
@@ -55,13 +64,58 @@ def load_model(
     return load_variables(arguments.workdir, arguments.checkpoint)
 
 
+def join(arguments: argparse.Namespace) -> bool:
+    """Meet the other processes that flags (`cluster.add_flags`) or environment speak of; False if there are none.
+
+    To be called before JAX looks for its devices. Raises ConfigError.
+    """
+    from mrcnn_jax import processes  # here: it needs jax
+
+    found = cluster.detect(arguments, os.environ, processes.tpu_hosts)
+    processes.join(found, peer_timeout=arguments.peer_timeout, start_timeout=arguments.start_timeout)
+    return found is not None
+
+
 def run(main: Callable[[], int | None]) -> None:
-    """Run a command; what the user can mend is said without a traceback, with exit status 2."""
+    """Run a command; what the user can mend is said without a traceback, with exit status 2.
+
+    One of several processes does not end alone: see `peers`.
+    """
     logging.basicConfig(format="%(message)s")
     logging.getLogger("mrcnn_jax").setLevel(logging.INFO)
     try:
         status = main()
-    except (ConfigError, DataError, WeightsError, FileNotFoundError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        status = 2
+        peers.leave()
+    except (Exception, KeyboardInterrupt) as error:
+        status = _fail(error)
     sys.exit(status)
+
+
+def _fail(error: BaseException) -> int:
+    """Say what happened, in all processes where they are several; the exit status."""
+    status, text = _judge(error)
+    if text is None:
+        if not peers.joined():
+            raise error
+        traceback.print_exception(error)
+        text = f"{type(error).__name__}: {error}"
+    elif peers.is_main() or not getattr(error, "everywhere", False):
+        print(peers.signed(text if isinstance(error, KeyboardInterrupt) else f"error: {text}"), file=sys.stderr)
+    if getattr(error, "everywhere", False):
+        peers.leave()
+    else:
+        peers.end(status, text)
+    return status
+
+
+def _judge(error: BaseException) -> tuple[int, str | None]:
+    """Exit status and text of an error; no text for what nobody foresaw."""
+    if isinstance(getattr(error, "exit_status", None), int):
+        return error.exit_status, str(error)  # type: ignore[attr-defined]
+    if isinstance(error, (ConfigError, DataError, WeightsError, FileNotFoundError)):
+        return 2, str(error)
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return 74, f"{error}; make room, then the same command continues"
+    if peers.joined() and peers.is_lost(error):
+        return peers.LOST, f"a collective operation failed, another process is gone: {error}. {peers.AGAIN}"
+    return (130 if isinstance(error, KeyboardInterrupt) else 1), None

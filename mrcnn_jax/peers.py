@@ -85,12 +85,23 @@ def joined() -> bool:
     return _watch is not None
 
 
-def end(status: int, why: str) -> NoReturn:
-    """End this process, though the others go on: they are told `why`, and end with the same status.
+def is_main() -> bool:
+    """Whether this process speaks for all."""
+    return _watch is None or _watch.index == 0
 
-    Nothing is left to `atexit`, where JAX would wait for the others.
+
+def signed(text: str) -> str:
+    """`text`, and if this process is one of several, which."""
+    return text if _watch is None else f"process {_watch.index} of {_watch.count}: {text}"
+
+
+def end(status: int, why: str) -> None:
+    """End this process now, though the others go on: they are told `why`, and end with the same status.
+
+    Nothing is left to `atexit`, where JAX would wait for the others. Does nothing if there are no others.
     """
-    assert _watch is not None
+    if _watch is None:
+        return
     if not _ending.acquire(blocking=False):
         threading.Event().wait()  # the watch is ending us
     _do_duties()
@@ -109,7 +120,7 @@ class _Watch(threading.Thread):
 
     def __init__(self, store: Any, index: int, count: int):
         super().__init__(name="peers", daemon=True)
-        self._store, self._index, self._count = store, index, count
+        self._store, self.index, self.count = store, index, count
         self._parted = threading.Event()
 
     def run(self) -> None:
@@ -120,10 +131,10 @@ class _Watch(threading.Thread):
 
     def _follow(self, index: int, status: int, why: str) -> None:
         """End as another did, unless the main thread is ending us already."""
-        if index == self._index or not _ending.acquire(blocking=False):
+        if index == self.index or not _ending.acquire(blocking=False):
             return
         again = "" if status in (1, 2) else f". {AGAIN}"
-        _say(f"process {index} of {self._count} has ended ({why}), and so does process {self._index}{again}")
+        _say(f"process {index} of {self.count} has ended ({why}), and so does process {self.index}{again}")
         _do_duties()
         self._farewell()
         _exit(status)
@@ -131,21 +142,21 @@ class _Watch(threading.Thread):
     def leave_word(self, status: int, why: str) -> None:
         """Tell the others."""
         with contextlib.suppress(RuntimeError):  # the store may be gone
-            self._store.key_value_set(f"{_ENDED}{self._index}", json.dumps([status, why]))
+            self._store.key_value_set(f"{_ENDED}{self.index}", json.dumps([status, why]))
         self._farewell()
 
     def _farewell(self) -> None:
         """The main process keeps the store until all others have read the word, but not for long."""
         end = time.monotonic() + _FAREWELL
         with contextlib.suppress(RuntimeError):
-            self._store.key_value_set(f"{_HEARD}{self._index}", "")
-            while self._index == 0 and len(self._store.key_value_dir_get(_HEARD)) < self._count:
+            self._store.key_value_set(f"{_HEARD}{self.index}", "")
+            while self.index == 0 and len(self._store.key_value_dir_get(_HEARD)) < self.count:
                 if time.monotonic() > end:
                     break
                 time.sleep(_LOOK_EVERY / 10)
 
     def part(self) -> None:
-        if self._index == 0:
+        if self.index == 0:
             self._store.key_value_set(_DONE, "")
         while not self._parted.is_set():
             with contextlib.suppress(RuntimeError):  # a time-out, in which Python can obey signals

@@ -45,6 +45,7 @@ def broadcast(tree: Any) -> Any:
     """
     if jax.process_count() == 1:
         return tree
+    broadcast_bytes(b"" if is_main() else None)  # the main process may take long to come here; signals are heard
     leaves, structure = jax.tree.flatten(tree)
     arrays = [np.asarray(leaf) for leaf in leaves]
     ends = list(itertools.accumulate(-(-array.nbytes // _ALIGNMENT) * _ALIGNMENT for array in arrays))
@@ -122,11 +123,6 @@ def on_main(function: Callable[[], bytes]) -> bytes:
     raise _everywhere({kind.__name__: kind for kind in MENDABLE}[name](text))
 
 
-def is_everywhere(error: BaseException) -> bool:
-    """Whether every process has this error, so that one of them may speak for all."""
-    return getattr(error, "_everywhere", False)
-
-
 def watch_preemption() -> None:
     """From here on SIGTERM, and the cloud's notice, wait for `multihost_utils.reached_preemption_sync_point`.
 
@@ -173,6 +169,22 @@ def join(cluster: Cluster | None, *, peer_timeout: int = PEER_TIMEOUT, start_tim
         )
 
 
+def tpu_hosts() -> int:
+    """How many hosts the slice of this TPU VM has, of its metadata; 1 where there is no TPU. See `cluster.detect`."""
+    from jax._src import cloud_tpu_init
+    from jax._src.clusters.cloud_tpu_cluster import GceTpuCluster
+
+    if not cloud_tpu_init.running_in_cloud_tpu_vm:
+        return 1
+    try:
+        return len(GceTpuCluster._get_worker_list_in_slice()) if GceTpuCluster.is_env_present() else 1
+    except Exception as error:  # whatever goes wrong between us and the metadata server
+        raise ConfigError(
+            f"the VM does not say how many hosts its TPU slice has ({error}); give --coordinator, --num_processes and"
+            " --process_id, or --num_processes=1 for this host alone"
+        ) from error
+
+
 def _shake_hands() -> None:
     """A sum over all devices, and over one of each process: gloo connects at the first, and waits only 30 s."""
     counts = json.loads(b"[" + b",".join(_all(str(jax.local_device_count()).encode())) + b"]")
@@ -193,7 +205,7 @@ def _all(content: bytes) -> list[bytes]:
 
 
 def _everywhere(error: Exception) -> Exception:
-    error._everywhere = True  # type: ignore[attr-defined]
+    error.everywhere = True  # type: ignore[attr-defined]  # see `command_line`
     return error
 
 

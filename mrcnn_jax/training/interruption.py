@@ -35,6 +35,7 @@ class Stopped(KeyboardInterrupt):
             what = f"saved at step {step}; the same command continues"
         super().__init__(f"{_SPOKEN[signal.Signals(number)]}: {what}")
         self.exit_status = 128 + number
+        self.everywhere = False  # of several processes: whether all of them stop, at this point
 
 
 class Interruptions:
@@ -99,7 +100,9 @@ class Interruptions:
 
     def stopped(self, step: int | None = None) -> Stopped:
         """The exception to raise when `reached`; `step` is that of the state that is saved now, if one had to be."""
-        return Stopped(signal.SIGTERM if self._number is None else self._number, step)
+        stopped = Stopped(signal.SIGTERM if self._number is None else self._number, step)
+        stopped.everywhere = self._agreed
+        return stopped
 
     def _agree_with_others(self) -> None:
         """From now on JAX hears SIGTERM (its handler replaces ours) and chooses where all processes stop."""

@@ -29,6 +29,8 @@ StepFunction = Callable[[PyTree, PyTree, jax.Array], tuple[PyTree, dict[str, jax
 class RecompilationError(RuntimeError):
     """The train step was compiled once more for a shape of batches that it had been compiled for."""
 
+    exit_status = 1
+
     def __init__(self, batch: PyTree, changes: list[str]):
         shape = jax.tree.leaves(batch)[0].shape
         shown = "; ".join(changes[:_SHOWN]) + (f"; and {len(changes) - _SHOWN} more" if len(changes) > _SHOWN else "")
