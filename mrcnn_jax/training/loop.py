@@ -30,6 +30,8 @@ SaveFailure = Callable[[Any, Batch, jax.Array], str]  # state, batch, key -> pat
 class NonFiniteLossError(RuntimeError):
     """Training met a loss or gradient that is not finite; says at which step, for which images."""
 
+    exit_status, everywhere = 1, True
+
     def __init__(self, step: int, image_ids: list[Any], metrics: dict[str, Any], saved: str):
         self.step, self.image_ids, self.saved = step, image_ids, saved
         super().__init__(

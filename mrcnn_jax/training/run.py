@@ -145,12 +145,15 @@ class _Run:
 def _claim(config: Config, workdir: epath.PathLike, key: jax.Array) -> tuple[Config, Any]:
     """The configuration with all that its initial weights decide, recorded in `workdir`, on every process; and the
     initial variables, on the main process of a run that has no checkpoint yet."""
-    if not processes.is_main():
-        return from_json(processes.broadcast_bytes(None).decode()), None
-    config, variables = starting_point(config, workdir, key)
-    claim_workdir(workdir, config)
-    processes.broadcast_bytes(to_json(config).encode())
-    return config, variables
+    variables: Any = None
+
+    def claim() -> bytes:
+        nonlocal variables
+        resolved, variables = starting_point(config, workdir, key)
+        claim_workdir(workdir, resolved)
+        return to_json(resolved).encode()
+
+    return from_json(processes.on_main(claim).decode()), variables
 
 
 def with_categories(config: Config, categories: Categories) -> Config:
