@@ -11,8 +11,16 @@ def is_remote(path: epath.PathLike) -> bool:
 
 
 def write_text(path: epath.PathLike, text: str) -> None:
-    """Replace the text of a file; who is killed meanwhile leaves the old one."""
+    """Replace the text of a file, see `write_bytes`."""
+    write_bytes(path, text.encode())
+
+
+def write_bytes(path: epath.PathLike, content: bytes) -> None:
+    """Replace the content of a file; who is killed meanwhile leaves the old one."""
     path = epath.Path(path)
+    if is_remote(path):  # a store does it of its own accord, and renaming there is a copy
+        path.write_bytes(content)
+        return
     temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(text)
+    temporary.write_bytes(content)
     temporary.replace(path)
