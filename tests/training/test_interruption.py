@@ -1,0 +1,364 @@
+"""SIGTERM and Ctrl-C: noted or raised, never lost; with a linear model, what is saved when. Runs: `test_stops.py`."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import signal
+import sys
+import threading
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any, NamedTuple
+from unittest.mock import MagicMock
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.experimental import multihost_utils
+
+from mrcnn_jax import processes
+from mrcnn_jax.config import TrainConfig
+from mrcnn_jax.structures import Batch
+from mrcnn_jax.training import parallel
+from mrcnn_jax.training.checkpoint import Checkpointer
+from mrcnn_jax.training.interruption import Interruptions, Stopped
+from mrcnn_jax.training.logging import MetricsLog
+from mrcnn_jax.training.loop import Loop
+
+SIGNALS = pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+
+
+def send(number: int) -> None:
+    """To ourselves; Python runs the handler before this returns."""
+    os.kill(os.getpid(), number)
+
+
+@pytest.fixture(autouse=True)
+def handlers():
+    """Those that were there, which every test has to leave."""
+    before = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)]
+    yield
+    assert [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)] == before
+
+
+def end(body: Callable[[Interruptions], None]) -> Stopped:
+    """The exception that ends `body`."""
+
+    def run() -> None:
+        with Interruptions() as interruptions:
+            body(interruptions)
+
+    with pytest.raises(Stopped) as stopped:
+        run()
+    return stopped.value
+
+
+@SIGNALS
+def test_a_signal_ends_the_preparation_at_once(number, status):
+    def prepare(interruptions):
+        send(number)
+        raise AssertionError("went on")
+
+    stopped = end(prepare)
+    assert stopped.exit_status == status
+    assert "the same command continues from the last checkpoint" in str(stopped)
+
+
+@SIGNALS
+def test_a_postponed_signal_waits_until_it_is_asked_for(number, status, capfd):
+    said = []
+
+    def train(interruptions):
+        with interruptions.postponed():
+            assert not interruptions.reached()
+            send(number)
+            said.append(capfd.readouterr().err)
+            assert interruptions.reached()
+            raise interruptions.stopped(7)
+
+    stopped = end(train)
+    name = {signal.SIGTERM: "SIGTERM", signal.SIGINT: "Ctrl-C"}[number]
+    assert stopped.exit_status == status
+    assert str(stopped) == f"{name}: saved at step 7; the same command continues"
+    assert said[0].startswith(f"{name}: finishing this step, then saving (")
+    assert said[0].count("\n") == 1
+
+
+@SIGNALS
+def test_a_signal_that_nobody_asked_for_is_raised_on_leaving(number, status):
+    done = []
+
+    def train(interruptions):
+        with interruptions.postponed():
+            with interruptions.postponed():  # as an evaluation within the training does
+                send(number)
+            done.append("the rest")
+        done.append("too much")
+
+    assert end(train).exit_status == status
+    assert done == ["the rest"]
+
+
+@pytest.mark.parametrize("first", [signal.SIGTERM, signal.SIGINT])
+def test_only_a_second_ctrl_c_ends_it_at_once(first):
+    done = []
+
+    def train(interruptions):
+        with interruptions.postponed():
+            send(first)
+            send(signal.SIGTERM)
+            done.append("went on")
+            send(signal.SIGINT)
+            done.append("too much")
+
+    stopped = end(train)
+    assert done == ["went on"]
+    assert stopped.exit_status == 130
+    assert "saved" not in str(stopped)
+
+
+@pytest.mark.parametrize("then", ["train", "nothing"])
+def test_what_a_destructor_swallowed_is_raised_at_the_next_point(then, monkeypatch):
+    swallowed = []
+    monkeypatch.setattr(sys, "unraisablehook", lambda unraisable: swallowed.append(unraisable.exc_type))
+
+    class Array:
+        def __del__(self):
+            send(signal.SIGTERM)
+
+    def run(interruptions):
+        Array()
+        assert swallowed == [Stopped]
+        if then == "train":
+            with interruptions.postponed():
+                raise AssertionError("went on")
+
+    assert end(run).exit_status == 143
+
+
+def test_outside_the_main_thread_signals_are_left_to_the_caller():
+    reached = []
+
+    def run() -> None:
+        before = signal.getsignal(signal.SIGTERM)
+        with Interruptions() as interruptions, interruptions.postponed():
+            reached.append(interruptions.reached())
+            assert signal.getsignal(signal.SIGTERM) is before
+        reached.append("end")
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    thread.join()
+    assert reached == [False, "end"]
+
+
+def test_an_ignored_signal_stays_ignored(capfd):
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # nohup train.py &
+    try:
+        with Interruptions() as interruptions:
+            send(signal.SIGINT)
+            with interruptions.postponed():
+                send(signal.SIGINT)
+                assert not interruptions.reached()
+        assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert capfd.readouterr().err == ""
+
+
+class Service:
+    """JAX's preemption service as one process sees it: hears SIGTERM, and agrees on the next tick but `ahead`."""
+
+    def __init__(self, monkeypatch, ahead: int):
+        self.ahead, self.heard, self.ticks, self.agreed = ahead, 0, [], -1
+        monkeypatch.setattr(jax, "process_count", lambda: 2)
+        monkeypatch.setattr(processes, "watch_preemption", self.watch)
+        monkeypatch.setattr(multihost_utils, "reached_preemption_sync_point", self.reached)
+
+    def watch(self) -> None:
+        signal.signal(signal.SIGTERM, self.hear)
+
+    def hear(self, *_: object) -> None:
+        self.heard += 1
+        if self.agreed < 0:
+            self.agreed = len(self.ticks) + self.ahead
+
+    def reached(self, tick: int) -> bool:
+        self.ticks.append(tick)
+        return tick == self.agreed
+
+
+@SIGNALS
+def test_several_processes_stop_where_they_agree(number, status, monkeypatch, capfd):
+    service = Service(monkeypatch, ahead=2)
+    asked = []
+
+    def train(interruptions):
+        with interruptions.postponed():
+            asked.append(interruptions.reached())
+            send(number)
+            while not asked[-1]:
+                asked.append(interruptions.reached())
+            assert interruptions.reached()
+            raise interruptions.stopped(4)
+
+    assert end(train).exit_status == status  # of Ctrl-C only where it was typed
+    assert asked == [False, False, False, True]
+    assert service.ticks == [0, 1, 2, 3]
+    assert service.heard == 1
+    assert capfd.readouterr().err.count("finishing this step") == 1
+
+
+def test_a_signal_right_before_the_loop_reaches_all_processes(monkeypatch):
+    service = Service(monkeypatch, ahead=1)
+    watch = service.watch
+
+    def late() -> None:
+        send(signal.SIGTERM)
+        watch()
+
+    def train(interruptions):
+        with interruptions.postponed():
+            assert [interruptions.reached() for _ in range(2)] == [False, True]
+            raise interruptions.stopped(0)
+
+    monkeypatch.setattr(processes, "watch_preemption", late)
+    end(train)
+    assert service.heard == 1
+
+
+def test_ticks_go_on_from_the_training_to_the_report(monkeypatch):
+    service = Service(monkeypatch, ahead=0)
+    with Interruptions() as interruptions:
+        for _ in range(2):
+            with interruptions.postponed():
+                interruptions.reached()
+    assert service.ticks == [0, 1, 2, 3]  # each asks once more on leaving
+
+
+class State(NamedTuple):
+    step: Any
+    params: Any
+    model_state: Any
+    opt_state: Any
+    ema: Any
+    skipped: Any
+
+
+def linear_step(state: State, batch: Batch, key: jax.Array):
+    pixels = batch.images.astype(jnp.float32).mean((1, 2, 3))
+    loss, gradient = jax.value_and_grad(lambda weight: jnp.sum((weight - pixels) ** 2))(state.params["weight"])
+    loss, gradient = jax.lax.psum((loss, gradient), parallel.AXIS_NAME)
+    after = state._replace(step=state.step + 1, params={"weight": state.params["weight"] - 0.01 * gradient})
+    return after, {"loss": loss, "finite": jnp.isfinite(loss), "skipped": state.skipped}
+
+
+def start() -> State:
+    return State(np.int32(0), {"weight": np.float32(1)}, {}, {}, {}, np.int32(0))
+
+
+def batches(first: int):
+    for step in itertools.count(first):
+        pixels = np.random.default_rng(step).integers(0, 200, (4, 4, 4, 3), dtype=np.uint8)
+        yield Batch(pixels, np.full((4, 2), 4, np.int32), np.arange(4, dtype=np.int32), np.ones(4, bool), ())
+
+
+class Calls:
+    """What the loop does, and a signal right after the first time that it does `when`."""
+
+    def __init__(self, when: str = "", number: int = signal.SIGTERM):
+        self.when, self.number, self.made = when, number, []
+
+    def __call__(self, what: str) -> None:
+        self.made.append(what)
+        if what == self.when:
+            self.when = ""
+            send(self.number)
+
+
+def fit(workdir, calls: Calls, *, steps=8, every=3) -> State:
+    """Train a scalar, with measurements after every fifth step."""
+    devices = jax.local_devices()[:2]
+    compiled = parallel.compile_train_step(linear_step, devices)
+
+    def train_step(state, batch, key):
+        after = compiled(state, batch, key)
+        calls("step")
+        return after
+
+    class Saving(Checkpointer):
+        def save(self, step, state):
+            super().save(step, state)
+            calls(f"save {step}")
+
+    def measure(step, state):
+        for image in range(4):
+            calls(f"image {image}")
+            if interruptions.reached():
+                raise interruptions.stopped()
+        return {}
+
+    sink = MagicMock()
+    sink.advance = lambda step: calls(f"log {step}")
+    config = TrainConfig(steps=steps, batch_size=4, checkpoint_every=every)
+    train_step.traces = 0
+    with (
+        Interruptions() as interruptions,
+        Saving(workdir, keep=10) as checkpointer,
+        MetricsLog([sink], every=1, last_step=steps, batch_size=4) as log,
+    ):
+        restored = checkpointer.restore_latest(start())
+        state = start() if restored is None else restored
+        loop = Loop(
+            train_step=train_step,
+            config=config,
+            log=log,
+            checkpointer=checkpointer,
+            image_ids=list,
+            save_failure=lambda *_: "failure.npz",
+            interruptions=interruptions,
+            evaluations=SimpleNamespace(due=lambda step: step == 5, measure=measure, exhausted=lambda: False),
+            devices=devices,
+        )
+        return jax.device_get(loop.run(state, batches(int(state.step)), jax.random.key(0)))
+
+
+def saved_steps(workdir):
+    return sorted(int(path.name) for path in (workdir / "checkpoints").iterdir())
+
+
+# When the signal comes, what the run says, and the last step that is saved then. Steps are queued one ahead.
+@SIGNALS
+@pytest.mark.parametrize(
+    ("when", "said", "saved"),
+    [
+        ("step", "saved at step 1", [1]),
+        ("log 3", "saved at step 4", [3, 4]),
+        ("save 3", "saved at step 4", [3, 4]),
+        ("image 1", "stopped", [3, 5]),
+        ("save 8", "stopped", [3, 5, 6, 8]),
+    ],
+)
+def test_the_same_call_goes_on_after_a_signal(when, said, saved, number, status, tmp_path):
+    whole = fit(tmp_path / "whole", Calls())
+    with pytest.raises(Stopped, match=rf": {said}; the same command") as stopped:
+        fit(tmp_path / "parts", Calls(when, number))
+    assert stopped.value.exit_status == status
+    assert saved_steps(tmp_path / "parts") == saved
+    calls = Calls()
+    parts = fit(tmp_path / "parts", calls)
+    jax.tree.map(np.testing.assert_array_equal, whole, parts)
+    assert calls.made.count("step") == 8 - saved[-1]
+    assert [call for call in calls.made if call.startswith("image")] == (
+        [f"image {image}" for image in range(4)] if saved[-1] <= 5 else []
+    )
+
+
+def test_no_more_than_the_queued_step_is_done_after_a_signal(tmp_path):
+    calls = Calls("log 4")
+    with pytest.raises(Stopped):
+        fit(tmp_path, calls, every=100)
+    made = calls.made[calls.made.index("log 4") + 1 :]
+    assert made == ["log 5", "save 5"]
