@@ -83,6 +83,7 @@ def run(main: Callable[[], int | None]) -> None:
     """
     logging.basicConfig(format="%(message)s")
     logging.getLogger("mrcnn_jax").setLevel(logging.INFO)
+    logging.getLogger("absl").setLevel(logging.CRITICAL)  # Orbax raises what it logs, with tracebacks, as an error
     try:
         status = main()
         peers.leave()
@@ -114,7 +115,7 @@ def _judge(error: BaseException) -> tuple[int, str | None]:
         return error.exit_status, str(error)  # type: ignore[attr-defined]
     if isinstance(error, (ConfigError, DataError, WeightsError, FileNotFoundError)):
         return 2, str(error)
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
         return 74, f"{error}; make room, then the same command continues"
     if peers.joined() and peers.is_lost(error):
         return peers.LOST, f"a collective operation failed, another process is gone: {error}. {peers.AGAIN}"
