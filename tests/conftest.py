@@ -16,17 +16,9 @@ import hypothesis
 import jax
 import numpy as np
 import pytest
+import tiny
 
-from mrcnn_jax.config import (
-    AnchorConfig,
-    BackboneConfig,
-    BoxHeadConfig,
-    FPNConfig,
-    MaskHeadConfig,
-    ModelConfig,
-    RoIConfig,
-    RPNConfig,
-)
+from mrcnn_jax.config import ModelConfig
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -91,18 +83,4 @@ def shared_data() -> Callable[[str], Path]:
 @pytest.fixture(scope="session")
 def tiny_model_config() -> ModelConfig:
     """A whole Mask R-CNN for images of 64 x 64 pixels, as small as it can be; its classes are not set."""
-    return ModelConfig(
-        backbone=BackboneConfig(name="resnet18", width=8, norm="gn", frozen_stages=0),
-        fpn=FPNConfig(channels=16),
-        anchors=AnchorConfig(sizes=((8.0,), (16.0,), (32.0,), (64.0,), (128.0,))),
-        rpn=RPNConfig(
-            batch_size=32,
-            pre_nms_top_k_train=64,
-            pre_nms_top_k_test=64,
-            post_nms_top_k_train=32,
-            post_nms_top_k_test=32,
-        ),
-        roi=RoIConfig(batch_size=16, sampling_ratio=1),
-        box=BoxHeadConfig(pool_size=3, hidden=32, nms_candidates=64, max_detections=10),
-        mask=MaskHeadConfig(pool_size=4, conv_layers=1, channels=8),
-    )
+    return tiny.model()

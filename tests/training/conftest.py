@@ -8,41 +8,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
+import tiny
 
-from mrcnn_jax.config import (
-    Config,
-    DataConfig,
-    EvalConfig,
-    ModelConfig,
-    OptimizerConfig,
-    ShapesConfig,
-    SplitConfig,
-    TrainConfig,
-)
-
-
-def make_config(model: ModelConfig, folder: Path) -> Config:
-    """Ten steps of four images of 64 x 64 pixels, a checkpoint after every third; data and caches in `folder`."""
-    return Config(
-        name="tiny",
-        model=model,
-        data=DataConfig(
-            root=str(folder / "shapes"),
-            cache_dir=str(folder / "cache"),
-            train=SplitConfig("train.json", "train"),
-            eval=SplitConfig("val.json", "val"),
-            shapes=ShapesConfig(train_images=16, eval_images=4, image_size=64),
-            buckets=((64, 64),),
-            shortest_edge_train=(64,),
-            shortest_edge_eval=64,
-            longest_edge=64,
-            max_instances=8,
-            mask_size=28,
-        ),
-        optimizer=OptimizerConfig(learning_rate=0.02, milestones=(), warmup_steps=2),
-        train=TrainConfig(steps=10, batch_size=4, log_every=1, checkpoint_every=3, keep_checkpoints=2),
-        eval=EvalConfig(batch_size=4, overlays=2),
-    )
+from mrcnn_jax.config import Config, ModelConfig
 
 
 class Run(NamedTuple):
@@ -56,7 +24,7 @@ class Run(NamedTuple):
 
 @pytest.fixture(scope="session")
 def tiny_config(tiny_model_config: ModelConfig, tmp_path_factory: pytest.TempPathFactory) -> Config:
-    return make_config(tiny_model_config, tmp_path_factory.mktemp("tiny"))
+    return tiny.config(tiny_model_config, tmp_path_factory.mktemp("tiny"))
 
 
 @pytest.fixture(scope="session")
