@@ -30,7 +30,7 @@ ALLOWED = {
     "losses": {"models", "targets", "ops", "structures", "config"},
     "data": {"data", "structures", "config", "progress"},
     "weights": {"weights", "models", "structures", "config"},
-    "evaluation": {"evaluation", "models", "data", "structures", "config", "progress", "visualize"},
+    "evaluation": {"evaluation", "models", "data", "structures", "config", "progress", "visualize", "processes"},
 }
 # What they may import of others', beside the standard library; a part that is not named here is free.
 THIRD_PARTY = {

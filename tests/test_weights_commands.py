@@ -69,7 +69,7 @@ def case(tmp_path, monkeypatch):
             truncated=np.zeros(1, bool),
         )
 
-    monkeypatch.setattr(inference, "compile_detect", lambda model, variables: detect)
+    monkeypatch.setattr(inference, "compile_detect", lambda *_: detect)
     monkeypatch.setattr(compilation_cache, "enable", lambda: None)
     monkeypatch.chdir(tmp_path)
     weights = ["--weights=weights.npz", "--format=detectron2", "--model=small_R_18"]

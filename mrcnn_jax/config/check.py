@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+from mrcnn_jax.config.metrics import VALIDATION_LOSS, measured_while_training, precisions
 from mrcnn_jax.config.tree import Config, ConfigError, DataConfig, ModelConfig, OptimizerConfig, TrainConfig
 
 
@@ -24,6 +25,7 @@ def validate(config: Config) -> None:
     _check_augmentation(config.data)
     _check_rate_factors(config.optimizer)
     _check_guards(config.train)
+    _check_measurements(config)
     if config.train.batch_size <= 0 or config.train.steps <= 0:
         raise ConfigError("train.batch_size and train.steps must be positive")
     if config.train.seed < 0:
@@ -200,3 +202,18 @@ def _check_guards(train: TrainConfig) -> None:
         )
     if train.max_skipped < 0:
         raise ConfigError(f"train.max_skipped={train.max_skipped} must be 0 (stop at the first such step) or more")
+
+
+def _check_measurements(config: Config) -> None:
+    """A best metric must be measured while it can still decide something, and patience needs one."""
+    train = config.train
+    for name in ("validate_every", "evaluate_every", "patience"):
+        if getattr(train, name) < 0:
+            raise ConfigError(f"train.{name}={getattr(train, name)} must be 0 (never) or more")
+    if train.patience and not train.best_metric:
+        raise ConfigError(f"train.patience={train.patience} needs train.best_metric: what is to become better")
+    if train.best_metric and train.best_metric not in measured_while_training(config):
+        raise ConfigError(
+            f"train.best_metric={train.best_metric} is not measured: set train.validate_every for {VALIDATION_LOSS},"
+            f" train.evaluate_every for the others; the model has {', '.join(precisions(config.model))}"
+        )

@@ -92,6 +92,10 @@ class Batches(Iterator[Batch]):
             raise DataError(reason)
         log.warning("%s. Its slot stays empty (epoch %d: %d so far)", reason, epoch, len(named))
 
+    def images(self) -> int:
+        """How many images are planned for this process. For batches that come to an end."""
+        return sum(int(self._loader.planned(step).valid.sum()) for step in self._steps)
+
     def close(self) -> None:
         """Stop reading ahead and end the worker processes."""
         iterator, self._iterator = self._iterator, None

@@ -14,12 +14,10 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval, Params
 
 from mrcnn_jax.config import ConfigError, ModelConfig
+from mrcnn_jax.config.metrics import KEYPOINT_METRICS, METRICS
 from mrcnn_jax.data.annotations import read
 from mrcnn_jax.evaluation.postprocess import categories
 
-# The order of COCOeval.stats for boxes and masks, and for keypoints.
-METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
-KEYPOINT_METRICS = ("AP", "AP50", "AP75", "APm", "APl", "AR", "AR50", "AR75", "ARm", "ARl")
 _HEADINGS = {"bbox": "Boxes", "segm": "Masks", "keypoints": "Keypoints"}
 _FIELDS = {"bbox": "bbox", "segm": "segmentation", "keypoints": "keypoints"}  # of a result record
 

@@ -38,14 +38,24 @@ def network_input(image: NDArray[np.uint8], config: Config) -> NetworkInput:
     )
 
 
-def batches(dataset: Dataset, config: Config) -> Generator[Images, None, None]:
-    """Every image of `dataset` in its order, read ahead on threads. Raises DataError for one that cannot be decoded."""
+def batches(
+    dataset: Dataset, config: Config, *, process_index: int = 0, process_count: int = 1
+) -> Generator[Images, None, None]:
+    """Every image of `dataset` in its order, dealt out to the processes and read ahead on threads.
+
+    Each process has as many batches: where images are lacking, one that comes again and is not valid. Raises DataError
+    for an image that cannot be decoded.
+    """
+    ours = list(range(process_index, len(dataset), process_count))
+    missing = -(-len(dataset) // process_count) - len(ours)
+    slots = [(index, True) for index in ours] + [(ours[-1] if ours else 0, False)] * missing
     load = functools.partial(_load, dataset, config)
-    return on_threads(load, range(len(dataset)), min(8, os.cpu_count() or 1))
+    return on_threads(load, slots, min(8, os.cpu_count() or 1))
 
 
-def _load(dataset: Dataset, config: Config, index: int) -> Images:
+def _load(dataset: Dataset, config: Config, slot: tuple[int, bool]) -> Images:
+    index, valid = slot
     image = image_files.decode(dataset.record(index)[0])
     if image is None:
         raise DataError(f"{dataset.name(index)} cannot be decoded; replace the file, or take it out of the JSON")
-    return prepare(image, index, config)
+    return prepare(image, index, config)._replace(valid=np.array([valid]))

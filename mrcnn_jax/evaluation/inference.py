@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import os
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, NamedTuple, TypeVar
 
@@ -13,6 +13,7 @@ import jax
 import numpy as np
 
 from mrcnn_jax.config import ModelConfig
+from mrcnn_jax.evaluation.devices import replicate, spread
 from mrcnn_jax.models import rcnn
 from mrcnn_jax.structures import Batch, Detections
 
@@ -31,13 +32,23 @@ class Images(NamedTuple):
     valid: Any  # (B,) bool
 
 
-def compile_detect(model: ModelConfig, variables: Any) -> Detect:
-    """`models.rcnn.detect` with its variables on the device; compiles once for each shape of images."""
-    compiled = jax.jit(functools.partial(rcnn.detect, rcnn.build_model(model)))
-    return functools.partial(compiled, jax.device_put(variables))
+def compile_detect(model: ModelConfig, variables: Any, devices: Sequence[jax.Device] = ()) -> Detect:
+    """`models.rcnn.detect` with its variables on the device; compiles once for each shape of images.
+
+    With `devices` each of them takes an equal share of the images. Other variables of the same model need no other
+    program.
+    """
+    placed = replicate(variables, devices) if devices else jax.device_put(variables)
+    return functools.partial(_program(model, tuple(devices)), placed)
 
 
-def run(detect: Detect, batches: Iterable[Batch | Images], finish: Finish[T]) -> Iterator[T]:
+@functools.lru_cache(maxsize=8)
+def _program(model: ModelConfig, devices: tuple[jax.Device, ...]) -> Callable[..., Detections]:
+    detect = functools.partial(rcnn.detect, rcnn.build_model(model))
+    return spread(detect, devices) if devices else jax.jit(detect)
+
+
+def run(detect: Detect, batches: Iterable[Batch | Images], finish: Finish[T]) -> Generator[T, None, None]:
     """Yield `finish(...)` of every valid image, in the order of the batches.
 
     `detect` is dispatched from the calling thread and returns before the device is done; waiting for the device,
@@ -59,12 +70,16 @@ def on_threads(function: Callable[[A], T], arguments: Iterable[A], threads: int)
     """
     with ThreadPoolExecutor(threads, thread_name_prefix="inference") as pool:
         in_flight: deque[Future[T]] = deque()
-        for argument in arguments:
-            in_flight.append(pool.submit(function, argument))
-            if len(in_flight) > threads:
+        try:
+            for argument in arguments:
+                in_flight.append(pool.submit(function, argument))
+                if len(in_flight) > threads:
+                    yield in_flight.popleft().result()
+            while in_flight:
                 yield in_flight.popleft().result()
-        while in_flight:
-            yield in_flight.popleft().result()
+        finally:  # after an error, what has not begun is not wanted any more
+            for future in in_flight:
+                future.cancel()
 
 
 def _finish_batch(detections: Detections, batch: Batch | Images, finish: Finish[T]) -> list[T]:

@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import json
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
 import cv2
+import jax
 import numpy as np
 from etils import epath
 
-from mrcnn_jax.config import Config
+from mrcnn_jax import processes
+from mrcnn_jax.config import Config, ConfigError
 from mrcnn_jax.data import image_files
 from mrcnn_jax.data.coco import Dataset, load_split
 from mrcnn_jax.data.pipeline import eval_batches
 from mrcnn_jax.evaluation import coco, exact, inference
+from mrcnn_jax.evaluation.devices import dividing
 from mrcnn_jax.evaluation.postprocess import Prediction, postprocess
 from mrcnn_jax.progress import track
 from mrcnn_jax.structures import Detections
@@ -25,82 +29,162 @@ from mrcnn_jax.structures import Detections
 log = logging.getLogger(__name__)
 
 FOLDER = "evaluation"  # in the workdir
+OVERLAYS = "overlays"  # in that
 
 
-def evaluate_model(config: Config, variables: Any, workdir: epath.PathLike) -> dict[str, float]:
-    """Evaluate `variables` on the split `config.data.eval`; prints the COCO tables: boxes, masks, keypoints.
+def check_evaluation(config: Config, dataset: Dataset) -> None:
+    """Raise ConfigError if `config` cannot be evaluated on `dataset` by these processes.
 
-    Writes `results.json` (COCO result records), `metrics.json` and `overlays/<image id>.png` (`config.eval.overlays`
-    of them, spread over the split) to `workdir/evaluation`. Returns the metrics, see `coco.evaluate`. Raises
-    ConfigError when the model does not know the data's categories, or has other keypoints.
+    It can when the model knows the data's categories and has their keypoints, and a batch divides over the processes.
     """
-    dataset = load_split(config.data, "eval")
-    pose = dataset.categories.pose
     coco.check_categories(config.model, dataset.categories.ids, dataset.categories.names)
-    coco.check_keypoints(config.model, pose.names)
-    folder = epath.Path(workdir) / FOLDER
-    (folder / "overlays").mkdir(parents=True, exist_ok=True)
-    for outdated in (folder / "overlays").glob("*.png"):
-        outdated.unlink()
-    pictured = set(np.linspace(0, len(dataset) - 1, min(config.eval.overlays, len(dataset)), dtype=int).tolist())
+    coco.check_keypoints(config.model, dataset.categories.pose.names)
+    count, size = jax.process_count(), config.eval.batch_size
+    if size <= 0 or (_in_buckets(config) and size % count):
+        raise ConfigError(f"eval.batch_size={size} does not divide over {count} processes: give a multiple of {count}")
 
-    def see(index: int, prediction: Prediction) -> None:
-        if index in pictured:
-            picture = overlay(dataset.record(index)[0], prediction)
-            (folder / "overlays" / f"{dataset.ids[index]}.png").write_bytes(picture)
 
-    detect = inference.compile_detect(config.model, variables)
-    results = list(track(predict_dataset(detect, config, dataset, see), len(dataset), "images evaluated"))
-    records = [record for image in results for record in image]
-    (folder / "results.json").write_text(json.dumps(records))
+def tables(config: Config, dataset: Dataset) -> list[str]:
+    """What `dataset` can score: "bbox", "segm", "keypoints"."""
     wanted = {
         "bbox": True,
         "segm": config.model.mask is not None and dataset.has_masks,
-        "keypoints": config.model.keypoint is not None and bool(pose.names),
+        "keypoints": config.model.keypoint is not None and bool(dataset.categories.pose.names),
     }
+    return [name for name in wanted if wanted[name]]
+
+
+def evaluate_model(
+    config: Config,
+    variables: Any,
+    workdir: epath.PathLike,
+    *,
+    dataset: Dataset | None = None,
+    devices: Sequence[jax.Device] | None = None,
+    check: Callable[[], None] = lambda: None,
+) -> dict[str, float]:
+    """Evaluate `variables` on the split `config.data.eval`; prints the COCO tables: boxes, masks, keypoints.
+
+    Writes `results.json` (COCO result records), `metrics.json` and `overlays/<image id>.png` (`config.eval.overlays`
+    of them, spread over the split) to `workdir/evaluation`. Returns the metrics, see `coco.evaluate`.
+
+    All processes call this together. Each sees its share of the images, on as many of its `devices` (default: all) as
+    divide its part of a batch; in exact mode on one. The main one prints, writes and scores; all return the same.
+    `dataset` is the split if it is open already. `check` is called before each global batch, equally often in every
+    process; what it raises ends the evaluation. Raises ConfigError, see `check_evaluation`.
+    """
+    dataset = load_split(config.data, "eval") if dataset is None else dataset
+    check_evaluation(config, dataset)
+    folder = epath.Path(workdir) / FOLDER
+    processes.on_main(lambda: _clear(folder))
+    detect = inference.compile_detect(config.model, variables, _devices(config, devices))
+    share = _Share(config, dataset, folder)
+    share.see_all(detect, check)
+    shares = processes.gather_bytes(json.dumps(share.content).encode())
+    return dict(json.loads(processes.on_main(lambda: _score(config, dataset, folder, shares))))
+
+
+class _Share:
+    """What one process finds in its images."""
+
+    def __init__(self, config: Config, dataset: Dataset, folder: epath.Path):
+        self._config, self._dataset, self._folder = config, dataset, folder
+        pictured = np.linspace(0, len(dataset) - 1, min(config.eval.overlays, len(dataset)), dtype=int)
+        self._pictured = set(pictured.tolist())
+        self.content: dict[str, Any] = {
+            "records": [],  # (index of an image, its COCO result records)
+            "truncated": [],  # indices of images
+            "pictures": {},  # by name, PNG in base64: what the main process has yet to write
+        }
+
+    def see_all(self, detect: inference.Detect, check: Callable[[], None]) -> None:
+        """Fill `content`. Only the main process says how far it is."""
+        index, count = jax.process_index(), jax.process_count()
+        words = "images evaluated" if count == 1 else f"images evaluated by process {index} of {count}"
+        opened, images = _open(self._dataset, self._config)
+        with opened as batches, contextlib.closing(inference.run(detect, _checked(batches, check), self._finish)) as it:
+            self.content["records"] = list(track(it, images, words) if processes.is_main() else it)
+
+    def _finish(self, index: int, detections: Detections, network_size: Any) -> tuple[int, list[dict[str, Any]]]:
+        """Index and result records of an image; called on worker threads."""
+        if detections.truncated:
+            self.content["truncated"].append(index)
+        height, width = self._dataset.sizes[index].tolist()
+        prediction = postprocess(detections, network_size, (height, width), self._config.model)
+        if index in self._pictured:
+            self._keep(f"{self._dataset.ids[index]}.png", overlay(self._dataset.record(index)[0], prediction))
+        return index, prediction.to_coco(self._dataset.ids[index])
+
+    def _keep(self, name: str, picture: bytes) -> None:
+        if processes.is_main():
+            (self._folder / OVERLAYS / name).write_bytes(picture)
+        else:
+            self.content["pictures"][name] = base64.b64encode(picture).decode()
+
+
+def _clear(folder: epath.Path) -> bytes:
+    """Make the folder, without pictures of an earlier evaluation."""
+    (folder / OVERLAYS).mkdir(parents=True, exist_ok=True)
+    for outdated in (folder / OVERLAYS).glob("*.png"):
+        outdated.unlink()
+    return b""
+
+
+def _score(config: Config, dataset: Dataset, folder: epath.Path, shares: Sequence[bytes]) -> bytes:
+    """Put the shares of the processes together, write and score them: the metrics as JSON."""
+    contents = [json.loads(share) for share in shares]
+    for name, picture in (item for content in contents for item in content["pictures"].items()):
+        (folder / OVERLAYS / name).write_bytes(base64.b64decode(picture))
+    _warn_of_truncated(config, dataset, sorted(index for content in contents for index in content["truncated"]))
+    images = sorted((image for content in contents for image in content["records"]), key=lambda image: image[0])
+    records = [record for _, of_image in images for record in of_image]
+    (folder / "results.json").write_text(json.dumps(records))
     metrics = coco.evaluate(
         dataset.annotations_path,
         records,
-        iou_types=[name for name in wanted if wanted[name]],
+        iou_types=tables(config, dataset),
         image_ids=dataset.ids.tolist(),
         category_names=config.data.categories,
         keypoint_sigmas=config.eval.keypoint_sigmas,
     )
     (folder / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n")
-    return metrics
+    return json.dumps(metrics).encode()
 
 
-def predict_dataset(
-    detect: inference.Detect, config: Config, dataset: Dataset, see: Callable[[int, Prediction], None]
-) -> Iterator[list[dict[str, Any]]]:
-    """COCO result records of each image of `dataset`; `see(index, prediction)` is called on a worker thread."""
-
-    truncated: list[int] = []
-
-    def finish(index: int, detections: Detections, network_size: Any) -> list[dict[str, Any]]:
-        if detections.truncated:
-            truncated.append(index)
-        height, width = dataset.sizes[index].tolist()
-        prediction = postprocess(detections, network_size, (height, width), config.model)
-        see(index, prediction)
-        return prediction.to_coco(dataset.ids[index])
-
-    with _batches(dataset, config) as batches:
-        yield from inference.run(detect, batches, finish)
-    if truncated:
+def _warn_of_truncated(config: Config, dataset: Dataset, indices: Sequence[int]) -> None:
+    if indices:
         log.warning(
             "%d images had more candidates than model.box.nms_candidates=%d and may lack detections: image ids %s",
-            len(truncated),
+            len(indices),
             config.model.box.nms_candidates,
-            ", ".join(str(dataset.ids[index]) for index in sorted(truncated)[:20]),
+            ", ".join(str(dataset.ids[index]) for index in indices[:20]),
         )
 
 
-def _batches(dataset: Dataset, config: Config) -> AbstractContextManager[Iterator[Any]]:
-    """Every image once, as `config.eval.resize` says: in the buckets, or each alone."""
-    if config.eval.resize == "bucket":
-        return eval_batches(dataset, config)
-    return contextlib.closing(exact.batches(dataset, config))
+def _in_buckets(config: Config) -> bool:
+    return config.eval.resize == "bucket"
+
+
+def _devices(config: Config, devices: Sequence[jax.Device] | None) -> tuple[jax.Device, ...]:
+    """Those that share this process's part of a batch, which in exact mode is one image."""
+    images = config.eval.batch_size // jax.process_count() if _in_buckets(config) else 1
+    return dividing(jax.local_devices() if devices is None else devices, images)
+
+
+def _open(dataset: Dataset, config: Config) -> tuple[AbstractContextManager[Iterator[Any]], int]:
+    """This process's batches as `config.eval.resize` says, in the buckets or each image alone; how many images."""
+    index, count = jax.process_index(), jax.process_count()
+    if _in_buckets(config):
+        batches = eval_batches(dataset, config, process_index=index, process_count=count)
+        return batches, batches.images()
+    alone = exact.batches(dataset, config, process_index=index, process_count=count)
+    return contextlib.closing(alone), len(range(index, len(dataset), count))
+
+
+def _checked(batches: Iterator[Any], check: Callable[[], None]) -> Iterator[Any]:
+    for batch in batches:
+        check()
+        yield batch
 
 
 def overlay(content: bytes, prediction: Prediction) -> bytes:

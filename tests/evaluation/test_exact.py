@@ -102,7 +102,7 @@ def test_evaluation_scales_boxes_back_by_the_peers_sizes(shapes, tmp_path, monke
             truncated=np.zeros(1, bool),
         )
 
-    monkeypatch.setattr(inference, "compile_detect", lambda model, variables: detect)
+    monkeypatch.setattr(inference, "compile_detect", lambda *_: detect)
     evaluate_model(shapes, {}, tmp_path)
     results = json.loads((tmp_path / "evaluation" / "results.json").read_text())
     expected = [dataset.record(i)[1][0]["bbox"] for i in range(5)]

@@ -81,7 +81,7 @@ def perfect(monkeypatch):
         )
 
     monkeypatch.setattr(inference, "run", spy(inference.run))
-    monkeypatch.setattr(inference, "compile_detect", lambda model, variables: detect)
+    monkeypatch.setattr(inference, "compile_detect", lambda *_: detect)
 
 
 def almost_perfect(monkeypatch, change):
@@ -129,7 +129,7 @@ def test_a_network_that_finds_nothing(config, tmp_path, monkeypatch):
             np.zeros(count, bool),
         )
 
-    monkeypatch.setattr(inference, "compile_detect", lambda model, variables: nothing)
+    monkeypatch.setattr(inference, "compile_detect", lambda *_: nothing)
     metrics = evaluate_model(config, {}, tmp_path)
     assert metrics["bbox/AP"] == metrics["segm/AP"] == 0
 
