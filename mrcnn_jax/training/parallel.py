@@ -51,15 +51,15 @@ class CompiledTrainStep:
     def __init__(self, step: StepFunction, devices: Sequence[jax.Device] | None = None):
         """`step(state, batch, key)` sees one device's share and may reduce over the axis "devices".
 
-        `devices` are those of this process (default: all of them).
+        `devices` are those of this process (default: all of them); where it is one of several, all of them must be.
         """
         self.traces = 0
         self._compilations = _compilations()
         self._first: dict[PyTree, dict[str, str]] = {}  # shapes of a batch -> what went in when they were new
 
-        def counted(state: PyTree, batch: PyTree, key: jax.Array) -> tuple[PyTree, dict[str, jax.Array]]:
+        def counted(state: PyTree, batch: PyTree, key_data: jax.Array) -> tuple[PyTree, dict[str, jax.Array]]:
             self.traces += 1
-            return step(state, batch, key)
+            return step(state, batch, jax.random.wrap_key_data(key_data))
 
         self._call = jax.pmap(
             counted,
@@ -67,12 +67,14 @@ class CompiledTrainStep:
             in_axes=(None, 0, None),
             out_axes=None,  # type: ignore[arg-type]
             donate_argnums=(0,),
-            devices=devices,
+            # With some devices named, pmap would reduce over them alone, even where there are several processes.
+            devices=devices if jax.process_count() == 1 else None,
         )
 
     def __call__(self, state: PyTree, batch: PyTree, key: jax.Array) -> tuple[PyTree, dict[str, jax.Array]]:
         before = self.traces, self._compilations.count
-        result = self._call(state, batch, key)
+        # Where there are several processes, pmap would send a key, but not its data, through the host.
+        result = self._call(state, batch, jax.random.key_data(key))
         # Two numbers to compare; what went in is looked at only when there was something to compile.
         if (self.traces, self._compilations.count) != before:
             self._check_new(state, batch, key)
