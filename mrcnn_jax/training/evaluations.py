@@ -2,19 +2,177 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
+
+import jax
+from etils import epath
+
+from mrcnn_jax import paths, processes
+from mrcnn_jax.config import Config, ConfigError
+from mrcnn_jax.config.metrics import VALIDATION_LOSS
+from mrcnn_jax.data.coco import Dataset
+from mrcnn_jax.data.pipeline import eval_batches
+from mrcnn_jax.evaluation.devices import dividing
+from mrcnn_jax.evaluation.run import check_evaluation, evaluate_model, tables
+from mrcnn_jax.models.rcnn import Variables
+from mrcnn_jax.training.checkpoint import save_best
+from mrcnn_jax.training.validation import Validation
+
+EVALUATIONS = "evaluations.jsonl"  # in the workdir
+_PRECISION = "bbox/AP"  # every evaluation has it
+
+Row = dict[str, Any]  # "step", and the metrics of the variables after so many steps
 
 
 class Evaluations:
-    """What is measured between steps, and what follows from it."""
+    """What is measured between steps and at the end, and what follows from it.
+
+    `workdir/evaluations.jsonl` has a row for each step that was measured. A metric is written once: where the training
+    goes on from an earlier checkpoint, `begin` drops the rows that will come again. Which step is the best and whether
+    patience has run out depend on the rows alone, which are the same in all processes.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        workdir: epath.PathLike,
+        dataset: Dataset,
+        devices: Sequence[jax.Device],
+        check: Callable[[], None] = lambda: None,
+    ):
+        """Measures on `dataset`, the split `config.data.eval`; `check` is called before each batch and may raise.
+
+        Raises ConfigError if `config` cannot be evaluated on `dataset`.
+        """
+        check_evaluation(config, dataset)
+        _check_best(config, dataset)
+        self._config, self._workdir, self._dataset = config, workdir, dataset
+        self._path = epath.Path(workdir) / EVALUATIONS
+        self._devices, self._check = devices, check
+        self._rows: dict[int, Row] = {}
+        self._now: Row = {}  # what this process has measured itself, and last
+        self._validation: Validation | None = None
+
+    def begin(self, step: int) -> None:
+        """Read the rows of `workdir` up to `step`, from where the training goes on."""
+        content = processes.on_main(lambda: _keep_until(self._path, step))
+        self._rows = {row["step"]: row for row in json.loads(content)}
 
     def due(self, step: int) -> bool:
         """Whether something is to be measured after `step` steps that has not been measured yet."""
-        return False
+        return bool(self._missing(step))
 
-    def measure(self, step: int, state: Any) -> None:
-        """Measure what is due on the state after `step` steps."""
+    def measure(self, step: int, state: Any) -> dict[str, float]:
+        """Measure what is due on the state after `step` steps; what was found."""
+        return self._measure(step, state, self._missing(step))
+
+    def finish(self, step: int, state: Any) -> dict[str, float]:
+        """The measurements of the final state, after `step` steps: average precision, and the loss if it is asked for.
+
+        What this process has measured of it already is not measured again; what an earlier one has is.
+        """
+        wanted = {_PRECISION} | ({VALIDATION_LOSS} if self._config.train.validate_every else set())
+        known = self._now if self._now.get("step") == step else {}
+        found = {**known, **self._measure(step, state, wanted - known.keys())}
+        return {name: value for name, value in found.items() if name != "step"}
+
+    def row(self, step: int) -> dict[str, float]:
+        """What the rows say of `step`."""
+        return {name: value for name, value in self._rows.get(step, {}).items() if name != "step"}
 
     def exhausted(self) -> bool:
         """Whether `train.patience` has run out: the training ends here."""
-        return False
+        patience, metric = self._config.train.patience, self._config.train.best_metric
+        best = self.best()
+        since = [row for step, row in self._rows.items() if metric in row and (best is None or step > best[0])]
+        return 0 < patience <= len(since)
+
+    def best(self) -> tuple[int, float] | None:
+        """Step and value of the best `train.best_metric` so far: the first one, if it came again."""
+        metric = self._config.train.best_metric
+        sign = -1 if metric == VALIDATION_LOSS else 1
+        found = None
+        for step, row in sorted(self._rows.items()):
+            # A value that is not a number is no better than any other.
+            if metric in row and (sign * row[metric] > sign * found[1] if found else row[metric] == row[metric]):
+                found = step, row[metric]
+        return found
+
+    def _missing(self, step: int) -> set[str]:
+        train = self._config.train
+        every = {VALIDATION_LOSS: train.validate_every, _PRECISION: train.evaluate_every}
+        due = {name for name, steps in every.items() if steps and step > 0 and step % steps == 0}
+        return due - self._rows.get(step, {}).keys()
+
+    def _measure(self, step: int, state: Any, names: set[str]) -> dict[str, float]:
+        if not names:
+            return {}
+        variables = jax.device_get(state.inference_variables())
+        found: dict[str, float] = {}
+        if VALIDATION_LOSS in names:
+            found |= self._validate(variables)
+        if _PRECISION in names:
+            found |= evaluate_model(
+                self._config,
+                variables,
+                self._workdir,
+                dataset=self._dataset,
+                devices=self._devices,
+                check=self._check,
+            )
+        self._now = {"step": step, **found}
+        self._record({**self._now, **self._rows.get(step, {})}, variables)
+        return found
+
+    def _validate(self, variables: Variables) -> dict[str, float]:
+        index, count = jax.process_index(), jax.process_count()
+        if self._validation is None:
+            self._validation = Validation(
+                self._config.model,
+                dividing(self._devices, self._config.eval.batch_size // count),
+                masks=self._dataset.has_masks,
+                keypoints=bool(self._dataset.categories.pose.names),
+            )
+        with eval_batches(self._dataset, self._config, process_index=index, process_count=count) as batches:
+            return self._validation(variables, batches, self._check)
+
+    def _record(self, row: Row, variables: Variables) -> None:
+        """Keep the variables if they are the best, then write the rows: until then they would be measured again."""
+        step = row["step"]
+        if self._rows.get(step) == row:
+            return
+        before, self._rows[step] = self.best(), row
+        best = self.best()
+
+        def write() -> bytes:
+            if best is not None and best != before and best[0] == step:
+                save_best(self._workdir, step, variables)
+            _write(self._path, [row for _, row in sorted(self._rows.items())])
+            return b""
+
+        processes.on_main(write)
+
+
+def _check_best(config: Config, dataset: Dataset) -> None:
+    """Raise ConfigError if the data cannot give `train.best_metric`."""
+    metric = config.train.best_metric
+    names = tables(config, dataset)
+    if metric and metric != VALIDATION_LOSS and metric.split("/")[0] not in names:
+        raise ConfigError(
+            f"train.best_metric={metric}, but data.eval can score {', '.join(names)} only: take another metric"
+        )
+
+
+def _keep_until(path: epath.Path, step: int) -> bytes:
+    """Drop the rows after `step`; the others as JSON."""
+    rows = [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
+    kept = [row for row in rows if row["step"] <= step]
+    if len(kept) < len(rows):
+        _write(path, kept)
+    return json.dumps(kept).encode()
+
+
+def _write(path: epath.Path, rows: Iterable[Row]) -> None:
+    paths.write_text(path, "".join(json.dumps(row) + "\n" for row in rows))

@@ -6,9 +6,9 @@ import json
 import sys
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
 from datetime import timedelta
-from typing import Any, Protocol
+from typing import Any
 
 from etils import epath
 
@@ -20,14 +20,21 @@ LATEST = {"learning_rate", "skipped"}  # reported as they are now; of everything
 INSTALL = "pip install 'mrcnn-jax[viz]'"
 
 
-class Sink(Protocol):
-    """A place where metrics go."""
+class Sink:
+    """A place where metrics go; each takes of them what it can show."""
 
     def advance(self, step: int) -> None:
         """`step` steps are done."""
 
     def write(self, step: int, metrics: Mapping[str, float]) -> None:
         """Record the metrics of the steps up to `step`."""
+
+    def measured(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Record what was measured on held-back images after `step` steps."""
+
+    def measuring(self) -> AbstractContextManager[object]:
+        """What happens within has the terminal to itself."""
+        return nullcontext()
 
     def close(self) -> None:
         """Nothing more will come."""
@@ -69,6 +76,21 @@ class MetricsLog:
         if step % self._every == 0 or step == self._last_step:
             self._flush(step, metrics)
 
+    @contextmanager
+    def measuring(self) -> Iterator[None]:
+        """Time inside is spent on held-back images, and left out of the rates."""
+        start = time.perf_counter()
+        with ExitStack() as stack:
+            for sink in self._sinks:
+                stack.enter_context(sink.measuring())
+            yield
+        self.exclude(time.perf_counter() - start)
+
+    def measured(self, step: int, metrics: Mapping[str, float]) -> None:
+        """What was measured on held-back images after `step` steps."""
+        for sink in self._sinks:
+            sink.measured(step, metrics)
+
     def _flush(self, step: int, metrics: Mapping[str, float]) -> None:
         means = {name: sum(values) / len(values) for name, values in self._values.items()}
         for name in LATEST.intersection(metrics):
@@ -89,25 +111,22 @@ class MetricsLog:
             sink.close()
 
 
-class Lines:
+class Lines(Sink):
     """One plain line for each report, with the time that is left at the rate of this report."""
 
     def __init__(self, steps: int, batch_size: int):
         self._steps, self._batch_size = steps, batch_size
-
-    def advance(self, step: int) -> None:
-        pass
 
     def write(self, step: int, metrics: Mapping[str, float]) -> None:
         seconds = (self._steps - step) * self._batch_size / metrics["images_per_second"]
         left = timedelta(seconds=round(seconds))
         print(f"step {step}/{self._steps}  {describe(metrics)}  {left} left", flush=True)
 
-    def close(self) -> None:
-        pass
+    def measured(self, step: int, metrics: Mapping[str, float]) -> None:
+        print(f"step {step}/{self._steps}  {describe_measured(metrics)}", flush=True)
 
 
-class ProgressDisplay:
+class ProgressDisplay(Sink):
     """A bar with the time that is left and, below it, the latest metrics; for a terminal."""
 
     def __init__(self, steps: int, start: int):
@@ -116,6 +135,7 @@ class ProgressDisplay:
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeElapsedColumn, TimeRemainingColumn
         from rich.text import Text
 
+        self._steps = steps
         columns = ("step", MofNCompleteColumn(), BarColumn(), TimeElapsedColumn(), "left", TimeRemainingColumn())
         self._progress = Progress(*columns)
         self._task = self._progress.add_task("", total=steps, completed=start)
@@ -129,11 +149,20 @@ class ProgressDisplay:
     def write(self, step: int, metrics: Mapping[str, float]) -> None:
         self._metrics.plain = describe(metrics)
 
+    def measured(self, step: int, metrics: Mapping[str, float]) -> None:
+        self._live.console.print(f"step {step}/{self._steps}  {describe_measured(metrics)}", highlight=False)
+
+    @contextmanager
+    def measuring(self) -> Iterator[None]:
+        self._live.stop()  # there can only be one display, and an evaluation has its own
+        yield
+        self._live.start()
+
     def close(self) -> None:
         self._live.stop()
 
 
-class JsonLines:
+class JsonLines(Sink):
     """One JSON object a line in workdir/metrics.jsonl; lines that a resumed run will write again are dropped.
 
     Objects of a remote store (gs://) cannot grow: there the whole file is written again, at most once a minute.
@@ -147,9 +176,6 @@ class JsonLines:
             paths.write_text(self._path, "".join(kept))
         self._lines, self._written = kept, time.monotonic()
         self._file = None if paths.is_remote(self._path) else self._path.open("a")
-
-    def advance(self, step: int) -> None:
-        pass
 
     def write(self, step: int, metrics: Mapping[str, float]) -> None:
         line = json.dumps({"step": step, **metrics}) + "\n"
@@ -172,7 +198,7 @@ class JsonLines:
         self._written = time.monotonic()
 
 
-class TensorBoard:
+class TensorBoard(Sink):
     """Scalars for TensorBoard in workdir/tensorboard."""
 
     def __init__(self, workdir: epath.PathLike, start: int):
@@ -181,12 +207,13 @@ class TensorBoard:
         # What an interrupted run wrote after its last checkpoint is purged: those steps come again.
         self._writer = SummaryWriter(str(epath.Path(workdir) / "tensorboard"), purge_step=start + 1)
 
-    def advance(self, step: int) -> None:
-        pass
-
     def write(self, step: int, metrics: Mapping[str, float]) -> None:
         for name, value in metrics.items():
             self._writer.add_scalar(_tag(name), value, step)
+
+    def measured(self, step: int, metrics: Mapping[str, float]) -> None:
+        for name, value in metrics.items():  # their names have groups: bbox/AP, validation/loss
+            self._writer.add_scalar(name, value, step)
 
     def close(self) -> None:
         self._writer.close()
@@ -221,6 +248,21 @@ def describe(metrics: Mapping[str, float]) -> str:
     if metrics.get("skipped"):
         parts.append(f"skipped {metrics['skipped']:.0f}")
     return "  ".join(parts)
+
+
+def describe_measured(metrics: Mapping[str, float]) -> str:
+    """The measurements on held-back images that a person follows, in a few words."""
+    names = {"bbox/AP": "box AP", "segm/AP": "mask AP", "keypoints/AP": "keypoint AP"}
+    names["validation/loss"] = "validation loss"
+    return ", ".join(f"{name} {metrics[key]:.3f}" for key, name in names.items() if key in metrics)
+
+
+def record_measured(workdir: epath.PathLike, step: int, metrics: Mapping[str, float]) -> None:
+    """Add what was measured after the last step to the TensorBoard files, where tensorboardX is installed."""
+    with suppress(ImportError):
+        board = TensorBoard(workdir, start=step)
+        board.measured(step, metrics)
+        board.close()
 
 
 def _tag(name: str) -> str:

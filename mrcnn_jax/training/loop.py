@@ -107,10 +107,9 @@ class Loop:
 
     def _measure(self, step: int, state: Any) -> bool:
         """Measure what is due; whether the training is to end here. A signal ends it at once, the state is saved."""
-        before = time.perf_counter()
-        with jax.transfer_guard("allow"):
-            self.evaluations.measure(step, state)
-        self.log.exclude(time.perf_counter() - before)
+        with jax.transfer_guard("allow"), self.log.measuring():
+            metrics = self.evaluations.measure(step, state)
+        self.log.measured(step, metrics)
         return self.evaluations.exhausted()
 
     def _start_step(self, state: Any, batch: Batch, key: jax.Array) -> tuple[Any, dict[str, jax.Array]]:

@@ -16,8 +16,8 @@ from mrcnn_jax.config import Config, ConfigError, from_json, to_json, validate
 from mrcnn_jax.data.categories import Categories
 from mrcnn_jax.data.coco import Dataset, load_split
 from mrcnn_jax.data.pipeline import train_batches
-from mrcnn_jax.evaluation.coco import check_categories, check_keypoints
-from mrcnn_jax.evaluation.run import evaluate_model
+from mrcnn_jax.evaluation.coco import check_keypoints
+from mrcnn_jax.evaluation.run import check_evaluation
 from mrcnn_jax.models.rcnn import build_model, variable_shapes
 from mrcnn_jax.training import parallel
 from mrcnn_jax.training.checkpoint import Checkpointer
@@ -25,7 +25,7 @@ from mrcnn_jax.training.evaluations import Evaluations
 from mrcnn_jax.training.failure import save_failure
 from mrcnn_jax.training.initial import starting_point
 from mrcnn_jax.training.interruption import Interruptions
-from mrcnn_jax.training.logging import MetricsLog, default_sinks
+from mrcnn_jax.training.logging import MetricsLog, default_sinks, describe_measured, record_measured
 from mrcnn_jax.training.loop import Loop
 from mrcnn_jax.training.optimizer import frozen_paths, make_optimizer, make_schedule
 from mrcnn_jax.training.step import TrainState, create_state, make_train_step
@@ -47,10 +47,8 @@ def train(config: Config, workdir: epath.PathLike, *, devices: Sequence[jax.Devi
         parallel.check_divisible(images, shares, parts=config.train.accumulate)
         dataset, held_back = load_split(config.data, "train"), load_split(config.data, "eval")
         config = with_categories(config, dataset.categories)
-        # What is wrong with the images for evaluation is better known before the training.
-        check_categories(config.model, held_back.categories.ids, held_back.categories.names)
-        check_keypoints(config.model, held_back.categories.pose.names)
-        run = _Run(config, workdir, devices, interruptions)
+        check_evaluation(config, held_back)  # what is wrong with it is better known before the training
+        run = _Run(config, workdir, held_back, devices, interruptions)
         state = run.train(dataset)
         run.report(state)
     return state
@@ -60,7 +58,12 @@ class _Run:
     """One call of `train` with its data at hand."""
 
     def __init__(
-        self, config: Config, workdir: epath.PathLike, devices: Sequence[jax.Device], interruptions: Interruptions
+        self,
+        config: Config,
+        workdir: epath.PathLike,
+        held_back: Dataset,
+        devices: Sequence[jax.Device],
+        interruptions: Interruptions,
     ):
         self.workdir, self.devices, self.interruptions = workdir, devices, interruptions
         init_key, self.key = jax.random.split(jax.random.key(config.train.seed))
@@ -73,15 +76,21 @@ class _Run:
         self._template = jax.eval_shape(self._create, shapes)
         self._fresh = None if variables is None else self._create(variables)
         self._step = make_train_step(self.model, self.config, optimizer, schedule, axis_name=parallel.AXIS_NAME)
+        self._evaluations = Evaluations(self.config, workdir, held_back, devices, self._check)
+
+    def _check(self) -> None:
+        """Raise `Stopped` if a signal came. Asked by all processes together."""
+        if self.interruptions.reached():
+            raise self.interruptions.stopped()
 
     def train(self, dataset: Dataset) -> TrainState:
         """The final state: restored, or trained to the end."""
         train = self.config.train
-        evaluations = Evaluations()
         with Checkpointer(self.workdir, train.keep_checkpoints) as checkpointer:
             state, self._fresh = self._begin(checkpointer), None
-            if int(state.step) < train.steps and not evaluations.exhausted():
-                state = self._train_on(dataset, state, checkpointer, evaluations)
+            self._evaluations.begin(int(state.step))
+            if int(state.step) < train.steps and not self._evaluations.exhausted():
+                state = self._train_on(dataset, state, checkpointer)
         return state
 
     def _begin(self, checkpointer: Checkpointer) -> TrainState:
@@ -96,9 +105,7 @@ class _Run:
         begun: TrainState = processes.broadcast(state)
         return begun
 
-    def _train_on(
-        self, dataset: Dataset, state: TrainState, checkpointer: Checkpointer, evaluations: Evaluations
-    ) -> TrainState:
+    def _train_on(self, dataset: Dataset, state: TrainState, checkpointer: Checkpointer) -> TrainState:
         """Open the data at the step of `state` and the places that metrics go to, and train to the end."""
         config, train, start = self.config, self.config.train, int(state.step)
         count = jax.process_count()
@@ -126,7 +133,7 @@ class _Run:
                 image_ids=lambda indices: dataset.ids[indices].tolist(),
                 save_failure=functools.partial(save_failure, self.workdir, config),
                 interruptions=self.interruptions,
-                evaluations=evaluations,
+                evaluations=self._evaluations,
                 devices=self.devices,
             )
             trained: TrainState = loop.run(state, batches, self.key)
@@ -134,12 +141,18 @@ class _Run:
 
     def report(self, state: TrainState) -> None:
         """Evaluate on `config.data.eval`: tables, pictures, and a last line with the average precisions."""
+        step, metric = int(state.step), self.config.train.best_metric
+        known = self._evaluations.row(step)
+        with self.interruptions.postponed():
+            metrics = self._evaluations.finish(step, state)
         if not processes.is_main():
             return
-        metrics = evaluate_model(self.config, jax.device_get(state.inference_variables()), self.workdir)
-        names = {"bbox/AP": "box AP", "segm/AP": "mask AP", "keypoints/AP": "keypoint AP"}
-        scores = ", ".join(f"{name} {metrics[key]:.3f}" for key, name in names.items() if key in metrics)
-        print(f"\n{self.workdir}: step {int(state.step)}, {scores}", flush=True)
+        record_measured(self.workdir, step, {name: metrics[name] for name in metrics.keys() - known.keys()})
+        best = self._evaluations.best()
+        at_best = f", best {metric} {best[1]:.3f} at step {best[0]}" if best is not None else ""
+        if self._evaluations.exhausted() and step < self.config.train.steps:
+            print(f"\n{self.config.train.patience} measurements without a better {metric}: the training ends here")
+        print(f"\n{self.workdir}: step {step}, {describe_measured(metrics)}{at_best}", flush=True)
 
 
 def _claim(config: Config, workdir: epath.PathLike, key: jax.Array) -> tuple[Config, Any]:
