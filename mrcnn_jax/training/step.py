@@ -14,7 +14,7 @@ from mrcnn_jax.models.rcnn import MaskRCNN, Variables
 from mrcnn_jax.structures import Batch
 from mrcnn_jax.training.average import averaged_variables, start_average, update_average
 from mrcnn_jax.training.forward import Metrics
-from mrcnn_jax.training.gradients import make_gradients
+from mrcnn_jax.training.gradients import Gradients, make_gradients
 
 TrainStep = Callable[["TrainState", Batch, jax.Array], tuple["TrainState", Metrics]]
 
@@ -63,12 +63,9 @@ def make_train_step(
     train = config.train
 
     def train_step(state: TrainState, batch: Batch, key: jax.Array) -> tuple[TrainState, Metrics]:
-        step_key = jax.random.fold_in(key, state.step)
-        keys = jax.vmap(lambda index: jax.random.fold_in(step_key, index))(batch.indices)
+        keys = image_keys(key, state.step, batch.indices)
         found = gradients(state.params, state.model_state, batch, keys)
-        total = jnp.sum(jnp.stack(list(found.losses.values())))
-        grad_norm = optax.global_norm(found.gradients)
-        finite = jnp.isfinite(total) & jnp.isfinite(grad_norm)
+        total, grad_norm, finite = judge(found)
 
         updates, opt_state = optimizer.update(found.gradients, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
@@ -88,6 +85,19 @@ def make_train_step(
         return after, metrics
 
     return train_step
+
+
+def image_keys(key: jax.Array, step: jax.Array, indices: jax.Array) -> jax.Array:
+    """A key for each image of a batch, (B,): it belongs to the image and the step, not to a place or a device."""
+    step_key = jax.random.fold_in(key, step)
+    return jax.vmap(lambda index: jax.random.fold_in(step_key, index))(indices)
+
+
+def judge(found: Gradients) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """The loss, the norm of its gradient, and whether the step can be made with them: both are finite."""
+    total = jnp.sum(jnp.stack(list(found.losses.values())))
+    norm = optax.global_norm(found.gradients)
+    return total, norm, jnp.isfinite(total) & jnp.isfinite(norm)
 
 
 def _guard(before: TrainState, after: TrainState, finite: jax.Array, max_skipped: int) -> TrainState:
