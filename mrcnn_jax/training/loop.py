@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import logging
+import shlex
 import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -13,18 +14,19 @@ import jax
 import numpy as np
 
 from mrcnn_jax import processes
-from mrcnn_jax.config import TrainConfig
+from mrcnn_jax.config import ConfigError, TrainConfig
 from mrcnn_jax.structures import Batch
 from mrcnn_jax.training import parallel
 from mrcnn_jax.training.checkpoint import Checkpointer
 from mrcnn_jax.training.evaluations import Evaluations
+from mrcnn_jax.training.failure import Failure
 from mrcnn_jax.training.interruption import Interruptions
 from mrcnn_jax.training.logging import MetricsLog
 
 logger = logging.getLogger(__name__)
 
 ImageIds = Callable[[np.ndarray], list[Any]]  # positions in the data set -> ids of its images
-SaveFailure = Callable[[Any, Batch, jax.Array], str]  # state, batch, key -> path of the file
+SaveFailure = Callable[[Failure], str]  # -> path of the file, or "" if it cannot be written
 
 
 class NonFiniteLossError(RuntimeError):
@@ -34,11 +36,15 @@ class NonFiniteLossError(RuntimeError):
 
     def __init__(self, step: int, image_ids: list[Any], metrics: dict[str, Any], saved: str):
         self.step, self.image_ids, self.saved = step, image_ids, saved
+        before = int(metrics["skipped"]) - 1
+        replay = f"python -m mrcnn_jax.training.replay {shlex.quote(saved)}"
         super().__init__(
-            f"the loss or its gradient is not finite at step {step} ({_describe(metrics)}), images {image_ids}. The"
-            f" last checkpoint is from before it. `python -m mrcnn_jax.training.replay {saved}` does the step again and"
-            " says which image and which loss it is. A lower learning rate, a longer warmup or optimizer.clip_norm"
-            " often help; train.max_skipped=N leaves out up to N such steps"
+            f"the loss or its gradient is not finite at step {step} ({_describe(metrics)}), images {image_ids}."
+            + (f" Such steps that were left out before it, as train.max_skipped allows: {before}." if before else "")
+            + (f" `{replay}` does the step again and says which image and which loss it is." if saved else "")
+            + " The last checkpoint is from before it: the same command goes on from there, and meets it again."
+            f" train.max_skipped={before + 1} leaves it out. A new run with a lower learning rate, a longer warmup or"
+            " optimizer.clip_norm often helps; init=WORKDIR begins it with the weights of this one"
         )
 
 
@@ -72,9 +78,12 @@ class Loop:
     def run(self, state: Any, batches: Iterator[Batch], key: jax.Array) -> Any:
         """The final state, which is saved; `batches` starts at `state.step`.
 
-        Raises NonFiniteLossError, one step late; `Stopped` after a signal, when the state is saved.
+        Raises NonFiniteLossError, one step late; `Stopped` after a signal, when the state is saved; ConfigError if more
+        steps were left out already than `config.max_skipped`.
         """
-        start = int(state.step)
+        start, skipped = int(state.step), int(state.skipped)
+        if skipped > self.config.max_skipped:  # the train step would change nothing any more
+            raise ConfigError(f"train.max_skipped={self.config.max_skipped}, but the run has left out {skipped} steps")
         state, key = parallel.replicate((state, key), self.devices)
         # Signals wait for a safe point; an array that moves between host and device unasked is an error.
         with self.interruptions.postponed(), jax.transfer_guard("disallow"):
@@ -136,7 +145,8 @@ class Loop:
             images = self._all_image_ids(pending.batch)
             if metrics["skipped"] > self.config.max_skipped:
                 # Since then the state has not changed: see `training.step`.
-                saved = self.save_failure(state, pending.batch, key)
+                devices = len(self.devices) * jax.process_count()
+                saved = self.save_failure(Failure(state, pending.batch, key, images, metrics, devices))
                 raise NonFiniteLossError(pending.step, images, metrics, saved)
         logger.warning(
             "step %d is left out, its loss or gradient is not finite (%s), images %s: %d of at most %d such steps",

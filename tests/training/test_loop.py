@@ -101,7 +101,7 @@ def fit(workdir, *, steps=8, every=3, poisoned=None) -> Outcome:
             log=log,
             checkpointer=checkpointer,
             image_ids=lambda indices: [f"image {index}" for index in indices],
-            save_failure=lambda state, batch, key: "failure.npz",
+            save_failure=lambda failure: "failure.npz",
             interruptions=Interruptions(),
             evaluations=NothingToMeasure(),
             devices=devices,
