@@ -1,0 +1,308 @@
+"""Measurements between steps: when, what follows from them, and that being interrupted loses and doubles nothing."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+
+import jax
+import numpy as np
+import pytest
+
+from mrcnn_jax.config import ConfigError, EvalConfig
+from mrcnn_jax.data import load_split
+from mrcnn_jax.data.pipeline import eval_batches
+from mrcnn_jax.evaluation import inference
+from mrcnn_jax.models.rcnn import build_model, init_variables
+from mrcnn_jax.training import evaluations as module
+from mrcnn_jax.training.checkpoint import load_variables
+from mrcnn_jax.training.evaluations import EVALUATIONS, Evaluations
+from mrcnn_jax.training.run import train, with_categories
+from mrcnn_jax.training.validation import Validation
+
+
+@pytest.fixture(scope="module")
+def held_back(tiny_config):
+    return load_split(tiny_config.data, "eval")
+
+
+@pytest.fixture(scope="module")
+def config(tiny_config, held_back):
+    """The tiny recipe with its categories."""
+    return with_categories(tiny_config, held_back.categories)
+
+
+def measuring(config, **settings):
+    return dataclasses.replace(config, train=dataclasses.replace(config.train, **settings))
+
+
+class State:
+    """Its variables tell the step."""
+
+    def __init__(self, step):
+        self._step = step
+
+    def inference_variables(self):
+        return {"params": {"step": np.int32(self._step)}, "frozen": {}}
+
+
+class Script:
+    """Stands in for evaluation: `precision[step]` and `loss[step]`, and notes what was computed."""
+
+    def __init__(self, monkeypatch, precision=None, loss=None):
+        self.precision, self.loss, self.calls = precision or {}, loss or {}, []
+        monkeypatch.setattr(module, "evaluate_model", self._evaluate)
+        monkeypatch.setattr(module, "Validation", lambda *_, **__: self._validate)
+
+    def _evaluate(self, config, variables, workdir, **_):
+        step = int(variables["params"]["step"])
+        self.calls.append(("AP", step))
+        return {"bbox/AP": self.precision.get(step, 0.0)}
+
+    def _validate(self, variables, batches, check):
+        step = int(variables["params"]["step"])
+        self.calls.append(("loss", step))
+        return {"validation/loss": self.loss.get(step, 1.0)}
+
+
+def rows(workdir):
+    return [json.loads(line) for line in (workdir / EVALUATIONS).read_text().splitlines()]
+
+
+def opened(config, workdir, held_back, step=0):
+    evaluations = Evaluations(config, workdir, held_back, jax.local_devices())
+    evaluations.begin(step)
+    return evaluations
+
+
+def run(config, workdir, held_back, steps, begin=0):
+    """What the loop does: measure before the steps that are due, until patience runs out; then report."""
+    evaluations = opened(config, workdir, held_back, begin)
+    step = begin
+    while step < steps and not evaluations.exhausted():
+        if evaluations.due(step):
+            evaluations.measure(step, State(step))
+            if evaluations.exhausted():
+                break
+        step += 1
+    return evaluations, step, evaluations.finish(step, State(step))
+
+
+def test_each_metric_is_measured_at_its_own_steps_and_at_the_end(config, tmp_path, held_back, monkeypatch):
+    script = Script(monkeypatch)
+    run(measuring(config, validate_every=2, evaluate_every=3), tmp_path, held_back, steps=8)
+    assert script.calls == [
+        *[("loss", 2), ("AP", 3), ("loss", 4), ("loss", 6), ("AP", 6)],
+        *[("loss", 8), ("AP", 8)],
+    ]
+    assert [set(row) - {"step"} for row in rows(tmp_path)] == [
+        *[{"validation/loss"}, {"bbox/AP"}, {"validation/loss"}],
+        *[{"validation/loss", "bbox/AP"}] * 2,
+    ]
+    assert [row["step"] for row in rows(tmp_path)] == [2, 3, 4, 6, 8]
+
+
+def test_with_nothing_set_only_the_end_is_evaluated(config, tmp_path, held_back, monkeypatch):
+    script = Script(monkeypatch)
+    evaluations, _, found = run(config, tmp_path, held_back, steps=8)
+    assert script.calls == [("AP", 8)]
+    assert found == {"bbox/AP": 0.0}
+    assert evaluations.best() is None
+    assert not (tmp_path / "best").exists()
+
+
+def kept(workdir):
+    """The step that the kept variables tell; the folder names another one if they are somebody else's."""
+    (folder,) = (workdir / "best").iterdir()
+    (workdir / "config.json").write_text("{}")
+    _, variables = load_variables(workdir, "best")
+    assert folder.name == str(variables["params"]["step"])
+    return int(folder.name)
+
+
+def test_the_highest_precision_is_kept_and_the_first_of_equals(config, tmp_path, held_back, monkeypatch):
+    Script(monkeypatch, precision={2: 0.1, 4: 0.3, 6: 0.3, 8: 0.2})
+    best = measuring(config, evaluate_every=2, best_metric="bbox/AP")
+    evaluations, _, _ = run(best, tmp_path, held_back, steps=8)
+    assert evaluations.best() == (4, 0.3)
+    assert kept(tmp_path) == 4
+
+
+def test_the_lowest_loss_is_kept_and_no_number_is_never_better(config, tmp_path, held_back, monkeypatch):
+    Script(monkeypatch, loss={2: math.nan, 4: 3.0, 6: math.nan, 8: 2.0})
+    best = measuring(config, validate_every=2, best_metric="validation/loss")
+    evaluations, _, _ = run(best, tmp_path, held_back, steps=8)
+    assert evaluations.best() == (8, 2.0)  # the end is a measurement too
+    assert kept(tmp_path) == 8
+
+
+def test_patience_ends_the_training_and_the_same_again_only_reports(config, tmp_path, held_back, monkeypatch):
+    script = Script(monkeypatch, precision={2: 0.1, 4: 0.3, 6: 0.2, 8: 0.3, 10: 0.9})
+    patient = measuring(config, evaluate_every=2, best_metric="bbox/AP", patience=2)
+    _, step, found = run(patient, tmp_path, held_back, steps=20)
+    assert step == 8
+    assert found == {"bbox/AP": 0.3}
+    assert script.calls == [("AP", step) for step in (2, 4, 6, 8)]  # the end is not evaluated twice
+    before = (tmp_path / EVALUATIONS).read_text()
+    again, step, _ = run(patient, tmp_path, held_back, steps=20, begin=8)
+    assert (step, again.best(), again.exhausted()) == (8, (4, 0.3), True)
+    assert (tmp_path / EVALUATIONS).read_text() == before
+    _, step, _ = run(measuring(patient, patience=3), tmp_path, held_back, steps=20, begin=8)
+    assert step == 16  # more patience: on to 10, which is the best, and three more
+
+
+def test_rows_after_the_restored_step_come_again(config, tmp_path, held_back, monkeypatch):
+    script = Script(monkeypatch, precision={2: 0.1, 4: 0.9, 6: 0.3})
+    best = measuring(config, evaluate_every=2, best_metric="bbox/AP")
+    run(best, tmp_path, held_back, steps=6)
+    script.precision[4] = 0.2
+    evaluations, _, _ = run(best, tmp_path, held_back, steps=6, begin=3)
+    assert [row["bbox/AP"] for row in rows(tmp_path)] == [0.1, 0.2, 0.3]
+    assert evaluations.best() == (6, 0.3)
+    assert kept(tmp_path) == 6
+    opened(best, tmp_path, held_back, step=2)
+    assert [row["step"] for row in rows(tmp_path)] == [2]
+
+
+@pytest.mark.parametrize("where", ["save_best", "write_text"])
+def test_killed_between_measuring_and_writing(where, config, tmp_path, held_back, monkeypatch):
+    """Before or after the best variables are kept: the row is not there, so the step is measured again."""
+    script = Script(monkeypatch, precision={2: 0.1, 4: 0.3})
+    best = measuring(config, evaluate_every=2, best_metric="bbox/AP")
+    owner = module if where == "save_best" else module.paths
+    original, seen = getattr(owner, where), []
+
+    def killed(*arguments):
+        seen.append(arguments)
+        if len(seen) == 2:  # that of step 4
+            raise SystemError("killed")
+        return original(*arguments)
+
+    monkeypatch.setattr(owner, where, killed)
+    with pytest.raises(SystemError):
+        run(best, tmp_path, held_back, steps=6)
+    assert [row["step"] for row in rows(tmp_path)] == [2]
+    script.calls.clear()
+    run(best, tmp_path, held_back, steps=6, begin=4)
+    assert script.calls == [("AP", 4), ("AP", 6)]
+    assert [row["step"] for row in rows(tmp_path)] == [2, 4, 6]
+    assert kept(tmp_path) == 4
+
+
+def test_a_metric_that_the_data_cannot_give_is_refused(config, tmp_path, held_back):
+    masks = measuring(config, evaluate_every=2, best_metric="segm/AP")
+    Evaluations(masks, tmp_path, held_back, jax.local_devices())
+    without = dataclasses.replace(held_back, has_masks=False)
+    with pytest.raises(ConfigError, match=r"best_metric=segm/AP, but data\.eval can score bbox only"):
+        Evaluations(masks, tmp_path, without, jax.local_devices())
+
+
+def test_validation_loss_does_not_depend_on_batches_and_devices(config, held_back):
+    """Sums and counts are added up before they are divided; empty slots count for nothing."""
+    variables = init_variables(build_model(config.model), jax.random.key(3))
+
+    def losses(batch_size, devices, masks):
+        divided = dataclasses.replace(config, eval=EvalConfig(batch_size=batch_size))
+        validation = Validation(config.model, jax.local_devices()[:devices], masks=masks, keypoints=False)
+        asked = []
+        with eval_batches(held_back, divided) as batches:
+            found = validation(variables, batches, lambda: asked.append(1))
+        assert len(asked) == -(-len(held_back) // batch_size)
+        return found
+
+    one, two = losses(3, 1, masks=True), losses(4, 2, masks=False)
+    parts = {f"validation/loss_{name}" for name in ("rpn_class", "rpn_box", "class", "box")}
+    assert two.keys() == {"validation/loss", *parts}
+    assert one.keys() == two.keys() | {"validation/loss_mask"}
+    for name in parts:
+        assert one[name] == pytest.approx(two[name], rel=1e-5)  # float32 sums of a thousand terms in another order
+    assert one["validation/loss"] == pytest.approx(sum(one[name] for name in (*parts, "validation/loss_mask")))
+
+
+SETTINGS = {
+    "validate_every": 2,
+    "evaluate_every": 4,
+    "best_metric": "validation/loss",
+    "ema_decay": 0.9,
+    "checkpoint_every": 100,
+    "keep_checkpoints": 100,
+}
+
+
+@pytest.fixture(scope="module")
+def measured_run(tiny_config, tmp_path_factory):
+    """The tiny recipe with measurements; compilations during each of them."""
+    compilations, counts = [], []
+
+    def listen(event, _, **__):
+        if event == "/jax/core/compile/backend_compile_duration":
+            compilations.append(event)
+
+    def counting(self, step, state, original=Evaluations.measure):
+        before = len(compilations)
+        found = original(self, step, state)
+        counts.append((step, len(compilations) - before))
+        return found
+
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    inference._program.cache_clear()  # of runs in this process before
+    workdir = tmp_path_factory.mktemp("runs") / "measured"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Evaluations, "measure", counting)
+        state = train(measuring(tiny_config, **SETTINGS), workdir)
+    return workdir, jax.device_get(state), counts
+
+
+def test_measuring_changes_nothing_of_the_training(measured_run, finished_run):
+    _, state, _ = measured_run
+    assert state.ema
+    jax.tree.map(
+        np.testing.assert_array_equal, state._replace(ema={}), jax.device_get(finished_run.state)._replace(ema={})
+    )
+
+
+def test_measurements_compile_once(measured_run):
+    _, _, counts = measured_run
+    assert [step for step, _ in counts] == [2, 4, 6, 8]
+    assert all(count > 0 for _, count in counts[:2])  # the loss at 2, the detections at 4
+    assert [count for _, count in counts[2:]] == [0, 0]
+
+
+def test_a_run_with_measurements_leaves_them_behind(measured_run):
+    workdir, state, _ = measured_run
+    found = rows(workdir)
+    assert [row["step"] for row in found] == [2, 4, 6, 8, 10]
+    assert ["bbox/AP" in row for row in found] == [False, True, False, True, True]
+    assert all(0 < row["validation/loss"] < 100 for row in found)
+    best = min(found, key=lambda row: row["validation/loss"])["step"]
+    assert [path.name for path in (workdir / "best").iterdir()] == [str(best)]
+    # The average is what was measured and kept, and the last one is that of the state.
+    _, variables = load_variables(workdir, "best")
+    averaged = state.inference_variables() if best == 10 else load_variables(workdir, best)[1]
+    jax.tree.map(np.testing.assert_array_equal, variables, averaged)
+
+
+@pytest.mark.parametrize("killed", [1, 3], ids=["in the first measurement", "in the evaluation of the end"])
+def test_killed_while_measuring_ends_the_same(killed, measured_run, tiny_config, tmp_path, monkeypatch, capsys):
+    """Killed in evaluation number `killed`: of step 4, or of the end; then the same command again."""
+    original, seen = module.evaluate_model, []
+
+    def evaluate(*arguments, **options):
+        seen.append(1)
+        if len(seen) == killed:
+            raise SystemError("killed")
+        return original(*arguments, **options)
+
+    monkeypatch.setattr(module, "evaluate_model", evaluate)
+    with pytest.raises(SystemError):
+        train(measuring(tiny_config, **SETTINGS), tmp_path)
+    state = train(measuring(tiny_config, **SETTINGS), tmp_path)
+    workdir, expected, _ = measured_run
+    jax.tree.map(np.testing.assert_array_equal, jax.device_get(state), expected)
+    assert rows(tmp_path) == rows(workdir)
+    best = [path.name for path in (tmp_path / "best").iterdir()]
+    assert best == [path.name for path in (workdir / "best").iterdir()]
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert f"validation loss {rows(workdir)[-1]['validation/loss']:.3f}, best validation/loss" in last
+    assert last.endswith(f"at step {best[0]}")
