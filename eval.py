@@ -3,6 +3,7 @@
     python eval.py --weights=FILE --format=torchvision --model=maskrcnn_resnet50_fpn --config.data.root=COCO
 
 in exact mode: each image is resized and padded as the peer would do it (--config.eval.resize=bucket: as here).
+Several processes evaluate together, each its share of the images: see docs/scaling.md.
 Prints COCO's tables of boxes, masks and keypoints; results, metrics and pictures go to WORKDIR/evaluation, where
 WORKDIR is runs/NAME if a peer's model NAME is given none.
 """
@@ -11,7 +12,7 @@ from __future__ import annotations
 
 import argparse
 
-from mrcnn_jax import command_line, compilation_cache
+from mrcnn_jax import cluster, command_line, compilation_cache, peers
 from mrcnn_jax.config import apply_overrides, load_config
 
 
@@ -23,17 +24,21 @@ def main() -> None:
     parser.add_argument(
         "--config", help="with --weights: a recipe that says which images, and how large (default: COCO 2017)"
     )
+    cluster.add_flags(parser)
     arguments, overrides = command_line.parse(parser)
     if arguments.config and not arguments.weights:
         parser.error("--config=FILE goes with --weights: a run has its own configuration")
     recipe = load_config(arguments.config) if arguments.config else None
+    load = command_line.model_source(parser, arguments, recipe)
     compilation_cache.enable()
     from mrcnn_jax.evaluation.run import FOLDER, evaluate_model
 
-    config, variables = command_line.load_model(parser, arguments, recipe)
+    command_line.join(arguments)
+    config, variables = command_line.load_on_main(load)
     workdir = arguments.workdir or f"runs/{config.name}"
     evaluate_model(apply_overrides(config, overrides), variables, workdir)
-    print(f"\nresults, metrics and pictures are in {workdir}/{FOLDER}")
+    if peers.is_main():
+        print(f"\nresults, metrics and pictures are in {workdir}/{FOLDER}")
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ from collections.abc import Callable
 from typing import Any
 
 from mrcnn_jax import cluster, peer_models, peers
-from mrcnn_jax.config import Config, ConfigError
+from mrcnn_jax.config import Config, ConfigError, from_json, to_json
 from mrcnn_jax.data.errors import DataError
 from mrcnn_jax.weights.errors import WeightsError
 
@@ -52,16 +52,51 @@ def load_model(
 
     `recipe` says where the peer's model finds its data. Ends the command when the arguments do not say one model.
     """
+    return model_source(parser, arguments, recipe)()
+
+
+def model_source(
+    parser: argparse.ArgumentParser, arguments: argparse.Namespace, recipe: Config | None = None
+) -> Callable[[], tuple[Config, Any]]:
+    """`load_model` as a function to be called when all processes are there; wrong arguments end the command at once."""
     missing = [f"--{name}" for name in ("weights", "format", "model") if getattr(arguments, name) is None]
     if not missing:
-        return peer_models.load(arguments.weights, arguments.format, arguments.model, recipe)
+        return lambda: peer_models.load(arguments.weights, arguments.format, arguments.model, recipe)
     if len(missing) < 3:
         parser.error(f"{' and '.join(missing)} missing: a peer's model needs --weights, --format and --model")
     if arguments.workdir is None:
         parser.error("which model? Give --workdir=RUN, or --weights=FILE --format=PEER --model=NAME")
-    from mrcnn_jax.training.checkpoint import load_variables  # here: it needs jax
 
-    return load_variables(arguments.workdir, arguments.checkpoint)
+    def load() -> tuple[Config, Any]:
+        from mrcnn_jax.training.checkpoint import load_variables  # here: it needs jax
+
+        return load_variables(arguments.workdir, arguments.checkpoint)
+
+    return load
+
+
+def load_on_main(load: Callable[[], tuple[Config, Any]]) -> tuple[Config, Any]:
+    """What `load` returns in the main process, which alone has to see the files, in every process."""
+    if not peers.joined():
+        return load()
+    import jax
+    import numpy as np
+
+    from mrcnn_jax import processes
+    from mrcnn_jax.models.rcnn import build_model, variable_shapes
+
+    variables: Any = None
+
+    def read() -> bytes:
+        nonlocal variables
+        config, variables = load()
+        return to_json(config).encode()
+
+    config = from_json(processes.on_main(read).decode())
+    if variables is None:
+        shapes = variable_shapes(build_model(config.model))
+        variables = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), shapes)
+    return config, processes.broadcast(variables)
 
 
 def join(arguments: argparse.Namespace) -> bool:

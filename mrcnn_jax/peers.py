@@ -150,12 +150,18 @@ class _Watch(threading.Thread):
         end = time.monotonic() + _FAREWELL
         with contextlib.suppress(RuntimeError):
             self._store.key_value_set(f"{_HEARD}{self.index}", "")
-            while self.index == 0 and len(self._store.key_value_dir_get(_HEARD)) < self.count:
+            while self.index == 0:
+                heard = {int(key.removeprefix(_HEARD)) for key, _ in self._store.key_value_dir_get(_HEARD)}
+                silent = sorted(set(range(self.count)) - heard)
+                if not silent:
+                    break
                 if time.monotonic() > end:
+                    _say(f"lost, or stuck: no answer from process {', '.join(map(str, silent))} of {self.count}")
                     break
                 time.sleep(_LOOK_EVERY / 10)
 
     def part(self) -> None:
+        """Wait for the main process, then for the others; the thread ends."""
         if self.index == 0:
             self._store.key_value_set(_DONE, "")
         while not self._parted.is_set():
