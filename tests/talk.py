@@ -1,0 +1,54 @@
+"""What `test_processes.py` runs in each of several processes: they meet, tell each other things, and part."""
+
+from __future__ import annotations
+
+import argparse
+
+import jax
+import numpy as np
+
+from mrcnn_jax import cluster, command_line, processes
+
+LEAVES = {
+    "float32": np.array([-0.0, np.nan, np.inf, 1e-45], np.float32),
+    "float16": np.linspace(-1, 1, 7, dtype=np.float16).reshape(7, 1),
+    "int64": np.array([-(2**62), 3]),
+    "bool": np.array([True, False, True]),
+    "scalar": np.array(7, np.uint8),
+    "empty": np.zeros((0, 3)),
+    "large": np.random.default_rng(0).integers(0, 256, 2_000_003, np.uint8),
+}
+
+
+def talk() -> None:
+    processes._PIECE = 1 << 20  # so that what is large here goes in pieces
+    index, main = jax.process_index(), processes.is_main()
+    assert main == (index == 0)
+    # As in the training loop, where nothing may be moved unasked.
+    with jax.transfer_guard("disallow"):
+        got = processes.broadcast(LEAVES if main else jax.tree.map(np.zeros_like, LEAVES))
+        for name, leaf in LEAVES.items():
+            assert (got[name].dtype, got[name].shape) == (leaf.dtype, leaf.shape), name
+            assert got[name].tobytes() == leaf.tobytes(), name
+        assert processes.broadcast_bytes(b"\0said" if main else None) == b"\0said"
+        ours = bytes([index]) * 1_500_000 * index  # of different lengths, one of them empty
+        assert processes.gather_bytes(ours) == [b"", b"\1" * 1_500_000]
+        assert processes.gather_bytes(b"") == [b"", b""]
+        assert processes.on_main(lambda: f"by {index}".encode()) == b"by 0"
+    print(f"process {index} has talked", flush=True)
+    processes.on_main(_read)
+
+
+def _read() -> bytes:
+    raise FileNotFoundError("there is no such thing")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    cluster.add_flags(parser)
+    command_line.join(parser.parse_args())
+    talk()
+
+
+if __name__ == "__main__":
+    command_line.run(main)
