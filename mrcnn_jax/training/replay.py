@@ -86,6 +86,7 @@ def single_images(saved: FailureFile) -> Iterator[tuple[Any, dict[str, Any]]]:
         yield image, _outcome(step(alone, *_inputs(saved)))[0]
 
 
+@functools.cache
 def _step_function(config: Config, parts: int) -> Callable[..., Any]:
     """(batch, params, model_state, step, key) -> metrics and gradients, on one device."""
     train = dataclasses.replace(config.train, accumulate=parts)

@@ -50,11 +50,11 @@ def linear_state() -> State:
     return State(np.int32(0), {"weight": np.float32(1)}, {}, {}, {}, np.int32(0))
 
 
-def batches(start: int = 0, poisoned: int | None = None):
-    """Batch k of four images 4 k .. 4 k + 3; odd ones are taller; step `poisoned` (from 0) has a bad image."""
+def batches(start: int = 0, poisoned: tuple[int, ...] = ()):
+    """Batch k of four images 4 k .. 4 k + 3; odd ones are taller; steps `poisoned` (from 0) have a bad image."""
     for step in itertools.count(start):
         pixels = np.random.default_rng(step).integers(0, 200, (4, 4 + 4 * (step % 2), 4, 3), dtype=np.uint8)
-        if step == poisoned:
+        if step in poisoned:
             pixels[2, 0, 0, 0] = POISON
         indices = np.arange(4 * step, 4 * step + 4, dtype=np.int32)
         yield Batch(pixels, np.full((4, 2), 4, np.int32), indices, np.ones(4, bool), ())
@@ -68,7 +68,7 @@ class Recorder:
         pass
 
     def write(self, step, metrics):
-        self.losses[step] = metrics["loss"]
+        self.losses[step] = metrics.get("loss")
 
     def close(self):
         pass
@@ -85,8 +85,8 @@ class Outcome(NamedTuple):
     traces: int
 
 
-def fit(workdir, *, steps=8, every=3, poisoned=None) -> Outcome:
-    config = TrainConfig(steps=steps, batch_size=4, checkpoint_every=every)
+def fit(workdir, *, steps=8, every=3, poisoned=(), max_skipped=0) -> Outcome:
+    config = TrainConfig(steps=steps, batch_size=4, checkpoint_every=every, max_skipped=max_skipped)
     devices = jax.local_devices()[:2]
     compiled, recorder = parallel.compile_train_step(linear_step, devices), Recorder()
     with (
@@ -135,7 +135,7 @@ def test_longer_run_continues_to_the_bit(tmp_path):
 @pytest.mark.parametrize(("bad", "saved"), [(6, [3]), (4, [3]), (8, [3, 6])])
 def test_bad_loss_stops_with_step_and_images_and_is_never_saved(tmp_path, bad, saved):
     with pytest.raises(NonFiniteLossError) as error:
-        fit(tmp_path, poisoned=bad - 1)
+        fit(tmp_path, poisoned=(bad - 1,))
     assert error.value.step == bad
     assert error.value.image_ids == [f"image {4 * (bad - 1) + slot}" for slot in range(4)]
     assert f"step {bad} (loss inf)" in str(error.value)
@@ -143,6 +143,33 @@ def test_bad_loss_stops_with_step_and_images_and_is_never_saved(tmp_path, bad, s
     assert saved_steps(tmp_path) == saved
     with Checkpointer(tmp_path, keep=10) as checkpointer:
         assert np.isfinite(checkpointer.restore_latest(linear_state()).params["weight"])
+
+
+def test_bad_steps_are_left_out_up_to_a_limit_that_outlives_a_restart(tmp_path, caplog):
+    poisoned = (1, 5)
+    first = fit(tmp_path, steps=4, poisoned=poisoned, max_skipped=1)
+    assert "step 2 is left out" in caplog.text
+    assert "1 of at most 1" in caplog.text
+    assert sorted(step for step, loss in first.losses.items() if loss is None) == [2]
+    with pytest.raises(NonFiniteLossError, match=r"left out before it, as train\.max_skipped allows: 1") as error:
+        fit(tmp_path, poisoned=poisoned, max_skipped=1)
+    assert error.value.step == 6
+    assert "train.max_skipped=2 leaves it out" in str(error.value)
+    with pytest.raises(ConfigError, match=r"train\.max_skipped=0, but the run has left out 1"):
+        fit(tmp_path, poisoned=poisoned, max_skipped=0)
+    assert int(fit(tmp_path, poisoned=poisoned, max_skipped=2).state.skipped) == 2
+
+
+def test_error_without_a_file_speaks_of_none():
+    error = NonFiniteLossError(3, [7], {"loss": np.inf, "skipped": 1}, "")
+    assert "replay" not in str(error)
+    assert "replay 'a b.npz'" in str(NonFiniteLossError(3, [7], {"loss": np.inf, "skipped": 1}, "a b.npz"))
+
+
+def test_array_of_the_host_that_gets_into_the_loop_is_an_error(tmp_path, monkeypatch):
+    monkeypatch.setattr(parallel, "place_batch", lambda batch, devices: jax.tree.map(lambda x: x[None], batch))
+    with pytest.raises(jax.errors.JaxRuntimeError, match="Disallowed host-to-device transfer"):
+        fit(tmp_path)
 
 
 CATEGORIES = Categories(ids=(3, 8), names=("circle", "square"))
