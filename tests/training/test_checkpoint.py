@@ -7,47 +7,17 @@ import subprocess
 import sys
 import textwrap
 from pathlib import Path
-from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 import pytest
+from checkpoint_states import assert_same, make_state
 
-from mrcnn_jax.config import Config, ModelConfig, OptimizerConfig
+from mrcnn_jax.config import Config, ModelConfig
 from mrcnn_jax.training.checkpoint import Checkpointer, load_variables
-from mrcnn_jax.training.optimizer import make_optimizer, make_schedule
 from mrcnn_jax.training.workdir import claim_workdir
 
 ROOT = Path(__file__).resolve().parent.parent.parent
-
-
-class State(NamedTuple):
-    step: Any
-    params: Any
-    model_state: Any
-    opt_state: Any
-    ema: Any
-    skipped: Any
-
-
-def make_state(step: int, size: int = 5) -> State:
-    """A state with an optimizer's nested tuples, a frozen parameter and a second collection."""
-    rng = np.random.default_rng(step)
-    params = {
-        "backbone": {"stem": {"kernel": rng.normal(size=(2, 3)).astype(np.float32)}},
-        "head": {"kernel": rng.normal(size=size).astype(np.float32)},
-    }
-    config = OptimizerConfig()
-    optimizer = make_optimizer(config, make_schedule(config, 10), params, lambda path: "stem" in path)
-    opt_state = jax.tree.map(lambda leaf: leaf + step, optimizer.init(params))
-    return State(
-        np.int32(step), params, {"frozen": {"mean": np.full(3, np.pi + step, np.float32)}}, opt_state, {}, np.int32(0)
-    )
-
-
-def assert_same(first: Any, second: Any) -> None:
-    assert jax.tree.structure(first) == jax.tree.structure(second)
-    jax.tree.map(np.testing.assert_array_equal, first, second)
 
 
 def test_round_trip_and_only_the_last_are_kept(tmp_path):
@@ -79,9 +49,10 @@ def test_interrupted_save_never_counts(tmp_path):
     """A process is killed (SIGKILL) while a checkpoint is half on the disk."""
     script = f"""
         import os, signal, sys, time
-        sys.path.insert(0, {str(Path(__file__).parent)!r})
+        sys.path.insert(0, {str(ROOT / "tests")!r})
         from pathlib import Path
-        from test_checkpoint import Checkpointer, make_state
+        from checkpoint_states import make_state
+        from mrcnn_jax.training.checkpoint import Checkpointer
 
         folder = Path(sys.argv[1])
         checkpointer = Checkpointer(folder, keep=3)
