@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 import textwrap
@@ -14,7 +15,7 @@ import pytest
 from checkpoint_states import assert_same, make_state
 
 from mrcnn_jax.config import Config, ModelConfig
-from mrcnn_jax.training.checkpoint import Checkpointer, load_variables
+from mrcnn_jax.training.checkpoint import Checkpointer, load_variables, save_best
 from mrcnn_jax.training.workdir import claim_workdir
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -56,9 +57,9 @@ def test_interrupted_save_never_counts(tmp_path):
 
         folder = Path(sys.argv[1])
         checkpointer = Checkpointer(folder, keep=3)
-        checkpointer.save(1, make_state(1, 20_000_000))
+        checkpointer.save(1, make_state(1, 8_000_000))
         checkpointer.wait()
-        checkpointer.save(2, make_state(2, 20_000_000))
+        checkpointer.save(2, make_state(2, 8_000_000))
         while not any("tmp" in path.name for path in (folder / "checkpoints").iterdir()):
             assert not (folder / "checkpoints" / "2").exists(), "the save was over before it could be interrupted"
         os.kill(os.getpid(), signal.SIGKILL)
@@ -67,10 +68,10 @@ def test_interrupted_save_never_counts(tmp_path):
     assert done.returncode == -9, done.stderr
     assert any("tmp" in path.name for path in (tmp_path / "checkpoints").iterdir())
 
-    template = make_state(0, 20_000_000)
+    template = make_state(0, 8_000_000)
     with Checkpointer(tmp_path, keep=3) as checkpointer:
-        assert_same(checkpointer.restore_latest(template), make_state(1, 20_000_000))
-        checkpointer.save(2, make_state(2, 20_000_000))  # its leavings are not in the way
+        assert_same(checkpointer.restore_latest(template), make_state(1, 8_000_000))
+        checkpointer.save(2, make_state(2, 8_000_000))  # its leavings are not in the way
         checkpointer.wait()
         assert int(checkpointer.restore_latest(template).step) == 2
     assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["1", "2"]
@@ -116,3 +117,47 @@ def test_folders_that_cannot_be_loaded(tmp_path):
     claim_workdir(tmp_path, Config())
     with pytest.raises(FileNotFoundError, match="no complete checkpoint"):
         load_variables(tmp_path)
+
+
+def test_checkpoint_is_chosen_by_its_step_or_as_the_best(tmp_path):
+    claim_workdir(tmp_path, Config())
+    with Checkpointer(tmp_path, keep=2) as checkpointer:
+        for step in (3, 4):
+            checkpointer.save(step, make_state(step))
+    with pytest.raises(FileNotFoundError, match="no best checkpoint yet"):
+        load_variables(tmp_path, "best")
+    for step in (7, 9, 9, 2):  # measured again after a restart; a run that went back
+        save_best(tmp_path, step, {"params": make_state(step).params, "frozen": make_state(step).model_state["frozen"]})
+        assert [path.name for path in (tmp_path / "best").iterdir()] == [str(step)]
+    expected = {"best": 2, "latest": 4, "3": 3, 4: 4}
+    for checkpoint, step in expected.items():
+        _, variables = load_variables(tmp_path, checkpoint)
+        assert_same(variables, {"params": make_state(step).params, **make_state(step).model_state})
+    for missing in (5, "5", "newest"):
+        with pytest.raises(FileNotFoundError, match=f"no checkpoint {missing!r}; it has those of steps 3, 4"):
+            load_variables(tmp_path, missing)
+
+
+def test_averaged_weights_are_loaded_and_both_are_restored(tmp_path):
+    """What is not needed is not read: the parameters themselves may be gone."""
+    claim_workdir(tmp_path, Config())
+    statistics = {"frozen": make_state(2).model_state["frozen"], "batch_stats": {"mean": np.full(2, 7, np.float32)}}
+    average = {"params": make_state(5).params, "model_state": {"batch_stats": {"mean": np.full(2, 8, np.float32)}}}
+    state = make_state(2)._replace(model_state=statistics, ema=average)
+    with Checkpointer(tmp_path, keep=2) as checkpointer:
+        checkpointer.save(2, state)
+        checkpointer.wait()
+        assert_same(checkpointer.restore_latest(state), state)
+    shutil.rmtree(tmp_path / "checkpoints" / "2" / "params")
+    shutil.rmtree(tmp_path / "checkpoints" / "2" / "training")
+    _, variables = load_variables(tmp_path)
+    assert_same(variables, {"params": average["params"], **statistics, **average["model_state"]})
+
+
+def test_only_the_main_process_touches_the_disk(tmp_path, monkeypatch):
+    monkeypatch.setattr(jax, "process_index", lambda: 1)
+    with Checkpointer(tmp_path / "run", keep=2) as checkpointer:
+        checkpointer.save(1, make_state(1))
+        checkpointer.wait()
+    save_best(tmp_path / "run", 1, {"params": make_state(1).params})
+    assert not (tmp_path / "run").exists()
