@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import socket
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -142,6 +143,7 @@ def join(cluster: Cluster | None, *, peer_timeout: int = PEER_TIMEOUT, start_tim
     """
     if cluster is None:
         return
+    _check_port(cluster)
     # JAX would answer SIGTERM from now on, but nobody asks it before the training loop: see `watch_preemption`.
     jax.config.update("jax_enable_preemption_service", False)
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
@@ -167,6 +169,21 @@ def join(cluster: Cluster | None, *, peer_timeout: int = PEER_TIMEOUT, start_tim
             f" {peer_timeout} s, the others end",
             flush=True,
         )
+
+
+def _check_port(cluster: Cluster) -> None:
+    """Raise ConfigError if the main process cannot have the coordinator's port, where JAX would crash."""
+    if cluster.index != 0 or cluster.coordinator is None:
+        return
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("", int(cluster.coordinator.rsplit(":", 1)[1])))
+        except (OSError, OverflowError) as error:
+            raise ConfigError(
+                f"--coordinator={cluster.coordinator}: process 0 cannot have this port ({error}); give another one,"
+                " in all processes"
+            ) from error
 
 
 def tpu_hosts() -> int:

@@ -149,6 +149,15 @@ def test_two_processes_talk(tmp_path):
     assert "Traceback" not in "".join(said)
 
 
+def test_a_port_that_is_taken():
+    with socket.socket() as other:
+        other.bind(("", 0))
+        other.listen()
+        taken = cluster.Cluster("flags", 2, 0, f"localhost:{other.getsockname()[1]}")
+        with pytest.raises(ConfigError, match="cannot have this port"):
+            processes.join(taken)
+
+
 @pytest.mark.parametrize("index", [0, 1])
 def test_others_that_do_not_come(index, tmp_path):
     with socket.socket() as probe:
