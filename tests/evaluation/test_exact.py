@@ -75,6 +75,16 @@ def test_batches_hold_every_image_in_its_order(shapes):
         np.testing.assert_array_equal(batch.images[0], expected)
 
 
+@pytest.mark.parametrize("count", [2, 7])
+def test_images_are_dealt_out_to_processes(shapes, count):
+    """Every image once; every process has as many batches, some of them of nothing."""
+    dataset = load_split(shapes.data, "eval")
+    shares = [list(exact.batches(dataset, shapes, process_index=i, process_count=count)) for i in range(count)]
+    assert {len(share) for share in shares} == {-(-5 // count)}
+    valid = [int(batch.indices[0]) for share in shares for batch in share if batch.valid[0]]
+    assert sorted(valid) == list(range(5))
+
+
 def test_a_file_that_cannot_be_decoded_is_named(shapes, monkeypatch):
     dataset = load_split(shapes.data, "eval")
     monkeypatch.setattr(exact.image_files, "decode", lambda content: None)

@@ -4,26 +4,34 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import threading
 
 import cv2
+import jax
 import numpy as np
 import pytest
 
+from mrcnn_jax import processes
 from mrcnn_jax.config import (
     BackboneConfig,
+    BoxHeadConfig,
     Config,
     ConfigError,
     DataConfig,
     EvalConfig,
+    FPNConfig,
     KeypointHeadConfig,
+    MaskHeadConfig,
     ModelConfig,
+    RPNConfig,
     ShapesConfig,
     SplitConfig,
 )
 from mrcnn_jax.data.coco import load_split
-from mrcnn_jax.evaluation import inference
+from mrcnn_jax.evaluation import devices, inference
 from mrcnn_jax.evaluation.coco import METRICS
 from mrcnn_jax.evaluation.run import evaluate_model
+from mrcnn_jax.models.rcnn import build_model, init_variables
 from mrcnn_jax.structures import Detections
 
 
@@ -145,6 +153,91 @@ def test_images_whose_candidates_were_cut_are_named(config, tmp_path, monkeypatc
     almost_perfect(monkeypatch, lambda detections: detections._replace(truncated=np.ones(len(detections.boxes), bool)))
     evaluate_model(config, {}, tmp_path)
     assert "7 images had more candidates than model.box.nms_candidates=4096" in caplog.text
+
+
+def evaluated_by(count, config, folder, monkeypatch):
+    """Metrics, result records and pictures of an evaluation by `count` processes, played one after the other."""
+    monkeypatch.setattr(jax, "process_count", lambda: count)
+    monkeypatch.setattr(processes, "broadcast_bytes", lambda content: content)
+    shares = []
+    monkeypatch.setattr(processes, "gather_bytes", lambda content: [*shares, content][::-1])
+    for index in reversed(range(count)):  # the main process comes last, and gets what the others gave
+        monkeypatch.setattr(jax, "process_index", lambda index=index: index)
+        if index > 0:
+            monkeypatch.setattr(processes, "on_main", lambda function: b"{}")
+            with monkeypatch.context() as patch:
+                patch.setattr(processes, "gather_bytes", lambda content: shares.append(content) or [])
+                perfect(patch)
+                evaluate_model(config, {}, folder)
+    monkeypatch.setattr(processes, "on_main", lambda function: function())
+    perfect(monkeypatch)
+    metrics = evaluate_model(config, {}, folder)
+    pictures = {path.name: path.read_bytes() for path in (folder / "evaluation" / "overlays").iterdir()}
+    return metrics, (folder / "evaluation" / "results.json").read_text(), pictures
+
+
+def test_several_processes_find_what_one_finds(config, tmp_path, monkeypatch, capsys):
+    """Seven images in batches of four: two processes see 2 + 2 and 2 + 1 of them, four see 1 + 1, ..., 1 + 0."""
+    config = dataclasses.replace(config, eval=EvalConfig(batch_size=4, overlays=3))
+    one = evaluated_by(1, config, tmp_path / "1", monkeypatch)
+    assert one[0]["bbox/AP"] > 0.99
+    assert len(one[2]) == 3
+    ids = [record["image_id"] for record in json.loads(one[1])]
+    assert ids == sorted(ids)
+    for count in (2, 4):
+        assert evaluated_by(count, config, tmp_path / str(count), monkeypatch) == one
+    said = capsys.readouterr().out
+    assert "4/4 images evaluated by process 0 of 2" in said
+    assert said.count("Boxes (bbox)") == 3  # only the main process speaks
+
+
+def test_a_batch_that_does_not_divide_over_processes_is_refused(config, tmp_path, monkeypatch):
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    with pytest.raises(ConfigError, match=r"eval\.batch_size=3 does not divide over 2 processes: give a multiple of 2"):
+        evaluate_model(config, {}, tmp_path)
+
+
+def test_two_devices_find_what_one_finds(config, tmp_path):
+    """Seven images, two at a time on each device; a tiny network with random weights finds something everywhere."""
+    model = dataclasses.replace(
+        config.model,
+        backbone=dataclasses.replace(config.model.backbone, width=8),
+        fpn=FPNConfig(channels=8),
+        rpn=RPNConfig(pre_nms_top_k_test=32, post_nms_top_k_test=16),
+        box=BoxHeadConfig(pool_size=3, hidden=16, nms_candidates=64, max_detections=5, score_threshold=0.0),
+        mask=MaskHeadConfig(pool_size=4, conv_layers=1, channels=8),
+    )
+    variables = init_variables(build_model(model), jax.random.key(0))
+    found = {}
+    for count in (1, 2):
+        config = dataclasses.replace(config, model=model, eval=EvalConfig(batch_size=2 * count, overlays=0))
+        evaluate_model(config, variables, tmp_path, devices=jax.local_devices()[:count])
+        found[count] = json.loads((tmp_path / "evaluation" / "results.json").read_text())
+    assert len(found[1]) == 7 * 5
+    assert found[1] == found[2]
+
+
+def test_as_many_devices_as_divide_the_batch():
+    assert [len(devices.dividing(range(4), images)) for images in (1, 2, 3, 4, 6, 8)] == [1, 2, 3, 4, 3, 4]
+
+
+def test_it_can_be_ended_between_batches(config, tmp_path, monkeypatch):
+    """The check is made once a batch, here three; what it raises comes out, and nothing is scored."""
+    perfect(monkeypatch)
+    asked = []
+    evaluate_model(config, {}, tmp_path / "whole", check=lambda: asked.append(1))
+    assert len(asked) == 3
+
+    def stop():
+        if len(asked) == 5:
+            raise KeyboardInterrupt
+        asked.append(1)
+
+    with pytest.raises(KeyboardInterrupt):
+        evaluate_model(config, {}, tmp_path / "part", check=stop)
+    assert len(asked) == 5
+    assert not (tmp_path / "part" / "evaluation" / "results.json").exists()
+    assert not [thread.name for thread in threading.enumerate() if thread.name.startswith("inference")]
 
 
 @pytest.fixture
