@@ -338,3 +338,29 @@ def test_augmentation_that_can_be_is_valid():
             ],
         )
     )
+
+
+@pytest.mark.parametrize(
+    ("texts", "message"),
+    [
+        (["train.validate_every=-1"], r"train\.validate_every=-1"),
+        (["train.patience=3"], r"train\.patience=3 needs train\.best_metric"),
+        (["train.best_metric=bbox/AP"], "best_metric=bbox/AP is not measured"),
+        (
+            ["train.evaluate_every=5", "train.best_metric=validation/loss"],
+            "set train.validate_every for validation/loss",
+        ),
+        (["train.evaluate_every=5", "train.best_metric=bbox/mAP"], "bbox/mAP is not measured.*bbox/AP, bbox/AP50"),
+        (["train.evaluate_every=5", "train.best_metric=keypoints/AP"], "keypoints/AP is not measured"),
+        (["train.evaluate_every=5", "train.best_metric=segm/AP", "model.mask=None"], "segm/AP is not measured"),
+    ],
+)
+def test_a_best_metric_must_be_measured(texts, message):
+    with pytest.raises(ConfigError, match=message):
+        validate(apply_overrides(scratch_config(), texts))
+
+
+def test_patience_with_a_metric_that_is_measured_is_valid():
+    texts = ["train.evaluate_every=5", "train.best_metric=segm/AP75", "train.patience=3"]
+    validate(apply_overrides(scratch_config(), texts))
+    validate(apply_overrides(scratch_config(), ["train.validate_every=5", "train.best_metric=validation/loss"]))

@@ -10,21 +10,25 @@ import time
 import pytest
 
 from mrcnn_jax import paths
+from mrcnn_jax.progress import track
 from mrcnn_jax.training import logging
-from mrcnn_jax.training.logging import JsonLines, Lines, MetricsLog, ProgressDisplay, TensorBoard, default_sinks
+from mrcnn_jax.training.logging import JsonLines, Lines, MetricsLog, ProgressDisplay, Sink, TensorBoard, default_sinks
 
 METRICS = {"loss": 1.5, "loss_box": 0.5, "learning_rate": 0.01, "images_per_second": 8.0, "data_wait_fraction": 0.25}
 
 
-class Recorder:
+class Recorder(Sink):
     def __init__(self):
-        self.advanced, self.written, self.closed = [], [], False
+        self.advanced, self.written, self.found, self.closed = [], [], [], False
 
     def advance(self, step):
         self.advanced.append(step)
 
     def write(self, step, metrics):
         self.written.append((step, dict(metrics)))
+
+    def measured(self, step, metrics):
+        self.found.append((step, metrics))
 
     def close(self):
         self.closed = True
@@ -70,6 +74,24 @@ def test_plain_line(capsys):
     assert capsys.readouterr().out == expected
 
 
+MEASURED = {"validation/loss": 1.25, "validation/loss_box": 0.5, "bbox/AP": 0.31, "bbox/AP50": 0.5, "segm/AP": 0.29}
+
+
+def test_measurements_are_said_and_their_time_is_left_out(clock, capsys):
+    recorder = Recorder()
+    with MetricsLog([recorder, Lines(100, 4)], every=2, last_step=100, batch_size=4) as log:
+        clock(1.0)
+        log.step(1, {"loss": 1.0})
+        with log.measuring():
+            clock(500.0)
+        log.measured(1, MEASURED)
+        clock(1.0)
+        log.step(2, {"loss": 1.0})
+    assert recorder.found == [(1, MEASURED)]
+    assert recorder.written[0][1]["images_per_second"] == pytest.approx(4.0)
+    assert capsys.readouterr().out.splitlines()[0] == "step 1/100  box AP 0.310, mask AP 0.290, validation loss 1.250"
+
+
 def test_json_lines_of_a_resumed_run_continue_at_the_checkpoint(tmp_path):
     first = JsonLines(tmp_path, start=0)
     for step in (2, 4, 6):
@@ -102,9 +124,11 @@ def scalars(folder):
 def test_tensorboard_scalars(tmp_path):
     board = TensorBoard(tmp_path, start=0)
     board.write(3, METRICS)
+    board.measured(3, MEASURED)
     board.close()
     found = scalars(tmp_path / "tensorboard")
     assert ("losses/loss", 3, 1.5) in found
+    assert ("bbox/AP", 3, pytest.approx(0.31)) in found
     assert ("speed/images_per_second", 3, 8.0) in found
     assert ("train/learning_rate", 3, pytest.approx(0.01)) in found
 
@@ -130,10 +154,15 @@ def test_terminal_shows_a_display(tmp_path, monkeypatch, capsys):
     for sink in sinks:
         sink.advance(6)
         sink.write(6, METRICS)
+        with sink.measuring():
+            assert list(track("abc", 3, "images evaluated")) == list("abc")  # has a display of its own
+        sink.measured(6, MEASURED)
         sink.close()
     said = " ".join(capsys.readouterr().out.split())
     assert " 6/10" in said
     assert "loss 1.5000" in said
+    assert "images evaluated" in said
+    assert "step 6/10 box AP 0.310" in said
 
 
 def test_json_lines_in_a_remote_store_are_written_whole(tmp_path, monkeypatch, clock):
