@@ -120,7 +120,7 @@ def run(main: Callable[[], int | None]) -> None:
     logging.getLogger("mrcnn_jax").setLevel(logging.INFO)
     logging.getLogger("absl").setLevel(logging.CRITICAL)  # Orbax raises what it logs, with tracebacks, as an error
     try:
-        status = main()
+        status = main() or 0
         peers.leave()
     except (Exception, KeyboardInterrupt) as error:
         status = _fail(error)

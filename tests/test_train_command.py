@@ -67,7 +67,7 @@ def test_mistakes_are_named(command, capsys, argument, message):
 
 def test_bad_loss_is_an_error_of_the_command(command, monkeypatch, capsys):
     def train(*_):
-        raise NonFiniteLossError(12, [397133], {"loss": float("nan")}, "run/failures/step_12.npz")
+        raise NonFiniteLossError(12, [397133], {"loss": float("nan"), "skipped": 1}, "run/failures/step_12.npz")
 
     monkeypatch.setattr(run, "train", train)
     assert command() == 1

@@ -11,7 +11,7 @@ import jax
 import numpy as np
 from etils import epath
 
-from mrcnn_jax import processes
+from mrcnn_jax import peers, processes
 from mrcnn_jax.config import Config, ConfigError, from_json, to_json, validate
 from mrcnn_jax.data.categories import Categories
 from mrcnn_jax.data.coco import Dataset, load_split
@@ -86,7 +86,10 @@ class _Run:
     def train(self, dataset: Dataset) -> TrainState:
         """The final state: restored, or trained to the end."""
         train = self.config.train
-        with Checkpointer(self.workdir, train.keep_checkpoints) as checkpointer:
+        with (
+            Checkpointer(self.workdir, train.keep_checkpoints) as checkpointer,
+            peers.finishing(checkpointer.wait),
+        ):
             state, self._fresh = self._begin(checkpointer), None
             self._evaluations.begin(int(state.step))
             if int(state.step) < train.steps and not self._evaluations.exhausted():
