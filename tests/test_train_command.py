@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import errno
 import runpy
+import signal
 import sys
 from pathlib import Path
 
 import jax
 import pytest
 
+from mrcnn_jax import peers
 from mrcnn_jax.training import run
+from mrcnn_jax.training.interruption import Stopped
 from mrcnn_jax.training.loop import NonFiniteLossError
+from mrcnn_jax.training.storage import CheckpointError
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -73,3 +78,38 @@ def test_bad_loss_is_an_error_of_the_command(command, monkeypatch, capsys):
     assert command() == 1
     said = capsys.readouterr().err
     assert "step 12 (loss nan), images [397133]" in said
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "said"),
+    [
+        (Stopped(signal.SIGTERM, 7), 143, "SIGTERM: saved at step 7; the same command continues\n"),
+        (Stopped(signal.SIGINT, 7), 130, "Ctrl-C: saved at step 7; the same command continues\n"),
+        (CheckpointError(3, Path("run"), "No space left on device"), 74, "error: checkpoint 3 could not be written"),
+        (OSError(errno.ENOSPC, "No space left on device"), 74, "No space left on device; make room, then the same"),
+    ],
+)
+def test_the_exit_status_says_what_to_do(command, monkeypatch, capsys, error, status, said):
+    def train(*_):
+        raise error
+
+    monkeypatch.setattr(run, "train", train)
+    assert command() == status
+    assert said in capsys.readouterr().err
+
+
+def test_what_nobody_foresaw_keeps_its_traceback(command, monkeypatch):
+    def train(*_):
+        raise ValueError("Gloo")  # a lost peer, if there were one
+
+    monkeypatch.setattr(run, "train", train)
+    with pytest.raises(ValueError, match="Gloo"):
+        command()
+
+
+def test_a_running_save_is_finished_first():
+    done = []
+    with peers.finishing(lambda: done.append("saved")):
+        peers._do_duties()
+    peers._do_duties()
+    assert done == ["saved"]
