@@ -119,7 +119,7 @@ class Interruptions:
             return
         if not self._postponed or not first:
             self._number = number
-            raise self.stopped()
+            raise Stopped(number)  # in this process alone
         self._note(number)
         if self._together:  # Ctrl-C in one of the processes
             os.kill(os.getpid(), signal.SIGTERM)
