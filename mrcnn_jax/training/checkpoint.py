@@ -120,10 +120,9 @@ class Checkpointer:
     def _set_aside(self, step: int) -> epath.Path:
         """Move a checkpoint out of the way, so that its step can be saved again; where it is now."""
         folder = self._workdir / CORRUPT
-        folder.mkdir(exist_ok=True)
         names = [str(step), *(f"{step}-{count}" for count in range(2, 1000))]
         target = next(folder / name for name in names if not (folder / name).exists())
-        (self._folder / str(step)).rename(target)
+        paths.move(self._folder / str(step), target)
         return target
 
     def wait(self) -> None:

@@ -199,3 +199,17 @@ def test_damaged_best_or_named_checkpoint_is_not_replaced_by_another(workdir):
             load_variables(workdir, checkpoint)
     _, variables = load_variables(workdir, 1)
     np.testing.assert_array_equal(variables["params"]["head"]["kernel"], kernel(1))
+
+
+@pytest.mark.slow
+def test_run_goes_on_from_the_checkpoint_before(finished_run, tmp_path, caplog):
+    """Step 10, the last, is damaged: it is done again from step 9, and its checkpoint written again."""
+    from mrcnn_jax.training.run import train
+
+    run = shutil.copytree(finished_run.workdir, tmp_path / "run")
+    destroy(run / "checkpoints" / "10")
+    train(finished_run.config, run)
+    assert "the run goes on from step 9" in caplog.text
+    _, variables = load_variables(run, 10)
+    assert_same(variables["params"], jax.device_get(finished_run.state.params))
+    assert (run / "corrupt" / "10").is_dir()

@@ -180,13 +180,15 @@ def test_no_room_for_a_file(tmp_path):
 def test_command_ends_with_74_and_continues_when_there_is_room(finished_run, tmp_path):
     """The largest file that is allowed is smaller than the parameters from step 5 on."""
     recipe, workdir = write_recipe(finished_run.config, tmp_path / "recipe.py"), tmp_path / "run"
-    prelude = """
-import resource
+    prelude = f"""
+import os, resource, time
 from mrcnn_jax.training.logging import MetricsLog
 log_step = MetricsLog.step
 def step(self, number, metrics):
     log_step(self, number, metrics)
     if number == 5:
+        while not os.path.exists({str(workdir / "checkpoints" / "3")!r}):
+            time.sleep(0.1)
         resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, resource.RLIM_INFINITY))
 MetricsLog.step = step
 """
