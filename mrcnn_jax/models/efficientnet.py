@@ -56,14 +56,18 @@ class EfficientNetLite(nn.Module):
     norm: NormFactory
 
     @nn.compact
-    def __call__(self, images: jax.Array, *, train: bool = False) -> tuple[jax.Array, ...]:
+    def __call__(
+        self, images: jax.Array, *, train: bool = False, rows: jax.Array | None = None
+    ) -> tuple[jax.Array, ...]:
         scale, frozen_stages = self.config.width / 64, self.config.frozen_stages
-        x = Stem(round(_STEM * scale), self.norm, name="stem")(images, train=train and frozen_stages < 1)
+        stem = Stem(round(_STEM * scale), self.norm, name="stem")
+        x = stem(images, train=train and frozen_stages < 1, rows=rows)
         x = jax.lax.stop_gradient(x) if frozen_stages >= 1 else x
         taps: list[jax.Array] = []
         for index, block in enumerate(BLOCKS):
             frozen = frozen_stages >= block.level
-            x = InvertedResidual(block, scale, self.norm, name=f"block{index}")(x, train=train and not frozen)
+            residual = InvertedResidual(block, scale, self.norm, name=f"block{index}")
+            x = residual(x, train=train and not frozen, rows=rows)
             if index + 1 == len(BLOCKS) or BLOCKS[index + 1].level > block.level:
                 x = jax.lax.stop_gradient(x) if frozen else x
                 taps.append(x)
@@ -77,9 +81,9 @@ class Stem(nn.Module):
     norm: NormFactory
 
     @nn.compact
-    def __call__(self, images: jax.Array, *, train: bool = False) -> jax.Array:
+    def __call__(self, images: jax.Array, *, train: bool = False, rows: jax.Array | None = None) -> jax.Array:
         x = Conv(self.features, 3, stride=2, padding=_same(3, 2), use_bias=False, name="conv")(images)
-        return _relu6(self.norm(name="norm")(x, train=train))
+        return _relu6(self.norm(name="norm")(x, train=train, rows=rows))
 
 
 class InvertedResidual(nn.Module):
@@ -90,12 +94,12 @@ class InvertedResidual(nn.Module):
     norm: NormFactory
 
     @nn.compact
-    def __call__(self, x: jax.Array, *, train: bool = False) -> jax.Array:
+    def __call__(self, x: jax.Array, *, train: bool = False, rows: jax.Array | None = None) -> jax.Array:
         block, features = self.block, round(self.block.channels * self.scale)
         y, inner = x, x.shape[-1] * block.expansion
         if block.expansion > 1:
             y = Conv(inner, use_bias=False, name="expand")(y)
-            y = _relu6(self.norm(name="expand_norm")(y, train=train))
+            y = _relu6(self.norm(name="expand_norm")(y, train=train, rows=rows))
         y = Conv(
             inner,
             block.kernel,
@@ -106,9 +110,9 @@ class InvertedResidual(nn.Module):
             kernel_init=_depthwise_init,
             name="depthwise",
         )(y)
-        y = _relu6(self.norm(name="depthwise_norm")(y, train=train))
+        y = _relu6(self.norm(name="depthwise_norm")(y, train=train, rows=rows))
         y = Conv(features, use_bias=False, name="project")(y)
-        y = self.norm(name="project_norm")(y, train=train)
+        y = self.norm(name="project_norm")(y, train=train, rows=rows)
         return x + y if x.shape == y.shape else y
 
 

@@ -58,7 +58,7 @@ class BatchNorm(nn.Module):
     """Batch norm (Ioffe and Szegedy 2015) with torch's running statistics: the unbiased variance, momentum 0.1.
 
     flax's own counts every row, and averages the statistics of devices whatever the number of their rows; the rows of
-    RoIs are padded, by a different number on each device.
+    RoIs are padded, by a different number on each device. Without a row that counts it uses the running statistics.
     """
 
     eps: float
@@ -78,6 +78,9 @@ class BatchNorm(nn.Module):
             unbiased = batch_var * (count / jnp.maximum(count - 1, 1))
             mean.value = kept * mean.value + (1 - kept) * jax.lax.stop_gradient(batch_mean)
             var.value = kept * var.value + (1 - kept) * jax.lax.stop_gradient(unbiased)
+            # The variance of no rows, zero, would blow up what nobody looks at, layer by layer, until it is not finite.
+            batch_mean = jnp.where(count > 0, batch_mean, mean.value)
+            batch_var = jnp.where(count > 0, batch_var, var.value)
         factor = scale * jax.lax.rsqrt(batch_var + self.eps)
         return _affine(x, factor, bias - batch_mean * factor)
 

@@ -47,8 +47,8 @@ class MaskRCNN(nn.Module):
     """Backbone, features, RPN and heads; each method maps arrays to arrays and is composed by the functions below.
 
     Shapes: images (B, H, W, 3), H and W divisible by `size_divisibility`; features a tuple of (B, h, w, F), one for
-    each level: P2..P6, or the one map of C4 and DC5. In the heads, `valid` (R,) bool marks the RoIs that count in batch
-    statistics.
+    each level: P2..P6, or the one map of C4 and DC5. `valid` bool, (B,) or in the heads (R,), marks the images or RoIs
+    that count in batch statistics (default: all).
     """
 
     config: ModelConfig
@@ -83,26 +83,30 @@ class MaskRCNN(nn.Module):
     def _norm(self, kind: Any, eps: float = 1e-5) -> NormFactory | None:
         return make_norm(kind, eps, self.axis_name)
 
-    def features(self, images: jax.Array, image_sizes: jax.Array, *, train: bool = False) -> tuple[jax.Array, ...]:
+    def features(
+        self, images: jax.Array, image_sizes: jax.Array, valid: jax.Array | None = None, *, train: bool = False
+    ) -> tuple[jax.Array, ...]:
         """Normalise the images, zero their padding, and compute the features in the compute dtype."""
         x = normalize(self.config, images, image_sizes)
-        return self.feature_maps(x, train=train)
+        return self.feature_maps(x, valid, train=train)
 
-    def feature_maps(self, x: jax.Array, *, train: bool = False) -> tuple[jax.Array, ...]:
+    def feature_maps(
+        self, x: jax.Array, valid: jax.Array | None = None, *, train: bool = False
+    ) -> tuple[jax.Array, ...]:
         """Normalised images (B, H, W, 3) -> the features that RPN and heads look at."""
         divisor = size_divisibility(self.config)
         if x.shape[1] % divisor or x.shape[2] % divisor:
             raise ValueError(f"images must be padded to multiples of {divisor}, got {x.shape[1]}x{x.shape[2]}")
-        taps = self.backbone(x.astype(self.config.compute_dtype), train=train)
-        return self.fpn(taps, train=train) if self.config.features == "fpn" else taps[-1:]
+        taps = self.backbone(x.astype(self.config.compute_dtype), train=train, rows=valid)
+        return self.fpn(taps, train=train, rows=valid) if self.config.features == "fpn" else taps[-1:]
 
     def rpn(self, features: Sequence[jax.Array]) -> tuple[tuple[jax.Array, ...], tuple[jax.Array, ...]]:
         """Objectness logits (B, A_level) and deltas (B, A_level, 4) of each level."""
         return self.rpn_head(features)
 
-    def roi_features(self, pooled: jax.Array, *, train: bool = False) -> jax.Array:
+    def roi_features(self, pooled: jax.Array, valid: jax.Array | None = None, *, train: bool = False) -> jax.Array:
         """What the heads see of pooled features (R, S, S, F): for C4 what res5 makes of them, half as large."""
-        return self.res5(pooled, train=train) if self.config.features == "c4" else pooled
+        return self.res5(pooled, train=train, rows=valid) if self.config.features == "c4" else pooled
 
     def box(self, x: jax.Array, valid: jax.Array | None = None, *, train: bool = False) -> tuple[jax.Array, jax.Array]:
         """RoI features (R, S, S, F) -> class logits (R, C + 1) and deltas (R, C or 1, 4)."""

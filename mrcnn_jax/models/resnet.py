@@ -34,15 +34,18 @@ class ResNet(nn.Module):
     res5_dilation: int = 1
 
     @nn.compact
-    def __call__(self, images: jax.Array, *, train: bool = False) -> tuple[jax.Array, ...]:
+    def __call__(
+        self, images: jax.Array, *, train: bool = False, rows: jax.Array | None = None
+    ) -> tuple[jax.Array, ...]:
         frozen = self.config.frozen_stages >= 1
-        x = Stem(self.config, self.norm, name="stem")(images, train=train and not frozen)
+        x = Stem(self.config, self.norm, name="stem")(images, train=train and not frozen, rows=rows)
         x = jax.lax.stop_gradient(x) if frozen else x
         taps = []
         for number in range(2, 2 + self.stages):
             frozen = self.config.frozen_stages >= number
             dilation = self.res5_dilation if number == 5 else 1
-            x = Stage(self.config, self.norm, number, dilation, name=f"res{number}")(x, train=train and not frozen)
+            stage = Stage(self.config, self.norm, number, dilation, name=f"res{number}")
+            x = stage(x, train=train and not frozen, rows=rows)
             x = jax.lax.stop_gradient(x) if frozen else x
             taps.append(x)
         return tuple(taps)
@@ -55,9 +58,9 @@ class Stem(nn.Module):
     norm: NormFactory
 
     @nn.compact
-    def __call__(self, images: jax.Array, *, train: bool = False) -> jax.Array:
+    def __call__(self, images: jax.Array, *, train: bool = False, rows: jax.Array | None = None) -> jax.Array:
         x = Conv(self.config.width, 7, stride=2, use_bias=False, name="conv")(images)
-        x = self.norm(name="norm")(x, train=train)
+        x = self.norm(name="norm")(x, train=train, rows=rows)
         return max_pool_3x3(nn.relu(x))
 
 
@@ -70,13 +73,14 @@ class Stage(nn.Module):
     dilation: int = 1
 
     @nn.compact
-    def __call__(self, x: jax.Array, *, train: bool = False) -> jax.Array:
+    def __call__(self, x: jax.Array, *, train: bool = False, rows: jax.Array | None = None) -> jax.Array:
         block = BasicBlock if self.config.name in _BASIC else BottleneckBlock
         width = self.config.width * 2 ** (self.number - 2)
         first_stride = 1 if self.number == 2 or self.dilation > 1 else 2
         for index in range(_DEPTHS[self.config.name][self.number - 2]):
             stride = first_stride if index == 0 else 1
-            x = block(self.config, self.norm, width, stride, self.dilation, name=f"block{index}")(x, train=train)
+            residual = block(self.config, self.norm, width, stride, self.dilation, name=f"block{index}")
+            x = residual(x, train=train, rows=rows)
         return x
 
 
@@ -90,12 +94,12 @@ class BasicBlock(nn.Module):
     dilation: int = 1
 
     @nn.compact
-    def __call__(self, x: jax.Array, *, train: bool = False) -> jax.Array:
+    def __call__(self, x: jax.Array, *, train: bool = False, rows: jax.Array | None = None) -> jax.Array:
         y = Conv(self.width, 3, stride=self.stride, dilation=self.dilation, use_bias=False, name="conv1")(x)
-        y = nn.relu(self.norm(name="norm1")(y, train=train))
+        y = nn.relu(self.norm(name="norm1")(y, train=train, rows=rows))
         y = Conv(self.width, 3, dilation=self.dilation, use_bias=False, name="conv2")(y)
-        y = self.norm(name="norm2")(y, train=train)
-        return nn.relu(y + _shortcut(self.norm, x, y.shape[-1], self.stride, train))
+        y = self.norm(name="norm2")(y, train=train, rows=rows)
+        return nn.relu(y + _shortcut(self.norm, x, y.shape[-1], self.stride, train, rows))
 
 
 class BottleneckBlock(nn.Module):
@@ -108,23 +112,25 @@ class BottleneckBlock(nn.Module):
     dilation: int = 1
 
     @nn.compact
-    def __call__(self, x: jax.Array, *, train: bool = False) -> jax.Array:
+    def __call__(self, x: jax.Array, *, train: bool = False, rows: jax.Array | None = None) -> jax.Array:
         groups = self.config.groups
         inner = self.width * self.config.width_per_group // 64 * groups
         first, second = (self.stride, 1) if self.config.stride_in_1x1 else (1, self.stride)
         y = Conv(inner, 1, stride=first, use_bias=False, name="conv1")(x)
-        y = nn.relu(self.norm(name="norm1")(y, train=train))
+        y = nn.relu(self.norm(name="norm1")(y, train=train, rows=rows))
         conv = partial(Conv, inner, 3, stride=second, dilation=self.dilation, groups=groups)
         y = conv(use_bias=False, name="conv2")(y)
-        y = nn.relu(self.norm(name="norm2")(y, train=train))
+        y = nn.relu(self.norm(name="norm2")(y, train=train, rows=rows))
         y = Conv(4 * self.width, 1, use_bias=False, name="conv3")(y)
-        y = self.norm(name="norm3")(y, train=train)
-        return nn.relu(y + _shortcut(self.norm, x, y.shape[-1], self.stride, train))
+        y = self.norm(name="norm3")(y, train=train, rows=rows)
+        return nn.relu(y + _shortcut(self.norm, x, y.shape[-1], self.stride, train, rows))
 
 
-def _shortcut(norm: NormFactory, x: jax.Array, features: int, stride: int, train: bool) -> jax.Array:
+def _shortcut(
+    norm: NormFactory, x: jax.Array, features: int, stride: int, train: bool, rows: jax.Array | None
+) -> jax.Array:
     """The identity, or a 1 x 1 projection where the shape changes; a sub-module of the calling block."""
     if x.shape[-1] == features and stride == 1:
         return x
     x = Conv(features, 1, stride=stride, use_bias=False, name="shortcut")(x)
-    return norm(name="shortcut_norm")(x, train=train)
+    return norm(name="shortcut_norm")(x, train=train, rows=rows)

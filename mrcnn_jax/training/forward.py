@@ -29,7 +29,7 @@ def forward_losses(
     keys: (B,) PRNG keys, one for each image. rois: those of `draw_rois`, which are drawn again without them.
     """
     forward = Forward(model, variables)
-    features = forward(model.features, batch.images, batch.image_sizes)
+    features = forward(model.features, batch.images, batch.image_sizes, batch.valid)
     parts, counts = losses_from_features(forward, config, features, batch, keys, rois)
     return parts, (forward.statistics(), counts)
 
@@ -42,7 +42,7 @@ def draw_rois(
     No count depends on what the heads say, so the heads are dead code here, which JAX removes.
     """
     forward = Forward(model, variables)
-    features = forward(model.features, batch.images, batch.image_sizes)
+    features = forward(model.features, batch.images, batch.image_sizes, batch.valid)
     parts, rois = _both_stages(forward, config, features, batch, keys, None)
     return rois, {name: count for name, (_, count) in parts.items()}
 
@@ -138,7 +138,8 @@ def _head_losses(
     valid: jax.Array,
 ) -> dict[str, losses.Loss]:
     """Losses of the box head on all sampled RoIs, of the other heads on the positive ones."""
-    pooled = forward(forward.model.roi_features, pool_rois(config, features, rois.boxes, config.box.pool_size))
+    pooled = pool_rois(config, features, rois.boxes, config.box.pool_size)
+    pooled = forward(forward.model.roi_features, pooled, _join(rois.valid))
     parts = _box_losses(forward, config, pooled, rois, truth)
     # Positives come first, and there are never more of them than the fraction allows: the rest need no masks.
     count = rois.valid.shape[1]

@@ -1,0 +1,150 @@
+"""What `train.accumulate` saves and costs: `python -m benchmarks.accumulation [--rounds=3]`.
+
+First the floating-point operations of a step of a recipe's network at its own image size, counted in the program before
+compilation. Then memory and time of a network that a CPU can train: each case is a process of its own. "Temporary" is
+what XLA's plan of the compiled program asks for beside arguments and results: on CPU, where the parts are written out
+one after the other, and in the form that accelerators get, a loop (compiled for CPU, but not timed: convolutions in
+loops are slow there).
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import statistics
+import subprocess
+import sys
+import time
+from typing import Any
+
+import jax
+import numpy as np
+import optax
+
+from mrcnn_jax import presets
+from mrcnn_jax.config import Config, ModelConfig, TrainConfig
+from mrcnn_jax.models.rcnn import build_model, variable_shapes
+from mrcnn_jax.structures import Batch, GroundTruth
+from mrcnn_jax.training import gradients
+from mrcnn_jax.training.step import TrainState, create_state, make_train_step
+
+PARTS = (1, 2, 4)
+IMAGES, SLOTS = 8, 20
+CLASSES = 80
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=3, help="steps that are timed; 0 compiles only")
+    parser.add_argument("--case", help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.case:
+        print(json.dumps(measure(*json.loads(arguments.case))))
+        return
+    recipe, shape = recipe_model(), (800, 1344)
+    print(f"R50-FPN, {IMAGES} images of {shape[0]}x{shape[1]}, TFLOP a step\n\n| parts | step |\n|---|---|")
+    for parts in PARTS:
+        print(f"| {parts} | {flops(recipe, shape, parts) / 1e12:.2f} |", flush=True)
+    print("\n| parts | temporary, MB | as a loop, MB | CPU s a step, median (min) | s | compilation, s |")
+    print("|---|---|---|---|---|---|")
+    for parts in PARTS:
+        print_row(parts, arguments.rounds)
+
+
+def recipe_model() -> ModelConfig:
+    return dataclasses.replace(presets.detectron2(), num_classes=CLASSES)
+
+
+def small_model() -> ModelConfig:
+    """The same with a smaller backbone and a quarter of the RoIs, group norm, nothing frozen."""
+    model = recipe_model()
+    backbone = dataclasses.replace(model.backbone, name="resnet18", norm="gn", frozen_stages=0)
+    return dataclasses.replace(model, backbone=backbone, roi=dataclasses.replace(model.roi, batch_size=128))
+
+
+def print_row(parts: int, rounds: int) -> None:
+    found: dict[str, Any] = {}
+    for loop in (False, True):
+        case = json.dumps([parts, loop, 0 if loop else rounds])
+        command = [sys.executable, "-m", "benchmarks.accumulation", "--case", case]
+        found[str(loop)] = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+    plain, loop = found["False"], found["True"]
+    cells = ["-", "-"]
+    if rounds:
+        cells = [
+            f"{statistics.median(plain['cpu']):.1f} ({min(plain['cpu']):.1f})",
+            f"{statistics.median(plain['seconds']):.1f}",
+        ]
+    temporary = f"{plain['temporary'] / 1e6:.0f} | {loop['temporary'] / 1e6:.0f}"
+    print(f"| {parts} | {temporary} | {' | '.join(cells)} | {plain['compilation']:.0f} |", flush=True)
+
+
+def make_step(model_config: ModelConfig, parts: int) -> tuple[Any, Any]:
+    """The step and the shapes of its state."""
+    model, optimizer = build_model(model_config), optax.sgd(1e-4, momentum=0.9)
+    config = Config(model=model_config, train=TrainConfig(batch_size=IMAGES, accumulate=parts))
+    step = jax.jit(make_train_step(model, config, optimizer, lambda step: 1e-4), donate_argnums=0)
+    return step, jax.eval_shape(lambda variables: create_state(optimizer, variables), variable_shapes(model))
+
+
+def flops(model: ModelConfig, shape: tuple[int, int], parts: int) -> float:
+    """Of the program before compilation, with all parts written out; iterations of other loops (NMS) count once."""
+    step, state = make_step(model, parts)
+    batch = jax.eval_shape(lambda: make_batch(model, shape))
+    return float(step.lower(state, batch, jax.eval_shape(lambda: jax.random.key(0))).cost_analysis()["flops"])
+
+
+def measure(parts: int, loop: bool, rounds: int) -> dict[str, Any]:
+    """Compile one step; take `rounds` of them after one that is not counted."""
+    if loop:
+        gradients._loop = jax.lax.scan
+    model = small_model()
+    step, shapes = make_step(model, parts)
+    state, batch, key = make_state(shapes), make_batch(model, (256, 256)), jax.random.key(0)
+    before = time.process_time()
+    compiled = step.lower(state, batch, key).compile()
+    found: dict[str, Any] = {"compilation": time.process_time() - before, "seconds": [], "cpu": []}
+    found["temporary"] = compiled.memory_analysis().temp_size_in_bytes
+    for index in range(rounds + 1 if rounds else 0):
+        wall, cpu = time.perf_counter(), time.process_time()
+        state, metrics = jax.block_until_ready(compiled(state, batch, key))
+        assert metrics["finite"]
+        if index:
+            found["seconds"].append(time.perf_counter() - wall)
+            found["cpu"].append(time.process_time() - cpu)
+    return found
+
+
+def make_state(shapes: TrainState) -> TrainState:
+    """Small random kernels, scales of one: quicker than compiling the networks' own initialisation."""
+    rng = np.random.default_rng(0)
+
+    def value(path: Any, leaf: jax.ShapeDtypeStruct) -> np.ndarray:
+        name = path[-1].key
+        if name == "kernel":
+            return rng.normal(0, 0.5 / np.sqrt(np.prod(leaf.shape[:-1])), leaf.shape).astype(np.float32)
+        return np.full(leaf.shape, name == "scale", np.float32)
+
+    empty: TrainState = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), shapes)
+    return jax.device_put(empty._replace(params=jax.tree_util.tree_map_with_path(value, shapes.params)))
+
+
+def make_batch(config: ModelConfig, shape: tuple[int, int]) -> Batch:
+    """Noise with twenty objects an image, of sides from a tenth to a half of it."""
+    rng = np.random.default_rng(1)
+    extent = np.float32([shape[1], shape[0]])
+    corners = rng.uniform(0, 0.5, (IMAGES, SLOTS, 2)).astype(np.float32)
+    sides = rng.uniform(0.1, 0.5, (IMAGES, SLOTS, 2)).astype(np.float32)
+    boxes = np.concatenate([corners * extent, (corners + sides) * extent], axis=-1)
+    classes = rng.integers(1, config.num_classes + 1, (IMAGES, SLOTS)).astype(np.int32)
+    masks = rng.integers(0, 2, (IMAGES, SLOTS, config.mask_size, config.mask_size), dtype=np.uint8)
+    keypoints = np.zeros((IMAGES, SLOTS, 0, 3), np.float32)
+    truth = GroundTruth(boxes, classes, masks, boxes, keypoints, np.ones((IMAGES, SLOTS), bool))
+    images = rng.integers(0, 256, (IMAGES, *shape, 3), dtype=np.uint8)
+    sizes = np.tile(np.int32(shape), (IMAGES, 1))
+    return Batch(images, sizes, np.arange(IMAGES, dtype=np.int32), np.ones(IMAGES, bool), truth)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,232 @@
+"""Synchronised batch norm and bfloat16: what they have to do with one device's float32, in numbers."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from jax.sharding import Mesh, PartitionSpec
+
+from mrcnn_jax.config import Config, ModelConfig, TrainConfig
+from mrcnn_jax.models.norms import Norm
+from mrcnn_jax.models.rcnn import build_model, init_variables, variable_shapes
+from mrcnn_jax.structures import Batch, GroundTruth
+from mrcnn_jax.training.forward import Forward
+from mrcnn_jax.training.step import TrainState, create_state, make_train_step
+
+AXIS = "devices"
+IMAGES = 4
+KEY = jax.random.key(5)
+QUICKLY = {"xla_backend_optimization_level": 0}  # compiling well would take longer than all runs here
+OPTIMIZER = optax.chain(optax.add_decayed_weights(1e-2), optax.sgd(0.02, momentum=0.9))
+
+
+def on_two_devices(function: Any, *, mapped: int) -> Any:
+    """`function` with its last `mapped` arguments cut into halves, one a device; its results are the same on both, but
+    those of key "cut", which are put together."""
+    mesh = Mesh(np.asarray(jax.local_devices()[:2]), (AXIS,))
+
+    def spread(*args: Any) -> Any:
+        specs = (PartitionSpec(),) * (len(args) - mapped) + (PartitionSpec(AXIS),) * mapped
+        out = {"same": PartitionSpec(), "cut": PartitionSpec(AXIS)}
+        inner = jax.shard_map(function, mesh=mesh, in_specs=specs, out_specs=out, check_vma=False)
+        return jax.jit(inner, compiler_options=QUICKLY)(*args)
+
+    return spread
+
+
+ROWS = {"all": [1, 1, 1, 1], "an empty slot": [1, 1, 1, 0], "an empty device": [1, 1, 0, 0], "none": [0, 0, 0, 0]}
+
+
+@pytest.mark.parametrize("rows", ROWS.values(), ids=ROWS.keys())
+def test_synchronised_batch_norm_is_that_of_the_whole_batch(rows):
+    """Output, gradients and running statistics, against numpy's moments of the rows that count, in float64."""
+    rng = np.random.default_rng(0)
+    x = rng.normal(3, 2, (4, 5, 6, 8)).astype(np.float32)
+    weights = rng.normal(size=x.shape).astype(np.float32)
+    valid = np.array(rows, bool)
+    params = {"norm": {"scale": np.float32(rng.uniform(0.5, 2, 8)), "bias": np.float32(rng.normal(size=8))}}
+    statistics = {"norm": {"mean": np.float32(rng.normal(size=8)), "var": np.float32(rng.uniform(0.5, 2, 8))}}
+
+    def run(kind, axis_name, params, x, weights, valid):
+        def loss(params, x):
+            variables = {"params": params, "batch_stats": statistics}
+            y, after = Norm(kind, axis_name=axis_name).apply(
+                variables, x, train=True, rows=valid, mutable=["batch_stats"]
+            )
+            return jnp.sum(jnp.where(valid[:, None, None, None], y * weights, 0.0)), (y, after["batch_stats"])
+
+        (of_params, of_x), (y, after) = jax.grad(loss, argnums=(0, 1), has_aux=True)(params, x)
+        of_params = of_params if axis_name is None else jax.lax.psum(of_params, axis_name)
+        return {"same": (of_params, after), "cut": (of_x, y)}
+
+    one = run("bn", None, params, x, weights, valid)
+    two = on_two_devices(lambda *args: run("sync_bn", AXIS, *args), mapped=3)(params, x, weights, valid)
+    # sums of some hundred terms of size 10 at most
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5), two, one)
+
+    counted = x[valid].astype(np.float64).reshape(-1, 8)
+    before = statistics["norm"]
+    mean, var = (counted.mean(0), counted.var(0)) if valid.any() else (before["mean"], before["var"])
+    y = (x - mean) / np.sqrt(var + 1e-5) * params["norm"]["scale"] + params["norm"]["bias"]
+    np.testing.assert_allclose(one["cut"][1], y, rtol=1e-5, atol=1e-5)
+    if valid.any():
+        expected = 0.9 * before["mean"] + 0.1 * mean, 0.9 * before["var"] + 0.1 * counted.var(0, ddof=1)
+    else:
+        expected = before["mean"], before["var"]
+    after = one["same"][1]["norm"]
+    np.testing.assert_allclose((after["mean"], after["var"]), expected, rtol=1e-5, atol=1e-6)
+
+
+def make_model_config(tiny: ModelConfig, norm: Any, **changes: Any) -> ModelConfig:
+    """Nothing of the backbone learns but res5: less to compile."""
+    backbone = dataclasses.replace(tiny.backbone, norm=norm, frozen_stages=4)
+    fpn = dataclasses.replace(tiny.fpn, norm=norm)
+    return dataclasses.replace(tiny, num_classes=5, backbone=backbone, fpn=fpn, **changes)
+
+
+def make_batch() -> Batch:
+    """Four images of noise with two brighter rectangles each."""
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 100, (IMAGES, 64, 64, 3), dtype=np.uint8)
+    corners = rng.integers(0, 24, (IMAGES, 2, 2))
+    boxes = np.concatenate([corners, corners + rng.integers(16, 32, (IMAGES, 2, 2))], axis=-1).astype(np.float32)
+    for image, some in zip(images, boxes.astype(int), strict=True):
+        for x0, y0, x1, y1 in some:
+            image[y0:y1, x0:x1] += 120
+    classes = rng.integers(1, 6, (IMAGES, 2)).astype(np.int32)
+    masks, keypoints = np.ones((IMAGES, 2, 8, 8), np.uint8), np.zeros((IMAGES, 2, 0, 3), np.float32)
+    truth = GroundTruth(boxes, classes, masks, boxes, keypoints, np.ones((IMAGES, 2), bool))
+    sizes = np.full((IMAGES, 2), 64, np.int32)
+    return Batch(images, sizes, np.arange(IMAGES, dtype=np.int32), np.ones(IMAGES, bool), truth)
+
+
+def test_empty_slot_has_no_part_in_batch_statistics(tiny_model_config):
+    """Features, gradients and statistics of two devices are those of one with the images alone, whatever an empty slot
+    holds."""
+    batch = make_batch()
+    config = make_model_config(tiny_model_config, "sync_bn")
+    variables = jax.device_get(init_variables(build_model(config), jax.random.key(0)))
+    state = {name: tree for name, tree in variables.items() if name != "params"}
+
+    def run(axis_name, params, images, sizes, valid):
+        def loss(params):
+            forward = Forward(build_model(config).clone(axis_name=axis_name), {"params": params, **state})
+            features = forward(forward.model.features, images, sizes, valid)
+            cost = sum(jnp.sum(jnp.where(valid[:, None, None, None], level, 0.0) ** 2) for level in features)
+            return cost / 1000, (features[-1], forward.statistics())
+
+        gradient, (features, statistics) = jax.grad(loss, has_aux=True)(params)
+        gradient = gradient if axis_name is None else jax.lax.psum(gradient, axis_name)
+        return {"same": (gradient, statistics), "cut": jnp.where(valid[:, None, None, None], features, 0.0)}
+
+    images, sizes = batch.images.copy(), batch.image_sizes
+    valid = np.array([True, True, True, False])
+    alone = jax.jit(lambda *args: run(None, *args), compiler_options=QUICKLY)
+    expected = alone(variables["params"], images[:3], sizes[:3], valid[:3])
+    assert np.abs(expected["cut"]).max() > 0.1
+    images[3] = np.random.default_rng(9).integers(0, 256, images[3].shape)
+    spread = on_two_devices(lambda *args: run(AXIS, *args), mapped=3)
+    found = spread(variables["params"], images, sizes, valid)
+    np.testing.assert_allclose(found["cut"][:3], expected["cut"], rtol=1e-4, atol=1e-4)
+    jax.tree.map(assert_close_to_largest, found["same"], expected["same"])
+
+
+def assert_close_to_largest(actual: Any, expected: Any) -> None:
+    """Sums of some thousand terms; through batch norms gradients are differences of large numbers."""
+    assert np.abs(actual - expected).max() <= 1e-4 * max(np.abs(expected).max(), 1e-2)
+
+
+def make_step(config: ModelConfig, axis_name: str | None = None) -> Any:
+    whole = Config(model=config, train=TrainConfig(batch_size=IMAGES))
+    return make_train_step(build_model(config), whole, OPTIMIZER, lambda step: 0.02, axis_name=axis_name)
+
+
+def test_batch_without_images_is_a_step_with_a_gradient_of_zero(tiny_model_config):
+    """Momentum and weight decay go on, as they do for every parameter without a gradient; statistics stay."""
+    config = make_model_config(tiny_model_config, "bn")
+    state = create_state(OPTIMIZER, init_variables(build_model(config), jax.random.key(0)))
+    state = state._replace(opt_state=jax.tree.map(lambda x: x + 0.5, state.opt_state))
+    batch = make_batch()
+    batch = batch._replace(images=np.zeros_like(batch.images), valid=np.zeros(IMAGES, bool))
+    after, metrics = jax.jit(make_step(config), compiler_options=QUICKLY)(state, batch, KEY)
+    assert metrics["finite"]
+    assert float(metrics["loss"]) == 0
+    assert float(metrics["grad_norm"]) == 0
+    updates, _ = OPTIMIZER.update(jax.tree.map(jnp.zeros_like, state.params), state.opt_state, state.params)
+    expected = optax.apply_updates(state.params, updates)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-8), after.params, expected)
+    jax.tree.map(np.testing.assert_array_equal, after.model_state, state.model_state)
+
+
+@pytest.fixture(scope="module")
+def runs(tiny_model_config) -> dict[str, Any]:
+    """(states, metrics) of six steps from the same parameters, for each type that features are computed in."""
+    found = {}
+    for dtype in ("float32", "bfloat16"):
+        config = make_model_config(tiny_model_config, "gn", compute_dtype=dtype)
+        state = create_state(OPTIMIZER, init_variables(build_model(config), jax.random.key(0)))
+        step = jax.jit(make_step(config), compiler_options=QUICKLY)
+        outcomes = []
+        for _ in range(6):
+            state, metrics = step(state, make_batch(), KEY)
+            outcomes.append(jax.device_get((state, metrics)))
+        found[dtype] = outcomes
+    return found
+
+
+def test_bfloat16_losses_are_those_of_float32(runs):
+    (_, narrow), (_, wide) = runs["bfloat16"][0], runs["float32"][0]
+    for name in [name for name in wide if name.startswith("loss")]:
+        # A rounding is 2 ** -9 = 0.2 % of a feature; some twenty in a row, of random signs.
+        np.testing.assert_allclose(narrow[name], wide[name], rtol=0.02, err_msg=name)
+        assert narrow[name].dtype == np.float32
+    assert narrow["loss"] != wide["loss"]
+
+
+def test_bfloat16_gradient_points_where_that_of_float32_does(runs):
+    """The momentum after one step is the gradient (and the decay, which is a hundredth of the parameters)."""
+
+    def gradient(outcome: Any) -> np.ndarray:
+        state: TrainState = outcome[0]
+        return np.concatenate([leaf.ravel() for leaf in jax.tree.leaves(state.opt_state)])
+
+    narrow, wide = gradient(runs["bfloat16"][0]), gradient(runs["float32"][0])
+    cosine = narrow @ wide / np.linalg.norm(narrow) / np.linalg.norm(wide)
+    assert 0.98 < cosine < 1 - 1e-6
+    assert 0.9 < np.linalg.norm(narrow) / np.linalg.norm(wide) < 1.1
+
+
+def test_bfloat16_learns(runs):
+    history = {name: [float(metrics["loss"]) for _, metrics in outcomes] for name, outcomes in runs.items()}
+    assert history["bfloat16"][-1] < 0.75 * history["bfloat16"][0], history
+
+
+def test_bfloat16_leaves_the_state_in_float32(runs):
+    """Parameters, momentum and all else that is kept, so that small updates are not lost."""
+    state, metrics = runs["bfloat16"][-1]
+    assert {leaf.dtype.name for leaf in jax.tree.leaves((state, metrics))} <= {"float32", "int32", "bool"}
+
+
+def test_devices_add_up_in_float32(tiny_model_config):
+    """Everything that crosses devices: losses, counts, gradients, moments of batch norms and their gradients."""
+    config = make_model_config(tiny_model_config, "sync_bn", compute_dtype="bfloat16")
+    shapes = jax.eval_shape(lambda variables: create_state(OPTIMIZER, variables), variable_shapes(build_model(config)))
+    mesh = Mesh(np.asarray(jax.local_devices()[:2]), (AXIS,))
+    specs = (PartitionSpec(), PartitionSpec(AXIS), PartitionSpec())
+    step = jax.shard_map(make_step(config, AXIS), mesh=mesh, in_specs=specs, out_specs=PartitionSpec(), check_vma=False)
+    text = jax.jit(step).lower(shapes, make_batch(), KEY).as_text()
+    lines = text.splitlines()
+    types = []
+    for index, line in enumerate(lines):
+        if "stablehlo.all_reduce" in line:  # its type follows the body, which adds two numbers
+            end = next(other for other in lines[index:] if other.strip().startswith("}) :"))
+            types.append(end.split("->")[1].strip())
+    assert len(types) > 100
+    assert "bf16" in text
+    assert not [kind for kind in types if "bf16" in kind], types
