@@ -1,0 +1,299 @@
+"""Steps that are not finite: left out, counted, kept in a file, and done again from it."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import io
+import json
+import os
+import subprocess
+import sys
+import textwrap
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+import pytest
+
+from mrcnn_jax import processes
+from mrcnn_jax.config import to_json
+from mrcnn_jax.training import failure, replay, run
+from mrcnn_jax.training.checkpoint import Checkpointer
+from mrcnn_jax.training.failure import FailureFile, load_failure, save_failure
+from mrcnn_jax.training.loop import NonFiniteLossError
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+POISONED = (3, 6)  # batches (from 0) with a bad image
+SLOT = 2  # of the bad image
+# What a batch norm in two devices' programs and in the one of replay leaves of the same sums in another order.
+ROUNDING = 1e-4
+
+
+class Stopped(NamedTuple):
+    """A run that left out one bad step and ended at the next."""
+
+    error: NonFiniteLossError
+    output: str
+    states: dict[int, Any]  # by their step
+    batches: dict[int, Any]
+    workdir: Path
+    warnings: list[str]
+
+
+class Poisoned:
+    """Batches, of which some have an image with a class that the model does not know: its loss is not a number."""
+
+    def __init__(self, batches, start: int, seen: dict[int, Any]):
+        self._batches, self._step, self._seen = batches, start, seen
+
+    def __next__(self):
+        batch = jax.tree.map(np.array, next(self._batches))
+        if self._step in POISONED:
+            batch.ground_truth.classes[SLOT] = np.where(batch.ground_truth.valid[SLOT], 99, 0)
+        self._seen[self._step] = batch
+        self._step += 1
+        return batch
+
+    def __iter__(self):
+        return self
+
+    def __enter__(self):
+        self._batches.__enter__()
+        return self
+
+    def __exit__(self, *error):
+        self._batches.__exit__(*error)
+
+
+@pytest.fixture(scope="module")
+def stopped(tiny_config, tmp_path_factory) -> Stopped:
+    """With batch norm, whose running statistics a bad step must leave alone too, and an average of the weights."""
+    model, train = tiny_config.model, tiny_config.train
+    config = dataclasses.replace(
+        tiny_config,
+        model=dataclasses.replace(model, backbone=dataclasses.replace(model.backbone, norm="bn")),
+        train=dataclasses.replace(train, checkpoint_every=1, max_skipped=1, ema_decay=0.9),
+    )
+    workdir = tmp_path_factory.mktemp("poisoned")
+    states, batches, warnings = {}, {}, []
+    open_batches, save = run.train_batches, Checkpointer.save
+
+    def poisoned_batches(dataset, config, *, start_step, **others):
+        return Poisoned(open_batches(dataset, config, start_step=start_step, **others), start_step, batches)
+
+    def save_and_keep(self, step, state):
+        states[step] = jax.device_get(state)
+        save(self, step, state)
+
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(io.StringIO()) as output:
+        patch.setattr(run, "train_batches", poisoned_batches)
+        patch.setattr(Checkpointer, "save", save_and_keep)
+        patch.setattr("mrcnn_jax.training.loop.logger.warning", lambda text, *values: warnings.append(text % values))
+        with pytest.raises(NonFiniteLossError) as error:
+            run.train(config, workdir)
+    return Stopped(error.value, output.getvalue(), states, batches, workdir, warnings)
+
+
+@pytest.fixture(scope="module")
+def saved(stopped) -> Iterator[FailureFile]:
+    """What the run left; replays are compiled without optimisation, which takes longer than all their steps here."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield load_failure(stopped.error.saved)
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
+def culprit(stopped) -> Any:
+    """The id of the bad image at which the run ended."""
+    return stopped.error.image_ids[SLOT]
+
+
+def test_bad_step_is_left_out_and_changes_nothing(stopped):
+    before, after, next_one = (stopped.states[step] for step in (3, 4, 5))
+    for name in ("params", "model_state", "opt_state", "ema"):
+        assert jax.tree.leaves(getattr(before, name))
+        jax.tree.map(np.testing.assert_array_equal, getattr(before, name), getattr(after, name))
+    assert (int(before.step), int(after.step)) == (3, 4)
+    assert (int(before.skipped), int(after.skipped), int(next_one.skipped)) == (0, 1, 1)
+    moved = jax.tree.map(lambda a, b: bool(np.not_equal(a, b).any()), after.params, next_one.params)
+    assert all(jax.tree.leaves(moved))
+    running = jax.tree.map(lambda a, b: bool(np.not_equal(a, b).any()), after.model_state, next_one.model_state)
+    assert all(jax.tree.leaves(running))
+
+
+def test_bad_step_is_told_and_counted(stopped):
+    (warning,) = stopped.warnings
+    assert warning.startswith("step 4 is left out")
+    assert "1 of at most 1" in warning
+    lines = [json.loads(line) for line in (stopped.workdir / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [1, 2, 3, 4, 5, 6]
+    assert [line["skipped"] for line in lines] == [0, 0, 0, 1, 1, 1]
+    assert ["loss" in line for line in lines] == [True, True, True, False, True, True]
+    said = stopped.output.splitlines()
+    assert ["skipped 1" in line for line in said if line.startswith("step ")] == [False] * 3 + [True] * 3
+
+
+def test_error_names_step_images_and_file(stopped):
+    error, path = stopped.error, stopped.workdir / "failures" / "step_000007.npz"
+    assert (error.step, error.saved) == (7, str(path))
+    assert [p.name for p in path.parent.iterdir()] == [path.name]
+    assert f"python -m mrcnn_jax.training.replay {path}" in str(error)
+    assert str(error.image_ids) in str(error)
+    assert "loss_class nan" in str(error)
+    assert sorted(stopped.states) == [1, 2, 3, 4, 5, 6]  # the bad step is in no checkpoint
+
+
+def test_average_of_a_run_follows_its_weights(stopped):
+    """The recursion on what was saved; a step that is left out leaves the average out too."""
+    for step in (1, 2, 4, 5):
+        before, after = stopped.states[step], stopped.states[step + 1]
+        kept = np.float32(min(0.9, (1 + step) / (10 + step)))
+        expected = jax.tree.map(
+            lambda old, new, kept=kept: old + (1 - kept) * (new - old), before.ema["params"], after.params
+        )
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-7), after.ema["params"], expected)
+
+
+def test_file_holds_the_step(stopped, saved):
+    state = stopped.states[6]
+    jax.tree.map(np.testing.assert_array_equal, saved.failure.state["params"], state.params)
+    jax.tree.map(np.testing.assert_array_equal, saved.failure.state["model_state"], state.model_state)
+    assert int(saved.failure.state["step"]) == 6
+    jax.tree.map(np.testing.assert_array_equal, saved.failure.batch, stopped.batches[6])
+    assert saved.failure.image_ids == stopped.error.image_ids
+    assert saved.failure.devices == 2
+    assert to_json(saved.config) == (stopped.workdir / "config.json").read_text()
+
+
+@pytest.mark.slow
+def test_replay_finds_image_and_loss(stopped, saved, capsys):
+    assert replay.main([stopped.error.saved]) == 1
+    said = capsys.readouterr().out
+    assert said.splitlines()[-1] == f"reproduced: loss_class not finite. Not finite alone: image {culprit(stopped)}"
+    assert "the state before the step is finite" in said
+    assert said.count("<- loss_class not finite") == 1
+    metrics, _ = replay.whole_step(saved)
+    for name, value in saved.failure.metrics.items():
+        if name.startswith("loss"):
+            np.testing.assert_allclose(metrics[name], value, rtol=ROUNDING, err_msg=name)
+    assert sum(np.isfinite(value) for name, value in metrics.items() if name.startswith("loss_")) == 4
+
+
+@pytest.mark.slow
+def test_replay_of_a_good_step_says_so(saved, capsys):
+    truth = saved.failure.batch.ground_truth
+    good = truth._replace(classes=np.minimum(truth.classes, 1))
+    step = saved.failure._replace(batch=saved.failure.batch._replace(ground_truth=good))
+    assert not replay.replay(saved._replace(failure=step))
+    assert capsys.readouterr().out.splitlines()[-1].startswith("all finite here")
+
+
+@pytest.mark.slow
+def test_replay_tells_bad_parameters_from_bad_images(saved, capsys):
+    state = jax.tree.map(np.copy, saved.failure.state)
+    state["params"]["box_head"]["logits"]["bias"][0] = np.nan
+    assert replay.replay(saved._replace(failure=saved.failure._replace(state=state)))
+    said = capsys.readouterr().out
+    assert "params: 1 of" in said
+    assert "  box_head/logits/bias: 1 of " in said
+    assert "gradients: " in said
+    assert "so no image is to blame" in said.splitlines()[-1]
+
+
+def rewritten(path: Path, target: Path, **changes: Any) -> Path:
+    """The archive with some members changed, or left out where the change is None."""
+    with np.load(path) as arrays:
+        members = {**arrays, **changes}
+    np.savez(target, **{name: array for name, array in members.items() if array is not None})
+    return target
+
+
+def about(path: Path, **changes: Any) -> np.ndarray:
+    with np.load(path) as arrays:
+        return np.array(json.dumps({**json.loads(str(arrays["about"])), **changes}))
+
+
+def damaged(path: Path, target: Path, kind: str) -> Path:
+    content = path.read_bytes()
+    if kind == "missing":
+        return target
+    if kind == "text":
+        target.write_text("hello")
+    elif kind == "cut":
+        target.write_bytes(content[: len(content) // 2])
+    elif kind == "flipped":
+        with zipfile.ZipFile(path) as archive:
+            place = archive.getinfo("batch/images.npy").header_offset + 2000
+        target.write_bytes(content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :])
+    elif kind == "pickle":
+        np.savez(target, about=np.array([{}], object))
+    elif kind == "incomplete":
+        return rewritten(path, target, key=None)
+    elif kind == "later":
+        return rewritten(path, target, about=about(path, format=2))
+    else:
+        return rewritten(path, target, about=about(path, config='{"nonsense": 1}'))
+    return target
+
+
+@pytest.mark.parametrize(
+    ("kind", "told"),
+    [
+        ("missing", "No such file"),
+        ("text", "no .npz archive"),
+        ("cut", "not a whole one"),
+        ("flipped", "CRC"),
+        ("pickle", "allow_pickle=False"),
+        ("incomplete", "no 'key'"),
+        ("later", "it has format 2, of mrcnn_jax"),
+        ("other", "unknown configuration field"),
+    ],
+)
+def test_file_that_is_no_step_is_told_in_one_line(stopped, tmp_path, capsys, kind, told):
+    path = damaged(Path(stopped.error.saved), tmp_path / "step.npz", kind)
+    assert replay.main([str(path)]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"error: {path} ")
+    assert told in line
+
+
+def test_file_that_cannot_be_written_leaves_the_error_as_it_is(stopped, saved, tmp_path, caplog):
+    (tmp_path / "failures").write_text("in the way")
+    step = saved.failure._replace(state=stopped.states[6])
+    assert save_failure(tmp_path, saved.config, step) == ""
+    assert f"the step could not be kept in {tmp_path / 'failures' / 'step_000007.npz'}" in caplog.text
+
+
+def test_parts_of_several_processes_come_together(stopped, saved, tmp_path, monkeypatch):
+    """As if the batch lay with two processes; the other one sends its own half."""
+    halves = [jax.tree.map(lambda x, half=half: x[2 * half : 2 * half + 2], saved.failure.batch) for half in (0, 1)]
+    other = failure._packed(halves[1])
+    monkeypatch.setattr(processes, "gather_bytes", lambda content: [content, other])
+    ours = saved.failure._replace(state=stopped.states[6], batch=halves[0])
+    loaded = load_failure(save_failure(tmp_path, saved.config, ours))
+    jax.tree.map(np.testing.assert_array_equal, loaded.failure.batch, saved.failure.batch)
+
+
+@pytest.mark.slow
+def test_command_needs_no_packages_for_data(stopped):
+    """In a process of its own, in which those cannot be imported."""
+    blocked = ["cv2", "grain", "tensorflow_datasets", "array_record", "pycocotools", "PIL", "orbax", "rich"]
+    script = f"""
+        import sys
+        sys.modules.update(dict.fromkeys({blocked}))
+        from mrcnn_jax.training.replay import main
+        sys.exit(main(sys.argv[1:]))
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(script), stopped.error.saved],
+        env={**os.environ, "PYTHONPATH": str(ROOT), "JAX_COMPILATION_CACHE_DIR": str(ROOT / ".cache" / "xla")},
+        cwd=ROOT.parent,
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+    assert done.returncode == 1, done.stderr
+    assert f"Not finite alone: image {culprit(stopped)}" in done.stdout.splitlines()[-1]
