@@ -97,11 +97,6 @@ def gather_bytes(content: bytes) -> list[bytes]:
         shares[:, begin:end] = _collect(multihost_utils.process_allgather, piece)[:, : end - begin]
     return [share[:length].tobytes() for share, length in zip(shares, lengths, strict=True)]
 
-    """The client of the coordination service. Private to JAX, but the one that Orbax builds on too."""
-    from jax._src import distributed
-
-    return distributed.global_state.client
-
 
 def on_main(function: Callable[[], bytes]) -> bytes:
     """What `function` returns, on every process; only the main process calls it.
