@@ -29,13 +29,15 @@ log = logging.getLogger(__name__)
 _THREADS = 8  # at most, each making one batch; 16 large images with their masks take 70 MB
 _BATCHES_AHEAD = 2  # of one worker process
 _ENDLESS = 2**40
+_IN_VAIN = 16  # images in a row that cannot be loaded: then it is not the images
 
 
 class Batches(Iterator[Batch]):
     """An iterator of this process's part of the global batches. Close it (or use `with`) to stop its workers.
 
-    `next` raises DataError for what stops the data: a worker process that ended, a record that cannot be used, or with
-    `stop` an image that cannot be decoded. Without `stop` such an image is an empty slot, and a warning in the log.
+    `next` raises DataError for what stops the data: a worker process that ended, records that are gone, many images in
+    a row that cannot be loaded, or with `stop` a single one. Without `stop` that one is an empty slot, and a warning in
+    the log.
     """
 
     def __init__(self, loader: Loader, steps: range, count: int, *, stop: bool):
@@ -44,6 +46,7 @@ class Batches(Iterator[Batch]):
         self._iterator: Any = iter(_read_ahead(loader, steps, count))
         self._failure: DataError | None = None
         self._corrupt: tuple[int, set[int]] = (-1, set())  # epoch, and the images of it that were named
+        self._in_vain = 0  # planned images since the last one that could be loaded
 
     def __next__(self) -> Batch:
         if self._failure is not None:  # grain would say that there are no more
@@ -77,7 +80,15 @@ class Batches(Iterator[Batch]):
         planned = self._loader.planned(self._steps[self._position])
         for index in np.unique(planned.indices[planned.valid & ~batch.valid]).tolist():
             self._name_corrupt(index, planned.epoch)
+        self._check_hope(batch.valid[planned.valid], planned.indices[planned.valid])
         return batch
+
+    def _check_hope(self, loaded: np.ndarray, indices: np.ndarray) -> None:
+        """Raise DataError when nothing can be loaded any more: a run would go on with nothing but empty slots."""
+        for done, index in zip(loaded.tolist(), indices.tolist(), strict=True):
+            self._in_vain = 0 if done else self._in_vain + 1
+            if self._in_vain == _IN_VAIN:
+                raise DataError(f"{_IN_VAIN} images in a row cannot be loaded; {self._loader.why_missing(index)}")
 
     def _name_corrupt(self, index: int, epoch: int) -> None:
         """Say that an image could not be loaded, once in an epoch. Raises DataError if that is to stop everything."""

@@ -64,22 +64,24 @@ class UnreadableRecordError(DataError):
 class RecordReader:
     """Random access to prepared records: index -> (encoded image, annotations). Can be pickled.
 
-    Raises DataError for a folder that is no such thing, or that is gone; UnreadableRecordError for a damaged record.
+    Raises DataError for a folder that is no such thing, or that is gone or cut short since it was opened;
+    UnreadableRecordError for a damaged record.
     """
 
-    def __init__(self, folder: Path):
+    def __init__(self, folder: Path, sizes: dict[str, int] | None = None):
         self._folder = folder
+        self._sizes = _sizes(folder) if sizes is None else sizes
         try:
             with record_files.quiet_tfds():
                 builder = tfds.builder_from_directory(_builder_folder(folder))
                 self._source = builder.as_data_source("all", decoders={"image": tfds.decode.SkipDecoding()})
         except Exception as error:  # whatever a damaged description of the records leads tfds to
-            self._check_there()
+            self._check_whole()
             words = f"the prepared records cannot be opened ({error}); delete the folder, and they are prepared again"
             raise DataError(f"{folder}: {words}") from error
 
-    def __reduce__(self) -> tuple[type[RecordReader], tuple[Path]]:
-        return RecordReader, (self._folder,)
+    def __reduce__(self) -> tuple[type[RecordReader], tuple[Path, dict[str, int]]]:
+        return RecordReader, (self._folder, self._sizes)
 
     def __len__(self) -> int:
         return len(self._source)
@@ -87,18 +89,25 @@ class RecordReader:
     def __getitem__(self, index: int) -> tuple[bytes, list[dict[str, Any]]]:
         try:
             record = self._source[index]
+            if record["annotations"] is None:  # from an open file that was cut short
+                raise RuntimeError("the file ends before it")
         except RuntimeError as error:  # array_record's, for all that can be wrong with a file
-            self._check_there()
+            self._check_whole()
             words = (
                 f"its record in {self._folder} cannot be read ({error}); delete the folder, and it is prepared again"
             )
             raise UnreadableRecordError(words) from None
         return record["image"], json.loads(record["annotations"])
 
-    def _check_there(self) -> None:
+    def _check_whole(self) -> None:
+        """Raise DataError for what concerns more than one record: files that are gone or have another length."""
         if not self._folder.is_dir():
             words = "the prepared records are gone, or were prepared anew because the data changed; start again"
             raise DataError(f"{self._folder}: {words}")
+        for name, size in self._sizes.items():
+            if record_files.status(self._folder / name).size != size:
+                words = "is gone or was cut short; start again, and the records are prepared again"
+                raise DataError(f"{self._folder / name}: this file of the prepared records {words}")
 
 
 def open_prepared(json_path: Path, images: Path, image_ids: Sequence[int], cache: Path) -> tuple[Path, Index]:

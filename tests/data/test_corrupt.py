@@ -95,6 +95,15 @@ def test_a_batch_may_be_of_nothing_but_corrupt_images(shared_folder: Any, caplog
     assert len(warnings(caplog)) == 7
 
 
+def test_many_corrupt_images_in_a_row_stop_the_run(shared_folder: Any) -> None:
+    """Of seven images one is whole: no epoch goes by without it. Without it nothing would ever be trained."""
+    config = shared_folder.config()
+    dataset = load_split(config.data, "train")
+    assert len(list(take(damage(dataset, *range(6)), config))) == STEPS
+    with pytest.raises(DataError, match=r"16 images in a row cannot be loaded; .*\.png .* cannot be decoded"):
+        list(take(damage(dataset, *range(7)), config))
+
+
 def test_a_corrupt_partner_of_copy_paste_pastes_nothing(shared_folder: Any) -> None:
     """Only its own slot is empty."""
     config = shared_folder.config(augment=AugmentConfig(copy_paste=1.0))

@@ -104,6 +104,21 @@ def test_records_that_are_gone_stop_the_run(coco_folder: Any, count: int) -> Non
         assert "the prepared records are gone" in fail(batches)
 
 
+@pytest.mark.parametrize("opened", [False, True])
+@pytest.mark.parametrize("count", [0, 1])
+def test_records_that_are_cut_short_stop_the_run(coco_folder: Any, count: int, opened: bool) -> None:
+    """It is no matter of single images, which would be empty slots from here to the end of the training."""
+    dataset = load_split(coco_folder.config().data, "train")
+    if opened:  # array_record keeps the file open, and says nothing of what is beyond its new end
+        dataset.record(0)
+    (part,) = coco_folder.root.rglob("*.array_record*")
+    os.truncate(part, 0)
+    with begin(coco_folder.config(), count, dataset.reader) as batches:
+        message = fail(batches)
+    assert message.startswith(f"{part}: this file of the prepared records is gone or was cut short; start again")
+    assert len(load_split(coco_folder.config().data, "train").record(0)[0]) > 0
+
+
 def test_the_end_of_a_worker_is_explained_by_its_exit_code() -> None:
     grain = "Worker process was terminated unexpectedly with exit code {}. Search the logs above for the source."
     for code, words in {-7: "--shm-size", -9: "give the job more memory", 1: "__main__", 3: "data.workers=0"}.items():
