@@ -172,7 +172,8 @@ class JsonLines(Sink):
         self._path = epath.Path(workdir) / METRICS
         kept = []
         if self._path.is_file():
-            kept = [line + "\n" for line in self._path.read_text().splitlines() if _step_of(line) <= start]
+            content = self._path.read_bytes().decode(errors="replace")  # a power failure leaves any bytes at the end
+            kept = [line + "\n" for line in content.splitlines() if _step_of(line) <= start]
             paths.write_text(self._path, "".join(kept))
         self._lines, self._written = kept, time.monotonic()
         self._file = None if paths.is_remote(self._path) else self._path.open("a")
@@ -220,12 +221,14 @@ class TensorBoard(Sink):
 
 
 def default_sinks(workdir: epath.PathLike, *, steps: int, start: int, batch_size: int) -> list[Sink]:
-    """A display on a terminal or plain lines, metrics.jsonl, TensorBoard; says which package is missing for which."""
+    """A display on a terminal or plain lines, metrics.jsonl, TensorBoard; says what is missing for which."""
     sinks: list[Sink] = [JsonLines(workdir, start)]
     try:
         sinks.append(TensorBoard(workdir, start))
     except ImportError:
         print(f"no TensorBoard files: tensorboardX is not installed ({INSTALL})", flush=True)
+    except (FileExistsError, NotADirectoryError, PermissionError) as error:
+        print(f"no TensorBoard files: {error}", flush=True)
     if not sys.stdout.isatty():
         return [*sinks, Lines(steps, batch_size)]
     try:
@@ -258,8 +261,8 @@ def describe_measured(metrics: Mapping[str, float]) -> str:
 
 
 def record_measured(workdir: epath.PathLike, step: int, metrics: Mapping[str, float]) -> None:
-    """Add what was measured after the last step to the TensorBoard files, where tensorboardX is installed."""
-    with suppress(ImportError):
+    """Add what was measured after the last step to the TensorBoard files, where there can be any."""
+    with suppress(ImportError, FileExistsError, NotADirectoryError, PermissionError):
         board = TensorBoard(workdir, start=step)
         board.measured(step, metrics)
         board.close()
@@ -276,5 +279,5 @@ def _step_of(line: str) -> Any:
     """The step of a line; beyond all steps for the torn last line of a killed run."""
     try:
         return json.loads(line)["step"]
-    except (ValueError, KeyError):
+    except (ValueError, KeyError, TypeError):
         return float("inf")

@@ -1,0 +1,213 @@
+"""What happens to a training when the files and processes around it go away: its words, its exit status, its resume.
+
+Whole runs of train.py in this process; only the arithmetic of a step is another, which needs no compilation worth
+the name, but depends on every pixel that it is given.
+"""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import re
+import runpy
+import shutil
+import signal
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from launch import ROOT, write_recipe
+
+from mrcnn_jax.data import load_split, train_batches
+from mrcnn_jax.training import parallel, run
+from mrcnn_jax.training.evaluations import Evaluations
+from mrcnn_jax.training.logging import MetricsLog
+
+STEPS = 20
+
+
+def stop():
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+def make_step(*_, **__):
+    def step(state, batch, key):
+        seen = jax.lax.psum(jnp.sum(batch.images.astype(jnp.float32)), parallel.AXIS_NAME)
+        params = jax.tree.map(lambda leaf: leaf * 0.9 + seen * 1e-9, state.params)
+        metrics = {"loss": seen, "finite": jnp.isfinite(seen), "skipped": state.skipped}
+        return state._replace(step=state.step + 1, params=params), metrics
+
+    return step
+
+
+class Training:
+    """One run in `folder`, and the data that it reads."""
+
+    def __init__(self, config, folder, capfd, monkeypatch):
+        self.folder, self.workdir, self._capfd, self._monkeypatch = folder, folder / "run", capfd, monkeypatch
+        data = replace(config.data, root=str(folder / "shapes"), cache_dir=str(folder / "cache"))
+        self.config = replace(config, data=data, train=replace(config.train, steps=STEPS))
+
+    def __call__(self, *, at_step_5=lambda: None, workers=0) -> tuple[int, str]:
+        """Exit status and words of train.py, when somebody does `at_step_5` as soon as its loss is known."""
+        recipe = write_recipe(self.config, self.folder / "recipe.py")
+        arguments = [f"--config={recipe}", f"--workdir={self.workdir}", f"--config.data.workers={workers}"]
+        self._monkeypatch.setattr(sys, "argv", ["train.py", *arguments])
+        log_step = MetricsLog.step
+
+        def step(log, number, metrics):
+            log_step(log, number, metrics)
+            if number == 5:
+                at_step_5()
+
+        with self._monkeypatch.context() as patch:
+            patch.setattr(MetricsLog, "step", step)
+            with pytest.raises(SystemExit) as ended:
+                runpy.run_path(str(ROOT / "train.py"), run_name="__main__")
+        said = self._capfd.readouterr()
+        assert "Traceback" not in said.err
+        return ended.value.code, said.out + said.err
+
+    def losses(self) -> dict[int, float]:
+        lines = [json.loads(line) for line in (self.workdir / "metrics.jsonl").read_text().splitlines()]
+        assert [line["step"] for line in lines] == list(range(1, len(lines) + 1))
+        return {line["step"]: line["loss"] for line in lines}
+
+    def records(self, split: str) -> Path:
+        """The prepared records of a split."""
+        (part,) = (self.folder / "cache").glob(f"{split}-*/**/*.array_record*")
+        return part
+
+
+@pytest.fixture
+def training(tiny_config, tmp_path, capfd, monkeypatch):
+    monkeypatch.setattr(run, "make_train_step", make_step)
+    monkeypatch.setattr(Evaluations, "finish", lambda *_: {"bbox/AP": 0.5})
+    return Training(tiny_config, tmp_path, capfd, monkeypatch)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tiny_config):
+    """The losses of a run that nothing happens to: sums of whole numbers below 2**24, which float32 holds exactly."""
+    with train_batches(load_split(tiny_config.data, "train"), tiny_config) as batches:
+        losses = {step: float(next(batches).images.sum(dtype=np.int64)) for step in range(1, STEPS + 1)}
+    assert max(losses.values()) < 2**24
+    assert len(set(losses.values())) == STEPS
+    return losses
+
+
+def test_a_killed_loader_worker(training, undisturbed):
+    def kill():
+        os.kill(multiprocessing.active_children()[0].pid, signal.SIGKILL)
+
+    status, said = training(at_step_5=kill, workers=2)
+    assert status == 2
+    assert "error: worker process " in said
+    assert "exit code -9: killed from outside" in said
+    status, said = training(workers=2)
+    assert status == 0
+    assert 0 < int(re.search(rf": step (\d+) of {STEPS}", said)[1]) < STEPS
+    assert training.losses() == undisturbed
+
+
+def test_records_deleted_meanwhile_are_read_to_the_end(training, undisturbed):
+    """A file that is open stays until it is closed."""
+    status, _ = training(at_step_5=lambda: shutil.rmtree(training.folder / "cache"))
+    assert status == 0
+    assert training.losses() == undisturbed
+
+
+def test_records_deleted_before_a_worker_opens_them(training, undisturbed):
+    """Worker processes open the records when they begin, here after the folder is gone."""
+    opened = run.train_batches
+
+    def later(*arguments, **named):
+        shutil.rmtree(training.folder / "cache")
+        return opened(*arguments, **named)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(run, "train_batches", later)
+        status, said = training(workers=1)
+    assert status == 2
+    assert "the prepared records are gone" in said
+    assert "start again" in said
+    status, said = training()
+    assert status == 0
+    assert "16/16 images prepared" in said
+    assert training.losses() == undisturbed
+
+
+def test_records_cut_short_meanwhile(training, undisturbed):
+    status, said = training(at_step_5=lambda: os.truncate(training.records("train"), 0))
+    assert status == 2
+    assert "this file of the prepared records is gone or was cut short; start again" in said
+    assert "stays empty" not in said  # no word of single images
+    status, said = training()
+    assert status == 0
+    assert "16/16 images prepared" in said
+    assert training.losses() == undisturbed
+
+
+@pytest.mark.parametrize("cut", [False, True])
+def test_records_deleted_or_cut_short_between_two_runs(training, undisturbed, cut):
+    assert training(at_step_5=stop)[0] == 143
+    if cut:
+        os.truncate(training.records("train"), 9)
+    else:
+        shutil.rmtree(training.folder / "cache")
+    status, said = training()
+    assert status == 0
+    assert "16/16 images prepared" in said
+    assert training.losses() == undisturbed
+
+
+def test_data_deleted_meanwhile_and_between_two_runs(training):
+    """The records hold all that training needs; the next run looks for the data they were made of, and says so."""
+    training()
+    shutil.rmtree(training.workdir)
+    training.config = replace(training.config, data=replace(training.config.data, shapes=None))  # as if it were real
+    status, _ = training(at_step_5=lambda: shutil.rmtree(training.folder / "shapes" / "train"))
+    assert status == 0
+    shutil.rmtree(training.workdir)
+    status, said = training()
+    assert status == 2
+    assert f"error: {training.folder / 'shapes' / 'train.json'}" in said
+    assert "000001.png" in said
+    shutil.rmtree(training.folder / "shapes")
+    status, said = training()
+    assert status == 2
+    assert str(training.folder / "shapes") in said
+
+
+@pytest.mark.parametrize("place", ["file", "file/below"])
+def test_workdir_that_cannot_be(training, place):
+    (training.folder / "file").write_text("not a folder")
+    training.workdir = training.folder / place
+    status, said = training()
+    assert status == 2
+    assert "cannot be written to" in said
+    assert "use another --workdir" in said
+    assert (training.folder / "file").read_text() == "not a folder"
+
+
+def test_torn_metrics(training, undisturbed):
+    """The end of a file after a power failure may be anything."""
+    assert training(at_step_5=stop)[0] == 143
+    with (training.workdir / "metrics.jsonl").open("ab") as file:
+        file.write(b'{"step": 6, "loss": 0.\xff\xfe\n12\n\0\0\0{"st')
+    assert training()[0] == 0
+    assert training.losses() == undisturbed
+
+
+def test_curves_that_cannot_be_drawn_cost_nothing_else(training):
+    training.workdir.mkdir()
+    (training.workdir / "tensorboard").write_text("not a folder")
+    status, said = training()
+    assert status == 0
+    assert "no TensorBoard files: " in said
+    assert len(training.losses()) == STEPS
