@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from mrcnn_jax.config import BackboneConfig
-from mrcnn_jax.models.layers import Conv
+from mrcnn_jax.models.layers import Conv, rematerialized
 from mrcnn_jax.models.norms import NormFactory
 
 _STEM = 32  # channels, as those of the blocks in the published network: where `BackboneConfig.width` is 64
@@ -50,10 +50,12 @@ class EfficientNetLite(nn.Module):
 
     Frozen stages are those of a residual network: 1 is the stem, 2 also the blocks up to C2, 3 those up to C3, and so
     on. They end in a `stop_gradient`, so they cost no backward pass, and their batch norms keep their statistics.
+    With `remat` the backward pass computes the inside of a block again, from what the block before it left.
     """
 
     config: BackboneConfig
     norm: NormFactory
+    remat: bool = False
 
     @nn.compact
     def __call__(
@@ -66,8 +68,8 @@ class EfficientNetLite(nn.Module):
         taps: list[jax.Array] = []
         for index, block in enumerate(BLOCKS):
             frozen = frozen_stages >= block.level
-            residual = InvertedResidual(block, scale, self.norm, name=f"block{index}")
-            x = residual(x, train=train and not frozen, rows=rows)
+            residual = rematerialized(InvertedResidual, self.remat and not frozen)
+            x = residual(block, scale, self.norm, name=f"block{index}")(x, train and not frozen, rows)
             if index + 1 == len(BLOCKS) or BLOCKS[index + 1].level > block.level:
                 x = jax.lax.stop_gradient(x) if frozen else x
                 taps.append(x)
@@ -94,7 +96,7 @@ class InvertedResidual(nn.Module):
     norm: NormFactory
 
     @nn.compact
-    def __call__(self, x: jax.Array, *, train: bool = False, rows: jax.Array | None = None) -> jax.Array:
+    def __call__(self, x: jax.Array, train: bool = False, rows: jax.Array | None = None) -> jax.Array:
         block, features = self.block, round(self.block.channels * self.scale)
         y, inner = x, x.shape[-1] * block.expansion
         if block.expansion > 1:

@@ -20,7 +20,7 @@ class FPN(nn.Module):
 
     @nn.compact
     def __call__(
-        self, taps: Sequence[jax.Array], *, train: bool = False, rows: jax.Array | None = None
+        self, taps: Sequence[jax.Array], train: bool = False, rows: jax.Array | None = None
     ) -> tuple[jax.Array, ...]:
         outputs: list[jax.Array] = []
         top_down: jax.Array | None = None

@@ -68,6 +68,12 @@ class Dense(nn.Module):
         return _add_bias(self, x @ kernel.astype(x.dtype))
 
 
+def rematerialized(module: Any, remat: bool) -> Any:
+    """A module class whose call is `module(x, train)`, by position; with `remat` one that keeps nothing but x for the
+    backward pass and computes the rest again. Its variables and their names stay what they are."""
+    return nn.remat(module, static_argnums=(2,)) if remat else module
+
+
 def conv_norm_relu(
     index: int, features: int, norm: NormFactory | None, x: jax.Array, rows: jax.Array | None, *, train: bool
 ) -> jax.Array:

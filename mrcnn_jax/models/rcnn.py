@@ -18,6 +18,7 @@ from mrcnn_jax.models.box_head import BoxHead
 from mrcnn_jax.models.efficientnet import EfficientNetLite
 from mrcnn_jax.models.fpn import FPN
 from mrcnn_jax.models.keypoint_head import KeypointHead
+from mrcnn_jax.models.layers import rematerialized
 from mrcnn_jax.models.mask_head import MaskHead, select_class
 from mrcnn_jax.models.norms import NormFactory, make_norm
 from mrcnn_jax.models.resnet import ResNet, Stage
@@ -53,6 +54,7 @@ class MaskRCNN(nn.Module):
 
     config: ModelConfig
     axis_name: str | None = None  # of the devices that "sync_bn" gathers statistics from
+    remat: bool = False  # compute activations again in the backward pass instead of keeping them
 
     if TYPE_CHECKING:  # flax declares a union of everything that any module's `apply` may return
 
@@ -74,11 +76,12 @@ class MaskRCNN(nn.Module):
         config, backbone = self.config, self.config.backbone
         norm = self._norm(backbone.norm, backbone.norm_eps)
         assert norm is not None
-        self.backbone: nn.Module = _backbone(config, norm)
+        self.backbone: nn.Module = _backbone(config, norm, self.remat)
         if config.features == "c4":
-            self.res5 = Stage(backbone, norm, 5)
+            self.res5 = Stage(backbone, norm, 5, remat=self.remat)
         if config.features == "fpn":
-            self.fpn = FPN(config.fpn.channels, self._norm(config.fpn.norm))
+            fpn = rematerialized(FPN, self.remat)
+            self.fpn = fpn(config.fpn.channels, self._norm(config.fpn.norm))
 
     def _norm(self, kind: Any, eps: float = 1e-5) -> NormFactory | None:
         return make_norm(kind, eps, self.axis_name)
@@ -98,7 +101,7 @@ class MaskRCNN(nn.Module):
         if x.shape[1] % divisor or x.shape[2] % divisor:
             raise ValueError(f"images must be padded to multiples of {divisor}, got {x.shape[1]}x{x.shape[2]}")
         taps = self.backbone(x.astype(self.config.compute_dtype), train=train, rows=valid)
-        return self.fpn(taps, train=train, rows=valid) if self.config.features == "fpn" else taps[-1:]
+        return self.fpn(taps, train, valid) if self.config.features == "fpn" else taps[-1:]
 
     def rpn(self, features: Sequence[jax.Array]) -> tuple[tuple[jax.Array, ...], tuple[jax.Array, ...]]:
         """Objectness logits (B, A_level) and deltas (B, A_level, 4) of each level."""
@@ -136,12 +139,12 @@ class MaskRCNN(nn.Module):
             self.keypoints(pooled(config.keypoint.pool_size))
 
 
-def _backbone(config: ModelConfig, norm: NormFactory) -> nn.Module:
+def _backbone(config: ModelConfig, norm: NormFactory, remat: bool) -> nn.Module:
     """The bottom-up path: of C4 all stages but res5."""
     if config.backbone.name == "efficientnet_lite0":
-        return EfficientNetLite(config.backbone, norm)
+        return EfficientNetLite(config.backbone, norm, remat)
     stages = 3 if config.features == "c4" else 4
-    return ResNet(config.backbone, norm, stages, res5_dilation=2 if config.features == "dc5" else 1)
+    return ResNet(config.backbone, norm, stages, 2 if config.features == "dc5" else 1, remat)
 
 
 def init_variables(model: MaskRCNN, key: jax.Array) -> Variables:

@@ -8,7 +8,7 @@ import flax.linen as nn
 import jax
 
 from mrcnn_jax.config import BackboneConfig
-from mrcnn_jax.models.layers import Conv
+from mrcnn_jax.models.layers import Conv, rematerialized
 from mrcnn_jax.models.norms import NormFactory
 from mrcnn_jax.ops.conv import max_pool_3x3
 
@@ -26,12 +26,14 @@ class ResNet(nn.Module):
 
     `stages` of them, from res2 on. `res5_dilation` of 2 leaves res5 at stride 16 and spreads its kernels instead.
     Frozen stages end in a `stop_gradient`, so they cost no backward pass, and their batch norms keep their statistics.
+    With `remat` the backward pass computes the inside of a block again, from what the block before it left.
     """
 
     config: BackboneConfig
     norm: NormFactory
     stages: int = 4
     res5_dilation: int = 1
+    remat: bool = False
 
     @nn.compact
     def __call__(
@@ -44,7 +46,7 @@ class ResNet(nn.Module):
         for number in range(2, 2 + self.stages):
             frozen = self.config.frozen_stages >= number
             dilation = self.res5_dilation if number == 5 else 1
-            stage = Stage(self.config, self.norm, number, dilation, name=f"res{number}")
+            stage = Stage(self.config, self.norm, number, dilation, self.remat and not frozen, name=f"res{number}")
             x = stage(x, train=train and not frozen, rows=rows)
             x = jax.lax.stop_gradient(x) if frozen else x
             taps.append(x)
@@ -71,16 +73,16 @@ class Stage(nn.Module):
     norm: NormFactory
     number: int
     dilation: int = 1
+    remat: bool = False
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool = False, rows: jax.Array | None = None) -> jax.Array:
-        block = BasicBlock if self.config.name in _BASIC else BottleneckBlock
+        block = rematerialized(BasicBlock if self.config.name in _BASIC else BottleneckBlock, self.remat)
         width = self.config.width * 2 ** (self.number - 2)
         first_stride = 1 if self.number == 2 or self.dilation > 1 else 2
         for index in range(_DEPTHS[self.config.name][self.number - 2]):
             stride = first_stride if index == 0 else 1
-            residual = block(self.config, self.norm, width, stride, self.dilation, name=f"block{index}")
-            x = residual(x, train=train, rows=rows)
+            x = block(self.config, self.norm, width, stride, self.dilation, name=f"block{index}")(x, train, rows)
         return x
 
 
@@ -94,7 +96,7 @@ class BasicBlock(nn.Module):
     dilation: int = 1
 
     @nn.compact
-    def __call__(self, x: jax.Array, *, train: bool = False, rows: jax.Array | None = None) -> jax.Array:
+    def __call__(self, x: jax.Array, train: bool = False, rows: jax.Array | None = None) -> jax.Array:
         y = Conv(self.width, 3, stride=self.stride, dilation=self.dilation, use_bias=False, name="conv1")(x)
         y = nn.relu(self.norm(name="norm1")(y, train=train, rows=rows))
         y = Conv(self.width, 3, dilation=self.dilation, use_bias=False, name="conv2")(y)
@@ -112,7 +114,7 @@ class BottleneckBlock(nn.Module):
     dilation: int = 1
 
     @nn.compact
-    def __call__(self, x: jax.Array, *, train: bool = False, rows: jax.Array | None = None) -> jax.Array:
+    def __call__(self, x: jax.Array, train: bool = False, rows: jax.Array | None = None) -> jax.Array:
         groups = self.config.groups
         inner = self.width * self.config.width_per_group // 64 * groups
         first, second = (self.stride, 1) if self.config.stride_in_1x1 else (1, self.stride)

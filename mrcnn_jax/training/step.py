@@ -59,7 +59,7 @@ def make_train_step(
     A step whose loss or gradient is not finite changes nothing but its counter, see `_guard`.
     """
     # The name tells synchronised batch norm where to find the other devices.
-    gradients = make_gradients(model.clone(axis_name=axis_name), config, axis_name)
+    gradients = make_gradients(model.clone(axis_name=axis_name, remat=config.train.remat), config, axis_name)
     train = config.train
 
     def train_step(state: TrainState, batch: Batch, key: jax.Array) -> tuple[TrainState, Metrics]:

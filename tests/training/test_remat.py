@@ -1,0 +1,157 @@
+"""Activations that are computed again in the backward pass change its memory, and nothing else.
+
+XLA:CPU takes away the barriers that keep it from sharing the two computations, and so undoes all of it. These tests
+keep the barriers, as GPUs and TPUs do: what is compared was computed twice.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from mrcnn_jax.config import BackboneConfig, Config, FPNConfig, ModelConfig, TrainConfig
+from mrcnn_jax.models import efficientnet, resnet
+from mrcnn_jax.models.norms import make_norm
+from mrcnn_jax.models.rcnn import MaskRCNN, build_model, variable_shapes
+from mrcnn_jax.models.resnet import ResNet
+from mrcnn_jax.ops import roi_kernels
+from mrcnn_jax.structures import Batch, GroundTruth
+from mrcnn_jax.training import step as training_step
+from mrcnn_jax.training.gradients import make_gradients
+
+OPTIONS = {"xla_disable_hlo_passes": "cse_barrier_expander", "xla_backend_optimization_level": 0}
+BACKBONES = {
+    "basic": BackboneConfig("resnet18", width=8, norm="bn", frozen_stages=0),
+    "bottleneck": BackboneConfig("resnet50", width=8, norm="sync_bn", frozen_stages=2),
+    "inverted": BackboneConfig("efficientnet_lite0", width=16, norm="bn", frozen_stages=3),
+}
+
+
+@pytest.fixture(autouse=True)
+def _quick(monkeypatch):
+    """One or two blocks in a stage, and ROIAlign's other formulation: compiling takes nearly all the time."""
+    for name in resnet._DEPTHS:
+        monkeypatch.setitem(resnet._DEPTHS, name, (1, 2, 1, 1))
+    monkeypatch.setattr(efficientnet, "BLOCKS", tuple(efficientnet.BLOCKS[i] for i in (0, 1, 3, 4, 5, 11)))
+    monkeypatch.setattr(roi_kernels, "forward", roi_kernels._forward_wide)
+    monkeypatch.setattr(roi_kernels, "backward", roi_kernels._backward_wide)
+
+
+def configure(model: ModelConfig, backbone: str) -> ModelConfig:
+    """The tiny model with this backbone, and its norm in the pyramid."""
+    chosen = BACKBONES[backbone]
+    norm = "none" if chosen.norm == "frozen_bn" else chosen.norm
+    return dataclasses.replace(model, num_classes=3, backbone=chosen, fpn=FPNConfig(16, norm))
+
+
+@pytest.mark.parametrize("backbone", BACKBONES)
+def test_gradients_and_statistics_of_features_are_the_same(backbone, tiny_model_config):
+    model = build_model(configure(tiny_model_config, backbone)).clone(axis_name="shares")
+    variables = make_variables(model)
+    params = variables.pop("params")
+
+    def learn(model: MaskRCNN, params: Any, images: Any) -> Any:
+        def loss(params: Any) -> Any:
+            features, statistics = model.apply(
+                {"params": params, **variables}, images, train=True, method=model.feature_maps, mutable=["batch_stats"]
+            )
+            return sum(jnp.sum(jnp.square(feature)) for feature in features), statistics
+
+        return jax.value_and_grad(loss, has_aux=True)(params)
+
+    images = np.random.default_rng(1).standard_normal((2, 1, 64, 64, 3)).astype(np.float32)
+    compare(lambda remat: functools.partial(learn, model.clone(remat=remat)), (params, images))
+
+
+def test_gradients_losses_and_statistics_of_a_batch_are_the_same(tiny_model_config):
+    config = Config(model=configure(tiny_model_config, "bottleneck"))
+    model = build_model(config.model).clone(axis_name="shares")
+    variables = make_variables(model)
+    keys = jax.random.split(jax.random.key(0), (2, 1))
+
+    def learn(remat: bool) -> Any:
+        gradients = make_gradients(model.clone(remat=remat), config, "shares")
+        return lambda params, share: gradients(params, variables, *share)
+
+    found = compare(learn, (variables.pop("params"), (make_batch(), keys)))
+    assert set(found.losses) == {"loss_rpn_class", "loss_rpn_box", "loss_class", "loss_box", "loss_mask"}
+    assert all(loss > 0 for loss in found.losses.values())
+
+
+def compare(learn: Callable[[bool], Any], arguments: tuple[Any, Any]) -> Any:
+    """`learn(True)` gives what `learn(False)` gives, up to float32's rounding. On two shares of an axis, so that
+    synchronised statistics are gathered in both computations."""
+    found = []
+    for remat in (False, True):
+        function = jax.jit(jax.vmap(learn(remat), (None, 0), axis_name="shares"), compiler_options=OPTIONS)
+        compiled = function.lower(*arguments).compile()
+        assert ("opt-barrier" in compiled.as_text()) >= remat, "the second computation was shared with the first"
+        found.append(jax.tree.map(np.asarray, compiled(*arguments)))
+    jax.tree.map(assert_close, *found)
+    return jax.tree.map(lambda array: array[0], found[1])
+
+
+def assert_close(first: np.ndarray, second: np.ndarray) -> None:
+    """Not to the bit: XLA fuses the two programs otherwise, so sums round otherwise (seen: 2e-6 of the largest)."""
+    np.testing.assert_allclose(first, second, rtol=0, atol=2e-5 * np.abs(first).max(initial=0))
+
+
+def make_variables(model: Any) -> dict[str, Any]:
+    rng = np.random.default_rng(0)
+
+    def value(path: Any, leaf: jax.ShapeDtypeStruct) -> np.ndarray:
+        if path[-1].key == "kernel":
+            return (rng.standard_normal(leaf.shape) / np.sqrt(np.prod(leaf.shape[:-1]))).astype(np.float32)
+        return np.full(leaf.shape, path[-1].key in ("scale", "var"), np.float32)
+
+    return dict(jax.tree_util.tree_map_with_path(value, variable_shapes(model)))
+
+
+def make_batch() -> Batch:
+    """Two shares of one image with two objects."""
+    images = np.random.default_rng(1).integers(0, 256, (2, 1, 64, 64, 3), dtype=np.uint8)
+    boxes = np.tile(np.float32([[8, 8, 40, 40], [20, 24, 60, 62]]), (2, 1, 1, 1))
+    ones = np.ones((2, 1, 2), np.int32)
+    truth = GroundTruth(
+        boxes, ones, np.ones((2, 1, 2, 8, 8), np.uint8), boxes, np.zeros((2, 1, 2, 0, 3), np.float32), ones > 0
+    )
+    return Batch(
+        images, np.full((2, 1, 2), 64, np.int32), np.arange(2, dtype=np.int32)[:, None], ones[..., 0] > 0, truth
+    )
+
+
+@pytest.mark.parametrize("backbone", BACKBONES)
+def test_variables_have_the_same_names_and_shapes(backbone, tiny_model_config):
+    model = build_model(configure(tiny_model_config, backbone))
+    assert variable_shapes(model) == variable_shapes(model.clone(remat=True))
+
+
+@pytest.mark.parametrize(("frozen_stages", "blocks"), [(0, 5), (2, 4), (3, 2), (5, 0)])
+def test_frozen_blocks_are_not_computed_again(frozen_stages, blocks):
+    """One barrier stands before each block's second computation."""
+    config = dataclasses.replace(BACKBONES["bottleneck"], norm="gn", frozen_stages=frozen_stages)
+    model = ResNet(config, make_norm("gn"), remat=True)
+    images = jax.ShapeDtypeStruct((1, 64, 64, 3), jnp.float32)
+    params = jax.eval_shape(model.init, jax.random.key(0), images)
+
+    def total(params: Any, images: Any) -> jax.Array:
+        return sum(jnp.sum(tap**2) for tap in model.apply(params, images, train=True))
+
+    text = jax.jit(jax.grad(total)).lower(params, images).as_text()
+    assert text.count("stablehlo.optimization_barrier") == blocks
+
+
+@pytest.mark.parametrize("remat", [False, True])
+def test_setting_reaches_the_model(remat, tiny_model_config, monkeypatch):
+    seen = []
+    monkeypatch.setattr(training_step, "make_gradients", lambda model, *_: seen.append(model.remat))
+    config = Config(model=configure(tiny_model_config, "basic"), train=TrainConfig(remat=remat))
+    training_step.make_train_step(build_model(config.model), config, None, None)
+    assert seen == [remat]
