@@ -80,6 +80,15 @@ class CompiledTrainStep:
             self._check_new(state, batch, key)
         return result
 
+    def lower(self, state: PyTree, batch: PyTree, key: jax.Array, platform: str | None = None) -> Any:
+        """The program for these arguments, not compiled: for the devices, or another platform ("tpu", "cuda", "cpu").
+
+        Shapes and types will do as arguments; those of a batch begin with the devices.
+        """
+        key_data = jax.eval_shape(jax.random.key_data, key)
+        platforms = None if platform is None else (platform,)
+        return jax.jit(self._call).trace(state, batch, key_data).lower(lowering_platforms=platforms)
+
     def _check_new(self, state: PyTree, batch: PyTree, key: jax.Array) -> None:
         """Remember the shape of a batch that was compiled for; raise RecompilationError if it is known already."""
         shapes = tuple((leaf.shape, leaf.dtype) for leaf in jax.tree.leaves(batch))

@@ -1,0 +1,110 @@
+"""Training step and inference are lowered and exported for TPU, CUDA and CPU, whatever this machine has.
+
+Nothing is compiled: this shows that no operator is missing on a platform and that each gets its own formulations, not
+that XLA accepts or computes them there.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+
+from mrcnn_jax import presets
+from mrcnn_jax.config import Config, ModelConfig
+from mrcnn_jax.models.rcnn import build_model, detect, variable_shapes
+from mrcnn_jax.structures import Batch, GroundTruth
+from mrcnn_jax.training import parallel
+from mrcnn_jax.training.optimizer import frozen_paths, make_optimizer, make_schedule
+from mrcnn_jax.training.step import create_state, make_train_step
+
+PLATFORMS = ("tpu", "cuda", "cpu")
+R50 = dataclasses.replace(presets.detectron2(), num_classes=80)
+KEY = jax.ShapeDtypeStruct((2,), np.uint32)
+
+
+def batch_shapes(*leading: int, shape: tuple[int, int]) -> Batch:
+    """Of a batch with a hundred slots."""
+
+    def leaf(dtype: Any, *rest: int) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct((*leading, *rest), dtype)
+
+    truth = GroundTruth(
+        boxes=leaf(np.float32, 100, 4),
+        classes=leaf(np.int32, 100),
+        masks=leaf(np.uint8, 100, 112, 112),
+        mask_windows=leaf(np.float32, 100, 4),
+        keypoints=leaf(np.float32, 100, 0, 3),
+        valid=leaf(np.bool_, 100),
+    )
+    return Batch(leaf(np.uint8, *shape, 3), leaf(np.int32, 2), leaf(np.int32), leaf(np.bool_), truth)
+
+
+def make_step(model_config: ModelConfig, axis_name: str | None = None) -> tuple[Any, Any]:
+    """The training step, and the shapes of its state."""
+    config = Config(model=model_config)
+    model = build_model(model_config)
+    shapes = variable_shapes(model)
+    schedule = make_schedule(config.optimizer, config.train.steps)
+    optimizer = make_optimizer(config.optimizer, schedule, shapes["params"], frozen_paths(model_config))
+    step = make_train_step(model, config, optimizer, schedule, axis_name=axis_name)
+    return step, jax.eval_shape(functools.partial(create_state, optimizer), shapes)
+
+
+@functools.cache
+def traced_step(dtype: Any) -> Any:
+    """R50-FPN at the first default bucket, two images."""
+    step, state = make_step(dataclasses.replace(R50, compute_dtype=dtype))
+    function = jax.jit(lambda state, batch, key: step(state, batch, jax.random.wrap_key_data(key)))
+    return function, (state, batch_shapes(2, shape=(800, 1088)), KEY)
+
+
+def cells(shape: tuple[int, int], images: int) -> int:
+    """Of P2..P5 together."""
+    return images * sum(shape[0] // stride * shape[1] // stride for stride in (4, 8, 16, 32))
+
+
+@pytest.mark.parametrize(("dtype", "platform"), [("float32", p) for p in PLATFORMS] + [("bfloat16", "tpu")])
+def test_training_step(dtype, platform):
+    function, arguments = traced_step(dtype)
+    lowered = function.trace(*arguments).lower(lowering_platforms=(platform,))
+    text = lowered.as_text()
+    # ROIAlign's gradient on all maps as one array is for accelerators; kernel gradients as nine products for the CPU.
+    assert (f"tensor<{cells((800, 1088), 2)}x256xf32>" in text) == (platform != "cpu")
+    assert ("tensor<9x256x256x" in text) == (platform == "cpu")
+    assert ("bf16" in text) == (dtype == "bfloat16")
+
+
+def test_training_step_is_exported_for_all_at_once():
+    function, arguments = traced_step("float32")
+    exported = jax.export.export(function, platforms=PLATFORMS)(*arguments)
+    assert exported.platforms == PLATFORMS
+    # The state comes back as it went in, before the metrics.
+    count = len(jax.tree.leaves(arguments[0]))
+    assert exported.out_avals[:count] == exported.in_avals[:count]
+
+
+def test_inference_is_exported_for_all_at_once():
+    model = build_model(R50)
+    images, sizes = jax.ShapeDtypeStruct((2, 800, 1088, 3), np.uint8), jax.ShapeDtypeStruct((2, 2), np.int32)
+    exported = jax.export.export(jax.jit(functools.partial(detect, model)), platforms=PLATFORMS)(
+        variable_shapes(model), images, sizes
+    )
+    assert exported.platforms == PLATFORMS
+    assert (2, 100, 28, 28) in [aval.shape for aval in exported.out_avals]
+
+
+@pytest.mark.parametrize("platform", PLATFORMS)
+def test_step_over_devices(platform, tiny_model_config):
+    """The pmapped step, as training compiles it; its sums over devices are there on every platform."""
+    step, state = make_step(dataclasses.replace(tiny_model_config, num_classes=3), parallel.AXIS_NAME)
+    compiled = parallel.compile_train_step(step, jax.local_devices()[:2])
+    lowered = compiled.lower(state, batch_shapes(2, 1, shape=(64, 64)), jax.random.key(0), platform)
+    text = lowered.as_text()
+    assert (f"tensor<{cells((64, 64), 1)}x16xf32>" in text) == (platform != "cpu")
+    assert text.count("stablehlo.all_reduce") > 10
+    assert compiled.traces == 1
