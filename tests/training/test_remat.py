@@ -70,6 +70,7 @@ def test_gradients_and_statistics_of_features_are_the_same(backbone, tiny_model_
     compare(lambda remat: functools.partial(learn, model.clone(remat=remat)), (params, images))
 
 
+@pytest.mark.slow
 def test_gradients_losses_and_statistics_of_a_batch_are_the_same(tiny_model_config):
     config = Config(model=configure(tiny_model_config, "bottleneck"))
     model = build_model(config.model).clone(axis_name="shares")
