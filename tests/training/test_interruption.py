@@ -37,10 +37,12 @@ def send(number: int) -> None:
 
 @pytest.fixture(autouse=True)
 def handlers():
-    """Those that were there, which every test has to leave."""
-    before = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)]
+    """Python's own, which every test has to leave; in the background, where tests may run, SIGINT is ignored."""
+    usual = {signal.SIGTERM: signal.SIG_DFL, signal.SIGINT: signal.default_int_handler}
+    before = {number: signal.signal(number, handler) for number, handler in usual.items()}
     yield
-    assert [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)] == before
+    left = {number: signal.signal(number, handler) for number, handler in before.items()}
+    assert left == usual
 
 
 def end(body: Callable[[Interruptions], None]) -> Stopped:

@@ -1,0 +1,188 @@
+"""train.py is sent SIGTERM or Ctrl-C at its worst moments, one run again and again; in the end nothing shows of it."""
+
+from __future__ import annotations
+
+import json
+import re
+import time
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import numpy as np
+import pytest
+from launch import launch, write_recipe
+
+from mrcnn_jax.training.checkpoint import Checkpointer
+
+pytestmark = pytest.mark.slow
+
+# What processes run before train.py: `stop` signals the process, and the time of that is known.
+STOP = """
+import os, signal, threading, time
+signal.signal(signal.SIGINT, signal.default_int_handler)  # the tests may run in the background, where it is ignored
+def stop(number=signal.SIGTERM, send=os.kill, to=os.getpid()):
+    print(f"signal at {time.monotonic()}", flush=True)
+    send(to, number)
+"""
+PREPARATION = """
+from mrcnn_jax.training import run
+def load_split(*_):
+    threading.Timer(0.5, stop).start()
+    time.sleep(300)
+run.load_split = load_split
+"""
+COMPILATION = """
+from mrcnn_jax.training.loop import Loop
+start_step = Loop._start_step
+def first_step(*arguments):
+    threading.Timer(0.1, stop).start()
+    return start_step(*arguments)
+Loop._start_step = first_step
+"""
+STEP = """
+from mrcnn_jax.training.loop import Loop
+start_step, steps = Loop._start_step, iter(range(1, 100))
+def step(*arguments):
+    result = start_step(*arguments)
+    if next(steps) == {number} and process == {process}:
+        stop({how})
+    return result
+Loop._start_step = step
+"""
+SAVE = """
+from mrcnn_jax.training.checkpoint import Checkpointer
+rename, save = os.rename, Checkpointer.save
+def slow_rename(source, target):
+    if os.path.basename(target) == "6":  # all is written, and nothing counts before it is renamed
+        time.sleep(2)
+    rename(source, target)
+def stopped_save(self, step, state):
+    save(self, step, state)
+    if step == 6:
+        print("saved at the signal:", sorted(os.listdir(self._folder)), flush=True)
+        stop()
+os.rename, Checkpointer.save = slow_rename, stopped_save
+"""
+EVALUATION = """
+from mrcnn_jax.evaluation import run as evaluation_run
+checked = evaluation_run._checked
+def stopped(batches, check):
+    yield from checked((stop() or batch for batch in batches), check)
+evaluation_run._checked = stopped
+"""
+
+
+SLOWLY = """
+start_next = Loop._start_step
+def slow_step(*arguments):
+    time.sleep(0.5)
+    return start_next(*arguments)
+Loop._start_step = slow_step
+"""
+
+
+class Stop(NamedTuple):
+    """What came of one process of the run."""
+
+    code: int
+    output: str
+    seconds: float  # from the signal to the end
+    saved: list[int]
+
+
+@pytest.fixture(scope="module")
+def story(finished_run, tmp_path_factory):
+    """The same command again and again, stopped by something else each time, and in the end not at all."""
+    folder = tmp_path_factory.mktemp("stops")
+    recipe, workdir = write_recipe(finished_run.config, folder / "recipe.py"), folder / "run"
+
+    def run(name: str, prelude: str, *overrides: str) -> Stop:
+        command = ["train.py", f"--config={recipe}", f"--workdir={workdir}", *overrides]
+        with launch(command, folder / name, devices=2, prelude=STOP + prelude) as job:
+            [code] = job.wait()
+            end, output = time.monotonic(), job.output()
+        sent = re.search(r"signal at ([\d.]+)", output)
+        saved = sorted(int(path.name) for path in (workdir / "checkpoints").glob("*") if path.name.isdigit())
+        return Stop(code, output, end - float(sent[1]) if sent else 0.0, saved)
+
+    ctrl_c = "number=signal.SIGINT, send=os.killpg, to=os.getpgrp()"  # to the workers, too, as a terminal does
+    preludes = {
+        "preparation": (PREPARATION,),
+        "first step": (COMPILATION,),
+        "step": (STEP.format(number=2, process=0, how=""),),
+        "save": (SAVE,),
+        "evaluation": (EVALUATION, "--config.train.evaluate_every=8"),
+        "Ctrl-C": (STEP.format(number=1, process=0, how=ctrl_c), "--config.data.workers=2"),
+        "report": (EVALUATION,),
+        "end": ("",),
+    }
+    return Story({name: run(name, *arguments) for name, arguments in preludes.items()}, workdir)
+
+
+class Story(NamedTuple):
+    stops: dict[str, Stop]
+    workdir: Path
+
+
+# What is saved before the signal, and after the end. Up to two steps are done after a signal: the one that runs and the
+# one queued behind it. Two checkpoints are kept.
+@pytest.mark.parametrize(
+    ("name", "code", "says", "saved"),
+    [
+        ("preparation", 143, "SIGTERM: stopped", []),
+        ("first step", 143, "SIGTERM: saved at step 1", [1]),
+        ("step", 143, "SIGTERM: saved at step 3", [1, 3]),
+        ("save", 143, "SIGTERM: saved at step 7", [6, 7]),
+        ("evaluation", 143, "SIGTERM: stopped", [7, 8]),
+        ("Ctrl-C", 130, "Ctrl-C: saved at step 9", [8, 9]),
+        ("report", 143, "SIGTERM: stopped", [9, 10]),
+    ],
+)
+def test_a_signal_during(name, code, says, saved, story):
+    stop = story.stops[name]
+    print(f"{name}: {stop.seconds:.1f} s from the signal to the end")
+    assert stop.code == code, stop.output
+    assert f"\n{says}; the same command continues" in stop.output
+    assert stop.saved == saved
+    assert "Traceback" not in stop.output
+    assert "DataError" not in stop.output
+    assert ("finishing this step, then saving" in stop.output) == (name != "preparation")
+
+
+def test_a_checkpoint_that_is_being_written_does_not_count_yet(story):
+    there = re.search(r"saved at the signal: (.*)", story.stops["save"].output)
+    assert re.fullmatch(r"\['1', '3', '6\.orbax-checkpoint-tmp[^']*'\]", there[1])
+
+
+def test_in_the_end_nothing_shows_of_it(story, finished_run):
+    assert story.stops["end"].code == 0, story.stops["end"].output
+    template = jax.eval_shape(lambda: finished_run.state)
+    with Checkpointer(story.workdir, keep=2) as checkpointer:
+        state = checkpointer.restore_latest(template)
+    jax.tree.map(np.testing.assert_array_equal, state, jax.device_get(finished_run.state))
+    assert losses(story.workdir) == losses(finished_run.workdir)
+
+
+def losses(workdir):
+    lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == list(range(1, 11))
+    return [line["loss"] for line in lines]
+
+
+@pytest.mark.parametrize(("number", "code"), [("SIGTERM", 143), ("SIGINT", 130)])
+def test_a_signal_to_one_of_two_processes_stops_both_at_the_same_step(number, code, finished_run, tmp_path):
+    recipe = write_recipe(finished_run.config, tmp_path / "recipe.py")
+    command = ["train.py", f"--config={recipe}", f"--workdir={tmp_path / 'run'}"]
+    # Steps that take a while, as real ones do: the processes agree in the background.
+    prelude = STOP + STEP.format(number=3, process=1, how=f"signal.{number}") + SLOWLY
+    with launch(command, tmp_path / "stopped", processes=2, prelude=prelude) as job:
+        assert job.wait() == [143, code], job.output(0) + job.output(1)
+        stopped = re.search(r"SIGTERM: saved at step (\d+); the same command continues", job.output())
+    [saved] = [path.name for path in (tmp_path / "run" / "checkpoints").iterdir() if path.name not in ("3", "6", "9")]
+    assert saved == stopped[1]
+    assert 4 <= int(saved) <= 8
+
+    with launch(command, tmp_path / "again", processes=2) as job:
+        assert f": step {saved} of 10" in job.succeed()
+    np.testing.assert_allclose(losses(tmp_path / "run"), losses(finished_run.workdir), rtol=1e-5)
