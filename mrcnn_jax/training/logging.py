@@ -200,24 +200,41 @@ class JsonLines(Sink):
 
 
 class TensorBoard(Sink):
-    """Scalars for TensorBoard in workdir/tensorboard."""
+    """Scalars for TensorBoard in workdir/tensorboard.
+
+    Not through tensorboardX's SummaryWriter: its thread ends at the first error, of a full disk for example, and who
+    then fills its queue waits for ever.
+    """
 
     def __init__(self, workdir: epath.PathLike, start: int):
-        from tensorboardX import SummaryWriter
+        from tensorboardX import event_file_writer, record_writer, summary
+        from tensorboardX.proto.event_pb2 import Event, SessionLog
 
+        folder = str(epath.Path(workdir) / "tensorboard")
+        record_writer.directory_check(folder)
+        self._event, self._scalar = Event, summary.scalar
+        self._file = event_file_writer.EventsWriter(f"{folder}/events", f".{start}")
         # What an interrupted run wrote after its last checkpoint is purged: those steps come again.
-        self._writer = SummaryWriter(str(epath.Path(workdir) / "tensorboard"), purge_step=start + 1)
+        session = SessionLog(status=SessionLog.START)
+        self._file.write_event(Event(wall_time=time.time(), step=start + 1, session_log=session))
+        self._written = time.monotonic()
+
+    def _add(self, name: str, value: float, step: int) -> None:
+        self._file.write_event(self._event(wall_time=time.time(), step=step, summary=self._scalar(name, value)))
 
     def write(self, step: int, metrics: Mapping[str, float]) -> None:
         for name, value in metrics.items():
-            self._writer.add_scalar(_tag(name), value, step)
+            self._add(_tag(name), value, step)
+        if time.monotonic() - self._written > _SECONDS_BETWEEN_UPLOADS:
+            self._file.flush()
+            self._written = time.monotonic()
 
     def measured(self, step: int, metrics: Mapping[str, float]) -> None:
         for name, value in metrics.items():  # their names have groups: bbox/AP, validation/loss
-            self._writer.add_scalar(name, value, step)
+            self._add(name, value, step)
 
     def close(self) -> None:
-        self._writer.close()
+        self._file.close()
 
 
 def default_sinks(workdir: epath.PathLike, *, steps: int, start: int, batch_size: int) -> list[Sink]:
