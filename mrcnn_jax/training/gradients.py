@@ -52,7 +52,8 @@ def make_gradients(model: MaskRCNN, config: Config, axis_name: str | None) -> Gr
 
 
 def _in_parts(model: MaskRCNN, config: Config, axis_name: str | None) -> GradientFunction:
-    """The same gradients, from one part of the share after the other: only one part's activations are in memory.
+    """The same gradients, from one part of the share after the other: where parts are a loop (see `_loop`) only one
+    part's activations are in memory.
 
     A loss is a sum over a count of the whole batch, and counts depend on the proposals. So a first pass only draws the
     RoIs and counts (without heads and gradients); a second one looks at the same RoIs with the counts known, and its
@@ -100,7 +101,10 @@ def _cut(tree: Any, parts: int) -> Any:
 
 
 def _loop(body: Callable[[Any, Any], Any], carry: Any, parts: Any) -> Any:
-    """`lax.scan`; on CPU written out, because there convolutions in the body of a loop are many times slower."""
+    """`lax.scan`; on CPU written out, because there convolutions in the body of a loop are many times slower.
+
+    Written out, XLA:CPU mixes the parts, and no memory is spared (benchmarks/RESULTS.md).
+    """
     scan = functools.partial(jax.lax.scan, body)
     return jax.lax.platform_dependent(carry, parts, cpu=functools.partial(scan, unroll=True), default=scan)
 
