@@ -170,19 +170,18 @@ def losses(workdir):
     return [line["loss"] for line in lines]
 
 
-@pytest.mark.parametrize(("number", "code"), [("SIGTERM", 143), ("SIGINT", 130)])
-def test_a_signal_to_one_of_two_processes_stops_both_at_the_same_step(number, code, finished_run, tmp_path):
-    recipe = write_recipe(finished_run.config, tmp_path / "recipe.py")
-    command = ["train.py", f"--config={recipe}", f"--workdir={tmp_path / 'run'}"]
+def test_a_signal_to_one_of_two_processes_stops_both_at_the_same_step(finished_run, tmp_path):
+    recipe, workdir = write_recipe(finished_run.config, tmp_path / "recipe.py"), tmp_path / "run"
+    command = ["train.py", f"--config={recipe}", f"--workdir={workdir}"]
     # Steps that take a while, as real ones do: the processes agree in the background.
-    prelude = STOP + STEP.format(number=3, process=1, how=f"signal.{number}") + SLOWLY
+    prelude = STOP + STEP.format(number=3, process=1, how="") + SLOWLY
     with launch(command, tmp_path / "stopped", processes=2, prelude=prelude) as job:
-        assert job.wait() == [143, code], job.output(0) + job.output(1)
+        assert job.wait() == [143, 143], job.output(0) + job.output(1)
         stopped = re.search(r"SIGTERM: saved at step (\d+); the same command continues", job.output())
-    [saved] = [path.name for path in (tmp_path / "run" / "checkpoints").iterdir() if path.name not in ("3", "6", "9")]
-    assert saved == stopped[1]
-    assert 4 <= int(saved) <= 8
+    saved = int(stopped[1])
+    assert 3 <= saved <= 5
+    assert str(saved) in [path.name for path in (workdir / "checkpoints").iterdir()]
 
-    with launch(command, tmp_path / "again", processes=2) as job:
+    with launch(command, tmp_path / "end", processes=2) as job:
         assert f": step {saved} of 10" in job.succeed()
-    np.testing.assert_allclose(losses(tmp_path / "run"), losses(finished_run.workdir), rtol=1e-5)
+    np.testing.assert_allclose(losses(workdir), losses(finished_run.workdir), rtol=1e-5)
