@@ -51,8 +51,8 @@ def runs(request, tiny_config):
     batches[2].valid[3] = False
     start = jax.device_get(create_state(optimizer, variables))
 
-    def run(step, place, key):
-        state, outcomes = start, []
+    def run(step, state, place, key):
+        outcomes = []
         for batch in batches:
             state, metrics = step(state, place(batch), key)
             outcomes.append(jax.device_get((state, metrics)))
@@ -62,11 +62,12 @@ def runs(request, tiny_config):
     shared = make_train_step(model, config, optimizer, schedule, axis_name=parallel.AXIS_NAME)
     two = run(
         parallel.compile_train_step(shared, devices),
+        parallel.replicate(start, devices),
         lambda batch: parallel.place_batch(batch, devices),
         parallel.replicate(key, devices),
     )
     alone = jax.jit(make_train_step(model, config, optimizer, schedule, axis_name=None))
-    return two, run(alone, lambda batch: batch, key)
+    return two, run(alone, start, lambda batch: batch, key)
 
 
 def test_losses_and_counts_agree(runs):
