@@ -24,6 +24,12 @@ from mrcnn_jax.config import Config, to_json
 ROOT = Path(__file__).resolve().parent.parent
 PATIENCE = 300.0  # seconds; on a busy machine a process may take a minute to its first step
 _POLL = 0.05
+# JAX lets only process 0 write compiled programs to the cache; on CPU those of another process are other entries.
+_EVERY_PROCESS_CACHES = """
+import types
+from jax._src import compiler
+compiler.distributed = types.SimpleNamespace(global_state=types.SimpleNamespace(process_id=0))
+"""
 _DEVICE_COUNT = re.compile(r"--xla_force_host_platform_device_count=\d+")
 
 
@@ -136,7 +142,8 @@ def launch(
         if processes > 1:
             arguments += [f"--coordinator=localhost:{port}", f"--num_processes={processes}"]
             arguments += [f"--process_id={index}", f"--peer_timeout={peer_timeout:g}"]
-        commands.append([sys.executable, *(_with_prelude(prelude, index, arguments) if prelude else arguments)])
+        first = _EVERY_PROCESS_CACHES + prelude if processes > 1 else prelude
+        commands.append([sys.executable, *(_with_prelude(first, index, arguments) if first else arguments)])
     return Job(commands, folder, {**_environment(devices), **(environment or {})})
 
 
