@@ -252,7 +252,7 @@ class TrainConfig:
     log_every: int = 20
     checkpoint_every: int = 5000
     keep_checkpoints: int = 3
-    accumulate: int = 1  # parts that a device's share of a batch is cut into, worked on one after the other
+    accumulate: int = 1  # parts that a device's share of a batch is worked on in; `bn` sees the statistics of a part
     remat: bool = False  # compute activations again in the backward pass instead of keeping them
     ema_decay: float = 0.0  # of a moving average of the weights, which is what gets evaluated; 0: none
     max_skipped: int = 0  # steps with a loss or gradient that is not finite which are left out before the run stops
