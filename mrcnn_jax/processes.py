@@ -14,8 +14,10 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from mrcnn_jax import peers
 from mrcnn_jax.cluster import PEER_TIMEOUT, START_TIMEOUT, Cluster
@@ -198,7 +200,10 @@ def tpu_hosts() -> int:
 
 
 def _shake_hands() -> None:
-    """A sum over all devices, and over one of each process: gloo connects at the first, and waits only 30 s."""
+    """A sum over all devices, and what `broadcast` does: gloo connects the devices of a sum at the first, for 30 s.
+
+    Later a process that finds its program in the compilation cache may be minutes ahead of one that does not.
+    """
     counts = json.loads(b"[" + b",".join(_all(str(jax.local_device_count()).encode())) + b"]")
     if len(set(counts)) > 1:
         raise ConfigError(
@@ -207,6 +212,9 @@ def _shake_hands() -> None:
         )
     gather_bytes(b"")
     broadcast(np.zeros(1))
+    everybody = NamedSharding(Mesh(np.asarray(jax.devices()), ("devices",)), PartitionSpec("devices"))
+    ones = jax.make_array_from_process_local_data(everybody, np.ones(jax.local_device_count(), np.int32))
+    assert int(jax.jit(jnp.sum)(ones)) == jax.device_count()
 
 
 def _all(content: bytes) -> list[bytes]:
