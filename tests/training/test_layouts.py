@@ -77,8 +77,7 @@ class Runs:
         """The workdir of the run `name`, trained, or trained on, to its end."""
         processes, devices = LAYOUTS[layout]
         command = ["train.py", f"--config={self.recipe}", f"--workdir={self.folder / name}"]
-        folder, compile_once = self.folder / f"{name} says", {"JAX_SHARE_BINARY_BETWEEN_HOSTS": "1"}
-        with launch(command, folder, processes=processes, devices=devices, environment=compile_once) as job:
+        with launch(command, self.folder / f"{name} says", processes=processes, devices=devices) as job:
             said = job.succeed(timeout=1500)
         assert f"4 devices (cpu) in {processes} process" in said
         return self.folder / name
