@@ -2,25 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import numpy as np
 
 from mrcnn_jax.config import OptimizerConfig
 from mrcnn_jax.training.optimizer import make_optimizer, make_schedule
+from mrcnn_jax.training.step import TrainState
 
 
-class State(NamedTuple):
-    step: Any
-    params: Any
-    model_state: Any
-    opt_state: Any
-    ema: Any
-    skipped: Any
-
-
-def make_state(step: int, size: int = 5) -> State:
+def make_state(step: int, size: int = 5) -> TrainState:
     """A state with an optimizer's nested tuples, a frozen parameter and a second collection."""
     rng = np.random.default_rng(step)
     params = {
@@ -30,7 +22,7 @@ def make_state(step: int, size: int = 5) -> State:
     config = OptimizerConfig()
     optimizer = make_optimizer(config, make_schedule(config, 10), params, lambda path: "stem" in path)
     opt_state = jax.tree.map(lambda leaf: leaf + step, optimizer.init(params))
-    return State(
+    return TrainState(
         np.int32(step), params, {"frozen": {"mean": np.full(3, np.pi + step, np.float32)}}, opt_state, {}, np.int32(0)
     )
 

@@ -12,11 +12,12 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
-from checkpoint_states import State, assert_same, make_state
+from checkpoint_states import assert_same, make_state
 
 from mrcnn_jax.config import Config, ConfigError
 from mrcnn_jax.training.checkpoint import Checkpointer, load_variables, save_best
 from mrcnn_jax.training.checksums import DamagedError, make_record, verify
+from mrcnn_jax.training.step import TrainState
 from mrcnn_jax.training.workdir import claim_workdir
 
 
@@ -48,7 +49,7 @@ def tidy() -> Iterator[None]:
     gc.collect()
 
 
-def restore(workdir: Path) -> State:
+def restore(workdir: Path) -> TrainState:
     with Checkpointer(workdir, keep=2) as checkpointer:
         return checkpointer.restore_latest(make_state(0))
 
@@ -64,7 +65,7 @@ def destroy(step: Path) -> None:
         (item / name).write_bytes(_turned(content, random.Random(0), 1))
 
 
-def is_state(state: State, step: int) -> bool:
+def is_state(state: TrainState, step: int) -> bool:
     same = jax.tree.map(lambda a, b: a.dtype == b.dtype and np.array_equal(a, b), state, make_state(step))
     return all(jax.tree.leaves(same))
 

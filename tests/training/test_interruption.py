@@ -9,7 +9,6 @@ import sys
 import threading
 from collections.abc import Callable
 from types import SimpleNamespace
-from typing import Any, NamedTuple
 from unittest.mock import MagicMock
 
 import jax
@@ -26,6 +25,7 @@ from mrcnn_jax.training.checkpoint import Checkpointer
 from mrcnn_jax.training.interruption import Interruptions, Stopped
 from mrcnn_jax.training.logging import MetricsLog
 from mrcnn_jax.training.loop import Loop
+from mrcnn_jax.training.step import TrainState
 
 SIGNALS = pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 
@@ -240,16 +240,7 @@ def test_ticks_go_on_from_the_training_to_the_report(monkeypatch):
     assert service.ticks == [0, 1, 2, 3]  # each asks once more on leaving
 
 
-class State(NamedTuple):
-    step: Any
-    params: Any
-    model_state: Any
-    opt_state: Any
-    ema: Any
-    skipped: Any
-
-
-def linear_step(state: State, batch: Batch, key: jax.Array):
+def linear_step(state: TrainState, batch: Batch, key: jax.Array):
     pixels = batch.images.astype(jnp.float32).mean((1, 2, 3))
     loss, gradient = jax.value_and_grad(lambda weight: jnp.sum((weight - pixels) ** 2))(state.params["weight"])
     loss, gradient = jax.lax.psum((loss, gradient), parallel.AXIS_NAME)
@@ -257,8 +248,8 @@ def linear_step(state: State, batch: Batch, key: jax.Array):
     return after, {"loss": loss, "finite": jnp.isfinite(loss), "skipped": state.skipped}
 
 
-def start() -> State:
-    return State(np.int32(0), {"weight": np.float32(1)}, {}, {}, {}, np.int32(0))
+def start() -> TrainState:
+    return TrainState(np.int32(0), {"weight": np.float32(1)}, {}, {}, {}, np.int32(0))
 
 
 def batches(first: int):
@@ -280,7 +271,7 @@ class Calls:
             send(self.number)
 
 
-def fit(workdir, calls: Calls, *, steps=8, every=3) -> State:
+def fit(workdir, calls: Calls, *, steps=8, every=3) -> TrainState:
     """Train a scalar, with measurements after every fifth step."""
     devices = jax.local_devices()[:2]
     compiled = parallel.compile_train_step(linear_step, devices)

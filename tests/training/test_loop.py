@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -20,20 +20,12 @@ from mrcnn_jax.training.interruption import Interruptions
 from mrcnn_jax.training.logging import MetricsLog
 from mrcnn_jax.training.loop import Loop, NonFiniteLossError
 from mrcnn_jax.training.run import with_categories
+from mrcnn_jax.training.step import TrainState
 
 POISON = 255  # a pixel that makes the loss infinite
 
 
-class State(NamedTuple):
-    step: Any
-    params: Any
-    model_state: Any
-    opt_state: Any
-    ema: Any
-    skipped: Any
-
-
-def linear_step(state: State, batch: Batch, key: jax.Array):
+def linear_step(state: TrainState, batch: Batch, key: jax.Array):
     """Fits a scalar to the mean pixel, with noise by step and image."""
     keys = jax.vmap(lambda index: jax.random.fold_in(jax.random.fold_in(key, state.step), index))(batch.indices)
     pixels = batch.images.astype(jnp.float32).mean((1, 2, 3)) + jax.vmap(jax.random.uniform)(keys)
@@ -43,11 +35,11 @@ def linear_step(state: State, batch: Batch, key: jax.Array):
     finite = jnp.isfinite(loss)
     params = {"weight": state.params["weight"] - 0.01 * jnp.where(finite, gradient, 0)}
     skipped = state.skipped + ~finite
-    return State(state.step + 1, params, {}, {}, {}, skipped), {"loss": loss, "finite": finite, "skipped": skipped}
+    return TrainState(state.step + 1, params, {}, {}, {}, skipped), {"loss": loss, "finite": finite, "skipped": skipped}
 
 
-def linear_state() -> State:
-    return State(np.int32(0), {"weight": np.float32(1)}, {}, {}, {}, np.int32(0))
+def linear_state() -> TrainState:
+    return TrainState(np.int32(0), {"weight": np.float32(1)}, {}, {}, {}, np.int32(0))
 
 
 def batches(start: int = 0, poisoned: tuple[int, ...] = ()):
@@ -80,7 +72,7 @@ class NothingToMeasure:
 
 
 class Outcome(NamedTuple):
-    state: State
+    state: TrainState
     losses: dict[int, float]
     traces: int
 
