@@ -30,6 +30,20 @@ import types
 from jax._src import compiler
 compiler.distributed = types.SimpleNamespace(global_state=types.SimpleNamespace(process_id=0))
 """
+# JAX lets only the first process write to the compilation cache; on CPUs each one's programs have names of their own,
+# which it would look for in vain and compile again in every test.
+_WRITE_CACHE = """
+from jax._src import compiler, distributed
+
+write = compiler._cache_write
+
+def write_as_first(*arguments):
+    distributed.global_state.process_id, own = 0, distributed.global_state.process_id
+    write(*arguments)
+    distributed.global_state.process_id = own
+
+compiler._cache_write = write_as_first
+"""
 _DEVICE_COUNT = re.compile(r"--xla_force_host_platform_device_count=\d+")
 
 
