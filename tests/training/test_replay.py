@@ -280,7 +280,7 @@ def test_parts_of_several_processes_come_together(stopped, saved, tmp_path, monk
 @pytest.mark.slow
 def test_command_needs_no_packages_for_data(stopped):
     """In a process of its own, in which those cannot be imported."""
-    blocked = ["cv2", "grain", "tensorflow_datasets", "array_record", "pycocotools", "PIL", "orbax", "rich"]
+    blocked = ["cv2", "grain", "tensorflow_datasets", "array_record", "pycocotools", "PIL", "orbax"]
     script = f"""
         import sys
         sys.modules.update(dict.fromkeys({blocked}))
