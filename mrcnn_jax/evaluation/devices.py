@@ -1,7 +1,7 @@
 """Work on a batch, shared out over devices of this process.
 
 Each device does with its images what it would do alone, and nothing passes between them: results do not depend on how
-many there are.
+many there are, but for the rounding of a program for another number of images.
 """
 
 from __future__ import annotations
