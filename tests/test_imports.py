@@ -28,9 +28,12 @@ ALLOWED = {
     "models": {"models", "ops", "structures", "config"},
     "targets": {"ops", "structures", "config"},
     "losses": {"models", "targets", "ops", "structures", "config"},
-    "data": {"data", "structures", "config", "progress"},
+    "pages": {"pages"},
+    "data": {"data", "pages", "structures", "config", "progress"},
     "weights": {"weights", "models", "structures", "config"},
-    "evaluation": {"evaluation", "models", "data", "structures", "config", "progress", "visualize", "processes"},
+    "evaluation": {
+        *("evaluation", "models", "data", "pages", "structures", "config", "progress", "visualize", "processes")
+    },
 }
 # What they may import of others', beside the standard library; a part that is not named here is free.
 THIRD_PARTY = {
@@ -41,6 +44,7 @@ THIRD_PARTY = {
     "targets": {"jax", "numpy"},
     "losses": {"jax", "numpy", "optax"},
     "weights": {"jax", "numpy", "flax"},
+    "pages": {"numpy", "cv2"},
 }
 # What flax names as its dependencies, but no step of ours needs: files of checkpoints.
 NOT_FOR_A_STEP = {"orbax-checkpoint", "etils", "tensorstore"}

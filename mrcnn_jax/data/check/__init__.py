@@ -5,8 +5,7 @@ survey      a file judged as training judges it, and the numbers in it
 compare     what only shows when two files are laid beside each other
 table       the numbers on a terminal
 choose      which images to look at
-outline     masks as paths of SVG
 picture     an image with its annotations drawn over it
 charts      histograms
-html page   the page
+page        the page, of what mrcnn_jax/pages has
 """

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from mrcnn_jax.data.check.html import Html, tag
 from mrcnn_jax.data.check.survey import LARGE, SMALL, Survey
+from mrcnn_jax.pages.html import Html, tag
 
 _WIDTH, _HEIGHT = 460, 240
 _LEFT, _RIGHT, _TOP, _BOTTOM = 52, 12, 12, 40  # margins of the plot

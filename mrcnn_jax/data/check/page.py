@@ -11,9 +11,9 @@ from mrcnn_jax.data import image_files
 from mrcnn_jax.data.check import picture
 from mrcnn_jax.data.check.charts import charts
 from mrcnn_jax.data.check.choose import Choice, choose
-from mrcnn_jax.data.check.html import Html, join, tag
 from mrcnn_jax.data.check.survey import Survey, by_frequency, facts
 from mrcnn_jax.data.errors import listing
+from mrcnn_jax.pages.html import Html, join, style, tag
 
 T = TypeVar("T")
 
@@ -50,13 +50,12 @@ def render(
     for anchor, survey, choices in zip(anchors, surveys, chosen, strict=True):
         drawn = list(itertools.islice(figures, len(choices)))
         sections.append(_section(anchor, survey, choices, drawn, _TEXT // len(surveys)))
-    style = Html(Path(__file__).with_name("page.css").read_text())
     head = [
         tag("meta", charset="utf-8"),
         tag("meta", http_equiv="Content-Security-Policy", content=_POLICY),
         tag("meta", name="viewport", content="width=device-width, initial-scale=1"),
         tag("title", f"Check of {title}"),
-        tag("style", style),
+        style(Path(__file__).with_name("page.css")),
     ]
     contents = [tag("a", survey.path.name, href=f"#{anchor}") for anchor, survey in zip(anchors, surveys, strict=True)]
     body = [

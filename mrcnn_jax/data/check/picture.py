@@ -12,11 +12,11 @@ import numpy as np
 from mrcnn_jax.data.annotations import ImageEntry
 from mrcnn_jax.data.categories import Categories
 from mrcnn_jax.data.check.choose import Window
-from mrcnn_jax.data.check.html import Html, join, tag
-from mrcnn_jax.data.check.outline import path, trace
 from mrcnn_jax.data.sample import Annotation, Masks, Sample, make_sample
+from mrcnn_jax.pages.html import Html, join, tag
+from mrcnn_jax.pages.outline import path, trace
 
-COLOURS = 12  # of instances; page.css names them
+COLOURS = 12  # of instances; pages/base.css names them
 _SIDE = 640  # units of the longer side
 _TEXT = 17  # height of a name, in these units
 _STEPS = (10, 2)  # parts of a unit that outlines are written in; the second where the first takes too much room

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from outlines import corners, filled
 
-from mrcnn_jax.data.check.outline import path, trace
+from mrcnn_jax.pages.outline import path, trace
 
 
 @given(arrays(np.uint8, st.tuples(st.integers(1, 9), st.integers(1, 9)), elements=st.integers(0, 1)))
