@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import html
 from collections.abc import Iterable
-from pathlib import Path
 
 _VOID = {"meta", "input", "br"}
 
@@ -40,8 +39,3 @@ def join(*children: Child) -> Html:
         else:
             parts.append(str(join(*child)))
     return Html("".join(parts))
-
-
-def style(sheet: Path) -> Html:
-    """The common style sheet, and one of the page's own."""
-    return tag("style", Html(Path(__file__).with_name("base.css").read_text() + sheet.read_text()))

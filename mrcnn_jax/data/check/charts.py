@@ -9,13 +9,10 @@ from collections.abc import Sequence
 import numpy as np
 
 from mrcnn_jax.data.check.survey import LARGE, SMALL, Survey
+from mrcnn_jax.pages.chart import Tick, chart, mark, number, quarters, round_up, x, y
 from mrcnn_jax.pages.html import Html, tag
 
-_WIDTH, _HEIGHT = 460, 240
-_LEFT, _RIGHT, _TOP, _BOTTOM = 52, 12, 12, 40  # margins of the plot
 _CELLS = 32  # of the image sizes, on either side
-
-Tick = tuple[float, str]  # where, on an axis from 0 to 1, and its label
 
 
 def charts(survey: Survey) -> list[Html]:
@@ -33,7 +30,7 @@ def charts(survey: Survey) -> list[Html]:
 
 def _sizes(sizes: np.ndarray) -> Html:
     """A dot for each pair of width and height, its area by the number of images."""
-    limit = _round_up(float(sizes.max()))
+    limit = round_up(float(sizes.max()))
     cells = np.minimum(sizes * _CELLS // limit, _CELLS - 1).astype(int)
     _pairs, members, counts = np.unique(cells, axis=0, return_inverse=True, return_counts=True)
     dots = []
@@ -43,14 +40,14 @@ def _sizes(sizes: np.ndarray) -> Html:
             tag(
                 "circle",
                 tag("title", f"about {height:.0f} x {width:.0f}: {count:,} images"),
-                cx=_number(_x(width / limit)),
-                cy=_number(_y(height / limit)),
-                r=_number(2.5 + 10 * math.sqrt(count / counts.max())),
+                cx=number(x(width / limit)),
+                cy=number(y(height / limit)),
+                r=number(2.5 + 10 * math.sqrt(count / counts.max())),
                 class_="dot",
             )
         )
     ticks = [(part / 4, f"{limit * part / 4:g}") for part in range(5)]
-    return _chart("Image sizes", "width", "height", dots, ticks, ticks)
+    return chart("Image sizes", "width", "height", dots, ticks, ticks)
 
 
 def _aspects(sizes: np.ndarray) -> Html:
@@ -96,12 +93,12 @@ def _frequencies(counts: np.ndarray) -> Html:
     ranked = np.sort(counts[counts > 0])[::-1]
     top = max(1, math.ceil(math.log10(ranked[0])))
     right = math.log10(len(ranked)) or 1.0
-    points = [(_x(math.log10(k + 1) / right), _y(math.log10(n) / top)) for k, n in enumerate(ranked.tolist())]
-    line = tag("polyline", points=" ".join(f"{x:.1f},{y:.1f}" for x, y in points), class_="line")
+    places = [(math.log10(k + 1) / right, math.log10(n) / top) for k, n in enumerate(ranked.tolist())]
+    line = tag("polyline", points=" ".join(f"{x(a):.1f},{y(b):.1f}" for a, b in places), class_="line")
     y_ticks = [(n / top, f"{10**n:,}") for n in range(top + 1)]
     ranks = [rank for n in range(math.floor(right) + 1) for rank in (10**n, 3 * 10**n) if rank <= len(ranked)]
     x_ticks = [(math.log10(rank) / right, f"{rank:,}") for rank in ranks]
-    return _chart("Class frequencies", "rank of the class", "instances", [line], x_ticks, y_ticks)
+    return chart("Class frequencies", "rank of the class", "instances", [line], x_ticks, y_ticks)
 
 
 def _histogram(
@@ -115,51 +112,15 @@ def _histogram(
     marks: Sequence[Tick] = (),
 ) -> Html:
     counts, _ = np.histogram(values, edges)
-    limit = _round_up(float(counts.max()))
+    limit = round_up(float(counts.max()))
     span = 1 / len(counts)
     bars = []
     for k, count in enumerate(counts.tolist()):
         if count:  # one of a million is seen, too
-            top, bottom = min(_y(count / limit), _y(0) - 1), _y(0)
-            size = {"width": _number(max(1, _x(span) - _x(0) - 1)), "height": _number(bottom - top)}
+            top, bottom = min(y(count / limit), y(0) - 1), y(0)
+            size = {"width": number(max(1, x(span) - x(0) - 1)), "height": number(bottom - top)}
             text = tag("title", f"{labels[k]}: {count:,} {y_name}")
-            bars.append(tag("rect", text, x=_number(_x(k * span) + 0.5), y=_number(top), class_="bar", **size))
+            bars.append(tag("rect", text, x=number(x(k * span) + 0.5), y=number(top), class_="bar", **size))
     for place, name in marks:
-        x = _number(_x(place))
-        bars.append(tag("path", d=f"M{x} {_TOP}V{_y(0):g}", class_="mark"))
-        bars.append(tag("text", f"{name} →", x=_number(_x(place) + 4), y=_TOP + 10))
-    y_ticks = [(part / 4, f"{limit * part / 4:,.10g}") for part in range(5) if limit * part % 4 == 0]
-    return _chart(title, x_name, y_name, bars, ticks, y_ticks)
-
-
-def _chart(
-    title: str, x_name: str, y_name: str, content: Sequence[Html], x_ticks: Sequence[Tick], y_ticks: Sequence[Tick]
-) -> Html:
-    grid = [tag("path", d=f"M{_LEFT} {_y(place):.1f}H{_WIDTH - _RIGHT}", class_="grid") for place, _ in y_ticks]
-    below = [tag("text", text, x=_number(_x(place)), y=_y(0) + 15, class_="x") for place, text in x_ticks]
-    beside = [tag("text", text, x=_LEFT - 6, y=f"{_y(place) + 4:.1f}", class_="y") for place, text in y_ticks]
-    names = [
-        tag("text", x_name, x=_number(_x(0.5)), y=_HEIGHT - 6, class_="x"),
-        tag("text", y_name, x=_number(-_y(0.5)), y=11, class_="x", transform="rotate(-90)"),
-    ]
-    viewed = f"0 0 {_WIDTH} {_HEIGHT}"
-    drawn = tag("svg", *grid, *below, *beside, *names, *content, viewBox=viewed, role="img", aria_label=title)
-    return tag("figure", tag("figcaption", title), drawn, class_="chart")
-
-
-def _x(place: float) -> float:
-    return _LEFT + place * (_WIDTH - _LEFT - _RIGHT)
-
-
-def _y(place: float) -> float:
-    return _HEIGHT - _BOTTOM - place * (_HEIGHT - _TOP - _BOTTOM)
-
-
-def _number(value: float) -> str:
-    return f"{value:.1f}"
-
-
-def _round_up(value: float) -> float:
-    """The next of 4, 8, 12, 20, 40, 80, 120, ...: quarters of it are whole."""
-    power = 10 ** max(0, math.floor(math.log10(max(value, 1) / 4)))
-    return next(4 * power * digit for digit in (1, 2, 3, 5, 10) if 4 * power * digit >= value)
+        bars += mark(place, name)
+    return chart(title, x_name, y_name, bars, ticks, quarters(limit))

@@ -13,7 +13,8 @@ from mrcnn_jax.data.check.charts import charts
 from mrcnn_jax.data.check.choose import Choice, choose
 from mrcnn_jax.data.check.survey import Survey, by_frequency, facts
 from mrcnn_jax.data.errors import listing
-from mrcnn_jax.pages.html import Html, join, style, tag
+from mrcnn_jax.pages.document import document
+from mrcnn_jax.pages.html import Html, join, tag
 
 T = TypeVar("T")
 
@@ -26,8 +27,6 @@ _VERDICTS = {
     "dropped": "Training starts without what is listed here.",
     "refused": "Training does not start with this.",
 }
-# Nothing is loaded and nothing is run, whatever a name in the data may hold.
-_POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 
 Watch = Callable[[Iterable[T], int], Iterable[T]]
 
@@ -50,13 +49,6 @@ def render(
     for anchor, survey, choices in zip(anchors, surveys, chosen, strict=True):
         drawn = list(itertools.islice(figures, len(choices)))
         sections.append(_section(anchor, survey, choices, drawn, _TEXT // len(surveys)))
-    head = [
-        tag("meta", charset="utf-8"),
-        tag("meta", http_equiv="Content-Security-Policy", content=_POLICY),
-        tag("meta", name="viewport", content="width=device-width, initial-scale=1"),
-        tag("title", f"Check of {title}"),
-        style(Path(__file__).with_name("page.css")),
-    ]
     contents = [tag("a", survey.path.name, href=f"#{anchor}") for anchor, survey in zip(anchors, surveys, strict=True)]
     body = [
         tag("header", tag("h1", f"Check of {title}"), tag("nav", contents) if len(contents) > 1 else ()),
@@ -64,7 +56,7 @@ def render(
         tag("div", [tag("p", line) for line in notes], class_="verdict dropped") if notes else (),
         sections,
     ]
-    return join(Html("<!doctype html>\n"), tag("html", tag("head", head), tag("body", tag("main", body)), lang="en"))
+    return document(f"Check of {title}", Path(__file__).with_name("page.css"), *body)
 
 
 def _section(anchor: str, survey: Survey, choices: Sequence[Choice], drawn: Sequence[Html], room: int) -> Html:

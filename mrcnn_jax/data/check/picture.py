@@ -2,26 +2,21 @@
 
 from __future__ import annotations
 
-import base64
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
-import cv2
 import numpy as np
 
 from mrcnn_jax.data.annotations import ImageEntry
 from mrcnn_jax.data.categories import Categories
 from mrcnn_jax.data.check.choose import Window
 from mrcnn_jax.data.sample import Annotation, Masks, Sample, make_sample
+from mrcnn_jax.pages.drawing import SIDE, Box, fitting, jpeg, names, rectangle, skeleton, thinned
 from mrcnn_jax.pages.html import Html, join, tag
 from mrcnn_jax.pages.outline import path, trace
 
 COLOURS = 12  # of instances; pages/base.css names them
-_SIDE = 640  # units of the longer side
-_TEXT = 17  # height of a name, in these units
 _STEPS = (10, 2)  # parts of a unit that outlines are written in; the second where the first takes too much room
-_JPEGS = ((640, 80), (640, 60), (480, 60), (320, 60), (320, 30), (160, 30))  # longer side, quality
-_LONGEST_NAME = 24
 
 
 class _View(NamedTuple):
@@ -44,7 +39,7 @@ class _Item(NamedTuple):
     """One annotation on the page."""
 
     row: int  # of the sample
-    box: tuple[float, float, float, float]  # x0 y0 x1 y1, units of the page
+    box: Box
     style: str
     name: str
     title: str  # shown by a browser over it
@@ -57,7 +52,7 @@ def draw(image: np.ndarray, entry: ImageEntry, categories: Categories, window: W
     of it each; outlines get coarser before any is left out. The photograph gets coarser to fit into the rest. What is
     drawn is what training reads (and crowds), at the coordinates of the JSON.
     """
-    view = _View(window, _SIDE / max(window[2] - window[0], window[3] - window[1]))
+    view = _View(window, SIDE / max(window[2] - window[0], window[3] - window[1]))
     class_of = categories.class_of()
     annotations = [a for a in entry.annotations if a["category_id"] in class_of]
     sample = make_sample(
@@ -69,18 +64,18 @@ def draw(image: np.ndarray, entry: ImageEntry, categories: Categories, window: W
     )
     items = _items(view, sample, annotations, categories.names)
     masks, steps = _masks(sample, view, items, room * 3 // 8)
-    boxes = _fitting((_box(item) for item in items), room // 4)
-    bones = categories.pose.skeleton
-    skeletons = _fitting((join(*_skeleton(item, view, sample, bones)) for item in items), room // 8)
+    boxes = fitting((rectangle(item.box, item.title, item.style) for item in items), room // 4)
+    skeletons = fitting(_skeletons(items, view, sample, categories.pose.skeleton), room // 8)
+    named = names([(item.box, item.name, item.style) for item in items[: len(boxes)]], view.size[0])
     layers = [
         tag("g", tag("g", masks, transform=f"scale({1 / steps:g})"), class_="masks"),
         tag("g", boxes, class_="boxes"),
         tag("g", skeletons, class_="skeletons"),
-        tag("g", _names(items[: len(boxes)], view.size[0]), class_="names"),
+        tag("g", filter(None, named), class_="names"),
     ]
     left_out = len(items) - min(len(masks), len(boxes), len(skeletons))
     width, height = (f"{side:g}" for side in view.size)
-    photograph = _jpeg(image, window, room - sum(map(len, layers)))
+    photograph = _photograph(image, window, room - sum(map(len, layers)))
     ground = tag("image", href=photograph, width=width, height=height, preserveAspectRatio="none")
     label = f"{entry.file_name} with {len(items)} annotations"
     return tag("svg", ground, *layers, viewBox=f"0 0 {width} {height}", role="img", aria_label=label), left_out
@@ -108,21 +103,10 @@ def _masks(sample: Sample, view: _View, items: Sequence[_Item], room: int) -> tu
             tag("path", d=path(shapes[item.row], steps), class_=item.style) if item.row in shapes else join()
             for item in items
         )
-        drawn = _fitting(paths, room)
+        drawn = fitting(paths, room)
         if len(drawn) == len(items):
             break
     return drawn, steps
-
-
-def _fitting(pieces: Iterable[Html], room: int) -> list[Html]:
-    """As many of the first pieces as there is room for."""
-    fitting = []
-    for piece in pieces:
-        room -= len(piece)
-        if room < 0:
-            break
-        fitting.append(piece)
-    return fitting
 
 
 def _polygons(masks: Masks, view: _View) -> dict[int, list[np.ndarray]]:
@@ -132,68 +116,23 @@ def _polygons(masks: Masks, view: _View) -> dict[int, list[np.ndarray]]:
     for owner, polygon in zip(masks.owners.tolist(), corners, strict=True):
         shapes.setdefault(owner, []).append(polygon)
     for raster in masks.rasters:
-        shrunk, factor = _thinned(raster.bitmap, view.scale)
+        shrunk, factor = thinned(raster.bitmap, view.scale)
         shapes[raster.owner] = [view.place(raster.window[:2] + p * factor) for p in trace(shrunk)]
     return {owner: polygons for owner, polygons in shapes.items() if polygons}
 
 
-def _thinned(bitmap: np.ndarray, scale: float) -> tuple[np.ndarray, np.ndarray]:
-    """A bitmap (h, w) that has no more pixels than the page has units; and how many of the old ones a new one is."""
-    wanted = np.maximum(1, np.ceil(np.array(bitmap.shape) * min(scale, 1.0))).astype(int)
-    steps = bitmap.shape / wanted
-    rows, columns = (np.floor((np.arange(n) + 0.5) * step).astype(int) for n, step in zip(wanted, steps, strict=True))
-    return bitmap[np.ix_(rows, columns)], steps[::-1]
-
-
-def _box(item: _Item) -> Html:
-    x0, y0, x1, y1 = item.box
-    position = {"x": f"{x0:.1f}", "y": f"{y0:.1f}", "width": f"{x1 - x0:.1f}", "height": f"{y1 - y0:.1f}"}
-    return tag("rect", tag("title", item.title), class_=item.style, **position)
-
-
-def _skeleton(item: _Item, view: _View, sample: Sample, skeleton: Sequence[tuple[int, int]]) -> list[Html]:
-    """Lines between labelled keypoints, and the keypoints: full where visible, hollow where hidden."""
-    keypoints = sample.keypoints[item.row]
-    points, labelled = view.place(keypoints[:, :2]), keypoints[:, 2] > 0
-    lines = [
-        tag("path", d="M{:.1f} {:.1f}L{:.1f} {:.1f}".format(*points[a], *points[b]), class_=item.style)
-        for a, b in skeleton
-        if labelled[a] and labelled[b]
-    ]
-    dots = [
-        tag("circle", cx=f"{x:.1f}", cy=f"{y:.1f}", r=4, class_=item.style + (" hidden" if visibility == 1 else ""))
-        for (x, y), visibility in zip(points[labelled], keypoints[labelled, 2], strict=True)
-    ]
-    return lines + dots
-
-
-def _names(items: Sequence[_Item], width: float) -> list[Html]:
-    """Names above the boxes; of two that would overlap the one of the larger box."""
-    taken: list[tuple[float, float, float]] = []
-    names = []
+def _skeletons(items: Sequence[_Item], view: _View, sample: Sample, bones: Sequence[tuple[int, int]]) -> Iterator[Html]:
     for item in items:
-        text = item.name if len(item.name) <= _LONGEST_NAME else item.name[: _LONGEST_NAME - 1] + "…"
-        length = 0.6 * _TEXT * len(text)
-        x, y = max(0.0, min(item.box[0], width - length)), max(float(_TEXT), item.box[1] - 3)
-        if all(x > right or x + length < left or abs(y - line) > _TEXT for left, right, line in taken):
-            taken.append((x, x + length, y))
-            names.append(tag("text", text, x=f"{x:.0f}", y=f"{y:.0f}", class_=item.style))
-    return names
+        keypoints = sample.keypoints[item.row]
+        points, visibility = view.place(keypoints[:, :2]), keypoints[:, 2]
+        yield join(*skeleton(points, visibility > 0, bones, item.style, visibility == 1))
 
 
-def _jpeg(image: np.ndarray, window: Window, room: int) -> str:
-    """The part of the image as a data URL of at most `room` characters, or as few as there can be."""
+def _photograph(image: np.ndarray, window: Window, room: int) -> str:
+    """The part of the image as a data URL."""
     height, width = image.shape[:2]
     x0, y0, x1, y1 = (round(edge) for edge in window)
     part = np.zeros((y1 - y0, x1 - x0, 3), np.uint8)  # a file of another size than the JSON says is shown with it
     found = image[y0 : min(y1, height), x0 : min(x1, width)]
     part[: found.shape[0], : found.shape[1]] = found
-    for side, quality in _JPEGS:
-        factor = min(1.0, side / max(part.shape[:2]))
-        size = [max(1, round(n * factor)) for n in part.shape[1::-1]]
-        shrunk = cv2.resize(part, size, interpolation=cv2.INTER_AREA) if factor < 1 else part
-        _, encoded = cv2.imencode(".jpg", cv2.cvtColor(shrunk, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, quality])
-        url = "data:image/jpeg;base64," + base64.b64encode(encoded.tobytes()).decode()
-        if len(url) <= room:
-            break
-    return url
+    return jpeg(part, room)
