@@ -5,10 +5,12 @@ from __future__ import annotations
 import contextlib
 import io
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval, Params
@@ -22,7 +24,25 @@ _HEADINGS = {"bbox": "Boxes", "segm": "Masks", "keypoints": "Keypoints"}
 _FIELDS = {"bbox": "bbox", "segm": "segmentation", "keypoints": "keypoints"}  # of a result record
 
 
-def evaluate(
+@dataclass(frozen=True)
+class Scores:
+    """Result records held against the truth."""
+
+    truth: COCO
+    results: list[dict[str, Any]]  # the records that were scored
+    metrics: dict[str, float]  # {"bbox/AP": ..., "segm/AP50": ...}; -1 stands for "no such ground truth"
+    # Of each table that was asked for: accumulated, so that `eval["precision"]` (T, R, C, A, M) and `eval["recall"]`
+    # (T, C, A, M) are there; what pycocotools knew of single images is not kept.
+    evaluations: dict[str, COCOeval]
+    keypoint_sigmas: NDArray[np.float64]  # (K,), of OKS; K is 0 without keypoints
+
+
+def evaluate(annotations: Path, results: Sequence[dict[str, Any]], **choices: Any) -> dict[str, float]:
+    """The metrics of `score`, which takes the same arguments."""
+    return score(annotations, results, **choices).metrics
+
+
+def score(
     annotations: Path,
     results: Sequence[dict[str, Any]],
     *,
@@ -30,33 +50,42 @@ def evaluate(
     image_ids: Sequence[int] = (),
     category_names: Sequence[str] = (),
     keypoint_sigmas: Sequence[float] = (),
-) -> dict[str, float]:
+) -> Scores:
     """Score COCO result records against a COCO annotation file; print pycocotools' table for each of `iou_types`.
 
     `image_ids` and `category_names` restrict the evaluation (empty: all of the file); results of other categories are
     left out. `keypoint_sigmas` (K,) say how far off a keypoint may be (OKS); left empty they are COCO's for 17
     keypoints, and the mean of those for every keypoint of another number.
-    Returns the twelve (keypoints: ten) numbers of each table as `{"bbox/AP": ..., "segm/AP50": ...}`; -1 stands for
-    "no such ground truth", as in pycocotools. Raises DataError for a file that cannot be used, ValueError for results
-    of other images, without masks, or without as many keypoints as the annotations have.
+    The metrics are the twelve (keypoints: ten) numbers of each table. Raises DataError for a file that cannot be used,
+    ValueError for results of other images, without masks, or without as many keypoints as the annotations have.
     """
     truth = ground_truth(annotations, image_ids, category_names)
     results = [record for record in results if record["category_id"] in truth.cats]
     _check_results(truth, results, iou_types)
-    metrics = {}
+    sigmas = _sigmas(_keypoint_count(truth), keypoint_sigmas if "keypoints" in iou_types else ())
+    metrics, evaluations = {}, {}
     for iou_type in iou_types:
-        with _silent():
-            evaluation = COCOeval(truth, _detections(truth, results, iou_type), iou_type)
-            if iou_type == "keypoints":
-                evaluation.params.kpt_oks_sigmas = _sigmas(_keypoint_count(truth), keypoint_sigmas)
-            evaluation.evaluate()
-            evaluation.accumulate()
+        evaluation = _accumulated(truth, results, iou_type, sigmas)
         print(f"\n{_HEADINGS[iou_type]} ({iou_type}), {len(truth.imgs)} images, {len(results)} detections", flush=True)
         evaluation.summarize()
         names = KEYPOINT_METRICS if iou_type == "keypoints" else METRICS
         stats = zip(names, evaluation.stats, strict=True)
         metrics.update({f"{iou_type}/{name}": float(value) for name, value in stats})
-    return metrics
+        evaluations[iou_type] = evaluation
+    return Scores(truth, results, metrics, evaluations, sigmas)
+
+
+def _accumulated(truth: COCO, results: Sequence[dict[str, Any]], iou_type: str, sigmas: NDArray[Any]) -> COCOeval:
+    """Evaluated and accumulated; what was kept of single images is let go, a gigabyte for COCO's validation set."""
+    with _silent():
+        evaluation = COCOeval(truth, _detections(truth, results, iou_type), iou_type)
+        if iou_type == "keypoints":
+            evaluation.params.kpt_oks_sigmas = sigmas
+        evaluation.evaluate()
+        evaluation.accumulate()
+    evaluation.cocoDt = None
+    evaluation.evalImgs, evaluation.ious, evaluation._gts, evaluation._dts = [], {}, {}, {}
+    return evaluation
 
 
 def ground_truth(path: Path, image_ids: Sequence[int] = (), category_names: Sequence[str] = ()) -> COCO:
@@ -121,7 +150,7 @@ def _keypoint_count(truth: COCO) -> int:
     return max((len(category["keypoints"]) for category in truth.cats.values()), default=0)
 
 
-def _sigmas(count: int, given: Sequence[float]) -> np.ndarray[Any, Any]:
+def _sigmas(count: int, given: Sequence[float]) -> NDArray[np.float64]:
     """Standard deviations (K,) of OKS, relative to the root of the instance's area."""
     coco = Params("keypoints").kpt_oks_sigmas
     if len(given) not in (0, count):
