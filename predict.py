@@ -1,8 +1,15 @@
-"""Find objects in images: `python predict.py --workdir=runs/quickstart IMAGE... --output=DIR`.
+"""Find objects in pictures: `python predict.py --workdir=runs/quickstart INPUT... --output=DIR`.
 
-Instead of a run, a peer's weights: `--weights=FILE --format=detectron2 --model=mask_rcnn_R_50_FPN`, in exact mode.
-Writes each image with what was found drawn on it, and results.json: COCO result records, where `image_id` is the
-position of the image on the command line (from 1) and `file_name` its path.
+An INPUT is an image, a video, a folder (searched with its subfolders), a glob pattern in quotes ("photos/*.jpg"), or
+the number of a camera, which is read until Ctrl-C. Instead of a run, a peer's weights: `--weights=FILE
+--format=detectron2 --model=mask_rcnn_R_50_FPN`, in exact mode.
+
+`--save` says what is written, with commas between:
+  overlay  each picture with what was found drawn on it; of a video another video, with its rate and all its frames
+  coco     results.json: COCO result records; `file_name` and `frame` say of which picture
+  json     for each picture a file with names, scores, boxes, masks and keypoints
+  mask     for each picture a PNG, NAME.mask.png, in which a pixel is the number of its instance
+What cannot be read is named, and named again at the end; the exit status is 1 then, and the rest is done.
 """
 
 from __future__ import annotations
@@ -15,24 +22,29 @@ from mrcnn_jax import command_line, compilation_cache
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
-    parser.add_argument("images", nargs="+", type=Path, metavar="IMAGE", help="image files")
+    parser = argparse.ArgumentParser(
+        description=__doc__, allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("inputs", nargs="+", metavar="INPUT", help="images, videos, folders, patterns, a camera")
     command_line.add_model(parser)
-    parser.add_argument("--output", required=True, type=Path, help="folder for the pictures and results.json")
-    parser.add_argument("--threshold", type=float, default=0.5, help="lowest score that is drawn (default 0.5)")
+    parser.add_argument("--output", required=True, type=Path, metavar="DIR", help="folder for all that is written")
+    parser.add_argument("--save", default="overlay,coco", help="overlay,coco (default), json, mask")
+    parser.add_argument("--threshold", type=float, default=0.5, help="lowest score, but for coco (default 0.5)")
     arguments = parser.parse_args()
     if arguments.workdir and arguments.weights:
         parser.error("--workdir and --weights: one model, please")
     compilation_cache.enable()
-    from mrcnn_jax.predict_files import predict_files
+    from mrcnn_jax.prediction.run import predict_files
     from mrcnn_jax.predictor import Predictor
 
     predict = Predictor(*command_line.load_model(parser, arguments))
-    failures = predict_files(predict, arguments.images, arguments.output, threshold=arguments.threshold)
-    print(f"pictures and results.json are in {arguments.output}")
-    for failure in failures:
+    outcome = predict_files(
+        predict, arguments.inputs, arguments.output, save=arguments.save.split(","), threshold=arguments.threshold
+    )
+    print(f"{outcome.images} images and {outcome.frames} frames; the results are in {arguments.output}")
+    for failure in outcome.failures:
         print(f"error: {failure}", file=sys.stderr)
-    return 1 if failures else 0
+    return 1 if outcome.failures else 0
 
 
 if __name__ == "__main__":

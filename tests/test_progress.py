@@ -25,3 +25,13 @@ def test_a_terminal_gets_a_bar_if_it_can(capsys, monkeypatch, rich_is_there):
     printed = capsys.readouterr().out
     assert "letters" in printed
     assert ("3/3" in printed) != rich_is_there
+
+
+def test_a_number_that_nobody_knows_is_left_out(capsys, monkeypatch):
+    seconds = iter(range(0, 1000, 4))
+    monkeypatch.setattr(progress.time, "perf_counter", lambda: next(seconds))
+    assert list(progress.track("abcd", None, "letters")) == list("abcd")
+    assert capsys.readouterr().out.splitlines() == ["3 letters, 0.25 a second"]
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True, raising=False)
+    assert list(progress.track("abc", None, "letters")) == list("abc")
+    assert "letters" in capsys.readouterr().out
