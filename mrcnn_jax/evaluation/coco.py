@@ -96,13 +96,14 @@ def ground_truth(path: Path, image_ids: Sequence[int] = (), category_names: Sequ
     """
     content = read(path, image_ids, scoring=True)
     categories = content.categories.select(category_names)
+    skeleton = [[first + 1, second + 1] for first, second in categories.pose.skeleton]  # as COCO counts
     truth = COCO()
     truth.dataset = {
         "images": [
             {"id": i.id, "file_name": i.file_name, "height": i.height, "width": i.width} for i in content.images
         ],
         "categories": [
-            {"id": i, "name": name, "keypoints": list(categories.pose.names)}
+            {"id": i, "name": name, "keypoints": list(categories.pose.names), "skeleton": skeleton}
             for i, name in zip(categories.ids, categories.names, strict=True)
         ],
         "annotations": [],
