@@ -2,7 +2,7 @@
 
 How errors are mended, and how AP is taken, is as in TIDE's own program (tidecv 1.0.1), to the number. So classes of
 which nothing is annotated but something was detected count with an AP of 0, where COCO leaves them out: `Errors.ap` may
-be below the table's AP50.
+be below the table's AP50. One thing differs: what lies in a crowd is not among `Errors.counts`, since it costs nothing.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def errors(scenes: Sequence[tuple[Scene, Matches]], classes: int) -> Errors:
     gains["missed"] = max(_remaining(found, found.positives - found.missed) - ap, 0.0)
     gains[SPECIAL_ERRORS[0]] = _mean_ap(found.classes, correct * 1.0, correct, found.counted, found.positives) - ap
     gains[SPECIAL_ERRORS[1]] = _remaining(found, found.positives - found.unfound) - ap
-    counts = {name: int(np.sum(found.kinds == kind)) for kind, name in enumerate(ERRORS[:5])}
+    counts = {name: int(np.sum(found.counted & (found.kinds == kind))) for kind, name in enumerate(ERRORS[:5])}
     return Errors(ap, gains, {**counts, "missed": int(found.missed.sum())})
 
 
