@@ -4,13 +4,16 @@
 
 in exact mode: each image is resized and padded as the peer would do it (--config.eval.resize=bucket: as here).
 Several processes evaluate together, each its share of the images: see docs/scaling.md.
-Prints COCO's tables of boxes, masks and keypoints; results, metrics and pictures go to WORKDIR/evaluation, where
-WORKDIR is runs/NAME if a peer's model NAME is given none.
+Prints COCO's tables of boxes, masks and keypoints, and the AP of each class; results, metrics and pictures go to
+WORKDIR/evaluation, where WORKDIR is runs/NAME if a peer's model NAME is given none. --report writes report.html there:
+tables, curves, errors and images on one page.
 """
 
 from __future__ import annotations
 
 import argparse
+
+from etils import epath
 
 from mrcnn_jax import cluster, command_line, compilation_cache, peers
 from mrcnn_jax.config import apply_overrides, load_config
@@ -24,6 +27,7 @@ def main() -> None:
     parser.add_argument(
         "--config", help="with --weights: a recipe that says which images, and how large (default: COCO 2017)"
     )
+    parser.add_argument("--report", action="store_true", help="also write a page to look at: evaluation/report.html")
     cluster.add_flags(parser)
     arguments, overrides = command_line.parse(parser)
     if arguments.config and not arguments.weights:
@@ -31,14 +35,16 @@ def main() -> None:
     recipe = load_config(arguments.config) if arguments.config else None
     load = command_line.model_source(parser, arguments, recipe)
     compilation_cache.enable()
+    from mrcnn_jax.evaluation import classes
     from mrcnn_jax.evaluation.run import FOLDER, evaluate_model
 
     command_line.join(arguments)
     config, variables = command_line.load_on_main(load)
     workdir = arguments.workdir or f"runs/{config.name}"
-    evaluate_model(apply_overrides(config, overrides), variables, workdir)
+    evaluate_model(apply_overrides(config, overrides), variables, workdir, report=arguments.report)
     if peers.is_main():
-        print(f"\nresults, metrics and pictures are in {workdir}/{FOLDER}")
+        print(f"\n{classes.listing(epath.Path(workdir) / FOLDER / classes.FILE)}")
+        print(f"results, metrics and pictures are in {workdir}/{FOLDER}")
 
 
 if __name__ == "__main__":

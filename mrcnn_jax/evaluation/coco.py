@@ -20,7 +20,7 @@ from mrcnn_jax.config.metrics import KEYPOINT_METRICS, METRICS
 from mrcnn_jax.data.annotations import read
 from mrcnn_jax.evaluation.postprocess import categories
 
-_HEADINGS = {"bbox": "Boxes", "segm": "Masks", "keypoints": "Keypoints"}
+HEADINGS = {"bbox": "Boxes", "segm": "Masks", "keypoints": "Keypoints"}
 _FIELDS = {"bbox": "bbox", "segm": "segmentation", "keypoints": "keypoints"}  # of a result record
 
 
@@ -50,23 +50,25 @@ def score(
     image_ids: Sequence[int] = (),
     category_names: Sequence[str] = (),
     keypoint_sigmas: Sequence[float] = (),
+    images: Path | None = None,
 ) -> Scores:
     """Score COCO result records against a COCO annotation file; print pycocotools' table for each of `iou_types`.
 
     `image_ids` and `category_names` restrict the evaluation (empty: all of the file); results of other categories are
     left out. `keypoint_sigmas` (K,) say how far off a keypoint may be (OKS); left empty they are COCO's for 17
-    keypoints, and the mean of those for every keypoint of another number.
+    keypoints, and the mean of those for every keypoint of another number. `images` is their folder: LVIS gives
+    addresses instead of file names, and the files are looked for there.
     The metrics are the twelve (keypoints: ten) numbers of each table. Raises DataError for a file that cannot be used,
     ValueError for results of other images, without masks, or without as many keypoints as the annotations have.
     """
-    truth = ground_truth(annotations, image_ids, category_names)
+    truth = ground_truth(annotations, image_ids, category_names, images)
     results = [record for record in results if record["category_id"] in truth.cats]
     _check_results(truth, results, iou_types)
     sigmas = _sigmas(_keypoint_count(truth), keypoint_sigmas if "keypoints" in iou_types else ())
     metrics, evaluations = {}, {}
     for iou_type in iou_types:
         evaluation = _accumulated(truth, results, iou_type, sigmas)
-        print(f"\n{_HEADINGS[iou_type]} ({iou_type}), {len(truth.imgs)} images, {len(results)} detections", flush=True)
+        print(f"\n{HEADINGS[iou_type]} ({iou_type}), {len(truth.imgs)} images, {len(results)} detections", flush=True)
         evaluation.summarize()
         names = KEYPOINT_METRICS if iou_type == "keypoints" else METRICS
         stats = zip(names, evaluation.stats, strict=True)
@@ -88,13 +90,15 @@ def _accumulated(truth: COCO, results: Sequence[dict[str, Any]], iou_type: str, 
     return evaluation
 
 
-def ground_truth(path: Path, image_ids: Sequence[int] = (), category_names: Sequence[str] = ()) -> COCO:
+def ground_truth(
+    path: Path, image_ids: Sequence[int] = (), category_names: Sequence[str] = (), images: Path | None = None
+) -> COCO:
     """A COCO annotation file as pycocotools wants it, without the annotations that cannot be scored.
 
     `iscrowd`, `area` and `num_keypoints` may be missing. Annotations are numbered anew: to pycocotools a match with
     annotation 0 is no match.
     """
-    content = read(path, image_ids, scoring=True)
+    content = read(path, image_ids, images, scoring=True)
     categories = content.categories.select(category_names)
     skeleton = [[first + 1, second + 1] for first, second in categories.pose.skeleton]  # as COCO counts
     truth = COCO()

@@ -20,7 +20,7 @@ from mrcnn_jax.config import Config, ConfigError
 from mrcnn_jax.data import image_files
 from mrcnn_jax.data.coco import Dataset, load_split
 from mrcnn_jax.data.pipeline import eval_batches
-from mrcnn_jax.evaluation import coco, exact, inference
+from mrcnn_jax.evaluation import classes, coco, exact, inference
 from mrcnn_jax.evaluation.devices import dividing
 from mrcnn_jax.evaluation.postprocess import Prediction, postprocess
 from mrcnn_jax.progress import track
@@ -30,6 +30,7 @@ log = logging.getLogger(__name__)
 
 FOLDER = "evaluation"  # in the workdir
 OVERLAYS = "overlays"  # in that
+RESULTS, REPORT = "results.json", "report.html"
 
 
 def check_evaluation(config: Config, dataset: Dataset) -> None:
@@ -62,11 +63,13 @@ def evaluate_model(
     dataset: Dataset | None = None,
     devices: Sequence[jax.Device] | None = None,
     check: Callable[[], None] = lambda: None,
+    report: bool = False,
 ) -> dict[str, float]:
     """Evaluate `variables` on the split `config.data.eval`; prints the COCO tables: boxes, masks, keypoints.
 
-    Writes `results.json` (COCO result records), `metrics.json` and `overlays/<image id>.png` (`config.eval.overlays`
-    of them, spread over the split) to `workdir/evaluation`. Returns the metrics, see `coco.evaluate`.
+    Writes `results.json` (COCO result records), `metrics.json`, `classes.json` and `overlays/<image id>.png`
+    (`config.eval.overlays` of them, spread over the split) to `workdir/evaluation`, with `report` also `report.html`.
+    Returns the metrics, see `coco.score`.
 
     All processes call this together. Each sees its share of the images, on as many of its `devices` (default: all) as
     divide its part of a batch; in exact mode on one. The main one prints, writes and scores; all return the same.
@@ -80,8 +83,9 @@ def evaluate_model(
     detect = inference.compile_detect(config.model, variables, _devices(config, devices))
     share = _Share(config, dataset, folder)
     share.see_all(detect, check)
-    shares = processes.gather_bytes(json.dumps(share.content).encode())
-    return dict(json.loads(processes.on_main(lambda: _score(config, dataset, folder, shares))))
+    shares = processes.gather_bytes(share.packed())
+    del share  # its records are in the shares, too
+    return dict(json.loads(processes.on_main(lambda: _score(config, dataset, folder, shares, report))))
 
 
 class _Share:
@@ -91,35 +95,40 @@ class _Share:
         self._config, self._dataset, self._folder = config, dataset, folder
         pictured = np.linspace(0, len(dataset) - 1, min(config.eval.overlays, len(dataset)), dtype=int)
         self._pictured = set(pictured.tolist())
-        self.content: dict[str, Any] = {
-            "records": [],  # (index of an image, its COCO result records)
-            "truncated": [],  # indices of images
-            "pictures": {},  # by name, PNG in base64: what the main process has yet to write
-        }
+        self._truncated: list[int] = []  # indices of images
+        self._pictures: dict[str, str] = {}  # by name, PNG in base64: what the main process has yet to write
+        # Indices of images, and their result records as JSON: a hundredth of what they take as Python's objects.
+        self._records: list[tuple[int, bytes]] = []
+
+    def packed(self) -> bytes:
+        """What was found, in lines: indices of truncated images and pictures as JSON, then each image's records."""
+        head = json.dumps([self._truncated, self._pictures]).encode()
+        return b"\n".join([head, *(b"%d %s" % image for image in self._records)])
 
     def see_all(self, detect: inference.Detect, check: Callable[[], None]) -> None:
-        """Fill `content`. Only the main process says how far it is."""
+        """Detect in all images of the share. Only the main process says how far it is."""
         index, count = jax.process_index(), jax.process_count()
         words = "images evaluated" if count == 1 else f"images evaluated by process {index} of {count}"
         opened, images = _open(self._dataset, self._config)
         with opened as batches, contextlib.closing(inference.run(detect, _checked(batches, check), self._finish)) as it:
-            self.content["records"] = list(track(it, images, words) if processes.is_main() else it)
+            self._records = list(track(it, images, words) if processes.is_main() else it)
 
-    def _finish(self, index: int, detections: Detections, network_size: Any) -> tuple[int, list[dict[str, Any]]]:
-        """Index and result records of an image; called on worker threads."""
+    def _finish(self, index: int, detections: Detections, network_size: Any) -> tuple[int, bytes]:
+        """Index of an image, and the JSON of its result records without its brackets; called on worker threads."""
         if detections.truncated:
-            self.content["truncated"].append(index)
+            self._truncated.append(index)
         height, width = self._dataset.sizes[index].tolist()
         prediction = postprocess(detections, network_size, (height, width), self._config.model)
         if index in self._pictured:
             self._keep(f"{self._dataset.ids[index]}.png", overlay(self._dataset.record(index)[0], prediction))
-        return index, prediction.to_coco(self._dataset.ids[index])
+        records = json.dumps(prediction.to_coco(self._dataset.ids[index]), separators=(",", ":"))
+        return index, records[1:-1].encode()
 
     def _keep(self, name: str, picture: bytes) -> None:
         if processes.is_main():
             (self._folder / OVERLAYS / name).write_bytes(picture)
         else:
-            self.content["pictures"][name] = base64.b64encode(picture).decode()
+            self._pictures[name] = base64.b64encode(picture).decode()
 
 
 def _clear(folder: epath.Path) -> bytes:
@@ -130,25 +139,43 @@ def _clear(folder: epath.Path) -> bytes:
     return b""
 
 
-def _score(config: Config, dataset: Dataset, folder: epath.Path, shares: Sequence[bytes]) -> bytes:
-    """Put the shares of the processes together, write and score them: the metrics as JSON."""
-    contents = [json.loads(share) for share in shares]
-    for name, picture in (item for content in contents for item in content["pictures"].items()):
-        (folder / OVERLAYS / name).write_bytes(base64.b64decode(picture))
-    _warn_of_truncated(config, dataset, sorted(index for content in contents for index in content["truncated"]))
-    images = sorted((image for content in contents for image in content["records"]), key=lambda image: image[0])
-    records = [record for _, of_image in images for record in of_image]
-    (folder / "results.json").write_text(json.dumps(records))
-    metrics = coco.evaluate(
+def _score(config: Config, dataset: Dataset, folder: epath.Path, shares: list[bytes], report: bool) -> bytes:
+    """Put the shares of the processes together (they are let go), write and score them: the metrics as JSON."""
+    _join(config, dataset, folder, shares)
+    scores = coco.score(
         dataset.annotations_path,
-        records,
+        json.loads((folder / RESULTS).read_bytes()),
         iou_types=tables(config, dataset),
         image_ids=dataset.ids.tolist(),
         category_names=config.data.categories,
         keypoint_sigmas=config.eval.keypoint_sigmas,
+        images=dataset.images_path,
     )
-    (folder / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n")
-    return json.dumps(metrics).encode()
+    (folder / "metrics.json").write_text(json.dumps(scores.metrics, indent=2) + "\n")
+    classes.write(scores, folder / classes.FILE)
+    if report:
+        from mrcnn_jax.evaluation.report import write  # here: only who wants it waits for it
+
+        write(scores, dataset.images_path, folder / REPORT, title=config.name)
+    return json.dumps(scores.metrics).encode()
+
+
+def _join(config: Config, dataset: Dataset, folder: epath.Path, shares: list[bytes]) -> None:
+    """Write results and pictures of all shares, and empty the list of shares."""
+    truncated: list[int] = []
+    images: list[tuple[int, bytes]] = []
+    while shares:
+        head, *lines = shares.pop().split(b"\n")
+        cut, pictures = json.loads(head)
+        truncated += cut
+        for name, picture in pictures.items():
+            (folder / OVERLAYS / name).write_bytes(base64.b64decode(picture))
+        for line in lines:
+            index, _, records = line.partition(b" ")
+            images.append((int(index), records))
+    _warn_of_truncated(config, dataset, sorted(truncated))
+    with (folder / RESULTS).open("wb") as file:
+        file.write(b"[" + b",\n".join(records for _, records in sorted(images) if records) + b"]\n")
 
 
 def _warn_of_truncated(config: Config, dataset: Dataset, indices: Sequence[int]) -> None:

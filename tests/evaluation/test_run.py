@@ -111,6 +111,9 @@ def test_perfect_detections_score_nearly_one_and_everything_is_written(config, t
     assert json.loads((tmp_path / "evaluation" / "metrics.json").read_text()) == metrics
     results = json.loads((tmp_path / "evaluation" / "results.json").read_text())
     assert {record["category_id"] for record in results} <= set(config.model.category_ids)
+    classes = json.loads((tmp_path / "evaluation" / "classes.json").read_text())
+    assert [row["name"] for row in classes["segm"]] == list(config.model.category_names)
+    assert np.mean([row["AP50"] for row in classes["segm"] if row["instances"]]) == pytest.approx(metrics["segm/AP50"])
     overlays = sorted((tmp_path / "evaluation" / "overlays").iterdir())
     assert len(overlays) == 2
     dataset = load_split(config.data, "eval")

@@ -55,7 +55,7 @@ def class_scores(scores: Scores, iou_type: str) -> tuple[ClassScores, ...]:
             APl=_precision(evaluation, place, area="large"),
             AR=_mean(np.asarray(evaluation.eval["recall"])[:, place, 0, -1]),
         )
-        for place, category_id in enumerate(evaluation.params.catIds)
+        for place, category_id in enumerate(map(int, evaluation.params.catIds))
     )
 
 
