@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -91,7 +91,12 @@ class Predictor:
             compilation_cache.enable()
         return cls(config, variables)
 
-    def __call__(self, images: Sequence[Image]) -> list[Prediction]:
+    def __repr__(self) -> str:
+        model = self.config.model
+        parts = ["boxes", *(f"{head}s" for head in ("mask", "keypoint") if getattr(model, head) is not None)]
+        return f"Predictor({self.config.name}: {model.num_classes} classes, {', '.join(parts)})"
+
+    def __call__(self, images: Iterable[Image]) -> list[Prediction]:
         """Predictions for uint8 RGB arrays (height, width, 3) or paths of image files, in the order of the input.
 
         Raises ImageError, naming the image, for one of another type or shape or a file that cannot be read.
@@ -99,7 +104,7 @@ class Predictor:
         if isinstance(images, (str, os.PathLike, np.ndarray)):
             raise TypeError("Predictor takes a list of images: write predict([image]) for a single one")
         found = dict(self.stream(images))
-        return [found[index] for index in range(len(images))]
+        return [found[index] for index in range(len(found))]
 
     def stream(self, images: Iterable[Image]) -> Iterator[tuple[int, Prediction]]:
         """Yield (position in `images`, prediction) as batches get done; reads on while the device works.
@@ -161,4 +166,21 @@ def _pixels(image: Image, index: int) -> NDArray[np.uint8]:
     kind = f"{image.dtype} {image.shape}" if isinstance(image, np.ndarray) else type(image).__name__
     if kind.startswith("uint8") and image.ndim == 3 and image.shape[2] == 3 and image.size:
         return image
-    raise ImageError(f"image {index}: expected a uint8 RGB array (height, width, 3) or a path, got {kind}")
+    raise ImageError(
+        f"image {index}: expected a uint8 RGB array (height, width, 3) or a path, got {kind}{_advice(image)}"
+    )
+
+
+def _advice(image: Any) -> str:
+    """How to make an image of what people have instead."""
+    if type(image).__module__.startswith("PIL."):
+        return '; np.asarray(image.convert("RGB")) is one'
+    if not isinstance(image, np.ndarray):
+        return ""
+    if image.ndim == 2:
+        return "; np.stack([image] * 3, axis=-1) has the three channels"
+    if image.ndim == 3 and image.shape[2] == 4:
+        return "; image[..., :3] is it without transparency"
+    if image.dtype.kind == "f":
+        return "; (255 * image).round().astype(np.uint8) is it if its values are 0..1"
+    return ""

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import re
+
 import cv2
 import numpy as np
 import pytest
+from PIL import Image
 
 from mrcnn_jax.config import Config, DataConfig, EvalConfig, ModelConfig
 from mrcnn_jax.evaluation import inference
@@ -91,6 +94,30 @@ def test_a_single_image_is_told_from_a_list(shapes, tmp_path):
     for single in (picture(8, 8, 0), str(tmp_path / "a.png"), tmp_path / "a.png"):
         with pytest.raises(TypeError, match=r"predict\(\[image\]\)"):
             Predictor(CONFIG, {})(single)
+
+
+@pytest.mark.parametrize(
+    ("image", "way"),
+    [
+        (Image.fromarray(np.zeros((8, 8), np.uint8)), 'np.asarray(image.convert("RGB"))'),
+        (np.zeros((8, 8), np.uint8), "np.stack([image] * 3, axis=-1)"),
+        (np.zeros((8, 8, 4), np.uint8), "image[..., :3]"),
+        (np.zeros((8, 8, 3)), "(255 * image).round().astype(np.uint8)"),
+    ],
+)
+def test_what_people_have_instead_becomes_an_image_in_the_way_that_is_said(shapes, image, way):
+    with pytest.raises(ImageError, match=re.escape(way)):
+        Predictor(CONFIG, {})([image])
+    assert len(Predictor(CONFIG, {})([eval(way)])) == 1
+
+
+def test_any_iterable_of_images_will_do(shapes):
+    found = Predictor(CONFIG, {})(picture(48, 48, brightness) for brightness in (0, 255))
+    assert [prediction.scores.tolist() for prediction in found] == [[0], [1]]
+
+
+def test_a_predictor_says_what_it_is(shapes):
+    assert repr(Predictor(CONFIG, {})) == "Predictor(mask_rcnn: 2 classes, boxes, masks)"
 
 
 @pytest.mark.parametrize("content", [None, b"", b"no image"])

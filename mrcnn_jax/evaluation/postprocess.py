@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -17,9 +18,14 @@ if TYPE_CHECKING:
     import supervision
 
 
-@dataclass(frozen=True)
+_NAMED = 6  # instances that `repr` names
+
+
+@dataclass(frozen=True, eq=False)
 class Prediction:
     """What was found in one image, best first. n instances, S side of a predicted mask, K keypoints.
+
+    `len`, indices, slices and loops go over the instances: each is a Prediction of one.
 
     Masks are kept as the small probabilities that the network gave: a hundred full masks of a 12-megapixel photograph
     are 1.2 GB. They are pasted when asked for.
@@ -42,6 +48,16 @@ class Prediction:
 
     def __len__(self) -> int:
         return len(self.scores)
+
+    def __repr__(self) -> str:
+        named = [f"{name} {score:.2f}" for name, score in zip(self.names[:_NAMED], self.scores, strict=False)]
+        if len(self) > _NAMED:
+            named.append(f"{len(self) - _NAMED} more")
+        height, width = self.image_size
+        return f"Prediction({height}x{width}: {', '.join(named) or 'nothing found'})"
+
+    def __iter__(self) -> Iterator[Prediction]:
+        return (self[i] for i in range(len(self)))
 
     def __getitem__(self, selection: int | slice | NDArray[Any]) -> Prediction:
         """The instances chosen by an index, a slice, a bool array (n,) or an array of indices."""

@@ -106,6 +106,14 @@ def test_a_selection_keeps_everything_together():
     assert [instance.names for instance in found] == [("dog",), ("cat",), ("dog",)]
 
 
+def test_a_prediction_is_told_in_a_line():
+    found = postprocess(detections([[0, 0, 9, 9]] * 8), np.array([10, 10]), (10, 20), MODEL)
+    assert repr(found[:2]) == "Prediction(10x20: dog 0.90, cat 0.79)"
+    assert repr(found).endswith("cat 0.33, 2 more)")
+    assert repr(found[:0]) == "Prediction(10x20: nothing found)"
+    assert (found == found[:2]) is False  # and no error of arrays that cannot be compared
+
+
 PEOPLE = ModelConfig(
     num_classes=1,
     mask=None,
