@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
 import cv2
@@ -17,17 +18,22 @@ _SEEN = {"probability": 0.05, "logit": 2.0}
 _READABLE = 512  # pixels of the longer side below which a picture is enlarged
 
 
-def draw(image: NDArray[np.uint8], prediction: Prediction, *, threshold: float = 0.5) -> NDArray[np.uint8]:
+def draw(
+    image: NDArray[np.uint8], prediction: Prediction, *, threshold: float = 0.5, colours: Sequence[int] | None = None
+) -> NDArray[np.uint8]:
     """Masks, boxes, skeletons, names and scores of the instances that score at least `threshold`.
 
-    Each instance has one colour. Keypoints that score less than a fixed value of their kind are left out.
+    Each instance has one colour: `colours` are their numbers in supervision's palette, which starts again at its end;
+    by default 0, 1, ... Keypoints that score less than a fixed value of their kind are left out.
     image: (height, width, 3) uint8 RGB, the one that was predicted on. Returns a new picture, uint8 RGB; one whose
     longer side is below 512 pixels is enlarged by a whole factor, since the text would cover it otherwise.
     Raises ValueError when the prediction belongs to an image of another size.
     """
     if image.shape[:2] != prediction.image_size:
         raise ValueError(f"the prediction is for {prediction.image_size} pixels, the image has {image.shape[:2]}")
-    shown = prediction[prediction.scores >= threshold]
+    strong = np.flatnonzero(prediction.scores >= threshold)
+    shown = prediction[strong]
+    numbers = list(range(len(shown))) if colours is None else [colours[i] for i in strong.tolist()]
     factor = max(1, -(-_READABLE // max(image.shape[:2])))
     enlarged = dataclasses.replace(
         shown,
@@ -37,19 +43,19 @@ def draw(image: NDArray[np.uint8], prediction: Prediction, *, threshold: float =
     )
     bgr = cv2.cvtColor(image, cv2.COLOR_RGB2BGR)  # what supervision paints on
     canvas = np.asarray(cv2.resize(bgr, enlarged.image_size[::-1], interpolation=cv2.INTER_CUBIC), dtype=np.uint8)
-    _paint_masks(canvas, enlarged)
-    _paint_boxes(canvas, enlarged)
-    _paint_skeletons(canvas, enlarged)
-    _paint_labels(canvas, enlarged)
+    _paint_masks(canvas, enlarged, numbers)
+    _paint_boxes(canvas, enlarged, numbers)
+    _paint_skeletons(canvas, enlarged, numbers)
+    _paint_labels(canvas, enlarged, numbers)
     return np.asarray(cv2.cvtColor(canvas, cv2.COLOR_BGR2RGB), dtype=np.uint8)
 
 
-def _detections(boxes: Any, index: Any, mask: Any = None) -> sv.Detections:
-    """supervision's record of some instances; `index` chooses their colours."""
-    return sv.Detections(xyxy=np.asarray(boxes, dtype=np.float32), mask=mask, class_id=np.asarray(index, dtype=int))
+def _detections(boxes: Any, colours: Sequence[int], mask: Any = None) -> sv.Detections:
+    """supervision's record of some instances, whose colours it takes from the class."""
+    return sv.Detections(xyxy=np.asarray(boxes, dtype=np.float32), mask=mask, class_id=np.asarray(colours, dtype=int))
 
 
-def _paint_masks(canvas: NDArray[np.uint8], prediction: Prediction) -> None:
+def _paint_masks(canvas: NDArray[np.uint8], prediction: Prediction, colours: Sequence[int]) -> None:
     """Large masks first, each on its own part of the picture only."""
     annotator = sv.MaskAnnotator(opacity=0.45)
     regions = prediction.regions()
@@ -58,16 +64,18 @@ def _paint_masks(canvas: NDArray[np.uint8], prediction: Prediction) -> None:
         if pixels.any():
             part = canvas[top : top + pixels.shape[0], left : left + pixels.shape[1]]
             box = [[0, 0, pixels.shape[1], pixels.shape[0]]]
-            part[:] = annotator.annotate(part.copy(), _detections(box, [i], np.ascontiguousarray(pixels)[None]))
+            part[:] = annotator.annotate(
+                part.copy(), _detections(box, [colours[i]], np.ascontiguousarray(pixels)[None])
+            )
 
 
-def _paint_boxes(canvas: NDArray[np.uint8], prediction: Prediction) -> None:
+def _paint_boxes(canvas: NDArray[np.uint8], prediction: Prediction, colours: Sequence[int]) -> None:
     last_pixel = np.array([canvas.shape[1], canvas.shape[0]] * 2) - 1
     boxes = np.minimum(prediction.boxes, last_pixel)
-    sv.BoxAnnotator(thickness=_line(canvas)).annotate(canvas, _detections(boxes, range(len(boxes))))
+    sv.BoxAnnotator(thickness=_line(canvas)).annotate(canvas, _detections(boxes, colours))
 
 
-def _paint_skeletons(canvas: NDArray[np.uint8], prediction: Prediction) -> None:
+def _paint_skeletons(canvas: NDArray[np.uint8], prediction: Prediction, colours: Sequence[int]) -> None:
     """Lines in the instance's colour between its keypoints, and the keypoints, on white to stand out from its mask."""
     if prediction.keypoints is None:
         return
@@ -77,13 +85,13 @@ def _paint_skeletons(canvas: NDArray[np.uint8], prediction: Prediction) -> None:
         seen = instance[:, 2:] >= _SEEN[prediction.keypoint_score]
         points = sv.KeyPoints(xy=np.where(seen, instance[:, :2], 0)[None])  # to supervision (0, 0) is no point
         line = int(np.clip(extents[i] / 100, 1, _line(canvas)))  # thin on a small person
-        for paint, margin in ((sv.Color.WHITE, (line + 1) // 2), (sv.ColorPalette.DEFAULT.by_idx(i), 0)):
+        for paint, margin in ((sv.Color.WHITE, (line + 1) // 2), (sv.ColorPalette.DEFAULT.by_idx(colours[i]), 0)):
             if edges:
                 sv.EdgeAnnotator(paint, line + 2 * margin, edges).annotate(canvas, points)
             sv.VertexAnnotator(paint, line + 1 + margin).annotate(canvas, points)
 
 
-def _paint_labels(canvas: NDArray[np.uint8], prediction: Prediction) -> None:
+def _paint_labels(canvas: NDArray[np.uint8], prediction: Prediction, colours: Sequence[int]) -> None:
     """Names and scores above the boxes, moved into the picture; where they would overlap, the better score is shown."""
     scale = max(0.4, max(canvas.shape[:2]) / 1600)
     thickness, padding = max(1, round(scale * 1.5)), max(2, round(scale * 6))
@@ -102,7 +110,7 @@ def _paint_labels(canvas: NDArray[np.uint8], prediction: Prediction) -> None:
     # An anchor is the lower left corner of a label.
     anchors = np.array([(r[0], r[3], r[2], r[3]) for r in rectangles]).reshape(-1, 4)
     annotator = sv.LabelAnnotator(text_scale=scale, text_thickness=thickness, text_padding=padding)
-    annotator.annotate(canvas, _detections(anchors, shown), labels=[labels[i] for i in shown])
+    annotator.annotate(canvas, _detections(anchors, [colours[i] for i in shown]), labels=[labels[i] for i in shown])
 
 
 def _line(canvas: NDArray[np.uint8]) -> int:

@@ -66,6 +66,21 @@ def test_two_instances_of_a_class_get_two_colours():
     assert np.any(drawn[300, 150] != drawn[300, 550])
 
 
+def test_colours_can_be_chosen_and_stay_with_their_instances():
+    image = np.zeros((600, 800, 3), np.uint8)
+    boxes, points = (
+        [[50, 200, 250, 400], [450, 200, 650, 400]],
+        np.array([[[150, 300, 1]], [[550, 300, 1]]], np.float32),
+    )
+    usual = draw(image, prediction((600, 800), boxes, keypoints=points))
+    np.testing.assert_array_equal(draw(image, prediction((600, 800), boxes, keypoints=points), colours=[0, 1]), usual)
+    swapped = draw(image, prediction((600, 800), boxes, keypoints=points), colours=[1, 0])
+    np.testing.assert_array_equal(swapped[:, 40:300], usual[:, 440:700])
+    np.testing.assert_array_equal(swapped[:, 440:700], usual[:, 40:300])
+    weak = prediction((600, 800), boxes, scores=[0.2, 0.9], keypoints=points)
+    np.testing.assert_array_equal(draw(image, weak, colours=[7, 1])[:, 440:], usual[:, 440:])
+
+
 @pytest.mark.parametrize(("size", "expected"), [((96, 128), (384, 512)), ((1, 40), (13, 520)), ((512, 30), (512, 30))])
 def test_small_pictures_are_enlarged_by_a_whole_factor(size, expected):
     boxes = [[0, 0, size[1], size[0]], [5, 0, 20, 1]]

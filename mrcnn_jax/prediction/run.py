@@ -19,6 +19,7 @@ from mrcnn_jax.config import ConfigError
 from mrcnn_jax.evaluation import inference
 from mrcnn_jax.evaluation.postprocess import Prediction
 from mrcnn_jax.prediction import sources, writers
+from mrcnn_jax.prediction.colours import Colours
 from mrcnn_jax.prediction.sources import Film, Source
 from mrcnn_jax.prediction.stopping import Stopped, Stopping
 from mrcnn_jax.predictor import ImageError, Predictor, read_image
@@ -206,7 +207,8 @@ class _Run:
             drawn = "overlay" in self._save
             video = stack.enter_context(writers.Video(Path(f"{stem}.mp4"), film.rate)) if drawn else None
             before = self._last_id
-            for made in track(self._made(self._frames(film, source, stem)), film.total, f"frames of {film.title}"):
+            finished = self._made(self._frames(film, source, stem), Colours())
+            for made in track(finished, film.total, f"frames of {film.title}"):
                 self._outcome.frames += 1
                 self._record(made)
                 if video is not None and made.picture is not None:
@@ -230,8 +232,11 @@ class _Run:
         if self._results is not None:
             self._results.add(made.records)
 
-    def _made(self, shots: Iterator[Shot]) -> Iterator[Made]:
-        """Predicted, and drawn and written on threads: all that needs no order. Holds a few batches at a time."""
+    def _made(self, shots: Iterator[Shot], colours: Colours | None = None) -> Iterator[Made]:
+        """Predicted, and drawn and written on threads: all that needs no order. Holds a few batches at a time.
+
+        Those of a film come in its order and get `colours`.
+        """
         held: dict[int, Shot] = {}
 
         def pixels() -> Iterator[NDArray[np.uint8]]:
@@ -239,25 +244,31 @@ class _Run:
                 held[order] = shot
                 yield shot.pixels
 
-        predicted = ((held.pop(order), prediction) for order, prediction in self._predict.stream(pixels()))
-        return inference.on_threads(lambda pair: self._finish(*pair), predicted, min(4, os.cpu_count() or 1))
+        def predicted() -> Iterator[tuple[Shot, Prediction, list[int] | None]]:
+            for order, prediction in self._predict.stream(pixels()):
+                yield held.pop(order), prediction, None if colours is None else colours.of(self._shown(prediction))
 
-    def _finish(self, shot: Shot, prediction: Prediction) -> Made:
-        shown = prediction[prediction.scores >= self._threshold]
+        return inference.on_threads(lambda work: self._finish(*work), predicted(), min(4, os.cpu_count() or 1))
+
+    def _shown(self, prediction: Prediction) -> Prediction:
+        return prediction[prediction.scores >= self._threshold]
+
+    def _finish(self, shot: Shot, prediction: Prediction, colours: list[int] | None) -> Made:
+        shown = self._shown(prediction)
         if "json" in self._save:
             writers.write_json(Path(f"{shot.stem}.json"), shown, shot.about)
         if "mask" in self._save:
             writers.write_picture(Path(f"{shot.stem}.mask.png"), writers.instance_numbers(shown))
-        picture = self._draw(shot, shown) if "overlay" in self._save else None
+        picture = self._draw(shot, shown, colours) if "overlay" in self._save else None
         records = _records(shot, prediction) if "coco" in self._save else []
         # The pixels are let go: what waits to be written may be a few batches.
         return Made(shot._replace(pixels=shot.pixels[:0]), records, picture)
 
-    def _draw(self, shot: Shot, shown: Prediction) -> NDArray[np.uint8] | None:
+    def _draw(self, shot: Shot, shown: Prediction, colours: list[int] | None) -> NDArray[np.uint8] | None:
         """The picture of a frame; that of an image is written."""
         from mrcnn_jax import visualize  # here: it needs the packages of the extra `viz`
 
-        picture = visualize.draw(shot.pixels, shown, threshold=self._threshold)
+        picture = visualize.draw(shot.pixels, shown, threshold=self._threshold, colours=colours)
         if shot.frame is not None:
             return picture
         writers.write_picture(Path(f"{shot.stem}{_picture_suffix(shot.source)}"), picture)

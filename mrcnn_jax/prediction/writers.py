@@ -97,11 +97,12 @@ def write_json(path: Path, prediction: Prediction, picture: dict[str, Any]) -> N
     `box` is x0 y0 x1 y1 in pixels, `mask` COCO's compressed run lengths, `keypoints` x y score each.
     """
     height, width = prediction.image_size
-    content = {**picture, "height": height, "width": width, "instances": _instances(prediction)}
+    content = {**picture, "height": height, "width": width}
     if prediction.keypoints is not None:
         content["keypoint_names"] = prediction.keypoint_names
+    instances = ",".join(f"\n  {json.dumps(instance)}" for instance in _instances(prediction))  # one a line
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(content, indent=1) + "\n")
+    path.write_text(f'{json.dumps(content)[:-1]},\n "instances": [{instances}\n]}}\n')
 
 
 def _instances(prediction: Prediction) -> list[dict[str, Any]]:
