@@ -8,10 +8,10 @@ from collections.abc import Iterable
 import cv2
 import numpy as np
 
-from mrcnn_jax.pages.html import Html, tag
+from mrcnn_jax.pages.html import Html, join, tag
 
 SIDE = 640  # units of the longer side of a picture
-_TEXT = 17  # height of a name, in these units
+TEXT = 17  # height of a name, in these units; base.css says so, too
 _JPEGS = ((640, 80), (640, 60), (480, 60), (320, 60), (320, 30), (160, 30))  # longer side, quality
 _LONGEST_NAME = 24
 
@@ -36,34 +36,32 @@ def rectangle(box: Box, title: str, style: str) -> Html:
     return tag("rect", tag("title", title), class_=style, **position)
 
 
-def skeleton(
-    points: np.ndarray, labelled: np.ndarray, bones: Iterable[tuple[int, int]], style: str, hidden: np.ndarray
-) -> list[Html]:
+def skeleton(points: np.ndarray, labelled: np.ndarray, hidden: np.ndarray, bones: Iterable[tuple[int, int]]) -> Html:
     """Lines between labelled keypoints, and the keypoints: full where visible, hollow where hidden.
 
-    points: (K, 2), units of the picture; labelled, hidden: (K,) bool.
+    points: (K, 2), units of the picture; labelled, hidden: (K,) bool. Colours are those of the element around it.
     """
-    lines = [
-        tag("path", d="M{:.1f} {:.1f}L{:.1f} {:.1f}".format(*points[a], *points[b]), class_=style)
-        for a, b in bones
-        if labelled[a] and labelled[b]
-    ]
+    ends = [(points[a], points[b]) for a, b in bones if labelled[a] and labelled[b]]
+    lines = "".join("M{:.1f} {:.1f}L{:.1f} {:.1f}".format(*start, *end) for start, end in ends)
     dots = [
-        tag("circle", cx=f"{x:.1f}", cy=f"{y:.1f}", r=4, class_=style + (" hidden" if unseen else ""))
+        tag("circle", cx=f"{x:.1f}", cy=f"{y:.1f}", r=4, class_="hidden" if unseen else None)
         for (x, y), unseen in zip(points[labelled], hidden[labelled], strict=True)
     ]
-    return lines + dots
+    return join(tag("path", d=lines) if lines else "", dots)
 
 
-def names(items: Iterable[tuple[Box, str, str]], width: float) -> list[Html | None]:
-    """The names of (box, name, style) above the boxes; None for one that would overlap one before it."""
+def names(items: Iterable[tuple[Box, str, str]], width: float, height: float = TEXT) -> list[Html | None]:
+    """The names of (box, name, style) above the boxes; None for one that would overlap one before it.
+
+    width: of the picture; height: of a name.
+    """
     taken: list[tuple[float, float, float]] = []
     placed: list[Html | None] = []
     for box, name, style in items:
         text = name if len(name) <= _LONGEST_NAME else name[: _LONGEST_NAME - 1] + "…"
-        length = 0.6 * _TEXT * len(text)
-        x, y = max(0.0, min(box[0], width - length)), max(float(_TEXT), box[1] - 3)
-        if all(x > right or x + length < left or abs(y - line) > _TEXT for left, right, line in taken):
+        length = 0.6 * height * len(text)
+        x, y = max(0.0, min(box[0], width - length)), max(height, box[1] - 3)
+        if all(x > right or x + length < left or abs(y - line) > height for left, right, line in taken):
             taken.append((x, x + length, y))
             placed.append(tag("text", text, x=f"{x:.0f}", y=f"{y:.0f}", class_=style))
         else:

@@ -125,7 +125,7 @@ def _skeletons(items: Sequence[_Item], view: _View, sample: Sample, bones: Seque
     for item in items:
         keypoints = sample.keypoints[item.row]
         points, visibility = view.place(keypoints[:, :2]), keypoints[:, 2]
-        yield join(*skeleton(points, visibility > 0, bones, item.style, visibility == 1))
+        yield tag("g", skeleton(points, visibility > 0, visibility == 1, bones), class_=item.style)
 
 
 def _photograph(image: np.ndarray, window: Window, room: int) -> str:

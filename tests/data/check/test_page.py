@@ -117,7 +117,7 @@ def test_dropped_is_not_refused(coco_folder: Any) -> None:
 def test_keypoints(coco_folder: Any) -> None:
     coco_folder.add_keypoints()
     page = checked(coco_folder)
-    assert ("path", "class", "c1") in page.attributes
+    assert ("g", "class", "c1") in page.attributes
     assert any(tag == "circle" and name == "class" and "hidden" in value for tag, name, value in page.attributes)
 
 
