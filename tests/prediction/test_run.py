@@ -13,11 +13,14 @@ import numpy as np
 import pytest
 from pycocotools import mask as coco_mask
 
-from mrcnn_jax.config import ConfigError
+from mrcnn_jax.config import Config, ConfigError, DataConfig, EvalConfig, ModelConfig
+from mrcnn_jax.evaluation import inference
 from mrcnn_jax.evaluation.postprocess import Prediction
 from mrcnn_jax.prediction import run, sources
 from mrcnn_jax.prediction.run import predict_files
 from mrcnn_jax.prediction.stopping import Stopped
+from mrcnn_jax.predictor import Predictor
+from mrcnn_jax.structures import Detections
 
 
 class Fake:
@@ -205,8 +208,9 @@ def test_the_second_signal_ends_it_at_once_and_leaves_whole_files(files, tmp_pat
 
 
 def pattern(number):
-    """A frame of 96 x 128 whose ten stripes in the right half are the bits of its number."""
-    frame = np.zeros((96, 128, 3), np.uint8)
+    """A frame of 96 x 128 whose ten stripes in the right half are the bits of its number; the rest is as bright."""
+    frame = np.full((96, 128, 3), number % 250, np.uint8)
+    frame[:, 64:] = 0
     for bit in range(10):
         frame[16:80, 64 + 6 * bit : 70 + 6 * bit] = 255 * (number >> bit & 1)
     return frame
@@ -233,19 +237,41 @@ def film(path, count, rate=30000 / 1001, codec="MJPG"):
     return path
 
 
-def test_a_video_keeps_number_rate_and_order_of_its_frames(tmp_path):
+def brightness(images, image_sizes):
+    """In place of a network: finds one thing in each image, whose score is the brightness of the first pixel."""
+    count = len(images)
+    return Detections(
+        boxes=np.tile(np.array([8, 8, 56, 88], np.float32), (count, 1, 1)),
+        scores=(images[:, 0, 0, :1] / 255).astype(np.float32),
+        classes=np.ones((count, 1), np.int32),
+        masks=np.ones((count, 1, 28, 28), np.float32),
+        keypoints=np.zeros((count, 1, 0, 3), np.float32),
+        valid=np.ones((count, 1), bool),
+        truncated=np.zeros(count, bool),
+    )
+
+
+def test_a_video_keeps_number_rate_and_order_of_its_frames(tmp_path, monkeypatch):
+    monkeypatch.setattr(inference, "compile_detect", lambda model, variables: brightness)
+    config = Config(
+        model=ModelConfig(num_classes=1),
+        data=DataConfig(buckets=((96, 128),), shortest_edge_eval=96, longest_edge=128),
+        eval=EvalConfig(batch_size=7),  # 300 frames are no whole number of batches
+    )
     path = film(tmp_path / "walk.avi", 300)
     output = tmp_path / "out"
-    outcome = predict_files(Fake(), [path], output)
+    outcome = predict_files(Predictor(config, {}), [path], output)
     assert outcome == run.Outcome(complete=True, frames=300)
     assert names(output) == ["results.json", "summary.json", "walk.mp4"]
     shown, rate = numbers_of(output / "walk.mp4", scale=4)  # small pictures are enlarged
     assert shown == list(range(300))
     assert rate == pytest.approx(30000 / 1001, abs=0.01)
     results = content(output / "results.json")
-    assert [record["frame"] for record in results] == [number for number in range(300) for _ in range(2)]
-    assert [record["image_id"] for record in results[::2]] == list(range(1, 301))
+    assert [record["frame"] for record in results] == list(range(300))
+    assert [record["image_id"] for record in results] == list(range(1, 301))
     assert {record["file_name"] for record in results} == {str(path)}
+    scores = [round(255 * record["score"]) for record in results]  # what was found in a frame is told of that frame
+    np.testing.assert_allclose(scores, np.arange(300) % 250, atol=4)
 
 
 def test_frames_have_files_of_their_own_beside_images(tmp_path, files):
