@@ -7,6 +7,8 @@ from mrcnn_jax.config.tree import Config, ModelConfig
 # The order of COCOeval.stats for boxes and masks, and for keypoints.
 METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
 KEYPOINT_METRICS = ("AP", "AP50", "AP75", "APm", "APl", "AR", "AR50", "AR75", "ARm", "ARl")
+# What LVIS has instead for boxes and masks: APs of rare, common and frequent classes, 300 detections an image.
+LVIS_METRICS = (*METRICS[:6], "APr", "APc", "APf", "AR300", *METRICS[9:])
 VALIDATION_LOSS = "validation/loss"
 
 

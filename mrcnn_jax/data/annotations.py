@@ -22,6 +22,7 @@ from mrcnn_jax.data.categories import Categories, inspect_categories
 from mrcnn_jax.data.entries import Entry, is_id, sound
 from mrcnn_jax.data.errors import DataError, shown
 from mrcnn_jax.data.findings import Problem, Refusal, raise_refusals
+from mrcnn_jax.data.lvis import Judgements, judgements
 
 # More than this Pillow takes for an attempt to fill the memory, and refuses to decode. OpenCV's own bound is higher.
 MOST_PIXELS = 2 * 89_478_485
@@ -46,6 +47,7 @@ class AnnotationFile:
     images: list[ImageEntry]
     problems: list[Problem]
     refusals: list[Refusal] = field(default_factory=list)
+    lvis: Judgements | None = None  # read for scoring alone
 
 
 def read(
@@ -95,7 +97,9 @@ def inspect(
     )
     for image in images:
         image.annotations.extend(judge.usable(by_image[image.id], image.height, image.width))
-    return AnnotationFile(categories, images, judge.problems, refusals + judge.refusals)
+    chosen = {image.id for image in images}
+    lvis, found = judgements(content["images"], content["categories"], chosen) if scoring else (None, [])
+    return AnnotationFile(categories, images, judge.problems, refusals + judge.refusals + found, lvis)
 
 
 def too_large(culprit: str, image_id: int) -> Refusal:

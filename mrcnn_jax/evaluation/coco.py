@@ -1,8 +1,9 @@
-"""COCO average precision of boxes, masks and keypoints, computed and printed by pycocotools itself."""
+"""COCO average precision of boxes, masks and keypoints, computed and printed by pycocotools itself (LVIS: `lvis`)."""
 
 from __future__ import annotations
 
 import contextlib
+import functools
 import io
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,6 +19,8 @@ from pycocotools.cocoeval import COCOeval, Params
 from mrcnn_jax.config import ConfigError, ModelConfig
 from mrcnn_jax.config.metrics import KEYPOINT_METRICS, METRICS
 from mrcnn_jax.data.annotations import read
+from mrcnn_jax.data.lvis import Judgements
+from mrcnn_jax.evaluation import lvis
 from mrcnn_jax.evaluation.postprocess import categories
 
 HEADINGS = {"bbox": "Boxes", "segm": "Masks", "keypoints": "Keypoints"}
@@ -58,23 +61,33 @@ def score(
     left out. `keypoint_sigmas` (K,) say how far off a keypoint may be (OKS); left empty they are COCO's for 17
     keypoints, and the mean of those for every keypoint of another number. `images` is their folder: LVIS gives
     addresses instead of file names, and the files are looked for there.
-    The metrics are the twelve (keypoints: ten) numbers of each table. Raises DataError for a file that cannot be used,
-    ValueError for results of other images, without masks, or without as many keypoints as the annotations have.
+    The metrics are the twelve (keypoints: ten) numbers of each table, of LVIS its thirteen: see `evaluation.lvis`.
+    Raises DataError for a file that cannot be used, ValueError for results of other images, without masks, or without
+    as many keypoints as the annotations have.
     """
     truth = ground_truth(annotations, image_ids, category_names, images)
     results = [record for record in results if record["category_id"] in truth.cats]
     _check_results(truth, results, iou_types)
     sigmas = _sigmas(_keypoint_count(truth), keypoint_sigmas if "keypoints" in iou_types else ())
+    of_lvis = lvis.is_lvis(truth)
+    if of_lvis:
+        results = lvis.judged(truth, results)
     metrics, evaluations = {}, {}
     for iou_type in iou_types:
-        evaluation = _accumulated(truth, results, iou_type, sigmas)
+        own = of_lvis and iou_type != "keypoints"
+        accumulate = lvis.accumulated if own else functools.partial(_accumulated, sigmas=sigmas)
+        evaluations[iou_type] = accumulate(truth, results, iou_type)
         print(f"\n{HEADINGS[iou_type]} ({iou_type}), {len(truth.imgs)} images, {len(results)} detections", flush=True)
-        evaluation.summarize()
-        names = KEYPOINT_METRICS if iou_type == "keypoints" else METRICS
-        stats = zip(names, evaluation.stats, strict=True)
-        metrics.update({f"{iou_type}/{name}": float(value) for name, value in stats})
-        evaluations[iou_type] = evaluation
+        numbers = lvis.summarised(evaluations[iou_type]) if own else _summarised(evaluations[iou_type], iou_type)
+        metrics.update({f"{iou_type}/{name}": value for name, value in numbers.items()})
     return Scores(truth, results, metrics, evaluations, sigmas)
+
+
+def _summarised(evaluation: COCOeval, iou_type: str) -> dict[str, float]:
+    """Print the table; its numbers by name."""
+    evaluation.summarize()
+    names = KEYPOINT_METRICS if iou_type == "keypoints" else METRICS
+    return {name: float(value) for name, value in zip(names, evaluation.stats, strict=True)}
 
 
 def _accumulated(truth: COCO, results: Sequence[dict[str, Any]], iou_type: str, sigmas: NDArray[Any]) -> COCOeval:
@@ -120,12 +133,24 @@ def ground_truth(
             labelled = sum(visibility > 0 for visibility in keypoints[2::3])
             ours = {"id": number, "keypoints": keypoints, "num_keypoints": labelled}
             truth.dataset["annotations"].append({"iscrowd": 0, **annotation, **ours})
+    _add_judgements(truth.dataset, content.lvis)
     with _silent():
         truth.createIndex()
     for annotation in truth.dataset["annotations"]:
         if "area" not in annotation:
             annotation["area"] = _area(truth, annotation)
     return truth
+
+
+def _add_judgements(dataset: dict[str, Any], judgements: Judgements | None) -> None:
+    """Put what LVIS says of images and categories into their entries, where it put them."""
+    if judgements is None:
+        return
+    for image in dataset["images"]:
+        image["neg_category_ids"] = judgements.absent[image["id"]]
+        image["not_exhaustive_category_ids"] = judgements.partial[image["id"]]
+    for category in dataset["categories"]:
+        category["frequency"] = judgements.frequencies[category["id"]]
 
 
 def _area(truth: COCO, annotation: dict[str, Any]) -> float:

@@ -29,9 +29,10 @@ def analyse(scores: Scores, *, threshold: float = 0.5) -> Analysis:
     images = []
     for image in track(scores.truth.dataset["images"], len(scores.truth.imgs), "images analysed"):
         truths = [_with_runs(scores, annotation) for annotation in scores.truth.imgToAnns[image["id"]]]
+        partial = frozenset(image.get("not_exhaustive_category_ids", ()))
         for iou_type in iou_types:
             most = scores.evaluations[iou_type].params.maxDets[-1]
-            seen = scene(iou_type, truths, found[image["id"]][:most], class_of, scores.keypoint_sigmas)
+            seen = scene(iou_type, truths, found[image["id"]][:most], class_of, scores.keypoint_sigmas, partial)
             matches = match(seen)
             if iou_type == telling:
                 images.append(image_result(image, seen, matches, threshold))

@@ -33,7 +33,7 @@ def table(scores: Scores, iou_type: str, scenes: Sequence[tuple[Scene, Matches]]
         precision=np.asarray(evaluation.eval["precision"])[:, :, :, 0, -1],
         thresholds=np.asarray(evaluation.params.iouThrs),
         errors=errors(scenes, classes) if iou_type != "keypoints" else None,
-        confusion=sum((_confusion(scene, classes, threshold) for scene, _ in scenes), _nothing(classes)),
+        confusion=_confusion(scenes, classes, threshold),
         histogram=_histogram(scenes),
     )
 
@@ -83,20 +83,17 @@ def _mean(values: NDArray[np.float64]) -> float:
     return float(known.mean()) if known.size else -1.0
 
 
-def _nothing(classes: int) -> NDArray[np.int64]:
-    return np.zeros((classes + 1, classes + 1), np.int64)
-
-
-def _confusion(scene: Scene, classes: int, threshold: float) -> NDArray[np.int64]:
-    """`Table.confusion` of one image."""
-    count = int(np.sum(scene.scores >= threshold))  # the best come first
-    chosen = greedy(scene.overlaps[:count])
-    matrix = _nothing(classes)
-    hit = chosen >= 0
-    np.add.at(matrix, (scene.true_classes[chosen[hit]], scene.classes[:count][hit]), 1)
-    alarms = ~hit & ~scene.excused[:count]
-    np.add.at(matrix[classes], scene.classes[:count][alarms], 1)
-    np.add.at(matrix[:, classes], np.delete(scene.true_classes, chosen[hit]), 1)
+def _confusion(scenes: Sequence[tuple[Scene, Matches]], classes: int, threshold: float) -> NDArray[np.int64]:
+    """`Table.confusion` of all images."""
+    matrix = np.zeros((classes + 1, classes + 1), np.int64)
+    for scene, _ in scenes:
+        count = int(np.sum(scene.scores >= threshold))  # the best come first
+        chosen = greedy(scene.overlaps[:count])
+        hit = chosen >= 0
+        np.add.at(matrix, (scene.true_classes[chosen[hit]], scene.classes[:count][hit]), 1)
+        alarms = ~hit & ~scene.excused[:count]
+        np.add.at(matrix[classes], scene.classes[:count][alarms], 1)
+        np.add.at(matrix[:, classes], np.delete(scene.true_classes, chosen[hit]), 1)
     return matrix
 
 
