@@ -7,6 +7,7 @@ import runpy
 import sys
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 
@@ -73,6 +74,27 @@ def test_predict_command_goes_on_after_an_unreadable_file(finished_run, tmp_path
     results = json.loads((output / "results.json").read_text())
     assert {record["image_id"] for record in results} == {2}
     same_records(results, [r for r in evaluated(finished_run) if r["image_id"] == dataset.ids[0]])
+
+
+def test_predict_command_takes_folders_and_videos_and_writes_what_is_asked_for(finished_run, tmp_path, monkeypatch):
+    dataset = load_split(read_config(finished_run.workdir).data, "eval")
+    folder, output = dataset.image_path(0).parent, tmp_path / "out"
+    writer = cv2.VideoWriter(str(tmp_path / "film.avi"), cv2.VideoWriter.fourcc(*"MJPG"), 12, (64, 64))
+    for i in (0, 1, 2, 3, 0):
+        writer.write(cv2.imread(str(dataset.image_path(i))))
+    writer.release()
+    arguments = [folder, tmp_path / "film.avi", f"--output={output}", "--save=json,overlay,mask", "--threshold=0"]
+    assert command(monkeypatch, "predict.py", f"--workdir={finished_run.workdir}", *arguments) == 0
+    summary = json.loads((output / "summary.json").read_text())
+    assert (summary["images"], summary["frames"], summary["failures"]) == (4, 5, [])
+    assert len(list((output / "film.frames").glob("*.mask.png"))) == 5
+    film = cv2.VideoCapture(str(output / "film.mp4"))
+    assert (film.get(cv2.CAP_PROP_FRAME_COUNT), film.get(cv2.CAP_PROP_FPS)) == (5, 12)
+    first = json.loads((output / dataset.file_names[0]).with_suffix(".json").read_text())
+    expected = [r for r in evaluated(finished_run) if r["image_id"] == dataset.ids[0]]
+    found = [(instance["score"], instance["category_id"]) for instance in first["instances"]]
+    assert found == [(pytest.approx(r["score"], abs=1e-5), r["category_id"]) for r in expected]
+    assert not (output / "results.json").exists()
 
 
 def test_commands_refuse_a_folder_that_is_no_run(tmp_path, monkeypatch, capsys):
