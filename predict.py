@@ -41,7 +41,7 @@ def main() -> int:
     outcome = predict_files(
         predict, arguments.inputs, arguments.output, save=arguments.save.split(","), threshold=arguments.threshold
     )
-    print(f"{outcome.images} images and {outcome.frames} frames; the results are in {arguments.output}")
+    print(f"{outcome}; the results are in {arguments.output}")
     for failure in outcome.failures:
         print(f"error: {failure}", file=sys.stderr)
     return 1 if outcome.failures else 0

@@ -53,6 +53,7 @@ class Made(NamedTuple):
 
     shot: Shot
     records: list[dict[str, Any]]
+    shown: int  # instances
     picture: NDArray[np.uint8] | None  # of a frame, drawn
 
 
@@ -63,7 +64,12 @@ class Outcome:
     complete: bool = False
     images: int = 0
     frames: int = 0
+    instances: int = 0  # that reached the threshold
     failures: list[str] = field(default_factory=list)  # what could not be read, each with its name
+
+    def __str__(self) -> str:
+        pictures = [f"{count} {what}" for count, what in ((self.images, "images"), (self.frames, "frames")) if count]
+        return f"{self.instances} instances in {' and '.join(pictures) or 'no image'}"
 
     def failed(self, message: str) -> None:
         log.warning("%s", message)
@@ -113,8 +119,7 @@ def predict_files(
         run.everything(list(zip(found, names, strict=True)))
         outcome.complete = stopping.number is None
     if stopping.number is not None:
-        done = f"{outcome.images} images and {outcome.frames} frames are done, their results are in {output}"
-        raise Stopped(stopping.number, done)
+        raise Stopped(stopping.number, f"{outcome} until then; the results are in {output}")
     return outcome
 
 
@@ -229,6 +234,7 @@ class _Run:
             yield item
 
     def _record(self, made: Made) -> None:
+        self._outcome.instances += made.shown
         if self._results is not None:
             self._results.add(made.records)
 
@@ -262,7 +268,7 @@ class _Run:
         picture = self._draw(shot, shown, colours) if "overlay" in self._save else None
         records = _records(shot, prediction) if "coco" in self._save else []
         # The pixels are let go: what waits to be written may be a few batches.
-        return Made(shot._replace(pixels=shot.pixels[:0]), records, picture)
+        return Made(shot._replace(pixels=shot.pixels[:0]), records, len(shown), picture)
 
     def _draw(self, shot: Shot, shown: Prediction, colours: list[int] | None) -> NDArray[np.uint8] | None:
         """The picture of a frame; that of an image is written."""

@@ -16,7 +16,7 @@ from pycocotools import mask as coco_mask
 from mrcnn_jax.config import Config, ConfigError, DataConfig, EvalConfig, ModelConfig
 from mrcnn_jax.evaluation import inference
 from mrcnn_jax.evaluation.postprocess import Prediction
-from mrcnn_jax.prediction import run, sources
+from mrcnn_jax.prediction import sources
 from mrcnn_jax.prediction.run import predict_files
 from mrcnn_jax.prediction.stopping import Stopped
 from mrcnn_jax.predictor import Predictor
@@ -83,6 +83,7 @@ def test_pictures_and_results_of_the_readable_files(files, tmp_path, capsys, cap
         "complete": True,
         "images": 3,
         "frames": 0,
+        "instances": 3,
         "failures": outcome.failures,
     }
     assert names(output) == ["a.jpg", "b.png", "c.png", "results.json", "summary.json"]
@@ -186,7 +187,7 @@ def test_a_signal_keeps_what_is_done(files, tmp_path, number):
             os.kill(os.getpid(), number)
 
     output = tmp_path / "out"
-    with pytest.raises(Stopped, match="2 images") as stopped:
+    with pytest.raises(Stopped, match="2 instances in 2 images until then") as stopped:
         predict_files(Fake(after=interrupt), [files[0], files[2], files[4]], output)
     assert stopped.value.exit_status == 128 + number
     assert names(output) == ["a.jpg", "b.png", "results.json", "summary.json"]
@@ -261,7 +262,7 @@ def test_a_video_keeps_number_rate_and_order_of_its_frames(tmp_path, monkeypatch
     path = film(tmp_path / "walk.avi", 300)
     output = tmp_path / "out"
     outcome = predict_files(Predictor(config, {}), [path], output)
-    assert outcome == run.Outcome(complete=True, frames=300)
+    assert (outcome.complete, outcome.images, outcome.frames, outcome.failures) == (True, 0, 300, [])
     assert names(output) == ["results.json", "summary.json", "walk.mp4"]
     shown, rate = numbers_of(output / "walk.mp4", scale=4)  # small pictures are enlarged
     assert shown == list(range(300))
@@ -272,6 +273,7 @@ def test_a_video_keeps_number_rate_and_order_of_its_frames(tmp_path, monkeypatch
     assert {record["file_name"] for record in results} == {str(path)}
     scores = [round(255 * record["score"]) for record in results]  # what was found in a frame is told of that frame
     np.testing.assert_allclose(scores, np.arange(300) % 250, atol=4)
+    assert outcome.instances == sum(record["score"] >= 0.5 for record in results)
 
 
 def test_frames_have_files_of_their_own_beside_images(tmp_path, files):
@@ -351,7 +353,7 @@ def with_camera(monkeypatch, camera):
 def test_a_camera_is_read_until_ctrl_c_and_its_film_runs_in_real_time(tmp_path, monkeypatch, clock, capsys):
     with_camera(monkeypatch, Camera(clock))
     interrupted = Fake(after=lambda index: os.kill(os.getpid(), signal.SIGINT) if index == 3 else None)
-    with pytest.raises(Stopped, match="4 frames"):
+    with pytest.raises(Stopped, match="4 instances in 4 frames until then"):
         predict_files(interrupted, ["3"], tmp_path / "out")
     shown, rate = numbers_of(tmp_path / "out" / "camera-3.mp4", scale=4)
     assert rate == 10
