@@ -6,9 +6,10 @@ import base64
 import contextlib
 import json
 import logging
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
-from typing import Any
+from typing import IO, Any
 
 import cv2
 import jax
@@ -81,29 +82,29 @@ def evaluate_model(
     folder = epath.Path(workdir) / FOLDER
     processes.on_main(lambda: _clear(folder))
     detect = inference.compile_detect(config.model, variables, _devices(config, devices))
-    share = _Share(config, dataset, folder)
-    share.see_all(detect, check)
-    shares = processes.gather_bytes(share.packed())
-    del share  # its records are in the shares, too
+    with tempfile.TemporaryFile() as records:
+        share = _Share(config, dataset, folder, records)
+        share.see_all(detect, check)
+        shares = processes.gather_bytes(share.packed())
     return dict(json.loads(processes.on_main(lambda: _score(config, dataset, folder, shares, report))))
 
 
 class _Share:
     """What one process finds in its images."""
 
-    def __init__(self, config: Config, dataset: Dataset, folder: epath.Path):
+    def __init__(self, config: Config, dataset: Dataset, folder: epath.Path, records: IO[bytes]):
         self._config, self._dataset, self._folder = config, dataset, folder
+        # A line for each image, its index and its result records as JSON: in a file, so that memory stays flat.
+        self._records = records
         pictured = np.linspace(0, len(dataset) - 1, min(config.eval.overlays, len(dataset)), dtype=int)
         self._pictured = set(pictured.tolist())
         self._truncated: list[int] = []  # indices of images
         self._pictures: dict[str, str] = {}  # by name, PNG in base64: what the main process has yet to write
-        # Indices of images, and their result records as JSON: a hundredth of what they take as Python's objects.
-        self._records: list[tuple[int, bytes]] = []
 
     def packed(self) -> bytes:
         """What was found, in lines: indices of truncated images and pictures as JSON, then each image's records."""
-        head = json.dumps([self._truncated, self._pictures]).encode()
-        return b"\n".join([head, *(b"%d %s" % image for image in self._records)])
+        self._records.seek(0)
+        return json.dumps([self._truncated, self._pictures]).encode() + b"\n" + self._records.read()
 
     def see_all(self, detect: inference.Detect, check: Callable[[], None]) -> None:
         """Detect in all images of the share. Only the main process says how far it is."""
@@ -111,7 +112,8 @@ class _Share:
         words = "images evaluated" if count == 1 else f"images evaluated by process {index} of {count}"
         opened, images = _open(self._dataset, self._config)
         with opened as batches, contextlib.closing(inference.run(detect, _checked(batches, check), self._finish)) as it:
-            self._records = list(track(it, images, words) if processes.is_main() else it)
+            for index, records in track(it, images, words) if processes.is_main() else it:
+                self._records.write(b"%d %s\n" % (index, records))
 
     def _finish(self, index: int, detections: Detections, network_size: Any) -> tuple[int, bytes]:
         """Index of an image, and the JSON of its result records without its brackets; called on worker threads."""
@@ -165,7 +167,7 @@ def _join(config: Config, dataset: Dataset, folder: epath.Path, shares: list[byt
     truncated: list[int] = []
     images: list[tuple[int, bytes]] = []
     while shares:
-        head, *lines = shares.pop().split(b"\n")
+        head, *lines = shares.pop().splitlines()
         cut, pictures = json.loads(head)
         truncated += cut
         for name, picture in pictures.items():
