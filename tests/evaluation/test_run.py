@@ -127,6 +127,17 @@ def test_perfect_detections_score_nearly_one_and_everything_is_written(config, t
     assert "7/7 images evaluated" in capsys.readouterr().out
 
 
+def test_a_report_is_written_for_whoever_wants_it(config, tmp_path, monkeypatch):
+    perfect(monkeypatch)
+    evaluate_model(config, {}, tmp_path)
+    assert not (tmp_path / "evaluation" / "report.html").exists()
+    perfect(monkeypatch)
+    evaluate_model(config, {}, tmp_path, report=True)
+    page = (tmp_path / "evaluation" / "report.html").read_text()
+    assert all(name in page for name in config.model.category_names)
+    assert page.count("data:image/jpeg;base64,") == 7  # every image, with what was found in it
+
+
 def test_a_network_that_finds_nothing(config, tmp_path, monkeypatch):
     def nothing(images, image_sizes):
         count = len(images)
