@@ -20,7 +20,7 @@ from mrcnn_jax.evaluation.report import page
 from mrcnn_jax.progress import track
 
 
-def write(scores: Scores, images: Path, output: epath.PathLike, *, title: str) -> None:
+def write(scores: Scores, images: Path, output: epath.PathLike, *, title: str = "results") -> None:
     """Write the report of `scores` to `output`; the pictures are in the folder `images`, as far as they are there.
 
     `title` says what was evaluated.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,7 +15,25 @@ from mrcnn_jax.evaluation import coco
 from mrcnn_jax.evaluation.report import write
 
 _FIELDS = {"bbox": "bbox", "segm": "segmentation", "keypoints": "keypoints"}  # of a result record
-_NEEDED = ("image_id", "category_id", "score")
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and math.isfinite(value)
+
+
+def _are_numbers(value: Any, count: int | None = None) -> bool:
+    return isinstance(value, list) and all(map(_is_number, value)) and count in (None, len(value))
+
+
+# What a field of a record has to be. The last three may be missing.
+_SOUND = {
+    "image_id": _is_number,
+    "category_id": _is_number,
+    "score": _is_number,
+    "bbox": lambda value: value is None or _are_numbers(value, 4),
+    "segmentation": lambda value: value is None or (isinstance(value, dict) and {"size", "counts"} <= value.keys()),
+    "keypoints": lambda value: value is None or _are_numbers(value),
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -65,9 +84,9 @@ def read(path: Path) -> list[dict[str, Any]]:
         raise DataError(f"{path} is no JSON: {error}") from error
     if not isinstance(records, list) or not all(isinstance(record, dict) for record in records):
         raise DataError(f"{path} is no list of result records: [{{image_id, category_id, score, bbox, ...}}, ...]")
-    for name in _NEEDED:
-        if lacking := [k for k, record in enumerate(records) if name not in record]:
-            raise DataError(f"records of {path} without {name} ({len(lacking)}): {listing(lacking)}, counted from 0")
+    for name, sound in _SOUND.items():
+        if wrong := [k for k, record in enumerate(records) if not sound(record.get(name))]:
+            raise DataError(f"records of {path} without a usable {name} ({len(wrong)}): {listing(wrong)}, from 0")
     if not records:
         raise DataError(f"{path} has no records: there is nothing to report")
     return records

@@ -16,8 +16,9 @@ from mrcnn_jax.pages.html import Child, Html, join, tag
 
 T = TypeVar("T")
 
-_PICTURES = 3_000_000  # bytes that all pictures of a page may have together
+_PICTURES = 2_600_000  # bytes that all pictures of a page may have together
 _ROOM = 150_000  # and a single picture
+_CLASSES = 1_100_000  # and all tables of classes: the ones of LVIS twice
 _PREDICTED = ("correct", "classification", "localisation", "both", "duplicate", "background")
 _TRUE = ("found", "missed", "crowd")
 
@@ -78,7 +79,7 @@ def _class_choice(analysis: Analysis, anchor: str) -> Html:
 def _classes(analysis: Analysis) -> Html:
     hint = "Click on the head of a column to sort, on a class to see its curves and its pictures."
     iou_types = [table.iou_type for table in analysis.tables]
-    drawn = [tables.classes(table) for table in analysis.tables]
+    drawn = [tables.classes(table, _CLASSES // len(analysis.tables)) for table in analysis.tables]
     return tables.tabs("classes", iou_types, telling(analysis).iou_type, tag("p", hint, class_="scripted where"), drawn)
 
 

@@ -82,14 +82,19 @@ def _side(instances: Sequence[Instance], result: ImageResult, legend: Legend, sc
     The k-th element of each layer is of the same instance: the script hides and shows them by that.
     """
     ordered = sorted(instances, key=lambda one: -float(np.prod(one.box[2:] - one.box[:2])))
-    drawn = [(_mask(one, scale), _box(one, scale, legend), _skeleton(one, scale, legend)) for one in ordered]
-    count = int(np.searchsorted(np.cumsum([sum(map(len, parts)) for parts in drawn]), room, side="right"))
-    masks, boxes, skeletons = ([parts[k] for parts in drawn[:count]] for k in range(3))
-    labels = [(_place(one.box, scale), _label(one, legend), f"o-{one.outcome}") for one in ordered[:count]]
+    drawn = []
+    for one in ordered:
+        parts = (_mask(one, scale), _box(one, scale, legend), _skeleton(one, scale, legend))
+        room -= sum(map(len, parts))
+        if room < 0:
+            break
+        drawn.append(parts)
+    masks, boxes, skeletons = ([parts[k] for parts in drawn] for k in range(3))
+    labels = [(_place(one.box, scale), _label(one, legend), f"o-{one.outcome}") for one in ordered[: len(drawn)]]
     texts = [text or tag("text") for text in names(labels, result.width * scale, _TEXT)]
     content = [tag("g", masks, transform=f"scale({1 / _STEPS:g})"), boxes, skeletons, texts]
     layers = [tag("g", part, class_=layer) for layer, part in zip(LAYERS, content, strict=True)]
-    return _Side(layers, len(ordered) - count)
+    return _Side(layers, len(ordered) - len(drawn))
 
 
 def _label(one: Instance, legend: Legend) -> str:

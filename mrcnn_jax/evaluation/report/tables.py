@@ -9,7 +9,6 @@ from mrcnn_jax.evaluation.report.words import HEADINGS, METRICS, OUTCOMES, SPECI
 from mrcnn_jax.pages.drawing import fitting
 from mrcnn_jax.pages.html import Child, Html, tag
 
-_ROOM = 700_000  # bytes that the classes of one table may have: some 1,800 rows
 _SEEN = 0.0005  # what a difference of two numbers must be to be seen
 _TIDES_AP = "To TIDE a class without instances in which something is predicted has an AP of 0; to COCO it has none."
 _FIELDS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR")
@@ -42,11 +41,11 @@ def metrics(tables: Sequence[Table]) -> Html:
     return framed(["metric", *(HEADINGS[table.iou_type] for table in tables)], body, "metrics")
 
 
-def classes(table: Table) -> Html:
-    """A row for each class, those without instances last; as many as there is room for."""
+def classes(table: Table, room: int) -> Html:
+    """A row for each class, those without instances last; as many as there is room for, in bytes."""
     ordered = sorted(enumerate(table.classes), key=lambda pair: not pair[1].instances)
     rows = [_class_row(place, one) for place, one in ordered]
-    shown = fitting(rows, _ROOM)
+    shown = fitting(rows, room)
     note = tag("p", f"{len(rows) - len(shown):,} more classes are in classes.json.") if len(shown) < len(rows) else ""
     about = f"AP of each class by {overlap(table.iou_type)} of {HEADINGS[table.iou_type].lower()}"
     framed_rows = framed(["class", "instances", *_FIELDS], shown, "per-class", about)
@@ -55,7 +54,7 @@ def classes(table: Table) -> Html:
 
 def _class_row(place: int, one: ClassScores) -> Html:
     cells = [_cell(getattr(one, field)) for field in _FIELDS]
-    count = tag("td", f"{one.instances:,}" if one.instances else "none", class_="number")
+    count = tag("td", f"{one.instances:,}" if one.instances else "none")
     name = tag("th", one.name, scope="row", data_class=place)
     return tag("tr", name, count, cells, class_=None if one.instances else "none")
 
@@ -93,8 +92,7 @@ def _table(heads: Sequence[str], body: Sequence[Html]) -> Html:
 
 def _cell(value: float) -> Html:
     """A number of 0..1, with a bar of its length behind it."""
-    style = f"--v:{100 * value:.1f}%" if value >= 0 else None
-    return tag("td", score(value), class_="number score" if value >= 0 else "number", style=style)
+    return tag("td", score(value), style=f"--v:{100 * value:.1f}%" if value >= 0 else None)
 
 
 def tabs(name: str, iou_types: Sequence[str], chosen: str, *content: Child) -> Html:
