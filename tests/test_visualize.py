@@ -103,9 +103,9 @@ def test_labels_do_not_cover_each_other():
     boxes = [[100, 300, 400, 500], [102, 301, 402, 502]]
     both = draw(image, prediction((600, 600), boxes, masks=False))
     first = draw(image, prediction((600, 600), boxes[:1], masks=False))
-    text = np.all(first == 255, axis=2)
+    text = np.all(first > 180, axis=2)  # not each OpenCV has pure white in small letters
     assert text.any()
-    np.testing.assert_array_equal(np.all(both == 255, axis=2), text)
+    np.testing.assert_array_equal(np.all(both > 180, axis=2), text)
 
 
 def test_a_prediction_of_another_image_is_refused():

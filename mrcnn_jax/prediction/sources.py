@@ -146,7 +146,8 @@ def _silence() -> None:
     """What FFmpeg prints names no file; we name those that cannot be read. A level that the user has set stays."""
     os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
     if "OPENCV_LOG_LEVEL" not in os.environ:
-        cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_FATAL)  # of OpenCV itself
+        set_level = getattr(cv2, "setLogLevel", None) or cv2.utils.logging.setLogLevel  # OpenCV 4 and 5
+        set_level(1)  # fatal errors only
 
 
 def names(sources: Iterable[Source], reserved: Iterable[str] = ()) -> list[str]:
