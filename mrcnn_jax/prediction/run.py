@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import importlib.util
 import json
 import logging
 import os
@@ -130,6 +131,8 @@ def check_kinds(predict: Predictor, save: Sequence[str]) -> None:
         raise ConfigError(f"--save={','.join(save)}: give one or more of {', '.join(KINDS)}, with commas between them")
     if "mask" in save and predict.config.model.mask is None:
         raise ConfigError("--save=mask: this model finds boxes only; leave `mask` out")
+    if "overlay" in save and importlib.util.find_spec("supervision") is None:
+        raise ConfigError("--save=overlay needs the extra `viz` (pip install -e '.[viz]'); or give --save=coco,json")
 
 
 def _protect(found: Sequence[Source], names: Sequence[str], output: Path, save: Sequence[str]) -> None:

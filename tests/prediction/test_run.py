@@ -16,7 +16,7 @@ from pycocotools import mask as coco_mask
 from mrcnn_jax.config import Config, ConfigError, DataConfig, EvalConfig, ModelConfig
 from mrcnn_jax.evaluation import inference
 from mrcnn_jax.evaluation.postprocess import Prediction
-from mrcnn_jax.prediction import sources
+from mrcnn_jax.prediction import run, sources
 from mrcnn_jax.prediction.run import predict_files
 from mrcnn_jax.prediction.stopping import Stopped
 from mrcnn_jax.predictor import Predictor
@@ -176,6 +176,16 @@ def test_masks_of_a_model_without_are_refused(files, tmp_path):
     boxes.config = SimpleNamespace(model=SimpleNamespace(mask=None))
     with pytest.raises(ConfigError, match="boxes only"):
         predict_files(boxes, files, tmp_path / "out", save=["mask"])
+
+
+def test_pictures_without_the_packages_for_them_are_refused_at_once(files, tmp_path, monkeypatch):
+    find_spec = run.importlib.util.find_spec
+    monkeypatch.setattr(
+        run.importlib.util, "find_spec", lambda name: None if name == "supervision" else find_spec(name)
+    )
+    with pytest.raises(ConfigError, match=r"\[viz\]"):
+        predict_files(Fake(), files[:1], tmp_path / "out")
+    assert predict_files(Fake(), files[:1], tmp_path / "out", save=["coco", "json", "mask"]).images == 1
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
