@@ -62,8 +62,8 @@ def score(
     keypoints, and the mean of those for every keypoint of another number. `images` is their folder: LVIS gives
     addresses instead of file names, and the files are looked for there.
     The metrics are the twelve (keypoints: ten) numbers of each table, of LVIS its thirteen: see `evaluation.lvis`.
-    Raises DataError for a file that cannot be used, ValueError for results of other images, without masks, or without
-    as many keypoints as the annotations have.
+    Raises DataError for a file that cannot be used, ValueError for results of other images, without boxes or masks, or
+    without as many keypoints as the annotations have.
     """
     truth = ground_truth(annotations, image_ids, category_names, images)
     results = [record for record in results if record["category_id"] in truth.cats]
@@ -164,8 +164,9 @@ def _check_results(truth: COCO, results: Sequence[dict[str, Any]], iou_types: Se
     strangers = sorted({record["image_id"] for record in results} - truth.imgs.keys())
     if strangers:
         raise ValueError(f"results for images that the annotations do not have: ids {strangers[:20]}")
-    if "segm" in iou_types and any("segmentation" not in record for record in results):
-        raise ValueError("results without masks cannot be scored as masks: leave 'segm' out of iou_types")
+    for iou_type, what in (("bbox", "boxes"), ("segm", "masks")):
+        if iou_type in iou_types and any(_FIELDS[iou_type] not in record for record in results):
+            raise ValueError(f"results without {what} cannot be scored as {what}: leave {iou_type!r} out of iou_types")
     if "keypoints" in iou_types:
         count = _keypoint_count(truth)
         if not count or any(len(record.get("keypoints", ())) != 3 * count for record in results):

@@ -166,6 +166,10 @@ def test_results_of_unknown_images_and_masks_that_are_not_there_are_refused(tmp_
     with pytest.raises(ValueError, match="masks"):
         evaluate(path, boxes)
     assert evaluate(path, boxes, iou_types=("bbox",))["bbox/AP"] == pytest.approx(1)
+    masks = [{k: v for k, v in record.items() if k != "bbox"} | {"image_id": 1} for record in results]
+    with pytest.raises(ValueError, match="results without boxes cannot be scored as boxes: leave 'bbox' out"):
+        evaluate(path, masks)
+    assert evaluate(path, masks, iou_types=("segm",))["segm/AP"] == pytest.approx(1)
 
 
 def test_a_model_of_other_categories_is_refused():
