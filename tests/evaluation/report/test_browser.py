@@ -7,8 +7,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
+from mrcnn_jax.evaluation.analysis import Analysis
 from mrcnn_jax.evaluation.coco import Scores
 from mrcnn_jax.evaluation.report import write
 
@@ -86,6 +88,18 @@ def test_class_is_chosen_everywhere_at_once(view: Any) -> None:
     page.select_option("#curves-class", "")
     assert len(files(page)) == 5
     assert page.locator("[data-precision] b").all_inner_texts() == every
+
+
+def test_curves_of_a_class(view: Any, analysis: Analysis) -> None:
+    page = view()
+    page.select_option("#curves-class", label="kite")
+    precision = analysis.tables[1].precision[..., 1]
+    left, right, bottom, top = map(float, page.locator("[data-plot]").nth(1).get_attribute("data-plot").split())
+    for k, expected in enumerate((precision[0], precision[5], precision.mean(axis=0))):
+        points = page.locator("[data-precision]").nth(1).locator("polyline").nth(k).get_attribute("points")
+        x, y = np.array([point.split(",") for point in points.split()], float).T
+        np.testing.assert_allclose((x - left) / (right - left), np.linspace(0, 1, 101), atol=0.001)
+        np.testing.assert_allclose((y - bottom) / (top - bottom), expected, atol=0.004)
 
 
 def test_class_without_pictures(view: Any) -> None:
