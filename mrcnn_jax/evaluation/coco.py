@@ -91,7 +91,7 @@ def _summarised(evaluation: COCOeval, iou_type: str) -> dict[str, float]:
 
 
 def _accumulated(truth: COCO, results: Sequence[dict[str, Any]], iou_type: str, sigmas: NDArray[Any]) -> COCOeval:
-    """Evaluated and accumulated; what was kept of single images is let go, a gigabyte for COCO's validation set."""
+    """Evaluated and accumulated; what was kept of single images is let go: much, for COCO's validation set."""
     with _silent():
         evaluation = COCOeval(truth, _detections(truth, results, iou_type), iou_type)
         if iou_type == "keypoints":

@@ -1,0 +1,199 @@
+"""What an evaluation costs the host: `python -m benchmarks.evaluation [--images=5000] [--device_ms=40]`.
+
+Made-up detections, 100 an image, with masks of 28 x 28, are laid on images of 427 x 640 to 800 x 1088, encoded, written
+as JSON and scored, by the code that eval.py runs, behind a device that does nothing but take its time. Printed: CPU
+time an image of each part, how long the device waited, and the resident memory as it goes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import io
+import json
+import os
+import resource
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import IO, Any
+
+import cv2
+import numpy as np
+
+from mrcnn_jax.config import ModelConfig
+from mrcnn_jax.evaluation import coco, inference
+from mrcnn_jax.evaluation.analysis import analyse
+from mrcnn_jax.evaluation.postprocess import postprocess
+from mrcnn_jax.structures import Detections
+
+SIZES = ((480, 640), (640, 480), (427, 640), (600, 800), (800, 1088))  # of images, equally often
+CLASSES, FOUND, TRUE, SIDE = 80, 100, 7, 28  # an image: detections, annotated instances (COCO has 7.4)
+POOL = 50  # images of different contents, which come again and again
+BATCH = 2
+Pool = list[tuple[Detections, tuple[int, int]]]
+
+
+def boxes(rng: np.random.Generator, size: tuple[int, int]) -> np.ndarray:
+    """FOUND boxes, of areas as COCO's: 41 % small, 34 % medium, 24 % large. The first TRUE are annotated."""
+    height, width = size
+    side = np.exp(rng.normal(np.log(45), 1.1, FOUND)).clip(6, 0.9 * min(size))
+    ratio = np.exp(rng.normal(0, 0.4, FOUND))
+    extent = np.stack([(side * ratio).clip(4, width), (side / ratio).clip(4, height)], axis=1)
+    corner = rng.random((FOUND, 2)) * (np.array([width, height]) - extent)
+    around = rng.integers(0, TRUE, FOUND)  # a network finds most things near things
+    near = (rng.random(FOUND) < 0.6) & (np.arange(FOUND) >= TRUE)
+    corner[near] = corner[around[near]] + rng.normal(0, 0.1, (near.sum(), 2)) * extent[around[near]]
+    extent[near] = extent[around[near]]
+    return np.concatenate([corner, corner + extent], axis=1).clip(0, [width, height] * 2).astype(np.float32)
+
+
+def blobs(rng: np.random.Generator) -> np.ndarray:
+    """Mask probabilities (FOUND, SIDE, SIDE): ellipses with uneven edges."""
+    y, x = np.mgrid[-1 : 1 : SIDE * 1j, -1 : 1 : SIDE * 1j]
+    radius = np.hypot(y / rng.uniform(0.6, 1.1, (FOUND, 1, 1)), x / rng.uniform(0.6, 1.1, (FOUND, 1, 1)))
+    angle = np.arctan2(y, x)
+    uneven = sum(rng.normal(0, 0.06, (FOUND, 1, 1)) * np.cos(k * angle + rng.uniform(0, 7)) for k in range(1, 8))
+    return (1 / (1 + np.exp(10 * (radius - 0.85 + uneven)))).astype(np.float32)
+
+
+def detections(seed: int, size: tuple[int, int]) -> Detections:
+    """What a network might find in one image, in the pixels of the image."""
+    rng = np.random.default_rng(seed)
+    return Detections(
+        boxes=boxes(rng, size),
+        scores=np.sort(rng.random(FOUND).astype(np.float32) ** 2)[::-1],
+        classes=np.where(rng.random(FOUND) < 0.7, seed % CLASSES, rng.integers(0, CLASSES, FOUND)).astype(np.int32) + 1,
+        masks=blobs(rng),
+        keypoints=np.zeros((FOUND, 0, 3), np.float32),
+        valid=np.ones(FOUND, bool),
+        truncated=np.zeros((), bool),
+    )
+
+
+def annotations(found: Detections, size: tuple[int, int]) -> list[dict[str, Any]]:
+    """The first TRUE detections, outlined by polygons and moved a little."""
+    entries = []
+    for row in range(TRUE):
+        x0, y0, x1, y1 = (float(value) for value in found.boxes[row])
+        bitmap = (found.masks[row] >= 0.5).astype(np.uint8)
+        outlines, _ = cv2.findContours(cv2.resize(bitmap, (112, 112)), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_TC89_L1)
+        polygons = [
+            (outline.reshape(-1, 2) / 112 * [x1 - x0, y1 - y0] + [x0 + 1, y0]).clip(0, size[::-1]).ravel().tolist()
+            for outline in outlines
+            if len(outline) >= 3
+        ]
+        box = [x0, y0, x1 - x0, y1 - y0]
+        entries.append({"category_id": int(found.classes[row]), "bbox": box, "segmentation": polygons, "iscrowd": 0})
+    return entries
+
+
+def truth_file(path: Path, pool: Pool, count: int) -> None:
+    """Write the annotations of `count` images."""
+    known = [annotations(*item) for item in pool]
+    content: dict[str, Any] = {
+        "images": [
+            {"id": i, "file_name": f"{i}.jpg", "height": pool[i % POOL][1][0], "width": pool[i % POOL][1][1]}
+            for i in range(count)
+        ],
+        "categories": [{"id": i + 1, "name": f"class {i + 1}"} for i in range(CLASSES)],
+        "annotations": [{**entry, "image_id": i} for i in range(count) for entry in known[i % POOL]],
+    }
+    for number, entry in enumerate(content["annotations"]):
+        entry["id"] = number
+    path.write_text(json.dumps(content))
+
+
+class Clock:
+    """CPU time spent in functions, of whatever thread."""
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+        self._lock = threading.Lock()
+
+    def timed(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        def wrapped(*given: Any, **named: Any) -> Any:
+            start = time.thread_time()
+            try:
+                return function(*given, **named)
+            finally:
+                with self._lock:
+                    self.seconds += time.thread_time() - start
+
+        return wrapped
+
+
+def resident() -> float:
+    """Megabytes."""
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE") / 1e6
+
+
+def detect_all(pool: Pool, count: int, device: float, file: IO[bytes]) -> None:
+    """Write the records of `count` images to a file, a line each, as eval.py does; print what it took."""
+    model = ModelConfig(num_classes=CLASSES)
+    pasting, writing = Clock(), Clock()
+
+    def finish(index: int, found: Detections, network_size: Any) -> bytes:
+        prediction = pasting.timed(postprocess)(found, network_size, pool[index % POOL][1], model)
+        records = pasting.timed(prediction.to_coco)(index)
+        return bytes(writing.timed(lambda: json.dumps(records, separators=(",", ":")).encode())())
+
+    def detect(images: Any, sizes: Any) -> Detections:
+        """The device: the call comes back when it has room for the next batch."""
+        time.sleep(device)
+        return Detections(*(np.stack(field) for field in zip(*(pool[i % POOL][0] for i in images), strict=True)))
+
+    def batches() -> Iterator[inference.Images]:
+        for start in range(0, count, BATCH):
+            indices = np.arange(start, min(start + BATCH, count))
+            sizes = np.array([pool[i % POOL][1] for i in indices], np.int32)
+            yield inference.Images(indices, sizes, indices, np.ones(len(indices), bool))
+
+    start = time.perf_counter()
+    for done, records in enumerate(inference.run(detect, batches(), finish), 1):
+        file.write(records + b"\n")
+        if done % max(count // 10, 1) == 0:
+            print(f"{done:6d} images: resident {resident():5.0f} MB, records {file.tell() / 1e6:4.0f} MB", flush=True)
+    wall = time.perf_counter() - start
+    print(f"pasting and run lengths: {1000 * pasting.seconds / count:.1f} ms of CPU an image")
+    print(f"JSON: {1000 * writing.seconds / count:.1f} ms of CPU an image")
+    print(f"all: {1000 * wall / count:.1f} ms an image; the device alone: {1000 * device / BATCH:.1f} ms")
+
+
+def score_all(truth: Path, count: int, file: IO[bytes]) -> None:
+    """Score the records, then analyse them; print what it took."""
+    scoring, whole, report = Clock(), Clock(), Clock()
+    for name in ("evaluate", "accumulate"):
+        setattr(coco.COCOeval, name, scoring.timed(getattr(coco.COCOeval, name)))
+    file.seek(0)
+    results = [record for line in file for record in json.loads(line)]
+    print(f"records as Python's objects: resident {resident():.0f} MB")
+    with contextlib.redirect_stdout(io.StringIO()):
+        scores = whole.timed(coco.score)(truth, results)
+    print(f"segm/AP {scores.metrics['segm/AP']:.3f}, resident {resident():.0f} MB")
+    print(f"pycocotools, boxes and masks: {1000 * scoring.seconds / count:.1f} ms of CPU an image")
+    print(f"with reading and indexing: {1000 * whole.seconds / count:.1f} ms of CPU an image")
+    report.timed(analyse)(scores)
+    print(f"analysis: {1000 * report.seconds / count:.1f} ms of CPU an image")
+    print(f"at most resident: {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3:.0f} MB")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--images", type=int, default=5000)
+    parser.add_argument("--device_ms", type=float, default=40.0, help="of a batch of two images")
+    arguments = parser.parse_args()
+    pool = [(detections(i, SIZES[i % len(SIZES)]), SIZES[i % len(SIZES)]) for i in range(POOL)]
+    with tempfile.TemporaryDirectory() as folder:
+        truth = Path(folder) / "truth.json"
+        truth_file(truth, pool, arguments.images)
+        with (Path(folder) / "results").open("w+b") as file:
+            detect_all(pool, arguments.images, arguments.device_ms / 1000, file)
+            score_all(truth, arguments.images, file)
+
+
+if __name__ == "__main__":
+    main()
