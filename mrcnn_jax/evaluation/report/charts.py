@@ -89,7 +89,7 @@ def histogram(table: Table, threshold: float) -> Html:
         HEADINGS[table.iou_type],
         "score",
         "predictions",
-        [*bars, *chart.mark(threshold, f"{threshold:g}")],
+        [*bars, *chart.mark(threshold, "shown")],
         _TENTHS,
         chart.quarters(limit),
         tag("ul", legend, class_="legend"),

@@ -65,7 +65,6 @@ def figure(group: str, anchor: str, result: ImageResult, folder: Path, legend: L
         tag("figcaption", _caption(result), tag("p", ", ".join(notes), class_="finding") if notes else ()),
         id=anchor,
         data_group=group,
-        data_classes=" ".join(str(legend.places[i]) for i in sorted(result.category_ids)),
         style=f"--r:{max(0.4, result.width / result.height):.3f}",
     )
 

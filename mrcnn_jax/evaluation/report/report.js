@@ -82,11 +82,11 @@
     }
   }
 
-  // Pictures. The k-th element of each layer is of the same instance.
+  // Pictures. The k-th element of each layer is of the same instance. What was not asked for is faint: it says what a
+  // wrong class was taken for, and what hides a missed instance.
 
   const pictures = all(".pictures figure").map((figure) => ({
     figure,
-    classes: figure.dataset.classes.split(" "),
     instances: all("svg", figure).flatMap((svg) => {
       const layers = [".masks > g", ".boxes", ".skeletons", ".names"].map((layer) => svg.querySelector(layer).children);
       return [...layers[1]].map((box, k) => ({ ...box.dataset, parts: layers.map((layer) => layer[k]) }));
@@ -94,10 +94,10 @@
   }));
 
   function showInstances(picture, chosen, outcome, least) {
-    let found = outcome === "";
+    let found = chosen === "" && outcome === "";
     for (const one of picture.instances) {
-      const off = (chosen !== "" && one.class !== chosen) || Number(one.score ?? 1) < least;
-      const meant = outcome === "" || one.outcome === outcome;
+      const off = Number(one.score ?? 1) < least;
+      const meant = (chosen === "" || one.class === chosen) && (outcome === "" || one.outcome === outcome);
       for (const part of one.parts) {
         part.classList.toggle("off", off);
         part.classList.toggle("faint", !meant);
@@ -112,9 +112,9 @@
     let shown = 0;
     for (const picture of pictures) {
       const found = showInstances(picture, chosen, outcome, Number(slider.value));
-      const suits = (chosen === "" || picture.classes.includes(chosen)) && (group === "" || picture.figure.dataset.group === group);
-      picture.figure.hidden = !(found && suits);
-      shown += found && suits;
+      const suits = found && (group === "" || picture.figure.dataset.group === group);
+      picture.figure.hidden = !suits;
+      shown += suits;
     }
     for (const part of all(".group")) part.hidden = !part.querySelector("figure:not([hidden])");
     const none = pictures.length ? "; no picture on this page has what was asked for" : "";
