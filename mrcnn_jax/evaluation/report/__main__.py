@@ -63,14 +63,15 @@ def report(results: Path, annotations: Path, images: Path, output: Path) -> None
             raise DataError(f"no folder {folder}; make it, or give another {option}")
     records = read(results)
     iou_types = [name for name in _FIELDS if all(_FIELDS[name] in record for record in records)]
-    truth = coco.ground_truth(annotations).dataset["annotations"]
-    scored = [name for name in iou_types if any(annotation.get(_FIELDS[name]) for annotation in truth)]
+    truth = coco.ground_truth(annotations)
+    scored = [name for name in iou_types if any(entry.get(_FIELDS[name]) for entry in truth.dataset["annotations"])]
     if not scored:
         raise DataError(
             f"{annotations} has nothing of what {results} has ({listing(iou_types)}); give other annotations"
         )
     try:
-        scores = coco.score(annotations, records, iou_types=scored)
+        coco.check_masks(truth, records)
+        scores = coco.score(annotations, records, iou_types=scored, images=images)
     except ValueError as error:
         raise DataError(f"{results} does not fit {annotations}: {error}") from error
     write(scores, images, output, title=results.name)
