@@ -14,9 +14,8 @@ from numpy.typing import NDArray
 
 from mrcnn_jax import compilation_cache, peer_models
 from mrcnn_jax.config import Config
-from mrcnn_jax.data import batching, image_files
-from mrcnn_jax.data.augment import geometry
-from mrcnn_jax.evaluation import exact, inference
+from mrcnn_jax.data import image_files
+from mrcnn_jax.evaluation import alone, augmented, inference
 from mrcnn_jax.evaluation.postprocess import Prediction, postprocess
 from mrcnn_jax.structures import Detections
 
@@ -35,13 +34,15 @@ class Predictor:
 
     Compiles at most two programs for a shape, on its first use: one for whole batches and one for single images.
     In exact mode (`config.eval.resize`) an image is alone, in the shape that the peer would give it; there is one
-    program for each of these shapes.
+    program for each of these shapes. With test-time augmentation (`config.eval.scales`, `flip`) it is alone in several
+    views, see `evaluation.augmented`.
     """
 
     def __init__(self, config: Config, variables: Any):
         """`variables` as `models.rcnn.init_variables` makes them; `config.model` must know its number of classes."""
         self.config = config
-        self._detect = inference.compile_detect(config.model, variables)
+        compiled = augmented.compile_detect if config.eval.augmented else inference.compile_detect
+        self._detect = compiled(config.model, variables)
 
     @classmethod
     def from_checkpoint(cls, workdir: epath.PathLike, checkpoint: str | int = "latest") -> Predictor:
@@ -119,15 +120,19 @@ class Predictor:
         return inference.run(self._detect, self._batches(images, sizes), finish)
 
     def _batches(self, images: Iterable[Image], sizes: dict[int, tuple[int, int]]) -> Iterator[inference.Images]:
-        """Whole batches as they fill up, then the rest one by one (in exact mode all); notes original sizes."""
+        """Whole batches as they fill up, then the rest one by one; notes original sizes.
+
+        All are alone in exact mode and with test-time augmentation.
+        """
+        prepare = augmented.prepare if self.config.eval.augmented else alone.prepare
         waiting: dict[tuple[int, int], list[inference.Images]] = defaultdict(list)
         for index, image in enumerate(images):
             pixels = _pixels(image, index)
             sizes[index] = (pixels.shape[0], pixels.shape[1])
-            if self.config.eval.resize != "bucket":
-                yield exact.prepare(pixels, index, self.config)
+            single = prepare(pixels, index, self.config)
+            if self.config.eval.alone:
+                yield single
                 continue
-            single = self._prepare(pixels, index)
             shelf = waiting[single.images.shape[1:3]]
             shelf.append(single)
             if len(shelf) == self.config.eval.batch_size:
@@ -135,17 +140,6 @@ class Predictor:
                 shelf.clear()
         for shelf in waiting.values():
             yield from shelf
-
-    def _prepare(self, pixels: NDArray[np.uint8], index: int) -> inference.Images:
-        """One image resized into its bucket, as the data pipeline does it: a batch of one."""
-        data = self.config.data
-        edges = {"shortest_edge": data.shortest_edge_eval, "longest_edge": data.longest_edge}
-        size = np.array(pixels.shape[:2])
-        bucket = data.buckets[int(batching.choose_buckets(size[None], data.buckets, **edges)[0])]
-        scaled = batching.scaled_size(size, batching.scale_for(size, bucket, **edges), bucket)
-        canvas = np.zeros((1, *bucket, 3), dtype=np.uint8)
-        geometry.resample(pixels, geometry.whole(size), scaled, canvas[0, : scaled[0], : scaled[1]])
-        return inference.Images(canvas, scaled[None], np.array([index], dtype=np.int32), np.array([True]))
 
 
 def read_image(path: str | os.PathLike[str]) -> NDArray[np.uint8]:

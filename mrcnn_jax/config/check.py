@@ -22,6 +22,7 @@ def validate(config: Config) -> None:
     _check_classes(config.model)
     _check_keypoints(config)
     _check_buckets(config)
+    _check_scales(config.eval.scales)
     _check_augmentation(config.data)
     _check_rate_factors(config.optimizer)
     _check_guards(config.train)
@@ -154,6 +155,14 @@ def _check_buckets(config: Config) -> None:
         raise ConfigError(
             f"data.shortest_edge_train={data.shortest_edge_train}, shortest_edge_eval={data.shortest_edge_eval},"
             f" longest_edge={data.longest_edge}: give positive numbers of pixels, and shortest_edge_train at least one"
+        )
+
+
+def _check_scales(scales: tuple[int, ...]) -> None:
+    if any(scale <= 0 for scale in scales) or len(set(scales)) < len(scales):
+        raise ConfigError(
+            f"eval.scales={scales}: give shortest edges in pixels, each once, as (640, 800, 960); or () for"
+            " data.shortest_edge_eval alone"
         )
 
 

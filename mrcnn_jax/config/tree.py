@@ -269,8 +269,22 @@ class EvalConfig:
     batch_size: int = 8  # of the images of one bucket
     # Into `data.buckets`; or each image alone, resized and padded exactly as the peer does it: one compile a shape.
     resize: Literal["bucket", "torchvision", "detectron2"] = "bucket"
+    # Test-time augmentation: what is found at each of these shortest edges (empty: data.shortest_edge_eval alone), and
+    # in the mirror images of them, is put together. Each image is then alone, whatever batch_size.
+    scales: tuple[int, ...] = ()
+    flip: bool = False
     overlays: int = 8  # pictures with predictions drawn, written to the workdir
     keypoint_sigmas: tuple[float, ...] = ()  # of OKS, one a keypoint; empty: COCO's for 17, else their mean for each
+
+    @property
+    def augmented(self) -> bool:
+        """Whether several views of an image are looked at."""
+        return self.flip or bool(self.scales)
+
+    @property
+    def alone(self) -> bool:
+        """Whether each image is a batch of its own."""
+        return self.augmented or self.resize != "bucket"
 
 
 @dataclass(frozen=True)

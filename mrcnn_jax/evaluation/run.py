@@ -18,10 +18,9 @@ from etils import epath
 
 from mrcnn_jax import processes
 from mrcnn_jax.config import Config, ConfigError
-from mrcnn_jax.data import image_files
 from mrcnn_jax.data.coco import Dataset, load_split
 from mrcnn_jax.data.pipeline import eval_batches
-from mrcnn_jax.evaluation import classes, coco, exact, inference
+from mrcnn_jax.evaluation import alone, augmented, classes, coco, inference, truth
 from mrcnn_jax.evaluation.devices import dividing
 from mrcnn_jax.evaluation.postprocess import Prediction, postprocess
 from mrcnn_jax.progress import track
@@ -42,7 +41,7 @@ def check_evaluation(config: Config, dataset: Dataset) -> None:
     coco.check_categories(config.model, dataset.categories.ids, dataset.categories.names)
     coco.check_keypoints(config.model, dataset.categories.pose.names)
     count, size = jax.process_count(), config.eval.batch_size
-    if size <= 0 or (_in_buckets(config) and size % count):
+    if size <= 0 or (not config.eval.alone and size % count):
         raise ConfigError(f"eval.batch_size={size} does not divide over {count} processes: give a multiple of {count}")
 
 
@@ -73,15 +72,17 @@ def evaluate_model(
     Returns the metrics, see `coco.score`.
 
     All processes call this together. Each sees its share of the images, on as many of its `devices` (default: all) as
-    divide its part of a batch; in exact mode on one. The main one prints, writes and scores; all return the same.
-    `dataset` is the split if it is open already. `check` is called before each global batch, equally often in every
-    process; what it raises ends the evaluation. Raises ConfigError, see `check_evaluation`.
+    divide its part of a batch; where each image is alone (`config.eval.alone`), on one. The main process prints, writes
+    and scores; all return the same. `dataset` is the split if it is open already. `check` is called before each global
+    batch, equally often in every process; what it raises ends the evaluation. Raises ConfigError, see
+    `check_evaluation`.
     """
     dataset = load_split(config.data, "eval") if dataset is None else dataset
     check_evaluation(config, dataset)
     folder = epath.Path(workdir) / FOLDER
     processes.on_main(lambda: _clear(folder))
-    detect = inference.compile_detect(config.model, variables, _devices(config, devices))
+    compiled = augmented.compile_detect if config.eval.augmented else inference.compile_detect
+    detect = compiled(config.model, variables, _devices(config, devices))
     with tempfile.TemporaryFile() as records:
         share = _Share(config, dataset, folder, records)
         share.see_all(detect, check)
@@ -122,9 +123,16 @@ class _Share:
         height, width = self._dataset.sizes[index].tolist()
         prediction = postprocess(detections, network_size, (height, width), self._config.model)
         if index in self._pictured:
-            self._keep(f"{self._dataset.ids[index]}.png", overlay(self._dataset.record(index)[0], prediction))
+            self._keep(f"{self._dataset.ids[index]}.png", self._picture(index, prediction))
         records = json.dumps(prediction.to_coco(self._dataset.ids[index]), separators=(",", ":"))
         return index, records[1:-1].encode()
+
+    def _picture(self, index: int, prediction: Prediction) -> bytes:
+        """What is annotated in an image and what was found, side by side, as PNG."""
+        from mrcnn_jax import visualize  # here: it needs the packages of the extra `viz`
+
+        image, true = truth.read(self._dataset, index, self._config.model)
+        return cv2.imencode(".png", visualize.compare(image, true, prediction)[:, :, ::-1])[1].tobytes()
 
     def _keep(self, name: str, picture: bytes) -> None:
         if processes.is_main():
@@ -190,37 +198,24 @@ def _warn_of_truncated(config: Config, dataset: Dataset, indices: Sequence[int])
         )
 
 
-def _in_buckets(config: Config) -> bool:
-    return config.eval.resize == "bucket"
-
-
 def _devices(config: Config, devices: Sequence[jax.Device] | None) -> tuple[jax.Device, ...]:
-    """Those that share this process's part of a batch, which in exact mode is one image."""
-    images = config.eval.batch_size // jax.process_count() if _in_buckets(config) else 1
+    """Those that share this process's part of a batch, which may be one image."""
+    images = 1 if config.eval.alone else config.eval.batch_size // jax.process_count()
     return dividing(jax.local_devices() if devices is None else devices, images)
 
 
 def _open(dataset: Dataset, config: Config) -> tuple[AbstractContextManager[Iterator[Any]], int]:
-    """This process's batches as `config.eval.resize` says, in the buckets or each image alone; how many images."""
+    """This process's batches as `config.eval` says, in the buckets or each image alone; how many images."""
     index, count = jax.process_index(), jax.process_count()
-    if _in_buckets(config):
+    if not config.eval.alone:
         batches = eval_batches(dataset, config, process_index=index, process_count=count)
         return batches, batches.images()
-    alone = exact.batches(dataset, config, process_index=index, process_count=count)
-    return contextlib.closing(alone), len(range(index, len(dataset), count))
+    make = augmented.prepare if config.eval.augmented else alone.prepare
+    singles = alone.batches(dataset, config, make, process_index=index, process_count=count)
+    return contextlib.closing(singles), len(range(index, len(dataset), count))
 
 
 def _checked(batches: Iterator[Any], check: Callable[[], None]) -> Iterator[Any]:
     for batch in batches:
         check()
         yield batch
-
-
-def overlay(content: bytes, prediction: Prediction) -> bytes:
-    """A prediction drawn on its image (an encoded file), as PNG."""
-    from mrcnn_jax import visualize  # here: it needs the packages of the extra `viz`
-
-    image = image_files.decode(content)
-    assert image is not None, "an image that was predicted on can be decoded"
-    drawn = visualize.draw(image, prediction)
-    return cv2.imencode(".png", drawn[:, :, ::-1])[1].tobytes()

@@ -5,7 +5,7 @@ Faster R-CNN is the same model without the mask head.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import flax.linen as nn
@@ -34,7 +34,6 @@ from mrcnn_jax.structures import Detections, Proposals
 FPN_STRIDES = (4, 8, 16, 32, 64)  # of P2..P6
 SINGLE_STRIDE = 16  # of the one feature map of C4 and DC5
 Variables = Any  # {"params": ..., "frozen": constants of frozen batch norm, "batch_stats": ...}
-LookAt = Callable[[jax.Array, int], jax.Array]  # boxes (B, R, 4), pool size -> RoI features (B * R, S, S, F)
 
 
 def build_model(config: ModelConfig) -> MaskRCNN:
@@ -250,11 +249,24 @@ def pool_rois(config: ModelConfig, features: Sequence[jax.Array], boxes: jax.Arr
 
 
 def detect(model: MaskRCNN, variables: Variables, images: jax.Array, image_sizes: jax.Array) -> Detections:
-    """Inference on a batch in one shape -> Detections with leading B.
+    """Inference on a batch in one shape -> Detections with leading B. Arguments as of `find`.
+
+    Masks and keypoints are computed for the final detections only (He et al. 2017, section 3.1, "Inference").
+    """
+    features, found = find(model, variables, images, image_sizes)
+    masks = mask_probabilities(model, variables, features, found.boxes, found.classes)
+    heatmaps = keypoint_heatmaps(model, variables, features, found.boxes)
+    keypoints = decode_keypoints(model.config, heatmaps, found.boxes, found.valid)
+    return found._replace(masks=masks, keypoints=keypoints)
+
+
+def find(
+    model: MaskRCNN, variables: Variables, images: jax.Array, image_sizes: jax.Array
+) -> tuple[tuple[jax.Array, ...], Detections]:
+    """The features of a batch, and its detections without masks (B, D, 0, 0) and keypoints (B, D, 0, 3).
 
     images: (B, H, W, 3), uint8 RGB; or float32 that is normalised and padded with zeros already, in the model's channel
-    order. image_sizes: (B, 2). Masks and keypoints are computed for the final detections only (He et al. 2017,
-    section 3.1, "Inference").
+    order. image_sizes: (B, 2).
     """
     config = model.config
     x = normalize(config, images, image_sizes) if images.dtype == jnp.uint8 else images
@@ -262,15 +274,11 @@ def detect(model: MaskRCNN, variables: Variables, images: jax.Array, image_sizes
     logits, deltas = model.apply(variables, features, method=model.rpn)
     anchors = level_anchors(config, x.shape[1:3], [level.shape[1:3] for level in features])
     proposals = propose(config, logits, deltas, anchors, image_sizes, train=False)
-
-    def look_at(boxes: jax.Array, size: int) -> jax.Array:
-        return model.apply(variables, pool_rois(config, features, boxes, size), method=model.roi_features)
-
-    class_logits, box_deltas = model.apply(variables, look_at(proposals.boxes, config.box.pool_size), method=model.box)
+    seen = _look_at(model, variables, features, proposals.boxes, config.box.pool_size)
+    class_logits, box_deltas = model.apply(variables, seen, method=model.box)
     boxes, scores, classes, valid, truncated = _final_boxes(config, class_logits, box_deltas, proposals, image_sizes)
-    masks = _masks_of(model, variables, look_at, boxes, classes)
-    keypoints = _keypoints_of(model, variables, look_at, boxes, valid)
-    return Detections(boxes, scores, classes, masks, keypoints, valid, truncated)
+    masks, keypoints = jnp.zeros((*valid.shape, 0, 0)), jnp.zeros((*valid.shape, 0, 3))
+    return features, Detections(boxes, scores, classes, masks, keypoints, valid, truncated)
 
 
 def _final_boxes(
@@ -297,28 +305,40 @@ def _final_boxes(
     return jax.vmap(one)(class_logits, box_deltas, proposals, image_sizes)
 
 
-def _masks_of(
-    model: MaskRCNN, variables: Variables, look_at: LookAt, boxes: jax.Array, classes: jax.Array
+def mask_probabilities(
+    model: MaskRCNN, variables: Variables, features: Sequence[jax.Array], boxes: jax.Array, classes: jax.Array
 ) -> jax.Array:
-    """Mask probabilities (B, D, S, S) of the detected classes; (B, D, 0, 0) for a model without masks."""
+    """Masks (B, D, S, S) of boxes (B, D, 4) of `classes` (B, D); (B, D, 0, 0) for a model without masks."""
     if model.config.mask is None:
         return jnp.zeros((*classes.shape, 0, 0))
-    logits = model.apply(variables, look_at(boxes, model.config.mask.pool_size), method=model.mask)
+    seen = _look_at(model, variables, features, boxes, model.config.mask.pool_size)
+    logits = model.apply(variables, seen, method=model.mask)
     masks = jax.nn.sigmoid(select_class(logits, classes.reshape(-1)))
     return masks.reshape(*classes.shape, *masks.shape[1:])
 
 
-def _keypoints_of(
-    model: MaskRCNN,
-    variables: Variables,
-    look_at: LookAt,
-    boxes: jax.Array,
-    valid: jax.Array,
+def keypoint_heatmaps(
+    model: MaskRCNN, variables: Variables, features: Sequence[jax.Array], boxes: jax.Array
 ) -> jax.Array:
-    """Keypoints (B, D, K, 3) of the detections; (B, D, 0, 3) for a model without keypoints."""
-    config = model.config.keypoint
-    if config is None:
+    """Heat maps (B, D, S, S, K) in boxes (B, D, 4), logits; (B, D, 0, 0, 0) for a model without keypoints."""
+    if model.config.keypoint is None:
+        return jnp.zeros((*boxes.shape[:2], 0, 0, 0))
+    seen = _look_at(model, variables, features, boxes, model.config.keypoint.pool_size)
+    logits = model.apply(variables, seen, method=model.keypoints)
+    return logits.reshape(*boxes.shape[:2], *logits.shape[1:])
+
+
+def decode_keypoints(config: ModelConfig, heatmaps: jax.Array, boxes: jax.Array, valid: jax.Array) -> jax.Array:
+    """Keypoints (B, D, K, 3) that heat maps show in boxes (B, D, 4); (B, D, 0, 3) for a model without keypoints."""
+    if config.keypoint is None:
         return jnp.zeros((*valid.shape, 0, 3))
-    logits = model.apply(variables, look_at(boxes, config.pool_size), method=model.keypoints)
-    found = keypoint_ops.decode(logits, boxes.reshape(-1, 4), valid.reshape(-1), score=config.score)
+    logits = heatmaps.reshape(-1, *heatmaps.shape[2:])
+    found = keypoint_ops.decode(logits, boxes.reshape(-1, 4), valid.reshape(-1), score=config.keypoint.score)
     return found.reshape(*valid.shape, *found.shape[1:])
+
+
+def _look_at(
+    model: MaskRCNN, variables: Variables, features: Sequence[jax.Array], boxes: jax.Array, size: int
+) -> jax.Array:
+    """What a head sees of boxes (B, R, 4) that are pooled to `size`: (B * R, S, S, F)."""
+    return model.apply(variables, pool_rois(model.config, features, boxes, size), method=model.roi_features)

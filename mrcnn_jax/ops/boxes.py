@@ -45,6 +45,12 @@ def clip(boxes: jax.Array, size: jax.Array) -> jax.Array:
     return jnp.stack(columns, axis=-1)
 
 
+def mirror(boxes: jax.Array, width: jax.Array) -> jax.Array:
+    """Boxes (..., 4) as they lie in the mirror image, left-right, of a picture `width` pixels wide."""
+    x0, y0, x1, y1 = (boxes[..., i] for i in range(4))
+    return jnp.stack([width - x1, y0, width - x0, y1], axis=-1)
+
+
 def large_enough(boxes: jax.Array, min_size: float) -> jax.Array:
     """Mask (...,) of the boxes (..., 4) with both sides >= min_size pixels; with min_size 0, both sides > 0."""
     sides = boxes[..., 2:] - boxes[..., :2]

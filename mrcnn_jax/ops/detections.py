@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from mrcnn_jax.ops import boxes as box_ops
-from mrcnn_jax.ops.nms import nms_sorted
+from mrcnn_jax.ops.nms import batched_nms, nms_sorted
 from mrcnn_jax.structures import Proposals
 
 
@@ -44,6 +44,18 @@ def detect(
     survivors = jnp.sum(keep, dtype=jnp.int32)
     best = _best(boxes, jnp.where(keep, flat, -jnp.inf), columns + 1, max_detections)
     return *best, (candidates > nms_candidates) & (survivors < max_detections)
+
+
+def merge(
+    boxes: jax.Array, scores: jax.Array, classes: jax.Array, valid: jax.Array, *, nms_iou: float, max_detections: int
+) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
+    """Detections of one image that were found apart, as one list, best first: boxes (D, 4), scores, classes, valid.
+
+    boxes (N, 4), scores (N,), classes (N,) in 1..C, valid (N,). NMS inside each class, then the best D =
+    max_detections; slots without a detection hold zeros.
+    """
+    keep = batched_nms(boxes, scores, classes, valid, iou_threshold=nms_iou)
+    return _best(boxes, jnp.where(keep, scores, -jnp.inf), classes, max_detections)
 
 
 def _candidates(

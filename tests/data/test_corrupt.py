@@ -14,7 +14,7 @@ import pytest
 
 from mrcnn_jax.config import AugmentConfig, Config
 from mrcnn_jax.data import DataError, coco, eval_batches, load_split, train_batches
-from mrcnn_jax.evaluation import exact
+from mrcnn_jax.evaluation import alone
 from mrcnn_jax.structures import Batch
 
 BAD = 3  # the index of the image that is damaged after it was prepared: 3.png, id 97
@@ -120,9 +120,9 @@ def test_evaluation_stops_since_its_scores_would_be_others(shared_folder: Any) -
         eval_batches(dataset, config) as it,
     ):
         list(it)
-    alone = dataclasses.replace(config, eval=dataclasses.replace(config.eval, resize="detectron2"))
+    exact = dataclasses.replace(config, eval=dataclasses.replace(config.eval, resize="detectron2"))
     with pytest.raises(DataError, match=r"3\.png \(image id 97\) cannot be decoded"):
-        list(exact.batches(dataset, alone))
+        list(alone.batches(dataset, exact))
 
 
 def test_a_record_that_the_disk_has_damaged_is_an_empty_slot(
@@ -144,7 +144,7 @@ def test_a_record_that_the_disk_has_damaged_is_an_empty_slot(
     assert words.startswith(f"{coco_folder.root / 'images' / '3.png'} (image id 97): its record in {part.parents[2]}")
     assert "hash mismatch" in words
     assert "delete the folder" in words
-    alone = dataclasses.replace(config, eval=dataclasses.replace(config.eval, resize="detectron2"))
-    for batches in (eval_batches(dataset, config), exact.batches(dataset, alone)):
+    exact = dataclasses.replace(config, eval=dataclasses.replace(config.eval, resize="detectron2"))
+    for batches in (eval_batches(dataset, config), alone.batches(dataset, exact)):
         with contextlib.closing(batches), pytest.raises(DataError, match=r"3\.png.*cannot be read .*hash mismatch"):
             list(batches)

@@ -13,7 +13,7 @@ from mrcnn_jax import presets
 from mrcnn_jax.config import Config, DataConfig, EvalConfig, ShapesConfig, SplitConfig
 from mrcnn_jax.data.coco import load_split
 from mrcnn_jax.data.errors import DataError
-from mrcnn_jax.evaluation import exact, inference
+from mrcnn_jax.evaluation import alone, exact, inference
 from mrcnn_jax.evaluation.run import evaluate_model
 from mrcnn_jax.structures import Detections
 
@@ -35,7 +35,7 @@ def config(resize, model):
 )
 def test_a_batch_of_one(resize, model, shape, size, dtype):
     image = np.full((37, 51, 3), 255, np.uint8)
-    batch = exact.prepare(image, 7, config(resize, model))
+    batch = alone.prepare(image, 7, config(resize, model))
     assert batch.images.shape == (1, *shape)
     assert batch.images.dtype == dtype
     assert batch.image_sizes.tolist() == [list(size)]
@@ -67,7 +67,7 @@ def shapes(tmp_path_factory):
 
 def test_batches_hold_every_image_in_its_order(shapes):
     dataset = load_split(shapes.data, "eval")
-    found = list(exact.batches(dataset, shapes))
+    found = list(alone.batches(dataset, shapes))
     assert [batch.indices.tolist() for batch in found] == [[i] for i in range(5)]
     for i, batch in enumerate(found):
         image = cv2.imread(str(dataset.image_path(i)), cv2.IMREAD_COLOR)[:, :, ::-1]
@@ -79,7 +79,7 @@ def test_batches_hold_every_image_in_its_order(shapes):
 def test_images_are_dealt_out_to_processes(shapes, count):
     """Every image once; every process has as many batches, some of them of nothing."""
     dataset = load_split(shapes.data, "eval")
-    shares = [list(exact.batches(dataset, shapes, process_index=i, process_count=count)) for i in range(count)]
+    shares = [list(alone.batches(dataset, shapes, process_index=i, process_count=count)) for i in range(count)]
     assert {len(share) for share in shares} == {-(-5 // count)}
     valid = [int(batch.indices[0]) for share in shares for batch in share if batch.valid[0]]
     assert sorted(valid) == list(range(5))
@@ -87,9 +87,9 @@ def test_images_are_dealt_out_to_processes(shapes, count):
 
 def test_a_file_that_cannot_be_decoded_is_named(shapes, monkeypatch):
     dataset = load_split(shapes.data, "eval")
-    monkeypatch.setattr(exact.image_files, "decode", lambda content: None)
+    monkeypatch.setattr(alone.image_files, "decode", lambda content: None)
     with pytest.raises(DataError, match=dataset.file_names[0]):
-        list(exact.batches(dataset, shapes))
+        list(alone.batches(dataset, shapes))
 
 
 def test_evaluation_scales_boxes_back_by_the_peers_sizes(shapes, tmp_path, monkeypatch):
