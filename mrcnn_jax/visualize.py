@@ -11,6 +11,7 @@ import numpy as np
 import supervision as sv
 from numpy.typing import NDArray
 
+from mrcnn_jax.colours import Colours
 from mrcnn_jax.evaluation.postprocess import Prediction
 
 # Scores from which keypoints are drawn: the defaults of Detectron2's visualizer and of Detectron's.
@@ -19,9 +20,14 @@ _READABLE = 512  # pixels of the longer side below which a picture is enlarged
 
 
 def draw(
-    image: NDArray[np.uint8], prediction: Prediction, *, threshold: float = 0.5, colours: Sequence[int] | None = None
+    image: NDArray[np.uint8],
+    prediction: Prediction,
+    *,
+    threshold: float = 0.5,
+    colours: Sequence[int] | None = None,
+    scores: bool = True,
 ) -> NDArray[np.uint8]:
-    """Masks, boxes, skeletons, names and scores of the instances that score at least `threshold`.
+    """Masks, boxes, skeletons, names and, unless `scores` is False, scores of the instances from `threshold` on.
 
     Each instance has one colour: `colours` are their numbers in supervision's palette, which starts again at its end;
     by default 0, 1, ... Keypoints that score less than a fixed value of their kind are left out.
@@ -46,8 +52,34 @@ def draw(
     _paint_masks(canvas, enlarged, numbers)
     _paint_boxes(canvas, enlarged, numbers)
     _paint_skeletons(canvas, enlarged, numbers)
-    _paint_labels(canvas, enlarged, numbers)
+    _paint_labels(canvas, enlarged, numbers, scores)
     return np.asarray(cv2.cvtColor(canvas, cv2.COLOR_BGR2RGB), dtype=np.uint8)
+
+
+def compare(
+    image: NDArray[np.uint8], truth: Prediction, found: Prediction, *, threshold: float = 0.5
+) -> NDArray[np.uint8]:
+    """Two pictures side by side: what is there, as `evaluation.truth` reads it, and what was found there.
+
+    What scores at least `threshold` has the colour of the true instance of its class that it overlaps most, if any; the
+    rest has colours that the left side lacks. Returns uint8 RGB; each side is as `draw` makes it, plus a title.
+    """
+    found = found[found.scores >= threshold]
+    colours = Colours()
+    left = draw(image, truth, threshold=0, colours=colours.of(truth), scores=False)
+    right = draw(image, found, threshold=0, colours=colours.of(found))
+    sides = [_titled(left, "ground truth"), _titled(right, f"found, score {threshold:g} or more")]
+    gap = np.full((len(sides[0]), max(4, left.shape[1] // 100), 3), 255, np.uint8)
+    return np.concatenate([sides[0], gap, sides[1]], axis=1)
+
+
+def _titled(picture: NDArray[np.uint8], title: str) -> NDArray[np.uint8]:
+    """A picture below a strip of white with its title in black."""
+    width = picture.shape[1]
+    strip = np.full((width // 20, width, 3), 255, np.uint8)
+    place, scale = (width // 60, width // 28), width / 900
+    cv2.putText(strip, title, place, cv2.FONT_HERSHEY_SIMPLEX, scale, (0, 0, 0), max(1, round(scale)), cv2.LINE_AA)
+    return np.concatenate([strip, picture])
 
 
 def _detections(boxes: Any, colours: Sequence[int], mask: Any = None) -> sv.Detections:
@@ -91,11 +123,13 @@ def _paint_skeletons(canvas: NDArray[np.uint8], prediction: Prediction, colours:
             sv.VertexAnnotator(paint, line + 1 + margin).annotate(canvas, points)
 
 
-def _paint_labels(canvas: NDArray[np.uint8], prediction: Prediction, colours: Sequence[int]) -> None:
+def _paint_labels(canvas: NDArray[np.uint8], prediction: Prediction, colours: Sequence[int], scores: bool) -> None:
     """Names and scores above the boxes, moved into the picture; where they would overlap, the better score is shown."""
     scale = max(0.4, max(canvas.shape[:2]) / 1600)
     thickness, padding = max(1, round(scale * 1.5)), max(2, round(scale * 6))
-    labels = [f"{name} {score:.2f}" for name, score in zip(prediction.names, prediction.scores, strict=True)]
+    labels = list(prediction.names)
+    if scores:
+        labels = [f"{name} {score:.2f}" for name, score in zip(labels, prediction.scores, strict=True)]
     shown: list[int] = []
     rectangles: list[tuple[int, int, int, int]] = []
     for i, label in enumerate(labels):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from mrcnn_jax.evaluation.postprocess import Prediction
-from mrcnn_jax.visualize import draw
+from mrcnn_jax.visualize import compare, draw
 
 
 def prediction(size, boxes, scores=None, masks=True, **fields):
@@ -168,3 +168,30 @@ def test_lines_are_thinner_on_a_small_person():
 def test_keypoints_beyond_the_picture_do_no_harm():
     _, changed = skeletons([[-500, 300, 1], [700, 300, 1]])
     assert changed[300].sum() > 500
+
+
+def test_truth_and_prediction_lie_side_by_side_in_colours_that_tell_what_belongs_together():
+    image = np.zeros((600, 600, 3), np.uint8)
+    truth = prediction((600, 600), [[50, 100, 150, 200], [300, 300, 450, 450]])
+    # The second was found and the first was not; another one is wrong, and the last too weak to be shown.
+    found = prediction((600, 600), [[300, 310, 450, 450], [400, 50, 550, 150], [50, 400, 150, 500]], [0.9, 0.8, 0.3])
+    drawn = compare(image, truth, found)
+    assert drawn.shape == (30 + 600, 600 + 6 + 600, 3)
+    left, right = drawn[30:, :600], drawn[30:, -600:]
+    missed, known = left[150, 100], left[375, 375]
+    np.testing.assert_array_equal(right[375, 375], known)
+    assert not right[150, 100].any()
+    assert not left[100, 475].any()
+    wrong = right[100, 475]
+    assert wrong.any()
+    assert len({tuple(colour) for colour in (missed, known, wrong)}) == 3
+    assert not right[450, 100].any()
+    assert drawn[:30].min() < 128 < drawn[:30].mean()  # titles in black on white
+
+
+def test_scores_of_labels_can_be_left_out():
+    image = np.zeros((600, 600, 3), np.uint8)
+    one = prediction((600, 600), [[100, 300, 400, 500]])
+    labels = [draw(image, one, scores=scores)[280:299, 100:] for scores in (True, False)]
+    widths = [np.flatnonzero(label.any(axis=(0, 2))).max() for label in labels]
+    assert widths[0] > widths[1] > 0

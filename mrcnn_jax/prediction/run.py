@@ -16,11 +16,11 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from mrcnn_jax.colours import Colours
 from mrcnn_jax.config import ConfigError
 from mrcnn_jax.evaluation import inference
 from mrcnn_jax.evaluation.postprocess import Prediction
 from mrcnn_jax.prediction import sources, writers
-from mrcnn_jax.prediction.colours import Colours
 from mrcnn_jax.prediction.sources import Film, Source
 from mrcnn_jax.prediction.stopping import Stopped, Stopping
 from mrcnn_jax.predictor import ImageError, Predictor, read_image

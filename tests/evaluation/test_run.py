@@ -120,10 +120,11 @@ def test_perfect_detections_score_nearly_one_and_everything_is_written(config, t
     index = dataset.ids.tolist().index(int(overlays[0].stem))
     original = cv2.imread(str(dataset.image_path(index)), cv2.IMREAD_COLOR)
     drawn = cv2.imread(str(overlays[0]), cv2.IMREAD_COLOR)
-    assert drawn.shape == (576, 576, 3)
-    shrunk = cv2.resize(drawn, (96, 96), interpolation=cv2.INTER_AREA)
-    for channel in range(3):  # colours in their order: the ground, most of the picture, is not painted on
-        assert np.median(np.abs(original[:, :, channel].astype(int) - shrunk[:, :, channel])) < 8
+    assert drawn.shape == (28 + 576, 576 + 5 + 576, 3)
+    for side in (drawn[28:, :576], drawn[28:, -576:]):  # truth and prediction, each below its title
+        shrunk = cv2.resize(side, (96, 96), interpolation=cv2.INTER_AREA)
+        for channel in range(3):  # colours in their order: the ground, most of the picture, is not painted on
+            assert np.median(np.abs(original[:, :, channel].astype(int) - shrunk[:, :, channel])) < 8
     assert "7/7 images evaluated" in capsys.readouterr().out
 
 

@@ -1,4 +1,4 @@
-"""Colours that stay with their instances from frame to frame."""
+"""Colours that stay with their instances from picture to picture."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from numpy.typing import NDArray
 
 from mrcnn_jax.evaluation.postprocess import Prediction
 
-_SAME = 0.3  # IoU of boxes in consecutive frames from which they are one instance
+_SAME = 0.3  # IoU of boxes in consecutive pictures from which they are one instance
 
 
 class Colours:
-    """Numbers of colours for the instances of one frame after the other.
+    """Numbers of colours for the instances of one picture after the other: frames of a film, or truth and prediction.
 
-    An instance takes the number of the box of its class in the frame before that it overlaps most, the better score
-    first; a new one takes the least number that neither frame uses. This is for the eye; it is no tracker.
+    An instance takes the number of the box of its class in the picture before that it overlaps most, the better score
+    first; a new one takes the least number that neither picture uses. This is for the eye; it is no tracker.
     """
 
     def __init__(self) -> None:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
+from mrcnn_jax.colours import Colours
 from mrcnn_jax.evaluation.postprocess import Prediction
-from mrcnn_jax.prediction.colours import Colours
 
 
 def frame(*boxes, labels=None):
