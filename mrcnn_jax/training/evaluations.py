@@ -15,7 +15,7 @@ from mrcnn_jax.config.metrics import VALIDATION_LOSS
 from mrcnn_jax.data.coco import Dataset
 from mrcnn_jax.data.pipeline import eval_batches
 from mrcnn_jax.evaluation.devices import dividing
-from mrcnn_jax.evaluation.run import check_evaluation, evaluate_model, tables
+from mrcnn_jax.evaluation.run import FOLDER, OVERLAYS, check_evaluation, evaluate_model, tables
 from mrcnn_jax.models.rcnn import Variables
 from mrcnn_jax.training.checkpoint import save_best
 from mrcnn_jax.training.validation import Validation
@@ -77,6 +77,12 @@ class Evaluations:
         known = self._now if self._now.get("step") == step else {}
         found = {**known, **self._measure(step, state, wanted - known.keys())}
         return {name: value for name, value in found.items() if name != "step"}
+
+    def pictures(self, step: int) -> dict[str, bytes]:
+        """Pictures of what this process's evaluation after `step` steps found: by name, PNG. None without one."""
+        if self._now.get("step") != step or _PRECISION not in self._now or not processes.is_main():
+            return {}
+        return {path.stem: path.read_bytes() for path in (epath.Path(self._workdir) / FOLDER / OVERLAYS).glob("*.png")}
 
     def row(self, step: int) -> dict[str, float]:
         """What the rows say of `step`."""

@@ -118,7 +118,7 @@ class Loop:
         """Measure what is due; whether the training is to end here. A signal ends it at once, the state is saved."""
         with jax.transfer_guard("allow"), self.log.measuring():
             metrics = self.evaluations.measure(step, state)
-        self.log.measured(step, metrics)
+        self.log.measured(step, metrics, self.evaluations.pictures(step))
         return self.evaluations.exhausted()
 
     def _start_step(self, state: Any, batch: Batch, key: jax.Array) -> tuple[Any, dict[str, jax.Array]]:

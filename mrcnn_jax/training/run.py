@@ -25,10 +25,13 @@ from mrcnn_jax.training.evaluations import Evaluations
 from mrcnn_jax.training.failure import save_failure
 from mrcnn_jax.training.initial import starting_point
 from mrcnn_jax.training.interruption import Interruptions
-from mrcnn_jax.training.logging import MetricsLog, default_sinks, describe_measured, record_measured
+from mrcnn_jax.training.logging import MetricsLog, default_sinks
 from mrcnn_jax.training.loop import Loop
+from mrcnn_jax.training.memory import peak_memory
 from mrcnn_jax.training.optimizer import frozen_paths, make_optimizer, make_schedule
+from mrcnn_jax.training.sinks import describe_measured
 from mrcnn_jax.training.step import TrainState, create_state, make_train_step
+from mrcnn_jax.training.tensorboard import record_measured
 from mrcnn_jax.training.workdir import claim_workdir
 
 
@@ -127,7 +130,13 @@ class _Run:
             if processes.is_main()
             else []
         )
-        log = MetricsLog(sinks, every=train.log_every, last_step=train.steps, batch_size=train.batch_size)
+        log = MetricsLog(
+            sinks,
+            every=train.log_every,
+            last_step=train.steps,
+            batch_size=train.batch_size,
+            gauges=lambda: peak_memory(self.devices),
+        )
         with batches, log:
             loop = Loop(
                 train_step=parallel.compile_train_step(self._step, self.devices),
@@ -151,7 +160,8 @@ class _Run:
             metrics = self._evaluations.finish(step, state)
         if not processes.is_main():
             return
-        record_measured(self.workdir, step, {name: metrics[name] for name in metrics.keys() - known.keys()})
+        new = {name: metrics[name] for name in metrics.keys() - known.keys()}
+        record_measured(self.workdir, step, new, self._evaluations.pictures(step) if new else {})
         best = self._evaluations.best()
         at_best = f", best {metric} {best[1]:.3f} at step {best[0]}" if best is not None else ""
         if self._evaluations.exhausted() and step < self.config.train.steps:

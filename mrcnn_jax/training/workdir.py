@@ -1,5 +1,6 @@
 """The folder of a run: which configuration it belongs to, which checkpoints are there.
 
+    workdir/README.md                what is what, for people
     workdir/config.json              the configuration, categories filled in
     workdir/checkpoints/<step>/      what to go on from, see `training.checkpoint`
     workdir/best/<step>/             what scored best
@@ -23,6 +24,7 @@ from etils import epath
 
 from mrcnn_jax import paths
 from mrcnn_jax.config import Config, ConfigError, from_json, to_json
+from mrcnn_jax.training import readme
 
 CHECKPOINTS, BEST, CORRUPT = "checkpoints", "best", "corrupt"
 CONFIG = "config.json"
@@ -53,13 +55,14 @@ CHANGEABLE = (
 def claim_workdir(workdir: epath.PathLike, config: Config) -> None:
     """Record `config` in `workdir`, or refuse to continue a run that was started with another one.
 
+    A README.md that explains the folder is written when the run begins, and where it is missing.
     Raises ConfigError naming the fields that differ, other than those of `CHANGEABLE`, and for a folder that cannot be
     written to. Before its first checkpoint a run has nothing to continue, and may be started anew with any
     configuration.
     """
     workdir = epath.Path(workdir)
-    before = read_config(workdir)
-    if before is not None and complete_steps(workdir / CHECKPOINTS):
+    before = resumable(workdir)
+    if before is not None:
         names = [name for name in differing_fields(before, config) if not name.startswith(CHANGEABLE)]
         if names:
             old, new = dict(_flatten(asdict(before))), dict(_flatten(asdict(config)))
@@ -69,6 +72,8 @@ def claim_workdir(workdir: epath.PathLike, config: Config) -> None:
         make_writable(workdir / CHECKPOINTS)
         try:
             paths.write_text(workdir / CONFIG, to_json(config))
+            if before is None or not (workdir / readme.README).is_file():
+                readme.write(workdir, config)
         except OSError as error:
             raise _unwritable(workdir, error) from error
 

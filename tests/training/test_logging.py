@@ -3,23 +3,30 @@
 from __future__ import annotations
 
 import json
+import re
 import struct
 import sys
 import time
+from pathlib import Path
 
+import cv2
+import numpy as np
 import pytest
 
 from mrcnn_jax import paths
 from mrcnn_jax.progress import track
-from mrcnn_jax.training import logging
-from mrcnn_jax.training.logging import JsonLines, Lines, MetricsLog, ProgressDisplay, Sink, TensorBoard, default_sinks
+from mrcnn_jax.training import sinks as module
+from mrcnn_jax.training.logging import MetricsLog, default_sinks
+from mrcnn_jax.training.memory import MEMORY, peak_memory
+from mrcnn_jax.training.sinks import JsonLines, Lines, ProgressDisplay, Sink
+from mrcnn_jax.training.tensorboard import TensorBoard, record_measured
 
 METRICS = {"loss": 1.5, "loss_box": 0.5, "learning_rate": 0.01, "images_per_second": 8.0, "data_wait_fraction": 0.25}
 
 
 class Recorder(Sink):
     def __init__(self):
-        self.advanced, self.written, self.found, self.closed = [], [], [], False
+        self.advanced, self.written, self.found, self.shown, self.closed = [], [], [], [], False
 
     def advance(self, step):
         self.advanced.append(step)
@@ -29,6 +36,9 @@ class Recorder(Sink):
 
     def measured(self, step, metrics):
         self.found.append((step, metrics))
+
+    def pictured(self, step, pictures):
+        self.shown.append((step, pictures))
 
     def close(self):
         self.closed = True
@@ -84,10 +94,11 @@ def test_measurements_are_said_and_their_time_is_left_out(clock, capsys):
         log.step(1, {"loss": 1.0})
         with log.measuring():
             clock(500.0)
-        log.measured(1, MEASURED)
+        log.measured(1, MEASURED, {"7": b"a picture"})
         clock(1.0)
         log.step(2, {"loss": 1.0})
     assert recorder.found == [(1, MEASURED)]
+    assert recorder.shown == [(1, {"7": b"a picture"})]
     assert recorder.written[0][1]["images_per_second"] == pytest.approx(4.0)
     assert capsys.readouterr().out.splitlines()[0] == "step 1/100  box AP 0.310, mask AP 0.290, validation loss 1.250"
 
@@ -107,30 +118,80 @@ def test_json_lines_of_a_resumed_run_continue_at_the_checkpoint(tmp_path):
     assert lines == [{"step": 2, "loss": 2.0}, {"step": 4, "loss": 4.0}, {"step": 6, "loss": 60.0}]
 
 
-def scalars(folder):
-    """(tag, step, value) of every scalar in TensorBoard's event files: length, checksum, event, checksum."""
+def values(folder):
+    """(step, value) of every scalar and picture in TensorBoard's event files: length, checksum, event, checksum."""
     event_pb2 = pytest.importorskip("tensorboardX.proto.event_pb2")
-    found = []
     for path in folder.iterdir():
         data = path.read_bytes()
         while data:
             (length,) = struct.unpack("<Q", data[:8])
             event = event_pb2.Event.FromString(data[12 : 12 + length])
-            found += [(value.tag, event.step, value.simple_value) for value in event.summary.value]
+            yield from ((event.step, value) for value in event.summary.value)
             data = data[16 + length :]
-    return found
+
+
+def scalars(folder):
+    return [(value.tag, step, value.simple_value) for step, value in values(folder) if value.HasField("simple_value")]
 
 
 def test_tensorboard_scalars(tmp_path):
     board = TensorBoard(tmp_path, start=0)
-    board.write(3, METRICS)
+    board.write(3, {**METRICS, MEMORY: 1.5})
     board.measured(3, MEASURED)
     board.close()
     found = scalars(tmp_path / "tensorboard")
     assert ("losses/loss", 3, 1.5) in found
     assert ("bbox/AP", 3, pytest.approx(0.31)) in found
     assert ("speed/images_per_second", 3, 8.0) in found
+    assert ("memory/peak_memory_gib", 3, 1.5) in found
     assert ("train/learning_rate", 3, pytest.approx(0.01)) in found
+
+
+def picture(height, width):
+    return cv2.imencode(".png", np.full((height, width, 3), (10, 120, 240), np.uint8))[1].tobytes()
+
+
+def test_tensorboard_pictures_are_bounded_in_size_and_number(tmp_path):
+    pictures = {f"image {i}": picture(60, 90) for i in range(1, 13)} | {"image 0": picture(1000, 3200)}
+    record_measured(tmp_path, 5, MEASURED, pictures)
+    assert ("segm/AP", 5, pytest.approx(0.29)) in scalars(tmp_path / "tensorboard")
+    found = {value.tag: value.image for step, value in values(tmp_path / "tensorboard") if value.HasField("image")}
+    assert len(found) == 8
+    for name, shape in {"found/image 0": (500, 1600, 3), "found/image 1": (60, 90, 3)}.items():
+        shown = cv2.imdecode(np.frombuffer(found[name].encoded_image_string, np.uint8), cv2.IMREAD_COLOR)
+        assert shown.shape == (found[name].height, found[name].width, 3) == shape
+        np.testing.assert_allclose(shown.mean(axis=(0, 1)), (10, 120, 240), atol=3)
+
+
+class Device:
+    def __init__(self, platform, peak=None):
+        self.platform, self._peak = platform, peak
+
+    def memory_stats(self):
+        return None if self._peak is None else {"peak_bytes_in_use": self._peak, "bytes_in_use": 0}
+
+
+def test_memory_is_that_of_the_fullest_device():
+    assert peak_memory([Device("gpu", 2**30), Device("gpu", 3 * 2**30)]) == {MEMORY: 3.0}
+    assert peak_memory([Device("tpu")]) == {}  # it does not say
+
+
+def test_memory_of_a_cpu_is_that_of_the_process():
+    status = Path("/proc/self/status")
+    if not status.is_file():
+        pytest.skip("only Linux tells it twice")
+    (kilobytes,) = re.findall(r"VmHWM:\s+(\d+) kB", status.read_text())
+    assert peak_memory([Device("cpu")]) == {MEMORY: pytest.approx(int(kilobytes) / 2**20, rel=0.1)}
+
+
+def test_gauges_are_read_when_something_is_reported(clock):
+    recorder, asked = Recorder(), iter((0.5, 0.75))
+    with MetricsLog([recorder], every=2, last_step=4, batch_size=4, gauges=lambda: {MEMORY: next(asked)}) as log:
+        for step in range(1, 5):
+            clock(1.0)
+            log.step(step, {"loss": 1.0})
+    assert [metrics[MEMORY] for _, metrics in recorder.written] == [0.5, 0.75]
+    assert "  memory 0.8 GiB" in module.describe(recorder.written[-1][1])
 
 
 def test_missing_packages_are_named_and_not_needed(tmp_path, monkeypatch, capsys):
@@ -142,7 +203,7 @@ def test_missing_packages_are_named_and_not_needed(tmp_path, monkeypatch, capsys
     said = capsys.readouterr().out
     assert "tensorboardX is not installed" in said
     assert "rich is not installed" in said
-    assert logging.INSTALL in said
+    assert module.INSTALL in said
     for sink in sinks:
         sink.close()
 
@@ -184,5 +245,5 @@ def test_json_lines_in_a_remote_store_are_written_whole(tmp_path, monkeypatch, c
 
 
 def test_line_counts_steps_that_were_left_out():
-    assert "skipped" not in logging.describe({**METRICS, "skipped": 0.0})
-    assert logging.describe({**METRICS, "skipped": 2.0}).endswith("skipped 2")
+    assert "skipped" not in module.describe({**METRICS, "skipped": 0.0})
+    assert module.describe({**METRICS, "skipped": 2.0}).endswith("skipped 2")

@@ -46,9 +46,30 @@ def test_finished_run_leaves_everything_behind(finished_run):
     lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == list(range(1, 11))
     losses = {"loss", "loss_rpn_class", "loss_rpn_box", "loss_class", "loss_box", "loss_mask"}
-    assert losses | {"learning_rate", "grad_norm", "images_per_second", "data_wait_fraction"} <= lines[0].keys()
+    assert (
+        losses | {"learning_rate", "grad_norm", "images_per_second", "data_wait_fraction", "peak_memory_gib"}
+        <= lines[0].keys()
+    )
     assert finished_run.output.index("Boxes (bbox)") < finished_run.output.index("Masks (segm)")
     assert SUMMARY.search(finished_run.output.splitlines()[-1])
+
+
+def test_readme_of_a_run_names_all_that_is_there(finished_run):
+    text = (finished_run.workdir / "README.md").read_text()
+    files = [path for folder in ("", "evaluation") for path in (finished_run.workdir / folder).iterdir()]
+    assert len(files) >= 10
+    for path in files:
+        assert f"`{path.name}/" in text if path.is_dir() else f"`{path.name}`" in text or path.name == "README.md"
+    metrics = json.loads((finished_run.workdir / "metrics.jsonl").read_text().splitlines()[-1])
+    for name in metrics.keys() - {"step"}:
+        assert name.startswith("loss") or f"`{name}`" in text
+
+
+def test_sample_pictures_are_in_tensorboard(finished_run):
+    (events,) = [path.read_bytes() for path in (finished_run.workdir / "tensorboard").glob("*.10")]
+    pictures = [path.stem for path in finished_run.workdir.rglob("overlays/*.png")]
+    assert all(f"found/{name}".encode() in events for name in pictures)
+    assert events.count(b"\xff\xd8\xff\xe0") == len(pictures) == 2  # JPEG
 
 
 def test_finished_run_is_only_reported(finished_run, capsys):

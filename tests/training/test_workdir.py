@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import sys
 from pathlib import Path
 
 import pytest
@@ -57,3 +58,29 @@ def test_nothing_binds_before_the_first_checkpoint(tmp_path):
     changed = apply_overrides(Config(), ["optimizer.learning_rate=0.5"])
     claim_workdir(tmp_path, changed)
     assert read_config(tmp_path) == changed
+
+
+def test_readme_is_written_at_the_beginning_and_tells_the_command(tmp_path, monkeypatch):
+    workdir = tmp_path / "my run"
+    monkeypatch.setattr(sys, "argv", ["train.py", "--config=a b.py", "--config.init="])
+    claim_workdir(workdir, Config(name="first"))
+    text = (workdir / "README.md").read_text()
+    assert text.startswith("# first\n")
+    assert "\npython train.py '--config=a b.py' --config.init=\n" in text
+    assert f"python eval.py --workdir='{workdir}' --report" in text
+    assert f"from_checkpoint('{workdir}')" in text
+    claim_workdir(workdir, Config(name="second"))  # nothing was kept of the first
+    assert (workdir / "README.md").read_text().startswith("# second\n")
+
+
+def test_readme_of_a_run_that_goes_on_belongs_to_the_people(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["ipython"])
+    claim_workdir(tmp_path, Config())
+    assert "It was begun with" not in (tmp_path / "README.md").read_text()
+    save_one(tmp_path)
+    (tmp_path / "README.md").write_text("my notes")
+    claim_workdir(tmp_path, Config())
+    assert (tmp_path / "README.md").read_text() == "my notes"
+    (tmp_path / "README.md").unlink()  # as in runs of an earlier version
+    claim_workdir(tmp_path, Config())
+    assert "evaluations.jsonl" in (tmp_path / "README.md").read_text()
