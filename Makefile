@@ -7,7 +7,7 @@ RUN := $(VENV)/bin/python
 # The reference of some tests, which skip without it. `make test TORCH=` leaves out a large download.
 TORCH ?= $(if $(filter python3,$(PYTHON)),torch==2.13.0 efficientnet-lite-pytorch==0.1.0)
 
-.PHONY: quickstart test test-slow lint format bench clean
+.PHONY: quickstart test test-slow lint format docs bench clean
 
 quickstart: $(VENV)/.user
 	$(RUN) train.py --config=configs/quickstart.py --workdir=runs/quickstart
@@ -27,6 +27,10 @@ lint: $(VENV)/.test
 format: $(VENV)/.test
 	$(RUN) -m ruff check --fix .
 	$(RUN) -m ruff format .
+
+# build/site/index.html opens from the disk; `python -m http.server --directory build/site` lets its search work, too.
+docs: $(VENV)/.test
+	NO_MKDOCS_2_WARNING=1 $(RUN) -m mkdocs build
 
 bench: $(VENV)/.test
 	$(RUN) benchmarks/data.py
