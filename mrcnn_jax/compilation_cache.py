@@ -17,3 +17,11 @@ def enable() -> None:
 
     if jax.config.jax_compilation_cache_dir is None:  # type: ignore[attr-defined]
         jax.config.update("jax_compilation_cache_dir", str(cache_root() / "xla"))
+
+
+def described() -> str:
+    """In words, for the end of a sentence: where compiled programs are kept, if they are."""
+    import jax
+
+    folder = jax.config.jax_compilation_cache_dir  # type: ignore[attr-defined]
+    return f"; compiled programs are kept in {folder}" if folder else ""

@@ -37,3 +37,10 @@ def test_enable_respects_a_place_that_jax_was_told(monkeypatch, tmp_path):
     jax.config.update("jax_compilation_cache_dir", "/elsewhere")
     compilation_cache.enable()
     assert jax.config.jax_compilation_cache_dir == "/elsewhere"
+
+
+def test_the_place_is_told(tmp_path):
+    jax.config.update("jax_compilation_cache_dir", str(tmp_path))
+    assert compilation_cache.described() == f"; compiled programs are kept in {tmp_path}"
+    jax.config.update("jax_compilation_cache_dir", None)
+    assert compilation_cache.described() == ""

@@ -57,8 +57,9 @@ def score(
     category_names: Sequence[str] = (),
     keypoint_sigmas: Sequence[float] = (),
     images: Path | None = None,
+    quiet: bool = False,
 ) -> Scores:
-    """Score COCO result records against a COCO annotation file; print pycocotools' table for each of `iou_types`.
+    """Score COCO result records against a COCO annotation file; unless `quiet`, print pycocotools' tables.
 
     `image_ids` and `category_names` restrict the evaluation (empty: all of the file); results of other categories are
     left out. `keypoint_sigmas` (K,) say how far off a keypoint may be (OKS); left empty they are COCO's for 17
@@ -80,8 +81,12 @@ def score(
         own = of_lvis and iou_type != "keypoints"
         accumulate = lvis.accumulated if own else functools.partial(_accumulated, sigmas=sigmas)
         evaluations[iou_type] = accumulate(truth, results, iou_type)
-        print(f"\n{HEADINGS[iou_type]} ({iou_type}), {len(truth.imgs)} images, {len(results)} detections", flush=True)
-        numbers = lvis.summarised(evaluations[iou_type]) if own else _summarised(evaluations[iou_type], iou_type)
+        summarise = lvis.summarised if own else functools.partial(_summarised, iou_type=iou_type)
+        with _silent() if quiet else contextlib.nullcontext():
+            print(
+                f"\n{HEADINGS[iou_type]} ({iou_type}), {len(truth.imgs)} images, {len(results)} detections", flush=True
+            )
+            numbers = summarise(evaluations[iou_type])
         metrics.update({f"{iou_type}/{name}": value for name, value in numbers.items()})
     return Scores(truth, results, metrics, evaluations, sigmas)
 

@@ -64,8 +64,9 @@ def evaluate_model(
     devices: Sequence[jax.Device] | None = None,
     check: Callable[[], None] = lambda: None,
     report: bool = False,
+    quiet: bool = False,
 ) -> dict[str, float]:
-    """Evaluate `variables` on the split `config.data.eval`; prints the COCO tables: boxes, masks, keypoints.
+    """Evaluate `variables` on the split `config.data.eval`; prints the COCO tables unless `quiet`.
 
     Writes `results.json` (COCO result records), `metrics.json`, `classes.json` and `overlays/<image id>.png`
     (`config.eval.overlays` of them, spread over the split) to `workdir/evaluation`, with `report` also `report.html`.
@@ -87,7 +88,7 @@ def evaluate_model(
         share = _Share(config, dataset, folder, records)
         share.see_all(detect, check)
         shares = processes.gather_bytes(share.packed())
-    return dict(json.loads(processes.on_main(lambda: _score(config, dataset, folder, shares, report))))
+    return dict(json.loads(processes.on_main(lambda: _score(config, dataset, folder, shares, report, quiet))))
 
 
 class _Share:
@@ -149,7 +150,9 @@ def _clear(folder: epath.Path) -> bytes:
     return b""
 
 
-def _score(config: Config, dataset: Dataset, folder: epath.Path, shares: list[bytes], report: bool) -> bytes:
+def _score(
+    config: Config, dataset: Dataset, folder: epath.Path, shares: list[bytes], report: bool, quiet: bool
+) -> bytes:
     """Put the shares of the processes together (they are let go), write and score them: the metrics as JSON."""
     _join(config, dataset, folder, shares)
     scores = coco.score(
@@ -160,6 +163,7 @@ def _score(config: Config, dataset: Dataset, folder: epath.Path, shares: list[by
         category_names=config.data.categories,
         keypoint_sigmas=config.eval.keypoint_sigmas,
         images=dataset.images_path,
+        quiet=quiet,
     )
     (folder / "metrics.json").write_text(json.dumps(scores.metrics, indent=2) + "\n")
     classes.write(scores, folder / classes.FILE)

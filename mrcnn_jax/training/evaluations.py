@@ -65,8 +65,8 @@ class Evaluations:
         return bool(self._missing(step))
 
     def measure(self, step: int, state: Any) -> dict[str, float]:
-        """Measure what is due on the state after `step` steps; what was found."""
-        return self._measure(step, state, self._missing(step))
+        """Measure what is due on the state after `step` steps; what was found. No tables are printed."""
+        return self._measure(step, state, self._missing(step), quiet=True)
 
     def finish(self, step: int, state: Any) -> dict[str, float]:
         """The measurements of the final state, after `step` steps: average precision, and the loss if it is asked for.
@@ -75,7 +75,7 @@ class Evaluations:
         """
         wanted = {_PRECISION} | ({VALIDATION_LOSS} if self._config.train.validate_every else set())
         known = self._now if self._now.get("step") == step else {}
-        found = {**known, **self._measure(step, state, wanted - known.keys())}
+        found = {**known, **self._measure(step, state, wanted - known.keys(), quiet=False)}
         return {name: value for name, value in found.items() if name != "step"}
 
     def pictures(self, step: int) -> dict[str, bytes]:
@@ -112,7 +112,7 @@ class Evaluations:
         due = {name for name, steps in every.items() if steps and step > 0 and step % steps == 0}
         return due - self._rows.get(step, {}).keys()
 
-    def _measure(self, step: int, state: Any, names: set[str]) -> dict[str, float]:
+    def _measure(self, step: int, state: Any, names: set[str], *, quiet: bool) -> dict[str, float]:
         if not names:
             return {}
         variables = jax.device_get(state.inference_variables())
@@ -127,6 +127,7 @@ class Evaluations:
                 dataset=self._dataset,
                 devices=self._devices,
                 check=self._check,
+                quiet=quiet,
             )
         self._now = {"step": step, **found}
         self._record({**self._now, **self._rows.get(step, {})}, variables)

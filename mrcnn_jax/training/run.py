@@ -11,7 +11,7 @@ import jax
 import numpy as np
 from etils import epath
 
-from mrcnn_jax import peers, processes
+from mrcnn_jax import compilation_cache, peers, processes
 from mrcnn_jax.config import Config, ConfigError, from_json, to_json, validate
 from mrcnn_jax.data.categories import Categories
 from mrcnn_jax.data.coco import Dataset, load_split
@@ -120,6 +120,8 @@ class _Run:
             print(
                 f"{self.workdir}: step {start} of {train.steps}, {len(dataset)} images, {jax.device_count()} devices"
                 f" ({jax.devices()[0].device_kind}) in {count} processes, seed {train.seed}, jax {jax.__version__}",
+                f"the first step of each image shape is compiled before it is done{compilation_cache.described()}",
+                sep="\n",
                 flush=True,
             )
         batches = train_batches(

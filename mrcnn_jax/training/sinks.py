@@ -58,11 +58,14 @@ class Lines(Sink):
 
 
 class ProgressDisplay(Sink):
-    """A bar with the time that is left and, below it, the latest metrics; for a terminal."""
+    """A bar with the time that is left and, below it, the latest metrics; for a terminal.
+
+    While something is measured, which has a bar of its own, it is gone.
+    """
 
     def __init__(self, steps: int, start: int):
+        from rich import get_console
         from rich.console import Group
-        from rich.live import Live
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeElapsedColumn, TimeRemainingColumn
         from rich.text import Text
 
@@ -71,25 +74,33 @@ class ProgressDisplay(Sink):
         self._progress = Progress(*columns)
         self._task = self._progress.add_task("", total=steps, completed=start)
         self._metrics = Text()
-        self._live = Live(Group(self._progress, self._metrics))
+        self._console, self._shown = get_console(), Group(self._progress, self._metrics)
+        self._show()
+
+    def _show(self) -> None:
+        from rich.live import Live
+
+        # A new one each time: a Live that is started again wipes lines that others wrote meanwhile.
+        self._live = Live(self._shown, console=self._console, transient=True)
         self._live.start()
 
     def advance(self, step: int) -> None:
         self._progress.update(self._task, completed=step)
 
     def write(self, step: int, metrics: Mapping[str, float]) -> None:
-        self._metrics.plain = describe(metrics)
+        self._metrics.plain = "\n".join(_describe(metrics))
 
     def measured(self, step: int, metrics: Mapping[str, float]) -> None:
-        self._live.console.print(f"step {step}/{self._steps}  {describe_measured(metrics)}", highlight=False)
+        self._console.print(f"step {step}/{self._steps}  {describe_measured(metrics)}", highlight=False)
 
     @contextmanager
     def measuring(self) -> Iterator[None]:
         self._live.stop()  # there can only be one display, and an evaluation has its own
         yield
-        self._live.start()
+        self._show()
 
     def close(self) -> None:
+        self._live.transient = False  # the last state stays
         self._live.stop()
 
 
@@ -132,19 +143,23 @@ class JsonLines(Sink):
 
 def describe(metrics: Mapping[str, float]) -> str:
     """The metrics that a person follows, on one line."""
-    parts = [f"loss {metrics['loss']:.4f}" if "loss" in metrics else "no finite loss"]
+    return "  ".join(_describe(metrics))
+
+
+def _describe(metrics: Mapping[str, float]) -> tuple[str, str]:
+    """The losses, and the rest of what a person follows."""
+    loss = f"loss {metrics['loss']:.4f}" if "loss" in metrics else "no finite loss"
     losses = [f"{n[5:]} {v:.3f}" for n, v in metrics.items() if n.startswith("loss_")]
     if losses:
-        parts[0] += f" ({', '.join(losses)})"
-    if "learning_rate" in metrics:
-        parts.append(f"lr {metrics['learning_rate']:.3g}")
+        loss += f" ({', '.join(losses)})"
+    parts = [f"lr {metrics['learning_rate']:.3g}"] if "learning_rate" in metrics else []
     parts.append(f"{metrics['images_per_second']:.2f} images/s")
     parts.append(f"data wait {metrics['data_wait_fraction']:.0%}")
     if MEMORY in metrics:
         parts.append(f"memory {metrics[MEMORY]:.1f} GiB")
     if metrics.get("skipped"):
         parts.append(f"skipped {metrics['skipped']:.0f}")
-    return "  ".join(parts)
+    return loss, "  ".join(parts)
 
 
 def describe_measured(metrics: Mapping[str, float]) -> str:

@@ -128,6 +128,18 @@ def test_perfect_detections_score_nearly_one_and_everything_is_written(config, t
     assert "7/7 images evaluated" in capsys.readouterr().out
 
 
+def test_tables_can_be_left_out(config, tmp_path, monkeypatch, capsys):
+    perfect(monkeypatch)
+    loud = evaluate_model(config, {}, tmp_path)
+    assert "Boxes (bbox)" in capsys.readouterr().out
+    perfect(monkeypatch)
+    assert evaluate_model(config, {}, tmp_path, quiet=True) == loud
+    said = capsys.readouterr().out
+    assert "7/7 images evaluated" in said
+    assert "Average Precision" not in said
+    assert "Boxes" not in said
+
+
 def test_a_report_is_written_for_whoever_wants_it(config, tmp_path, monkeypatch):
     perfect(monkeypatch)
     evaluate_model(config, {}, tmp_path)

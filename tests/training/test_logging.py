@@ -226,6 +226,23 @@ def test_terminal_shows_a_display(tmp_path, monkeypatch, capsys):
     assert "step 6/10 box AP 0.310" in said
 
 
+def test_display_comes_back_below_what_was_said_meanwhile(capsys, monkeypatch):
+    rich = pytest.importorskip("rich")
+    monkeypatch.setattr(rich, "_console", rich.console.Console(force_terminal=True, width=100))
+    display = ProgressDisplay(steps=10, start=0)
+    display.write(5, METRICS)
+    with display.measuring():
+        print("a table of eight lines")
+    display.measured(5, MEASURED)
+    display.close()
+    _, _, after = capsys.readouterr().out.partition("a table of eight lines\n")
+    before_the_bar, _, _ = after.partition("step")
+    assert "\x1b[1A" not in before_the_bar  # the cursor goes up to write over lines
+    assert "box AP 0.310" in after
+    # The losses have a line for themselves.
+    assert re.search(r"loss 1\.5000 \(box 0\.500\)\s*\n\S*lr 0\.01", after)
+
+
 def test_json_lines_in_a_remote_store_are_written_whole(tmp_path, monkeypatch, clock):
     """An object of a store cannot be appended to: the file is replaced, now and then and at the end."""
     monkeypatch.setattr(paths, "is_remote", lambda path: True)
