@@ -9,6 +9,26 @@ import pytest
 
 from mrcnn_jax import compilation_cache
 
+ROOT = Path(__file__).resolve().parent.parent
+# Commands that compile nothing that takes a second, which is the least that JAX keeps.
+COMPILE_NOTHING = {
+    "mrcnn_jax/config/__main__.py",
+    "mrcnn_jax/data/check/__main__.py",
+    "mrcnn_jax/data/convert/__main__.py",
+    "mrcnn_jax/data/plan/__main__.py",
+    "mrcnn_jax/data/workers.py",
+    "mrcnn_jax/evaluation/report/__main__.py",
+    "mrcnn_jax/weights/__main__.py",
+}
+
+
+def test_every_command_that_compiles_keeps_its_programs():
+    files = [*ROOT.glob("*.py"), *(ROOT / "mrcnn_jax").rglob("*.py")]
+    commands = {path: path.read_text() for path in files if 'if __name__ == "__main__":' in path.read_text()}
+    keeping = {path.relative_to(ROOT).as_posix() for path, text in commands.items() if "cache.enable()" in text}
+    assert {"train.py", "eval.py", "predict.py"} < keeping
+    assert {path.relative_to(ROOT).as_posix() for path in commands} == keeping | COMPILE_NOTHING
+
 
 @pytest.fixture(autouse=True)
 def restored():

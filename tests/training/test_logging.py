@@ -227,8 +227,8 @@ def test_terminal_shows_a_display(tmp_path, monkeypatch, capsys):
 
 
 def test_display_comes_back_below_what_was_said_meanwhile(capsys, monkeypatch):
-    rich = pytest.importorskip("rich")
-    monkeypatch.setattr(rich, "_console", rich.console.Console(force_terminal=True, width=100))
+    console = pytest.importorskip("rich.console")
+    monkeypatch.setattr("rich._console", console.Console(force_terminal=True, width=100))
     display = ProgressDisplay(steps=10, start=0)
     display.write(5, METRICS)
     with display.measuring():
