@@ -36,7 +36,8 @@ A training run of mrcnn_jax {version}.
 | `failures/step_<step>.npz` | a step that was not finite, with all it takes to do it again |
 | `corrupt/<step>/` | checkpoints that were found damaged, and are not used |
 
-Some appear only when there is something to put in. All but `config.json` and `checkpoints/` can be deleted.
+Some appear only when there is something to put in. To go on, a run needs
+`config.json`, `checkpoints/`, `evaluations.jsonl` and `best/`.
 
 In `metrics.jsonl` are, as means over the steps since the line before: `loss` and its parts, `grad_norm` (before it is
 clipped), `num_rois` and `num_positive_rois` (regions that the heads learned from in a batch, and those of them with an
@@ -65,7 +66,7 @@ predict = mrcnn.Predictor.from_checkpoint({quoted!r})
 ```
 
 The command that began the run also goes on with it, at the exact next batch, after an interruption or with more
-`--config.train.steps=N`. Other settings need a new folder.
+`--config.train.steps=N`. Settings that change what is learned need a new folder.
 """
 
 
@@ -86,4 +87,4 @@ def _begun() -> str:
     """The command of this process if it is train.py; nothing of a script or a notebook that calls `train`."""
     if Path(sys.argv[0]).name != "train.py":
         return ""
-    return f"It was begun with\n\n```bash\n{shlex.join(['python', *sys.argv])}\n```\n"
+    return f"\nIt was begun with\n\n```bash\n{shlex.join(['python', *sys.argv])}\n```\n"
