@@ -51,7 +51,8 @@ class TensorBoard(Sink):
 
     def measured(self, step: int, metrics: Mapping[str, float]) -> None:
         for name, value in metrics.items():  # their names have groups: bbox/AP, validation/loss
-            self._add(step, tag=name, simple_value=value)
+            if value != -1:  # which says of a precision that there is no such truth
+                self._add(step, tag=name, simple_value=value)
 
     def pictured(self, step: int, pictures: Mapping[str, bytes]) -> None:
         for name in sorted(pictures)[:_PICTURES]:

@@ -137,11 +137,12 @@ def scalars(folder):
 def test_tensorboard_scalars(tmp_path):
     board = TensorBoard(tmp_path, start=0)
     board.write(3, {**METRICS, MEMORY: 1.5})
-    board.measured(3, MEASURED)
+    board.measured(3, {**MEASURED, "bbox/APl": -1.0})
     board.close()
     found = scalars(tmp_path / "tensorboard")
     assert ("losses/loss", 3, 1.5) in found
     assert ("bbox/AP", 3, pytest.approx(0.31)) in found
+    assert "bbox/APl" not in [name for name, _, _ in found]  # there are no large objects
     assert ("speed/images_per_second", 3, 8.0) in found
     assert ("memory/peak_memory_gib", 3, 1.5) in found
     assert ("train/learning_rate", 3, pytest.approx(0.01)) in found
