@@ -23,8 +23,6 @@ class CheckpointError(OSError):
 
     exit_status = 74  # EX_IOERR
 
-    exit_status = 74  # EX_IOERR
-
     def __init__(self, step: int, folder: epath.Path, reason: str):
         self.step, self.last = step, max(complete_steps(folder), default=None)
         last = "There is no complete one yet" if self.last is None else f"The last complete one is of step {self.last}"
