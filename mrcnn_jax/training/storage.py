@@ -33,11 +33,13 @@ class CheckpointError(OSError):
 
 
 def open_manager(folder: epath.Path, keep: int | None) -> Manager:
-    """Orbax's manager, in the main process alone."""
+    """Orbax's manager, in the main process alone. What interrupted saves left in `folder` is removed."""
     make_writable(folder)
-    options = ocp.CheckpointManagerOptions(
-        max_to_keep=keep, create=False, cleanup_tmp_directories=True, multiprocessing_options=_alone(folder.name)
-    )
+    # Orbax itself would do it in the background, and a second manager soon after the first in the way of that.
+    entries = list(folder.iterdir()) if folder.exists() else []  # in a store there are no empty folders
+    for unfinished in filter(ocp.utils.is_tmp_checkpoint, entries):
+        unfinished.rmtree()
+    options = ocp.CheckpointManagerOptions(max_to_keep=keep, create=False, multiprocessing_options=_alone(folder.name))
     return Manager(folder, options=options)
 
 
