@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import time
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -38,9 +39,19 @@ def open_manager(folder: epath.Path, keep: int | None) -> Manager:
     # Orbax itself would do it in the background, and a second manager soon after the first in the way of that.
     entries = list(folder.iterdir()) if folder.exists() else []  # in a store there are no empty folders
     for unfinished in filter(ocp.utils.is_tmp_checkpoint, entries):
-        unfinished.rmtree()
+        _remove(unfinished)
     options = ocp.CheckpointManagerOptions(max_to_keep=keep, create=False, multiprocessing_options=_alone(folder.name))
     return Manager(folder, options=options)
+
+
+def _remove(folder: epath.Path) -> None:
+    """Remove a folder. What failed in this process a moment ago may still be writing there, for another moment."""
+    for _ in range(20):
+        try:
+            return folder.rmtree(missing_ok=True)
+        except OSError:
+            time.sleep(0.2)
+    folder.rmtree()
 
 
 class Manager(ocp.CheckpointManager):
