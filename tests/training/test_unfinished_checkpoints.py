@@ -61,8 +61,8 @@ class Snapshots:
         with self._lock:
             self._copying.now = True
             target = self.to / str(self.taken)
-            before = listing(self.folder)
             try:
+                before = listing(self.folder)
                 shutil.copytree(self.folder, target)
                 if listing(self.folder) == before:
                     self.taken += 1
