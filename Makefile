@@ -17,7 +17,7 @@ test: $(VENV)/.test
 	$(RUN) -m pytest -m "not slow" --numprocesses 2 --dist loadfile --durations=25
 
 test-slow: $(VENV)/.test
-	$(RUN) -m pytest -m slow --durations=10
+	$(RUN) -m pytest -m slow --numprocesses 2 --dist loadfile --durations=10
 
 lint: $(VENV)/.test
 	$(RUN) -m ruff check .

@@ -130,6 +130,8 @@ def run(main: Callable[[], int | None]) -> None:
 def _fail(error: BaseException) -> int:
     """Say what happened, in all processes where they are several; the exit status."""
     status, text = _judge(error)
+    if status == peers.LOST:
+        peers.heed()  # who ends breaks the connections, but leaves word before
     if text is None:
         if not peers.joined():
             raise error

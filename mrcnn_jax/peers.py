@@ -109,6 +109,12 @@ def end(status: int, why: str) -> None:
     _exit(status)
 
 
+def heed() -> None:
+    """End as another process did, if one has left word: to be asked when it is gone, before anything is said of it."""
+    if _watch is not None:
+        _watch.look()
+
+
 def leave() -> None:
     """Before all processes end together: wait for the main process, which may have more to do, and part."""
     if _watch is not None:
@@ -125,9 +131,13 @@ class _Watch(threading.Thread):
 
     def run(self) -> None:
         while not self._parted.wait(_LOOK_EVERY):
-            with contextlib.suppress(RuntimeError):  # where the store is gone, JAX ends us
-                for key, word in self._store.key_value_dir_get(_ENDED):
-                    self._follow(int(key.removeprefix(_ENDED)), *json.loads(word))
+            self.look()
+
+    def look(self) -> None:
+        """End if another process has left word that it ends."""
+        with contextlib.suppress(RuntimeError):  # where the store is gone, JAX ends us
+            for key, word in self._store.key_value_dir_get(_ENDED):
+                self._follow(int(key.removeprefix(_ENDED)), *json.loads(word))
 
     def _follow(self, index: int, status: int, why: str) -> None:
         """End as another did, unless the main thread is ending us already."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import time
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -23,8 +24,6 @@ class CheckpointError(OSError):
 
     exit_status = 74  # EX_IOERR
 
-    exit_status = 74  # EX_IOERR
-
     def __init__(self, step: int, folder: epath.Path, reason: str):
         self.step, self.last = step, max(complete_steps(folder), default=None)
         last = "There is no complete one yet" if self.last is None else f"The last complete one is of step {self.last}"
@@ -35,12 +34,24 @@ class CheckpointError(OSError):
 
 
 def open_manager(folder: epath.Path, keep: int | None) -> Manager:
-    """Orbax's manager, in the main process alone."""
+    """Orbax's manager, in the main process alone. What interrupted saves left in `folder` is removed."""
     make_writable(folder)
-    options = ocp.CheckpointManagerOptions(
-        max_to_keep=keep, create=False, cleanup_tmp_directories=True, multiprocessing_options=_alone(folder.name)
-    )
+    # Orbax itself would do it in the background, and a second manager soon after the first in the way of that.
+    entries = list(folder.iterdir()) if folder.exists() else []  # in a store there are no empty folders
+    for unfinished in filter(ocp.utils.is_tmp_checkpoint, entries):
+        _remove(unfinished)
+    options = ocp.CheckpointManagerOptions(max_to_keep=keep, create=False, multiprocessing_options=_alone(folder.name))
     return Manager(folder, options=options)
+
+
+def _remove(folder: epath.Path) -> None:
+    """Remove a folder. What failed in this process a moment ago may still be writing there, for another moment."""
+    for _ in range(20):
+        try:
+            return folder.rmtree(missing_ok=True)
+        except OSError:
+            time.sleep(0.2)
+    folder.rmtree()
 
 
 class Manager(ocp.CheckpointManager):

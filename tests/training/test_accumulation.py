@@ -120,11 +120,13 @@ def test_loop_of_parts_makes_the_step_of_the_whole(setup, whole, monkeypatch):
     assert_equal_steps(one_step(setup, parts=4), whole)
 
 
+@pytest.mark.slow
 def test_counts_known_beforehand(tiny_model_config):
     setup = make_setup(tiny_model_config, "gn", fixed=True)
     assert_equal_steps(one_step(setup, parts=2), one_step(setup, parts=1))
 
 
+@pytest.mark.slow
 def test_parts_on_two_devices_make_the_step_of_the_whole(setup, whole):
     devices = jax.local_devices()[:2]
     step = parallel.compile_train_step(setup.step(2, parallel.AXIS_NAME), devices)
@@ -156,6 +158,7 @@ def assert_equal_steps(actual: Any, expected: Any) -> None:
     jax.tree_util.tree_map_with_path(check, actual, expected)
 
 
+@pytest.mark.slow
 def test_statistics_go_from_part_to_part(tiny_model_config):
     """Batch norm sees batches of the parts' size: after two parts it has its running statistics from two batches."""
     setup = make_setup(tiny_model_config, "bn")

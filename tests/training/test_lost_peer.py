@@ -90,6 +90,18 @@ def test_an_error_of_one_process_ends_the_other(start):
 
 
 @pytest.mark.slow
+def test_the_word_of_the_other_comes_before_the_broken_connection(start):
+    """The same where process 0 learns of it in the collective operation, and has not looked for words before."""
+    job = start(
+        "from mrcnn_jax import peers\npeers._Watch.run = lambda self: self._parted.wait()\n"
+        + at_step(2, 1, "raise DataError('this disk is empty')")
+    )
+    assert code_of_the_other(job, 1) == 2, job.output()
+    assert "process 1 of 2 has ended (this disk is empty), and so does process 0" in job.output(0)
+    assert "another process is gone" not in job.output(0)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("process", [0, 1])
 def test_a_process_that_stands_still_is_lost(start, process):
     """No connection breaks, so that only the heartbeats say it; JAX then ends the other, in its own words."""
