@@ -1,6 +1,6 @@
 """Evaluate a model: `python eval.py --workdir=runs/quickstart [--config.data.root=DIR ...]`, or with a peer's weights
 
-    python eval.py --weights=FILE --format=torchvision --model=maskrcnn_resnet50_fpn --config.data.root=COCO
+    python eval.py --weights=FILE --model=maskrcnn_resnet50_fpn --config.data.root=COCO
 
 in exact mode: each image is resized and padded as the peer would do it (--config.eval.resize=bucket: as here).
 Several processes evaluate together, each its share of the images: see docs/scaling.md.

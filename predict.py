@@ -2,13 +2,14 @@
 
 An INPUT is an image, a video, a folder (searched with its subfolders), a glob pattern in quotes ("photos/*.jpg"), or
 the number of a camera, which is read until Ctrl-C. Instead of a run, a peer's weights: `--weights=FILE
---format=detectron2 --model=mask_rcnn_R_50_FPN`, in exact mode.
+--model=maskrcnn_resnet50_fpn` (torchvision) or `--model=mask_rcnn_R_50_FPN` (Detectron2), in exact mode.
 
 `--save` says what is written, with commas between:
   overlay  each picture with what was found drawn on it; of a video another video, with its rate and all its frames
   coco     results.json: COCO result records; `file_name` and `frame` say of which picture
   json     for each picture a file with names, scores, boxes, masks and keypoints
   mask     for each picture a PNG, NAME.mask.png, in which a pixel is the number of its instance
+Fields of the model's configuration can be set: --config.eval.flip=True (test-time augmentation), for example.
 What cannot be read is named, and named again at the end; the exit status is 1 then, and the rest is done.
 """
 
@@ -19,6 +20,7 @@ import sys
 from pathlib import Path
 
 from mrcnn_jax import command_line, compilation_cache
+from mrcnn_jax.config import apply_overrides
 
 
 def main() -> int:
@@ -30,14 +32,15 @@ def main() -> int:
     parser.add_argument("--output", required=True, type=Path, metavar="DIR", help="folder for all that is written")
     parser.add_argument("--save", default="overlay,coco", help="overlay,coco (default), json, mask")
     parser.add_argument("--threshold", type=float, default=0.5, help="lowest score, but for coco (default 0.5)")
-    arguments = parser.parse_args()
+    arguments, overrides = command_line.parse(parser)
     if arguments.workdir and arguments.weights:
         parser.error("--workdir and --weights: one model, please")
     compilation_cache.enable()
     from mrcnn_jax.prediction.run import predict_files
     from mrcnn_jax.predictor import Predictor
 
-    predict = Predictor(*command_line.load_model(parser, arguments))
+    config, variables = command_line.load_model(parser, arguments)
+    predict = Predictor(apply_overrides(config, overrides), variables)
     outcome = predict_files(
         predict, arguments.inputs, arguments.output, save=arguments.save.split(","), threshold=arguments.threshold
     )

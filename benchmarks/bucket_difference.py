@@ -1,6 +1,6 @@
 """How far detections in the fixed buckets are from those in exact mode: the same model on the same photographs, twice.
 
-    python benchmarks/bucket_difference.py --weights=FILE --format=torchvision --model=maskrcnn_resnet50_fpn \\
+    python benchmarks/bucket_difference.py --weights=FILE --model=maskrcnn_resnet50_fpn \\
         --config.data.root=FOLDER [--images=8]
     python benchmarks/bucket_difference.py --workdir=RUN --exact=detectron2
 
@@ -121,10 +121,12 @@ def main() -> None:
     """Print what has a partner, and both modes' average precisions."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     command_line.add_model(parser)
-    parser.add_argument("--exact", choices=peer_models.PEERS, help="whose resize; default: the --format")
+    parser.add_argument("--exact", choices=peer_models.PEERS, help="whose resize; default: the --model's")
     parser.add_argument("--images", type=int, help="only so many, the first ones")
     arguments, overrides = command_line.parse(parser)
-    peer = arguments.exact or arguments.format or parser.error("whose exact mode? --exact=torchvision or detectron2")
+    if not arguments.exact and not arguments.model:
+        parser.error("whose exact mode? --exact=torchvision or detectron2")
+    peer = arguments.exact or peer_models.peer_of(arguments.model)
     compilation_cache.enable()
     config, variables = command_line.load_model(parser, arguments)
     config = apply_overrides(config, overrides)

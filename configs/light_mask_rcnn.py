@@ -2,7 +2,7 @@
 
 Data: a folder with images/, train.json and val.json (COCO format); name it with --config.data.root=DIR.
 Hardware, time and accuracy: docs/recipes.md, "light_mask_rcnn".
-Command: `pip install "mrcnn-jax[light]"`, then
+Command: `pip install -e '.[data,viz,light]'`, then
 `python train.py --config=configs/light_mask_rcnn.py --config.data.root=DIR --workdir=runs/light`.
 """
 

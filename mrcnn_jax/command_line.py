@@ -39,9 +39,10 @@ def add_model(parser: argparse.ArgumentParser) -> None:
         "--checkpoint", metavar="WHICH", default="latest", help="of the run: latest (default), best, or a step"
     )
     parser.add_argument("--weights", metavar="FILE", help="or weights of a peer: .pth, .pkl, .npz or .safetensors")
-    parser.add_argument("--format", choices=peer_models.PEERS, help="whose weights they are")
     parser.add_argument(
-        "--model", metavar="NAME", help="its name there: maskrcnn_resnet50_fpn, mask_rcnn_R_50_FPN, ..."
+        "--model",
+        metavar="NAME",
+        help="their model: maskrcnn_resnet50_fpn, ... of torchvision, mask_rcnn_R_50_FPN, ... of Detectron2",
     )
 
 
@@ -59,13 +60,14 @@ def model_source(
     parser: argparse.ArgumentParser, arguments: argparse.Namespace, recipe: Config | None = None
 ) -> Callable[[], tuple[Config, Any]]:
     """`load_model` as a function to be called when all processes are there; wrong arguments end the command at once."""
-    missing = [f"--{name}" for name in ("weights", "format", "model") if getattr(arguments, name) is None]
-    if not missing:
-        return lambda: peer_models.load(arguments.weights, arguments.format, arguments.model, recipe)
-    if len(missing) < 3:
-        parser.error(f"{' and '.join(missing)} missing: a peer's model needs --weights, --format and --model")
+    weights, model = arguments.weights, arguments.model
+    if weights is not None and model is not None:
+        return lambda: peer_models.load(weights, peer_models.peer_of(model), model, recipe)
+    if weights is not None or model is not None:
+        missing = "--weights" if weights is None else "--model"
+        parser.error(f"{missing} missing: a peer's model needs --weights and --model")
     if arguments.workdir is None:
-        parser.error("which model? Give --workdir=RUN, or --weights=FILE --format=PEER --model=NAME")
+        parser.error("which model? Give --workdir=RUN, or --weights=FILE --model=NAME")
 
     def load() -> tuple[Config, Any]:
         from mrcnn_jax.training.checkpoint import load_variables  # here: it needs jax

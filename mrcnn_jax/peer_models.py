@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from pathlib import PurePath
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -14,6 +15,11 @@ if TYPE_CHECKING:
 
 Peer = Literal["torchvision", "detectron2"]
 PEERS: tuple[Peer, ...] = ("torchvision", "detectron2")
+
+
+def peer_of(name: str) -> Peer:
+    """Whose name of a model that is: torchvision writes maskrcnn_..., Detectron2 mask_rcnn_..."""
+    return "torchvision" if re.match("(mask|faster|keypoint)rcnn", name) else "detectron2"
 
 
 def load(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,7 +32,8 @@ class ImageError(ValueError):
 class Predictor:
     """Runs a model on images. Each image goes into the fixed shape (`config.data.buckets`) that suits it best.
 
-    Compiles at most two programs for a shape, on its first use: one for whole batches and one for single images.
+    Compiles at most two programs for a shape, on its first use: one for batches (`config.eval.batch_size`) and one for
+    single images, where there are too few for a batch.
     In exact mode (`config.eval.resize`) an image is alone, in the shape that the peer would give it; there is one
     program for each of these shapes. With test-time augmentation (`config.eval.scales`, `flip`) it is alone in several
     views, see `evaluation.augmented`.
@@ -120,12 +121,14 @@ class Predictor:
         return inference.run(self._detect, self._batches(images, sizes), finish)
 
     def _batches(self, images: Iterable[Image], sizes: dict[int, tuple[int, int]]) -> Iterator[inference.Images]:
-        """Whole batches as they fill up, then the rest one by one; notes original sizes.
+        """Whole batches as they fill up; notes original sizes.
 
-        All are alone in exact mode and with test-time augmentation.
+        What is left of a shape is a batch with empty slots if there was a whole one, whose program is compiled; else it
+        goes one by one. All are alone in exact mode and with test-time augmentation.
         """
         prepare = augmented.prepare if self.config.eval.augmented else alone.prepare
         waiting: dict[tuple[int, int], list[inference.Images]] = defaultdict(list)
+        batched = set()
         for index, image in enumerate(images):
             pixels = _pixels(image, index)
             sizes[index] = (pixels.shape[0], pixels.shape[1])
@@ -133,13 +136,23 @@ class Predictor:
             if self.config.eval.alone:
                 yield single
                 continue
-            shelf = waiting[single.images.shape[1:3]]
+            shape = single.images.shape[1:3]
+            shelf = waiting[shape]
             shelf.append(single)
             if len(shelf) == self.config.eval.batch_size:
-                yield inference.Images(*(np.concatenate(field) for field in zip(*shelf, strict=True)))
+                yield _joined(shelf)
+                batched.add(shape)
                 shelf.clear()
-        for shelf in waiting.values():
-            yield from shelf
+        for shape, shelf in waiting.items():
+            if shelf and shape in batched:
+                empty = shelf[-1]._replace(valid=np.array([False]))
+                yield _joined(shelf + [empty] * (self.config.eval.batch_size - len(shelf)))
+            else:
+                yield from shelf
+
+
+def _joined(singles: Sequence[inference.Images]) -> inference.Images:
+    return inference.Images(*(np.concatenate(field) for field in zip(*singles, strict=True)))
 
 
 def read_image(path: str | os.PathLike[str]) -> NDArray[np.uint8]:

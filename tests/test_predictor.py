@@ -60,6 +60,14 @@ def test_results_come_in_input_order_with_original_sizes(shapes):
     assert set(shapes) <= {(b, *bucket, 3) for b in (1, 2) for bucket in CONFIG.data.buckets}
 
 
+def test_what_is_left_of_a_shape_uses_the_program_that_is_there(shapes):
+    landscape, portrait = (64, 96, 3), (96, 64, 3)
+    predict = Predictor(CONFIG, {})
+    found = predict([picture(50, 80, 10 * i) for i in range(5)] + [picture(80, 50, 50)])
+    np.testing.assert_allclose([one.scores[0] for one in found], np.arange(6) * 10 / 255, rtol=1e-6)
+    assert sorted(shapes) == sorted([(2, *landscape)] * 3 + [(1, *portrait)])
+
+
 def test_files_and_arrays_agree_and_colours_are_rgb(shapes, tmp_path):
     image = picture(40, 60, 0)
     image[:, :, 0] = 200  # red

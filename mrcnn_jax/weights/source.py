@@ -139,13 +139,14 @@ KINDS = [
 ]
 
 
-def recognise(weights: Weights) -> Source:
+def recognise(weights: Weights, label: str = "") -> Source:
     """Read a file (or take a state dict), find out whose it is, and bring its names up to date.
 
+    Messages call it `label`; by default a file by its path.
     Raises WeightsError for a file that cannot be read safely, and for names that no known kind of network has.
     """
     path = None if isinstance(weights, Mapping) else Path(weights)
-    label = "the state dict" if path is None else os.fspath(path)
+    label = label or ("the state dict" if path is None else os.fspath(path))
     tensors, author = _unwrap(weights if path is None else files.read(path), label)
     for kind in KINDS:
         if any(re.fullmatch(kind.mark, name) for name in tensors):

@@ -50,8 +50,11 @@ def test_predictor_finds_what_the_evaluation_found(finished_run):
 
 def test_eval_command_repeats_the_report(finished_run, monkeypatch, capsys):
     before = evaluated(finished_run)
-    assert command(monkeypatch, "eval.py", f"--workdir={finished_run.workdir}", "--config.eval.overlays=2") == 0
+    arguments = [f"--workdir={finished_run.workdir}", "--config.eval.overlays=2", "--report"]
+    assert command(monkeypatch, "eval.py", *arguments) == 0
     printed = capsys.readouterr().out
+    page = Path(finished_run.workdir, "evaluation", "report.html").read_text()
+    assert page.count('src="data:image') == 4
     assert printed.index("Boxes (bbox), 4 images") < printed.index("Masks (segm), 4 images")
     assert tables(printed) == tables(finished_run.output)
     assert evaluated(finished_run) == before

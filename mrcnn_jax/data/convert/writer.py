@@ -132,7 +132,7 @@ def next_commands(contents: dict[Path, Content], folder: Path) -> list[str]:
     settings += [f"data.train.annotations={paths[0].name}", f"data.eval.annotations={paths[-1].name}"]
     settings += [] if masks else ["model.mask=None"]
     check = [f"python -m mrcnn_jax.data.check {shlex.quote(str(p))} --images {shlex.quote(str(folder))}" for p in paths]
-    train = ["python train.py --config=configs/nuclei.py --workdir=runs/mine"]
+    train = ["python train.py --config=configs/light_mask_rcnn.py --workdir=runs/mine"]
     train += [shlex.quote(f"--config.{setting}") for setting in settings]
     same = "  # evaluated on the images that it was trained on; --holdout keeps some apart" if len(paths) == 1 else ""
     return [*check, " \\\n    ".join(train) + same]
