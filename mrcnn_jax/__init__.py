@@ -11,6 +11,7 @@ _PUBLIC = {
     "load_config": "mrcnn_jax.config",
     "build_model": "mrcnn_jax.models.rcnn",
     "Predictor": "mrcnn_jax.predictor",
+    "read_image": "mrcnn_jax.predictor",
 }
 _MODULES = ("visualize",)
 __all__ = [*_PUBLIC, *_MODULES, "__version__"]

@@ -71,9 +71,15 @@ def _parser() -> argparse.ArgumentParser:
     streets.add_argument("--split", default="train", help="train (default) or val")
 
     for each in (label_masks, pascal, streets):
-        each.add_argument("--output", type=Path, required=True, metavar="FILE.json", help="the COCO JSON to write")
         each.add_argument(
-            "--holdout", type=float, default=0.0, metavar="SHARE", help="of images for FILE_val.json: 0.1"
+            "--output",
+            type=Path,
+            required=True,
+            metavar="FILE.json",
+            help="the COCO JSON to write; or a folder for train.json and val.json, with --holdout",
+        )
+        each.add_argument(
+            "--holdout", type=float, default=0.0, metavar="SHARE", help="of images for FILE_val.json (val.json): 0.1"
         )
         each.add_argument("--seed", type=int, default=0, help="another seed holds out other images")
     return parser

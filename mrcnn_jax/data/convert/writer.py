@@ -43,9 +43,16 @@ def outputs(output: Path, holdout: float) -> list[Path]:
     """The files that `write` makes. Raises DataError where one exists already, or the folder cannot be written to."""
     if not 0 <= holdout < 1:
         raise DataError(f"--holdout={holdout} is no part of the images: give a number from 0 to 1, such as 0.1")
-    if output.suffix != ".json":
-        raise DataError(f"--output={output}: the name of a COCO file ends in .json")
-    paths = [output.with_name(f"{output.stem}_{part}.json") for part in ("train", "val")] if holdout else [output]
+    folder = output.suffix == "" or output.is_dir()
+    if output.suffix != ".json" and not (folder and holdout):
+        raise DataError(
+            f"--output={output}: the name of a COCO file ends in .json; a folder gets train.json and val.json, with"
+            " --holdout=0.1 to part the images"
+        )
+    paths = [output]
+    if holdout:
+        base = output if folder else output.parent
+        paths = [base / f"{'' if folder else f'{output.stem}_'}{part}.json" for part in ("train", "val")]
     for path in paths:
         if path.exists():
             raise DataError(f"{path} exists already; remove it, or name another --output")
@@ -122,14 +129,16 @@ def summary(path: Path, content: Content) -> list[str]:
 
 
 def next_commands(contents: dict[Path, Content], folder: Path) -> list[str]:
-    """Commands that check what was written, and train on it."""
+    """Commands that check what was written, and train on it with a recipe that expects train.json, val.json, images/."""
     paths = list(contents)
     masks = any("segmentation" in a for content in contents.values() for a in content["annotations"])
     root = paths[0].parent
     images = os.path.relpath(folder, root)
     images = str(folder.resolve()) if images.startswith("..") else images
-    settings = [f"data.root={root}", *(f"data.{split}.images={images}" for split in ("train", "eval"))]
-    settings += [f"data.train.annotations={paths[0].name}", f"data.eval.annotations={paths[-1].name}"]
+    settings = [f"data.root={root}"]
+    for split, path, usual in (("train", paths[0], "train.json"), ("eval", paths[-1], "val.json")):
+        settings += [f"data.{split}.annotations={path.name}"] if path.name != usual else []
+        settings += [f"data.{split}.images={images}"] if images != "images" else []
     settings += [] if masks else ["model.mask=None"]
     check = [f"python -m mrcnn_jax.data.check {shlex.quote(str(p))} --images {shlex.quote(str(folder))}" for p in paths]
     train = ["python train.py --config=configs/light_mask_rcnn.py --workdir=runs/mine"]

@@ -52,6 +52,16 @@ def test_parts_are_the_whole_and_keep_their_numbers(tmp_path: Path) -> None:
         assert part["categories"] == whole["categories"]
 
 
+def test_a_folder_gets_both_parts(tmp_path: Path) -> None:
+    parts = writer.assemble(conversion(8), tmp_path / "mine", 0.25)
+    assert list(parts) == [tmp_path / "mine" / "train.json", tmp_path / "mine" / "val.json"]
+    assert list(parts.values()) == list(writer.assemble(conversion(8), tmp_path / "a.json", 0.25).values())
+    with pytest.raises(DataError, match=r"a folder gets train\.json and val\.json, with --holdout=0\.1"):
+        writer.outputs(tmp_path / "mine", 0)
+    with pytest.raises(DataError, match=r"a\.txt: the name of a COCO file ends in \.json"):
+        writer.outputs(tmp_path / "a.txt", 0.5)
+
+
 def held_out(given: Conversion, seed: int = 0, holdout: float = 0.25) -> set[str]:
     _, val = writer.assemble(given, Path("a.json"), holdout, seed).values()
     return {image["file_name"] for image in val["images"]}
@@ -163,12 +173,13 @@ def test_an_interruption_is_told_in_a_line(tmp_path: Path, capsys: Any, monkeypa
 
 
 @pytest.mark.parametrize("inside", [True, False])
-def test_the_commands_that_are_printed_can_be_given(inside: bool, tmp_path: Path) -> None:
+@pytest.mark.parametrize("output", ["a.json", "."])
+def test_the_commands_that_are_printed_can_be_given(inside: bool, output: str, tmp_path: Path) -> None:
     """The settings are fields of the recipe, and lead to the files."""
     data = tmp_path / "my data"
     folder = data / "images" if inside else tmp_path / "elsewhere"
     folder.mkdir(parents=True)
-    contents = writer.assemble(conversion(9), data / "a.json", 0.5)
+    contents = writer.assemble(conversion(9), data / output, 0.5)
     writer.write(contents)
     *checks, train = writer.next_commands(contents, folder)
     for command, path in zip(checks, contents, strict=True):
@@ -178,8 +189,8 @@ def test_the_commands_that_are_printed_can_be_given(inside: bool, tmp_path: Path
     words = shlex.split(train.replace("\\\n", " "))
     recipe = ROOT / words[2].removeprefix("--config=")
     config = load_config(recipe, [word.removeprefix("--config.") for word in words if word.startswith("--config.")])
-    for split, name in ((config.data.train, "a_train.json"), (config.data.eval, "a_val.json")):
-        assert (Path(config.data.root) / split.annotations).samefile(data / name)
+    for split, path in zip((config.data.train, config.data.eval), contents, strict=True):
+        assert (Path(config.data.root) / split.annotations).samefile(path)
         assert (Path(config.data.root) / split.images).samefile(folder)
     assert config.model.mask is None  # these have boxes only
 
