@@ -120,7 +120,9 @@ def run(main: Callable[[], int | None]) -> None:
     """
     logging.basicConfig(format="%(message)s")
     logging.getLogger("mrcnn_jax").setLevel(logging.INFO)
-    logging.getLogger("absl").setLevel(logging.CRITICAL)  # Orbax raises what it logs, with tracebacks, as an error
+    for name in ("absl", "asyncio"):  # Orbax raises the first of what it logs, with tracebacks, as an error
+        logging.getLogger(name).setLevel(logging.CRITICAL)
+    sys.unraisablehook = _tell_unraisable
     try:
         status = main() or 0
         peers.leave()
@@ -140,12 +142,29 @@ def _fail(error: BaseException) -> int:
         traceback.print_exception(error)
         text = f"{type(error).__name__}: {error}"
     elif peers.is_main() or not getattr(error, "everywhere", False):
-        print(peers.signed(text if isinstance(error, KeyboardInterrupt) else f"error: {text}"), file=sys.stderr)
+        _tell(peers.signed(text if isinstance(error, KeyboardInterrupt) else f"error: {text}"))
     if getattr(error, "everywhere", False):
         peers.leave()
     else:
         peers.end(status, text)
     return status
+
+
+def _tell(text: str) -> None:
+    """Say it on the terminal; where a full disk lets nothing through, the exit status has to do."""
+    try:
+        sys.stdout.flush()
+        print(text, file=sys.stderr, flush=True)
+    except OSError:  # what is still buffered would change the status as the interpreter ends
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, sys.stdout.fileno())
+        os.dup2(nowhere, sys.stderr.fileno())
+
+
+def _tell_unraisable(what: sys.UnraisableHookArgs) -> None:
+    """As Python does it, without what threads of a checkpoint's writer tell an event loop that has failed already."""
+    if str(what.exc_value) != "Event loop is closed":
+        sys.__unraisablehook__(what)
 
 
 def _judge(error: BaseException) -> tuple[int, str | None]:

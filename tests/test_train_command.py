@@ -5,13 +5,15 @@ from __future__ import annotations
 import errno
 import runpy
 import signal
+import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import pytest
 
-from mrcnn_jax import peers
+from mrcnn_jax import command_line, peers
 from mrcnn_jax.training import run
 from mrcnn_jax.training.interruption import Stopped
 from mrcnn_jax.training.loop import NonFiniteLossError
@@ -113,3 +115,23 @@ def test_a_running_save_is_finished_first():
         peers._do_duties()
     peers._do_duties()
     assert done == ["saved"]
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
+def test_status_is_kept_where_the_message_cannot_be_written(tmp_path):
+    """A log on the disk that is full: neither the failing print nor what is left in buffers changes the status."""
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            [sys.executable, str(ROOT / "eval.py"), f"--workdir={tmp_path}"], cwd=ROOT, stdout=full, stderr=full
+        )
+    assert done.returncode == 2
+
+
+def test_closed_loop_of_a_failed_save_is_not_told(monkeypatch, capsys):
+    for text in ("Event loop is closed", "the loop is open"):
+        what = SimpleNamespace(
+            exc_type=RuntimeError, exc_value=RuntimeError(text), exc_traceback=None, err_msg=None, object=None
+        )
+        monkeypatch.setattr(sys, "__unraisablehook__", lambda what: print(what.exc_value))
+        command_line._tell_unraisable(what)
+    assert capsys.readouterr().out == "the loop is open\n"
