@@ -36,8 +36,9 @@ def compile_detect(model: ModelConfig, variables: Any, devices: Sequence[jax.Dev
     """`models.rcnn.detect` with its variables on the device; compiles once for each shape of images.
 
     With `devices` each of them takes an equal share of the images. Other variables of the same model need no other
-    program.
+    program, nor does JAX's own device if it is the only one.
     """
+    devices = () if tuple(devices) == (jax.local_devices()[0],) else devices
     placed = replicate(variables, devices) if devices else jax.device_put(variables)
     return functools.partial(_program(model, tuple(devices)), placed)
 
