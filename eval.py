@@ -36,15 +36,17 @@ def main() -> None:
     load = command_line.model_source(parser, arguments, recipe)
     compilation_cache.enable()
     from mrcnn_jax.evaluation import classes
-    from mrcnn_jax.evaluation.run import FOLDER, evaluate_model
+    from mrcnn_jax.evaluation.run import FOLDER, REPORT, evaluate_model
 
     command_line.join(arguments)
     config, variables = command_line.load_on_main(load)
     workdir = arguments.workdir or f"runs/{config.name}"
     evaluate_model(apply_overrides(config, overrides), variables, workdir, report=arguments.report)
     if peers.is_main():
-        print(f"\n{classes.listing(epath.Path(workdir) / FOLDER / classes.FILE)}")
-        print(f"results, metrics and pictures are in {workdir}/{FOLDER}")
+        if listing := classes.listing(epath.Path(workdir) / FOLDER / classes.FILE):
+            print(f"\n{listing}")
+        page = f"; open {workdir}/{FOLDER}/{REPORT} in a browser" if arguments.report else ""
+        print(f"\nresults, metrics and pictures are in {workdir}/{FOLDER}{page}")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Draw the README's picture: `python docs/picture.py`, after `make quickstart`.
 
-The first held-back pictures, not chosen ones; in each pair the truth on the left, what was found on the right.
+What is found in the first held-back pictures: not in chosen ones.
 """
 
 from __future__ import annotations
@@ -10,27 +10,25 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from mrcnn_jax import Predictor, visualize
+from mrcnn_jax import Predictor, read_image, visualize
 from mrcnn_jax.data.coco import load_split
-from mrcnn_jax.evaluation import truth
 
-PAIRS = 3
-GAP = 24  # pixels, of white
+PICTURES = 4
+GAP = 16  # pixels, of white
 
 
 def main() -> None:
-    """Write docs/pictures/quickstart.png."""
+    """Write docs/pictures/quickstart.jpg."""
     predict = Predictor.from_checkpoint("runs/quickstart")
     held_back = load_split(predict.config.data, "eval")
-    found = predict([held_back.image_path(index) for index in range(PAIRS)])
-    pairs = []
-    for index, prediction in enumerate(found):
-        picture, true = truth.read(held_back, index, predict.config.model)
-        pairs.append(visualize.compare(picture, true, prediction))
-    gap = np.full((len(pairs[0]), GAP, 3), 255, np.uint8)
-    row = np.concatenate([part for pair in pairs for part in (gap, pair)][1:], axis=1)
-    smaller = cv2.resize(row, None, fx=0.6, fy=0.6, interpolation=cv2.INTER_AREA)
-    cv2.imwrite(str(Path(__file__).parent / "pictures" / "quickstart.png"), smaller[:, :, ::-1])
+    paths = [held_back.image_path(index) for index in range(PICTURES)]
+    drawn = [visualize.draw(read_image(path), found) for path, found in zip(paths, predict(paths), strict=True)]
+    gap = np.full((len(drawn[0]), GAP, 3), 255, np.uint8)
+    row = np.concatenate([part for picture in drawn for part in (gap, picture)][1:], axis=1)
+    smaller = cv2.resize(row, None, fx=0.75, fy=0.75, interpolation=cv2.INTER_AREA)
+    cv2.imwrite(
+        str(Path(__file__).parent / "pictures" / "quickstart.jpg"), smaller[:, :, ::-1], [cv2.IMWRITE_JPEG_QUALITY, 90]
+    )
 
 
 if __name__ == "__main__":
