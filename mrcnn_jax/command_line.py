@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import errno
+import functools
 import logging
 import os
 import sys
@@ -122,7 +123,7 @@ def run(main: Callable[[], int | None]) -> None:
     logging.getLogger("mrcnn_jax").setLevel(logging.INFO)
     for name in ("absl", "asyncio"):  # Orbax raises the first of what it logs, with tracebacks, as an error
         logging.getLogger(name).setLevel(logging.CRITICAL)
-    sys.unraisablehook = _tell_unraisable
+    sys.unraisablehook = functools.partial(_tell_unraisable, sys.unraisablehook)
     try:
         status = main() or 0
         peers.leave()
@@ -161,10 +162,10 @@ def _tell(text: str) -> None:
         os.dup2(nowhere, sys.stderr.fileno())
 
 
-def _tell_unraisable(what: sys.UnraisableHookArgs) -> None:
-    """As Python does it, without what threads of a checkpoint's writer tell an event loop that has failed already."""
+def _tell_unraisable(tell: Callable[[Any], Any], what: Any) -> None:
+    """As `tell` does it, without what threads of a checkpoint's writer tell an event loop that has failed already."""
     if str(what.exc_value) != "Event loop is closed":
-        sys.__unraisablehook__(what)
+        tell(what)
 
 
 def _judge(error: BaseException) -> tuple[int, str | None]:
