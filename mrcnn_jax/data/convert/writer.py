@@ -129,7 +129,7 @@ def summary(path: Path, content: Content) -> list[str]:
 
 
 def next_commands(contents: dict[Path, Content], folder: Path) -> list[str]:
-    """Commands that check what was written, and train on it; their recipe looks for train.json, val.json and images/."""
+    """Commands that check what was written and train on it, by a recipe that looks for train.json, val.json, images."""
     paths = list(contents)
     masks = any("segmentation" in a for content in contents.values() for a in content["annotations"])
     root = paths[0].parent
