@@ -312,7 +312,9 @@ def fit(workdir, calls: Calls, *, steps=8, every=3) -> TrainState:
             image_ids=list,
             save_failure=lambda *_: "failure.npz",
             interruptions=interruptions,
-            evaluations=SimpleNamespace(due=lambda step: step == 5, measure=measure, exhausted=lambda: False),
+            evaluations=SimpleNamespace(
+                due=lambda step: step == 5, measure=measure, pictures=lambda _: {}, exhausted=lambda: False
+            ),
             devices=devices,
         )
         return jax.device_get(loop.run(state, batches(int(state.step)), jax.random.key(0)))

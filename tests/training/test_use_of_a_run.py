@@ -54,7 +54,7 @@ def test_eval_command_repeats_the_report(finished_run, monkeypatch, capsys):
     assert command(monkeypatch, "eval.py", *arguments) == 0
     printed = capsys.readouterr().out
     page = Path(finished_run.workdir, "evaluation", "report.html").read_text()
-    assert page.count('src="data:image') == 4
+    assert page.count('href="data:image') == 4
     assert printed.index("Boxes (bbox), 4 images") < printed.index("Masks (segm), 4 images")
     assert tables(printed) == tables(finished_run.output)
     assert evaluated(finished_run) == before

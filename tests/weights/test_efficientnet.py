@@ -63,7 +63,7 @@ def test_what_does_not_fit_is_listed(classifier):
 def test_a_package_that_is_not_installed_is_named(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     config = Config(init=efficientnet.PACKAGED, model=light())
-    with pytest.raises(ConfigError, match=r"pip install 'mrcnn-jax\[light\]'"):
+    with pytest.raises(ConfigError, match=r"pip install -e '\.\[light\]'"):
         initial_variables(config, jax.random.key(0))
 
 
