@@ -282,12 +282,9 @@ def test_a_run_with_measurements_leaves_them_behind(measured_run):
         jax.tree.map(np.testing.assert_array_equal, variables, state.inference_variables())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
-    "killed",
-    [
-        pytest.param(1, id="in the first evaluation"),
-        pytest.param(3, id="in the evaluation of the end", marks=pytest.mark.slow),
-    ],
+    "killed", [pytest.param(1, id="in the first evaluation"), pytest.param(3, id="in the evaluation of the end")]
 )
 def test_killed_while_measuring_ends_the_same(killed, measured_run, tiny_config, tmp_path, monkeypatch, capsys):
     """Killed in evaluation number `killed`: of step 4, or of the end; then the same command again."""

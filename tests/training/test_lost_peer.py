@@ -63,6 +63,7 @@ def steps_of(workdir):
     return [json.loads(line)["step"] for line in (workdir / "metrics.jsonl").read_text().splitlines()]
 
 
+@pytest.mark.slow
 def test_a_killed_process_ends_the_other_and_both_continue(start, tmp_path):
     job = start(at_step(7, 1, "os.kill(os.getpid(), signal.SIGKILL)"))
     assert code_of_the_other(job, 1) == 75, job.output()
