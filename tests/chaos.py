@@ -33,6 +33,7 @@ STEPS, SAVE_EVERY, EVALUATE_EVERY = 40, 2, 7
 TIME_OUT = 300.0  # seconds that a process may take; a tenth of it on an idle machine
 TEMPORARY = "*orbax-checkpoint-tmp*"
 KINDS = ("in a save", "in start-up", "in compilation or the first step", "in an evaluation", "in a step")
+MACHINE = ("images_per_second", "data_wait_fraction", "peak_memory_gib")
 
 
 def main() -> int:
@@ -230,7 +231,8 @@ def _arrays(folder: Path) -> dict[str, bytes]:
 
 
 def _losses(row: dict[str, float]) -> dict[str, float]:
-    return {name: value for name, value in row.items() if name not in ("images_per_second", "data_wait_fraction")}
+    """A row without what was measured of the machine, which is another each time."""
+    return {name: value for name, value in row.items() if name not in MACHINE}
 
 
 def _rows(path: Path) -> list[dict[str, float]]:
