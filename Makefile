@@ -16,8 +16,10 @@ quickstart: $(VENV)/.user
 test: $(VENV)/.test
 	$(RUN) -m pytest -m "not slow" --numprocesses 2 --dist loadfile --durations=25
 
+# The notebooks first, and nothing beside them: their time is what a reader waits.
 test-slow: $(VENV)/.test
-	$(RUN) -m pytest -m slow --numprocesses 2 --dist loadfile --durations=10
+	$(RUN) -m pytest -m slow tests/test_notebooks.py --durations=1
+	$(RUN) -m pytest -m slow --ignore tests/test_notebooks.py --numprocesses 2 --dist loadfile --durations=10
 
 lint: $(VENV)/.test
 	$(RUN) -m ruff check .
