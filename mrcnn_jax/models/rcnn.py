@@ -5,10 +5,11 @@ Faster R-CNN is the same model without the mask head.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING, Any
 
 import flax.linen as nn
+import flax.traverse_util
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -146,11 +147,19 @@ def _backbone(config: ModelConfig, norm: NormFactory, remat: bool) -> nn.Module:
     return ResNet(config.backbone, norm, stages, 2 if config.features == "dc5" else 1, remat)
 
 
-def init_variables(model: MaskRCNN, key: jax.Array) -> Variables:
-    """Random parameters and the initial constants of norms."""
+def init_variables(model: MaskRCNN, key: jax.Array, paths: Collection[tuple[str, ...]] | None = None) -> Variables:
+    """Random parameters and the initial constants of norms; with `paths` only those, with the same values."""
+
+    def init(*arguments: Any) -> Variables:
+        variables = model.init(*arguments)
+        if paths is None:
+            return variables
+        flat = flax.traverse_util.flatten_dict(variables)
+        return flax.traverse_util.unflatten_dict({path: flat[path] for path in paths})
+
     # It runs once: compiling it well would take three times as long as compiling and running it does.
-    init = jax.jit(model.init, compiler_options={"xla_backend_optimization_level": 0})
-    return init(key, *_smallest_batch())
+    compiled = jax.jit(init, compiler_options={"xla_backend_optimization_level": 0})
+    return compiled(key, *_smallest_batch())
 
 
 def variable_shapes(model: MaskRCNN) -> Variables:

@@ -136,8 +136,8 @@ def _completed(model: ModelConfig, shapes: Any, given: Flat, key: jax.Array, lab
     rest = [path for path in shapes if path not in given]
     if rest:
         log.info("%s: random initial values for %s", label, ", ".join(_named(rest, given)))
-        fresh = flax.traverse_util.flatten_dict(init_variables(build_model(model), key))
-        given = {**given, **{path: fresh[path] for path in rest}}
+        fresh = init_variables(build_model(model), key, rest)  # drawing what is given as well would take seconds more
+        given = {**given, **flax.traverse_util.flatten_dict(fresh)}
     return flax.traverse_util.unflatten_dict(given)
 
 

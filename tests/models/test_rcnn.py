@@ -5,13 +5,14 @@ from __future__ import annotations
 import dataclasses
 import functools
 
+import flax.traverse_util
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from mrcnn_jax.config import ModelConfig
-from mrcnn_jax.models.rcnn import build_model, detect, normalize, variable_shapes
+from mrcnn_jax.models.rcnn import build_model, detect, init_variables, normalize, variable_shapes
 
 
 def parameters(**changes) -> int:
@@ -56,6 +57,15 @@ def test_initial_variables(model, variables):
         kernel = np.asarray(params[head][layer]["kernel"])
         assert 0.5 * spread < kernel.std() < 1.5 * spread
         assert not params[head][layer]["bias"].any()
+
+
+def test_some_initial_variables_are_those_of_all(model, variables):
+    paths = [("params", "mask_head", "logits", "kernel"), ("params", "rpn_head", "deltas", "bias")]
+    some = flax.traverse_util.flatten_dict(init_variables(model, jax.random.key(0), paths))
+    whole = flax.traverse_util.flatten_dict(variables)
+    assert list(some) == paths
+    for path in paths:
+        np.testing.assert_array_equal(some[path], whole[path])
 
 
 def test_detections_do_not_depend_on_the_padding(compiled_detect, variables, pictures):
