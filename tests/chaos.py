@@ -33,7 +33,7 @@ STEPS, SAVE_EVERY, EVALUATE_EVERY = 40, 2, 7
 TIME_OUT = 300.0  # seconds that a process may take; a tenth of it on an idle machine
 TEMPORARY = "*orbax-checkpoint-tmp*"
 KINDS = ("in a save", "in start-up", "in compilation or the first step", "in an evaluation", "in a step")
-MACHINE = ("images_per_second", "data_wait_fraction", "peak_memory_gib")
+MACHINE = ("images_per_second", "data_wait_fraction", "peak_memory_gib")  # what a row says of it, not of the run
 
 
 def main() -> int:

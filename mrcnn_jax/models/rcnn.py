@@ -148,7 +148,11 @@ def _backbone(config: ModelConfig, norm: NormFactory, remat: bool) -> nn.Module:
 
 
 def init_variables(model: MaskRCNN, key: jax.Array, paths: Collection[tuple[str, ...]] | None = None) -> Variables:
-    """Random parameters and the initial constants of norms; with `paths` only those, with the same values."""
+    """Random parameters and the initial constants of norms.
+
+    With `paths` only those leaves, such as ("params", "mask_head", "logits", "kernel"), and the same values as without:
+    fewer compile faster.
+    """
 
     def init(*arguments: Any) -> Variables:
         variables = model.init(*arguments)
