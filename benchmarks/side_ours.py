@@ -1,0 +1,264 @@
+"""Our side of the comparisons in `benchmarks.compare`; each function prepares a task of `work.Case`."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import time
+from collections.abc import Callable
+from typing import Any
+from unittest import mock
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from benchmarks import work
+from benchmarks.turns import Task, serve
+from benchmarks.work import Case
+from mrcnn_jax import presets
+from mrcnn_jax.config import Config, ModelConfig
+from mrcnn_jax.evaluation.paste import paste
+from mrcnn_jax.models import rcnn
+from mrcnn_jax.ops import boxes as box_ops
+from mrcnn_jax.ops import masks as mask_ops
+from mrcnn_jax.ops.matching import match
+from mrcnn_jax.ops.nms import batched_nms
+from mrcnn_jax.ops.roi_align import multilevel_roi_align
+from mrcnn_jax.structures import Batch, Detections, GroundTruth, Proposals
+from mrcnn_jax.training import forward
+from mrcnn_jax.training.step import create_state, make_train_step
+from mrcnn_jax.weights import torchvision as names
+
+SLOTS = 100  # for objects, most of them empty, as the recipes have
+
+
+def model_config(low_precision: bool = False) -> ModelConfig:
+    """torchvision's Mask R-CNN."""
+    config = presets.torchvision_model("maskrcnn_resnet50_fpn")
+    return dataclasses.replace(config, compute_dtype="bfloat16" if low_precision else "float32")
+
+
+def compiled(function: Callable[..., Any], *arguments: Any, **options: Any) -> tuple[Callable[..., Any], dict]:
+    """The compiled program, and what is known of it: seconds of compilation, operations and bytes by XLA's count."""
+    start = time.perf_counter()
+    lowered = jax.jit(function, **options).lower(*arguments)
+    program = lowered.compile()
+    seconds = time.perf_counter() - start
+    # Operations are counted before optimisation, which hides convolutions in calls of libraries; bytes after it.
+    flop = (lowered.cost_analysis() or {}).get("flops", float("nan"))
+    moved = (program.cost_analysis() or {}).get("bytes accessed", float("nan"))
+    return program, {"compile": seconds, "flop": flop, "bytes": moved}
+
+
+def program_task(function: Callable[..., Any], *arguments: Any) -> Task:
+    """Runs a function of arrays that are on the device."""
+    placed = jax.device_put(arguments)
+    program, facts = compiled(function, *placed)
+    return Task(lambda: jax.block_until_ready(program(*placed)), facts, device_peak())
+
+
+def device_peak() -> Callable[[], float] | None:
+    """The device's own count of memory; since the process began, so that a task has a process for itself."""
+    if jax.default_backend() == "cpu":
+        return None
+    return lambda: jax.devices()[0].memory_stats()["peak_bytes_in_use"] / 2**20
+
+
+def matrix_product(case: Case) -> Task:
+    dtype = jnp.bfloat16 if case.low_precision else jnp.float32
+    matrix = np.asarray(np.random.default_rng(0).standard_normal((case.size, case.size)), dtype)
+    return program_task(lambda a, b: a @ b, matrix, matrix)
+
+
+def copying(case: Case) -> Task:
+    values = np.zeros(case.size, np.float32)
+    return program_task(lambda x: x + 1, values)
+
+
+def roi_align(case: Case) -> Task:
+    levels = work.maps(case)[:-1]
+
+    def pool(levels: Any, boxes: Any) -> jax.Array:
+        return multilevel_roi_align(
+            levels, boxes, strides=work.STRIDES[:-1], output_size=case.size, sampling_ratio=2, aligned=False
+        )
+
+    def gradient(levels: Any, boxes: Any, cotangent: Any) -> Any:
+        return jax.vjp(lambda maps: jax.vmap(pool)(maps, boxes), levels)[1](cotangent)
+
+    boxes = work.rois(case, 512)
+    if not case.gradient:
+        return program_task(jax.vmap(pool), levels, boxes)
+    shape = (case.images, 512, case.size, case.size, work.CHANNELS)
+    return program_task(gradient, levels, boxes, np.ones(shape, np.float32))
+
+
+def nms(case: Case) -> Task:
+    boxes, scores, groups = work.crowd(case, work.CLASSES)
+    valid = np.ones(case.size, bool)
+    return program_task(functools.partial(batched_nms, iou_threshold=0.5), boxes, scores, groups.astype(np.int32), valid)
+
+
+def matching(case: Case) -> Task:
+    truth = work.objects(case)[0]
+
+    def run(truth: Any, anchors: Any) -> Any:
+        iou = box_ops.iou(truth, anchors)
+        return match(iou, jnp.ones(len(truth), bool), positive=0.7, negative=0.3, allow_low_quality=True)
+
+    return program_task(run, truth, work.anchors(case))
+
+
+def top_k(case: Case) -> Task:
+    return program_task(
+        lambda levels: [jax.lax.top_k(level, min(1000, len(level))) for level in levels], work.objectness(case)
+    )
+
+
+def pasting(case: Case) -> Task:
+    masks, boxes = work.masks(case)
+    if jax.default_backend() == "cpu":
+        return Task(lambda: full_frames(masks, boxes, case.shape))
+    return program_task(lambda m, b: mask_ops.paste(m, b, case.shape, rule="torchvision") >= 0.5, masks, boxes)
+
+
+def full_frames(masks: np.ndarray, boxes: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
+    """(D, H, W) bool: what the commands do with masks on a CPU, and then whole pictures of it, as torchvision makes."""
+    frames = np.zeros((len(masks), *shape), bool)
+    for frame, mask, box in zip(frames, masks, boxes, strict=True):
+        region = paste(mask, box, shape, "torchvision")
+        height, width = region.pixels.shape
+        frame[region.top : region.top + height, region.left : region.left + width] = region.pixels
+    return frames
+
+
+def network(case: Case) -> tuple[rcnn.MaskRCNN, Any]:
+    model = rcnn.build_model(model_config(case.low_precision))
+    return model, names.import_state(model, work.weights())
+
+
+def backbone(case: Case) -> Task:
+    model, variables = network(case)
+    normalized = np.random.default_rng(0).standard_normal((case.images, *case.shape, 3), dtype=np.float32)
+    return program_task(lambda v, x: model.apply(v, x, method=model.feature_maps), variables, normalized)
+
+
+def rpn(case: Case) -> Task:
+    model, variables = network(case)
+    features = tuple(np.asarray(level, model.config.compute_dtype) for level in work.maps(case))
+    anchors = rcnn.level_anchors(model.config, case.shape, [level.shape[1:3] for level in features])
+
+    def run(variables: Any, features: Any, sizes: Any) -> Proposals:
+        logits, deltas = model.apply(variables, features, method=model.rpn)
+        return rcnn.propose(model.config, logits, deltas, anchors, sizes, train=False)
+
+    return program_task(run, variables, features, sizes_of(case))
+
+
+def heads(case: Case) -> Task:
+    model, variables = network(case)
+    config = model.config
+    features = tuple(np.asarray(level, config.compute_dtype) for level in work.maps(case))
+    assert config.mask is not None
+    mask_size = config.mask.pool_size
+
+    def run(variables: Any, features: Any, boxes: Any, found: Any) -> Any:
+        seen = rcnn.pool_rois(config, features, boxes, config.box.pool_size)
+        outlined = rcnn.pool_rois(config, features, found, mask_size)
+        masks = model.apply(variables, outlined, method=model.mask)
+        return model.apply(variables, seen, method=model.box), masks
+
+    return program_task(run, variables, features, work.rois(case, work.PROPOSALS), work.rois(case, work.DETECTIONS))
+
+
+def inference(case: Case) -> Task:
+    """From pictures in memory to whole masks: on a CPU by the host, elsewhere on the device."""
+    model, variables = network(case)
+    placed = jax.device_put((variables, work.pictures(case), sizes_of(case)))
+    if jax.default_backend() != "cpu":
+        return program_task(functools.partial(detect_and_paste, model, case.shape), *placed)
+    program, facts = compiled(functools.partial(rcnn.detect, model), *placed)
+
+    def run() -> list[np.ndarray]:
+        found = jax.tree.map(np.asarray, program(*placed))
+        return [full_frames(masks, boxes, case.shape) for masks, boxes in zip(found.masks, found.boxes, strict=True)]
+
+    return Task(run, facts)
+
+
+def detect_and_paste(
+    model: rcnn.MaskRCNN, shape: tuple[int, int], variables: Any, images: Any, sizes: Any
+) -> tuple[Detections, jax.Array]:
+    """Detections, and their masks (B, D, H, W) bool."""
+    found = rcnn.detect(model, variables, images, sizes)
+    masks = jax.lax.map(
+        lambda one: mask_ops.paste(*one, shape, rule="torchvision") >= 0.5, (found.masks, found.boxes)
+    )
+    return found, masks
+
+
+def training(case: Case) -> Task:
+    config = Config(model=model_config(case.low_precision))
+    model = rcnn.build_model(config.model)
+    optimizer = optax.sgd(1e-4, momentum=0.9)
+    step = make_train_step(model, config, optimizer, optax.constant_schedule(1e-4))
+    batch, key = jax.device_put((training_batch(case), jax.random.key(0)))
+    # In buffers of its own, which the step may take over.
+    state = jax.tree.map(jnp.copy, create_state(optimizer, names.import_state(model, work.weights())))
+    with mock.patch.object(forward, "propose", with_copies(forward.propose, work.copies(case))):
+        program, facts = compiled(step, state, batch, key, donate_argnums=0)
+
+    def run() -> Any:
+        nonlocal state
+        state, metrics = program(state, batch, key)
+        positive = int(metrics["num_positive_rois"])
+        assert positive == 128 * case.images, f"{positive} positive RoIs: the sides would not do the same work"
+        return metrics
+
+    return Task(run, facts, device_peak())
+
+
+def with_copies(propose: Callable[..., Proposals], copies: np.ndarray) -> Callable[..., Proposals]:
+    """`propose` with copies of the objects (B, 200, 4) among the proposals."""
+
+    def both(*args: Any, **kwargs: Any) -> Proposals:
+        found = propose(*args, **kwargs)
+        shape = copies.shape[:2]
+        more = Proposals(jnp.asarray(copies), jnp.ones(shape, jnp.float32), jnp.ones(shape, bool))
+        return Proposals(*(jnp.concatenate(fields, axis=1) for fields in zip(found, more, strict=True)))
+
+    return both
+
+
+def training_batch(case: Case) -> Batch:
+    boxes = np.zeros((case.images, SLOTS, 4), np.float32)
+    boxes[:, : work.OBJECTS] = work.objects(case)
+    slots = boxes.shape[:2]
+    valid = np.zeros(slots, bool)
+    valid[:, : work.OBJECTS] = True
+    truth = GroundTruth(
+        boxes=boxes,
+        classes=valid.astype(np.int32),
+        masks=np.ones((*slots, 112, 112), np.uint8),
+        mask_windows=boxes,
+        keypoints=np.zeros((*slots, 0, 3), np.float32),
+        valid=valid,
+    )
+    everyone = np.arange(case.images, dtype=np.int32)
+    return Batch(work.pictures(case), sizes_of(case), everyone, np.ones(case.images, bool), truth)
+
+
+def sizes_of(case: Case) -> np.ndarray:
+    """(B, 2): pictures that fill their shape."""
+    return np.tile(np.int32(case.shape), (case.images, 1))
+
+
+def prepare(**fields: Any) -> Task:
+    case = Case(**fields)
+    return globals()[case.task](case)
+
+
+if __name__ == "__main__":
+    serve(prepare)
