@@ -34,9 +34,9 @@ format: $(VENV)/.test
 docs: $(VENV)/.test
 	NO_MKDOCS_2_WARNING=1 $(RUN) -m mkdocs build
 
+# Beside torchvision, which gets an environment of its own; appended to benchmarks/RESULTS.md.
 bench: $(VENV)/.test
-	$(RUN) benchmarks/data.py
-	$(RUN) benchmarks/roi_align.py
+	PYTHON=$(RUN) benchmarks/cpu.sh
 
 clean:
 	rm -rf .venv .venv-* .cache .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist

@@ -1,31 +1,25 @@
 """Ours and torchvision's, in turns: operators, parts of the network, inference, the training step.
 
-    python -m benchmarks.compare --set=cpu --peer-python=PYTHON [--rows=roi_align,inference] [--record]
+    python -m benchmarks.compare --set=cpu --peer-python=PYTHON [--rows=roi_align,inference]
 
 PYTHON is an interpreter with torch and torchvision (`benchmarks/cpu.sh` makes one); without it our side runs alone.
 Each row is a pair of new processes that take turns, A B A B, on the same weights, pictures, objects and boxes
-(`benchmarks.work`), after two runs that count for nothing. --record appends the table to benchmarks/RESULTS.md.
+(`benchmarks.work`), after two runs that count for nothing.
 """
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
-import datetime
 import os
-import platform
 import statistics
-import subprocess
 import sys
 from collections.abc import Sequence
-from importlib import metadata
-from pathlib import Path
 
+from benchmarks.surroundings import ROOT, machine, torchvision_version
 from benchmarks.turns import Side
 from benchmarks.work import Case
 
-ROOT = Path(__file__).resolve().parent.parent
-RESULTS = Path(__file__).resolve().parent / "RESULTS.md"
 WARM_UP = 2
 
 
@@ -126,10 +120,17 @@ def measured_limits(which: str, ours: Sequence[str], rounds: int, environment: d
     return Limits(2.0 * size**3 / min(product.seconds), 8.0 * LIMITS[which][1].size / min(copying.seconds))
 
 
-HEADER = (
-    "| | ours, s | torchvision, s | ratio | ours, peak MiB | torchvision, peak MiB | of the machine's limit | compiled, s |",
-    "|---|---|---|---|---|---|---|---|",
+COLUMNS = (
+    "",
+    "ours, s",
+    "torchvision, s",
+    "ratio",
+    "ours, peak MiB",
+    "torchvision, peak MiB",
+    "of the machine's limit",
+    "compiled, s",
 )
+HEADER = (f"| {' | '.join(COLUMNS)} |", "|---" * len(COLUMNS) + "|")
 
 
 def row(case: Case, taken: Sequence[Runs], limits: Limits) -> str:
@@ -148,21 +149,15 @@ def row(case: Case, taken: Sequence[Runs], limits: Limits) -> str:
 
 
 def described(which: str, peer: str, limits: Limits) -> str:
-    """The machine and the versions."""
-    theirs = ""
-    if peer:
-        script = "import torch, torchvision; print('torch', torch.__version__ + ', torchvision', torchvision.__version__)"
-        theirs = ", " + subprocess.run([peer, "-c", script], capture_output=True, text=True, check=True).stdout.strip()
-    devices = f"{os.cpu_count()} CPU cores"
+    """The machine, the versions, and what they can do."""
+    device = ""
     if which == "gpu":
         import jax  # here: a process that has it takes memory of the device
 
-        devices = jax.devices()[0].device_kind
-    return (
-        f"{datetime.date.today()}, {devices}, Python {platform.python_version()}, jax {metadata.version('jax')}{theirs}. "
-        f"Load {os.getloadavg()[0]:.1f} at the start. Measured limits: {limits.flop / 1e9:.0f} GFLOP/s, "
-        f"{limits.bytes / 1e9:.1f} GB/s. Median (minimum)."
-    )
+        device = jax.devices()[0].device_kind
+    theirs = f", {torchvision_version(peer)}" if peer else ""
+    can = f"{limits.flop / 1e9:.0f} GFLOP/s, {limits.bytes / 1e9:.1f} GB/s"
+    return f"{machine(device)}{theirs}. Measured limits: {can}. Median (minimum)."
 
 
 def main() -> None:
@@ -171,7 +166,6 @@ def main() -> None:
     parser.add_argument("--rows", default="", help="only these tasks, separated by commas")
     parser.add_argument("--peer-python", default="", help="an interpreter with torch and torchvision")
     parser.add_argument("--rounds", type=int, default=9)
-    parser.add_argument("--record", action="store_true", help="append the table to benchmarks/RESULTS.md")
     options = parser.parse_args()
     commands = [[sys.executable, "-m", "benchmarks.side_ours"]]
     if options.peer_python:
@@ -179,17 +173,13 @@ def main() -> None:
     # Both sides have memory on one device: ours is not to take three quarters of it beforehand.
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
     limits = measured_limits(options.set, commands[0], options.rounds, environment)
-    lines = [described(options.set, options.peer_python, limits), "", *HEADER]
-    print("\n".join(lines), flush=True)
+    print(f"## Beside torchvision (`python -m benchmarks.compare --set={options.set}`)\n")
+    print("\n".join((described(options.set, options.peer_python, limits), "", *HEADER)), flush=True)
     wanted = options.rows.split(",") if options.rows else None
     for case in SETS[options.set]:
         if wanted is None or case.task in wanted:
-            lines.append(row(case, take_turns(commands, case, rounds_of(case, options.rounds), environment), limits))
-            print(lines[-1], flush=True)
-    if options.record:
-        with RESULTS.open("a") as file:
-            title = f"\n## Beside torchvision (`python -m benchmarks.compare --set={options.set}`)\n\n"
-            file.write(title + "\n".join(lines) + "\n")
+            taken = take_turns(commands, case, rounds_of(case, options.rounds), environment)
+            print(row(case, taken, limits), flush=True)
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
 """Images per second of the loader: prepared records to padded batches with masks and flips.
 
-    python benchmarks/data.py                    # the procedural set at 128 px
-    python benchmarks/data.py FOLDER [--annotations=annotations.json] [--images=images]   # and a COCO-style folder
-    python benchmarks/data.py FOLDER --peer-python=PYTHON       # and, in turns, torchvision's reference pipeline
+    python -m benchmarks.data                    # the procedural set at 128 px
+    python -m benchmarks.data FOLDER [--annotations=annotations.json] [--images=images]   # and a COCO-style folder
+    python -m benchmarks.data FOLDER --peer-python=PYTHON       # and, in turns, torchvision's reference pipeline
 
 With a folder: images a second with threads and with worker processes, on one core and on two, what each stage takes,
 and what decoding large photographs at a reduced size gains. PYTHON is an interpreter with torch, torchvision and
@@ -21,13 +21,11 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import NamedTuple
 
-from data_large import write_large
-from data_protocol import Round, Side
-from data_shares import shares
-
+from benchmarks.data_large import write_large
+from benchmarks.data_protocol import Loader, Round
+from benchmarks.data_shares import shares
 from mrcnn_jax.config import Config, DataConfig, ShapesConfig, SplitConfig, TrainConfig, to_json
 
-_HERE = Path(__file__).resolve().parent
 _BATCH_SIZE = 8
 
 
@@ -66,15 +64,22 @@ class Source(NamedTuple):
 
 def ours(config: Config, cores: int, images: int, *options: str) -> list[str]:
     """The command that serves rounds of our batches."""
-    script = str(_HERE / "data_ours.py")
-    return [sys.executable, script, to_json(config), f"--cores={cores}", f"--images={images}", *options]
+    return [
+        sys.executable,
+        "-m",
+        "benchmarks.data_ours",
+        to_json(config),
+        f"--cores={cores}",
+        f"--images={images}",
+        *options,
+    ]
 
 
 def peer(python: str, source: Source, cores: int, images: int, *options: str) -> list[str]:
     """The command that serves rounds of torchvision's batches, from one worker process for each core."""
     names = (f"--annotations={source.split.annotations}", f"--images-folder={source.split.images}")
     rest = (f"--batch-size={_BATCH_SIZE}", f"--workers={cores}", f"--cores={cores}", f"--images={images}")
-    return [python, str(_HERE / "data_peer.py"), str(source.folder), *names, *rest, *options]
+    return [python, "-m", "benchmarks.data_peer", str(source.folder), *names, *rest, *options]
 
 
 def compare(title: str, sides: dict[str, Sequence[str]], rounds: int) -> dict[str, list[Round]]:
@@ -83,7 +88,7 @@ def compare(title: str, sides: dict[str, Sequence[str]], rounds: int) -> dict[st
     with ExitStack() as stack:
         running = {}
         for name, command in sides.items():
-            running[name] = Side(command)
+            running[name] = Loader(command)
             stack.callback(running[name].close)
         for _ in range(rounds):
             for name, side in running.items():

@@ -6,7 +6,7 @@ import argparse
 import contextlib
 from unittest import mock
 
-from data_protocol import run_on, serve
+from benchmarks.data_protocol import run_on, serve
 
 
 def main() -> None:

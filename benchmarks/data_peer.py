@@ -18,9 +18,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from data_protocol import run_on, serve
 from PIL import Image
 from pycocotools import mask as coco_mask
+
+from benchmarks.data_protocol import run_on, serve
 
 # The operators that torchvision compiles (NMS and the like) are not needed, and where they do not load, because it was
 # built for another torch, it fails to register shapes for them.

@@ -1,4 +1,4 @@
-"""How the sides of a comparison take turns: each is a process that makes a round of batches for every line it is given.
+"""How loaders take turns: each is a process that makes a round of batches whenever it is asked for one.
 
 No other imports than Python's own: the peer's interpreter runs this too.
 """
@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
+
+from benchmarks.turns import Side
 
 _WARM_UP = 6  # batches: more than any side has ready after a pause
 _TICKS = os.sysconf("SC_CLK_TCK")
@@ -25,50 +26,41 @@ class Round(NamedTuple):
     cpu: float  # seconds of CPU time an image, of all processes and threads together
 
 
-class Side:
-    """A process that serves rounds."""
+class Loader:
+    """A process that makes rounds."""
 
     def __init__(self, command: Sequence[str]):
-        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-        self._read()
+        self._side = Side(command)
+        self._side.ask({})  # answered when the first batch is there
 
     def round(self) -> Round:
         """Make a round. CPU time is read when the side has filled up what it reads ahead, before and after."""
         before = self._cpu_at_rest()
-        assert self._process.stdin is not None, "it is a pipe"
-        self._process.stdin.write("\n")
-        self._process.stdin.flush()
-        report = self._read()
+        report = self._side.ask({})
         cpu = self._cpu_at_rest() - before
         return Round(report["images"] / report["seconds"], cpu / report["all"])
 
     def close(self) -> None:
-        """End it: its input ends."""
-        self._process.communicate()
-
-    def _read(self) -> dict[str, float]:
-        assert self._process.stdout is not None, "it is a pipe"
-        for line in self._process.stdout:
-            if line.startswith("{"):
-                return json.loads(line)
-        raise RuntimeError(f"{self._process.args} ended with {self._process.wait()}")
+        """End it."""
+        self._side.close()
 
     def _cpu_at_rest(self) -> float:
         """Seconds of CPU time so far, once they have all but stopped growing."""
-        now, before = _cpu_seconds(self._process.pid), -1.0
+        now, before = _cpu_seconds(self._side.pid), -1.0
         while now - before > 0.02:
             time.sleep(0.4)
-            now, before = _cpu_seconds(self._process.pid), now
+            now, before = _cpu_seconds(self._side.pid), now
         return now
 
 
 def serve(batches: Iterator[object], batch_size: int, images: int) -> None:
-    """Make a round for every line of the standard input, and print what it took as a line of JSON.
+    """Make a round for every line of the standard input but the first, and print what it took as a line of JSON.
 
     A round begins with batches that are not timed, because some are ready at once after a pause. `images` are those
     that were timed, in `seconds`; `all` were made.
     """
     next(batches)
+    sys.stdin.readline()
     print(json.dumps({}), flush=True)
     count = -(-images // batch_size)
     for _ in sys.stdin:

@@ -98,7 +98,9 @@ def roi_align(case: Case) -> Task:
 def nms(case: Case) -> Task:
     boxes, scores, groups = work.crowd(case, work.CLASSES)
     valid = np.ones(case.size, bool)
-    return program_task(functools.partial(batched_nms, iou_threshold=0.5), boxes, scores, groups.astype(np.int32), valid)
+    return program_task(
+        functools.partial(batched_nms, iou_threshold=0.5), boxes, scores, groups.astype(np.int32), valid
+    )
 
 
 def matching(case: Case) -> Task:
@@ -193,9 +195,7 @@ def detect_and_paste(
 ) -> tuple[Detections, jax.Array]:
     """Detections, and their masks (B, D, H, W) bool."""
     found = rcnn.detect(model, variables, images, sizes)
-    masks = jax.lax.map(
-        lambda one: mask_ops.paste(*one, shape, rule="torchvision") >= 0.5, (found.masks, found.boxes)
-    )
+    masks = jax.lax.map(lambda one: mask_ops.paste(*one, shape, rule="torchvision") >= 0.5, (found.masks, found.boxes))
     return found, masks
 
 

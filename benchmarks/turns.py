@@ -32,6 +32,11 @@ class Side:
         pipe = subprocess.PIPE
         self._process = subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True, env=environment)
 
+    @property
+    def pid(self) -> int:
+        """Of the process."""
+        return self._process.pid
+
     def ask(self, question: Mapping[str, Any]) -> dict[str, Any]:
         """Its answer. Raises RuntimeError if it ends instead."""
         assert self._process.stdin is not None, "it is a pipe"
