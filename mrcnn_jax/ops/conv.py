@@ -19,6 +19,7 @@ from mrcnn_jax.ops.depthwise import depthwise_conv2d
 from mrcnn_jax.ops.windows import window, zero_pad
 
 _DIMENSIONS = ("NHWC", "HWIO", "NHWC")
+_BLOCK = 512  # pixels, at least, that a block of rows has in the CPU's kernel gradient: two blocks fit a cache
 
 
 class Geometry(NamedTuple):
@@ -209,14 +210,34 @@ def _kernel_gradient_convolution(kernel_shape, geometry, x, gradient):  # type: 
 
 
 def _kernel_gradient_cpu(kernel_shape, geometry, x, gradient):  # type: ignore[no-untyped-def]
-    """The fastest of three formulations. The convolution is good while the maps are few and small or have few channels;
-    many small maps (RoIs) are best walked one at a time, large maps best multiplied as a whole, tap by tap."""
+    """Blocks of rows, unless the maps are few and small or have few channels: the convolution suits those."""
     batch, height, width, _ = gradient.shape
-    if batch >= 64:
-        return _kernel_gradient_by_image(kernel_shape, geometry, zero_pad(x, *geometry.padding), gradient)
-    if height * width >= 2048 and x.shape[-1] >= 128:
-        return _kernel_gradient_products(kernel_shape, geometry, zero_pad(x, *geometry.padding), gradient)
+    if batch >= 64 or (height * width >= _BLOCK and x.shape[-1] >= 64):
+        return _kernel_gradient_by_blocks(kernel_shape, geometry, x, gradient)
     return _kernel_gradient_convolution(kernel_shape, geometry, x, gradient)
+
+
+def _kernel_gradient_by_blocks(kernel_shape, geometry, x, gradient):  # type: ignore[no-untyped-def]
+    """Summed over blocks of rows that fit a cache; in each, a matrix product of shifted slices for every tap."""
+    batch, height, width, _ = gradient.shape
+    count = -(-height // -(-_BLOCK // width))  # blocks of a map
+    rows = -(-height // count)
+    span = (rows - 1) * geometry.stride + geometry.dilation * (kernel_shape[0] - 1) + 1  # rows of x that a block meets
+    padded = _at_least(zero_pad(x, *geometry.padding), (count - 1) * rows * geometry.stride + span)
+    gradient = _at_least(gradient, count * rows)
+
+    def add(index, total):  # type: ignore[no-untyped-def]
+        image, block = index // count, index % count
+        seen = lax.dynamic_slice_in_dim(padded[image][None], block * rows * geometry.stride, span, axis=1)
+        wanted = lax.dynamic_slice_in_dim(gradient[image][None], block * rows, rows, axis=1)
+        return total + _kernel_gradient_products(kernel_shape, geometry, seen, wanted)
+
+    return lax.fori_loop(0, batch * count, add, jnp.zeros(kernel_shape, x.dtype))
+
+
+def _at_least(maps: jax.Array, rows: int) -> jax.Array:
+    """Zeros below, so that there are as many rows."""
+    return lax.pad(maps, jnp.zeros((), maps.dtype), ((0, 0, 0), (0, max(0, rows - maps.shape[1]), 0), *[(0, 0, 0)] * 2))
 
 
 def _kernel_gradient_products(kernel_shape, geometry, padded, gradient):  # type: ignore[no-untyped-def]
@@ -229,12 +250,3 @@ def _kernel_gradient_products(kernel_shape, geometry, padded, gradient):  # type
         for dx in range(kernel_shape[1])
     ]
     return jnp.stack(products).reshape(kernel_shape)
-
-
-def _kernel_gradient_by_image(kernel_shape, geometry, padded, gradient):  # type: ignore[no-untyped-def]
-    """The same, summed over maps that fit a cache."""
-
-    def add(total, pair):  # type: ignore[no-untyped-def]
-        return total + _kernel_gradient_products(kernel_shape, geometry, pair[0][None], pair[1][None]), None
-
-    return lax.scan(add, jnp.zeros(kernel_shape, padded.dtype), (padded, gradient))[0]
