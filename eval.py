@@ -28,6 +28,7 @@ def main() -> None:
         "--config", help="with --weights: a recipe that says which images, and how large (default: COCO 2017)"
     )
     parser.add_argument("--report", action="store_true", help="also write a page to look at: evaluation/report.html")
+    command_line.add_profile(parser)
     cluster.add_flags(parser)
     arguments, overrides = command_line.parse(parser)
     if arguments.config and not arguments.weights:
@@ -41,7 +42,8 @@ def main() -> None:
     command_line.join(arguments)
     config, variables = command_line.load_on_main(load)
     workdir = arguments.workdir or f"runs/{config.name}"
-    evaluate_model(apply_overrides(config, overrides), variables, workdir, report=arguments.report)
+    config = apply_overrides(config, overrides)
+    evaluate_model(config, variables, workdir, report=arguments.report, profile=arguments.profile)
     if peers.is_main():
         if listing := classes.listing(epath.Path(workdir) / FOLDER / classes.FILE):
             print(f"\n{listing}")

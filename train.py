@@ -18,6 +18,7 @@ def main() -> None:
     parser.add_argument(
         "--workdir", help="folder for checkpoints, metrics and pictures (default: runs/ and the recipe's name)"
     )
+    command_line.add_profile(parser)
     cluster.add_flags(parser)
     arguments, overrides = command_line.parse(parser)
     config = load_config(arguments.config, overrides)
@@ -27,7 +28,7 @@ def main() -> None:
 
     if not command_line.join(arguments):
         use_cpu_cores(config.train.batch_size, parts=config.train.accumulate)
-    train(config, arguments.workdir or f"runs/{config.name}")
+    train(config, arguments.workdir or f"runs/{config.name}", profile=arguments.profile)
 
 
 if __name__ == "__main__":

@@ -47,6 +47,13 @@ def add_model(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_profile(parser: argparse.ArgumentParser) -> None:
+    """The argument that asks for a recording, see `profiling`."""
+    parser.add_argument(
+        "--profile", action="store_true", help="also record where the time of a few steps goes, for TensorBoard"
+    )
+
+
 def load_model(
     parser: argparse.ArgumentParser, arguments: argparse.Namespace, recipe: Config | None = None
 ) -> tuple[Config, Any]:

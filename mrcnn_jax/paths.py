@@ -32,13 +32,15 @@ def move(source: epath.Path, target: epath.Path) -> None:
     if not is_remote(source):
         source.rename(target)
         return
-    _copy(source, target)
+    copy(source, target)
     source.rmtree()
 
 
-def _copy(source: epath.Path, target: epath.Path) -> None:
+def copy(source: epath.Path, target: epath.Path) -> None:
+    """Copy what is in a folder into another one, which may be in another place."""
     for entry in source.iterdir():
         if entry.is_dir():
-            _copy(entry, target / entry.name)
+            copy(entry, target / entry.name)
         else:
+            target.mkdir(parents=True, exist_ok=True)
             (target / entry.name).write_bytes(entry.read_bytes())

@@ -32,7 +32,8 @@ ALLOWED = {
     "data": {"data", "pages", "structures", "config", "progress"},
     "weights": {"weights", "models", "structures", "config"},
     "evaluation": {
-        *("evaluation", "models", "data", "pages", "structures", "config", "progress", "visualize", "processes")
+        *("evaluation", "models", "data", "pages", "structures", "config"),
+        *("progress", "visualize", "processes", "profiling"),
     },
 }
 # What they may import of others', beside the standard library; a part that is not named here is free.

@@ -46,17 +46,25 @@ def command(monkeypatch, recipe):
 
 def test_overrides_reach_the_run(command, monkeypatch):
     calls = []
-    monkeypatch.setattr(run, "train", lambda *arguments: calls.append(arguments))
+    monkeypatch.setattr(run, "train", lambda *arguments, **options: calls.append((*arguments, options)))
     assert command("--config.optimizer.learning_rate=0.5", "--config.train.steps=7") == 0
-    [(config, workdir)] = calls
+    [(config, workdir, options)] = calls
     assert (config.optimizer.learning_rate, config.train.steps, workdir) == (0.5, 7, "runs/x")
+    assert options == {"profile": False}
 
 
 def test_the_workdir_is_named_after_the_recipe(command, monkeypatch):
     calls = []
-    monkeypatch.setattr(run, "train", lambda *arguments: calls.append(arguments))
+    monkeypatch.setattr(run, "train", lambda *arguments, **options: calls.append((*arguments, options)))
     assert command("--config.name=mine", workdir=()) == 0
     assert calls[0][1] == "runs/mine"
+
+
+def test_a_recording_can_be_asked_for(command, monkeypatch):
+    calls = []
+    monkeypatch.setattr(run, "train", lambda *_, **options: calls.append(options))
+    assert command("--profile") == 0
+    assert calls == [{"profile": True}]
 
 
 @pytest.mark.parametrize(
@@ -73,7 +81,7 @@ def test_mistakes_are_named(command, capsys, argument, message):
 
 
 def test_bad_loss_is_an_error_of_the_command(command, monkeypatch, capsys):
-    def train(*_):
+    def train(*_, **__):
         raise NonFiniteLossError(12, [397133], {"loss": float("nan"), "skipped": 1}, "run/failures/step_12.npz")
 
     monkeypatch.setattr(run, "train", train)
@@ -92,7 +100,7 @@ def test_bad_loss_is_an_error_of_the_command(command, monkeypatch, capsys):
     ],
 )
 def test_the_exit_status_says_what_to_do(command, monkeypatch, capsys, error, status, said):
-    def train(*_):
+    def train(*_, **__):
         raise error
 
     monkeypatch.setattr(run, "train", train)
@@ -101,7 +109,7 @@ def test_the_exit_status_says_what_to_do(command, monkeypatch, capsys, error, st
 
 
 def test_what_nobody_foresaw_keeps_its_traceback(command, monkeypatch):
-    def train(*_):
+    def train(*_, **__):
         raise ValueError("Gloo")  # a lost peer, if there were one
 
     monkeypatch.setattr(run, "train", train)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import os
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
@@ -12,6 +13,7 @@ from typing import Any, NamedTuple, TypeVar
 import jax
 import numpy as np
 
+from mrcnn_jax import profiling
 from mrcnn_jax.config import ModelConfig
 from mrcnn_jax.evaluation.devices import replicate, spread
 from mrcnn_jax.models import rcnn
@@ -21,6 +23,7 @@ A = TypeVar("A")
 T = TypeVar("T")
 Detect = Callable[[Any, Any], Detections]  # images (B, H, W, 3), image sizes (B, 2) -> batched Detections
 Finish = Callable[[int, Detections, Any], T]  # index of the image, its Detections in NumPy, its network size (2,)
+UNRECORDED = profiling.Rounds()
 
 
 class Images(NamedTuple):
@@ -49,16 +52,29 @@ def _program(model: ModelConfig, devices: tuple[jax.Device, ...]) -> Callable[..
     return spread(detect, devices) if devices else jax.jit(detect)
 
 
-def run(detect: Detect, batches: Iterable[Batch | Images], finish: Finish[T]) -> Generator[T, None, None]:
+def run(
+    detect: Detect,
+    batches: Iterable[Batch | Images],
+    finish: Finish[T],
+    profile: profiling.Rounds = UNRECORDED,
+) -> Generator[T, None, None]:
     """Yield `finish(...)` of every valid image, in the order of the batches.
 
     `detect` is dispatched from the calling thread and returns before the device is done; waiting for the device,
-    copying to the host and `finish` happen on worker threads.
+    copying to the host and `finish` happen on worker threads. A round of `profile` is a batch
+    and the wait for the next one.
     """
 
     def dispatched() -> Iterator[tuple[Detections, Batch | Images]]:
-        for batch in batches:
-            yield detect(batch.images, batch.image_sizes), batch
+        source, numbers = iter(batches), itertools.count(1)
+        batch = next(source, None)
+        while batch is not None:
+            profile.begin(next(numbers))
+            detections = detect(batch.images, batch.image_sizes)
+            yield detections, batch
+            with jax.profiler.TraceAnnotation(profiling.WAITING):
+                batch = next(source, None)
+            profile.end(detections)
 
     for finished in on_threads(lambda work: _finish_batch(*work, finish), dispatched(), min(4, os.cpu_count() or 1)):
         yield from finished
@@ -84,8 +100,10 @@ def on_threads(function: Callable[[A], T], arguments: Iterable[A], threads: int)
 
 
 def _finish_batch(detections: Detections, batch: Batch | Images, finish: Finish[T]) -> list[T]:
-    on_host = Detections(*(np.asarray(field) for field in detections))
-    return [
-        finish(int(batch.indices[slot]), Detections(*(field[slot] for field in on_host)), batch.image_sizes[slot])
-        for slot in np.flatnonzero(batch.valid)
-    ]
+    with jax.profiler.TraceAnnotation("detections"):
+        on_host = Detections(*(np.asarray(field) for field in detections))
+    with jax.profiler.TraceAnnotation("finish"):
+        return [
+            finish(int(batch.indices[slot]), Detections(*(field[slot] for field in on_host)), batch.image_sizes[slot])
+            for slot in np.flatnonzero(batch.valid)
+        ]

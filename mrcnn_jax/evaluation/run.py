@@ -16,7 +16,7 @@ import jax
 import numpy as np
 from etils import epath
 
-from mrcnn_jax import processes
+from mrcnn_jax import processes, profiling
 from mrcnn_jax.config import Config, ConfigError
 from mrcnn_jax.data.coco import Dataset, load_split
 from mrcnn_jax.data.pipeline import eval_batches
@@ -65,12 +65,13 @@ def evaluate_model(
     check: Callable[[], None] = lambda: None,
     report: bool = False,
     quiet: bool = False,
+    profile: bool = False,
 ) -> dict[str, float]:
     """Evaluate `variables` on the split `config.data.eval`; prints the COCO tables unless `quiet`.
 
     Writes `results.json` (COCO result records), `metrics.json`, `classes.json` and `overlays/<image id>.png`
-    (`config.eval.overlays` of them, spread over the split) to `workdir/evaluation`, with `report` also `report.html`.
-    Returns the metrics, see `coco.score`.
+    (`config.eval.overlays` of them, spread over the split) to `workdir/evaluation`, with `report` also `report.html`,
+    with `profile` a recording of a few batches to `profile/`, see `profiling`. Returns the metrics, see `coco.score`.
 
     All processes call this together. Each sees its share of the images, on as many of its `devices` (default: all) as
     divide its part of a batch; where each image is alone (`config.eval.alone`), on one. The main process prints, writes
@@ -86,7 +87,7 @@ def evaluate_model(
     detect = compiled(config.model, variables, _devices(config, devices))
     with tempfile.TemporaryFile() as records:
         share = _Share(config, dataset, folder, records)
-        share.see_all(detect, check)
+        share.see_all(detect, check, profiling.rounds(folder / profiling.FOLDER, "evaluate", recorded=profile))
         shares = processes.gather_bytes(share.packed())
     return dict(json.loads(processes.on_main(lambda: _score(config, dataset, folder, shares, report, quiet))))
 
@@ -108,14 +109,16 @@ class _Share:
         self._records.seek(0)
         return json.dumps([self._truncated, self._pictures]).encode() + b"\n" + self._records.read()
 
-    def see_all(self, detect: inference.Detect, check: Callable[[], None]) -> None:
+    def see_all(self, detect: inference.Detect, check: Callable[[], None], profile: profiling.Rounds) -> None:
         """Detect in all images of the share. Only the main process says how far it is."""
         index, count = jax.process_index(), jax.process_count()
         words = "images evaluated" if count == 1 else f"images evaluated by process {index} of {count}"
         opened, images = _open(self._dataset, self._config)
-        with opened as batches, contextlib.closing(inference.run(detect, _checked(batches, check), self._finish)) as it:
-            for index, records in track(it, images, words) if processes.is_main() else it:
-                self._records.write(b"%d %s\n" % (index, records))
+        with opened as batches, profile:
+            found = inference.run(detect, _checked(batches, check), self._finish, profile)
+            with contextlib.closing(found):
+                for index, records in track(found, images, words) if processes.is_main() else found:
+                    self._records.write(b"%d %s\n" % (index, records))
 
     def _finish(self, index: int, detections: Detections, network_size: Any) -> tuple[int, bytes]:
         """Index of an image, and the JSON of its result records without its brackets; called on worker threads."""

@@ -186,6 +186,7 @@ def size_divisibility(config: ModelConfig) -> int:
     return 32 if config.features == "fpn" else 1
 
 
+@jax.named_scope("normalize")
 def normalize(config: ModelConfig, images: jax.Array, image_sizes: jax.Array) -> jax.Array:
     """(B, H, W, 3) uint8 RGB -> float32, normalised in the model's channel order, zero in the padding."""
 
@@ -215,6 +216,7 @@ def level_anchors(config: ModelConfig, image_shape: Sequence[int], level_shapes:
     return np.split(anchors, ends[:-1])
 
 
+@jax.named_scope("proposals")
 def propose(
     config: ModelConfig,
     logits: Sequence[jax.Array],
@@ -242,6 +244,7 @@ def propose(
     return jax.vmap(one)(list(logits), list(deltas), image_sizes)
 
 
+@jax.named_scope("roi_align")
 def pool_rois(config: ModelConfig, features: Sequence[jax.Array], boxes: jax.Array, size: int) -> jax.Array:
     """ROIAlign of (B, R, 4) boxes -> (B * R, size, size, F). With a pyramid each box is pooled from one of P2..P5."""
     levels = max(len(features) - 1, 1)
@@ -294,6 +297,7 @@ def find(
     return features, Detections(boxes, scores, classes, masks, keypoints, valid, truncated)
 
 
+@jax.named_scope("detections")
 def _final_boxes(
     config: ModelConfig, class_logits: jax.Array, box_deltas: jax.Array, proposals: Proposals, image_sizes: jax.Array
 ) -> tuple[jax.Array, ...]:
@@ -341,6 +345,7 @@ def keypoint_heatmaps(
     return logits.reshape(*boxes.shape[:2], *logits.shape[1:])
 
 
+@jax.named_scope("keypoints")
 def decode_keypoints(config: ModelConfig, heatmaps: jax.Array, boxes: jax.Array, valid: jax.Array) -> jax.Array:
     """Keypoints (B, D, K, 3) that heat maps show in boxes (B, D, 4); (B, D, 0, 3) for a model without keypoints."""
     if config.keypoint is None:

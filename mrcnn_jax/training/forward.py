@@ -114,16 +114,19 @@ def _rpn_losses(
     logits: tuple[jax.Array, ...],
     deltas: tuple[jax.Array, ...],
 ) -> dict[str, losses.Loss]:
-    drawn = jax.vmap(lambda key, truth: targets.rpn_targets(key, anchors, truth, config.rpn))(keys, truth)
-    drawn = drawn._replace(positive=drawn.positive & valid[:, None], negative=drawn.negative & valid[:, None])
-    objectness = losses.rpn_class_loss(jnp.concatenate(logits, axis=1), drawn)
-    boxes = losses.rpn_box_loss(jnp.concatenate(deltas, axis=1), drawn, beta=config.rpn.smooth_l1_beta)
+    with jax.named_scope("targets"):
+        drawn = jax.vmap(lambda key, truth: targets.rpn_targets(key, anchors, truth, config.rpn))(keys, truth)
+        drawn = drawn._replace(positive=drawn.positive & valid[:, None], negative=drawn.negative & valid[:, None])
+    with jax.named_scope("losses"):
+        objectness = losses.rpn_class_loss(jnp.concatenate(logits, axis=1), drawn)
+        boxes = losses.rpn_box_loss(jnp.concatenate(deltas, axis=1), drawn, beta=config.rpn.smooth_l1_beta)
     if config.rpn.normalizer == "batch_size":
         count = config.rpn.batch_size * jnp.sum(valid)
         objectness, boxes = (objectness[0], count), (boxes[0], count)
     return {"loss_rpn_class": objectness, "loss_rpn_box": boxes}
 
 
+@jax.named_scope("targets")
 def _sample_rois(config: ModelConfig, keys: jax.Array, proposals: Proposals, truth: GroundTruth) -> SampledRoIs:
     rois = jax.vmap(lambda key, p, t: targets.sample_rois(key, p, t, config.roi))(keys, proposals, truth)
     return jax.lax.stop_gradient(rois)
@@ -164,11 +167,13 @@ def _box_losses(
     class_logits, deltas = forward(forward.model.box, x, _join(rois.valid))
     shape = rois.valid.shape
     class_logits, deltas = class_logits.reshape(*shape, -1), deltas.reshape(*shape, -1, 4)
-    goals = jax.vmap(lambda r, t: targets.box_targets(r, t, config.box))(rois, truth)
-    return {
-        "loss_class": losses.class_loss(class_logits, rois),
-        "loss_box": losses.box_loss(deltas, goals, rois, beta=config.box.smooth_l1_beta),
-    }
+    with jax.named_scope("targets"):
+        goals = jax.vmap(lambda r, t: targets.box_targets(r, t, config.box))(rois, truth)
+    with jax.named_scope("losses"):
+        return {
+            "loss_class": losses.class_loss(class_logits, rois),
+            "loss_box": losses.box_loss(deltas, goals, rois, beta=config.box.smooth_l1_beta),
+        }
 
 
 def _mask_losses(
@@ -177,8 +182,10 @@ def _mask_losses(
     mask_config = config.mask
     assert mask_config is not None
     logits = forward(forward.model.mask, x, _join(rois.valid & (rois.classes > 0)))
-    goals = jax.vmap(lambda r, t: targets.mask_targets(r, t, mask_config, config.mask_size))(rois, truth)
-    return {"loss_mask": losses.mask_loss(logits, *jax.tree.map(_join, (goals, rois)))}
+    with jax.named_scope("targets"):
+        goals = jax.vmap(lambda r, t: targets.mask_targets(r, t, mask_config, config.mask_size))(rois, truth)
+    with jax.named_scope("losses"):
+        return {"loss_mask": losses.mask_loss(logits, *jax.tree.map(_join, (goals, rois)))}
 
 
 def _keypoint_losses(
@@ -187,8 +194,10 @@ def _keypoint_losses(
     keypoint_config = config.keypoint
     assert keypoint_config is not None
     logits = forward.model.apply(forward.variables, x, method=forward.model.keypoints)
-    goals = jax.vmap(lambda r, t: targets.keypoint_targets(r, t, keypoint_config))(rois, truth)
-    total, count = losses.keypoint_loss(logits, jax.tree.map(_join, goals))
+    with jax.named_scope("targets"):
+        goals = jax.vmap(lambda r, t: targets.keypoint_targets(r, t, keypoint_config))(rois, truth)
+    with jax.named_scope("losses"):
+        total, count = losses.keypoint_loss(logits, jax.tree.map(_join, goals))
     if keypoint_config.normalizer == "fixed":
         rois_per_image = config.roi.batch_size * config.roi.positive_fraction
         count = keypoint_config.num_keypoints * rois_per_image * jnp.sum(valid)

@@ -13,7 +13,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from mrcnn_jax import processes
+from mrcnn_jax import processes, profiling
 from mrcnn_jax.config import ConfigError, TrainConfig
 from mrcnn_jax.structures import Batch
 from mrcnn_jax.training import parallel
@@ -74,6 +74,7 @@ class Loop:
     interruptions: Interruptions
     evaluations: Evaluations
     devices: Sequence[jax.Device]
+    profile: profiling.Rounds = dataclasses.field(default_factory=profiling.Rounds)
 
     def run(self, state: Any, batches: Iterator[Batch], key: jax.Array) -> Any:
         """The final state, which is saved; `batches` starts at `state.step`.
@@ -106,16 +107,19 @@ class Loop:
                 raise self.interruptions.stopped(step)
             if measure and self._measure(step, state):
                 return state, step
-            with self.log.waiting():
+            self.profile.begin(step + 1)
+            with self.log.waiting(), jax.profiler.TraceAnnotation(profiling.WAITING):
                 batch = next(batches)
             state, metrics = self._start_step(state, batch, key)
             self._settle(pending, state, key)
             pending = Pending(step + 1, metrics, batch)
+            self.profile.end(metrics)
         self._settle(pending, state, key)
         return state, max(start, self.config.steps)
 
     def _measure(self, step: int, state: Any) -> bool:
         """Measure what is due; whether the training is to end here. A signal ends it at once, the state is saved."""
+        self.profile.stop()
         with jax.transfer_guard("allow"), self.log.measuring():
             metrics = self.evaluations.measure(step, state)
         self.log.measured(step, metrics, self.evaluations.pictures(step))
@@ -133,7 +137,8 @@ class Loop:
         """Read the metrics of a step (waits for it) and log them. Raises NonFiniteLossError."""
         if pending is None:
             return
-        metrics = jax.device_get(pending.metrics)
+        with jax.profiler.TraceAnnotation("metrics"):
+            metrics = jax.device_get(pending.metrics)
         if metrics.pop("finite"):
             self.log.step(pending.step, metrics)
         else:

@@ -6,9 +6,7 @@ that every device holds. It must enter as NumPy or replicated arrays, because it
 
 from __future__ import annotations
 
-import functools
 import os
-import threading
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -16,6 +14,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from mrcnn_jax.compilations import compilations
 from mrcnn_jax.config import ConfigError
 from mrcnn_jax.structures import Batch
 
@@ -54,7 +53,7 @@ class CompiledTrainStep:
         `devices` are those of this process (default: all of them); where it is one of several, all of them must be.
         """
         self.traces = 0
-        self._compilations = _compilations()
+        self._compilations = compilations()
         self._first: dict[PyTree, dict[str, str]] = {}  # shapes of a batch -> what went in when they were new
 
         def counted(state: PyTree, batch: PyTree, key_data: jax.Array) -> tuple[PyTree, dict[str, jax.Array]]:
@@ -160,25 +159,6 @@ def replicate(tree: PyTree, devices: Sequence[jax.Device] | None = None) -> PyTr
 def _mesh(devices: Sequence[jax.Device]) -> Mesh:
     # The name is pmap's own: a state on any other mesh would make its first step a second compiled program.
     return Mesh(np.asarray(devices), (AXIS_NAME,))
-
-
-class _Compilations(threading.local):
-    """How many programs XLA compiled, or took from the persistent cache, for this thread."""
-
-    count = 0
-
-
-@functools.cache
-def _compilations() -> _Compilations:
-    """The one counter of this process. JAX may compile without tracing anew: for arguments in another place."""
-    counter = _Compilations()
-
-    def count(event: str, duration_secs: float, **_: str | int) -> None:
-        if event == "/jax/core/compile/backend_compile_duration":
-            counter.count += 1
-
-    jax.monitoring.register_event_duration_secs_listener(count)
-    return counter
 
 
 def _describe(tree: PyTree) -> dict[str, str]:

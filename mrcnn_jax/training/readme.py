@@ -33,6 +33,7 @@ A training run of mrcnn_jax {version}.
 | &nbsp; `classes.json` | the same for each class |
 | &nbsp; `overlays/<image id>.png` | ground truth and what was found, side by side |
 | &nbsp; `report.html` | a page of tables, curves and pictures, where it was asked for |
+| `profile/`, `evaluation/profile/` | where the time of a few steps or batches went, where `--profile` asked for it |
 | `failures/step_<step>.npz` | a step that was not finite, with all it takes to do it again |
 | `corrupt/<step>/` | checkpoints that were found damaged, and are not used |
 
@@ -53,6 +54,7 @@ In the folder of mrcnn_jax:
 tensorboard --logdir={folder}   # the curves, while it runs (pip install tensorboard)
 python eval.py --workdir={folder} --report   # measure again, and write evaluation/report.html
 python eval.py --workdir={folder} --checkpoint=best
+tensorboard --logdir={folder}/profile   # after train.py --profile (pip install tensorboard xprof)
 python predict.py --workdir={folder} PHOTOS --output=found   # files, folders, films, a camera
 python -m mrcnn_jax.weights export {folder} weights.safetensors --format=torchvision   # or detectron2
 python -m mrcnn_jax.training.replay {folder}/failures/FILE   # which image and which loss were not finite

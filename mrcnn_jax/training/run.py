@@ -11,7 +11,7 @@ import jax
 import numpy as np
 from etils import epath
 
-from mrcnn_jax import compilation_cache, peers, processes
+from mrcnn_jax import compilation_cache, peers, processes, profiling
 from mrcnn_jax.config import Config, ConfigError, from_json, to_json, validate
 from mrcnn_jax.data.categories import Categories
 from mrcnn_jax.data.coco import Dataset, load_split
@@ -35,11 +35,14 @@ from mrcnn_jax.training.tensorboard import record_measured
 from mrcnn_jax.training.workdir import claim_workdir
 
 
-def train(config: Config, workdir: epath.PathLike, *, devices: Sequence[jax.Device] | None = None) -> TrainState:
+def train(
+    config: Config, workdir: epath.PathLike, *, devices: Sequence[jax.Device] | None = None, profile: bool = False
+) -> TrainState:
     """Train, or go on training, the run in `workdir` up to `config.train.steps`; evaluate it; return its state.
 
     A run that is finished already is only evaluated. `devices` are those of this process (default: all). With several
-    processes, each of them calls this; only the main one reads and writes `workdir`.
+    processes, each of them calls this; only the main one reads and writes `workdir`. With `profile` it records a few
+    steps in `workdir/profile`, see `profiling`.
     Raises ConfigError or DataError before training for what cannot work, NonFiniteLossError during it, and `Stopped`
     when a signal ended it: the same call goes on.
     """
@@ -52,7 +55,7 @@ def train(config: Config, workdir: epath.PathLike, *, devices: Sequence[jax.Devi
         config = with_categories(config, dataset.categories)
         check_evaluation(config, held_back)  # what is wrong with it is better known before the training
         run = _Run(config, workdir, held_back, devices, interruptions)
-        state = run.train(dataset)
+        state = run.train(dataset, profile)
         run.report(state)
     return state
 
@@ -86,7 +89,7 @@ class _Run:
         if self.interruptions.reached():
             raise self.interruptions.stopped()
 
-    def train(self, dataset: Dataset) -> TrainState:
+    def train(self, dataset: Dataset, profile: bool) -> TrainState:
         """The final state: restored, or trained to the end."""
         train = self.config.train
         with (
@@ -97,7 +100,7 @@ class _Run:
             self._evaluations.begin(int(state.step))
             if int(state.step) < train.steps and not self._evaluations.exhausted():
                 checkpointer.check_room(int(state.step), self._template)  # better known before days of training
-                state = self._train_on(dataset, state, checkpointer)
+                state = self._train_on(dataset, state, checkpointer, profile)
         return state
 
     def _begin(self, checkpointer: Checkpointer) -> TrainState:
@@ -112,7 +115,7 @@ class _Run:
         begun: TrainState = processes.broadcast(state)
         return begun
 
-    def _train_on(self, dataset: Dataset, state: TrainState, checkpointer: Checkpointer) -> TrainState:
+    def _train_on(self, dataset: Dataset, state: TrainState, checkpointer: Checkpointer, profile: bool) -> TrainState:
         """Open the data at the step of `state` and the places that metrics go to, and train to the end."""
         config, train, start = self.config, self.config.train, int(state.step)
         count = jax.process_count()
@@ -139,7 +142,8 @@ class _Run:
             batch_size=train.batch_size,
             gauges=lambda: peak_memory(self.devices),
         )
-        with batches, log:
+        recorded = profiling.rounds(epath.Path(self.workdir) / profiling.FOLDER, "train", recorded=profile)
+        with batches, log, recorded:
             loop = Loop(
                 train_step=parallel.compile_train_step(self._step, self.devices),
                 config=train,
@@ -150,6 +154,7 @@ class _Run:
                 interruptions=self.interruptions,
                 evaluations=self._evaluations,
                 devices=self.devices,
+                profile=recorded,
             )
             trained: TrainState = loop.run(state, batches, self.key)
         return trained

@@ -67,12 +67,13 @@ def make_train_step(
         found = gradients(state.params, state.model_state, batch, keys)
         total, grad_norm, finite = judge(found)
 
-        updates, opt_state = optimizer.update(found.gradients, state.opt_state, state.params)
-        params = optax.apply_updates(state.params, updates)
-        model_state = {**state.model_state, **found.statistics}
-        ema = update_average(state.ema, params, model_state, train.ema_decay, state.step)
-        after = TrainState(state.step + 1, params, model_state, opt_state, ema, state.skipped)
-        after = _guard(state, after, finite, train.max_skipped)
+        with jax.named_scope("optimizer"):
+            updates, opt_state = optimizer.update(found.gradients, state.opt_state, state.params)
+            params = optax.apply_updates(state.params, updates)
+            model_state = {**state.model_state, **found.statistics}
+            ema = update_average(state.ema, params, model_state, train.ema_decay, state.step)
+            after = TrainState(state.step + 1, params, model_state, opt_state, ema, state.skipped)
+            after = _guard(state, after, finite, train.max_skipped)
         metrics = {
             "loss": total,
             **found.losses,

@@ -66,13 +66,13 @@ def perfect(monkeypatch):
     detected = iter(batches)
 
     def spy(original):
-        def wrapped(detect, source, finish):
+        def wrapped(detect, source, finish, profile):
             def noting():
                 for batch in source:
                     batches.append(batch)
                     yield batch
 
-            return original(detect, noting(), finish)
+            return original(detect, noting(), finish, profile)
 
         return wrapped
 
