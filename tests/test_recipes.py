@@ -119,8 +119,8 @@ def result(request, monkeypatch) -> tuple[Config, Result]:
         monkeypatch.setitem(resnet._DEPTHS, name, (1, 1, 1, 1))
     monkeypatch.setattr(efficientnet, "BLOCKS", tuple(efficientnet.BLOCKS[i] for i in (0, 1, 2, 3, 5, 11)))
     # ROIAlign's other formulation compiles in half the time; tests of its own hold the two equal.
-    monkeypatch.setattr(roi_kernels, "forward", roi_kernels._forward_wide)
-    monkeypatch.setattr(roi_kernels, "backward", roi_kernels._backward_wide)
+    monkeypatch.setattr(roi_kernels, "forward", functools.partial(roi_kernels._forward_wide, side=1))
+    monkeypatch.setattr(roi_kernels, "backward", functools.partial(roi_kernels._backward_wide, side=1))
     config = small(load_config(request.param))
     return config, run(config)
 

@@ -5,8 +5,10 @@ level. Sums are taken in float32; the result has the maps' dtype.
 
 On a CPU a loop over the RoIs works best, each with as many steps as it needs and everything in the cache: the forward
 pass adds cells to the bins, a few neighbours at a time; the gradient spreads the bins over square tiles by two small
-matrix products. XLA's scatter is several times slower there. Elsewhere one cell of every bin of every RoI is taken
-at a time, by one gather or scatter over all levels laid out in one array.
+matrix products. XLA's scatter is several times slower there. Elsewhere a square of cells of every bin of every RoI is
+taken at a time, by gathers or one scatter over all levels laid out in one array: each turn reads and writes the sums of
+all bins, or reads all their gradients, which costs more than the cells do. On a TPU the squares are single cells: XLA
+may lay out in memory there what a scatter adds, and nobody has looked.
 """
 
 from __future__ import annotations
@@ -23,6 +25,7 @@ from mrcnn_jax.ops.roi_axis import Axis, cell_range, cell_weights
 
 NEIGHBOURS = 4  # cells of a row added in one step of the CPU's forward pass
 TILE = 16  # side of the tiles of the CPU's gradient; see benchmarks/roi_align.py
+SQUARE = 4  # side of the squares of cells on a GPU: most bins have no more rows and columns
 
 Maps = tuple[jax.Array, ...]  # (B, H_l, W_l, Ch) for each level
 
@@ -37,62 +40,84 @@ class RoIs(NamedTuple):
 
 def forward(features: Maps, rois: RoIs, y: Axis, x: Axis) -> jax.Array:
     """(R, h, w, Ch) from the maps and the samples along both axes."""
-    return jax.lax.platform_dependent(features, rois, y, x, cpu=_forward_cpu, default=_forward_wide)
+    one_cell = functools.partial(_forward_wide, side=1)
+    return jax.lax.platform_dependent(features, rois, y, x, cpu=_forward_cpu, tpu=one_cell, default=_forward_wide)
 
 
 def backward(like: Maps, rois: RoIs, y: Axis, x: Axis, cotangent: jax.Array) -> Maps:
     """The transpose of `forward`; of `like`, only shapes (but for the channels) and dtypes are used."""
-    return jax.lax.platform_dependent(like, rois, y, x, cotangent, cpu=_backward_cpu, default=_backward_wide)
+    one_cell = functools.partial(_backward_wide, side=1)
+    return jax.lax.platform_dependent(
+        like, rois, y, x, cotangent, cpu=_backward_cpu, tpu=one_cell, default=_backward_wide
+    )
 
 
-def _forward_wide(features: Maps, rois: RoIs, y: Axis, x: Axis) -> jax.Array:
+def _forward_wide(features: Maps, rois: RoIs, y: Axis, x: Axis, side: int = SQUARE) -> jax.Array:
     channels = features[0].shape[-1]
     flat = jnp.concatenate([f.reshape(-1, channels) for f in features])
-    steps, taps = _walk(features, rois, y, x)
+    turns, squares = _walk(features, rois, y, x, side)
 
     def add(k: jax.Array, total: jax.Array) -> jax.Array:
-        index, weight = taps(k)
-        return total + _take(flat, index) * weight[..., None]
+        (y_start, y_weights), (x_cell, x_weights) = squares(k)
+        for i, j in np.ndindex(side, side):
+            index = y_start[:, :, None, i] + x_cell[:, None, :, j]
+            weight = y_weights[:, :, None, i] * x_weights[:, None, :, j]
+            total = total + _take(flat, index) * weight[..., None]
+        return total
 
     shape = (*y.first.shape, x.first.shape[1], channels)
-    return jax.lax.fori_loop(0, steps, add, jnp.zeros(shape, jnp.float32)).astype(flat.dtype)
+    return jax.lax.fori_loop(0, turns, add, jnp.zeros(shape, jnp.float32)).astype(flat.dtype)
 
 
-def _backward_wide(like: Maps, rois: RoIs, y: Axis, x: Axis, cotangent: jax.Array) -> Maps:
+def _backward_wide(like: Maps, rois: RoIs, y: Axis, x: Axis, cotangent: jax.Array, side: int = SQUARE) -> Maps:
     channels = cotangent.shape[-1]
     sizes = _cells(like)
-    steps, taps = _walk(like, rois, y, x)
-    cotangent = cotangent.astype(jnp.float32)
+    turns, squares = _walk(like, rois, y, x, side)
 
     def add(k: jax.Array, total: jax.Array) -> jax.Array:
-        index, weight = taps(k)
-        return total.at[index].add(cotangent * weight[..., None], mode="promise_in_bounds")
+        (y_start, y_weights), (x_cell, x_weights) = squares(k)
+        index = y_start[:, :, None, :, None] + x_cell[:, None, :, None, :]
+        weight = y_weights[:, :, None, :, None] * x_weights[:, None, :, None, :]
+        index = jnp.where(weight == 0, sum(sizes), index)  # out of bounds, where nothing is read or written
+        update = cotangent[:, :, :, None, None].astype(jnp.float32) * weight[..., None]
+        return total.at[index].add(update, mode="drop")
 
-    total = jax.lax.fori_loop(0, steps, add, jnp.zeros((sum(sizes), channels), jnp.float32))
+    total = jax.lax.fori_loop(0, turns, add, jnp.zeros((sum(sizes), channels), jnp.float32))
     parts = jnp.split(total, np.cumsum(sizes)[:-1].tolist())
     return tuple(p.reshape((*f.shape[:-1], channels)).astype(f.dtype) for p, f in zip(parts, like, strict=True))
 
 
-def _walk(
-    features: Maps, rois: RoIs, y: Axis, x: Axis
-) -> tuple[jax.Array, Callable[[jax.Array], tuple[jax.Array, jax.Array]]]:
-    """The largest number of cells in a bin, and a function from k to the k-th cell of every bin.
+Cells = tuple[jax.Array, jax.Array]  # cells int32 and their weights float32
 
-    The function returns (index, weight), both (R, h, w); index is into the maps' cells, level after level. Each RoI
-    walks its own rows and columns, so the number of steps is bounded by an area and thin boxes do not multiply.
+
+def _walk(
+    features: Maps, rois: RoIs, y: Axis, x: Axis, side: int
+) -> tuple[jax.Array, Callable[[jax.Array], tuple[Cells, Cells]]]:
+    """The largest number of squares in a bin, and a function from k to the k-th square of every bin.
+
+    The function returns rows (R, h, side) and columns (R, w, side) of the squares; a row is the index of its first
+    cell among the maps' cells, level after level. Each RoI walks its own squares, so the number of turns is bounded by
+    an area and thin boxes do not multiply.
     """
     start = jnp.asarray(np.cumsum([0, *_cells(features)[:-1]]), jnp.int32)[rois.levels]
-    start = start[:, None] + rois.images[:, None] * y.extent * x.extent
+    start = (start + rois.images * y.extent[:, 0] * x.extent[:, 0])[:, None, None]
     y_range, x_range = cell_range(y), cell_range(x)
-    rows, columns = _longest(*y_range)[:, None], _longest(*x_range)[:, None]
+    rows, columns = (-(-_longest(*span) // side)[:, None] for span in (y_range, x_range))
 
-    def taps(k: jax.Array) -> tuple[jax.Array, jax.Array]:
-        y_cell, y_weight = _tap(y, y_range, k // jnp.maximum(columns, 1))
-        x_cell, x_weight = _tap(x, x_range, k % jnp.maximum(columns, 1))
-        index = (start + y_cell * x.extent)[:, :, None] + x_cell[:, None, :]
-        return index, y_weight[:, :, None] * x_weight[:, None, :]
+    def squares(k: jax.Array) -> tuple[Cells, Cells]:
+        y_cell, y_weights = _edge(y, y_range, k // jnp.maximum(columns, 1), side)
+        x_cell, x_weights = _edge(x, x_range, k % jnp.maximum(columns, 1), side)
+        edges = (start + y_cell * x.extent[..., None], y_weights), (x_cell, x_weights)
+        # Without the barrier XLA would compute the weights again for every channel.
+        return jax.lax.optimization_barrier(edges)
 
-    return jnp.max(rows * columns), taps
+    return jnp.max(rows * columns), squares
+
+
+def _edge(axis: Axis, span: tuple[jax.Array, jax.Array], square: jax.Array, side: int) -> Cells:
+    """Along one axis the cells of a square (R, 1) of each bin, (R, bins, side)."""
+    axis, span = jax.tree.map(lambda leaf: leaf[..., None], (axis, span))
+    return _tap(axis, span, square[..., None] * side + jnp.arange(side, dtype=jnp.int32)[None, None])
 
 
 def _forward_cpu(features: Maps, rois: RoIs, y: Axis, x: Axis) -> jax.Array:

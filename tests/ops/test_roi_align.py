@@ -369,7 +369,8 @@ def test_bfloat16_features_are_summed_in_float32():
         assert np.all(difference <= error * weight + half * (jnp.abs(reference) + error * weight) + 1e-6)
 
 
-def test_both_formulations_agree():
+@pytest.mark.parametrize("side", [1, roi_kernels.SQUARE])
+def test_both_formulations_agree(side):
     """The formulation that the platform of the tests does not choose is tested by the one that it does."""
     maps = tuple(jnp.asarray(m) for m in MAPS)
     boxes = jnp.asarray(BOXES.reshape(-1, 4))
@@ -379,13 +380,13 @@ def test_both_formulations_agree():
         axes = _axes(
             rois, maps, scales=(1 / 4, 1 / 8, 1 / 16), bins=(3, 3), sampling_ratio=sampling_ratio, aligned=True
         )
-        wide = jax.jit(roi_kernels._forward_wide)(maps, rois, *axes)
+        wide = jax.jit(functools.partial(roi_kernels._forward_wide, side=side))(maps, rois, *axes)
         narrow = jax.jit(roi_kernels._forward_cpu)(maps, rois, *axes)
         np.testing.assert_allclose(wide, narrow, rtol=0, atol=tolerance(24, MAPS[0]))
         cotangent = jnp.sin(narrow)
         like = tuple(m[..., :0] for m in maps)
         for a, b in zip(
-            jax.jit(roi_kernels._backward_wide)(like, rois, *axes, cotangent),
+            jax.jit(functools.partial(roi_kernels._backward_wide, side=side))(like, rois, *axes, cotangent),
             jax.jit(roi_kernels._backward_cpu)(like, rois, *axes, cotangent),
             strict=True,
         ):
