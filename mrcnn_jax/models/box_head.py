@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from mrcnn_jax.config import BoxHeadConfig
-from mrcnn_jax.models.layers import Dense, conv_norm_relu
+from mrcnn_jax.models.layers import Dense, conv_norm_relu, relu
 from mrcnn_jax.models.norms import NormFactory
 
 
@@ -32,7 +32,7 @@ class BoxHead(nn.Module):
             x = conv_norm_relu(index, config.channels, self.norm, x, valid, train=train)
         x = x.reshape(x.shape[0], -1) if config.fc_layers else x.astype(jnp.float32).mean((1, 2))
         for index in range(1, config.fc_layers + 1):
-            x = nn.relu(Dense(config.hidden, name=f"fc{index}")(x))
+            x = relu(Dense(config.hidden, name=f"fc{index}")(x))
         x = x.astype(jnp.float32)
         boxes = 1 if config.class_agnostic else self.num_classes
         logits = Dense(self.num_classes + 1, nn.initializers.normal(0.01), name="logits")(x)

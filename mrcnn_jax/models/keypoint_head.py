@@ -6,7 +6,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from mrcnn_jax.models.layers import Conv
+from mrcnn_jax.models.layers import Conv, relu
 from mrcnn_jax.ops.conv import deconv4x4
 from mrcnn_jax.ops.image import double_bilinear
 
@@ -24,7 +24,7 @@ class KeypointHead(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         for index in range(self.conv_layers):
-            x = nn.relu(Conv(self.channels, 3, name=f"conv{index + 1}")(x))
+            x = relu(Conv(self.channels, 3, name=f"conv{index + 1}")(x))
         return double_bilinear(Deconv4x4(self.num_keypoints, name="deconv")(x.astype(jnp.float32)))
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 
 from mrcnn_jax.models.norms import NormFactory
 from mrcnn_jax.ops.conv import conv2d, deconv2x2
@@ -16,6 +17,24 @@ Initializer = Callable[..., jax.Array]
 # Named as in the papers and the peers: He et al. 2015 in fan-out form, and Caffe2's "Xavier" fill (fan-in, uniform).
 he_normal_fan_out = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
 caffe2_xavier = nn.initializers.variance_scaling(1.0, "fan_in", "uniform")
+
+
+@jax.custom_vjp
+def relu(x: jax.Array) -> jax.Array:
+    """max(x, 0). Its gradient looks at the result, which the next layer keeps anyway: x itself need not be kept."""
+    return jnp.maximum(x, 0)
+
+
+def _relu_fwd(x: jax.Array) -> tuple[jax.Array, jax.Array]:
+    y = jnp.where(x <= 0, 0, x)
+    return y, y
+
+
+def _relu_bwd(y: jax.Array, gradient: jax.Array) -> tuple[jax.Array]:
+    return (jnp.where(y > 0, gradient, 0),)
+
+
+relu.defvjp(_relu_fwd, _relu_bwd)
 
 
 class Conv(nn.Module):
@@ -79,7 +98,7 @@ def conv_norm_relu(
 ) -> jax.Array:
     """A 3 x 3 convolution, a norm if there is one, ReLU: `conv1`, `norm1`, ... in the calling module."""
     x = Conv(features, 3, use_bias=norm is None, name=f"conv{index}")(x)
-    return nn.relu(x if norm is None else norm(name=f"norm{index}")(x, train=train, rows=rows))
+    return relu(x if norm is None else norm(name=f"norm{index}")(x, train=train, rows=rows))
 
 
 def _add_bias(module: Any, y: jax.Array) -> jax.Array:

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from mrcnn_jax.config import MaskHeadConfig
-from mrcnn_jax.models.layers import Conv, Deconv2x2, conv_norm_relu
+from mrcnn_jax.models.layers import Conv, Deconv2x2, conv_norm_relu, relu
 from mrcnn_jax.models.norms import NormFactory
 from mrcnn_jax.ops.conv import interleave
 
@@ -27,7 +27,7 @@ class MaskHead(nn.Module):
         config = self.config
         for index in range(1, config.conv_layers + 1):
             x = conv_norm_relu(index, config.channels, self.norm, x, valid, train=train)
-        blocks = nn.relu(Deconv2x2(config.channels, name="deconv")(x)).astype(jnp.float32)
+        blocks = relu(Deconv2x2(config.channels, name="deconv")(x)).astype(jnp.float32)
         # The last layer looks at one pixel at a time, so it can come before the pixels of a block are laid out.
         pixels = blocks.reshape(blocks.shape[0], -1, 1, config.channels)
         masks = 1 if config.class_agnostic else self.num_classes

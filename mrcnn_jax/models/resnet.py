@@ -8,7 +8,7 @@ import flax.linen as nn
 import jax
 
 from mrcnn_jax.config import BackboneConfig
-from mrcnn_jax.models.layers import Conv, rematerialized
+from mrcnn_jax.models.layers import Conv, relu, rematerialized
 from mrcnn_jax.models.norms import NormFactory
 from mrcnn_jax.ops.conv import max_pool_3x3
 
@@ -63,7 +63,7 @@ class Stem(nn.Module):
     def __call__(self, images: jax.Array, *, train: bool = False, rows: jax.Array | None = None) -> jax.Array:
         x = Conv(self.config.width, 7, stride=2, use_bias=False, name="conv")(images)
         x = self.norm(name="norm")(x, train=train, rows=rows)
-        return max_pool_3x3(nn.relu(x))
+        return max_pool_3x3(relu(x))
 
 
 class Stage(nn.Module):
@@ -98,10 +98,10 @@ class BasicBlock(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, train: bool = False, rows: jax.Array | None = None) -> jax.Array:
         y = Conv(self.width, 3, stride=self.stride, dilation=self.dilation, use_bias=False, name="conv1")(x)
-        y = nn.relu(self.norm(name="norm1")(y, train=train, rows=rows))
+        y = relu(self.norm(name="norm1")(y, train=train, rows=rows))
         y = Conv(self.width, 3, dilation=self.dilation, use_bias=False, name="conv2")(y)
         y = self.norm(name="norm2")(y, train=train, rows=rows)
-        return nn.relu(y + _shortcut(self.norm, x, y.shape[-1], self.stride, train, rows))
+        return relu(y + _shortcut(self.norm, x, y.shape[-1], self.stride, train, rows))
 
 
 class BottleneckBlock(nn.Module):
@@ -119,13 +119,13 @@ class BottleneckBlock(nn.Module):
         inner = self.width * self.config.width_per_group // 64 * groups
         first, second = (self.stride, 1) if self.config.stride_in_1x1 else (1, self.stride)
         y = Conv(inner, 1, stride=first, use_bias=False, name="conv1")(x)
-        y = nn.relu(self.norm(name="norm1")(y, train=train, rows=rows))
+        y = relu(self.norm(name="norm1")(y, train=train, rows=rows))
         conv = partial(Conv, inner, 3, stride=second, dilation=self.dilation, groups=groups)
         y = conv(use_bias=False, name="conv2")(y)
-        y = nn.relu(self.norm(name="norm2")(y, train=train, rows=rows))
+        y = relu(self.norm(name="norm2")(y, train=train, rows=rows))
         y = Conv(4 * self.width, 1, use_bias=False, name="conv3")(y)
         y = self.norm(name="norm3")(y, train=train, rows=rows)
-        return nn.relu(y + _shortcut(self.norm, x, y.shape[-1], self.stride, train, rows))
+        return relu(y + _shortcut(self.norm, x, y.shape[-1], self.stride, train, rows))
 
 
 def _shortcut(

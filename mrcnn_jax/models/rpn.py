@@ -8,7 +8,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from mrcnn_jax.models.layers import Conv
+from mrcnn_jax.models.layers import Conv, relu
 
 _INIT = nn.initializers.normal(0.01)
 
@@ -32,7 +32,7 @@ class RPNHead(nn.Module):
         logits, deltas = [], []
         for x in features:
             for conv in convs:
-                x = nn.relu(conv(x))
+                x = relu(conv(x))
             logits.append(objectness(x).reshape(x.shape[0], -1).astype(jnp.float32))
             deltas.append(anchor_deltas(x).reshape(x.shape[0], -1, 4).astype(jnp.float32))
         return tuple(logits), tuple(deltas)

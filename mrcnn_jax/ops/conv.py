@@ -218,26 +218,33 @@ def _kernel_gradient_cpu(kernel_shape, geometry, x, gradient):  # type: ignore[n
 
 
 def _kernel_gradient_by_blocks(kernel_shape, geometry, x, gradient):  # type: ignore[no-untyped-def]
-    """Summed over blocks of rows that fit a cache; in each, a matrix product of shifted slices for every tap."""
+    """Summed over blocks of rows that fit a cache; in each, a matrix product of shifted slices for every tap.
+
+    The zeros around the maps are put around the blocks: as a whole, padded maps would wait in memory for the gradient.
+    """
     batch, height, width, _ = gradient.shape
     count = -(-height // -(-_BLOCK // width))  # blocks of a map
     rows = -(-height // count)
     span = (rows - 1) * geometry.stride + geometry.dilation * (kernel_shape[0] - 1) + 1  # rows of x that a block meets
-    padded = _at_least(zero_pad(x, *geometry.padding), (count - 1) * rows * geometry.stride + span)
-    gradient = _at_least(gradient, count * rows)
 
     def add(index, total):  # type: ignore[no-untyped-def]
-        image, block = index // count, index % count
-        seen = lax.dynamic_slice_in_dim(padded[image][None], block * rows * geometry.stride, span, axis=1)
-        wanted = lax.dynamic_slice_in_dim(gradient[image][None], block * rows, rows, axis=1)
+        image, first = index // count, index % count * rows
+        seen = _rows(x, image, first * geometry.stride - geometry.padding[0], span)
+        seen = lax.pad(seen, jnp.zeros((), x.dtype), ((0, 0, 0), (0, 0, 0), (*geometry.padding, 0), (0, 0, 0)))
+        wanted = _rows(gradient, image, first, rows)
         return total + _kernel_gradient_products(kernel_shape, geometry, seen, wanted)
 
     return lax.fori_loop(0, batch * count, add, jnp.zeros(kernel_shape, x.dtype))
 
 
-def _at_least(maps: jax.Array, rows: int) -> jax.Array:
-    """Zeros below, so that there are as many rows."""
-    return lax.pad(maps, jnp.zeros((), maps.dtype), ((0, 0, 0), (0, max(0, rows - maps.shape[1]), 0), *[(0, 0, 0)] * 2))
+def _rows(maps: jax.Array, image: jax.Array, first: jax.Array, count: int) -> jax.Array:
+    """(1, count, W, C): rows of one image from `first` on, zeros where it has none."""
+    batch, height, width, channels = maps.shape
+    rows = first + jnp.arange(count, dtype=jnp.int32)
+    inside = (rows >= 0) & (rows < height)
+    taken = maps.reshape(batch * height, width, channels).at[image * height + jnp.clip(rows, 0, height - 1)]
+    found = taken.get(mode="promise_in_bounds")
+    return jnp.where(inside[:, None, None], found, 0)[None]
 
 
 def _kernel_gradient_products(kernel_shape, geometry, padded, gradient):  # type: ignore[no-untyped-def]
