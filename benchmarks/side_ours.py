@@ -169,8 +169,10 @@ def heads(case: Case) -> Task:
     def run(variables: Any, features: Any, boxes: Any, found: Any) -> Any:
         seen = rcnn.pool_rois(config, features, boxes, config.box.pool_size)
         outlined = rcnn.pool_rois(config, features, found, mask_size)
-        masks = model.apply(variables, outlined, method=model.mask)
-        return model.apply(variables, seen, method=model.box), masks
+        classes = jnp.ones(len(outlined), jnp.int32)
+        return model.apply(variables, seen, method=model.box), model.apply(
+            variables, outlined, classes, method=model.mask
+        )
 
     return program_task(run, variables, features, work.rois(case, work.PROPOSALS), work.rois(case, work.DETECTIONS))
 

@@ -6,7 +6,6 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from mrcnn_jax.models.mask_head import select_class
 from mrcnn_jax.structures import SampledRoIs
 from mrcnn_jax.targets import KeypointTargets, RPNTargets
 
@@ -54,12 +53,12 @@ def box_loss(deltas: jax.Array, targets: jax.Array, rois: SampledRoIs, *, beta: 
 def mask_loss(logits: jax.Array, targets: jax.Array, rois: SampledRoIs) -> Loss:
     """Binary cross-entropy of each positive RoI's own class (He et al. 2017, section 3).
 
-    logits: (R, S, S, C) and targets: (R, S, S), for R RoIs of any number of images. Count: pixels of positive RoIs.
+    logits, of that class, and targets: (R, S, S), for R RoIs of any number of images. Count: pixels of positive RoIs.
     """
     positive = rois.valid & (rois.classes > 0)
     # Both sides are masked: a NaN in an unused target would reach the gradient through the product with zero.
     targets = jnp.where(positive[:, None, None], targets, 0.0)
-    cost = optax.sigmoid_binary_cross_entropy(select_class(logits, rois.classes), targets)
+    cost = optax.sigmoid_binary_cross_entropy(logits, targets)
     cost = jnp.where(positive[:, None, None], cost, 0.0)
     return jnp.sum(cost), jnp.sum(positive) * cost.shape[1] * cost.shape[2]
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 from mrcnn_jax.config import MaskHeadConfig
-from mrcnn_jax.models.layers import Conv, Deconv2x2, conv_norm_relu, relu
+from mrcnn_jax.models.layers import Deconv2x2, conv_norm_relu, relu
 from mrcnn_jax.models.norms import NormFactory
 from mrcnn_jax.ops.conv import interleave
 
@@ -15,7 +17,9 @@ from mrcnn_jax.ops.conv import interleave
 class MaskHead(nn.Module):
     """RoI features (R, S, S, F) -> one mask for each class: logits (R, 2 S, 2 S, C), float32.
 
-    A class-agnostic head has one channel. `valid` (R,) bool: the RoIs that count in batch statistics.
+    With `classes` (R,) in 1..C only the mask of each RoI's class, (R, 2 S, 2 S): the others are not computed. A class
+    of 0 gives zeros. A class-agnostic head has one mask, which is every class's. `valid` (R,) bool: the RoIs that count
+    in batch statistics.
     """
 
     num_classes: int
@@ -23,24 +27,36 @@ class MaskHead(nn.Module):
     norm: NormFactory | None = None
 
     @nn.compact
-    def __call__(self, x: jax.Array, valid: jax.Array | None = None, *, train: bool = False) -> jax.Array:
+    def __call__(
+        self, x: jax.Array, classes: jax.Array | None = None, valid: jax.Array | None = None, *, train: bool = False
+    ) -> jax.Array:
         config = self.config
         for index in range(1, config.conv_layers + 1):
             x = conv_norm_relu(index, config.channels, self.norm, x, valid, train=train)
         blocks = relu(Deconv2x2(config.channels, name="deconv")(x)).astype(jnp.float32)
-        # The last layer looks at one pixel at a time, so it can come before the pixels of a block are laid out.
-        pixels = blocks.reshape(blocks.shape[0], -1, 1, config.channels)
         masks = 1 if config.class_agnostic else self.num_classes
-        logits = Conv(masks, 1, kernel_init=nn.initializers.normal(0.001), name="logits")(pixels)
-        return interleave(logits.reshape(*blocks.shape[:-1], masks))
+        # The last layer looks at one pixel at a time, so it can come before the pixels of a block are laid out.
+        pixels = blocks.reshape(blocks.shape[0], -1, config.channels)
+        logits = PixelLogits(masks, name="logits")(pixels, classes)
+        logits = interleave(logits.reshape(*blocks.shape[:-1], -1))
+        return logits if classes is None else logits[..., 0]
 
 
-def select_class(logits: jax.Array, classes: jax.Array) -> jax.Array:
-    """The mask of each RoI's class: (R, S, S, C) and (R,) classes in 1..C -> (R, S, S). A class of 0 gives zeros.
+class PixelLogits(nn.Module):
+    """A 1 x 1 convolution of pixels (R, P, F): logits (R, P, C), or (R, P) of the class of each R only."""
 
-    Of class-agnostic masks (R, S, S, 1) it is the only one.
-    """
-    if logits.shape[-1] == 1:
-        return logits[..., 0]
-    chosen = jax.nn.one_hot(classes - 1, logits.shape[-1], dtype=logits.dtype)
-    return jnp.einsum("rhwc,rc->rhw", logits, chosen, precision=jax.lax.Precision.HIGHEST)
+    masks: int
+
+    @nn.compact
+    def __call__(self, pixels: jax.Array, classes: jax.Array | None) -> jax.Array:
+        shape = (1, 1, pixels.shape[-1], self.masks)
+        kernel = self.param("kernel", nn.initializers.normal(0.001), shape)[0, 0]
+        bias = self.param("bias", nn.initializers.zeros_init(), (self.masks,))
+        if classes is None:
+            return pixels @ kernel + bias[None, None]
+        # Picked by products, whose gradients are products again: scatters add in any order on a GPU.
+        indices = jnp.minimum(classes, self.masks) - 1
+        chosen = jax.nn.one_hot(indices, self.masks, dtype=kernel.dtype)
+        exactly = partial(jnp.matmul, precision=jax.lax.Precision.HIGHEST)
+        logits = jnp.einsum("rpf,rf->rp", pixels, exactly(chosen, kernel.T))
+        return logits + exactly(chosen, bias)[:, None]

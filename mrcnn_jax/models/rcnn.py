@@ -20,7 +20,7 @@ from mrcnn_jax.models.efficientnet import EfficientNetLite
 from mrcnn_jax.models.fpn import FPN
 from mrcnn_jax.models.keypoint_head import KeypointHead
 from mrcnn_jax.models.layers import rematerialized
-from mrcnn_jax.models.mask_head import MaskHead, select_class
+from mrcnn_jax.models.mask_head import MaskHead
 from mrcnn_jax.models.norms import NormFactory, make_norm
 from mrcnn_jax.models.resnet import ResNet, Stage
 from mrcnn_jax.models.rpn import RPNHead
@@ -115,9 +115,11 @@ class MaskRCNN(nn.Module):
         """RoI features (R, S, S, F) -> class logits (R, C + 1) and deltas (R, C or 1, 4)."""
         return self.box_head(x, valid, train=train)
 
-    def mask(self, x: jax.Array, valid: jax.Array | None = None, *, train: bool = False) -> jax.Array:
-        """RoI features (R, S, S, F) -> mask logits (R, 2 S, 2 S, C or 1)."""
-        return self.mask_head(x, valid, train=train)
+    def mask(
+        self, x: jax.Array, classes: jax.Array | None = None, valid: jax.Array | None = None, *, train: bool = False
+    ) -> jax.Array:
+        """RoI features (R, S, S, F) -> mask logits (R, 2 S, 2 S, C or 1), or (R, 2 S, 2 S) of classes (R,) only."""
+        return self.mask_head(x, classes, valid, train=train)
 
     def keypoints(self, x: jax.Array) -> jax.Array:
         """RoI features (R, S, S, F) -> heat maps (R, 4 S, 4 S, K), logits."""
@@ -329,8 +331,7 @@ def mask_probabilities(
     if model.config.mask is None:
         return jnp.zeros((*classes.shape, 0, 0))
     seen = _look_at(model, variables, features, boxes, model.config.mask.pool_size)
-    logits = model.apply(variables, seen, method=model.mask)
-    masks = jax.nn.sigmoid(select_class(logits, classes.reshape(-1)))
+    masks = jax.nn.sigmoid(model.apply(variables, seen, classes.reshape(-1), method=model.mask))
     return masks.reshape(*classes.shape, *masks.shape[1:])
 
 

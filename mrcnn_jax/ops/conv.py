@@ -16,10 +16,10 @@ import jax.numpy as jnp
 from jax import lax
 
 from mrcnn_jax.ops.depthwise import depthwise_conv2d
-from mrcnn_jax.ops.windows import window, zero_pad
+from mrcnn_jax.ops.windows import window
 
 _DIMENSIONS = ("NHWC", "HWIO", "NHWC")
-_BLOCK = 512  # pixels, at least, that a block of rows has in the CPU's kernel gradient: two blocks fit a cache
+_BLOCK = 1024  # pixels, at least, in a block of the CPU's kernel gradient: those of 256 channels fit a cache
 
 
 class Geometry(NamedTuple):
@@ -54,7 +54,7 @@ def conv2d(
     """
     pads = (padding, padding) if isinstance(padding, int) else padding
     if kernel.shape[:2] == (1, 1) and pads == (0, 0) and groups == 1:
-        return lax.slice(x, (0, 0, 0, 0), x.shape, (1, stride, stride, 1)) @ kernel[0, 0]
+        return _pointwise(lax.slice(x, (0, 0, 0, 0), x.shape, (1, stride, stride, 1)), kernel)
     if groups == x.shape[-1] == kernel.shape[-1] and dilation == 1:
         return depthwise_conv2d(x, kernel, stride, pads)
     geometry = Geometry(stride, pads, dilation, groups)
@@ -190,17 +190,81 @@ def _dense_fwd(x, kernel, geometry):  # type: ignore[no-untyped-def]
 
 def _dense_bwd(geometry, residuals, gradient):  # type: ignore[no-untyped-def]
     x, kernel = residuals
-    (x_gradient,) = jax.linear_transpose(lambda v: _convolution(geometry, v, kernel), x)(gradient)
-    kernel_gradient = lax.platform_dependent(
+    x_gradient = lax.platform_dependent(
+        kernel,
+        gradient,
+        cpu=partial(_input_gradient_cpu, x.shape, geometry),
+        default=partial(_input_gradient_convolution, x.shape, geometry),
+    )
+    return x_gradient, _kernel_gradient(kernel, geometry, x, gradient)
+
+
+_dense.defvjp(_dense_fwd, _dense_bwd)
+
+
+@jax.custom_vjp
+def _pointwise(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    """1 x 1: a matrix product of all pixels at once."""
+    return x @ kernel[0, 0]
+
+
+def _pointwise_fwd(x, kernel):  # type: ignore[no-untyped-def]
+    return x @ kernel[0, 0], (x, kernel)
+
+
+def _pointwise_bwd(residuals, gradient):  # type: ignore[no-untyped-def]
+    x, kernel = residuals
+    return gradient @ kernel[0, 0].T, _kernel_gradient(kernel, Geometry(1, (0, 0), 1, 1), x, gradient)
+
+
+_pointwise.defvjp(_pointwise_fwd, _pointwise_bwd)
+
+
+def _input_gradient_convolution(shape, geometry, kernel, gradient):  # type: ignore[no-untyped-def]
+    x = jax.ShapeDtypeStruct(shape, gradient.dtype)
+    (result,) = jax.linear_transpose(lambda v: _convolution(geometry, v, kernel), x)(gradient)
+    return result
+
+
+def _input_gradient_cpu(shape, geometry, kernel, gradient):  # type: ignore[no-untyped-def]
+    """With a stride, one convolution for the pixels of each phase: XLA:CPU would multiply the zeros between them."""
+    stride, size = geometry.stride, kernel.shape[0]
+    if stride == 1 or geometry.dilation > 1 or size < stride:
+        return _input_gradient_convolution(shape, geometry, kernel, gradient)
+    height, width = -(-shape[1] // stride), -(-shape[2] // stride)  # pixels of a phase
+
+    def of_phase(row: int, column: int) -> jax.Array:
+        rows, top, bottom = _phase(row, geometry, size, height, gradient.shape[1])
+        columns, left, right = _phase(column, geometry, size, width, gradient.shape[2])
+        taps = kernel[rows][:, columns].swapaxes(2, 3)
+        pads = ((top, bottom), (left, right))
+        return lax.conv_general_dilated(gradient, taps, (1, 1), pads, dimension_numbers=_DIMENSIONS)
+
+    phases = [jnp.stack([of_phase(row, column) for column in range(stride)], axis=3) for row in range(stride)]
+    whole = jnp.stack(phases, axis=2).reshape(shape[0], height * stride, width * stride, shape[3])
+    return whole[:, : shape[1], : shape[2]]
+
+
+def _phase(phase: int, geometry: Geometry, size: int, pixels: int, outputs: int) -> tuple[slice, int, int]:
+    """Along one axis, for the pixels `phase`, `phase + stride`, ...: the taps that meet them, the last one first, and
+    the zeros to put before and after the gradient, so that convolving it with them gives that many pixels."""
+    stride, before = geometry.stride, geometry.padding[0]
+    first = (phase + before) % stride
+    count = len(range(first, size, stride))
+    last = first + (count - 1) * stride
+    nearest = (phase + before - last) // stride  # the output that the last tap has this phase's first pixel in
+    taps = slice(last, first - 1 if first else None, -stride)
+    return taps, -nearest, pixels + nearest + count - 1 - outputs
+
+
+def _kernel_gradient(kernel, geometry, x, gradient):  # type: ignore[no-untyped-def]
+    result = lax.platform_dependent(
         x,
         gradient,
         cpu=partial(_kernel_gradient_cpu, kernel.shape, geometry),
         default=partial(_kernel_gradient_convolution, kernel.shape, geometry),
     )
-    return x_gradient, kernel_gradient.astype(kernel.dtype)
-
-
-_dense.defvjp(_dense_fwd, _dense_bwd)
+    return result.astype(kernel.dtype)
 
 
 def _kernel_gradient_convolution(kernel_shape, geometry, x, gradient):  # type: ignore[no-untyped-def]
@@ -218,42 +282,45 @@ def _kernel_gradient_cpu(kernel_shape, geometry, x, gradient):  # type: ignore[n
 
 
 def _kernel_gradient_by_blocks(kernel_shape, geometry, x, gradient):  # type: ignore[no-untyped-def]
-    """Summed over blocks of rows that fit a cache; in each, a matrix product of shifted slices for every tap.
+    """Summed over blocks that fit a cache, of rows or of whole small maps; in each, a matrix product for every tap.
 
     The zeros around the maps are put around the blocks: as a whole, padded maps would wait in memory for the gradient.
     """
-    batch, height, width, _ = gradient.shape
+    height, width, channels = gradient.shape[1:]
+    maps = _maps_of_a_block(gradient)
     count = -(-height // -(-_BLOCK // width))  # blocks of a map
     rows = -(-height // count)
     span = (rows - 1) * geometry.stride + geometry.dilation * (kernel_shape[0] - 1) + 1  # rows of x that a block meets
+    taps = [(dy, dx) for dy in range(kernel_shape[0]) for dx in range(kernel_shape[1])]
 
-    def add(index, total):  # type: ignore[no-untyped-def]
-        image, first = index // count, index % count * rows
-        seen = _rows(x, image, first * geometry.stride - geometry.padding[0], span)
+    def add(index, totals):  # type: ignore[no-untyped-def]
+        image, first = index // count * maps, index % count * rows
+        seen = _rows(x, image, maps, first * geometry.stride - geometry.padding[0], span)
         seen = lax.pad(seen, jnp.zeros((), x.dtype), ((0, 0, 0), (0, 0, 0), (*geometry.padding, 0), (0, 0, 0)))
-        wanted = _rows(gradient, image, first, rows)
-        return total + _kernel_gradient_products(kernel_shape, geometry, seen, wanted)
+        # What all taps share is transposed, once, and not what each of them sees.
+        wanted = _rows(gradient, image, maps, first, rows).reshape(-1, channels).T
+        stride, step = (geometry.stride, geometry.stride), geometry.dilation
+        windows = [window(seen, step * dy, step * dx, rows, width, stride) for dy, dx in taps]
+        return [
+            total + wanted @ shifted.reshape(-1, x.shape[-1]) for total, shifted in zip(totals, windows, strict=True)
+        ]
 
-    return lax.fori_loop(0, batch * count, add, jnp.zeros(kernel_shape, x.dtype))
+    zeros = jnp.zeros((channels, x.shape[-1]), x.dtype)
+    totals = lax.fori_loop(0, gradient.shape[0] // maps * count, add, [zeros] * len(taps))
+    return jnp.stack([total.T for total in totals]).reshape(kernel_shape)
 
 
-def _rows(maps: jax.Array, image: jax.Array, first: jax.Array, count: int) -> jax.Array:
-    """(1, count, W, C): rows of one image from `first` on, zeros where it has none."""
-    batch, height, width, channels = maps.shape
+def _maps_of_a_block(gradient: jax.Array) -> int:
+    """How many of the maps, which it divides, make a block of at least the size."""
+    batch, height, width, _ = gradient.shape
+    return next((n for n in range(1, batch) if batch % n == 0 and n * height * width >= _BLOCK), batch)
+
+
+def _rows(maps: jax.Array, image: jax.Array, images: int, first: jax.Array, count: int) -> jax.Array:
+    """(images, count, W, C): rows of some images from `first` on, zeros where they have none."""
+    height = maps.shape[1]
     rows = first + jnp.arange(count, dtype=jnp.int32)
     inside = (rows >= 0) & (rows < height)
-    taken = maps.reshape(batch * height, width, channels).at[image * height + jnp.clip(rows, 0, height - 1)]
-    found = taken.get(mode="promise_in_bounds")
-    return jnp.where(inside[:, None, None], found, 0)[None]
-
-
-def _kernel_gradient_products(kernel_shape, geometry, padded, gradient):  # type: ignore[no-untyped-def]
-    """One matrix product of shifted slices for each tap of the kernel; `padded` holds the zeros around the maps."""
-    height, width = gradient.shape[1:3]
-    stride, step = (geometry.stride, geometry.stride), geometry.dilation
-    products = [
-        jnp.einsum("bhwi,bhwo->io", window(padded, step * dy, step * dx, height, width, stride), gradient)
-        for dy in range(kernel_shape[0])
-        for dx in range(kernel_shape[1])
-    ]
-    return jnp.stack(products).reshape(kernel_shape)
+    some = lax.dynamic_slice_in_dim(maps, image, images)
+    found = some.at[:, jnp.clip(rows, 0, height - 1)].get(mode="promise_in_bounds")
+    return jnp.where(inside[None, :, None, None], found, 0)

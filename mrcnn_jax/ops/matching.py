@@ -30,4 +30,7 @@ def match(
         best_of_slot = jnp.max(iou, axis=1, keepdims=True)
         claimed = jnp.any((iou == best_of_slot) & (best_of_slot > 0.0), axis=0)
         labels = jnp.where(claimed, POSITIVE, labels)
-    return jnp.argmax(iou, axis=0).astype(jnp.int32), labels.astype(jnp.int32)
+    # An argmax: XLA:CPU reduces numbers many at a time, but pairs of a number and its index one by one.
+    indices = jnp.arange(slots, dtype=jnp.int32)[:, None]
+    matches = jnp.min(jnp.where(iou == best[None], indices, slots - 1), axis=0)
+    return matches, labels.astype(jnp.int32)

@@ -181,7 +181,7 @@ def _mask_losses(
 ) -> dict[str, losses.Loss]:
     mask_config = config.mask
     assert mask_config is not None
-    logits = forward(forward.model.mask, x, _join(rois.valid & (rois.classes > 0)))
+    logits = forward(forward.model.mask, x, _join(rois.classes), _join(rois.valid & (rois.classes > 0)))
     with jax.named_scope("targets"):
         goals = jax.vmap(lambda r, t: targets.mask_targets(r, t, mask_config, config.mask_size))(rois, truth)
     with jax.named_scope("losses"):

@@ -5,11 +5,12 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from mrcnn_jax.config import BoxHeadConfig, MaskHeadConfig
 from mrcnn_jax.models.box_head import BoxHead
 from mrcnn_jax.models.fpn import FPN
-from mrcnn_jax.models.mask_head import MaskHead, select_class
+from mrcnn_jax.models.mask_head import MaskHead
 from mrcnn_jax.models.rpn import RPNHead
 
 
@@ -92,7 +93,27 @@ def test_mask_head_doubles_the_side():
     assert set(variables["params"]) == {"conv1", "conv2", "deconv", "logits"}
 
 
-def test_select_class_takes_one_channel_or_nothing():
-    logits = np.random.default_rng(0).standard_normal((3, 2, 2, 4)).astype(np.float32)
-    chosen = select_class(jnp.asarray(logits), jnp.int32([4, 1, 0]))
-    np.testing.assert_array_equal(chosen, np.stack([logits[0, ..., 3], logits[1, ..., 0], np.zeros((2, 2))]))
+@pytest.mark.parametrize("class_agnostic", [False, True])
+def test_mask_head_computes_one_class_or_nothing(class_agnostic):
+    head = MaskHead(4, MaskHeadConfig(channels=6, conv_layers=1, class_agnostic=class_agnostic))
+    x = np.random.default_rng(0).standard_normal((3, 5, 5, 4)).astype(np.float32)
+    variables, classes = random_variables(head, x), np.int32([4, 1, 0])
+
+    def chosen(variables, x):
+        return head.apply(variables, x, classes)
+
+    def picked(variables, x):
+        logits = head.apply(variables, x)
+        assert logits.shape[-1] == (1 if class_agnostic else 4)
+        columns = np.minimum(classes, logits.shape[-1]) - 1
+        return jnp.stack([logits[0, ..., columns[0]], logits[1, ..., columns[1]], jnp.zeros((10, 10))])
+
+    cotangent = np.random.default_rng(1).standard_normal((3, 10, 10)).astype(np.float32)
+    for ours, expected in zip(*(outcome(f, variables, x, cotangent) for f in (chosen, picked)), strict=True):
+        np.testing.assert_allclose(ours, expected, rtol=1e-5, atol=1e-5 * np.abs(expected).max())
+
+
+def outcome(function, variables, x, cotangent):
+    """The result and all gradients, as a list."""
+    result, pull = jax.vjp(function, variables, x)
+    return jax.tree.leaves((result, pull(cotangent)))
