@@ -19,7 +19,8 @@ from mrcnn_jax.ops.depthwise import depthwise_conv2d
 from mrcnn_jax.ops.windows import window
 
 _DIMENSIONS = ("NHWC", "HWIO", "NHWC")
-_BLOCK = 1024  # pixels, at least, in a block of the CPU's kernel gradient: those of 256 channels fit a cache
+_BLOCK = 1024  # pixels in a block of the CPU's kernel gradient, or a few more: those of 256 channels fit a cache
+_LARGE = 512  # pixels of a map that is worth cutting into blocks
 
 
 class Geometry(NamedTuple):
@@ -214,7 +215,9 @@ def _pointwise_fwd(x, kernel):  # type: ignore[no-untyped-def]
 
 def _pointwise_bwd(residuals, gradient):  # type: ignore[no-untyped-def]
     x, kernel = residuals
-    return gradient @ kernel[0, 0].T, _kernel_gradient(kernel, Geometry(1, (0, 0), 1, 1), x, gradient)
+    # Without neighbours to look at, all maps are one.
+    joined = [maps.reshape(1, -1, *maps.shape[2:]) for maps in (x, gradient)]
+    return gradient @ kernel[0, 0].T, _kernel_gradient(kernel, Geometry(1, (0, 0), 1, 1), *joined)
 
 
 _pointwise.defvjp(_pointwise_fwd, _pointwise_bwd)
@@ -274,9 +277,9 @@ def _kernel_gradient_convolution(kernel_shape, geometry, x, gradient):  # type: 
 
 
 def _kernel_gradient_cpu(kernel_shape, geometry, x, gradient):  # type: ignore[no-untyped-def]
-    """Blocks of rows, unless the maps are few and small or have few channels: the convolution suits those."""
+    """Blocks, unless the maps are few and small or have few channels: the convolution suits those."""
     batch, height, width, _ = gradient.shape
-    if batch >= 64 or (height * width >= _BLOCK and x.shape[-1] >= 64):
+    if batch >= 64 or (height * width >= _LARGE and x.shape[-1] >= 64):
         return _kernel_gradient_by_blocks(kernel_shape, geometry, x, gradient)
     return _kernel_gradient_convolution(kernel_shape, geometry, x, gradient)
 
@@ -286,10 +289,9 @@ def _kernel_gradient_by_blocks(kernel_shape, geometry, x, gradient):  # type: ig
 
     The zeros around the maps are put around the blocks: as a whole, padded maps would wait in memory for the gradient.
     """
-    height, width, channels = gradient.shape[1:]
-    maps = _maps_of_a_block(gradient)
-    count = -(-height // -(-_BLOCK // width))  # blocks of a map
-    rows = -(-height // count)
+    width, channels = gradient.shape[2:]
+    maps, count = _blocks(gradient)
+    rows = -(-gradient.shape[1] // count)
     span = (rows - 1) * geometry.stride + geometry.dilation * (kernel_shape[0] - 1) + 1  # rows of x that a block meets
     taps = [(dy, dx) for dy in range(kernel_shape[0]) for dx in range(kernel_shape[1])]
 
@@ -310,10 +312,14 @@ def _kernel_gradient_by_blocks(kernel_shape, geometry, x, gradient):  # type: ig
     return jnp.stack([total.T for total in totals]).reshape(kernel_shape)
 
 
-def _maps_of_a_block(gradient: jax.Array) -> int:
-    """How many of the maps, which it divides, make a block of at least the size."""
+def _blocks(gradient: jax.Array) -> tuple[int, int]:
+    """How many whole maps make a block, or one, and into how many blocks of rows it is cut.
+
+    There are at least two blocks: XLA:CPU multiplies transposed matrices well inside of loops, and badly elsewhere."""
     batch, height, width, _ = gradient.shape
-    return next((n for n in range(1, batch) if batch % n == 0 and n * height * width >= _BLOCK), batch)
+    size = min(_BLOCK, -(-batch * height * width // 2))
+    maps = next((n for n in range(1, batch) if batch % n == 0 and n * height * width >= size), max(1, batch // 2))
+    return (maps if batch % maps == 0 else 1), -(-height // -(-size // width))
 
 
 def _rows(maps: jax.Array, image: jax.Array, images: int, first: jax.Array, count: int) -> jax.Array:

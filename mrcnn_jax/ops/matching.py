@@ -24,13 +24,27 @@ def match(
         return jnp.zeros(count, jnp.int32), jnp.full(count, NEGATIVE, jnp.int32)
     # The barrier keeps XLA from computing an overlap twice with different rounding: `==` below needs the same number.
     iou = jax.lax.optimization_barrier(jnp.where(valid[:, None], iou, -1.0))
-    best = jnp.max(iou, axis=0)
+    best, matches = jax.lax.platform_dependent(iou, cpu=_best_slot_cpu, default=_best_slot)
     labels = jnp.where(best >= positive, POSITIVE, jnp.where(best < negative, NEGATIVE, IGNORED))
     if allow_low_quality:
         best_of_slot = jnp.max(iou, axis=1, keepdims=True)
         claimed = jnp.any((iou == best_of_slot) & (best_of_slot > 0.0), axis=0)
         labels = jnp.where(claimed, POSITIVE, labels)
-    # An argmax: XLA:CPU reduces numbers many at a time, but pairs of a number and its index one by one.
-    indices = jnp.arange(slots, dtype=jnp.int32)[:, None]
-    matches = jnp.min(jnp.where(iou == best[None], indices, slots - 1), axis=0)
     return matches, labels.astype(jnp.int32)
+
+
+def _best_slot(iou: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Of each anchor the largest overlap (A,) and the first slot (A,) int32 that has it."""
+    return jnp.max(iou, axis=0), jnp.argmax(iou, axis=0).astype(jnp.int32)
+
+
+def _best_slot_cpu(iou: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """The same, slot by slot: XLA:CPU reduces pairs of a number and its index one anchor at a time."""
+
+    def look(best: tuple[jax.Array, jax.Array], slot: jax.Array) -> tuple[tuple[jax.Array, jax.Array], None]:
+        row = iou[slot]
+        better = row > best[0]
+        return (jnp.where(better, row, best[0]), jnp.where(better, slot, best[1])), None
+
+    slots = jnp.arange(iou.shape[0], dtype=jnp.int32)
+    return jax.lax.scan(look, (iou[0], jnp.zeros_like(iou[0], jnp.int32)), slots)[0]
