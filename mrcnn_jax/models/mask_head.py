@@ -33,10 +33,10 @@ class MaskHead(nn.Module):
         config = self.config
         for index in range(1, config.conv_layers + 1):
             x = conv_norm_relu(index, config.channels, self.norm, x, valid, train=train)
-        blocks = relu(Deconv2x2(config.channels, name="deconv")(x)).astype(jnp.float32)
+        blocks = Deconv2x2(config.channels, name="deconv")(x)
         masks = 1 if config.class_agnostic else self.num_classes
         # The last layer looks at one pixel at a time, so it can come before the pixels of a block are laid out.
-        pixels = blocks.reshape(blocks.shape[0], -1, config.channels)
+        pixels = relu(blocks.reshape(blocks.shape[0], -1, config.channels)).astype(jnp.float32)
         logits = PixelLogits(masks, name="logits")(pixels, classes)
         logits = interleave(logits.reshape(*blocks.shape[:-1], -1))
         return logits if classes is None else logits[..., 0]

@@ -84,7 +84,7 @@ def deconv2x2(x: jax.Array, kernel: jax.Array) -> jax.Array:
     Returns: blocks (B, H, W, 2, 2, O).
     """
     inputs, outputs = kernel.shape[2:]
-    blocks = x @ kernel.transpose(2, 0, 1, 3).reshape(inputs, 4 * outputs)
+    blocks = _pointwise(x, kernel.transpose(2, 0, 1, 3).reshape(1, 1, inputs, 4 * outputs))
     return blocks.reshape(*x.shape[:3], 2, 2, outputs)
 
 
@@ -197,7 +197,13 @@ def _dense_bwd(geometry, residuals, gradient):  # type: ignore[no-untyped-def]
         cpu=partial(_input_gradient_cpu, x.shape, geometry),
         default=partial(_input_gradient_convolution, x.shape, geometry),
     )
-    return x_gradient, _kernel_gradient(kernel, geometry, x, gradient)
+    kernel_gradient = lax.platform_dependent(
+        x,
+        gradient,
+        cpu=partial(_kernel_gradient_cpu, kernel.shape, geometry),
+        default=partial(_kernel_gradient_convolution, kernel.shape, geometry),
+    )
+    return x_gradient, kernel_gradient.astype(kernel.dtype)
 
 
 _dense.defvjp(_dense_fwd, _dense_bwd)
@@ -215,9 +221,21 @@ def _pointwise_fwd(x, kernel):  # type: ignore[no-untyped-def]
 
 def _pointwise_bwd(residuals, gradient):  # type: ignore[no-untyped-def]
     x, kernel = residuals
-    # Without neighbours to look at, all maps are one.
-    joined = [maps.reshape(1, -1, *maps.shape[2:]) for maps in (x, gradient)]
-    return gradient @ kernel[0, 0].T, _kernel_gradient(kernel, Geometry(1, (0, 0), 1, 1), *joined)
+    kernel_gradient = lax.platform_dependent(
+        x, gradient, cpu=_pointwise_kernel_gradient_cpu, default=_pointwise_kernel_gradient
+    )
+    return gradient @ kernel[0, 0].T, kernel_gradient.astype(kernel.dtype)
+
+
+def _pointwise_kernel_gradient(x, gradient):  # type: ignore[no-untyped-def]
+    return jnp.einsum("bhwi,bhwo->io", x, gradient)[None, None]
+
+
+def _pointwise_kernel_gradient_cpu(x, gradient):  # type: ignore[no-untyped-def]
+    if math.prod(x.shape[:3]) < _LARGE:
+        return _pointwise_kernel_gradient(x, gradient)
+    shape = (1, 1, x.shape[-1], gradient.shape[-1])
+    return _kernel_gradient_by_blocks(shape, Geometry(1, (0, 0), 1, 1), x, gradient)
 
 
 _pointwise.defvjp(_pointwise_fwd, _pointwise_bwd)
@@ -258,16 +276,6 @@ def _phase(phase: int, geometry: Geometry, size: int, pixels: int, outputs: int)
     nearest = (phase + before - last) // stride  # the output that the last tap has this phase's first pixel in
     taps = slice(last, first - 1 if first else None, -stride)
     return taps, -nearest, pixels + nearest + count - 1 - outputs
-
-
-def _kernel_gradient(kernel, geometry, x, gradient):  # type: ignore[no-untyped-def]
-    result = lax.platform_dependent(
-        x,
-        gradient,
-        cpu=partial(_kernel_gradient_cpu, kernel.shape, geometry),
-        default=partial(_kernel_gradient_convolution, kernel.shape, geometry),
-    )
-    return result.astype(kernel.dtype)
 
 
 def _kernel_gradient_convolution(kernel_shape, geometry, x, gradient):  # type: ignore[no-untyped-def]
