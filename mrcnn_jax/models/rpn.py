@@ -33,6 +33,7 @@ class RPNHead(nn.Module):
         for x in features:
             for conv in convs:
                 x = nn.relu(conv(x))
-            logits.append(objectness(x).reshape(x.shape[0], -1).astype(jnp.float32))
-            deltas.append(anchor_deltas(x).reshape(x.shape[0], -1, 4).astype(jnp.float32))
+            x = x.astype(jnp.float32)  # logits of 8 bits would tie by the hundred, and ties go to the first anchor
+            logits.append(objectness(x).reshape(x.shape[0], -1))
+            deltas.append(anchor_deltas(x).reshape(x.shape[0], -1, 4))
         return tuple(logits), tuple(deltas)
