@@ -17,7 +17,7 @@ import optax
 from benchmarks import work
 from benchmarks.turns import Task, serve
 from benchmarks.work import Case
-from mrcnn_jax import presets
+from mrcnn_jax import compilation_cache, presets
 from mrcnn_jax.config import Config, ModelConfig
 from mrcnn_jax.evaluation.paste import paste
 from mrcnn_jax.models import rcnn
@@ -263,4 +263,5 @@ def prepare(**fields: Any) -> Task:
 
 
 if __name__ == "__main__":
+    compilation_cache.give_back()  # as the commands do
     serve(prepare)

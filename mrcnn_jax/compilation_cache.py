@@ -1,9 +1,17 @@
-"""Where compiled programs are kept between runs. Commands turn this on; importing the package never does."""
+"""Where compiled programs are kept between runs, and the compiler's memory, which is not kept.
+
+Commands turn this on; importing the package never does.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
+import functools
 import os
 from pathlib import Path
+
+_SHORT = 1.0  # seconds of a compilation that leaves nothing worth giving back
 
 
 def cache_root() -> Path:
@@ -12,11 +20,33 @@ def cache_root() -> Path:
 
 
 def enable() -> None:
-    """Keep compiled programs in `cache_root()/xla`, unless JAX has been told of another place."""
+    """Keep compiled programs in `cache_root()/xla`, unless JAX has been told of another place; see `give_back` too."""
     import jax
+
+    give_back()
 
     if jax.config.jax_compilation_cache_dir is None:  # type: ignore[attr-defined]
         jax.config.update("jax_compilation_cache_dir", str(cache_root() / "xla"))
+
+
+@functools.cache
+def give_back() -> None:
+    """From now on, give the memory that a compilation has used back to the system when it is done.
+
+    The compiler frees it in pieces too small for the C library to do that by itself: a gigabyte after the training step
+    of a large network. Nothing happens with other C libraries than glibc.
+    """
+    import jax
+
+    trim = None
+    with contextlib.suppress(OSError, AttributeError):
+        trim = ctypes.CDLL(None).malloc_trim
+
+    def after(event: str, duration_secs: float, **_: str | int) -> None:
+        if trim is not None and event == "/jax/core/compile/backend_compile_duration" and duration_secs > _SHORT:
+            trim(0)
+
+    jax.monitoring.register_event_duration_secs_listener(after)
 
 
 def described() -> str:

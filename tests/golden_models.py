@@ -126,6 +126,19 @@ def assert_same_detections(ours, theirs, side, ratio: float = 1.0) -> list[int]:
     return order
 
 
+def share_found(wide, narrow, above: float = 0.3, within: float = 1.0) -> tuple[int, int]:
+    """How many detections of `wide` score more than `above`, and for how many of these `narrow` has one of the same
+    class whose coordinates all lie `within` so many pixels: the latter first. Both: boxes, scores, classes, valid."""
+    found = count = 0
+    for boxes, scores, classes, valid, *others in zip(*map(np.asarray, (*wide, *narrow)), strict=True):
+        candidates, _, labels, exist = others
+        for box, label in zip(boxes[valid & (scores > above)], classes[valid & (scores > above)], strict=True):
+            close = np.abs(candidates - box).max(1) <= within
+            found += bool(np.any(close & (labels == label) & exist))
+            count += 1
+    return found, count
+
+
 def assert_same_pasted(masks: np.ndarray, packed: np.ndarray) -> None:
     """Pasted bool masks (n, h, w) against np.packbits of theirs: at most 0.1 % of the pixels of any differ."""
     count, height, width = masks.shape

@@ -6,9 +6,17 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
+import jax
+import numpy as np
 import pytest
+from golden_models import share_found
+
+from mrcnn_jax.data.image_files import decode
+from mrcnn_jax.evaluation import inference
+from mrcnn_jax.training.checkpoint import load_variables
 
 ROOT = Path(__file__).resolve().parent.parent
 STEPS = 150
@@ -41,3 +49,20 @@ def test_quickstart_learns(tmp_path):
     found = json.loads((tmp_path / "found" / "results.json").read_text())
     assert {record["category"] for record in found} <= {"circle", "square", "triangle", "star", "cross"}
     assert len(list((tmp_path / "found").glob("*.png"))) == len(pictures)
+
+    pictures = sorted((tmp_path / "runs" / "data" / "shapes" / "val").glob("*.png"))[:40]
+    found_in_bfloat16(run, np.stack([decode(picture.read_bytes()) for picture in pictures]))
+
+
+def found_in_bfloat16(run, images):
+    """What a trained network finds in float32 it finds in bfloat16, images, weights and all."""
+    config, variables = load_variables(run)
+    sizes = np.tile(np.int32(images.shape[1:3]), (len(images), 1))
+    wide, narrow = (
+        jax.device_get(inference.compile_detect(replace(config.model, compute_dtype=dtype), variables)(images, sizes))
+        for dtype in ("float32", "bfloat16")
+    )
+    found, count = share_found(*((one.boxes, one.scores, one.classes, one.valid) for one in (wide, narrow)))
+    assert count > 50
+    assert found >= 0.95 * count, f"{found} of {count}"
+    assert not np.array_equal(wide.scores, narrow.scores), "it was computed in float32"

@@ -6,7 +6,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from mrcnn_jax.models.layers import Conv, relu
+from mrcnn_jax.models.layers import Conv, add_bias, relu
 from mrcnn_jax.ops.conv import deconv4x4
 from mrcnn_jax.ops.image import double_bilinear
 
@@ -39,4 +39,4 @@ class Deconv4x4(nn.Module):
         init = nn.initializers.variance_scaling(2.0, "fan_in", "normal")
         kernel = self.param("kernel", init, (4, 4, x.shape[-1], self.features))
         bias = self.param("bias", nn.initializers.zeros_init(), (self.features,))
-        return deconv4x4(x, kernel.astype(x.dtype)) + bias.astype(x.dtype)[None, None, None]
+        return add_bias(deconv4x4(x, kernel.astype(x.dtype)), bias)

@@ -58,7 +58,19 @@ class Conv(nn.Module):
         kernel = self.param("kernel", self.kernel_init, (size, size, x.shape[-1] // groups, self.features))
         padding = dilation * (size // 2) if self.padding is None else self.padding
         y = conv2d(x, kernel.astype(x.dtype), stride=self.stride, padding=padding, dilation=dilation, groups=groups)
-        return _add_bias(self, y)
+        return _with_bias(self, y)
+
+
+class PointwiseParameters(nn.Module):
+    """Kernel (1, 1, I, O) and bias (O,) of a 1 x 1 convolution that is computed elsewhere."""
+
+    features: int
+    kernel_init: Initializer
+
+    @nn.compact
+    def __call__(self, inputs: int) -> tuple[jax.Array, jax.Array]:
+        kernel = self.param("kernel", self.kernel_init, (1, 1, inputs, self.features))
+        return kernel, self.param("bias", nn.initializers.zeros_init(), (self.features,))
 
 
 class Deconv2x2(nn.Module):
@@ -71,7 +83,7 @@ class Deconv2x2(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         kernel = self.param("kernel", self.kernel_init, (2, 2, x.shape[-1], self.features))
-        return _add_bias(self, deconv2x2(x, kernel.astype(x.dtype)))
+        return _with_bias(self, deconv2x2(x, kernel.astype(x.dtype)))
 
 
 class Dense(nn.Module):
@@ -84,7 +96,7 @@ class Dense(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         kernel = self.param("kernel", self.kernel_init, (x.shape[-1], self.features))
-        return _add_bias(self, x @ kernel.astype(x.dtype))
+        return _with_bias(self, x @ kernel.astype(x.dtype))
 
 
 def rematerialized(module: Any, remat: bool) -> Any:
@@ -101,8 +113,25 @@ def conv_norm_relu(
     return relu(x if norm is None else norm(name=f"norm{index}")(x, train=train, rows=rows))
 
 
-def _add_bias(module: Any, y: jax.Array) -> jax.Array:
+def _with_bias(module: Any, y: jax.Array) -> jax.Array:
     if not module.use_bias:
         return y
-    bias = module.param("bias", nn.initializers.zeros_init(), (module.features,))
+    return add_bias(y, module.param("bias", nn.initializers.zeros_init(), (module.features,)))
+
+
+@jax.custom_vjp
+def add_bias(y: jax.Array, bias: jax.Array) -> jax.Array:
+    """y (..., F) + bias (F,) in y's dtype. The gradient of the bias is summed in float32: so many terms in bfloat16
+    would stop adding up."""
     return y + bias.astype(y.dtype).reshape((1,) * (y.ndim - 1) + (-1,))
+
+
+def _add_bias_fwd(y: jax.Array, bias: jax.Array) -> tuple[jax.Array, None]:
+    return add_bias(y, bias), None
+
+
+def _add_bias_bwd(_: None, gradient: jax.Array) -> tuple[jax.Array, jax.Array]:
+    return gradient, jnp.sum(gradient, axis=tuple(range(gradient.ndim - 1)), dtype=jnp.float32)
+
+
+add_bias.defvjp(_add_bias_fwd, _add_bias_bwd)

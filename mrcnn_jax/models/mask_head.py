@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from mrcnn_jax.config import MaskHeadConfig
-from mrcnn_jax.models.layers import Deconv2x2, conv_norm_relu, relu
+from mrcnn_jax.models.layers import Deconv2x2, PointwiseParameters, add_bias, conv_norm_relu, relu
 from mrcnn_jax.models.norms import NormFactory
 from mrcnn_jax.ops.conv import interleave
 
@@ -37,26 +37,18 @@ class MaskHead(nn.Module):
         masks = 1 if config.class_agnostic else self.num_classes
         # The last layer looks at one pixel at a time, so it can come before the pixels of a block are laid out.
         pixels = relu(blocks.reshape(blocks.shape[0], -1, config.channels)).astype(jnp.float32)
-        logits = PixelLogits(masks, name="logits")(pixels, classes)
+        kernel, bias = PointwiseParameters(masks, nn.initializers.normal(0.001), name="logits")(config.channels)
+        logits = _pixel_logits(pixels, kernel[0, 0], bias, classes)
         logits = interleave(logits.reshape(*blocks.shape[:-1], -1))
         return logits if classes is None else logits[..., 0]
 
 
-class PixelLogits(nn.Module):
-    """A 1 x 1 convolution of pixels (R, P, F): logits (R, P, C), or (R, P) of the class of each R only."""
-
-    masks: int
-
-    @nn.compact
-    def __call__(self, pixels: jax.Array, classes: jax.Array | None) -> jax.Array:
-        shape = (1, 1, pixels.shape[-1], self.masks)
-        kernel = self.param("kernel", nn.initializers.normal(0.001), shape)[0, 0]
-        bias = self.param("bias", nn.initializers.zeros_init(), (self.masks,))
-        if classes is None:
-            return pixels @ kernel + bias[None, None]
-        # Picked by products, whose gradients are products again: scatters add in any order on a GPU.
-        indices = jnp.minimum(classes, self.masks) - 1
-        chosen = jax.nn.one_hot(indices, self.masks, dtype=kernel.dtype)
-        exactly = partial(jnp.matmul, precision=jax.lax.Precision.HIGHEST)
-        logits = jnp.einsum("rpf,rf->rp", pixels, exactly(chosen, kernel.T))
-        return logits + exactly(chosen, bias)[:, None]
+def _pixel_logits(pixels: jax.Array, kernel: jax.Array, bias: jax.Array, classes: jax.Array | None) -> jax.Array:
+    """Pixels (R, P, F) -> logits (R, P, C), or (R, P) of the class of each R only. kernel (F, C)."""
+    if classes is None:
+        return add_bias(pixels @ kernel, bias)
+    # Picked by products, whose gradients are products again: scatters add in any order on a GPU.
+    chosen = jax.nn.one_hot(jnp.minimum(classes, len(bias)) - 1, len(bias), dtype=kernel.dtype)
+    exactly = partial(jnp.matmul, precision=jax.lax.Precision.HIGHEST)
+    logits = jnp.einsum("rpf,rf->rp", pixels, exactly(chosen, kernel.T))
+    return logits + exactly(chosen, bias)[:, None]

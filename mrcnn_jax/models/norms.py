@@ -104,4 +104,6 @@ def moments(x: jax.Array, rows: jax.Array | None, axis_name: str | None) -> tupl
 
 
 def _affine(x: jax.Array, factor: jax.Array, offset: jax.Array) -> jax.Array:
-    return x * factor.astype(x.dtype)[None, None, None] + offset.astype(x.dtype)[None, None, None]
+    """x factor + offset in float32, rounded once to x's dtype. A factor in bfloat16 would be wrong by up to 0.4 % in
+    the same direction at every pixel; and one pass over x costs the same in either type."""
+    return (x.astype(jnp.float32) * factor[None, None, None] + offset[None, None, None]).astype(x.dtype)

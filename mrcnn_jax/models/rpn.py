@@ -8,7 +8,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from mrcnn_jax.models.layers import Conv, relu
+from mrcnn_jax.models.layers import Conv, PointwiseParameters, add_bias, relu
+from mrcnn_jax.ops.conv import conv2d
 
 _INIT = nn.initializers.normal(0.01)
 
@@ -25,14 +26,18 @@ class RPNHead(nn.Module):
 
     @nn.compact
     def __call__(self, features: Sequence[jax.Array]) -> tuple[tuple[jax.Array, ...], tuple[jax.Array, ...]]:
-        channels = features[0].shape[-1]
+        channels, anchors = features[0].shape[-1], self.anchors_per_cell
         convs = [Conv(channels, 3, kernel_init=_INIT, name=f"conv{i + 1}") for i in range(self.conv_layers)]
-        objectness = Conv(self.anchors_per_cell, 1, kernel_init=_INIT, name="objectness")
-        anchor_deltas = Conv(4 * self.anchors_per_cell, 1, kernel_init=_INIT, name="deltas")
+        objectness = PointwiseParameters(anchors, _INIT, name="objectness")(channels)
+        deltas_of = PointwiseParameters(4 * anchors, _INIT, name="deltas")(channels)
+        # One product for both: alone, each would read all maps for a few numbers a cell.
+        kernel, bias = (jnp.concatenate(both, axis=-1) for both in zip(objectness, deltas_of, strict=True))
         logits, deltas = [], []
         for x in features:
             for conv in convs:
                 x = relu(conv(x))
-            logits.append(objectness(x).reshape(x.shape[0], -1).astype(jnp.float32))
-            deltas.append(anchor_deltas(x).reshape(x.shape[0], -1, 4).astype(jnp.float32))
+            x = x.astype(jnp.float32)  # logits of 8 bits would tie by the hundred, and ties go to the first anchor
+            found = add_bias(conv2d(x, kernel), bias)
+            logits.append(found[..., :anchors].reshape(x.shape[0], -1))
+            deltas.append(found[..., anchors:].reshape(x.shape[0], -1, 4))
         return tuple(logits), tuple(deltas)

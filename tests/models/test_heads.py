@@ -70,6 +70,15 @@ def test_rpn_depth():
     assert set(params) == {"conv1", "conv2", "objectness", "deltas"}
 
 
+def test_rpn_of_bfloat16_does_not_round_what_is_ranked():
+    features = (jax.random.normal(jax.random.key(1), (1, 16, 16, 8), jnp.bfloat16),)
+    head = RPNHead(3)
+    (logits,), (deltas,) = head.apply(random_variables(head, features), features)
+    for values in (logits, deltas):
+        assert len(np.unique(values)) == values.size
+        assert np.mean(values != values.astype(jnp.bfloat16).astype(jnp.float32)) > 0.9
+
+
 def test_box_head_gives_each_class_its_deltas():
     head = BoxHead(3, BoxHeadConfig(hidden=5))
     x = np.random.default_rng(0).standard_normal((2, 7, 7, 4)).astype(np.float32)

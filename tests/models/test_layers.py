@@ -133,6 +133,18 @@ def test_frozen_batch_norm_equals_batch_norm_in_evaluation(torch, maps):
     jax.tree.map(np.testing.assert_array_equal, updated["frozen"], values)
 
 
+@pytest.mark.parametrize(("kind", "collection"), [("frozen_bn", "frozen"), ("bn", "params")])
+def test_batch_norm_of_bfloat16_is_rounded_once(maps, kind, collection):
+    """Its constants stay float32: the result is that of float32 on the same numbers, rounded."""
+    narrow = maps.astype(jnp.bfloat16)
+    norm = Norm(kind, EPS)
+    variables = norm.init(jax.random.key(0), narrow)
+    variables = jax.tree.map(lambda leaf: leaf + jnp.linspace(0.1, 0.7, leaf.size), variables)
+    assert collection in variables
+    wide = norm.apply(variables, narrow.astype(jnp.float32))
+    np.testing.assert_array_equal(norm.apply(variables, narrow), wide.astype(jnp.bfloat16))
+
+
 def test_frozen_batch_norm_has_no_parameters():
     variables = Norm("frozen_bn").init(jax.random.key(0), jnp.ones((1, 2, 2, 8)))
     assert set(variables) == {"frozen"}

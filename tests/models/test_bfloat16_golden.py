@@ -1,0 +1,77 @@
+"""Detections in bfloat16 against those in float32, on the peers' networks, whole.
+
+The weights are random: hundreds of anchors have nearly the same score, and which of them are proposed is a matter of
+noise. Rounding the parameters alone, in a network that then computes in float32, leaves 33 or 34 of 40 detections where
+they were. So the proposals are given here; a trained network has to agree from the image on (`test_learning.py`). Of
+Detectron2's R50-FPN 37 of 40 are found even so, two of the others having lost their places among the best twenty: it is
+not among these.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+from dataclasses import replace
+
+import detectron2_config
+import jax
+import numpy as np
+import pytest
+from golden_models import share_found
+from torchvision_settings import NAMES, configured
+
+from mrcnn_jax import presets
+from mrcnn_jax.models import rcnn
+from mrcnn_jax.models.rcnn import build_model
+from mrcnn_jax.weights import detectron2, torchvision
+
+pytestmark = pytest.mark.slow
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def find(config, variables, images, sizes, proposals=None):
+    """Boxes, scores, classes and validity of what is found, of the proposals given or its own; and the proposals."""
+    model = build_model(config)
+    features = model.apply(variables, images, method=model.feature_maps)
+    if proposals is None:
+        logits, deltas = model.apply(variables, features, method=model.rpn)
+        anchors = rcnn.level_anchors(config, images.shape[1:3], [level.shape[1:3] for level in features])
+        proposals = rcnn.propose(config, logits, deltas, anchors, sizes, train=False)
+    pooled = rcnn.pool_rois(config, features, proposals.boxes, config.box.pool_size)
+    seen = model.apply(variables, pooled, method=model.roi_features)
+    class_logits, box_deltas = model.apply(variables, seen, method=model.box)
+    return rcnn._final_boxes(config, class_logits, box_deltas, proposals, sizes)[:4], proposals
+
+
+def torchvision_case(golden, name):
+    state = golden.recipe().state(json.loads(golden.file(f"tv_keys_{name}.json").read_text()))
+    num_classes = len(state["roi_heads.box_predictor.cls_score.bias"]) - 1
+    base = replace(presets.torchvision_model(NAMES[name]), num_classes=num_classes)
+    config = configured(base, golden.file("README.md").read_text())
+    return config, torchvision.import_state(build_model(config), state), golden(f"tv_model_{name}_eval.npz")
+
+
+def detectron2_case(golden, name):
+    config = detectron2_config.read(golden.file(f"d2_cfg_{name}.yaml"))
+    state = golden.recipe().state(json.loads(golden.file(f"d2_keys_{name}.json").read_text()))
+    return config, detectron2.import_state(build_model(config), state), golden(f"d2_model_{name}_eval.npz")
+
+
+@pytest.mark.parametrize(
+    ("load", "name"),
+    [
+        (torchvision_case, "maskrcnn"),
+        (torchvision_case, "keypointrcnn"),
+        (detectron2_case, "mask_rcnn_R_50_C4"),
+    ],
+)
+def test_bfloat16_finds_in_the_same_proposals_what_float32_does(golden, load, name):
+    config, variables, theirs = load(golden, name)
+    images, sizes = theirs["batched"].transpose(0, 2, 3, 1), theirs["image_sizes"].astype(np.int32)
+    wide, proposals = find(config, variables, images, sizes)
+    narrow, _ = find(replace(config, compute_dtype="bfloat16"), variables, images, sizes, proposals)
+    jax.clear_caches()  # the programs of a large network take gigabytes
+    found, count = share_found(wide, narrow)
+    assert count > 20
+    assert found >= 0.95 * count, f"{found} of {count}"
+    assert not np.array_equal(wide[1], narrow[1]), "it was computed in float32"
