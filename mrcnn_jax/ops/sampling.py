@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 
 from mrcnn_jax.ops.matching import NEGATIVE, POSITIVE
+
+_SORTED = 2048  # values that a GPU sorts without leaving fast memory
 
 
 def sample(key: jax.Array, labels: jax.Array, *, count: int, positive_fraction: float) -> tuple[jax.Array, jax.Array]:
@@ -36,6 +40,21 @@ def select(key: jax.Array, labels: jax.Array, *, count: int, positive_fraction: 
 def _draw(key: jax.Array, candidates: jax.Array, number: jax.Array, *, limit: int) -> jax.Array:
     """Mask of min(number, candidates) candidates drawn at random; number <= limit, which is static."""
     noise = jnp.where(candidates, jax.random.uniform(key, candidates.shape), -1.0)
-    noise, indices = jax.lax.top_k(noise, min(limit, candidates.shape[0]))
+    largest = partial(jax.lax.top_k, k=min(limit, candidates.shape[0]))
+    in_blocks = partial(_top_k_in_blocks, k=min(limit, candidates.shape[0]))
+    noise, indices = jax.lax.platform_dependent(noise, cpu=largest, default=in_blocks)
     drawn = (noise >= 0.0) & (jnp.arange(noise.shape[0]) < number)
     return jnp.zeros(candidates.shape, bool).at[indices].set(drawn, unique_indices=True)
+
+
+def _top_k_in_blocks(values: jax.Array, *, k: int) -> tuple[jax.Array, jax.Array]:
+    """`lax.top_k` of values (N,) above -inf, ties too, for machines that sort everything for it: many small sorts at
+    once, in fast memory, and then one of what is left."""
+    count = -(-values.shape[0] // _SORTED)
+    if k > _SORTED // 2 or count == 1:
+        return jax.lax.top_k(values, k)
+    blocks = jnp.pad(values, (0, count * _SORTED - values.shape[0]), constant_values=-jnp.inf).reshape(count, _SORTED)
+    best, places = jax.lax.top_k(blocks, k)
+    places = places + _SORTED * jnp.arange(count, dtype=places.dtype)[:, None]
+    found, which = jax.lax.top_k(best.reshape(-1), k)
+    return found, places.reshape(-1)[which]

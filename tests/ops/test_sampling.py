@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from mrcnn_jax.ops import sampling
 from mrcnn_jax.ops.sampling import sample, select
 
 BUDGET = {"count": 8, "positive_fraction": 0.25}
@@ -103,3 +104,12 @@ def test_jit_and_vmap_change_nothing():
             eager = function(keys[image], jnp.asarray(labels[image]), **BUDGET)
             for got, expected in zip(batched, eager, strict=True):
                 np.testing.assert_array_equal(got[image], expected)
+
+
+@pytest.mark.parametrize(("length", "k"), [(5000, 256), (4096, 7), (2048, 64), (3000, 1500)])
+def test_top_k_in_blocks_equals_that_of_everything(length, k):
+    """Ties as well: of equal values the first come first, in whichever block they are."""
+    values = np.random.default_rng(0).integers(-1, 400, length).astype(np.float32)
+    expected = jax.lax.top_k(values, k)
+    found = sampling._top_k_in_blocks(jnp.asarray(values), k=k)
+    jax.tree.map(np.testing.assert_array_equal, found, tuple(expected))
