@@ -47,7 +47,8 @@ class Side:
         for line in self._process.stdout:
             if line.startswith("{"):  # libraries print, too
                 return json.loads(line)
-        raise RuntimeError(f"{' '.join(self._process.args)} ended with status {self._process.wait()}")
+        self.close()
+        raise RuntimeError(f"{' '.join(self._process.args)} ended with status {self._process.returncode}")
 
     def close(self) -> None:
         """End it: its input ends."""
