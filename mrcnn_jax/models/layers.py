@@ -26,8 +26,14 @@ def relu(x: jax.Array) -> jax.Array:
 
 
 def _relu_fwd(x: jax.Array) -> tuple[jax.Array, jax.Array]:
-    y = jnp.where(x <= 0, 0, x)
+    # XLA:CPU would compute a maximum again for its gradient, and so keep x; of a select it keeps the result. On GPUs it
+    # finds convolutions that end in a maximum.
+    y = jax.lax.platform_dependent(x, cpu=_select_positive, default=lambda x: jnp.maximum(x, 0))
     return y, y
+
+
+def _select_positive(x: jax.Array) -> jax.Array:
+    return jnp.where(x <= 0, 0, x)  # NaN stays
 
 
 def _relu_bwd(y: jax.Array, gradient: jax.Array) -> tuple[jax.Array]:

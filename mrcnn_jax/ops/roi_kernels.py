@@ -24,7 +24,7 @@ import numpy as np
 from mrcnn_jax.ops.roi_axis import Axis, cell_range, cell_weights
 
 NEIGHBOURS = 4  # cells of a row added in one step of the CPU's forward pass
-TILE = 16  # side of the tiles of the CPU's gradient; see benchmarks/roi_align.py
+TILE = 16  # side of the tiles of the CPU's gradient; see benchmarks/RESULTS.md
 SQUARE = 4  # side of the squares of cells on a GPU: most bins have no more rows and columns
 
 Maps = tuple[jax.Array, ...]  # (B, H_l, W_l, Ch) for each level

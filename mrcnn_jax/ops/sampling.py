@@ -40,11 +40,16 @@ def select(key: jax.Array, labels: jax.Array, *, count: int, positive_fraction: 
 def _draw(key: jax.Array, candidates: jax.Array, number: jax.Array, *, limit: int) -> jax.Array:
     """Mask of min(number, candidates) candidates drawn at random; number <= limit, which is static."""
     noise = jnp.where(candidates, jax.random.uniform(key, candidates.shape), -1.0)
-    largest = partial(jax.lax.top_k, k=min(limit, candidates.shape[0]))
+    largest = partial(_top_k, k=min(limit, candidates.shape[0]))
     in_blocks = partial(_top_k_in_blocks, k=min(limit, candidates.shape[0]))
     noise, indices = jax.lax.platform_dependent(noise, cpu=largest, default=in_blocks)
     drawn = (noise >= 0.0) & (jnp.arange(noise.shape[0]) < number)
     return jnp.zeros(candidates.shape, bool).at[indices].set(drawn, unique_indices=True)
+
+
+def _top_k(values: jax.Array, *, k: int) -> tuple[jax.Array, jax.Array]:
+    found, indices = jax.lax.top_k(values, k)
+    return found, indices
 
 
 def _top_k_in_blocks(values: jax.Array, *, k: int) -> tuple[jax.Array, jax.Array]:
@@ -52,7 +57,7 @@ def _top_k_in_blocks(values: jax.Array, *, k: int) -> tuple[jax.Array, jax.Array
     once, in fast memory, and then one of what is left."""
     count = -(-values.shape[0] // _SORTED)
     if k > _SORTED // 2 or count == 1:
-        return jax.lax.top_k(values, k)
+        return _top_k(values, k=k)
     blocks = jnp.pad(values, (0, count * _SORTED - values.shape[0]), constant_values=-jnp.inf).reshape(count, _SORTED)
     best, places = jax.lax.top_k(blocks, k)
     places = places + _SORTED * jnp.arange(count, dtype=places.dtype)[:, None]

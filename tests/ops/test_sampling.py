@@ -114,3 +114,12 @@ def test_top_k_in_blocks_equals_that_of_everything(length, k):
     found = sampling._top_k_in_blocks(jnp.asarray(values), k=k)
     for ours, theirs in zip(found, expected, strict=True):
         np.testing.assert_array_equal(ours, theirs)
+
+
+def test_more_labels_than_are_sorted_at_once():
+    labels = np.zeros(5000, np.int32)
+    labels[[7, 2047, 2048, 4999]] = 1
+    positives, negatives = sample_8(jax.random.key(0), jnp.asarray(labels))
+    assert positives.sum() == 2
+    assert negatives.sum() == 6
+    assert not np.any(labels[negatives])
