@@ -14,7 +14,8 @@ from mrcnn_jax.ops.conv import conv2d, deconv2x2, interleave, max_pool_3x3
 torch = pytest.importorskip("torch", reason="torch is the reference here; `make test` installs it")
 functional = torch.nn.functional
 
-# (batch, height, width, in, out, kernel, stride), for the convolution, the walk over images, the products, and 1 x 1.
+# (batch, height, width, in, out, kernel, stride): few pixels, or channels; many small maps, as blocks of several, and as
+# blocks that do not divide their number; large ones, in blocks of rows, with rows left over; 1 x 1.
 SHAPES = [
     (2, 9, 12, 5, 4, 3, 1),
     (2, 9, 12, 3, 4, 7, 2),
@@ -22,6 +23,10 @@ SHAPES = [
     (65, 5, 5, 3, 4, 3, 2),
     (1, 46, 45, 128, 2, 3, 1),
     (1, 92, 91, 128, 2, 3, 2),
+    (2, 47, 45, 64, 2, 3, 1),
+    (67, 14, 14, 3, 4, 3, 1),
+    (96, 14, 14, 3, 4, 3, 1),
+    (2, 41, 30, 5, 4, 1, 1),
     (2, 7, 8, 5, 4, 1, 1),
     (2, 7, 8, 5, 4, 1, 2),
 ]
