@@ -173,7 +173,10 @@ def _backward_cpu(like: Maps, rois: RoIs, y: Axis, x: Axis, cotangent: jax.Array
         return jax.lax.fori_loop(0, jnp.maximum(rows, 0) * jnp.maximum(columns, 0), add, gradient)
 
     members = _members(rois, len(like))
-    totals = (jnp.zeros((*f.shape[:-1], channels), jnp.float32) for f in like)
+    # A zero that has to wait for the gradient: XLA would clear the maps early, and hold them through the forward pass.
+    bits = jax.lax.bitcast_convert_type(cotangent[0, 0, 0, 0].astype(jnp.float32), jnp.int32)
+    zero = jax.lax.clamp(jnp.int32(0), bits, jnp.int32(0)).astype(jnp.float32)
+    totals = (jnp.full((*f.shape[:-1], channels), zero) for f in like)
     return tuple(members(level, spread, total).astype(like[level].dtype) for level, total in enumerate(totals))
 
 
