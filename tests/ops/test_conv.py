@@ -14,8 +14,8 @@ from mrcnn_jax.ops.conv import conv2d, deconv2x2, interleave, max_pool_3x3
 torch = pytest.importorskip("torch", reason="torch is the reference here; `make test` installs it")
 functional = torch.nn.functional
 
-# (batch, height, width, in, out, kernel, stride): few pixels, or channels; many small maps, as blocks of several, and as
-# blocks that do not divide their number; large ones, in blocks of rows, with rows left over; 1 x 1.
+# (batch, height, width, in, out, kernel, stride): few pixels, or channels; many small maps, in blocks of several, whose
+# number they divide or not; large ones, in blocks of rows, with rows left over; 1 x 1.
 SHAPES = [
     (2, 9, 12, 5, 4, 3, 1),
     (2, 9, 12, 3, 4, 7, 2),
