@@ -48,6 +48,7 @@ def _draw(key: jax.Array, candidates: jax.Array, number: jax.Array, *, limit: in
 
 
 def _top_k(values: jax.Array, *, k: int) -> tuple[jax.Array, jax.Array]:
+    """`lax.top_k`, which returns a list, as a tuple."""
     found, indices = jax.lax.top_k(values, k)
     return found, indices
 

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mrcnn_jax.models.layers import Conv, Dense
+from mrcnn_jax.models.layers import Conv, Dense, add_bias, relu
 from mrcnn_jax.models.norms import Norm
 
 EPS = 1e-3  # large enough to show
@@ -168,3 +168,19 @@ def test_initial_values(layer, shape, spread, bound):
     assert abs(kernel.mean()) < tolerance
     assert abs(kernel.std() - spread) < tolerance
     assert 0.99 * min(bound, 2 * spread) < np.abs(kernel).max() <= bound
+
+
+def test_relu_has_the_gradient_of_its_argument():
+    x = jnp.float32([-2, -0.0, 0, 3, jnp.nan, jnp.inf])
+    result, pull = jax.vjp(relu, x)
+    np.testing.assert_array_equal(result, np.float32([0, 0, 0, 3, np.nan, np.inf]))
+    np.testing.assert_array_equal(result, relu(x))  # where no gradient is asked for
+    np.testing.assert_array_equal(pull(jnp.full(6, 5.0))[0], [0, 0, 0, 5, 0, 5])
+
+
+def test_gradient_of_a_bias_is_summed_in_float32():
+    """A sum in bfloat16 ends at 256, where one more is less than half of its last digit."""
+    _, pull = jax.vjp(add_bias, jnp.zeros((4096, 1), jnp.bfloat16), jnp.zeros(1))
+    maps, bias = pull(jnp.ones((4096, 1), jnp.bfloat16))
+    assert (maps.dtype, bias.dtype) == (jnp.bfloat16, jnp.float32)
+    assert bias == 4096
