@@ -73,6 +73,10 @@ class RoIConfig:
     batch_size: int = 512  # RoIs sampled in an image
     positive_fraction: float = 0.25
     positive_iou: float = 0.5
+    # How a bin is made of cells: bilinear samples in the RoI (ROIAlign), bilinear samples in the RoI rounded to whole
+    # cells (RoIWarp), or the cells themselves of the rounded RoI (RoIPool). The paper's tables 2c, 2d and 6.
+    pooling: Literal["align", "warp", "pool"] = "align"
+    reduce: Literal["average", "max"] = "average"  # of a bin's samples or cells
     aligned: bool = True  # ROIAlign with the half-pixel shift (Detectron2) or without (torchvision)
     sampling_ratio: int = 0  # samples in a bin and direction; 0: adaptive, as many as the bin has pixels
     level_rule: Literal["detectron2", "torchvision"] = "detectron2"  # where the epsilon of the level formula stands
@@ -103,12 +107,16 @@ class BoxHeadConfig:
 
 @dataclass(frozen=True)
 class MaskHeadConfig:
-    """Fully convolutional mask head: one sigmoid mask for each class."""
+    """Mask head: fully convolutional, or, with `fc_layers`, a multi-layer perceptron (the paper's table 2e)."""
 
     pool_size: int = 14
     conv_layers: int = 4
     channels: int = 256
     norm: HeadNormName = "none"
+    fc_layers: int = 0  # fully connected layers in place of the convolutions; the paper's perceptrons have 2 and 3
+    hidden: int = 1024  # their width
+    # One mask for each class, on its own; or classes and background compete for each pixel (the paper's table 2b).
+    activation: Literal["sigmoid", "softmax"] = "sigmoid"
     class_agnostic: bool = False  # one mask for all classes
     target: Literal["binary", "soft"] = "binary"  # mask targets thresholded at 1/2 (Detectron2) or not (torchvision)
     target_sampling_ratio: int = 0  # samples in a cell and direction when targets are resampled; 0: adaptive
@@ -141,7 +149,8 @@ class ModelConfig:
     pixel_mean: tuple[float, float, float] = (123.675, 116.28, 103.53)  # in channel_order, on the scale 0..255
     pixel_std: tuple[float, float, float] = (58.395, 57.12, 57.375)
     compute_dtype: Literal["float32", "bfloat16"] = "float32"
-    features: Literal["fpn", "c4", "dc5"] = "fpn"  # pyramid; res4, with res5 as the head; res5 dilated to stride 16
+    # Pyramid; res4, with res5 as the head; res5, at stride 32; res5 dilated to stride 16.
+    features: Literal["fpn", "c4", "c5", "dc5"] = "fpn"
     backbone: BackboneConfig = field(default_factory=BackboneConfig)
     fpn: FPNConfig = field(default_factory=FPNConfig)
     anchors: AnchorConfig = field(default_factory=AnchorConfig)
@@ -175,7 +184,10 @@ class SplitConfig:
 
 @dataclass(frozen=True)
 class ShapesConfig:
-    """The procedural data set: when set, it is written to `data.root` as COCO JSON + PNG if it is not there yet."""
+    """A procedural data set: when set, it is written to `data.root` as COCO JSON + PNG if it is not there yet."""
+
+    # Five simple figures; many classes that differ in their outline only; stick figures with COCO's 17 keypoints.
+    kind: Literal["simple", "outlines", "people"] = "simple"
 
     train_images: int = 400
     eval_images: int = 100
@@ -273,6 +285,7 @@ class EvalConfig:
     # in the mirror images of them, is put together. Each image is then alone, whatever batch_size.
     scales: tuple[int, ...] = ()
     flip: bool = False
+    masks: bool = True  # False: the mask head is not asked; boxes and keypoints are the same without it
     overlays: int = 8  # pictures with predictions drawn, written to the workdir
     keypoint_sigmas: tuple[float, ...] = ()  # of OKS, one a keypoint; empty: COCO's for 17, else their mean for each
 

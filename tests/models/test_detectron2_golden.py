@@ -13,6 +13,7 @@ import pytest
 from golden_models import (
     PROBABILITIES,
     Network,
+    assert_same_box_head,
     assert_same_detections,
     assert_same_gradients,
     assert_same_keypoints,
@@ -68,7 +69,9 @@ def case(request, golden):
 
 @pytest.fixture(scope="module")
 def run(case):
-    return trace(case.network, case.evaluation["batched"].transpose(0, 2, 3, 1), case.evaluation["image_sizes"])
+    theirs = case.evaluation
+    proposals = [theirs[f"proposals{i}"] for i in range(len(theirs["image_sizes"]))]
+    return trace(case.network, theirs["batched"].transpose(0, 2, 3, 1), theirs["image_sizes"], proposals)
 
 
 def test_golden_normalisation(case):
@@ -103,8 +106,8 @@ def test_golden_proposals_and_box_head(case, run):
     logits = np.roll(theirs["class_logits"], 1, axis=1)  # their background is the last class
     deltas = theirs["box_regression"].reshape(len(logits), -1, 4)
     for i, (own_logits, own_deltas) in enumerate(zip(np.split(logits, ends), np.split(deltas, ends), strict=True)):
-        scores = theirs[f"proposal_logits{i}"]
-        assert_same_proposals(run, i, theirs[f"proposals{i}"], scores, own_logits, own_deltas)
+        assert_same_proposals(run, i, theirs[f"proposals{i}"], theirs[f"proposal_logits{i}"])
+        assert_same_box_head(run, i, own_logits, own_deltas)
 
 
 def test_golden_detections(case, run):
