@@ -63,6 +63,23 @@ def mask_loss(logits: jax.Array, targets: jax.Array, rois: SampledRoIs) -> Loss:
     return jnp.sum(cost), jnp.sum(positive) * cost.shape[1] * cost.shape[2]
 
 
+def competing_mask_loss(logits: jax.Array, targets: jax.Array, rois: SampledRoIs) -> Loss:
+    """Cross-entropy of each pixel's softmax over background and classes (Long et al. 2015; He et al. 2017, table 2b).
+
+    A pixel of a positive RoI is of the RoI's class where its target is 1, background where it is 0; in between, both.
+    logits: (R, S, S, C + 1), background first, or (R, S, S, 2) of a class-agnostic head; targets: (R, S, S), for R RoIs
+    of any number of images. Count: pixels of positive RoIs.
+    """
+    positive = (rois.valid & (rois.classes > 0))[:, None, None]
+    targets = jnp.where(positive, targets, 0.0)
+    log_probabilities = jax.nn.log_softmax(jnp.where(positive[..., None], logits, 0.0), axis=-1)
+    count = logits.shape[-1]
+    chosen = jax.nn.one_hot(jnp.minimum(rois.classes, count - 1), count)[:, None, None]
+    inside, outside = jnp.sum(chosen * log_probabilities, axis=-1), log_probabilities[..., 0]
+    cost = jnp.where(positive, -targets * inside - (1.0 - targets) * outside, 0.0)
+    return jnp.sum(cost), jnp.sum(positive) * cost.shape[1] * cost.shape[2]
+
+
 def keypoint_loss(logits: jax.Array, targets: KeypointTargets) -> Loss:
     """Cross-entropy of each visible keypoint's softmax over the cells of its heat map (He et al. 2017, section 5).
 

@@ -33,7 +33,7 @@ RESNEXT101_64X4D = BackboneConfig("resnet101", groups=64, width_per_group=4)
 RESNEXT_STD = (57.375, 57.12, 58.395)  # of BGR pixels: the ResNeXt-101-32x8d is the only one that saw them scaled
 
 _TORCHVISION_BETA = 1 / 9
-# The feature map of C4 and DC5 has all anchors, and no other level adds to its proposals.
+# The feature map of C4, C5 and DC5 has all anchors, and no other level adds to its proposals.
 _ONE_LEVEL = AnchorConfig(((32.0, 64.0, 128.0, 256.0, 512.0),))
 _MANY_PROPOSALS = RPNConfig(pre_nms_top_k_train=12_000, pre_nms_top_k_test=6000, post_nms_top_k_train=2000)
 
@@ -47,10 +47,13 @@ SCHEDULES = {
 
 def detectron2(
     backbone: BackboneConfig = RESNET50,
-    features: Literal["fpn", "c4", "dc5"] = "fpn",
+    features: Literal["fpn", "c4", "c5", "dc5"] = "fpn",
     pixel_std: tuple[float, float, float] = (1.0, 1.0, 1.0),
 ) -> ModelConfig:
-    """Detectron2's Mask R-CNN on a pyramid (FPN), on res4 with res5 as the head (C4), or on a dilated res5 (DC5)."""
+    """Detectron2's Mask R-CNN on a pyramid (FPN), on res4 with res5 as the head (C4), or on a dilated res5 (DC5).
+
+    C5, which it does not have, is as DC5 at stride 32: the paper's table 2d.
+    """
     model = ModelConfig(
         channel_order="bgr",
         pixel_mean=(103.53, 116.28, 123.675),
@@ -61,7 +64,7 @@ def detectron2(
     if features == "fpn":
         return model
     model = dataclasses.replace(model, anchors=_ONE_LEVEL, rpn=_MANY_PROPOSALS)
-    if features == "dc5":
+    if features != "c4":
         return model
     return dataclasses.replace(
         model, box=BoxHeadConfig(pool_size=14, fc_layers=0), mask=MaskHeadConfig(pool_size=14, conv_layers=0)

@@ -73,7 +73,7 @@ def _check_features(model: ModelConfig) -> None:
             f"model.features={model.features} is of residual networks; set model.features=fpn for"
             f" {model.backbone.name}, or take another model.backbone.name"
         )
-    if model.features == "dc5":
+    if model.features != "c4":
         return
     if model.keypoint is not None:
         raise ConfigError("model.keypoint has no form with model.features=c4: set model.features=fpn, or keypoint=None")
@@ -104,6 +104,11 @@ def _check_anchors(model: ModelConfig) -> None:
 
 def _check_heads(model: ModelConfig) -> None:
     """A norm follows a convolution of the head; there must be one."""
+    if model.mask is not None and model.mask.fc_layers and model.mask.conv_layers:
+        raise ConfigError(
+            f"model.mask.fc_layers={model.mask.fc_layers}, conv_layers={model.mask.conv_layers}: a perceptron takes the"
+            " place of the convolutions; set model.mask.conv_layers=0, or fc_layers=0"
+        )
     for name, head in {"box": model.box, "mask": model.mask}.items():
         if head is not None and head.norm != "none" and not head.conv_layers:
             raise ConfigError(

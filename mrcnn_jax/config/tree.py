@@ -285,7 +285,6 @@ class EvalConfig:
     # in the mirror images of them, is put together. Each image is then alone, whatever batch_size.
     scales: tuple[int, ...] = ()
     flip: bool = False
-    masks: bool = True  # False: the mask head is not asked; boxes and keypoints are the same without it
     overlays: int = 8  # pictures with predictions drawn, written to the workdir
     keypoint_sigmas: tuple[float, ...] = ()  # of OKS, one a keypoint; empty: COCO's for 17, else their mean for each
 

@@ -33,7 +33,7 @@ from mrcnn_jax.ops.roi_align import multilevel_roi_align
 from mrcnn_jax.structures import Detections, Proposals
 
 FPN_STRIDES = (4, 8, 16, 32, 64)  # of P2..P6
-SINGLE_STRIDE = 16  # of the one feature map of C4 and DC5
+SINGLE_STRIDES = {"c4": 16, "c5": 32, "dc5": 16}  # of the one feature map
 Variables = Any  # {"params": ..., "frozen": constants of frozen batch norm, "batch_stats": ...}
 
 
@@ -48,8 +48,8 @@ class MaskRCNN(nn.Module):
     """Backbone, features, RPN and heads; each method maps arrays to arrays and is composed by the functions below.
 
     Shapes: images (B, H, W, 3), H and W divisible by `size_divisibility`; features a tuple of (B, h, w, F), one for
-    each level: P2..P6, or the one map of C4 and DC5. `valid` bool, (B,) or in the heads (R,), marks the images or RoIs
-    that count in batch statistics (default: all).
+    each level: P2..P6, or the one map of C4, C5 and DC5. `valid` bool, (B,) or in the heads (R,), marks the images or
+    RoIs that count in batch statistics (default: all).
     """
 
     config: ModelConfig
@@ -118,7 +118,10 @@ class MaskRCNN(nn.Module):
     def mask(
         self, x: jax.Array, classes: jax.Array | None = None, valid: jax.Array | None = None, *, train: bool = False
     ) -> jax.Array:
-        """RoI features (R, S, S, F) -> mask logits (R, 2 S, 2 S, C or 1), or (R, 2 S, 2 S) of classes (R,) only."""
+        """RoI features (R, S, S, F) -> mask logits (R, 2 S, 2 S, C or 1), or (R, 2 S, 2 S) of classes (R,) only.
+
+        Masks that compete for pixels have one more, the background's, first: see `MaskHead`.
+        """
         return self.mask_head(x, classes, valid, train=train)
 
     def keypoints(self, x: jax.Array) -> jax.Array:
@@ -180,7 +183,7 @@ def _smallest_batch() -> tuple[np.ndarray, np.ndarray]:
 
 def feature_strides(config: ModelConfig) -> tuple[int, ...]:
     """Pixels of the image per cell, for each level of the features."""
-    return FPN_STRIDES if config.features == "fpn" else (SINGLE_STRIDE,)
+    return FPN_STRIDES if config.features == "fpn" else (SINGLE_STRIDES[config.features],)
 
 
 def size_divisibility(config: ModelConfig) -> int:

@@ -181,11 +181,15 @@ def _mask_losses(
 ) -> dict[str, losses.Loss]:
     mask_config = config.mask
     assert mask_config is not None
-    logits = forward(forward.model.mask, x, _join(rois.classes), _join(rois.valid & (rois.classes > 0)))
+    # Masks that compete are all needed; of the others, the RoI's own class only.
+    competing = mask_config.activation == "softmax"
+    classes = None if competing else _join(rois.classes)
+    logits = forward(forward.model.mask, x, classes, _join(rois.valid & (rois.classes > 0)))
     with jax.named_scope("targets"):
         goals = jax.vmap(lambda r, t: targets.mask_targets(r, t, mask_config, config.mask_size))(rois, truth)
     with jax.named_scope("losses"):
-        return {"loss_mask": losses.mask_loss(logits, *jax.tree.map(_join, (goals, rois)))}
+        loss = losses.competing_mask_loss if competing else losses.mask_loss
+        return {"loss_mask": loss(logits, *jax.tree.map(_join, (goals, rois)))}
 
 
 def _keypoint_losses(

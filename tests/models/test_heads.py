@@ -102,9 +102,43 @@ def test_mask_head_doubles_the_side():
     assert set(variables["params"]) == {"conv1", "conv2", "deconv", "logits"}
 
 
+def test_mask_head_as_a_perceptron():
+    """Each logit is a weighted sum of the whole RoI: checked against NumPy, layer by layer."""
+    head = MaskHead(3, MaskHeadConfig(conv_layers=0, fc_layers=2, hidden=7))
+    x = np.random.default_rng(0).standard_normal((2, 3, 3, 4)).astype(np.float32)
+    variables = random_variables(head, x)
+    layers = jax.tree.map(np.float64, variables["params"])
+    assert set(layers) == {"fc1", "fc2", "logits"}
+    expected = x.reshape(2, -1)
+    for name in ("fc1", "fc2"):
+        expected = np.maximum(expected @ layers[name]["kernel"] + layers[name]["bias"], 0)
+    expected = (expected @ layers["logits"]["kernel"] + layers["logits"]["bias"]).reshape(2, 6, 6, 3)
+    np.testing.assert_allclose(head.apply(variables, x), expected, rtol=1e-4, atol=1e-4 * np.abs(expected).max())
+
+
+@pytest.mark.parametrize("layers", [{"conv_layers": 1}, {"conv_layers": 0, "fc_layers": 1, "hidden": 6}])
 @pytest.mark.parametrize("class_agnostic", [False, True])
-def test_mask_head_computes_one_class_or_nothing(class_agnostic):
-    head = MaskHead(4, MaskHeadConfig(channels=6, conv_layers=1, class_agnostic=class_agnostic))
+def test_masks_that_compete(class_agnostic, layers):
+    """The sigmoid of what is said for a class is its softmax over all classes and the background."""
+    config = MaskHeadConfig(channels=6, activation="softmax", class_agnostic=class_agnostic, **layers)
+    head = MaskHead(4, config)
+    x = 0.3 * np.random.default_rng(0).standard_normal((3, 5, 5, 4)).astype(np.float32)
+    variables = random_variables(head, x)
+    logits = np.float64(head.apply(variables, x))
+    assert logits.shape == (3, 10, 10, 2 if class_agnostic else 5)
+    powers = np.exp(logits - logits.max(-1, keepdims=True))
+    softmax = powers / powers.sum(-1, keepdims=True)
+    odds = head.apply(variables, x, np.int32([4, 1, 0]))
+    columns = [1, 1] if class_agnostic else [4, 1]
+    np.testing.assert_allclose(jax.nn.sigmoid(odds[0]), softmax[0, ..., columns[0]], atol=1e-5)
+    np.testing.assert_allclose(jax.nn.sigmoid(odds[1]), softmax[1, ..., columns[1]], atol=1e-5)
+    assert not odds[2].any()
+
+
+@pytest.mark.parametrize("class_agnostic", [False, True])
+@pytest.mark.parametrize("layers", [{"conv_layers": 1}, {"conv_layers": 0, "fc_layers": 1, "hidden": 6}])
+def test_mask_head_computes_one_class_or_nothing(class_agnostic, layers):
+    head = MaskHead(4, MaskHeadConfig(channels=6, class_agnostic=class_agnostic, **layers))
     x = np.random.default_rng(0).standard_normal((3, 5, 5, 4)).astype(np.float32)
     variables, classes = random_variables(head, x), np.int32([4, 1, 0])
 
