@@ -31,7 +31,7 @@ def star(corners: int, depth: float) -> Inside:
 
 def regular(corners: int) -> Inside:
     """The regular polygon: a star whose inner points lie in the middle of its sides."""
-    return star(corners, {3: 0.5}.get(corners, np.cos(np.pi / corners)))  # 0.5 without the rounding of cos(pi / 3)
+    return star(corners, 0.5 if corners == 3 else float(np.cos(np.pi / corners)))  # cos(pi / 3) is a little more
 
 
 def cross(half_width: float, reach: float) -> Inside:

@@ -59,7 +59,7 @@ OUTLINES: dict[str, Outline] = {
     "square": _solid(regular(4)),
     "pentagon": _solid(regular(5), 20),
     "hexagon": _solid(regular(6), 24),
-    "star4": _solid(star(4, 0.35)),
+    "star4": _solid(star(4, 0.35), 16),
     "star5": _solid(star(5, 0.4), 16),
     "star6": _solid(star(6, 0.5), 20),
     "star8": _solid(star(8, 0.6), 24),
@@ -94,7 +94,7 @@ OUTLINES: dict[str, Outline] = {
     "bar": _thin(((-1, 0), (1, 0))),
     "hoop": Outline(lambda line: ring(1 - 2 * line)),
     "zigzag": _thin(((-0.95, 0.3), (-0.48, -0.4), (0, 0.35), (0.48, -0.4), (0.95, 0.3)), smallest=20),
-    "stick cross": _thin(((-1, 0), (1, 0)), ((0, -1), (0, 1))),
+    "stick cross": _thin(((-1, 0), (1, 0)), ((0, -1), (0, 1)), smallest=16),
     "antenna": _thin(
         *(((0, 1), (0, -1)), ((-0.6, -0.7), (0.6, -0.7)), ((-0.45, -0.2), (0.45, -0.2)), ((-0.3, 0.3), (0.3, 0.3))),
         smallest=28,

@@ -1,4 +1,4 @@
-"""The kind "simple": five textured figures, which overlap. The quickstart's published AP rests on these very pictures."""
+"""The kind "simple": five figures that overlap. The quickstart's published AP rests on these very pictures."""
 
 from __future__ import annotations
 
