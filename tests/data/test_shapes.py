@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
+import hashlib
 import json
 from pathlib import Path
-from typing import Any
+from types import ModuleType
+from typing import Any, Literal
 
 import cv2
 import numpy as np
@@ -12,8 +15,10 @@ import pytest
 from pycocotools import mask as mask_utils
 from pycocotools.coco import COCO
 
-from mrcnn_jax.config import DataConfig, ShapesConfig, SplitConfig
-from mrcnn_jax.data import DataError, load_split, shapes
+from mrcnn_jax.config import DataConfig, KeypointHeadConfig, ShapesConfig, SplitConfig
+from mrcnn_jax.data import DataError, annotations, load_split, shapes
+from mrcnn_jax.data.categories import mirrored
+from mrcnn_jax.data.drawing import outlines, people, simple
 
 SMALL = ShapesConfig(train_images=4, eval_images=2, image_size=128)
 
@@ -25,10 +30,11 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_pictures_differ_between_images_and_splits_but_not_between_runs() -> None:
-    first, _ = shapes.render(np.random.default_rng(0), 128)
-    again, _ = shapes.render(np.random.default_rng(0), 128)
-    other, _ = shapes.render(np.random.default_rng(1), 128)
+@pytest.mark.parametrize("kind", [simple, outlines, people])
+def test_pictures_differ_between_images_but_not_between_runs(kind: ModuleType) -> None:
+    first, _ = kind.render(np.random.default_rng(0), 128)
+    again, _ = kind.render(np.random.default_rng(0), 128)
+    other, _ = kind.render(np.random.default_rng(1), 128)
     assert (first == again).all()
     assert (first != other).mean() > 0.5
 
@@ -48,19 +54,10 @@ def test_masks_are_what_is_visible(root: Path) -> None:
         assert pixels.shape == (128, 128, 3)
 
 
-@pytest.mark.parametrize(
-    ("name", "area"), [("circle", np.pi * 0.81), ("square", 2.25), ("triangle", 1.299), ("star", 1.176), ("cross", 1.8)]
-)
-def test_figures_have_the_area_of_their_formula(name: str, area: float) -> None:
-    for angle in (0.0, 0.7):
-        mask = shapes._outline(name, angle, np.array([100.0, 100.0]), 80.0, 200)
-        assert mask.sum() / 80**2 == pytest.approx(area, rel=0.02)  # the outline passes through about 1 % of the pixels
-
-
 def test_some_figures_overlap_and_stay_visible() -> None:
     hidden = []
     for seed in range(20):
-        _, figures = shapes.render(np.random.default_rng(seed), 128)
+        _, figures = simple.render(np.random.default_rng(seed), 128)
         assert 3 <= len(figures) <= 8
         hidden += [1 - figure.mask.sum() / figure.area for figure in figures]
     assert max(hidden) <= 0.4
@@ -82,6 +79,63 @@ def test_it_is_read_like_any_other_data(root: Path, tmp_path: Path) -> None:
     assert train.categories.names == ("circle", "square", "triangle", "star", "cross")
     assert train.has_masks
     assert COCO(str(val.annotations_path)).getImgIds() == val.ids.tolist()
+
+
+def test_the_five_figures_are_those_that_published_numbers_rest_on(root: Path) -> None:
+    content = b"".join((root / f"{name}.json").read_bytes() for name in ("train", "val"))
+    pixels = [cv2.imread(str(path)).tobytes() for path in sorted(root.rglob("*.png"))]
+    assert len(pixels) == 6
+    assert hashlib.sha256(content).hexdigest()[:16] == "0389b41db210b9b4"
+    assert hashlib.sha256(b"".join(pixels)).hexdigest()[:16] == "8d0eb9a79412da89"
+
+
+def test_a_folder_from_before_there_were_kinds_is_the_same_set(tmp_path: Path) -> None:
+    root = tmp_path / "set"
+    tiny = ShapesConfig(train_images=1, eval_images=1, image_size=32)
+    shapes.write(tiny, root)
+    recipe = json.loads((root / "shapes.json").read_text())
+    assert recipe.pop("kind") == "simple"
+    (root / "shapes.json").write_text(json.dumps(recipe))
+    inode = (root / "train.json").stat().st_ino
+    shapes.write(tiny, root)
+    assert (root / "train.json").stat().st_ino == inode
+    shapes.write(dataclasses.replace(tiny, kind="outlines"), root)
+    assert (root / "train.json").stat().st_ino != inode
+
+
+@pytest.mark.parametrize("kind", ["outlines", "people"])
+def test_other_kinds_are_written_and_read_alike(kind: Literal["outlines", "people"], tmp_path: Path) -> None:
+    config = dataclasses.replace(SMALL, kind=kind)
+    for name in ("a", "b"):
+        shapes.write(config, tmp_path / name)
+    files = [path.relative_to(tmp_path / "a") for path in (tmp_path / "a").rglob("*") if path.is_file()]
+    assert len(files) == 9
+    for path in files:
+        assert (tmp_path / "a" / path).read_bytes() == (tmp_path / "b" / path).read_bytes()
+    splits = SplitConfig("train.json", "train"), SplitConfig("val.json", "val")
+    data = DataConfig(str(tmp_path / "a"), *splits, shapes=config, cache_dir=str(tmp_path / "cache"))
+    train = load_split(data, "train")
+    assert not train.problems
+    assert len(train) == 4
+    assert train.has_masks
+    assert len(train.categories.names) == len(shapes._KINDS[kind].CATEGORIES)
+    truth = COCO(str(train.annotations_path))
+    for annotation in truth.loadAnns(truth.getAnnIds()):
+        assert truth.annToMask(annotation).sum() == annotation["area"] > 0
+
+
+def test_people_bring_the_names_of_their_keypoints(tmp_path: Path) -> None:
+    shapes.write(dataclasses.replace(SMALL, kind="people"), tmp_path / "set")
+    content = annotations.read(tmp_path / "set" / "train.json")
+    pose = content.categories.pose
+    assert content.categories.names == ("person",)
+    assert mirrored(pose.names) == KeypointHeadConfig().flip_map
+    assert pose.names[0] == "nose"
+    assert len(pose.skeleton) == 19
+    assert (15, 13) in pose.skeleton  # left ankle and knee
+    for image in content.images:
+        for annotation in image.annotations:
+            assert annotation["num_keypoints"] == sum(v > 0 for v in annotation["keypoints"][2::3]) > 0
 
 
 def test_written_once_and_again_for_another_recipe(tmp_path: Path) -> None:

@@ -1,0 +1,91 @@
+"""What all kinds of pictures share: ground, textures, colours, and which part of an object must stay visible."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import cv2
+import numpy as np
+
+VISIBLE = 0.6  # part of every object that later ones must leave uncovered
+
+
+class Figure(NamedTuple):
+    """One object of an image."""
+
+    name: str  # of its category
+    mask: np.ndarray  # (S, S) bool, what is visible of it
+    area: int  # pixels it had before others covered some
+    keypoints: np.ndarray | None = None  # (K, 3): x, y, visibility as COCO has it; of categories that have some
+
+
+def leaves_visible(mask: np.ndarray, others: Sequence[Figure]) -> bool:
+    """Whether enough of all others can be seen when `mask` (S, S) covers them."""
+    return all((other.mask & ~mask).sum() >= VISIBLE * other.area for other in others)
+
+
+def ground(rng: np.random.Generator, size: int) -> np.ndarray:
+    """An image (S, S, 3) float32 with nothing on it yet."""
+    return texture(rng, size, _muted(rng), contrast=0.1)
+
+
+def develop(rng: np.random.Generator, image: np.ndarray) -> np.ndarray:
+    """The picture (S, S, 3) uint8 that a camera would make of it: a little blurred, with noise."""
+    image = cv2.GaussianBlur(image, (3, 3), 0.5) + 3 * rng.standard_normal(image.shape, np.float32)
+    return np.clip(image, 0, 255).astype(np.uint8)
+
+
+def texture(rng: np.random.Generator, size: int, colour: np.ndarray, contrast: float) -> np.ndarray:
+    """(S, S, 3) float32: `colour` modulated by stripes, a checkerboard or smooth noise. S is at least 8."""
+    grid = np.arange(size, dtype=np.float32) * (2 * np.pi / rng.uniform(6, 16))
+    angle = rng.uniform(0, 2 * np.pi)
+    u = np.add.outer(grid * np.sin(angle), grid * np.cos(angle))
+    v = np.subtract.outer(grid * np.cos(angle), grid * np.sin(angle))
+    kind = rng.integers(3)
+    if kind == 0:
+        pattern = np.sin(u)
+    elif kind == 1:
+        pattern = np.sign(np.sin(u) * np.sin(v))
+    else:
+        coarse = rng.uniform(-1, 1, (size // 8, size // 8)).astype(np.float32)
+        pattern = cv2.resize(coarse, (size, size), interpolation=cv2.INTER_CUBIC)
+    return colour.astype(np.float32) * (1 + contrast * pattern[:, :, None])
+
+
+def fill(
+    rng: np.random.Generator,
+    image: np.ndarray,
+    mask: np.ndarray,
+    colour: np.ndarray,
+    contrast: float,
+    shade: np.ndarray | None = None,
+) -> None:
+    """Put a texture on the pixels of `mask` (S, S), if there are any; `shade` (S, S) says how bright each is."""
+    if not mask.any():
+        return
+    top, left, height, width = window(mask)
+    area = slice(top, top + height), slice(left, left + width)
+    pattern = texture(rng, max(height, width, 16), colour, contrast)[:height, :width]  # a whole image's takes long
+    if shade is not None:
+        pattern = pattern * shade[area][:, :, None]
+    inside = mask[area][:, :, None]
+    np.copyto(image[area], pattern, where=inside)
+
+
+def window(mask: np.ndarray) -> tuple[int, int, int, int]:
+    """Top, left, height and width of the smallest box around all pixels of a mask that has some."""
+    rows, columns = (np.flatnonzero(mask.any(axis=axis)) for axis in (1, 0))
+    return int(rows[0]), int(columns[0]), int(rows[-1] - rows[0] + 1), int(columns[-1] - columns[0] + 1)
+
+
+def distinct(rng: np.random.Generator, *grounds: np.ndarray) -> np.ndarray:
+    """A colour (3,) in 0..255 that stands out from all colours that it lies on."""
+    colours = rng.uniform(20, 250, (8, 3))
+    distances = [np.linalg.norm(colours - ground, axis=1) for ground in grounds]
+    return colours[np.argmax(np.min(distances, axis=0) > 80)]
+
+
+def _muted(rng: np.random.Generator) -> np.ndarray:
+    """A greyish colour for the ground, (3,) in 0..255."""
+    return rng.uniform(60, 180) + rng.uniform(-20, 20, 3)
