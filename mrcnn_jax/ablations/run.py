@@ -1,0 +1,250 @@
+"""The runs of a table: each row with each seed is one training, in a folder of its own, and none is done twice.
+
+    workdir/data/<kind>/                     the procedural images, the same for all runs
+    workdir/<table>/<row>/seed<N>/           a run as train.py leaves it
+    workdir/<table>/<row>/seed<N>/ablation.json     its configuration, seconds and, when it is done, metrics
+    workdir/<table>/table.md, table.png      the table so far
+
+A row that is in several tables (table 2b's sigmoid is table 2c's RoIAlign) has its runs in the folder of the first.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from mrcnn_jax import paths
+from mrcnn_jax.ablations import coco, report, small, tables
+from mrcnn_jax.ablations.report import Result, Results
+from mrcnn_jax.config import Config, ConfigError, apply_overrides, from_json, to_json, validate
+from mrcnn_jax.evaluation.run import FOLDER
+from mrcnn_jax.training.workdir import differing_fields, resumable
+
+RECORD = "ablation.json"
+SHAPES = "shapes"  # as data: the procedural set
+SCALES: dict[str, ModuleType] = {"coco": coco, "small": small}
+# Fields that say nothing of what a finished run has found.
+_IRRELEVANT = (
+    *("train.log_every", "train.checkpoint_every", "train.keep_checkpoints", "train.remat"),
+    *("data.cache_dir", "data.workers", "eval.overlays"),
+)
+
+Train = Callable[[Config, Path], Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Request:
+    """What was asked for."""
+
+    table: tables.Table
+    workdir: Path
+    data: str = SHAPES  # or a folder in COCO's layout
+    scale: str = ""  # empty: "small" for the procedural set, "coco" for a folder
+    seeds: tuple[int, ...] = (0,)
+    rows: tuple[str, ...] = ()  # empty: all that the scale has
+    init: Mapping[str, str] = dataclasses.field(default_factory=dict)  # by backbone; "" is for all others
+    overrides: tuple[str, ...] = ()
+    shard: tuple[int, int] = (1, 1)  # of the runs, the I-th of every N
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """One run."""
+
+    row: tables.Row
+    seed: int
+    config: Config
+    folder: Path
+
+
+def plan(request: Request) -> list[Job]:
+    """The runs of a table, one seed of all rows after the other. Raises ConfigError before anything is trained."""
+    scale = _scale(request)
+    _check_overrides(request)
+    rows = _rows(request, scale)
+    homes = _homes(scale)
+    jobs = []
+    for seed in request.seeds:
+        for row in rows:
+            home, name = homes[request.table.name, row.name]
+            config = _config(request, scale, row, f"table{home}_{name}", seed)
+            jobs.append(Job(row, seed, config, request.workdir / home / name / f"seed{seed}"))
+    return jobs
+
+
+def left_out(request: Request) -> list[tables.Row]:
+    """Rows of the table that the scale does not have."""
+    return [row for row in request.table.rows if _scale(request) == "small" and not small.has(row)]
+
+
+def run(request: Request, train: Train, *, only_report: bool = False) -> Results:
+    """Train what is not trained yet, tell the table after each run, and return what is known of it.
+
+    Raises ConfigError before training where a run of the folder has another configuration, and what `train` raises.
+    """
+    jobs = plan(request)
+    for job in jobs:
+        check_unchanged(job)
+    for row in left_out(request):
+        print(f"table {request.table.name}: {row.label} has no small form and is left out")
+    index, count = request.shard
+    mine = [job for number, job in enumerate(jobs) if number % count == index - 1]
+    waiting = [] if only_report else [job for job in mine if finished(job) is None]
+    for number, job in enumerate(waiting):
+        left = _left(jobs, len(waiting) - number)
+        print(
+            f"\ntable {request.table.name}, run {number + 1} of {len(waiting)}: {job.row.label}, seed {job.seed}{left}",
+            flush=True,
+        )
+        _train(job, train)
+        tell(request, jobs)
+    if not waiting:
+        tell(request, jobs)
+    return results(jobs)
+
+
+def results(jobs: Sequence[Job]) -> Results:
+    """By row, what its finished runs found."""
+    found: Results = {job.row.name: [] for job in jobs}
+    for job in jobs:
+        result = finished(job)
+        if result is not None:
+            found[job.row.name].append(result)
+    return found
+
+
+def finished(job: Job) -> Result | None:
+    """What a run found, if it is done."""
+    record = _read(job.folder)
+    if record is None or record["metrics"] is None:
+        return None
+    return Result(job.seed, record["metrics"], record["seconds"])
+
+
+def check_unchanged(job: Job) -> None:
+    """Raise ConfigError if the folder holds a finished run, or the checkpoints of one, of another configuration."""
+    record = _read(job.folder)
+    if record is None or (record["metrics"] is None and resumable(job.folder) is None):
+        return
+    names = [
+        name
+        for name in differing_fields(from_json(json.dumps(record["config"])), job.config)
+        if not name.startswith(_IRRELEVANT)
+    ]
+    if names:
+        raise ConfigError(
+            f"{job.folder} holds a run of {job.row.label} that differs in {', '.join(names)}; runs of one table must be"
+            " alike. Use another --workdir, or delete that folder"
+        )
+
+
+def tell(request: Request, jobs: Sequence[Job]) -> None:
+    """Print the table so far, and write it beside its runs."""
+    found = results(jobs)
+    folder = request.workdir / request.table.name
+    folder.mkdir(parents=True, exist_ok=True)
+    report.show(request.table, found)
+    paths.write_text(folder / "table.md", report.markdown(request.table, found))
+    if any(found.values()):
+        paths.write_bytes(folder / "table.png", report.picture(request.table, found))
+    print(f"{folder}/table.md, table.png", flush=True)
+
+
+def _train(job: Job, train: Train) -> None:
+    """Train to the end and keep what was found; the seconds of an interrupted run count, too."""
+    before = _read(job.folder)
+    # A run without a checkpoint begins anew, and so does its clock.
+    spent = before["seconds"] if before is not None and resumable(job.folder) is not None else 0.0
+    job.folder.mkdir(parents=True, exist_ok=True)
+    metrics, start = None, time.monotonic()
+    _write(job, None, spent)
+    try:
+        train(job.config, job.folder)
+        metrics = json.loads((job.folder / FOLDER / "metrics.json").read_text())
+    finally:
+        _write(job, metrics, spent + time.monotonic() - start)
+
+
+def _read(folder: Path) -> dict[str, Any] | None:
+    path = folder / RECORD
+    return json.loads(path.read_text()) if path.is_file() else None
+
+
+def _write(job: Job, metrics: dict[str, float] | None, seconds: float) -> None:
+    content = {"config": json.loads(to_json(job.config)), "seconds": round(seconds, 1), "metrics": metrics}
+    paths.write_text(job.folder / RECORD, json.dumps(content, indent=2) + "\n")
+
+
+def _left(jobs: Sequence[Job], runs: int) -> str:
+    """How long so many more runs take, as far as finished ones tell."""
+    seconds = [result.seconds for row in results(jobs).values() for result in row]
+    return f"; about {report.duration(sum(seconds) / len(seconds) * runs)} left" if seconds else ""
+
+
+def _scale(request: Request) -> str:
+    """Raises ConfigError for a scale that the data do not have."""
+    scale = request.scale or ("small" if request.data == SHAPES else "coco")
+    if scale not in SCALES:
+        raise ConfigError(f"there is no scale {scale!r}; there are {', '.join(SCALES)}")
+    if request.data == SHAPES and scale != "small":
+        raise ConfigError("--scale=coco needs --data=DIR, a folder in COCO's layout; the procedural set is for small")
+    return scale
+
+
+def _rows(request: Request, scale: str) -> list[tables.Row]:
+    if not request.rows:
+        missing = left_out(request)
+        return [row for row in request.table.rows if row not in missing]
+    wanted = [request.table.row(name) for name in request.rows]
+    return [row for row in request.table.rows if row in wanted]
+
+
+def _homes(scale: str) -> dict[tuple[str, str], tuple[str, str]]:
+    """For each row of each table the first one that is the same recipe at this scale."""
+    found: dict[tuple[str, str], tuple[str, str]] = {}
+    first: dict[Config, tuple[str, str]] = {}
+    for table in tables.TABLES.values():
+        for row in table.rows:
+            if scale == "coco" or small.has(row):
+                place = (table.name, row.name)
+                found[place] = first.setdefault(SCALES[scale].config(row), place)
+    return found
+
+
+def _config(request: Request, scale: str, row: tables.Row, name: str, seed: int) -> Config:
+    config: Config = SCALES[scale].config(row, name)
+    data = config.data
+    if request.data == SHAPES:
+        data = dataclasses.replace(data, root=str(request.workdir / "data" / os.path.basename(data.root)))
+    else:
+        data = small.on_photographs(data, row.persons) if scale == "small" else data
+        data = dataclasses.replace(data, root=request.data)
+    config = dataclasses.replace(
+        config,
+        init=request.init.get(row.backbone, request.init.get("", config.init)),
+        data=data,
+        train=dataclasses.replace(config.train, seed=seed),
+    )
+    config = apply_overrides(config, request.overrides)
+    try:
+        validate(config)
+    except ConfigError as error:
+        raise ConfigError(f"table {request.table.name}, {row.label}: {error}") from error
+    return config
+
+
+def _check_overrides(request: Request) -> None:
+    """What a table varies, and what a run is told by, is not for overrides."""
+    for override in request.overrides:
+        name = override.partition("=")[0]
+        if name.startswith(request.table.switches):
+            raise ConfigError(f"{name} is what table {request.table.name} varies; choose rows with --rows")
+        if name in ("name", "train.seed", "data.root", "init"):
+            flags = {"name": "--rows", "train.seed": "--seeds", "data.root": "--data", "init": "--init"}
+            raise ConfigError(f"{name} cannot be set for a table; use {flags[name]}")
