@@ -127,8 +127,8 @@ def picture(table: Table, results: Results) -> bytes:
         for line, row in enumerate(rows):
             at = line - 0.4 + height * (place + 0.5)
             both = cell(row, metric, results[row.name])
-            _bar(paper, at, both.published, height, colour)
-            _bar(ours, at, both.mean, height, colour)
+            _bar(paper, at, both.published, (), height, colour)
+            _bar(ours, at, both.mean, both.values, height, colour)
             ours.plot(
                 both.values, [at] * len(both.values), marker, color="black", markerfacecolor="white", markersize=4
             )
@@ -138,7 +138,7 @@ def picture(table: Table, results: Results) -> bytes:
     paper.set_yticks(range(len(rows)), [row.label for row in rows])
     paper.set_ylim(len(rows) - 0.5, -0.5)
     for axes in (paper, ours):
-        axes.set_xlim(left=0)
+        axes.set_xlim(0, max(1.0, 1.12 * axes.get_xlim()[1]))
         axes.grid(axis="x", alpha=0.3)
         axes.set_axisbelow(True)
         axes.spines[["top", "right"]].set_visible(False)
@@ -149,10 +149,11 @@ def picture(table: Table, results: Results) -> bytes:
     return content.getvalue()
 
 
-def _bar(axes: Any, at: float, value: float | None, height: float, colour: str) -> None:
+def _bar(axes: Any, at: float, value: float | None, seeds: Sequence[float], height: float, colour: str) -> None:
+    """A bar with its number to the right of it, and of the seeds' dots."""
     if value is not None:
         axes.barh(at, value, 0.9 * height, color=colour, alpha=0.75)
-        axes.text(value, at, f"   {value:.1f}", va="center", fontsize=7)
+        axes.text(max(value, *seeds, 0), at, f"   {value:.1f}", va="center", fontsize=7)
 
 
 def _cells(table: Table, results: Results) -> tuple[list[str], list[list[str]]]:

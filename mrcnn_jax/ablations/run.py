@@ -66,8 +66,8 @@ class Job:
 def plan(request: Request) -> list[Job]:
     """The runs of a table, one seed of all rows after the other. Raises ConfigError before anything is trained."""
     scale = _scale(request)
-    _check_overrides(request)
     rows = _rows(request, scale)
+    _check_overrides(request, scale)
     homes = _homes(scale)
     jobs = []
     for seed in request.seeds:
@@ -239,12 +239,21 @@ def _config(request: Request, scale: str, row: tables.Row, name: str, seed: int)
     return config
 
 
-def _check_overrides(request: Request) -> None:
-    """What a table varies, and what a run is told by, is not for overrides."""
+def _check_overrides(request: Request, scale: str) -> None:
+    """What rows differ in, and what a run is told by, is not for overrides."""
+    flags = {"name": "--rows", "train.seed": "--seeds", "data.root": "--data", "init": "--init"}
+    configs = [SCALES[scale].config(row) for row in request.table.rows if row not in left_out(request)]
     for override in request.overrides:
         name = override.partition("=")[0]
-        if name.startswith(request.table.switches):
-            raise ConfigError(f"{name} is what table {request.table.name} varies; choose rows with --rows")
-        if name in ("name", "train.seed", "data.root", "init"):
-            flags = {"name": "--rows", "train.seed": "--seeds", "data.root": "--data", "init": "--init"}
+        if name in flags:
             raise ConfigError(f"{name} cannot be set for a table; use {flags[name]}")
+        if len({_value(config, name) for config in configs}) > 1:
+            raise ConfigError(f"{name} differs between rows of table {request.table.name}; choose rows with --rows")
+
+
+def _value(config: Config, name: str) -> Any:
+    """The value of a dotted field; None below a part that is not there."""
+    value: Any = config
+    for part in name.split("."):
+        value = getattr(value, part, None)
+    return value
