@@ -10,11 +10,13 @@ A row that is in several tables (table 2b's sigmoid is table 2c's RoIAlign) has 
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import functools
 import json
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -68,13 +70,12 @@ def plan(request: Request) -> list[Job]:
     scale = _scale(request)
     rows = _rows(request, scale)
     _check_overrides(request, scale)
-    homes = _homes(scale)
-    jobs = []
-    for seed in request.seeds:
-        for row in rows:
-            home, name = homes[request.table.name, row.name]
-            config = _config(request, scale, row, f"table{home}_{name}", seed)
-            jobs.append(Job(row, seed, config, request.workdir / home / name / f"seed{seed}"))
+    jobs = [_job(request, scale, row, seed) for seed in request.seeds for row in rows]
+    for job in jobs:
+        try:
+            validate(job.config)
+        except ConfigError as error:
+            raise ConfigError(f"table {request.table.name}, {job.row.label}: {error}") from error
     return jobs
 
 
@@ -97,32 +98,37 @@ def run(request: Request, train: Train, *, only_report: bool = False) -> Results
     mine = [job for number, job in enumerate(jobs) if number % count == index - 1]
     waiting = [] if only_report else [job for job in mine if finished(job) is None]
     for number, job in enumerate(waiting):
-        left = _left(jobs, len(waiting) - number)
+        left = _left(results(request), len(waiting) - number)
         print(
             f"\ntable {request.table.name}, run {number + 1} of {len(waiting)}: {job.row.label}, seed {job.seed}{left}",
             flush=True,
         )
         _train(job, train)
-        tell(request, jobs)
+        tell(request)
     if not waiting:
-        tell(request, jobs)
-    return results(jobs)
+        tell(request)
+    return results(request)
 
 
-def results(jobs: Sequence[Job]) -> Results:
-    """By row, what its finished runs found."""
-    found: Results = {job.row.name: [] for job in jobs}
-    for job in jobs:
-        result = finished(job)
-        if result is not None:
-            found[job.row.name].append(result)
+def results(request: Request) -> Results:
+    """What is known of a table: by row, asked for or not, the finished runs of any seed with these settings."""
+    scale = _scale(request)
+    found: Results = {}
+    homes = _homes(scale)
+    for row in request.table.rows:
+        if (request.table.name, row.name) in homes:
+            folder = request.workdir.joinpath(*homes[request.table.name, row.name])
+            seeds = sorted(int(name) for path in folder.glob("seed*") if (name := path.name[4:]).isdecimal())
+            with contextlib.suppress(ConfigError):  # an override of what this row does not have
+                done = [finished(_job(request, scale, row, seed)) for seed in seeds]
+                found[row.name] = [result for result in done if result is not None]
     return found
 
 
 def finished(job: Job) -> Result | None:
-    """What a run found, if it is done."""
+    """What a run found, if it is done, and was asked for with the same settings; its weights may have moved."""
     record = _read(job.folder)
-    if record is None or record["metrics"] is None:
+    if record is None or record["metrics"] is None or set(_changed(record, job.config)) - {"init"}:
         return None
     return Result(job.seed, record["metrics"], record["seconds"])
 
@@ -132,11 +138,7 @@ def check_unchanged(job: Job) -> None:
     record = _read(job.folder)
     if record is None or (record["metrics"] is None and resumable(job.folder) is None):
         return
-    names = [
-        name
-        for name in differing_fields(from_json(json.dumps(record["config"])), job.config)
-        if not name.startswith(_IRRELEVANT)
-    ]
+    names = _changed(record, job.config)
     if names:
         raise ConfigError(
             f"{job.folder} holds a run of {job.row.label} that differs in {', '.join(names)}; runs of one table must be"
@@ -144,9 +146,9 @@ def check_unchanged(job: Job) -> None:
         )
 
 
-def tell(request: Request, jobs: Sequence[Job]) -> None:
+def tell(request: Request) -> None:
     """Print the table so far, and write it beside its runs."""
-    found = results(jobs)
+    found = results(request)
     folder = request.workdir / request.table.name
     folder.mkdir(parents=True, exist_ok=True)
     report.show(request.table, found)
@@ -181,9 +183,15 @@ def _write(job: Job, metrics: dict[str, float] | None, seconds: float) -> None:
     paths.write_text(job.folder / RECORD, json.dumps(content, indent=2) + "\n")
 
 
-def _left(jobs: Sequence[Job], runs: int) -> str:
+def _changed(record: Mapping[str, Any], config: Config) -> list[str]:
+    """Names of the fields that matter to what was found, and were others then."""
+    names = differing_fields(from_json(json.dumps(record["config"])), config)
+    return [name for name in names if not name.startswith(_IRRELEVANT)]
+
+
+def _left(known: Results, runs: int) -> str:
     """How long so many more runs take, as far as finished ones tell."""
-    seconds = [result.seconds for row in results(jobs).values() for result in row]
+    seconds = [result.seconds for row in known.values() for result in row]
     return f"; about {report.duration(sum(seconds) / len(seconds) * runs)} left" if seconds else ""
 
 
@@ -205,6 +213,7 @@ def _rows(request: Request, scale: str) -> list[tables.Row]:
     return [row for row in request.table.rows if row in wanted]
 
 
+@functools.cache
 def _homes(scale: str) -> dict[tuple[str, str], tuple[str, str]]:
     """For each row of each table the first one that is the same recipe at this scale."""
     found: dict[tuple[str, str], tuple[str, str]] = {}
@@ -217,8 +226,10 @@ def _homes(scale: str) -> dict[tuple[str, str], tuple[str, str]]:
     return found
 
 
-def _config(request: Request, scale: str, row: tables.Row, name: str, seed: int) -> Config:
-    config: Config = SCALES[scale].config(row, name)
+def _job(request: Request, scale: str, row: tables.Row, seed: int) -> Job:
+    """Raises ConfigError for a row without such a scale, and overrides of what it does not have."""
+    config: Config = SCALES[scale].config(row)
+    home, name = _homes(scale)[request.table.name, row.name]
     data = config.data
     if request.data == SHAPES:
         data = dataclasses.replace(data, root=str(request.workdir / "data" / os.path.basename(data.root)))
@@ -227,16 +238,13 @@ def _config(request: Request, scale: str, row: tables.Row, name: str, seed: int)
         data = dataclasses.replace(data, root=request.data)
     config = dataclasses.replace(
         config,
+        name=f"table{home}_{name}",
         init=request.init.get(row.backbone, request.init.get("", config.init)),
         data=data,
         train=dataclasses.replace(config.train, seed=seed),
     )
     config = apply_overrides(config, request.overrides)
-    try:
-        validate(config)
-    except ConfigError as error:
-        raise ConfigError(f"table {request.table.name}, {row.label}: {error}") from error
-    return config
+    return Job(row, seed, config, request.workdir / home / name / f"seed{seed}")
 
 
 def _check_overrides(request: Request, scale: str) -> None:
@@ -247,7 +255,7 @@ def _check_overrides(request: Request, scale: str) -> None:
         name = override.partition("=")[0]
         if name in flags:
             raise ConfigError(f"{name} cannot be set for a table; use {flags[name]}")
-        if len({_value(config, name) for config in configs}) > 1:
+        if len({_value(config, name) for config in configs} - {None}) > 1:
             raise ConfigError(f"{name} differs between rows of table {request.table.name}; choose rows with --rows")
 
 

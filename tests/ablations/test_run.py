@@ -203,6 +203,34 @@ def test_shards_share_the_runs(request_for):
     assert all(len(results) == 1 for results in found.values())
 
 
+def test_the_table_has_all_that_is_known_of_these_settings(request_for, tmp_path):
+    """Rows and seeds of earlier commands, but no run with other settings."""
+    train = Pretended()
+    run.run(request_for("2b", rows=("softmax",), seeds=(0,)), train)
+    found = run.run(request_for("2b", rows=("sigmoid",), seeds=(1,)), train)
+    assert {name: [result.seed for result in results] for name, results in found.items()} == {
+        "softmax": [0],
+        "sigmoid": [1],
+    }
+    other = request_for("2b", rows=("softmax",), seeds=(2,), overrides=("train.steps=7",))
+    assert {name: len(results) for name, results in run.run(other, train).items()} == {"softmax": 1, "sigmoid": 0}
+
+
+def test_rows_may_get_their_weights_one_after_the_other(request_for):
+    run.run(request_for("2a", data="COCO", init={"R50": "a"}, rows=("r50_c4",)), Pretended())
+    request = request_for("2a", data="COCO", init={"R101": "b"}, rows=("r101_c4",))
+    found = run.run(request, Pretended())
+    assert {name for name, results in found.items() if results} == {"r50_c4", "r101_c4"}
+
+
+def test_a_head_that_other_rows_do_not_have_can_be_set_for_its_own(request_for):
+    override = ("model.mask.channels=8",)
+    found = run.run(request_for("3", rows=("mask_r101_fpn",), overrides=override), Pretended())
+    assert {name: len(results) for name, results in found.items()} == {"mask_r101_fpn": 1}
+    with pytest.raises(ConfigError, match="'mask' is None"):
+        run.plan(request_for("3", overrides=override))
+
+
 def test_a_report_trains_nothing(request_for, tmp_path):
     train = Pretended()
     assert run.run(request_for("2b"), train, only_report=True) == {"softmax": [], "sigmoid": []}
