@@ -118,6 +118,7 @@ def results(request: Request) -> Results:
     for row in request.table.rows:
         if (request.table.name, row.name) in homes:
             folder = request.workdir.joinpath(*homes[request.table.name, row.name])
+            found[row.name] = []
             seeds = sorted(int(name) for path in folder.glob("seed*") if (name := path.name[4:]).isdecimal())
             with contextlib.suppress(ConfigError):  # an override of what this row does not have
                 done = [finished(_job(request, scale, row, seed)) for seed in seeds]

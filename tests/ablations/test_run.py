@@ -226,7 +226,7 @@ def test_rows_may_get_their_weights_one_after_the_other(request_for):
 def test_a_head_that_other_rows_do_not_have_can_be_set_for_its_own(request_for):
     override = ("model.mask.channels=8",)
     found = run.run(request_for("3", rows=("mask_r101_fpn",), overrides=override), Pretended())
-    assert {name: len(results) for name, results in found.items()} == {"mask_r101_fpn": 1}
+    assert {name: len(results) for name, results in found.items()} == {"faster_r101_fpn": 0, "mask_r101_fpn": 1}
     with pytest.raises(ConfigError, match="'mask' is None"):
         run.plan(request_for("3", overrides=override))
 
