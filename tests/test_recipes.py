@@ -11,7 +11,7 @@ import jax
 import numpy as np
 import pytest
 
-from mrcnn_jax.config import Config, load_config
+from mrcnn_jax.config import Config, from_json, load_config, to_json
 from mrcnn_jax.models import efficientnet, resnet
 from mrcnn_jax.models.rcnn import build_model, detect, variable_shapes
 from mrcnn_jax.ops import roi_kernels
@@ -20,6 +20,7 @@ from mrcnn_jax.training.optimizer import frozen_paths, make_optimizer, make_sche
 from mrcnn_jax.training.step import TrainState, create_state, make_train_step
 
 RECIPES = sorted((Path(__file__).resolve().parent.parent / "configs").glob("*.py"))
+ABLATIONS = sorted((Path(__file__).resolve().parent.parent / "configs" / "ablations").glob("*.py"))
 # Compiling takes nearly all the time.
 QUICK = {"xla_backend_optimization_level": 0}
 SIZE, DETECTIONS, POOL = 64, 10, 4
@@ -166,3 +167,12 @@ def check_detections(config: Config, found: Detections) -> None:
     assert found.keypoints.shape == (2, DETECTIONS, model.num_keypoints, 3)
     assert np.isfinite(found.masks).all()
     assert np.isfinite(found.keypoints).all()
+
+
+# What they say and whether they are valid: tests/ablations.
+@pytest.mark.parametrize("path", ABLATIONS, ids=lambda path: path.stem)
+def test_recipe_of_a_table_is_short_and_named_after_its_file(path):
+    config = load_config(path)
+    assert config.name == path.stem
+    assert from_json(to_json(config)) == config
+    assert len(path.read_text().splitlines()) <= 40

@@ -1,0 +1,164 @@
+"""The paper's comparisons for two CPU cores: narrow networks from random weights on procedural images.
+
+Everything that decides how long a run takes and how well it learns stands at the top of this file.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Literal
+
+from mrcnn_jax.ablations import tables
+from mrcnn_jax.config import (
+    AnchorConfig,
+    BackboneConfig,
+    BoxHeadConfig,
+    Config,
+    ConfigError,
+    DataConfig,
+    EvalConfig,
+    FPNConfig,
+    KeypointHeadConfig,
+    MaskHeadConfig,
+    ModelConfig,
+    OptimizerConfig,
+    RoIConfig,
+    RPNConfig,
+    ShapesConfig,
+    SplitConfig,
+    TrainConfig,
+)
+
+# Data: the procedural set. `PERSONS` are of tables 4, 5 and 6, the others of all other tables.
+IMAGE_SIZE = 128
+TRAIN_IMAGES = 1000
+EVAL_IMAGES = 200
+DATA_SEED = 0  # the same data for every seed of a run
+MAX_INSTANCES = 16
+MASK_SIZE = 56  # side of the stored mask crops
+# Photographs in COCO's layout, if small networks are asked to learn those.
+PHOTOGRAPH_BUCKETS = ((192, 256), (256, 192))
+PHOTOGRAPH_EDGES = (160, 176, 192)
+
+# Training.
+STEPS = 250
+PERSON_STEPS = 250
+BATCH_SIZE = 16
+LEARNING_RATE = 2e-3
+WEIGHT_DECAY = 0.01
+WARMUP_STEPS = 50
+CLIP_NORM = 5.0
+EVAL_BATCH_SIZE = 20
+
+# Networks. A ResNeXt has no small form.
+BACKBONES: dict[str, Literal["resnet18", "resnet34"]] = {"R50": "resnet18", "R101": "resnet34"}
+WIDTH = 32  # of the backbone; 64 is the usual one
+NORM: Literal["bn", "gn"] = "gn"  # res5 as a head sees RoIs, whose statistics are no good to batch norm
+FPN_CHANNELS = 64
+# Anchors: one size a level with a pyramid, all of them on the one map without.
+ANCHOR_SIZES = (16.0, 24.0, 40.0, 64.0, 96.0)
+PERSON_ANCHOR_SIZES = (16.0, 24.0, 40.0, 64.0, 96.0)
+ANCHORS_SAMPLED = 128
+PROPOSALS_BEFORE_NMS = 500
+PROPOSALS = 250
+ROIS = {"fpn": 48, "c4": 32, "c5": 48}  # sampled in an image
+ROI_SAMPLES = 2  # of a bin, in each direction
+BOX_HIDDEN = 256
+MASK_CHANNELS = 64
+MASK_HIDDEN = 256  # of the perceptrons of table 2e
+C4_POOL_SIZE = 14
+KEYPOINT_LAYERS = 4
+KEYPOINT_CHANNELS = 64
+MAX_DETECTIONS = 20
+NMS_CANDIDATES = 1024
+
+
+def has(row: tables.Row) -> bool:
+    """Whether a row has a small form."""
+    return row.backbone in BACKBONES
+
+
+def row(table: str, name: str) -> Config:
+    """The recipe of a row. Raises ConfigError for a name that is not there, and a row without a small form."""
+    return config(tables.table(table).row(name), f"table{table}_{name}")
+
+
+def config(row: tables.Row, name: str = "") -> Config:
+    """A row on the procedural set, in `runs/data`."""
+    if not has(row):
+        raise ConfigError(f"{row.label} has no small form; leave the row {row.name!r} out, or use the scale coco")
+    kind: Literal["people", "outlines"] = "people" if row.persons else "outlines"
+    data = DataConfig(
+        root=f"runs/data/{kind}",
+        train=SplitConfig("train.json", "train"),
+        eval=SplitConfig("val.json", "val"),
+        shapes=ShapesConfig(kind, TRAIN_IMAGES, EVAL_IMAGES, IMAGE_SIZE, DATA_SEED),
+        min_keypoints=1 if row.persons else 0,
+        buckets=((IMAGE_SIZE, IMAGE_SIZE),),
+        shortest_edge_train=(IMAGE_SIZE,),
+        shortest_edge_eval=IMAGE_SIZE,
+        longest_edge=IMAGE_SIZE,
+        max_instances=MAX_INSTANCES,
+        mask_size=MASK_SIZE,
+    )
+    return Config(
+        name,
+        model=row.switch(_model(row)),
+        data=data,
+        optimizer=OptimizerConfig(
+            "adamw",
+            LEARNING_RATE,
+            weight_decay=WEIGHT_DECAY,
+            schedule="cosine",
+            warmup_steps=WARMUP_STEPS,
+            clip_norm=CLIP_NORM,
+        ),
+        train=TrainConfig(
+            steps=PERSON_STEPS if row.persons else STEPS, batch_size=BATCH_SIZE, checkpoint_every=50, keep_checkpoints=1
+        ),
+        eval=EvalConfig(batch_size=EVAL_BATCH_SIZE),
+    )
+
+
+def on_photographs(data: DataConfig, persons: bool) -> DataConfig:
+    """The settings of a small recipe, with COCO 2017's files in place of the procedural ones."""
+    kind = "person_keypoints" if persons else "instances"
+    return dataclasses.replace(
+        data,
+        shapes=None,
+        train=SplitConfig(f"annotations/{kind}_train2017.json", "train2017"),
+        eval=SplitConfig(f"annotations/{kind}_val2017.json", "val2017"),
+        buckets=PHOTOGRAPH_BUCKETS,
+        shortest_edge_train=PHOTOGRAPH_EDGES,
+        shortest_edge_eval=max(PHOTOGRAPH_EDGES),
+        longest_edge=max(max(bucket) for bucket in PHOTOGRAPH_BUCKETS),
+        max_instances=100,
+    )
+
+
+def _model(row: tables.Row) -> ModelConfig:
+    sizes = PERSON_ANCHOR_SIZES if row.persons else ANCHOR_SIZES
+    c4 = row.features == "c4"
+    mask = MaskHeadConfig(channels=MASK_CHANNELS, hidden=MASK_HIDDEN)
+    if c4:
+        mask = dataclasses.replace(mask, pool_size=C4_POOL_SIZE, conv_layers=0)
+    box = BoxHeadConfig(hidden=BOX_HIDDEN, max_detections=MAX_DETECTIONS, nms_candidates=NMS_CANDIDATES)
+    if c4:
+        box = dataclasses.replace(box, pool_size=C4_POOL_SIZE, fc_layers=0)
+    return ModelConfig(
+        features=row.features,
+        backbone=BackboneConfig(BACKBONES[row.backbone], width=WIDTH, norm=NORM, frozen_stages=0),
+        fpn=FPNConfig(FPN_CHANNELS),
+        anchors=AnchorConfig(tuple((size,) for size in sizes) if row.features == "fpn" else (sizes,)),
+        rpn=RPNConfig(
+            batch_size=ANCHORS_SAMPLED,
+            pre_nms_top_k_train=PROPOSALS_BEFORE_NMS,
+            post_nms_top_k_train=PROPOSALS,
+            pre_nms_top_k_test=PROPOSALS_BEFORE_NMS,
+            post_nms_top_k_test=PROPOSALS,
+        ),
+        roi=RoIConfig(ROIS[row.features], sampling_ratio=ROI_SAMPLES),
+        box=box,
+        mask=mask if row.mask else None,
+        keypoint=KeypointHeadConfig(conv_layers=KEYPOINT_LAYERS, channels=KEYPOINT_CHANNELS) if row.keypoints else None,
+    )
