@@ -29,11 +29,12 @@ def flatten_batch(kernel: Callable[..., Any], *, per_roi: bool) -> Callable[...,
 
     @run.def_vmap
     def _(size: int, batched: Any, features: Maps, rois: RoIs, *rows: jax.Array) -> tuple[Any, Any]:
-        rows = jax.tree.map(_join, _broadcast(size, tuple(batched[2:]), rows))
+        rows = _broadcast(size, tuple(batched[2:]), rows)
         if per_roi and not any(batched[0]):  # many sets of boxes on the same maps
-            result = run(features, jax.tree.map(_join, _broadcast(size, batched[1], rois)), *rows)
+            merged = features, jax.tree.map(_join, _broadcast(size, batched[1], rois))
         else:
-            result = run(*_merge(size, batched, features, rois), *rows)
+            merged = _merge(size, batched, features, rois)
+        result = run(*merged, *map(_join, rows))
         return jax.tree.map(lambda leaf: _split(size, leaf), result), jax.tree.map(lambda _: True, result)
 
     return run

@@ -40,12 +40,11 @@ def cell_axis(low: jax.Array, high: jax.Array, extent: jax.Array, *, bins: int) 
         bins: bins along this axis.
     """
     start, size = (edge[:, None] for edge in quantized_rois(low, high))
-    # In float32, in torchvision's order: a product that rounds across a whole number does so there as well.
-    bin_size = size / bins
+    # In float32, in torchvision's order: a product that rounds across a whole number does so there as well. Without the
+    # barriers the compiler would multiply by the inverse of a constant instead of dividing, or change the order.
+    bin_size = size / jax.lax.optimization_barrier(jnp.full_like(size, bins))
     index = jnp.arange(bins, dtype=jnp.float32)[None, :]
     extents = extent[:, None].astype(jnp.float32)
-    # The barriers keep the compiler from dividing and multiplying in another order.
-    bin_size = jax.lax.optimization_barrier(bin_size)
     begin, end = jax.lax.optimization_barrier((index * bin_size, (index + 1.0) * bin_size))
     first = jnp.clip(jnp.floor(begin) + start, 0.0, extents)
     number = jnp.maximum(jnp.clip(jnp.ceil(end) + start, 0.0, extents) - first, 0.0)
