@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 from mrcnn_jax.config.metrics import VALIDATION_LOSS, measured_while_training, precisions
-from mrcnn_jax.config.tree import Config, ConfigError, DataConfig, ModelConfig, OptimizerConfig, TrainConfig
+from mrcnn_jax.config.tree import Config, ConfigError, DataConfig, ModelConfig, OptimizerConfig, RoIConfig, TrainConfig
 
 
 def validate(config: Config) -> None:
@@ -18,6 +18,7 @@ def validate(config: Config) -> None:
     _check_backbone(config.model)
     _check_features(config.model)
     _check_anchors(config.model)
+    _check_pooling(config.model.roi)
     _check_heads(config.model)
     _check_classes(config.model)
     _check_keypoints(config)
@@ -100,6 +101,16 @@ def _check_anchors(model: ModelConfig) -> None:
         raise ConfigError(f"model.anchors.sizes needs one tuple for {where}, got {len(sizes)}")
     if len({len(level) for level in sizes}) != 1:
         raise ConfigError("model.anchors.sizes needs equally many sizes on each level: one RPN head serves them all")
+
+
+def _check_pooling(roi: RoIConfig) -> None:
+    """A maximum over bilinear samples looks at each of them; only a mean over any number has a closed form."""
+    if roi.reduce == "max" and roi.pooling != "pool" and roi.sampling_ratio < 1:
+        raise ConfigError(
+            f"model.roi.reduce=max with model.roi.pooling={roi.pooling} needs a fixed number of samples, but"
+            f" model.roi.sampling_ratio={roi.sampling_ratio}: set model.roi.sampling_ratio=2, for example, or"
+            " model.roi.reduce=average"
+        )
 
 
 def _check_heads(model: ModelConfig) -> None:

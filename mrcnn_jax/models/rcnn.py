@@ -29,7 +29,7 @@ from mrcnn_jax.ops import detections as detection_ops
 from mrcnn_jax.ops import image as image_ops
 from mrcnn_jax.ops import keypoints as keypoint_ops
 from mrcnn_jax.ops import proposals as proposal_ops
-from mrcnn_jax.ops.roi_align import multilevel_roi_align
+from mrcnn_jax.ops.roi_pooling import multilevel_roi_pooling
 from mrcnn_jax.structures import Detections, Proposals
 
 FPN_STRIDES = (4, 8, 16, 32, 64)  # of P2..P6
@@ -251,11 +251,15 @@ def propose(
 
 @jax.named_scope("roi_align")
 def pool_rois(config: ModelConfig, features: Sequence[jax.Array], boxes: jax.Array, size: int) -> jax.Array:
-    """ROIAlign of (B, R, 4) boxes -> (B * R, size, size, F). With a pyramid each box is pooled from one of P2..P5."""
+    """Features of (B, R, 4) boxes, pixels of the image -> (B * R, size, size, F).
+
+    By ROIAlign, or what `config.roi.pooling` and `config.roi.reduce` put in its place. With a pyramid each box is
+    pooled from one of P2..P5.
+    """
     levels = max(len(features) - 1, 1)
 
     def one(features: Sequence[jax.Array], boxes: jax.Array) -> jax.Array:
-        return multilevel_roi_align(
+        return multilevel_roi_pooling(
             features,
             boxes,
             strides=feature_strides(config)[:levels],
@@ -263,6 +267,8 @@ def pool_rois(config: ModelConfig, features: Sequence[jax.Array], boxes: jax.Arr
             sampling_ratio=config.roi.sampling_ratio,
             aligned=config.roi.aligned,
             level_rule=config.roi.level_rule,
+            pooling=config.roi.pooling,
+            reduce=config.roi.reduce,
         )
 
     pooled = jax.vmap(one)(list(features[:levels]), jax.lax.stop_gradient(boxes))

@@ -1,6 +1,7 @@
 """ROIAlign (He et al. 2017, section 3) over one feature map or a pyramid, with its gradient.
 
-Where the samples lie is in `roi_axis`, the loops that add them up are in `roi_kernels`.
+Where the samples lie is in `roi_axis`, the loops that add them up are in `roi_kernels`, and what `vmap` does with them
+is in `roi_batch`. The alternatives to it (`roi_pooling`) share all of this but the loops of a maximum, `roi_max`.
 """
 
 from __future__ import annotations
@@ -12,16 +13,19 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.custom_batching import custom_vmap
 
-from mrcnn_jax.ops import roi_kernels
+from mrcnn_jax.ops import roi_kernels, roi_max
 from mrcnn_jax.ops.roi_axis import Axis, sample_axis
+from mrcnn_jax.ops.roi_batch import flatten_batch
 from mrcnn_jax.ops.roi_kernels import Maps, RoIs
+from mrcnn_jax.ops.roi_pool import cell_axis, quantized_rois
 
 # Garbage in padding slots must not overflow; float32 has no fractions of a pixel left at such coordinates.
 MAX_COORDINATE = 1e7
 
 LevelRule = Literal["detectron2", "torchvision"]
+Pooling = Literal["align", "warp", "pool"]
+Reduction = Literal["average", "max"]
 
 
 def roi_align(
@@ -48,7 +52,7 @@ def roi_align(
         (R, height, width, Ch) in the features' dtype; sums are taken in float32.
     """
     levels = jnp.zeros(boxes.shape[:1], jnp.int32)
-    return _pool((features,), boxes, levels, (scale,), output_size, sampling_ratio, aligned)
+    return pool((features,), boxes, levels, (scale,), output_size, sampling_ratio, aligned)
 
 
 def multilevel_roi_align(
@@ -75,13 +79,20 @@ def multilevel_roi_align(
     Returns:
         (R, height, width, Ch) in the features' dtype.
     """
+    levels, scales = choose_levels(features, boxes, strides, level_rule)
+    return pool(tuple(features), boxes, levels, scales, output_size, sampling_ratio, aligned)
+
+
+def choose_levels(
+    features: Sequence[jax.Array], boxes: jax.Array, strides: Sequence[int], level_rule: LevelRule
+) -> tuple[jax.Array, tuple[float, ...]]:
+    """Index (R,) int32 of the map that each box is pooled from, and the maps' scales. Arguments as of the pooling."""
     min_level = int(np.log2(strides[0]))
     if len(features) != len(strides) or any(s != 2 ** (min_level + i) for i, s in enumerate(strides)):
         raise ValueError(f"{len(features)} feature maps need as many strides, consecutive powers of two: {strides}")
     max_level = min_level + len(strides) - 1
     levels = roi_levels(boxes, level_rule=level_rule, min_level=min_level, max_level=max_level) - min_level
-    scales = tuple(1.0 / stride for stride in strides)
-    return _pool(tuple(features), boxes, levels, scales, output_size, sampling_ratio, aligned)
+    return levels, tuple(1.0 / stride for stride in strides)
 
 
 def roi_levels(
@@ -116,7 +127,7 @@ def roi_levels(
     return jnp.clip(level, min_level, max_level).astype(jnp.int32)
 
 
-def _pool(
+def pool(
     features: Maps,
     boxes: jax.Array,
     levels: jax.Array,
@@ -124,51 +135,42 @@ def _pool(
     output_size: int | tuple[int, int],
     sampling_ratio: int,
     aligned: bool,
+    pooling: Pooling = "align",
+    reduce: Reduction = "average",
 ) -> jax.Array:
-    """Add the image axis that the core has, and hand over to it."""
+    """Add the image axis that the core has, and hand over to it. Arguments as of `roi_pooling`."""
     height, width = (output_size, output_size) if isinstance(output_size, int) else output_size
     boxes = jnp.nan_to_num(jax.lax.stop_gradient(boxes.astype(jnp.float32)))
     boxes = jnp.clip(boxes, -MAX_COORDINATE, MAX_COORDINATE)
     if boxes.shape[0] == 0:
         return jnp.zeros((0, height, width, features[0].shape[-1]), features[0].dtype)
     rois = RoIs(boxes, levels, jnp.zeros_like(levels))
-    core = _make_core(scales, (height, width), sampling_ratio, aligned)
+    core = _make_core(scales, (height, width), sampling_ratio, aligned, pooling, reduce)
     return core(tuple(f[None] for f in features), rois)
 
 
 @functools.cache
 def _make_core(
-    scales: tuple[float, ...], output_size: tuple[int, int], sampling_ratio: int, aligned: bool
+    scales: tuple[float, ...],
+    output_size: tuple[int, int],
+    sampling_ratio: int,
+    aligned: bool,
+    pooling: Pooling,
+    reduce: Reduction,
 ) -> Callable[[Maps, RoIs], jax.Array]:
-    """ROIAlign of RoIs in a batch of images: (B, H_l, W_l, Ch) for each level and R RoIs -> (R, h, w, Ch).
+    """Pooling of RoIs in a batch of images: (B, H_l, W_l, Ch) for each level and R RoIs -> (R, h, w, Ch)."""
+    options: dict[str, Any] = {"sampling_ratio": sampling_ratio, "aligned": aligned, "pooling": pooling}
+    axes: roi_max.Axes = functools.partial(_axes, scales=scales, bins=output_size, **options)
+    if reduce == "max":
+        return roi_max.make_core(axes, samples=0 if pooling == "pool" else sampling_ratio**2)
 
-    `vmap` makes the batch longer (`_merge`) instead of batching the loops inside, which would run every image for as
-    long as the slowest one, on copies.
-    """
-    axes = functools.partial(_axes, scales=scales, bins=output_size, sampling_ratio=sampling_ratio, aligned=aligned)
-
-    @custom_vmap
+    @functools.partial(flatten_batch, per_roi=True)
     def forward(features: Maps, rois: RoIs) -> jax.Array:
         return roi_kernels.forward(features, rois, *axes(rois, features))
 
-    @forward.def_vmap
-    def _(size: int, batched: Any, features: Maps, rois: RoIs) -> tuple[jax.Array, bool]:
-        if not any(batched[0]):  # many sets of boxes on the same maps
-            shared = _broadcast(size, batched[1], rois)
-            result = forward(features, jax.tree.map(_join, shared))
-        else:
-            result = forward(*_merge(size, batched, features, rois))
-        return _split(size, result), True
-
-    @custom_vmap
+    @functools.partial(flatten_batch, per_roi=False)
     def backward(like: Maps, rois: RoIs, cotangent: jax.Array) -> Maps:
         return roi_kernels.backward(like, rois, *axes(rois, like), cotangent)
-
-    @backward.def_vmap
-    def _(size: int, batched: Any, like: Maps, rois: RoIs, cotangent: jax.Array) -> tuple[Maps, Any]:
-        cotangent = _broadcast(size, batched[2], cotangent)
-        result = backward(*_merge(size, batched, like, rois), _join(cotangent))
-        return tuple(_split(size, g) for g in result), tuple(True for _ in result)
 
     @jax.custom_vjp
     def core(features: Maps, rois: RoIs) -> jax.Array:
@@ -185,30 +187,6 @@ def _make_core(
     return core
 
 
-def _broadcast(size: int, batched: Any, tree: Any) -> Any:
-    """Give every leaf the axis that `vmap` maps."""
-    return jax.tree.map(lambda b, x: x if b else jnp.broadcast_to(x[None], (size, *x.shape)), batched, tree)
-
-
-def _join(x: jax.Array) -> jax.Array:
-    """(V, B, ...) -> (V * B, ...)."""
-    return x.reshape(x.shape[0] * x.shape[1], *x.shape[2:])
-
-
-def _split(size: int, x: jax.Array) -> jax.Array:
-    """The inverse of `_join`."""
-    return x.reshape(size, x.shape[0] // size, *x.shape[1:])
-
-
-def _merge(size: int, batched: Any, features: Maps, rois: RoIs) -> tuple[Maps, RoIs]:
-    """Turn V batches of B images, each with R RoIs, into one batch of V * B images with V * R RoIs."""
-    features = _broadcast(size, batched[0], features)
-    rois = _broadcast(size, batched[1], rois)
-    offsets = jnp.arange(size, dtype=jnp.int32)[:, None] * features[0].shape[1]
-    rois = rois._replace(images=rois.images + offsets)
-    return tuple(_join(f) for f in features), jax.tree.map(_join, rois)
-
-
 def _axes(
     rois: RoIs,
     features: Maps,
@@ -217,12 +195,20 @@ def _axes(
     bins: tuple[int, int],
     sampling_ratio: int,
     aligned: bool,
+    pooling: Pooling = "align",
 ) -> tuple[Axis, Axis]:
     """Samples of the RoIs along y and x, each on its own level."""
     extents = jnp.asarray([f.shape[1:3] for f in features], jnp.int32)[rois.levels]
     boxes = rois.boxes * jnp.asarray(scales, jnp.float32)[rois.levels][:, None]
-    options: dict[str, Any] = {"sampling_ratio": sampling_ratio, "aligned": aligned}
-    return (
-        sample_axis(boxes[:, 1], boxes[:, 3], extents[:, 0], bins=bins[0], **options),
-        sample_axis(boxes[:, 0], boxes[:, 2], extents[:, 1], bins=bins[1], **options),
-    )
+
+    def along(axis: int) -> Axis:
+        low, high, extent = boxes[:, 1 - axis], boxes[:, 3 - axis], extents[:, axis]
+        if pooling == "pool":
+            return cell_axis(low, high, extent, bins=bins[axis])
+        if pooling == "warp":
+            start, size = quantized_rois(low, high)
+            low, high = start, start + size
+        half_pixel = aligned or pooling == "warp"
+        return sample_axis(low, high, extent, bins=bins[axis], sampling_ratio=sampling_ratio, aligned=half_pixel)
+
+    return along(0), along(1)

@@ -26,7 +26,7 @@ class Axis(NamedTuple):
     step: jax.Array  # (R, 1) float32, >= 0
     begin: jax.Array  # (R, bins) float32, the first sample that lies on the map or at most one cell away
     end: jax.Array  # (R, bins) float32, one past the last such sample
-    number: jax.Array  # (R, 1) float32, samples in a bin; a whole number >= 0
+    number: jax.Array  # (R, 1) or (R, bins) float32, samples in a bin; a whole number >= 0
     extent: jax.Array  # (R, 1) int32
 
 
