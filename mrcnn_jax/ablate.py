@@ -60,6 +60,7 @@ def main() -> None:
     )
     if not arguments.only_report:
         _prepare([job.config for job in run.plan(request)])
+        run.teach(request)
     run.run(request, _train, only_report=arguments.only_report)
 
 

@@ -1,6 +1,7 @@
 """The runs of a table: each row with each seed is one training, in a folder of its own, and none is done twice.
 
     workdir/data/<kind>/                     the procedural images, the same for all runs
+    workdir/classifiers/<backbone>.npz       what small networks begin with
     workdir/<table>/<row>/seed<N>/           a run as train.py leaves it
     workdir/<table>/<row>/seed<N>/ablation.json     its configuration, seconds and, when it is done, metrics
     workdir/<table>/table.md, table.png      the table so far
@@ -108,6 +109,14 @@ def run(request: Request, train: Train, *, only_report: bool = False) -> Results
     if not waiting:
         tell(request)
     return results(request)
+
+
+def teach(request: Request) -> None:
+    """Make what the runs of the small scale begin with, if `--init` names nothing else."""
+    for job in plan(request):
+        file = Path(job.config.init)
+        if file.parent == request.workdir / small.CLASSIFIERS and finished(job) is None:
+            small.teach(file, job.config, request.workdir / "data" / small.CLASSIFIERS)
 
 
 def results(request: Request) -> Results:
@@ -237,10 +246,11 @@ def _job(request: Request, scale: str, row: tables.Row, seed: int) -> Job:
     else:
         data = small.on_photographs(data, row.persons) if scale == "small" else data
         data = dataclasses.replace(data, root=request.data)
+    init = str(request.workdir / small.CLASSIFIERS / os.path.basename(config.init)) if scale == "small" else config.init
     config = dataclasses.replace(
         config,
         name=f"table{home}_{name}",
-        init=request.init.get(row.backbone, request.init.get("", config.init)),
+        init=request.init.get(row.backbone, request.init.get("", init)),
         data=data,
         train=dataclasses.replace(config.train, seed=seed),
     )

@@ -1,11 +1,13 @@
-"""The paper's comparisons for two CPU cores: narrow networks from random weights on procedural images.
+"""The paper's comparisons for two CPU cores: narrow networks on procedural images.
 
-Everything that decides how long a run takes and how well it learns stands at the top of this file.
+As the paper's begin with an ImageNet classifier, these begin with one of single figures, see `classifier`. Everything
+that decides how long a run takes and how well it learns stands at the top of this file.
 """
 
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 from typing import Literal
 
 from mrcnn_jax.ablations import tables
@@ -34,6 +36,8 @@ IMAGE_SIZE = 128
 TRAIN_IMAGES = 1000
 EVAL_IMAGES = 200
 DATA_SEED = 0  # the same data for every seed of a run
+CLASSIFIER_SEED = 1  # of the figures that the classifier learns: other pictures
+CLASSIFIER_STEPS = 500
 MAX_INSTANCES = 16
 MASK_SIZE = 56  # side of the stored mask crops
 # Photographs in COCO's layout, if small networks are asked to learn those.
@@ -53,7 +57,7 @@ EVAL_BATCH_SIZE = 20
 # Networks. A ResNeXt has no small form.
 BACKBONES: dict[str, Literal["resnet18", "resnet34"]] = {"R50": "resnet18", "R101": "resnet34"}
 WIDTH = 32  # of the backbone; 64 is the usual one
-NORM: Literal["bn", "gn"] = "gn"  # res5 as a head sees RoIs, whose statistics are no good to batch norm
+FROZEN_STAGES = 1  # the stem; batch norm is frozen, too, as in the paper
 FPN_CHANNELS = 64
 # Anchors: one size a level with a pyramid, all of them on the one map without.
 ANCHOR_SIZES = (16.0, 24.0, 40.0, 64.0, 96.0)
@@ -71,6 +75,9 @@ KEYPOINT_LAYERS = 4
 KEYPOINT_CHANNELS = 64
 MAX_DETECTIONS = 20
 NMS_CANDIDATES = 1024
+
+CLASSIFIERS = "classifiers"  # folder beside the tables
+_SPLITS = SplitConfig("train.json", "train"), SplitConfig("val.json", "val")
 
 
 def has(row: tables.Row) -> bool:
@@ -90,8 +97,8 @@ def config(row: tables.Row, name: str = "") -> Config:
     kind: Literal["people", "outlines"] = "people" if row.persons else "outlines"
     data = DataConfig(
         root=f"runs/data/{kind}",
-        train=SplitConfig("train.json", "train"),
-        eval=SplitConfig("val.json", "val"),
+        train=_SPLITS[0],
+        eval=_SPLITS[1],
         shapes=ShapesConfig(kind, TRAIN_IMAGES, EVAL_IMAGES, IMAGE_SIZE, DATA_SEED),
         min_keypoints=1 if row.persons else 0,
         buckets=((IMAGE_SIZE, IMAGE_SIZE),),
@@ -103,6 +110,7 @@ def config(row: tables.Row, name: str = "") -> Config:
     )
     return Config(
         name,
+        init=f"runs/{CLASSIFIERS}/{BACKBONES[row.backbone]}.npz",
         model=row.switch(_model(row)),
         data=data,
         optimizer=OptimizerConfig(
@@ -118,6 +126,19 @@ def config(row: tables.Row, name: str = "") -> Config:
         ),
         eval=EvalConfig(batch_size=EVAL_BATCH_SIZE),
     )
+
+
+def teach(file: Path, config: Config, root: Path) -> None:
+    """Write the classifier that a recipe of this scale begins with to `file`, if it is not there; images to `root`."""
+    from mrcnn_jax.ablations import classifier  # here: a recipe needs no jax
+
+    if file.exists():
+        return
+    shapes = ShapesConfig("outlines", TRAIN_IMAGES, 1, IMAGE_SIZE, CLASSIFIER_SEED)
+    data = dataclasses.replace(config.data, root=str(root), train=_SPLITS[0], eval=_SPLITS[1], shapes=shapes)
+    print(f"{file}: a classifier of single figures, for all rows to begin with", flush=True)
+    right = classifier.train(file, config.model, data, steps=CLASSIFIER_STEPS)
+    print(f"{file}: {100 * right:.0f} % of the last crops were right when they came", flush=True)
 
 
 def on_photographs(data: DataConfig, persons: bool) -> DataConfig:
@@ -147,7 +168,7 @@ def _model(row: tables.Row) -> ModelConfig:
         box = dataclasses.replace(box, pool_size=C4_POOL_SIZE, fc_layers=0)
     return ModelConfig(
         features=row.features,
-        backbone=BackboneConfig(BACKBONES[row.backbone], width=WIDTH, norm=NORM, frozen_stages=0),
+        backbone=BackboneConfig(BACKBONES[row.backbone], width=WIDTH, frozen_stages=FROZEN_STAGES),
         fpn=FPNConfig(FPN_CHANNELS),
         anchors=AnchorConfig(tuple((size,) for size in sizes) if row.features == "fpn" else (sizes,)),
         rpn=RPNConfig(
