@@ -254,6 +254,9 @@ C4 = (
         ("model.box.norm=gn", "model.box.conv_layers=1", "model.mask.norm=bn"),
         ("model.num_classes=2", "model.category_ids=(3, 7)", "model.category_names=('cat', 'dog')"),
         ("model.backbone.name=efficientnet_lite0",),
+        ("model.roi.reduce=max", "model.roi.sampling_ratio=2"),
+        ("model.roi.reduce=max", "model.roi.pooling=pool"),
+        ("model.roi.pooling=warp",),
     ],
 )
 def test_every_kind_of_network_is_valid(changes):
@@ -279,6 +282,8 @@ def test_every_kind_of_network_is_valid(changes):
         (("model.box.norm=gn",), r"model\.box\.norm=gn, but model\.box\.conv_layers=0"),
         (("model.mask.fc_layers=2",), r"model\.mask\.fc_layers=2, conv_layers=4: .*set model\.mask\.conv_layers=0"),
         (("model.mask.norm=bn", "model.mask.conv_layers=0"), r"model\.mask\.norm=bn, but model\.mask\.conv_layers=0"),
+        (("model.roi.reduce=max",), r"model\.roi\.reduce=max .*pooling=align .*model\.roi\.sampling_ratio=0: set"),
+        (("model.roi.reduce=max", "model.roi.pooling=warp"), r"reduce=max .*pooling=warp .*sampling_ratio=0: set"),
         (("model.num_classes=-1",), r"model\.num_classes=-1; give their number, or 0"),
         (("model.num_classes=1", "model.category_names=('a', 'b')"), r"is 1, but model\.category_names has 2 entries"),
     ],
