@@ -45,9 +45,9 @@ PHOTOGRAPH_BUCKETS = ((192, 256), (256, 192))
 PHOTOGRAPH_EDGES = (160, 176, 192)
 
 # Training.
-STEPS = 250
+STEPS = 400
 PERSON_STEPS = 250
-BATCH_SIZE = 16
+BATCH_SIZE = 8
 LEARNING_RATE = 2e-3
 WEIGHT_DECAY = 0.01
 WARMUP_STEPS = 50
@@ -56,7 +56,7 @@ EVAL_BATCH_SIZE = 20
 
 # Networks. A ResNeXt has no small form.
 BACKBONES: dict[str, Literal["resnet18", "resnet34"]] = {"R50": "resnet18", "R101": "resnet34"}
-WIDTH = 32  # of the backbone; 64 is the usual one
+WIDTH = 24  # of the backbone; 64 is the usual one
 FROZEN_STAGES = 1  # the stem; batch norm is frozen, too, as in the paper
 FPN_CHANNELS = 64
 # Anchors: one size a level with a pyramid, all of them on the one map without.
@@ -65,7 +65,7 @@ PERSON_ANCHOR_SIZES = (16.0, 24.0, 40.0, 64.0, 96.0)
 ANCHORS_SAMPLED = 128
 PROPOSALS_BEFORE_NMS = 500
 PROPOSALS = 250
-ROIS = {"fpn": 48, "c4": 32, "c5": 48}  # sampled in an image
+ROIS = {"fpn": 32, "c4": 16, "c5": 32}  # sampled in an image
 ROI_SAMPLES = 2  # of a bin, in each direction
 BOX_HIDDEN = 256
 MASK_CHANNELS = 64
