@@ -32,12 +32,27 @@ from mrcnn_jax.config import (
 )
 
 # Data: the procedural set. `PERSONS` are of tables 4, 5 and 6, the others of all other tables.
-IMAGE_SIZE = 128
+IMAGE_SIZE = 256
+OUTLINES = (
+    "circle",
+    "triangle",
+    "square",
+    "star5",
+    "cross",
+    "crescent",
+    "ring",
+    "heart",
+    "arrow",
+    "U",
+    "bar",
+    "zigzag",
+)
+DIAMETERS = (0.1, 0.6)  # of outlines, as parts of the image's side
 TRAIN_IMAGES = 1000
 EVAL_IMAGES = 200
 DATA_SEED = 0  # the same data for every seed of a run
 CLASSIFIER_SEED = 1  # of the figures that the classifier learns: other pictures
-CLASSIFIER_STEPS = 500
+CLASSIFIER_STEPS = 400
 MAX_INSTANCES = 16
 MASK_SIZE = 56  # side of the stored mask crops
 # Photographs in COCO's layout, if small networks are asked to learn those.
@@ -60,8 +75,8 @@ WIDTH = 24  # of the backbone; 64 is the usual one
 FROZEN_STAGES = 1  # the stem; batch norm is frozen, too, as in the paper
 FPN_CHANNELS = 64
 # Anchors: one size a level with a pyramid, all of them on the one map without.
-ANCHOR_SIZES = (16.0, 24.0, 40.0, 64.0, 96.0)
-PERSON_ANCHOR_SIZES = (16.0, 24.0, 40.0, 64.0, 96.0)
+ANCHOR_SIZES = (24.0, 40.0, 64.0, 104.0, 160.0)
+PERSON_ANCHOR_SIZES = (32.0, 48.0, 80.0, 128.0, 192.0)
 ANCHORS_SAMPLED = 128
 PROPOSALS_BEFORE_NMS = 500
 PROPOSALS = 250
@@ -99,7 +114,7 @@ def config(row: tables.Row, name: str = "") -> Config:
         root=f"runs/data/{kind}",
         train=_SPLITS[0],
         eval=_SPLITS[1],
-        shapes=ShapesConfig(kind, TRAIN_IMAGES, EVAL_IMAGES, IMAGE_SIZE, DATA_SEED),
+        shapes=_shapes(kind, EVAL_IMAGES, DATA_SEED),
         min_keypoints=1 if row.persons else 0,
         buckets=((IMAGE_SIZE, IMAGE_SIZE),),
         shortest_edge_train=(IMAGE_SIZE,),
@@ -134,11 +149,16 @@ def teach(file: Path, config: Config, root: Path) -> None:
 
     if file.exists():
         return
-    shapes = ShapesConfig("outlines", TRAIN_IMAGES, 1, IMAGE_SIZE, CLASSIFIER_SEED)
+    shapes = _shapes("outlines", 1, CLASSIFIER_SEED)
     data = dataclasses.replace(config.data, root=str(root), train=_SPLITS[0], eval=_SPLITS[1], shapes=shapes)
     print(f"{file}: a classifier of single figures, for all rows to begin with", flush=True)
     right = classifier.train(file, config.model, data, steps=CLASSIFIER_STEPS)
     print(f"{file}: {100 * right:.0f} % of the last crops were right when they came", flush=True)
+
+
+def _shapes(kind: Literal["outlines", "people"], eval_images: int, seed: int) -> ShapesConfig:
+    shapes = ShapesConfig(kind, TRAIN_IMAGES, eval_images, IMAGE_SIZE, seed)
+    return dataclasses.replace(shapes, outlines=OUTLINES, diameters=DIAMETERS) if kind == "outlines" else shapes
 
 
 def on_photographs(data: DataConfig, persons: bool) -> DataConfig:

@@ -193,6 +193,8 @@ class ShapesConfig:
     eval_images: int = 100
     image_size: int = 128
     seed: int = 0
+    outlines: tuple[str, ...] = ()  # which classes the kind "outlines" has; empty: all
+    diameters: tuple[float, float] = (0.0, 0.6)  # of outlines, as parts of the image's side; at least some 12 pixels
 
 
 @dataclass(frozen=True)

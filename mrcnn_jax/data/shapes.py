@@ -7,9 +7,11 @@ pictures; `drawing` has a module for each kind.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import shutil
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -34,7 +36,7 @@ def write(config: ShapesConfig, root: Path) -> None:
     """
     if not str(root) or root == Path():
         raise DataError("data.root is empty; name a folder for the procedural data set")
-    recipe = {"format": _FORMAT, **dataclasses.asdict(config)}
+    recipe = _recipe(config)
     if root.exists():
         if _recipe_of(root) == recipe:
             return
@@ -52,14 +54,19 @@ def write(config: ShapesConfig, root: Path) -> None:
         shutil.rmtree(building, ignore_errors=True)
 
 
+def _recipe(config: ShapesConfig) -> dict[str, Any]:
+    """What is written beside the pictures, as it is read back."""
+    return json.loads(json.dumps({"format": _FORMAT, **dataclasses.asdict(config)}))
+
+
 def _recipe_of(root: Path) -> dict[str, Any] | None:
     """The recipe a folder was written by; None if it was not written here."""
     try:
         recipe = json.loads((root / "shapes.json").read_text())
     except (OSError, ValueError):
         return None
-    # Folders from the time when there was one kind do not name it.
-    return {"kind": "simple", **recipe} if isinstance(recipe, dict) else None
+    # Folders from the time when there was one kind do not name it, nor the fields of others.
+    return _recipe(ShapesConfig()) | recipe if isinstance(recipe, dict) else None
 
 
 def _replace(building: Path, root: Path, recipe: dict[str, Any]) -> None:
@@ -75,20 +82,32 @@ def _replace(building: Path, root: Path, recipe: dict[str, Any]) -> None:
 
 def _write_split(root: Path, config: ShapesConfig, name: str, count: int, seed: list[int]) -> None:
     """Write one folder of images and its JSON. Image ids start at 1."""
-    kind, size = _KINDS[config.kind], config.image_size
+    kind, size, render = _KINDS[config.kind], config.image_size, _renderer(config)
     category_ids = {category["name"]: category["id"] for category in kind.CATEGORIES}
     (root / name).mkdir()
     images: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
     for image_id in range(1, count + 1):
-        image, figures = kind.render(np.random.default_rng([*seed, image_id]), size)
+        image, figures = render(np.random.default_rng([*seed, image_id]), size)
         file_name = f"{image_id:06d}.png"
         cv2.imwrite(str(root / name / file_name), image[:, :, ::-1])
         images.append({"id": image_id, "file_name": file_name, "height": size, "width": size})
         for figure in figures:
             annotations.append(_annotation(figure, category_ids[figure.name], image_id, len(annotations) + 1))
-    content = {"images": images, "annotations": annotations, "categories": kind.CATEGORIES}
+    used = [category for category in kind.CATEGORIES if not config.outlines or category["name"] in config.outlines]
+    content = {"images": images, "annotations": annotations, "categories": used}
     (root / f"{name}.json").write_text(json.dumps(content))
+
+
+def _renderer(config: ShapesConfig) -> Callable[[np.random.Generator, int], tuple[np.ndarray, list[Figure]]]:
+    """What draws an image of this size. Raises DataError for an outline that is not known."""
+    if config.kind != "outlines":
+        return _KINDS[config.kind].render
+    unknown = sorted(set(config.outlines) - set(outlines.OUTLINES))
+    if unknown:
+        raise DataError(f"data.shapes.outlines names {', '.join(unknown)}; there are {', '.join(outlines.OUTLINES)}")
+    choice = outlines.Choice(config.outlines or outlines.ALL.names, config.diameters)
+    return functools.partial(outlines.render, choice=choice)
 
 
 def _annotation(figure: Figure, category_id: int, image_id: int, annotation_id: int) -> dict[str, Any]:

@@ -17,15 +17,6 @@ ROWS = [(table, row) for table in tables.TABLES.values() for row in table.rows]
 SCALES = {"coco": coco, "small": small}
 
 
-def c5_is_known() -> bool:
-    """Whether `validate` knows stride 32 without a pyramid."""
-    try:
-        validate(dataclasses.replace(coco.row("2d", "roi_align"), init="FILE"))
-    except ConfigError:
-        return False
-    return True
-
-
 def name(value: Any) -> str:
     return getattr(value, "name", str(value))
 
@@ -66,10 +57,8 @@ def test_every_row_is_a_valid_recipe(table, row, scale):
         with pytest.raises(ConfigError, match="has no small form"):
             scale.row(table.name, row.name)
         return
-    if row.features == "c5" and not c5_is_known():
-        pytest.skip("model.features=c5 is not known here")
     config = scale.row(table.name, row.name)
-    validate(dataclasses.replace(config, init="FILE" if scale is coco else ""))
+    validate(dataclasses.replace(config, init="FILE"))
     assert config.name == f"table{table.name}_{row.name}"
     assert (config.model.features, config.model.mask is not None, config.model.num_keypoints > 0) == (
         *(row.features, row.mask, row.keypoints),
@@ -86,8 +75,12 @@ def test_rows_differ_in_the_switch_alone(table, row, scale):
     assert all(field.startswith(table.switches) for field in found), found
     assert bool(found) == (row.name != table.reference)
     rest = differences(dataclasses.replace(reference, model=config.model, name=config.name), config, "config")
-    memory = {"config.train.batch_size", "config.optimizer.learning_rate"}  # of ResNeXt, in the paper, too
-    assert rest == (memory if scale is coco and row.backbone == "X101" else set())
+    expected = set()
+    if scale is coco and row.backbone == "X101":
+        expected = {"config.train.batch_size", "config.optimizer.learning_rate"}  # for its memory, in the paper, too
+    elif scale is small and row.backbone != table.row(table.reference).backbone:
+        expected = {"config.init"}
+    assert rest == expected
 
 
 def test_the_paper_s_setting():

@@ -95,6 +95,8 @@ def test_a_folder_from_before_there_were_kinds_is_the_same_set(tmp_path: Path) -
     shapes.write(tiny, root)
     recipe = json.loads((root / "shapes.json").read_text())
     assert recipe.pop("kind") == "simple"
+    assert recipe.pop("outlines") == []
+    assert recipe.pop("diameters") == [0, 0.6]
     (root / "shapes.json").write_text(json.dumps(recipe))
     inode = (root / "train.json").stat().st_ino
     shapes.write(tiny, root)
@@ -122,6 +124,22 @@ def test_other_kinds_are_written_and_read_alike(kind: Literal["outlines", "peopl
     truth = COCO(str(train.annotations_path))
     for annotation in truth.loadAnns(truth.getAnnIds()):
         assert truth.annToMask(annotation).sum() == annotation["area"] > 0
+
+
+def test_some_outlines_of_some_sizes(tmp_path: Path) -> None:
+    root, names = tmp_path / "set", ("heart", "bar")
+    chosen = dataclasses.replace(SMALL, kind="outlines", image_size=128, outlines=names, diameters=(0.3, 0.5))
+    shapes.write(chosen, root)
+    content = json.loads((root / "train.json").read_text())
+    assert {category["name"] for category in content["categories"]} == set(names)
+    assert {a["category_id"] for a in content["annotations"]} == {c["id"] for c in content["categories"]}
+    longest = [max(a["bbox"][2:]) for a in content["annotations"]]
+    assert 0.5 * 0.3 * 128 <= min(longest) <= max(longest) <= 0.5 * 128 + 1
+    inode = (root / "train.json").stat().st_ino
+    shapes.write(chosen, root)
+    assert (root / "train.json").stat().st_ino == inode
+    with pytest.raises(DataError, match=r"data\.shapes\.outlines names hart; there are circle, "):
+        shapes.write(dataclasses.replace(chosen, outlines=("hart",)), root)
 
 
 def test_people_bring_the_names_of_their_keypoints(tmp_path: Path) -> None:

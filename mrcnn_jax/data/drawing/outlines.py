@@ -28,10 +28,16 @@ from mrcnn_jax.data.drawing.figures import (
 from mrcnn_jax.data.drawing.scene import Figure
 
 _OBJECTS = (4, 10)  # in an image, both included
-_LARGEST = 0.6  # diameter, as part of the image's side
 _NEIGHBOUR = 0.4  # probability that an object is put across one of its own class
 _ATTEMPTS = 30  # at placing one object
 _LINE = 0.06  # half the width of a thin figure's lines, as part of its radius; but at least a pixel
+
+
+class Choice(NamedTuple):
+    """What is drawn of all that could be."""
+
+    names: tuple[str, ...]
+    diameters: tuple[float, float] = (0.0, 0.6)  # as parts of the image's side
 
 
 class Outline(NamedTuple):
@@ -103,15 +109,18 @@ OUTLINES: dict[str, Outline] = {
 CATEGORIES: list[dict[str, Any]] = [{"id": k, "name": name} for k, name in enumerate(OUTLINES, 1)]
 
 
-def render(rng: np.random.Generator, size: int) -> tuple[np.ndarray, list[Figure]]:
+ALL = Choice(tuple(OUTLINES))
+
+
+def render(rng: np.random.Generator, size: int, choice: Choice = ALL) -> tuple[np.ndarray, list[Figure]]:
     """One image (S, S, 3) uint8 RGB and its figures, back to front."""
     image = scene.ground(rng, size)
     figures: list[Figure] = []
     for _ in range(rng.integers(_OBJECTS[0], _OBJECTS[1] + 1)):
         if figures and rng.random() < _NEIGHBOUR:
-            name, mask = _place_across(rng, figures[rng.integers(len(figures))], figures)
+            name, mask = _place_across(rng, figures[rng.integers(len(figures))], figures, choice)
         else:
-            name, mask = place_anywhere(rng, size, figures)
+            name, mask = place_anywhere(rng, size, figures, choice)
         if mask is None:
             continue
         paint(rng, image, mask, figures)
@@ -142,11 +151,13 @@ def outline(
     return mask
 
 
-def place_anywhere(rng: np.random.Generator, size: int, others: list[Figure]) -> tuple[str, np.ndarray | None]:
+def place_anywhere(
+    rng: np.random.Generator, size: int, others: list[Figure], choice: Choice = ALL
+) -> tuple[str, np.ndarray | None]:
     """A class and a mask that leaves enough of the others visible; None for the mask if no place was found."""
-    name = str(rng.choice(list(OUTLINES)))
+    name = str(rng.choice(choice.names))
     for _ in range(_ATTEMPTS):
-        radius = _radius(rng, name, size)
+        radius = float(np.exp(rng.uniform(*np.log(_radii(name, size, choice)))))  # as many small ones as large ones
         centre = rng.uniform(0.8 * radius, size - 0.8 * radius, 2)  # some reach a little beyond the edge
         mask = _turned(rng, name, centre, radius, size)
         if mask.any() and scene.leaves_visible(mask, others):
@@ -154,14 +165,16 @@ def place_anywhere(rng: np.random.Generator, size: int, others: list[Figure]) ->
     return name, None
 
 
-def _place_across(rng: np.random.Generator, other: Figure, others: list[Figure]) -> tuple[str, np.ndarray | None]:
+def _place_across(
+    rng: np.random.Generator, other: Figure, others: list[Figure], choice: Choice
+) -> tuple[str, np.ndarray | None]:
     """The class of `other` and a mask that covers some of it, but leaves enough of all visible."""
     size = len(other.mask)
     ys, xs = np.nonzero(other.mask)
     middle = np.array([xs.mean(), ys.mean()]) + 0.5
     reach = np.hypot(xs + 0.5 - middle[0], ys + 0.5 - middle[1]).max()
     for _ in range(_ATTEMPTS):
-        radius = np.clip(reach * rng.uniform(0.6, 1.6), *_radii(other.name, size))
+        radius = np.clip(reach * rng.uniform(0.6, 1.6), *_radii(other.name, size, choice))
         away, direction = rng.uniform(0.2, 1) * (reach + radius), rng.uniform(0, 2 * np.pi)
         centre = middle + away * np.array([np.cos(direction), np.sin(direction)])
         if (centre < 0.8 * radius).any() or (centre > size - 0.8 * radius).any():
@@ -177,11 +190,6 @@ def _turned(rng: np.random.Generator, name: str, centre: np.ndarray, radius: flo
     return outline(name, rng.uniform(0, 2 * np.pi), centre, radius, size, mirrored=rng.random() < 0.5)
 
 
-def _radius(rng: np.random.Generator, name: str, size: int) -> float:
-    """As many between 12 and 24 pixels of diameter as between 24 and 48."""
-    return float(np.exp(rng.uniform(*np.log(_radii(name, size)))))
-
-
-def _radii(name: str, size: int) -> tuple[float, float]:
-    largest = _LARGEST * size / 2
-    return min(OUTLINES[name].smallest / 2, largest), largest
+def _radii(name: str, size: int, choice: Choice) -> tuple[float, float]:
+    low, high = (part * size / 2 for part in choice.diameters)
+    return min(max(low, OUTLINES[name].smallest / 2), high), high
