@@ -193,8 +193,11 @@ class ShapesConfig:
     eval_images: int = 100
     image_size: int = 128
     seed: int = 0
-    outlines: tuple[str, ...] = ()  # which classes the kind "outlines" has; empty: all
-    diameters: tuple[float, float] = (0.0, 0.6)  # of outlines, as parts of the image's side; at least some 12 pixels
+    # Of the kind "outlines":
+    outlines: tuple[str, ...] = ()  # which of them there are; empty: all
+    diameters: tuple[float, float] = (0.0, 0.6)  # as parts of the image's side; at least some 12 pixels
+    objects: tuple[int, int] = (4, 10)  # how many are tried in an image, both included
+    one_class: bool = False  # all are called "figure"
 
 
 @dataclass(frozen=True)

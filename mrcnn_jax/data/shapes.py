@@ -82,8 +82,8 @@ def _replace(building: Path, root: Path, recipe: dict[str, Any]) -> None:
 
 def _write_split(root: Path, config: ShapesConfig, name: str, count: int, seed: list[int]) -> None:
     """Write one folder of images and its JSON. Image ids start at 1."""
-    kind, size, render = _KINDS[config.kind], config.image_size, _renderer(config)
-    category_ids = {category["name"]: category["id"] for category in kind.CATEGORIES}
+    size, render = config.image_size, _renderer(config)
+    categories, category_ids = _categories(config)
     (root / name).mkdir()
     images: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
@@ -94,9 +94,19 @@ def _write_split(root: Path, config: ShapesConfig, name: str, count: int, seed: 
         images.append({"id": image_id, "file_name": file_name, "height": size, "width": size})
         for figure in figures:
             annotations.append(_annotation(figure, category_ids[figure.name], image_id, len(annotations) + 1))
-    used = [category for category in kind.CATEGORIES if not config.outlines or category["name"] in config.outlines]
-    content = {"images": images, "annotations": annotations, "categories": used}
+    content = {"images": images, "annotations": annotations, "categories": categories}
     (root / f"{name}.json").write_text(json.dumps(content))
+
+
+def _categories(config: ShapesConfig) -> tuple[list[dict[str, Any]], dict[str, int]]:
+    """COCO's categories, and the id of each figure by name."""
+    categories: list[dict[str, Any]] = _KINDS[config.kind].CATEGORIES
+    if config.kind == "outlines" and config.outlines:
+        categories = [category for category in categories if category["name"] in config.outlines]
+    ids = {category["name"]: category["id"] for category in categories}
+    if config.kind == "outlines" and config.one_class:
+        return [{"id": 1, "name": "figure"}], dict.fromkeys(ids, 1)
+    return categories, ids
 
 
 def _renderer(config: ShapesConfig) -> Callable[[np.random.Generator, int], tuple[np.ndarray, list[Figure]]]:
@@ -106,7 +116,7 @@ def _renderer(config: ShapesConfig) -> Callable[[np.random.Generator, int], tupl
     unknown = sorted(set(config.outlines) - set(outlines.OUTLINES))
     if unknown:
         raise DataError(f"data.shapes.outlines names {', '.join(unknown)}; there are {', '.join(outlines.OUTLINES)}")
-    choice = outlines.Choice(config.outlines or outlines.ALL.names, config.diameters)
+    choice = outlines.Choice(config.outlines or outlines.ALL.names, config.diameters, config.objects)
     return functools.partial(outlines.render, choice=choice)
 
 

@@ -97,6 +97,8 @@ def test_a_folder_from_before_there_were_kinds_is_the_same_set(tmp_path: Path) -
     assert recipe.pop("kind") == "simple"
     assert recipe.pop("outlines") == []
     assert recipe.pop("diameters") == [0, 0.6]
+    assert recipe.pop("objects") == [4, 10]
+    assert recipe.pop("one_class") is False
     (root / "shapes.json").write_text(json.dumps(recipe))
     inode = (root / "train.json").stat().st_ino
     shapes.write(tiny, root)
@@ -140,6 +142,18 @@ def test_some_outlines_of_some_sizes(tmp_path: Path) -> None:
     assert (root / "train.json").stat().st_ino == inode
     with pytest.raises(DataError, match=r"data\.shapes\.outlines names hart; there are circle, "):
         shapes.write(dataclasses.replace(chosen, outlines=("hart",)), root)
+
+
+def test_outlines_may_be_one_class(tmp_path: Path) -> None:
+    many = dataclasses.replace(SMALL, kind="outlines", objects=(2, 3))
+    shapes.write(many, tmp_path / "many")
+    shapes.write(dataclasses.replace(many, one_class=True), tmp_path / "one")
+    content = [json.loads((tmp_path / name / "train.json").read_text()) for name in ("many", "one")]
+    assert content[1]["categories"] == [{"id": 1, "name": "figure"}]
+    assert 2 * 4 <= len(content[0]["annotations"]) <= 3 * 4
+    for annotation in content[0]["annotations"]:
+        annotation["category_id"] = 1
+    assert content[0]["annotations"] == content[1]["annotations"]
 
 
 def test_people_bring_the_names_of_their_keypoints(tmp_path: Path) -> None:

@@ -27,7 +27,6 @@ from mrcnn_jax.data.drawing.figures import (
 )
 from mrcnn_jax.data.drawing.scene import Figure
 
-_OBJECTS = (4, 10)  # in an image, both included
 _NEIGHBOUR = 0.4  # probability that an object is put across one of its own class
 _ATTEMPTS = 30  # at placing one object
 _LINE = 0.06  # half the width of a thin figure's lines, as part of its radius; but at least a pixel
@@ -38,6 +37,7 @@ class Choice(NamedTuple):
 
     names: tuple[str, ...]
     diameters: tuple[float, float] = (0.0, 0.6)  # as parts of the image's side
+    objects: tuple[int, int] = (4, 10)  # in an image, both included
 
 
 class Outline(NamedTuple):
@@ -116,7 +116,7 @@ def render(rng: np.random.Generator, size: int, choice: Choice = ALL) -> tuple[n
     """One image (S, S, 3) uint8 RGB and its figures, back to front."""
     image = scene.ground(rng, size)
     figures: list[Figure] = []
-    for _ in range(rng.integers(_OBJECTS[0], _OBJECTS[1] + 1)):
+    for _ in range(rng.integers(choice.objects[0], choice.objects[1] + 1)):
         if figures and rng.random() < _NEIGHBOUR:
             name, mask = _place_across(rng, figures[rng.integers(len(figures))], figures, choice)
         else:
