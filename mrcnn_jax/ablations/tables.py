@@ -38,6 +38,7 @@ class Row:
     mask: bool = True  # whether there is such a head
     keypoints: bool = False
     persons: bool = False  # trained and evaluated on the persons with keypoints
+    classes: bool = False  # the comparison needs more than one class
 
 
 @dataclass(frozen=True)
@@ -148,8 +149,16 @@ _ALL = (
                 _numbers("segm", 24.8, 44.1, 25.1),
                 "c4",
                 switch=_mask(activation="softmax"),
+                classes=True,
             ),
-            Row("sigmoid", "sigmoid", _numbers("segm", 30.3, 51.2, 31.5), "c4", switch=_mask(activation="sigmoid")),
+            Row(
+                "sigmoid",
+                "sigmoid",
+                _numbers("segm", 30.3, 51.2, 31.5),
+                "c4",
+                switch=_mask(activation="sigmoid"),
+                classes=True,
+            ),
         ),
         "softmax",
         ("model.mask.activation",),
@@ -210,8 +219,22 @@ _ALL = (
         "ResNet-50-C4, mask AP, minival; numbers of section 4.2's text",
         ("segm/AP",),
         (
-            Row("class_specific", "class-specific", {"segm/AP": 30.3}, "c4", switch=_mask(class_agnostic=False)),
-            Row("class_agnostic", "class-agnostic", {"segm/AP": 29.7}, "c4", switch=_mask(class_agnostic=True)),
+            Row(
+                "class_specific",
+                "class-specific",
+                {"segm/AP": 30.3},
+                "c4",
+                switch=_mask(class_agnostic=False),
+                classes=True,
+            ),
+            Row(
+                "class_agnostic",
+                "class-agnostic",
+                {"segm/AP": 29.7},
+                "c4",
+                switch=_mask(class_agnostic=True),
+                classes=True,
+            ),
         ),
         "class_specific",
         ("model.mask.class_agnostic",),
