@@ -31,7 +31,7 @@ from mrcnn_jax.config import (
     TrainConfig,
 )
 
-# Data: the procedural set. Its outlines are one class, but where a table is about classes; "people" are of tables 4 to 6.
+# Data: the procedural set. Outlines are one class, but where a table is about classes; "people" are of tables 4 to 6.
 IMAGE_SIZE = 192
 OUTLINES = ("circle", "triangle", "square", "star5", "cross", "crescent", "ring", "heart", "arrow", "U", "T", "zigzag")
 CLASSES = ("circle", "triangle", "star5", "cross", "heart", "arrow")  # where a table is about them

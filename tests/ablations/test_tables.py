@@ -78,8 +78,11 @@ def test_rows_differ_in_the_switch_alone(table, row, scale):
     expected = set()
     if scale is coco and row.backbone == "X101":
         expected = {"config.train.batch_size", "config.optimizer.learning_rate"}  # for its memory, in the paper, too
-    elif scale is small and row.backbone != table.row(table.reference).backbone:
-        expected = {"config.init"}
+    elif scale is small:
+        base = table.row(table.reference)
+        expected = ({"config.init"} if row.backbone != base.backbone else set()) | (
+            {"config.train.steps"} if row.features != base.features else set()
+        )
     assert rest == expected
 
 
