@@ -11,11 +11,13 @@ from pathlib import Path
 import jax
 import pytest
 
-from mrcnn_jax.ablations import run, tables
+from mrcnn_jax.ablations import classifier, run, small, tables
 from mrcnn_jax.ablations.run import Request
 from mrcnn_jax.config import Config, ConfigError, to_json
 from mrcnn_jax.training import run as training
 from mrcnn_jax.training.interruption import Stopped
+
+TEACH = small.teach
 
 
 class Pretended:
@@ -48,7 +50,7 @@ def request_for(tmp_path):
 def test_runs_of_a_table(request_for, tmp_path, capsys):
     train = Pretended()
     found = run.run(request_for("2b", seeds=(0, 1)), train)
-    assert train.runs == [("softmax", 0), ("r50_c4", 0), ("softmax", 1), ("r50_c4", 1)]
+    assert train.runs == [("softmax", 0), ("sigmoid", 0), ("softmax", 1), ("sigmoid", 1)]
     assert {name: [result.seed for result in results] for name, results in found.items()} == {
         "softmax": [0, 1],
         "sigmoid": [0, 1],
@@ -69,21 +71,27 @@ def test_seeds_have_the_same_data_and_budget(request_for, tmp_path):
     assert run.differing_fields(first.config, second.config) == ["train.seed"]
 
 
+C4 = {"2a": "r50_c4", "2b": "sigmoid", "2c": "roi_align_average", "agnostic": "class_specific"}
+SHARED = [
+    ({"2a": "r50_fpn", "2e": "fcn"}, "2a/r50_fpn"),
+    ({"2a": "r101_fpn", "3": "mask_r101_fpn"}, "2a/r101_fpn"),
+    ({"4": "keypoint_only", "5": "keypoint_only", "6": "roi_align"}, "4/keypoint_only"),
+    ({"4": "keypoint_mask", "5": "keypoint_mask"}, "4/keypoint_mask"),
+    ({"2d": "roi_align"}, "2d/roi_align"),
+]
+
+
 @pytest.mark.parametrize(
-    ("places", "home"),
+    ("scale", "places", "home"),
     [
-        ({"2a": "r50_c4", "2b": "sigmoid", "2c": "roi_align_average", "agnostic": "class_specific"}, "2a/r50_c4"),
-        ({"2a": "r50_fpn", "2e": "fcn"}, "2a/r50_fpn"),
-        ({"2a": "r101_fpn", "3": "mask_r101_fpn"}, "2a/r101_fpn"),
-        ({"4": "keypoint_only", "5": "keypoint_only", "6": "roi_align"}, "4/keypoint_only"),
-        ({"4": "keypoint_mask", "5": "keypoint_mask"}, "4/keypoint_mask"),
-        ({"2d": "roi_align"}, "2d/roi_align"),
+        *((scale, *shared) for scale in ("small", "coco") for shared in SHARED),
+        ("coco", C4, "2a/r50_c4"),
+        ("small", {"2a": "r50_c4", "2c": "roi_align_average"}, "2a/r50_c4"),  # the others are about classes
+        ("small", {"2b": "sigmoid", "agnostic": "class_specific"}, "2b/sigmoid"),
     ],
 )
-@pytest.mark.parametrize("scale", ["small", "coco"])
-def test_rows_that_are_the_same_recipe_share_their_runs(request_for, monkeypatch, places, home, scale):
-    monkeypatch.setattr(run, "validate", lambda config: None)  # of stride 32
-    more = {"data": "COCO"} if scale == "coco" else {}
+def test_rows_that_are_the_same_recipe_share_their_runs(request_for, places, home, scale):
+    more = {"data": "COCO", "init": {"": "FILE"}} if scale == "coco" else {}
     jobs = [run.plan(request_for(table, rows=(row,), **more))[0] for table, row in places.items()]
     assert {job.folder.as_posix().split("/runs/")[1] for job in jobs} == {f"{home}/seed0"}
     assert len({job.config for job in jobs}) == 1
@@ -103,8 +111,8 @@ def test_what_is_finished_is_not_done_again(request_for, capsys):
     assert not again.runs
     assert found["softmax"][0].metrics["segm/AP"] == 0.5
     assert capsys.readouterr().out.count("Table 2b: ") == 3
-    run.run(request_for("2c"), again)  # the last row is finished: it is 2b's
-    assert again.runs == [(name, 0) for name in ("roi_pool_max", "roi_warp_max", "roi_warp_average", "roi_align_max")]
+    run.run(request_for("agnostic"), again)  # one row is finished: it is 2b's
+    assert again.runs == [("class_agnostic", 0)]
 
 
 def test_an_interrupted_run_goes_on(request_for, tmp_path):
@@ -112,13 +120,13 @@ def test_an_interrupted_run_goes_on(request_for, tmp_path):
     with pytest.raises(Stopped) as stopped:
         run.run(request, Pretended(stop=1))
     assert stopped.value.exit_status == 130
-    record = tmp_path / "runs/2a/r50_c4/seed0/ablation.json"
+    record = tmp_path / "runs/2b/sigmoid/seed0/ablation.json"
     content = json.loads(record.read_text())
     assert content["metrics"] is None
     record.write_text(json.dumps({**content, "seconds": 1000.0}))
     again = Pretended()
     found = run.run(request, again)
-    assert again.runs == [("r50_c4", 0)]
+    assert again.runs == [("sigmoid", 0)]
     assert found["sigmoid"][0].seconds >= 1000
 
 
@@ -245,6 +253,8 @@ def command(monkeypatch, tmp_path):
     assert jax.config.jax_compilation_cache_dir is not None  # so that the command leaves the tests' cache alone
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(jax, "clear_caches", lambda: None)
+    monkeypatch.setattr(small, "teach", lambda file, config, root: taught.append(file.as_posix()))
+    taught: list[str] = []
 
     def call(*arguments: str) -> int:
         monkeypatch.setattr(sys, "argv", ["ablate", *arguments])
@@ -252,6 +262,7 @@ def command(monkeypatch, tmp_path):
             runpy.run_module("mrcnn_jax.ablate", run_name="__main__")
         return exit.value.code
 
+    call.taught = taught
     return call
 
 
@@ -260,10 +271,15 @@ def test_the_command_trains_all_rows(command, monkeypatch, tmp_path):
     monkeypatch.setattr(training, "train", train)
     assert command("agnostic", "--seeds=0,1", "--config.train.steps=3") == 0
     assert [seed for _, seed in train.runs] == [0, 0, 1, 1]
+    assert set(command.taught) == {"runs/ablations/classifiers/resnet18.npz"}
     record = json.loads((tmp_path / "runs/ablations/agnostic/class_agnostic/seed1/ablation.json").read_text())
     assert record["config"]["train"]["steps"] == 3
     assert command("agnostic", "--only-report", "--config.train.steps=3") == 0
     assert len(train.runs) == 4
+    command.taught.clear()
+    assert command("agnostic", "--seeds=0,1", "--config.train.steps=3") == 0  # all is done
+    assert command("agnostic", "--seeds=2", "--init=FILE", "--config.train.steps=3") == 0  # begins with something else
+    assert not command.taught
 
 
 @pytest.mark.parametrize(
@@ -289,7 +305,12 @@ def test_ctrl_c_ends_the_command_with_its_status(command, monkeypatch, capsys):
 
 
 @pytest.mark.slow
-def test_two_real_steps(command, tmp_path):
+def test_two_real_steps(command, tmp_path, monkeypatch):
+    """Of a classifier, then of a row that begins with it."""
+    monkeypatch.setattr(small, "teach", TEACH)
+    monkeypatch.setattr(small, "TRAIN_IMAGES", 10)
+    monkeypatch.setattr(small, "CLASSIFIER_STEPS", 2)
+    monkeypatch.setattr(classifier, "BATCH", 8)
     tiny = {
         "train.steps": 2,
         "train.batch_size": 2,
