@@ -121,7 +121,8 @@ def draw(parts: list[Part], keypoints: np.ndarray, size: int) -> Drawing:
         materials[area][inside] = 1 + _MATERIALS.index(part.material)
         shade[area][inside] = (1.05 - 0.4 * away**2)[inside]  # round; and limbs stand out from what is behind them
     labelled = (keypoints[:, 2] > 0) & ((keypoints[:, :2] >= 0) & (keypoints[:, :2] < size)).all(axis=1)
-    written = np.column_stack([np.round(keypoints[:, :2] - 0.5, 2), keypoints[:, 2]])
+    places = np.minimum(np.round(keypoints[:, :2] - 0.5, 2), size - 0.51)  # rounded, they are still inside
+    written = np.column_stack([places, keypoints[:, 2]])
     return Drawing(materials, shade, np.where(labelled[:, None], written, 0.0))
 
 

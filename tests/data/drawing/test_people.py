@@ -86,6 +86,20 @@ def test_what_lies_outside_is_not_labelled() -> None:
     assert (np.abs(np.stack([x, y]) - 29.5) <= 30).all()
 
 
+def test_what_lies_on_the_edge_is_inside() -> None:
+    """Written in hundredths of a pixel, a place just before the right or lower edge must not pass it."""
+    size = 64
+    keypoints = np.tile([0.0, size - 0.001, 2.0], (17, 1))
+    keypoints[::2, :2] = keypoints[::2, 1::-1]
+    body = bodies.seen(bodies.draw_pose(np.random.default_rng(0)), 0, 8)
+    drawing = people.draw(people.parts_of(body, 20), keypoints, size)
+    assert (drawing.keypoints[:, 2] == 2).all()
+    person = Figure("person", drawing.materials > 0, 1, drawing.keypoints)
+    covered = people._covered(person, np.ones((size, size), bool))
+    assert covered.keypoints is not None
+    assert (covered.keypoints[:, 2] == 1).all()
+
+
 def test_who_is_covered_keeps_labels_that_are_not_visible() -> None:
     keypoints = np.zeros((17, 3))
     keypoints[:4] = [[2, 2, 2], [9.6, 5, 2], [9.4, 5, 2], [12, 5, 1]]
