@@ -185,4 +185,6 @@ def _judge(error: BaseException) -> tuple[int, str | None]:
         return 74, f"{error}; make room, then the same command continues"
     if peers.joined() and peers.is_lost(error):
         return peers.LOST, f"a collective operation failed, another process is gone: {error}. {peers.AGAIN}"
-    return (130 if isinstance(error, KeyboardInterrupt) else 1), None
+    if isinstance(error, KeyboardInterrupt):
+        return 130, str(error) or "Ctrl-C: interrupted"
+    return 1, None

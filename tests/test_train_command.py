@@ -95,6 +95,7 @@ def test_bad_loss_is_an_error_of_the_command(command, monkeypatch, capsys):
     [
         (Stopped(signal.SIGTERM, 7), 143, "SIGTERM: saved at step 7; the same command continues\n"),
         (Stopped(signal.SIGINT, 7), 130, "Ctrl-C: saved at step 7; the same command continues\n"),
+        (KeyboardInterrupt(), 130, "Ctrl-C: interrupted\n"),
         (CheckpointError(3, Path("run"), "No space left on device"), 74, "error: checkpoint 3 could not be written"),
         (OSError(errno.ENOSPC, "No space left on device"), 74, "No space left on device; make room, then the same"),
     ],

@@ -20,6 +20,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from flax import serialization
 
 from mrcnn_jax import paths
 from mrcnn_jax.config import BackboneConfig, DataConfig, ModelConfig
@@ -36,6 +37,7 @@ SIZE = 64  # pixels of a crop
 MARGIN = 1.25  # side of a crop, of the longer side of the object's box
 BATCH = 64
 RATE = 2e-3
+SAVE_EVERY = 50  # steps
 
 
 class Crops(NamedTuple):
@@ -77,11 +79,13 @@ def crops(data: DataConfig) -> Crops:
 def train(file: Path, model: ModelConfig, data: DataConfig, *, steps: int, seed: int = 0) -> float:
     """Write the residual network of `model`, taught by `steps` batches of crops of `data`, to `file` (.npz).
 
-    Returns the accuracy over the last tenth of the batches, each looked at before it is learned from.
+    Returns the accuracy over the last tenth of the batches, each looked at before it is learned from. When it is
+    interrupted, the same call goes on from what was saved beside `file`.
 
     `model` gives the network's shape and how pixels are normalised. All of it learns, with batch norm, whatever is to
     be frozen later.
     """
+    file.parent.mkdir(parents=True, exist_ok=True)
     found = crops(data)
     backbone = dataclasses.replace(model.backbone, norm="bn", frozen_stages=0)
     network = Classifier(backbone, int(found.classes.max()) + 1)
@@ -89,18 +93,59 @@ def train(file: Path, model: ModelConfig, data: DataConfig, *, steps: int, seed:
     variables = jax.jit(network.init, static_argnames="train")(
         jax.random.key(seed), jnp.zeros((1, SIZE, SIZE, 3)), train=False
     )
-    state = (variables, optimizer.init(variables["params"]))
+    course = _Course(file, f"{network} {model.pixel_mean} {model.pixel_std} {data.shapes} {steps} {seed} {BATCH}")
+    state, right = course.resume((variables, optimizer.init(variables["params"])))
     step = _make_step(network, optimizer, model)
-    batches = itertools.islice(_batches(found, np.random.default_rng(seed)), steps)
-    right = []
-    for images, classes in track(batches, steps, "batches of crops seen"):
-        state, correct = step(state, images, classes)
-        right.append(correct)
+    batches = itertools.islice(_batches(found, np.random.default_rng(seed)), len(right), steps)
+    try:
+        for images, classes in track(batches, steps - len(right), "batches of crops seen"):
+            state, correct = step(state, images, classes)
+            right.append(float(correct))
+            if len(right) % SAVE_EVERY == 0:
+                course.save(state, right)
+    except KeyboardInterrupt as error:
+        done = len(right) // SAVE_EVERY * SAVE_EVERY
+        raise KeyboardInterrupt(f"interrupted; the same command goes on from batch {done} of the classifier") from error
     _save(file, jax.device_get(state[0]))
-    return float(np.mean(jax.device_get(right[-max(steps // 10, 1) :])))
+    course.end()
+    return float(np.mean(right[-max(steps // 10, 1) :]))
 
 
 State = tuple[Any, Any]  # variables, the optimizer's state
+
+
+@dataclasses.dataclass(frozen=True)
+class _Course:
+    """What was learned so far, in a file beside the one that is to come; that of another `recipe` is not read."""
+
+    target: Path
+    recipe: str
+
+    @property
+    def file(self) -> Path:
+        return self.target.with_suffix(".unfinished")
+
+    def resume(self, start: State) -> tuple[State, list[float]]:
+        """The state that was saved, and how much of each batch was right until then; `start` where there is none."""
+        try:
+            content = serialization.msgpack_restore(self.file.read_bytes())
+        except (OSError, ValueError):
+            return start, []
+        if content["recipe"] != self.recipe:
+            return start, []
+        print(f"{self.file}: goes on from batch {len(content['right'])}", flush=True)
+        return serialization.from_state_dict(start, content["state"]), content["right"].tolist()
+
+    def save(self, state: State, right: Sequence[float]) -> None:
+        content = {
+            "recipe": self.recipe,
+            "state": serialization.to_state_dict(jax.device_get(state)),
+            "right": np.asarray(right),
+        }
+        paths.write_bytes(self.file, serialization.msgpack_serialize(content))
+
+    def end(self) -> None:
+        self.file.unlink(missing_ok=True)
 
 
 def _make_step(
@@ -161,5 +206,4 @@ def _save(file: Path, variables: Any) -> None:
     content = io.BytesIO()
     state: dict[str, Any] = dict(naming.export_state(torchvision.CLASSIFIER, tree))
     np.savez(content, **state)
-    file.parent.mkdir(parents=True, exist_ok=True)
     paths.write_bytes(file, content.getvalue())

@@ -7,7 +7,6 @@ nobody reads it, and a later preparation removes it.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import itertools
 import json
 import logging
@@ -133,18 +132,6 @@ def written(
     finally:
         if building is not None:
             shutil.rmtree(building, ignore_errors=True)
-
-
-@contextlib.contextmanager
-def alone(cache: Path) -> Iterator[None]:
-    """Within, no other process moves folders in `cache`. File systems without locks go without."""
-    descriptor = os.open(cache, os.O_RDONLY)
-    try:
-        with contextlib.suppress(OSError):
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(descriptor)
 
 
 def replace(building: Path, place: Path) -> None:

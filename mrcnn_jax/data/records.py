@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 
 import tensorflow_datasets as tfds
 
+from mrcnn_jax import paths
 from mrcnn_jax.data import annotations as coco
 from mrcnn_jax.data import image_files, record_files
 from mrcnn_jax.data.annotations import AnnotationFile
@@ -167,7 +168,7 @@ def _is_current(json_path: Path, images: Path, index: Index) -> bool:
 
 def _move_into_place(building: Path, place: Path, index: Index) -> None:
     """Put `building` at `place`, instead of an outdated one; another process may have been faster with the same."""
-    with record_files.alone(place.parent):
+    with paths.alone(place.parent):
         if not _is_whole(place, _read_index(place), index.stamp):
             record_files.replace(building, place)
 

@@ -62,6 +62,49 @@ def test_its_file_begins_a_training(data: DataConfig, tmp_path: Path, monkeypatc
     assert np.abs(mean).max() > 0
 
 
+def test_it_goes_on_where_it_was_interrupted(
+    data: DataConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The batches after the last saved one are the ones that an uninterrupted course would see."""
+    seen: list[np.ndarray] = []
+    limit = 3
+
+    def make_step(*_: object) -> object:
+        def step(state: tuple, images: np.ndarray, classes: np.ndarray) -> tuple[tuple, float]:
+            if len(seen) == limit:
+                raise KeyboardInterrupt
+            seen.append(images)
+            variables, moments = state
+            count = variables["params"]["logits"]["bias"] + 1  # how many batches this state has seen
+            params = {**variables["params"], "logits": {**variables["params"]["logits"], "bias": count}}
+            return ({**variables, "params": params}, moments), float(count[0])
+
+        return step
+
+    monkeypatch.setattr(classifier, "_make_step", make_step)
+    monkeypatch.setattr(classifier, "BATCH", 4)
+    monkeypatch.setattr(classifier, "SAVE_EVERY", 2)
+    file, model = tmp_path / "classifiers" / "resnet18.npz", small.row("2e", "fcn").model
+    model = dataclasses.replace(model, backbone=dataclasses.replace(model.backbone, width=8))
+    with pytest.raises(KeyboardInterrupt, match="goes on from batch 2 of the classifier"):
+        classifier.train(file, model, data, steps=5)
+    limit = 10
+    assert classifier.train(file, model, data, steps=5) == 5  # the count of the last batch
+    assert "goes on from batch 2" in capsys.readouterr().out
+    np.testing.assert_array_equal(seen[2], seen[3])  # batch 3, before and after
+    assert [path.name for path in file.parent.iterdir()] == ["resnet18.npz"]
+
+
+def test_a_course_of_other_settings_is_not_continued(tmp_path: Path) -> None:
+    state = ({"params": {"w": np.ones(2)}}, ())
+    classifier._Course(tmp_path / "a.npz", "one").save(state, [0.5])
+    start = ({"params": {"w": np.zeros(2)}}, ())
+    found, right = classifier._Course(tmp_path / "a.npz", "one").resume(start)
+    assert right == [0.5]
+    np.testing.assert_array_equal(found[0]["params"]["w"], np.ones(2))
+    assert classifier._Course(tmp_path / "a.npz", "another").resume(start) == (start, [])
+
+
 def test_it_is_made_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     calls = []
 
