@@ -1,10 +1,11 @@
-"""Draw the README's picture: `python docs/picture.py`, after `make quickstart`.
+"""Draw the documents' pictures of what is found: `python docs/picture.py quickstart people`, after those recipes' runs.
 
-What is found in the first held-back pictures: not in chosen ones.
+The first held-back pictures are drawn, not chosen ones.
 """
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import cv2
@@ -17,19 +18,19 @@ PICTURES = 4
 GAP = 16  # pixels, of white
 
 
-def main() -> None:
-    """Write docs/pictures/quickstart.jpg."""
-    predict = Predictor.from_checkpoint("runs/quickstart")
+def draw(name: str) -> None:
+    """Write docs/pictures/NAME.jpg of the run runs/NAME."""
+    predict = Predictor.from_checkpoint(f"runs/{name}")
     held_back = load_split(predict.config.data, "eval")
     paths = [held_back.image_path(index) for index in range(PICTURES)]
     drawn = [visualize.draw(read_image(path), found) for path, found in zip(paths, predict(paths), strict=True)]
     gap = np.full((len(drawn[0]), GAP, 3), 255, np.uint8)
     row = np.concatenate([part for picture in drawn for part in (gap, picture)][1:], axis=1)
     smaller = cv2.resize(row, None, fx=0.75, fy=0.75, interpolation=cv2.INTER_AREA)
-    cv2.imwrite(
-        str(Path(__file__).parent / "pictures" / "quickstart.jpg"), smaller[:, :, ::-1], [cv2.IMWRITE_JPEG_QUALITY, 90]
-    )
+    file = Path(__file__).parent / "pictures" / f"{name}.jpg"
+    cv2.imwrite(str(file), smaller[:, :, ::-1], [cv2.IMWRITE_JPEG_QUALITY, 90])
 
 
 if __name__ == "__main__":
-    main()
+    for name in sys.argv[1:]:
+        draw(name)
