@@ -1,4 +1,4 @@
-"""People: a small ResNet-18-FPN Keypoint R-CNN learns the poses of drawn people, COCO's 17 keypoints, from random weights.
+"""People: a small ResNet-18-FPN Keypoint R-CNN learns the poses of drawn people from random weights, 17 keypoints each.
 
 Data: the procedural set `people` (192-pixel images), written to data.root on the first run and read like any COCO set.
 Hardware, time and accuracy: docs/recipes.md, "people".
