@@ -7,31 +7,19 @@ Command: `python train.py --config=configs/people.py --workdir=runs/people`.
 
 import dataclasses
 
-from mrcnn_jax import presets
-from mrcnn_jax.config import (
-    Config,
-    DataConfig,
-    EvalConfig,
-    KeypointHeadConfig,
-    OptimizerConfig,
-    ShapesConfig,
-    SplitConfig,
-    TrainConfig,
-)
+from mrcnn_jax import config, presets
 
 
-def get_config() -> Config:
+def get_config() -> config.Config:
     sizes = ((24.0,), (40.0,), (64.0,), (104.0,), (160.0,))
-    model = dataclasses.replace(
-        presets.small(sizes, norm="bn", rois=32, max_detections=20),
-        mask=None,
-        keypoint=KeypointHeadConfig(conv_layers=4, channels=64),
-    )
-    data = DataConfig(
+    small = presets.small(sizes, norm="bn", rois=32, max_detections=20)
+    keypoint = config.KeypointHeadConfig(conv_layers=4, channels=64)
+    model = dataclasses.replace(small, mask=None, keypoint=keypoint)
+    data = config.DataConfig(
         root="runs/data/people",
-        train=SplitConfig("train.json", "train"),
-        eval=SplitConfig("val.json", "val"),
-        shapes=ShapesConfig("people", train_images=3000, eval_images=200, image_size=192),
+        train=config.SplitConfig("train.json", "train"),
+        eval=config.SplitConfig("val.json", "val"),
+        shapes=config.ShapesConfig("people", train_images=3000, eval_images=200, image_size=192),
         min_keypoints=1,
         buckets=((192, 192),),
         shortest_edge_train=(192,),
@@ -39,11 +27,13 @@ def get_config() -> Config:
         longest_edge=192,
         max_instances=16,
     )
-    return Config(
+    return config.Config(
         "people",
         model=model,
         data=data,
-        optimizer=OptimizerConfig("adamw", 2e-3, weight_decay=0.01, schedule="cosine", warmup_steps=50, clip_norm=5.0),
-        train=TrainConfig(steps=1000, batch_size=16, checkpoint_every=100),
-        eval=EvalConfig(batch_size=20),
+        optimizer=config.OptimizerConfig(
+            "adamw", 2e-3, weight_decay=0.01, schedule="cosine", warmup_steps=50, clip_norm=5.0
+        ),
+        train=config.TrainConfig(steps=1000, batch_size=16, checkpoint_every=100),
+        eval=config.EvalConfig(batch_size=20),
     )

@@ -29,7 +29,7 @@ ALLOWED = {
     "targets": {"ops", "structures", "config"},
     "losses": {"models", "targets", "ops", "structures", "config"},
     "pages": {"pages"},
-    "data": {"data", "pages", "structures", "config", "progress"},
+    "data": {"data", "pages", "structures", "config", "progress", "paths"},
     "weights": {"weights", "models", "structures", "config"},
     "evaluation": {
         *("evaluation", "models", "data", "pages", "structures", "config"),
