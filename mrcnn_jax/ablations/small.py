@@ -146,10 +146,10 @@ def teach(file: Path, config: Config, root: Path) -> None:
     shapes = ShapesConfig("outlines", TRAIN_IMAGES, 1, IMAGE_SIZE, CLASSIFIER_SEED)
     data = dataclasses.replace(config.data, root=str(root), train=_SPLITS[0], eval=_SPLITS[1], shapes=shapes)
     file.parent.mkdir(parents=True, exist_ok=True)
+    print(f"{file}: a classifier of single figures, for all rows; while another shard makes it, this waits", flush=True)
     with paths.alone(file.parent):
         if file.exists():  # by another shard, which was waited for
             return
-        print(f"{file}: a classifier of single figures, for all rows to begin with", flush=True)
         right = classifier.train(file, config.model, data, steps=CLASSIFIER_STEPS)
     print(f"{file}: {100 * right:.0f} % of the last crops were right when they came", flush=True)
 
