@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import importlib.util
 import os
 from collections.abc import Callable
@@ -10,13 +11,12 @@ from types import ModuleType
 from typing import Any
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=2"
 
 import hypothesis
 import jax
 import numpy as np
 import pytest
-import tiny
+from support import tiny
 
 from mrcnn_jax.config import ModelConfig
 
@@ -35,6 +35,20 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--golden", type=Path, default=ROOT / "tests" / "golden", help="directory of reference arrays (default: ours)"
     )
+    parser.addoption(
+        "--optimized", action="store_true", help="compile as users do, and run the tests that are marked `optimized`"
+    )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Set XLA's flags, which it reads when the first array is made, for this process and those that tests start."""
+    flags = ["--xla_force_host_platform_device_count=2"]
+    if not config.getoption("--optimized"):
+        # Tests compile far more than they compute.
+        flags.append("--xla_backend_optimization_level=0")
+        if importlib.metadata.version("jaxlib") < "0.12":  # later ones have no other way to emit code
+            flags.append("--xla_cpu_use_fusion_emitters=false")
+    os.environ["XLA_FLAGS"] = " ".join([os.environ.get("XLA_FLAGS", ""), *flags])
 
 
 class GoldenDirectory:

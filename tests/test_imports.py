@@ -166,4 +166,4 @@ def test_training_step_needs_no_extras():
     }
     for package in ("grain", "tensorflow_datasets", "pycocotools", "cv2", "PIL", "matplotlib", "orbax"):
         assert package in blocked or importlib.util.find_spec(package) is None
-    assert "done" in run_python(str(ROOT / "tests" / "bare_step.py"), *sorted(blocked))
+    assert "done" in run_python(str(ROOT / "tests" / "support" / "minimal_install.py"), *sorted(blocked))

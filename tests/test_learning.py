@@ -12,7 +12,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from golden_models import share_found
+from support.golden_models import share_found
 
 from mrcnn_jax.data.image_files import decode
 from mrcnn_jax.evaluation import inference

@@ -10,12 +10,12 @@ import json
 from dataclasses import replace
 from types import SimpleNamespace
 
-import detectron2_config
 import jax
 import numpy as np
 import pytest
-from golden_models import LOGITS, assert_same_detections, assert_same_keypoints, assert_same_pasted
-from torchvision_settings import NAMES, configured, stated
+from support import detectron2_config
+from support.golden_models import LOGITS, assert_same_detections, assert_same_keypoints, assert_same_pasted
+from support.torchvision_settings import NAMES, configured, stated
 
 from mrcnn_jax import peer_models
 from mrcnn_jax.evaluation import exact, inference

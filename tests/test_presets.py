@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 
-import detectron2_config
 import jax
 import pytest
 import yaml
+from support import detectron2_config
 
 from mrcnn_jax import presets
 from mrcnn_jax.config import ConfigError, ModelConfig

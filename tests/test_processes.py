@@ -9,7 +9,7 @@ import socket
 import jax
 import numpy as np
 import pytest
-from launch import launch
+from support.launch import launch
 
 from mrcnn_jax import cluster, processes
 from mrcnn_jax.config import ConfigError
@@ -137,8 +137,8 @@ def test_one_process_talks_to_itself():
 
 
 def test_two_processes_talk(tmp_path):
-    """See `talk.py`. At its end the main process meets an error, which ends both, and is said once."""
-    with launch(["tests/talk.py"], tmp_path, processes=2, devices=2) as job:
+    """See `support/collectives_worker.py`. At its end the main process meets an error, which ends both, and is said once."""
+    with launch(["tests/support/collectives_worker.py"], tmp_path, processes=2, devices=2) as job:
         assert job.wait(timeout=120) == [2, 2], job.output(0) + job.output(1)
         said = job.output(0), job.output(1)
     assert "2 processes (flags or $JAX_COORDINATOR_ADDRESS), 4 devices" in said[0]
@@ -164,7 +164,7 @@ def test_others_that_do_not_come(index, tmp_path):
         probe.bind(("localhost", 0))
         address = f"localhost:{probe.getsockname()[1]}"
     flags = [f"--coordinator={address}", "--num_processes=3", f"--process_id={index}", "--start_timeout=2"]
-    with launch(["tests/talk.py", *flags], tmp_path) as job:
+    with launch(["tests/support/collectives_worker.py", *flags], tmp_path) as job:
         assert job.wait(timeout=60) == [75]
         assert re.search(
             rf"not all 3 processes have come in 2 s .* reach process 0 at {address}\?.*--start_timeout=S", job.output()

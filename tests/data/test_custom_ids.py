@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from convert_folders import photograph
+from support.convert_folders import photograph
 
 from mrcnn_jax.config import Config, DataConfig, EvalConfig, ModelConfig, SplitConfig, from_json, to_json
 from mrcnn_jax.data import eval_batches, load_split

@@ -8,7 +8,7 @@ import hypothesis.strategies as st
 import numpy as np
 import pytest
 from hypothesis import given, settings
-from samples import assert_same_mask, full_frame, rle_of, some_masks, star
+from support.samples import assert_same_mask, full_frame, rle_of, some_masks, star
 
 from mrcnn_jax.data import masks as masks_module
 from mrcnn_jax.data.masks import (

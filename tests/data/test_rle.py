@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from pycocotools import mask as coco_mask
-from samples import rle_of
+from support.samples import rle_of
 
 from mrcnn_jax.data import rle
 

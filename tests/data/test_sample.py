@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 from pycocotools import mask as coco_mask
-from samples import annotation, empty_truth, rle_of
+from support.samples import annotation, empty_truth, rle_of
 
 from mrcnn_jax.data.augment.geometry import resize
 from mrcnn_jax.data.sample import Sample, crop_masks, make_sample, select, write

@@ -8,7 +8,7 @@ import json
 import jax
 import numpy as np
 import pytest
-import tiny
+from support import tiny
 
 from mrcnn_jax import processes
 from mrcnn_jax.config import Config, ConfigError, DataConfig, EvalConfig, KeypointHeadConfig, ShapesConfig, SplitConfig

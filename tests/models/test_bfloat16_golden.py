@@ -13,12 +13,12 @@ import functools
 import json
 from dataclasses import replace
 
-import detectron2_config
 import jax
 import numpy as np
 import pytest
-from golden_models import share_found
-from torchvision_settings import NAMES, configured
+from support import detectron2_config
+from support.golden_models import share_found
+from support.torchvision_settings import NAMES, configured
 
 from mrcnn_jax import presets
 from mrcnn_jax.models import rcnn

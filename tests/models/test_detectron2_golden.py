@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 from types import SimpleNamespace
 
-import detectron2_config
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from golden_models import (
+from pycocotools import mask as coco_mask
+from support import detectron2_config
+from support.golden_models import (
     PROBABILITIES,
     Network,
     assert_same_box_head,
@@ -26,7 +27,6 @@ from golden_models import (
     padded_truth,
     trace,
 )
-from pycocotools import mask as coco_mask
 
 from mrcnn_jax import targets
 from mrcnn_jax.evaluation.postprocess import postprocess

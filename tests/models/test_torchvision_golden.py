@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import jax
 import numpy as np
 import pytest
-from golden_models import (
+from support.golden_models import (
     LOGITS,
     PROBABILITIES,
     Network,
@@ -26,7 +26,7 @@ from golden_models import (
     padded_truth,
     trace,
 )
-from torchvision_settings import NAMES, configured
+from support.torchvision_settings import NAMES, configured
 
 from mrcnn_jax import presets
 from mrcnn_jax.evaluation.postprocess import postprocess

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
-from outlines import corners, filled
+from support.outlines import corners, filled
 
 from mrcnn_jax.pages.outline import path, trace
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
-import tiny
+from support import tiny
 
 from mrcnn_jax.config import Config, ModelConfig
 

@@ -1,4 +1,4 @@
-"""The short form of `tests/chaos.py`: a run that is killed at random moments ends as if it had not been, to the bit."""
+"""The short form of `support/chaos.py`: a run that is killed at random moments ends as if it had not been, to the bit."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ import subprocess
 import sys
 
 import pytest
-from launch import ROOT
+from support.launch import ROOT
 
 
 @pytest.mark.slow
 def test_a_run_that_is_killed_at_random_moments(tmp_path):
-    command = [sys.executable, "tests/chaos.py", "--kills=4", f"--keep={tmp_path}"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=900)
+    command = [sys.executable, "-m", "support.chaos", "--kills=4", f"--keep={tmp_path}"]
+    done = subprocess.run(command, cwd=ROOT / "tests", capture_output=True, text=True, timeout=900)
     print(done.stdout)
     assert done.returncode == 0, done.stdout + done.stderr
     assert int(re.search(r"^(\d+) kills in ", done.stdout, re.MULTILINE)[1]) >= 4

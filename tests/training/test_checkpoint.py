@@ -12,7 +12,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from checkpoint_states import assert_same, make_state
+from support.checkpoint_states import assert_same, make_state
 
 from mrcnn_jax.config import Config, ModelConfig
 from mrcnn_jax.training.checkpoint import Checkpointer, load_variables, save_best
@@ -52,7 +52,7 @@ def test_interrupted_save_never_counts(tmp_path):
         import os, signal, sys, time
         sys.path.insert(0, {str(ROOT / "tests")!r})
         from pathlib import Path
-        from checkpoint_states import make_state
+        from support.checkpoint_states import make_state
         from mrcnn_jax.training.checkpoint import Checkpointer
 
         folder = Path(sys.argv[1])

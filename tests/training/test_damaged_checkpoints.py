@@ -12,7 +12,7 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
-from checkpoint_states import assert_same, make_state
+from support.checkpoint_states import assert_same, make_state
 
 from mrcnn_jax.config import Config, ConfigError
 from mrcnn_jax.training.checkpoint import Checkpointer, load_variables, save_best

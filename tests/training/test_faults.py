@@ -21,7 +21,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from launch import ROOT, write_recipe
+from support.launch import ROOT, write_recipe
 
 from mrcnn_jax.data import load_split, train_batches
 from mrcnn_jax.training import parallel, run

@@ -15,7 +15,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from launch import launch, write_recipe
+from support.launch import launch, write_recipe
 
 from mrcnn_jax.config import Config
 from mrcnn_jax.training.checkpoint import load_variables

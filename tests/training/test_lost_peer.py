@@ -8,7 +8,7 @@ import signal
 import time
 
 import pytest
-from launch import launch, write_recipe
+from support.launch import launch, write_recipe
 
 SILENCE = 10  # seconds, of --peer_timeout, where only the silence tells
 PATIENCE = 100  # seconds, of --peer_timeout, where we speak first: JAX would abort a process that has not yet ended

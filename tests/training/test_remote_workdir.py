@@ -9,8 +9,8 @@ import jax
 import numpy as np
 import pytest
 from etils import epath
-from gcs_store import BUCKET, serve
-from launch import free_port, launch, write_recipe
+from support.gcs_store import BUCKET, serve
+from support.launch import free_port, launch, write_recipe
 
 from mrcnn_jax.training.checkpoint import load_variables
 

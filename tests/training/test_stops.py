@@ -11,7 +11,7 @@ from typing import NamedTuple
 import jax
 import numpy as np
 import pytest
-from launch import launch, write_recipe
+from support.launch import launch, write_recipe
 
 from mrcnn_jax.training.checkpoint import Checkpointer
 

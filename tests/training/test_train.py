@@ -11,7 +11,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from launch import launch, write_recipe
+from support.launch import launch, write_recipe
 
 from mrcnn_jax.config import ConfigError
 from mrcnn_jax.data import shapes

@@ -14,8 +14,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from checkpoint_states import assert_same, make_state
-from launch import launch, write_recipe
+from support.checkpoint_states import assert_same, make_state
+from support.launch import launch, write_recipe
 
 from mrcnn_jax import command_line
 from mrcnn_jax.config import Config, ConfigError
@@ -125,7 +125,7 @@ def test_no_room_for_a_file(tmp_path):
     script = f"""
         import resource, sys
         sys.path.insert(0, {str(ROOT / "tests")!r})
-        from checkpoint_states import assert_same, make_state
+        from support.checkpoint_states import assert_same, make_state
         from mrcnn_jax.training.checkpoint import Checkpointer
         from mrcnn_jax.training.storage import CheckpointError
 

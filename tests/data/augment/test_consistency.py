@@ -6,7 +6,7 @@ import cv2
 import hypothesis.strategies as st
 import numpy as np
 from hypothesis import given, settings
-from samples import assert_same_mask, some_annotations
+from support.samples import assert_same_mask, some_annotations
 
 from mrcnn_jax.data.augment.geometry import crop, flip, view
 from mrcnn_jax.data.masks import bitmaps, pixel_windows

@@ -8,7 +8,7 @@ import hypothesis.strategies as st
 import numpy as np
 import pytest
 from hypothesis import given, settings
-from samples import annotation, empty_truth, rle_of, some_annotations
+from support.samples import annotation, empty_truth, rle_of, some_annotations
 
 from mrcnn_jax.data.augment.copy_paste import paste
 from mrcnn_jax.data.augment.geometry import crop, flip, resize

@@ -9,7 +9,7 @@ import hypothesis.strategies as st
 import numpy as np
 import pytest
 from hypothesis import given, settings
-from samples import annotation
+from support.samples import annotation
 
 from mrcnn_jax.config import AugmentConfig, DataConfig
 from mrcnn_jax.data.augment import draw

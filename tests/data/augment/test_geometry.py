@@ -7,7 +7,7 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
-from samples import annotation, empty_truth, rle_of
+from support.samples import annotation, empty_truth, rle_of
 
 from mrcnn_jax.data.augment.geometry import flip, resample, resize, view, whole
 from mrcnn_jax.data.sample import Sample, make_sample, write

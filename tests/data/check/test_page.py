@@ -6,7 +6,7 @@ import json
 from typing import Any
 
 import numpy as np
-from markup import Page
+from support.markup import Page
 
 from mrcnn_jax.data.check import __main__ as command
 

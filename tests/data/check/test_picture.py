@@ -9,8 +9,8 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
-from outlines import corners, filled
 from pycocotools import mask as coco_mask
+from support.outlines import corners, filled
 
 from mrcnn_jax.data.annotations import ImageEntry
 from mrcnn_jax.data.categories import Categories, Pose

@@ -3,7 +3,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from convert_folders import Command
+from support.convert_folders import Command
 
 
 @pytest.fixture

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from convert_folders import Command, photograph, pixels, save
 from pycocotools import mask as coco_mask
+from support.convert_folders import Command, photograph, pixels, save
 
 CITIES = ("aachen/aachen_000000_000019", "bochum/bochum_000000_000313")
 

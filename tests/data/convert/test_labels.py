@@ -6,11 +6,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from convert_folders import pixels, save
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 from PIL import Image
+from support.convert_folders import pixels, save
 
 from mrcnn_jax.data.convert import labels
 from mrcnn_jax.data.convert.files import Rejected

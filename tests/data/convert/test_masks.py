@@ -7,9 +7,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from convert_folders import Command, photograph, pixels, save
 from PIL import Image
 from pycocotools.coco import COCO
+from support.convert_folders import Command, photograph, pixels, save
 
 BLOBS = np.zeros((20, 30), np.uint8)
 BLOBS[2:6, 3:9] = 5

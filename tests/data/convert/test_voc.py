@@ -6,10 +6,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from convert_folders import Command, photograph, pixels, save
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from support.convert_folders import Command, photograph, pixels, save
 
 from mrcnn_jax.data.convert import voc, voc_xml
 from mrcnn_jax.data.convert.files import Rejected

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from convert_folders import Command
+from support.convert_folders import Command
 
 from mrcnn_jax.config import load_config
 from mrcnn_jax.data import DataError

@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-import made_results
 import pytest
+from support import fake_results
 
 from mrcnn_jax.evaluation import coco
 from mrcnn_jax.evaluation.analysis import Analysis, analyse
@@ -17,7 +17,7 @@ from mrcnn_jax.evaluation.coco import Scores
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with images/, annotations.json and results.json."""
     folder = tmp_path_factory.mktemp("report") / "made"
-    made_results.make(folder)
+    fake_results.make(folder)
     return folder
 
 

@@ -7,10 +7,10 @@ import re
 from pathlib import Path
 
 import cv2
-import made_results
 import numpy as np
 import pytest
-from markup import Page
+from support import fake_results
+from support.markup import Page
 
 from mrcnn_jax.evaluation.analysis import Analysis, Category, ClassScores, ImageResult, Instance
 from mrcnn_jax.evaluation.coco import Scores
@@ -65,8 +65,8 @@ EVIL = """<script>alert(1)</script>"><img src=x onerror=alert(1)>'</title></styl
 
 
 def test_names_are_text(tmp_path: Path) -> None:
-    names = {**made_results.NAMES, 3: EVIL}
-    annotations, results = made_results.make(tmp_path / EVIL[:8].replace("/", "|"), names)
+    names = {**fake_results.NAMES, 3: EVIL}
+    annotations, results = fake_results.make(tmp_path / EVIL[:8].replace("/", "|"), names)
     output = tmp_path / "report.html"
     images = str(annotations.parent / "images")
     assert command.main([str(results), str(annotations), "--images", images, "--output", str(output)]) == 0

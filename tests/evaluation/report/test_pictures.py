@@ -7,18 +7,18 @@ import re
 from pathlib import Path
 
 import cv2
-import made_results
 import numpy as np
 import pytest
-from outlines import corners
 from pycocotools import mask as coco_mask
+from support import fake_results
+from support.outlines import corners
 
 from mrcnn_jax.evaluation.analysis import Analysis, ImageResult, Instance
 from mrcnn_jax.evaluation.report.choose import choose
 from mrcnn_jax.evaluation.report.pictures import Legend, figure
 
-SCALE = 640 / made_results.WIDTH
-LEGEND = Legend(made_results.NAMES, {3: 0, 7: 1, 9: 2, 12: 3}, {9: [(0, 1), (1, 2)]})
+SCALE = 640 / fake_results.WIDTH
+LEGEND = Legend(fake_results.NAMES, {3: 0, 7: 1, 9: 2, 12: 3}, {9: [(0, 1), (1, 2)]})
 
 
 def halves(markup: str) -> list[str]:
@@ -44,7 +44,7 @@ def test_masks_lie_where_the_results_say(first: str, analysis: Analysis) -> None
         drawn = re.findall(r'<path d="([^"]*)" class="o-(\w+)"', layers(svg)[0])
         assert [outcome for _, outcome in drawn] == [one.outcome for one in ordered]
         for (d, _), one in zip(drawn, ordered, strict=True):
-            found = np.zeros((made_results.HEIGHT * 8, made_results.WIDTH * 8), np.uint8)
+            found = np.zeros((fake_results.HEIGHT * 8, fake_results.WIDTH * 8), np.uint8)
             cv2.fillPoly(found, [np.rint(p / 4 / SCALE * 8).astype(np.int32) for p in corners(d)], 1)
             true = np.kron(coco_mask.decode(one.segmentation), np.ones((8, 8), np.uint8))
             # 0.8 units of the picture are 1.6 of these small pixels; filling rounds by one more.
@@ -96,7 +96,7 @@ def test_crowded_pictures_keep_to_their_room(made: Path) -> None:
     rng = np.random.default_rng(0)
     instances = []
     for k in range(400):
-        bitmap = np.zeros((made_results.HEIGHT, made_results.WIDTH), np.uint8)
+        bitmap = np.zeros((fake_results.HEIGHT, fake_results.WIDTH), np.uint8)
         x, y, side = (int(n) for n in rng.integers((0, 0, 5), (120, 80, 40)))
         bitmap[y : y + side, x : x + side] = rng.integers(0, 2, bitmap[y : y + side, x : x + side].shape)
         runs = coco_mask.encode(np.asfortranarray(bitmap))

@@ -1,6 +1,6 @@
 """Kill a training run with SIGKILL again and again: it must end as if nothing had happened, to the bit.
 
-    python tests/chaos.py --kills=20 [--seed=0] [--keep=FOLDER]
+    cd tests; python -m support.chaos --kills=20 [--seed=0] [--keep=FOLDER]
 
 Trains the tiny recipe once without interruption. Then trains it again, kills the process at random moments, half of
 them during a save, and restarts it with the same command, until it has been killed often enough; a run that is done
@@ -24,10 +24,9 @@ import time
 from collections import Counter
 from pathlib import Path
 
-import tiny
-from launch import Job, launch, write_recipe
-
 from mrcnn_jax.config import Config
+from support import tiny
+from support.launch import Job, launch, write_recipe
 
 STEPS, SAVE_EVERY, EVALUATE_EVERY = 40, 2, 7
 TIME_OUT = 300.0  # seconds that a process may take; a tenth of it on an idle machine

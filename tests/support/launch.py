@@ -21,7 +21,7 @@ from types import TracebackType
 
 from mrcnn_jax.config import Config, to_json
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 PATIENCE = 300.0  # seconds; on a busy machine a process may take a minute to its first step
 _POLL = 0.05
 # JAX lets only process 0 write compiled programs to the cache; on CPU those of another process are other entries.

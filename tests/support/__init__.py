@@ -1,0 +1,1 @@
+"""What several tests share: the tiny network and its compiled programs, fake data, and commands as processes."""
