@@ -7,19 +7,25 @@ RUN := $(VENV)/bin/python
 # The reference of some tests, which skip without it. `make test TORCH=` leaves out a large download.
 TORCH ?= $(if $(filter python3,$(PYTHON)),torch==2.13.0 efficientnet-lite-pytorch==0.1.0)
 
-.PHONY: quickstart test test-slow lint format docs bench clean
+.PHONY: quickstart test-fast test test-slow lint format docs bench clean
 
 quickstart: $(VENV)/.user
 	$(RUN) train.py --config=configs/quickstart.py --workdir=runs/quickstart
 
-# Compiling keeps one core busy, so two processes share the files of tests; each takes up to 7 GB.
-test: $(VENV)/.test
-	$(RUN) -m pytest -m "not slow" --numprocesses 2 --dist loadfile --durations=25
+# Two processes share the files of tests, in the order of the arguments: what takes longest first.
+PYTEST := $(RUN) -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
+LONGEST_FIRST := tests/training tests/models tests
 
-# The notebooks first, and nothing beside them: their time is what a reader waits.
+# While editing: nothing that compiles a network.
+test-fast: $(VENV)/.test
+	$(PYTEST) -m "not slow and not network and not optimized" tests
+
+test: $(VENV)/.test
+	$(PYTEST) -m "not slow and not optimized" $(LONGEST_FIRST) --durations=25
+
 test-slow: $(VENV)/.test
-	$(RUN) -m pytest -m slow tests/test_notebooks.py --durations=1
-	$(RUN) -m pytest -m slow --ignore tests/test_notebooks.py --numprocesses 2 --dist loadfile --durations=10
+	$(PYTEST) -m "slow and not optimized" tests/test_notebooks.py $(LONGEST_FIRST) --durations=25
+	$(PYTEST) -m optimized --optimized --durations=10
 
 lint: $(VENV)/.test
 	$(RUN) -m ruff check .

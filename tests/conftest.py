@@ -36,7 +36,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "--golden", type=Path, default=ROOT / "tests" / "golden", help="directory of reference arrays (default: ours)"
     )
     parser.addoption(
-        "--optimized", action="store_true", help="compile as users do, and run the tests that are marked `optimized`"
+        "--optimized", action="store_true", help="compile as users do; tests marked `optimized` are skipped without it"
     )
 
 
@@ -49,6 +49,11 @@ def pytest_configure(config: pytest.Config) -> None:
         if importlib.metadata.version("jaxlib") < "0.12":  # later ones have no other way to emit code
             flags.append("--xla_cpu_use_fusion_emitters=false")
     os.environ["XLA_FLAGS"] = " ".join([os.environ.get("XLA_FLAGS", ""), *flags])
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    if item.get_closest_marker("optimized") and not item.config.getoption("--optimized"):
+        pytest.skip("needs pytest --optimized")
 
 
 class GoldenDirectory:
