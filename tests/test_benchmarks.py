@@ -66,6 +66,7 @@ def test_a_side_answers_and_says_when_it_ends():
         broken.ask({})
 
 
+@pytest.mark.slow
 def test_a_comparison_prints_its_table():
     command = [sys.executable, "-m", "benchmarks.compare", "--set=small", "--rows=matching", "--rounds=1"]
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)

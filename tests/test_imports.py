@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ast
 import importlib.util
-import os
 import re
 import subprocess
 import sys
@@ -12,6 +11,7 @@ from importlib import metadata
 from pathlib import Path
 
 import pytest
+from support.launch import launch
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "mrcnn_jax"
@@ -118,22 +118,10 @@ def test_only_one_file_knows_pmap():
     assert [path.relative_to(PACKAGE).as_posix() for path in files if mentions(path)] == ["training/parallel.py"]
 
 
-def run_python(*arguments: str) -> str:
-    environment = {
-        **os.environ,
-        "JAX_PLATFORMS": "cpu",
-        "XLA_FLAGS": "",
-        "PYTHONPATH": str(ROOT),
-        "JAX_COMPILATION_CACHE_DIR": str(ROOT / ".cache" / "xla"),
-    }
-    done = subprocess.run([sys.executable, *arguments], env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
-
-
 def test_import_of_the_package_is_lazy():
-    loaded = run_python("-c", "import sys, mrcnn_jax, mrcnn_jax.config, mrcnn_jax.structures; print(*sys.modules)")
-    assert not {"jax", "flax", "numpy"} & set(loaded.split())
+    program = "import sys, mrcnn_jax, mrcnn_jax.config, mrcnn_jax.structures; print(*sys.modules)"
+    loaded = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert not {"jax", "flax", "numpy"} & set(loaded.stdout.split())
 
 
 def dependencies(*names: str) -> set[str]:
@@ -157,7 +145,7 @@ def canonical(name: str) -> str:
     return re.sub(r"[-_.]+", "-", name).lower()
 
 
-def test_training_step_needs_no_extras():
+def test_training_step_needs_no_extras(tmp_path):
     needed = dependencies("jax", "flax", "optax", "numpy")
     blocked = {
         package
@@ -166,4 +154,5 @@ def test_training_step_needs_no_extras():
     }
     for package in ("grain", "tensorflow_datasets", "pycocotools", "cv2", "PIL", "matplotlib", "orbax"):
         assert package in blocked or importlib.util.find_spec(package) is None
-    assert "done" in run_python(str(ROOT / "tests" / "support" / "minimal_install.py"), *sorted(blocked))
+    with launch(["tests/support/minimal_install.py", *sorted(blocked)], tmp_path) as job:
+        assert "done" in job.succeed()

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from mrcnn_jax import presets
-from mrcnn_jax.config import Config, ModelConfig
+from mrcnn_jax.config import Config, FPNConfig, ModelConfig
 from mrcnn_jax.models.rcnn import build_model, detect, variable_shapes
 from mrcnn_jax.structures import Batch, GroundTruth
 from mrcnn_jax.training import parallel
@@ -25,6 +25,7 @@ from mrcnn_jax.training.step import create_state, make_train_step
 PLATFORMS = ("tpu", "cuda", "cpu")
 R50 = dataclasses.replace(presets.detectron2(), num_classes=80)
 KEY = jax.ShapeDtypeStruct((2,), np.uint32)
+SHAPE = (800, 1088)  # the first default bucket
 
 
 def batch_shapes(*leading: int, shape: tuple[int, int]) -> Batch:
@@ -55,12 +56,10 @@ def make_step(model_config: ModelConfig, axis_name: str | None = None) -> tuple[
     return step, jax.eval_shape(functools.partial(create_state, optimizer), shapes)
 
 
-@functools.cache
-def traced_step(dtype: Any) -> Any:
-    """R50-FPN at the first default bucket, two images."""
-    step, state = make_step(dataclasses.replace(R50, compute_dtype=dtype))
-    function = jax.jit(lambda state, batch, key: step(state, batch, jax.random.wrap_key_data(key)))
-    return function, (state, batch_shapes(2, shape=(800, 1088)), KEY)
+@pytest.fixture(scope="module")
+def tiny(tiny_model_config):
+    """The tiny model with as many channels in the pyramid as select the formulations of the full-size one."""
+    return dataclasses.replace(tiny_model_config, num_classes=3, fpn=FPNConfig(channels=256))
 
 
 def cells(shape: tuple[int, int], images: int) -> int:
@@ -68,18 +67,64 @@ def cells(shape: tuple[int, int], images: int) -> int:
     return images * sum(shape[0] // stride * shape[1] // stride for stride in (4, 8, 16, 32))
 
 
-@pytest.mark.parametrize(("dtype", "platform"), [("float32", p) for p in PLATFORMS] + [("bfloat16", "tpu")])
-def test_training_step(dtype, platform):
-    function, arguments = traced_step(dtype)
-    lowered = function.trace(*arguments).lower(lowering_platforms=(platform,))
-    text = lowered.as_text()
-    # ROIAlign's gradient on all maps as one array is for accelerators; kernel gradients as nine products for the CPU.
-    assert (f"tensor<{cells((800, 1088), 2)}x256xf32>" in text) == (platform != "cpu")
+def check_formulations(text: str, platform: str, shape: tuple[int, int], images: int) -> None:
+    """ROIAlign's gradient on all maps as one array is for accelerators; kernel gradients as nine products for CPUs."""
+    assert (f"tensor<{cells(shape, images)}x256xf32>" in text) == (platform != "cpu")
     assert ("tensor<9x256x256x" in text) == (platform == "cpu")
+
+
+@pytest.fixture(scope="module")
+def step_over_devices(tiny):
+    """The pmapped step, as training compiles it, and the shapes of its state."""
+    step, state = make_step(tiny, parallel.AXIS_NAME)
+    return parallel.compile_train_step(step, jax.local_devices()[:2]), state
+
+
+@pytest.mark.parametrize("platform", PLATFORMS)
+def test_step_over_devices(step_over_devices, platform):
+    """Its sums over devices are there on every platform, and no platform needs a trace of its own."""
+    compiled, state = step_over_devices
+    lowered = compiled.lower(state, batch_shapes(2, 1, shape=SHAPE), jax.random.key(0), platform)
+    text = lowered.as_text()
+    check_formulations(text, platform, SHAPE, 1)
+    assert text.count("stablehlo.all_reduce") > 10
+    assert compiled.traces == 1
+
+
+def test_inference_is_exported_for_all_at_once(tiny):
+    check_inference(tiny)
+
+
+def check_inference(config: ModelConfig) -> None:
+    model = build_model(config)
+    images, sizes = jax.ShapeDtypeStruct((2, *SHAPE, 3), np.uint8), jax.ShapeDtypeStruct((2, 2), np.int32)
+    exported = jax.export.export(jax.jit(functools.partial(detect, model)), platforms=PLATFORMS)(
+        variable_shapes(model), images, sizes
+    )
+    assert exported.platforms == PLATFORMS
+    count, side = model.config.box.max_detections, 2 * model.config.mask.pool_size
+    assert (2, count, side, side) in [aval.shape for aval in exported.out_avals]
+
+
+@functools.cache
+def traced_step(dtype: Any) -> Any:
+    """R50-FPN at the first default bucket, two images."""
+    step, state = make_step(dataclasses.replace(R50, compute_dtype=dtype))
+    function = jax.jit(lambda state, batch, key: step(state, batch, jax.random.wrap_key_data(key)))
+    return function, (state, batch_shapes(2, shape=SHAPE), KEY)
+
+
+@pytest.mark.slow  # full-size networks take long to trace, and have few operators that the tiny one lacks
+@pytest.mark.parametrize(("dtype", "platform"), [("float32", p) for p in PLATFORMS] + [("bfloat16", "tpu")])
+def test_full_size_step(dtype, platform):
+    function, arguments = traced_step(dtype)
+    text = function.trace(*arguments).lower(lowering_platforms=(platform,)).as_text()
+    check_formulations(text, platform, SHAPE, 2)
     assert ("bf16" in text) == (dtype == "bfloat16")
 
 
-def test_training_step_is_exported_for_all_at_once():
+@pytest.mark.slow
+def test_full_size_step_is_exported_for_all_at_once():
     function, arguments = traced_step("float32")
     exported = jax.export.export(function, platforms=PLATFORMS)(*arguments)
     assert exported.platforms == PLATFORMS
@@ -88,23 +133,6 @@ def test_training_step_is_exported_for_all_at_once():
     assert exported.out_avals[:count] == exported.in_avals[:count]
 
 
-def test_inference_is_exported_for_all_at_once():
-    model = build_model(R50)
-    images, sizes = jax.ShapeDtypeStruct((2, 800, 1088, 3), np.uint8), jax.ShapeDtypeStruct((2, 2), np.int32)
-    exported = jax.export.export(jax.jit(functools.partial(detect, model)), platforms=PLATFORMS)(
-        variable_shapes(model), images, sizes
-    )
-    assert exported.platforms == PLATFORMS
-    assert (2, 100, 28, 28) in [aval.shape for aval in exported.out_avals]
-
-
-@pytest.mark.parametrize("platform", PLATFORMS)
-def test_step_over_devices(platform, tiny_model_config):
-    """The pmapped step, as training compiles it; its sums over devices are there on every platform."""
-    step, state = make_step(dataclasses.replace(tiny_model_config, num_classes=3), parallel.AXIS_NAME)
-    compiled = parallel.compile_train_step(step, jax.local_devices()[:2])
-    lowered = compiled.lower(state, batch_shapes(2, 1, shape=(64, 64)), jax.random.key(0), platform)
-    text = lowered.as_text()
-    assert (f"tensor<{cells((64, 64), 1)}x16xf32>" in text) == (platform != "cpu")
-    assert text.count("stablehlo.all_reduce") > 10
-    assert compiled.traces == 1
+@pytest.mark.slow
+def test_full_size_inference_is_exported_for_all_at_once():
+    check_inference(R50)

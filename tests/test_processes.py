@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import re
 import socket
 
 import jax
 import numpy as np
 import pytest
-from support.launch import launch
+from support.launch import free_port, launch
 
 from mrcnn_jax import cluster, processes
 from mrcnn_jax.config import ConfigError
@@ -137,7 +138,7 @@ def test_one_process_talks_to_itself():
 
 
 def test_two_processes_talk(tmp_path):
-    """See `support/collectives_worker.py`. At its end the main process meets an error, which ends both, and is said once."""
+    """See `support/collectives_worker.py`. At its end the main process meets an error: it ends both, is said once."""
     with launch(["tests/support/collectives_worker.py"], tmp_path, processes=2, devices=2) as job:
         assert job.wait(timeout=120) == [2, 2], job.output(0) + job.output(1)
         said = job.output(0), job.output(1)
@@ -158,14 +159,16 @@ def test_a_port_that_is_taken():
             processes.join(taken)
 
 
-@pytest.mark.parametrize("index", [0, 1])
-def test_others_that_do_not_come(index, tmp_path):
-    with socket.socket() as probe:
-        probe.bind(("localhost", 0))
-        address = f"localhost:{probe.getsockname()[1]}"
-    flags = [f"--coordinator={address}", "--num_processes=3", f"--process_id={index}", "--start_timeout=2"]
-    with launch(["tests/support/collectives_worker.py", *flags], tmp_path) as job:
-        assert job.wait(timeout=60) == [75]
-        assert re.search(
-            rf"not all 3 processes have come in 2 s .* reach process 0 at {address}\?.*--start_timeout=S", job.output()
-        )
+def test_others_that_do_not_come(tmp_path):
+    """Two of them, each in vain: the main process, and one that does not find it."""
+    with contextlib.ExitStack() as stack:
+        jobs = {}
+        for index, port in enumerate((free_port(), 1)):  # nobody answers at port 1
+            address = f"localhost:{port}"
+            flags = [f"--coordinator={address}", "--num_processes=3", f"--process_id={index}", "--start_timeout=2"]
+            worker = launch(["tests/support/collectives_worker.py", *flags], tmp_path / str(index))
+            jobs[address] = stack.enter_context(worker)
+        for address, job in jobs.items():
+            assert job.wait(timeout=60) == [75]
+            said = rf"not all 3 processes have come in 2 s .* reach process 0 at {address}\?.*--start_timeout=S"
+            assert re.search(said, job.output())

@@ -5,12 +5,14 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
+import flax.linen as nn
 import jax
 import numpy as np
 import pytest
 
 from mrcnn_jax.ablations import classifier, small
 from mrcnn_jax.config import DataConfig, ShapesConfig, SplitConfig
+from mrcnn_jax.models.layers import Dense
 from mrcnn_jax.training.initial import initial_variables
 
 
@@ -23,7 +25,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> DataConfig:
 
 
 def test_a_crop_has_the_object_in_its_middle() -> None:
-    """A box of 20 x 10 pixels fills 1 / MARGIN of the crop's width; beyond the picture it is grey."""
+    """A box of 20 x 10 pixels fills 1 / MARGIN of the crop's width; beyond the picture it is gray."""
     picture = np.full((40, 40, 3), 50, np.uint8)
     picture[4:14, 10:30] = 200
     crop = classifier._crop(picture, [10, 4, 20, 10])
@@ -45,7 +47,10 @@ def test_every_object_is_a_crop(data: DataConfig) -> None:
 
 
 def test_its_file_begins_a_training(data: DataConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The residual network of the file is the one of the detector, and it has learned."""
+    """The residual network of the file is the one of the detector, and it has learned.
+
+    With a network of its own, the classifier: no other test runs its step.
+    """
     monkeypatch.setattr(classifier, "BATCH", 16)
     recipe = small.row("2e", "fcn")
     model = dataclasses.replace(recipe.model, backbone=dataclasses.replace(recipe.model.backbone, width=8))
@@ -81,11 +86,19 @@ def test_it_goes_on_where_it_was_interrupted(
 
         return step
 
+    class Small(classifier.Classifier):
+        """A classifier without a residual network, which would be compiled and not used."""
+
+        @nn.compact
+        def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
+            return Dense(self.classes, name="logits")(x.mean((1, 2)))
+
+    monkeypatch.setattr(classifier, "Classifier", Small)
+    monkeypatch.setattr(classifier, "_save", lambda file, _: file.touch())
     monkeypatch.setattr(classifier, "_make_step", make_step)
     monkeypatch.setattr(classifier, "BATCH", 4)
     monkeypatch.setattr(classifier, "SAVE_EVERY", 2)
     file, model = tmp_path / "classifiers" / "resnet18.npz", small.row("2e", "fcn").model
-    model = dataclasses.replace(model, backbone=dataclasses.replace(model.backbone, width=8))
     with pytest.raises(KeyboardInterrupt, match="goes on from batch 2 of the classifier"):
         classifier.train(file, model, data, steps=5)
     limit = 10

@@ -11,7 +11,7 @@ from pathlib import Path
 import jax
 import pytest
 
-from mrcnn_jax.ablations import classifier, run, small, tables
+from mrcnn_jax.ablations import classifier, report, run, small, tables
 from mrcnn_jax.ablations.run import Request
 from mrcnn_jax.config import Config, ConfigError, to_json
 from mrcnn_jax.training import run as training
@@ -47,7 +47,14 @@ def request_for(tmp_path):
     return make
 
 
-def test_runs_of_a_table(request_for, tmp_path, capsys):
+@pytest.fixture(autouse=True)
+def undrawn(monkeypatch):
+    """The picture of a table, which `test_report.py` looks at, takes longer than all the rest."""
+    monkeypatch.setattr(report, "picture", lambda *_: b"")
+
+
+def test_runs_of_a_table(request_for, tmp_path, capsys, monkeypatch):
+    monkeypatch.undo()  # with its picture
     train = Pretended()
     found = run.run(request_for("2b", seeds=(0, 1)), train)
     assert train.runs == [("softmax", 0), ("sigmoid", 0), ("softmax", 1), ("sigmoid", 1)]

@@ -82,7 +82,7 @@ def shown_in(batches: list[PlannedBatch], images: int) -> np.ndarray:
     return np.bincount(np.concatenate([*shown, np.zeros(0, np.int64)]), minlength=images)
 
 
-@settings(max_examples=300)
+@settings(max_examples=100)
 @given(settings_of_plans())
 def test_an_epoch_shows_every_image_as_often_as_the_policy_says(case: dict[str, Any]) -> None:
     epoch, assignment, size, remainder = (case.pop(k) for k in ("epoch", "assignment", "batch_size", "remainder"))

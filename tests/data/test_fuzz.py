@@ -52,7 +52,7 @@ HANGING = 120  # seconds for one example, after which the process is ended
 
 
 def make_images() -> dict[str, bytes]:
-    """A JPEG, a PNG and a grey PNG file of noise."""
+    """A JPEG, a PNG and a gray PNG file of noise."""
     rng = np.random.default_rng(0)
     files = {}
     for name, (height, width) in zip(NAMES, SIZES, strict=True):
@@ -348,8 +348,8 @@ def test_a_polygon_that_would_fill_the_memory_is_not_drawn(tmp_path):
 
 
 def test_damaged_data_are_loaded_or_refused(root):
-    outcomes = fuzz(root, 0, 300)
-    assert min(outcomes["loaded"], outcomes["refused"]) > 50  # neither is the only one that is tried
+    outcomes = fuzz(root, 0, 150)
+    assert min(outcomes["loaded"], outcomes["refused"]) > 25  # neither is the only one that is tried
 
 
 @pytest.mark.slow

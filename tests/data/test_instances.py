@@ -306,7 +306,7 @@ def test_of_a_category_that_is_refused_nothing_more_is_said() -> None:
 COORDINATE = st.one_of(st.integers(-12, 72), st.floats(-12, 72, width=32), st.sampled_from([4, 4.25, 24]))
 
 
-@settings(max_examples=400)
+@settings(max_examples=100)
 @given(
     st.lists(st.lists(COORDINATE, min_size=6, max_size=16).filter(lambda p: len(p) % 2 == 0), min_size=1, max_size=3)
 )
@@ -319,7 +319,7 @@ def test_a_polygon_is_kept_if_pycocotools_draws_a_pixel_of_it(polygons: list[lis
     assert judge.problems == ([] if drawn else [Problem(instances.UNSEEN_MASK, 500, 98)])
 
 
-@settings(max_examples=100)
+@settings(max_examples=50)
 @given(st.integers(0, 2**32 - 1), st.integers(0, 50), st.integers(0, 30), st.integers(1, 9), st.integers(1, 9))
 def test_an_rle_is_kept_if_it_has_a_pixel_in_its_box(seed: int, x: int, y: int, width: int, height: int) -> None:
     mask = np.random.default_rng(seed).random((HEIGHT, WIDTH)) < 0.01
@@ -363,10 +363,10 @@ def test_what_cannot_be_scored_is_left_out_of_evaluation_too(fields: dict[str, A
         ([59.5, 39.5, 2, -0.5, -0.5, 1, 0, 0, 0], []),
         ([60, 39, 2, 5, 5, 2, 0, 0, 0], ["keypoints outside the image"]),
         ([5, -1, 1, 5, 5, 2, 0, 0, 0], ["keypoints outside the image"]),
-        ([5, 5, 1, 5, 5, 2, 900, 900, 0], []),  # not labelled: where it is means nothing
+        ([5, 5, 1, 5, 5, 2, 900, 900, 0], []),  # not labeled: where it is means nothing
     ],
 )
-def test_labelled_keypoints_outside_the_image_are_named_and_their_instance_stays(
+def test_labeled_keypoints_outside_the_image_are_named_and_their_instance_stays(
     points: list[float], kinds: list[str]
 ) -> None:
     kept, judge = judged(annotated(keypoints=points))

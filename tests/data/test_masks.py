@@ -24,7 +24,7 @@ from mrcnn_jax.data.masks import (
 )
 
 
-@settings(max_examples=60)
+@settings(max_examples=30)
 @given(seed=st.integers(0, 2**32))
 def test_bitmaps_are_cut_out_of_the_full_frame(seed: int) -> None:
     rng = np.random.default_rng(seed)
@@ -44,7 +44,7 @@ def test_bitmaps_are_cut_out_of_the_full_frame(seed: int) -> None:
             assert not visible[i].any()
 
 
-@settings(max_examples=30)
+@settings(max_examples=20)
 @given(seed=st.integers(0, 2**32))
 def test_selecting_joining_and_replacing(seed: int) -> None:
     rng = np.random.default_rng(seed)
@@ -97,7 +97,7 @@ def test_polygons_may_reach_far_out(far: float) -> None:
         assert not (differ & (x != y)).any()  # pixels that the diagonal cuts in two are nobody's
 
 
-@settings(max_examples=200)
+@settings(max_examples=60)
 @given(seed=st.integers(0, 2**32))
 def test_cutting_polygons_off_does_not_change_what_is_seen(seed: int) -> None:
     """Stars twenty times as large as the picture, against pycocotools on a frame that holds all of them."""

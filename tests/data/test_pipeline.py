@@ -96,8 +96,10 @@ def test_every_augmentation_shows(shared_folder: Any, ten: list[Batch]) -> None:
     assert all((a.images != b.images).any() for a, b in zip(ten, plain, strict=True))
 
 
-@pytest.mark.parametrize("start", [0, 4])
-@pytest.mark.parametrize("workers", [0, 1, 2])
+SLOWER = [pytest.param(*case, marks=pytest.mark.slow) for case in ((0, 0), (1, 0), (1, 4), (2, 0))]
+
+
+@pytest.mark.parametrize(("workers", "start"), [(0, 4), (2, 4), *SLOWER])
 def test_workers_and_a_restart_do_not_change_the_batches(
     shared_folder: Any, ten: list[Batch], workers: int, start: int
 ) -> None:

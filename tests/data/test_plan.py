@@ -79,7 +79,7 @@ def least_area(shapes: np.ndarray, counts: np.ndarray, most: int) -> int:
     return int((smallest @ counts)[(smallest < 10**9).all(axis=1)].min())
 
 
-@settings(max_examples=60)
+@settings(max_examples=25)
 @given(distributions(), st.integers(1, 3))
 def test_no_set_of_buckets_pads_less(case: tuple[np.ndarray, np.ndarray], most: int) -> None:
     shapes, counts = case
@@ -90,7 +90,7 @@ def test_no_set_of_buckets_pads_less(case: tuple[np.ndarray, np.ndarray], most: 
     assert propose(shapes[::-1], counts[::-1], most) == propose(shapes[::-1], counts[::-1], most)
 
 
-@settings(max_examples=40)
+@settings(max_examples=20)
 @given(distributions(), st.integers(1, 3))
 def test_too_many_shapes_are_searched_on_a_coarser_grid(case: tuple[np.ndarray, np.ndarray], most: int) -> None:
     shapes, counts = case

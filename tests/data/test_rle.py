@@ -16,7 +16,7 @@ from mrcnn_jax.data import rle
 SIZES = st.tuples(st.integers(1, 40), st.integers(1, 40))
 
 
-@settings(max_examples=150)
+@settings(max_examples=60)
 @given(size=SIZES, seed=st.integers(0, 2**32), full=st.floats(0, 1), cuts=st.tuples(*[st.floats(0, 1)] * 4))
 def test_runs_and_crops_are_those_of_pycocotools(
     size: tuple[int, int], seed: int, full: float, cuts: tuple[float, ...]

@@ -8,7 +8,7 @@ Measured: box AP 1.000, mask AP .995 (small .991, medium .9995, large 1.000). Of
 below .95, COCOeval's last threshold, and one of these below .90, the last but one; 15 of the 17 have less than 256
 pixels. What is lost, by cause:
 
-- The rasteriser. pycocotools decides on the grid of the photograph which pixels a polygon covers, and on the crop's
+- The rasterizer. pycocotools decides on the grid of the photograph which pixels a polygon covers, and on the crop's
   grid which cells. Where both agree on the outline they still differ in pixels that it cuts. An object of 10 to 100
   pixels is mostly such pixels: one of them is 1 to 10 % of its area.
 - The crop. Outlines of objects larger than 112 pixels are drawn with cells wider than a pixel: mean IoU .987 for those
@@ -16,7 +16,7 @@ pixels. What is lost, by cause:
 - Instances of several thin parts (one of seven parts, IoU .92): each has an outline of its own.
 
 Nothing is lost by the scale to 800 pixels: masks are drawn from the scaled polygon, and boxes come back to 1e-4 pixels.
-A perfect mask head of 28 x 28 cells, which has learnt its targets, loses more: see the second test.
+A perfect mask head of 28 x 28 cells, which has learned its targets, loses more: see the second test.
 """
 
 from __future__ import annotations
@@ -97,6 +97,7 @@ def test_boxes_and_masks_come_back_to_the_photographs(round_trip):
     assert scores["segm/APs"] >= 0.98
 
 
+@pytest.mark.slow  # `test_mask_crops.py` compares such targets with exact ones
 def test_targets_of_the_mask_head_come_back_almost_as_well(round_trip):
     """The most that a head of 28 x 28 cells can reach on these boxes, AP .950: a bound, not a loss of ours."""
 

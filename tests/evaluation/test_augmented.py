@@ -16,7 +16,7 @@ from mrcnn_jax.config.check import validate
 from mrcnn_jax.data.coco import load_split
 from mrcnn_jax.evaluation import alone, augmented, inference
 from mrcnn_jax.evaluation.run import evaluate_model
-from mrcnn_jax.models.rcnn import build_model, init_variables
+from mrcnn_jax.models.rcnn import build_model, variable_shapes
 from mrcnn_jax.predictor import Predictor
 from mrcnn_jax.structures import Detections
 
@@ -46,26 +46,17 @@ def model():
 @pytest.fixture(scope="module")
 def variables(model):
     """Random, and so large that boxes of a picture have scores of their own."""
-    initial = init_variables(build_model(model), jax.random.key(0))
-    return jax.tree.map(lambda leaf: 3 * leaf if leaf.ndim > 1 else leaf, initial)
+    rng = np.random.default_rng(0)
+
+    def draw(path, leaf):
+        if leaf.ndim == 1:
+            return np.full(leaf.shape, path[-1].key == "scale", np.float32)
+        return rng.normal(0, 1 / np.sqrt(np.prod(leaf.shape[:-1])), leaf.shape).astype(np.float32)
+
+    return jax.tree_util.tree_map_with_path(draw, variable_shapes(build_model(model)))
 
 
-@pytest.fixture(scope="module", autouse=True)
-def quick_programs():
-    """Compiled without optimisation: what runs a few times need not be fast."""
-    original = jax.jit
-    caches = (augmented._programs, inference._program)
-    with pytest.MonkeyPatch.context() as patch:
-        options = {"compiler_options": {"xla_backend_optimization_level": 0}}
-        patch.setattr(jax, "jit", lambda *given, **more: original(*given, **(options | more)))
-        for cache in caches:
-            cache.cache_clear()
-        yield
-    for cache in caches:
-        cache.cache_clear()
-
-
-def test_one_view_is_plain_inference_to_the_bit(model, variables):
+def test_one_view_is_plain_inference(model, variables):
     image = picture(50, 80)
     once = alone.prepare(image, 0, config(model))
     plain = inference.compile_detect(model, variables)(once.images, once.image_sizes)
@@ -74,12 +65,18 @@ def test_one_view_is_plain_inference_to_the_bit(model, variables):
     assert plain.valid.sum() == 10
     assert plain.masks.shape == (1, 10, 8, 8)
     assert plain.keypoints.shape == (1, 10, 3, 3)
-    for name, expected in plain._asdict().items():
-        np.testing.assert_array_equal(getattr(found, name), expected, err_msg=name)
+    for name in ("boxes", "scores", "classes", "valid", "truncated"):
+        np.testing.assert_array_equal(getattr(found, name), getattr(plain, name), err_msg=name)
+    # The heads are in a program of their own, which rounds their sums of 72 products near 1 in another order. Half as
+    # many units reach a logit, a quarter of which reaches a sigmoid; a softmax has the errors of two logits.
+    error = 36 * np.finfo(np.float32).eps
+    np.testing.assert_allclose(found.masks, plain.masks, rtol=0, atol=error / 4)
+    np.testing.assert_allclose(found.keypoints[..., 2], plain.keypoints[..., 2], rtol=2 * error)
+    np.testing.assert_array_equal(found.keypoints[..., :2], plain.keypoints[..., :2])
 
 
 def test_a_mirrored_image_gives_mirrored_results(model, variables):
-    """Plain inference does not: the network's strides begin at the left."""
+    """One view does not: the network's strides begin at the left."""
     images = [picture(64, 96), np.ascontiguousarray(picture(64, 96)[:, ::-1])]
     one, two = Predictor(config(model, flip=True), variables)(images)
     assert len(one) == len(two) == 10
@@ -92,7 +89,7 @@ def test_a_mirrored_image_gives_mirrored_results(model, variables):
     np.testing.assert_allclose([96, 0] + [-1, 1] * back[..., :2], one.keypoints[..., :2], atol=1e-3)
     # The logarithm of a score is a difference of heights, of some hundreds in a random network.
     np.testing.assert_allclose(np.log(back[..., 2]), np.log(one.keypoints[..., 2]), atol=1e-3)
-    plain, mirrored = Predictor(config(model), variables)(images)
+    plain, mirrored = Predictor(config(model, scales=(64,)), variables)(images)
     assert not np.array_equal(plain.scores, mirrored.scores)
 
 

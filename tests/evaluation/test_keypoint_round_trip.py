@@ -19,7 +19,7 @@ FLIP_MAP = (1, 0, 3, 2, 5, 4, 7, 6)
 
 
 def annotations(rng):
-    """Instances with labelled keypoints on pixels within their boxes."""
+    """Instances with labeled keypoints on pixels within their boxes."""
     corners = rng.uniform(0, [SIZE[1] - 130, SIZE[0] - 130], (PEOPLE, 2))
     sides = rng.uniform(30, 130, (PEOPLE, 2))
     low, high = np.ceil(corners)[:, None], np.floor(corners + sides)[:, None]
@@ -32,6 +32,15 @@ def annotations(rng):
         }
         for corner, side, points in zip(corners, sides, pixels, strict=True)
     ]
+
+
+@jax.jit
+def there_and_back(keypoints, boxes, valid):
+    """What a network would say that has learned its targets, decoded; and which keypoints have a target."""
+    index, targeted = keypoint_ops.heatmap_targets(keypoints, boxes, size=SIDE)
+    # The cell, and nothing elsewhere.
+    heatmaps = 10 * jax.nn.one_hot(index, SIDE * SIDE).reshape(PEOPLE, POINTS, SIDE, SIDE).transpose(0, 2, 3, 1)
+    return keypoint_ops.decode(heatmaps, boxes, valid, score="logit"), targeted
 
 
 @pytest.mark.parametrize("flipped", [False, True])
@@ -49,11 +58,8 @@ def test_truth_comes_back_from_its_heat_maps_without_an_offset(flipped):
     sample = make_sample(image, given, {1: 1}, SIZE, masks=False, num_keypoints=POINTS)
     sample = resize(flip(sample, flipped, False, FLIP_MAP), SCALED)
     write(sample, truth)
-    index, valid = keypoint_ops.heatmap_targets(truth.keypoints, truth.boxes, size=SIDE)
-    assert valid.all()
-    # What a network would say that has learnt its targets: the cell, and nothing elsewhere.
-    heatmaps = 10 * jax.nn.one_hot(index, SIDE * SIDE).reshape(PEOPLE, POINTS, SIDE, SIDE).transpose(0, 2, 3, 1)
-    decoded = keypoint_ops.decode(heatmaps, truth.boxes, truth.valid, score="logit")
+    decoded, targeted = there_and_back(truth.keypoints, truth.boxes, truth.valid)
+    assert targeted.all()
     found = flip(sample._replace(boxes=truth.boxes, keypoints=np.asarray(decoded)), flipped, False, FLIP_MAP)
     head = KeypointHeadConfig(num_keypoints=POINTS, flip_map=FLIP_MAP)
     detections = Detections(

@@ -10,20 +10,17 @@ import cv2
 import jax
 import numpy as np
 import pytest
+from support import tiny
 
 from mrcnn_jax import processes
 from mrcnn_jax.config import (
     BackboneConfig,
-    BoxHeadConfig,
     Config,
     ConfigError,
     DataConfig,
     EvalConfig,
-    FPNConfig,
     KeypointHeadConfig,
-    MaskHeadConfig,
     ModelConfig,
-    RPNConfig,
     ShapesConfig,
     SplitConfig,
 )
@@ -225,19 +222,19 @@ def test_a_batch_that_does_not_divide_over_processes_is_refused(config, tmp_path
 
 
 def test_two_devices_find_what_one_finds(config, tmp_path):
-    """Seven images, two at a time on each device; a tiny network with random weights finds something everywhere."""
+    """Seven images, two at a time on each device; the tiny network with random weights finds something everywhere."""
+    small = tiny.model()
+    names = ("num_classes", "category_ids", "category_names")
     model = dataclasses.replace(
-        config.model,
-        backbone=dataclasses.replace(config.model.backbone, width=8),
-        fpn=FPNConfig(channels=8),
-        rpn=RPNConfig(pre_nms_top_k_test=32, post_nms_top_k_test=16),
-        box=BoxHeadConfig(pool_size=3, hidden=16, nms_candidates=64, max_detections=5, score_threshold=0.0),
-        mask=MaskHeadConfig(pool_size=4, conv_layers=1, channels=8),
+        small,
+        **{name: getattr(config.model, name) for name in names},
+        box=dataclasses.replace(small.box, max_detections=5, score_threshold=0.0),
     )
+    data = dataclasses.replace(config.data, buckets=((64, 64),), shortest_edge_eval=64, longest_edge=64)
     variables = init_variables(build_model(model), jax.random.key(0))
     found = {}
     for count in (1, 2):
-        config = dataclasses.replace(config, model=model, eval=EvalConfig(batch_size=2 * count, overlays=0))
+        config = dataclasses.replace(config, model=model, data=data, eval=EvalConfig(batch_size=2 * count, overlays=0))
         evaluate_model(config, variables, tmp_path, devices=jax.local_devices()[:count])
         found[count] = json.loads((tmp_path / "evaluation" / "results.json").read_text())
     assert len(found[1]) == 7 * 5

@@ -12,11 +12,6 @@ import pytest
 from mrcnn_jax.models.rcnn import build_model, detect, init_variables
 
 
-def quick_jit(function):
-    """Compiled without optimisation: what a test runs a few times need not be fast."""
-    return jax.jit(function, compiler_options={"xla_backend_optimization_level": 0})
-
-
 @pytest.fixture(scope="session")
 def model_config(tiny_model_config):
     return dataclasses.replace(tiny_model_config, num_classes=5)
@@ -35,7 +30,7 @@ def variables(model):
 @pytest.fixture(scope="session")
 def compiled_detect(model):
     """detect(variables, images, image_sizes) of the tiny model."""
-    return quick_jit(functools.partial(detect, model))
+    return jax.jit(functools.partial(detect, model))
 
 
 @pytest.fixture(scope="session")

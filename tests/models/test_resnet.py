@@ -18,8 +18,6 @@ PARAMETERS = {
     "resnet50": 25_557_032 - 2_049_000,
     "resnet101": 44_549_160 - 2_049_000,
 }
-# What runs once need not be compiled well.
-QUICK = {"xla_backend_optimization_level": 0}
 
 
 def count(tree) -> int:
@@ -57,7 +55,7 @@ def test_place_of_the_stride(stride_in_1x1):
         assert y.shape == (1, 4, 4, 8)
         return y.sum()
 
-    seen = np.asarray(jax.jit(jax.grad(total), compiler_options=QUICK)(x)).any(axis=(0, 3))
+    seen = np.asarray(jax.jit(jax.grad(total))(x)).any(axis=(0, 3))
     assert seen[::2, ::2].any()
     assert seen[1::2].any() != stride_in_1x1
     assert seen[:, 1::2].any() != stride_in_1x1
@@ -76,7 +74,7 @@ def frozen_step():
         taps, updated = network.apply({**variables, "params": params}, images, train=True, mutable=["batch_stats"])
         return sum(jnp.sum(tap) for tap in taps), updated["batch_stats"]
 
-    gradients, statistics = jax.jit(jax.grad(loss, has_aux=True), compiler_options=QUICK)(variables["params"])
+    gradients, statistics = jax.jit(jax.grad(loss, has_aux=True))(variables["params"])
     return gradients, variables["batch_stats"], statistics
 
 

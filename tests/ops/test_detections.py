@@ -3,7 +3,6 @@ from __future__ import annotations
 import functools
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -23,7 +22,9 @@ OPTIONS = {
     "min_box_size": 2.0,
 }
 SIZE = np.array([70, 80])
+F32 = np.finfo(np.float32).eps
 compiled_nms = jax.jit(nms, static_argnames="iou_threshold")
+decode = jax.jit(lambda deltas, boxes, size: box_ops.clip(box_ops.decode(deltas, boxes, weights=WEIGHTS), size))
 
 
 @pytest.fixture(autouse=True)
@@ -52,8 +53,7 @@ def detect_oracle(logits, deltas, proposals, size, *, score_threshold, nms_iou, 
     found = []
     for label in range(1, CLASSES + 1):
         column = min(label, deltas.shape[1]) - 1
-        boxes = box_ops.decode(jnp.asarray(deltas[:, column]), jnp.asarray(proposals.boxes), weights=WEIGHTS)
-        boxes = np.asarray(box_ops.clip(boxes, jnp.asarray(size)))
+        boxes = np.asarray(decode(deltas[:, column], proposals.boxes, size))
         sides = boxes[:, 2:] - boxes[:, :2]
         fit = proposals.valid & (scores[:, label] > score_threshold) & (sides >= min_box_size).all(axis=1)
         kept = compiled_nms(boxes, scores[:, label], fit, iou_threshold=nms_iou)
@@ -75,17 +75,12 @@ def assert_same(result, expected) -> None:
     assert not classes[count:].any()
 
 
-@pytest.mark.parametrize("compile_it", [False, True])
-def test_hand_case(compile_it):
-    boxes = jnp.array([[0.0, 0.0, 10.0, 10.0], [0.0, 0.0, 10.0, 9.0], [20.0, 20.0, 30.0, 60.0]])
-    probabilities = jnp.array([[0.1, 0.8, 0.1], [0.2, 0.5, 0.3], [0.35, 0.05, 0.6]])
-    function = functools.partial(detect, **OPTIONS | {"max_detections": 4})
-    result = (jax.jit(function) if compile_it else function)(
-        jnp.log(probabilities),
-        jnp.zeros((3, 2, 4)),
-        Proposals(boxes, jnp.zeros(3), jnp.ones(3, bool)),
-        jnp.array([40, 40]),
-    )
+def test_hand_case():
+    boxes = np.float32([[0, 0, 10, 10], [0, 0, 10, 9], [20, 20, 30, 60]])
+    probabilities = np.float32([[0.1, 0.8, 0.1], [0.2, 0.5, 0.3], [0.35, 0.05, 0.6]])
+    proposals = Proposals(boxes, np.zeros(3, np.float32), np.ones(3, bool))
+    deltas = np.zeros((3, 2, 4), np.float32)
+    result = run(np.log(probabilities), deltas, proposals, np.array([40, 40]), **OPTIONS | {"max_detections": 4})
     # (1, class 1) falls to (0, class 1); (1, class 2) is alone in its class there; the last is cut by the image.
     expected = [(0.8, 1, [0, 0, 10, 10]), (0.6, 2, [20, 20, 30, 40]), (0.3, 2, [0, 0, 10, 9])]
     assert_same(result, expected)
@@ -93,7 +88,7 @@ def test_hand_case(compile_it):
 
 
 @pytest.mark.parametrize("agnostic", [False, True])
-@pytest.mark.parametrize("most", [3, 12, 100])
+@pytest.mark.parametrize("most", [3, 100])
 def test_equals_the_oracle(agnostic, most):
     inputs, options = head_output(0, agnostic=agnostic), OPTIONS | {"max_detections": most}
     result = run(*inputs, SIZE, **options)
@@ -122,10 +117,8 @@ def test_cap_on_candidates_is_exact_or_says_so():
 def test_cap_that_is_just_reached_is_not_truncation():
     logits, deltas, proposals = head_output(2)
     scores = np.asarray(jax.nn.softmax(logits, axis=-1))[:, 1:]
-    boxes = box_ops.clip(
-        box_ops.decode(jnp.asarray(deltas), jnp.asarray(proposals.boxes)[:, None], weights=WEIGHTS), jnp.asarray(SIZE)
-    )
-    fit = np.asarray(box_ops.large_enough(boxes, OPTIONS["min_box_size"])) & proposals.valid[:, None]
+    boxes = np.asarray(decode(deltas, proposals.boxes[:, None], SIZE))
+    fit = (boxes[..., 2:] - boxes[..., :2] >= OPTIONS["min_box_size"]).all(axis=-1) & proposals.valid[:, None]
     candidates = int((fit & (scores > OPTIONS["score_threshold"])).sum())
     for cap, truncated in ((candidates, False), (candidates - 1, True)):
         options = OPTIONS | {"nms_candidates": cap, "max_detections": 60}
@@ -198,7 +191,10 @@ def test_golden_detections(golden):
         ours = run(logits, deltas, proposals, size, **options)
         valid, expected = np.asarray(ours[3]), arrays[f"det_boxes{image}"]
         assert valid.sum() == len(expected)
-        # Four units in the last place of the largest coordinate before clipping (below 512) and of a probability.
-        np.testing.assert_allclose(ours[0][valid], expected, rtol=0, atol=4 * np.spacing(np.float32(511)))
-        np.testing.assert_allclose(ours[1][valid], arrays[f"det_scores{image}"], rtol=0, atol=5e-7)
+        # Each side rounds coordinates at most eight times by half a unit; and a margin of two.
+        largest = np.abs(box_ops.decode(deltas, boxes[:, None], weights=WEIGHTS)).max()
+        np.testing.assert_allclose(ours[0][valid], expected, rtol=0, atol=16 * F32 * largest)
+        # The rounding of a logit's distance to the largest is that of its exponential; likewise for the rest.
+        atol = F32 * (16 + 2 * np.ptp(logits, axis=1).max())
+        np.testing.assert_allclose(ours[1][valid], arrays[f"det_scores{image}"], rtol=0, atol=atol)
         np.testing.assert_array_equal(ours[2][valid], arrays[f"det_labels{image}"])

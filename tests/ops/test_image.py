@@ -1,6 +1,8 @@
-"""Normalisation and resizing: hand cases, torch, torchvision's transform."""
+"""Normalization and resizing: hand cases, torch, torchvision's transform."""
 
 from __future__ import annotations
+
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -10,14 +12,18 @@ import pytest
 from mrcnn_jax.ops.image import cubic_weights, double_bilinear, normalize, resize_bicubic, resize_bilinear
 
 F32 = np.finfo(np.float32).eps
+bilinear = jax.jit(resize_bilinear, static_argnums=1)
+bicubic = jax.jit(resize_bicubic, static_argnums=1)
+weights_of = jax.jit(cubic_weights, static_argnums=1)
+normalized = jax.jit(normalize, static_argnames=("mean", "std", "channel_order"))
 MEAN, STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
 
 
-def test_padding_is_zero_after_normalisation_whatever_it_holds():
+def test_padding_is_zero_after_normalization_whatever_it_holds():
     image = np.full((4, 6, 3), 200, np.uint8)
     clean = image.copy()
     clean[3:], clean[:, 4:] = 0, 0
-    run = jax.jit(lambda image: normalize(image, jnp.asarray([3, 4]), mean=MEAN, std=STD))
+    run = functools.partial(normalized, image_size=np.int32([3, 4]), mean=MEAN, std=STD)
     result = run(image)
     np.testing.assert_array_equal(result, run(clean))
     np.testing.assert_array_equal(result[3:], np.zeros((1, 6, 3)))
@@ -27,14 +33,14 @@ def test_padding_is_zero_after_normalisation_whatever_it_holds():
 
 def test_bgr_turns_the_channels_and_takes_means_in_that_order():
     image = np.uint8([[[10, 20, 30]]])
-    result = normalize(image, jnp.asarray([1, 1]), mean=(1, 2, 3), std=(1, 1, 2), channel_order="bgr")
+    result = normalized(image, np.int32([1, 1]), mean=(1, 2, 3), std=(1, 1, 2), channel_order="bgr")
     np.testing.assert_array_equal(result, [[[29.0, 18.0, 3.5]]])
 
 
 def test_normalize_maps_over_images_of_their_own_sizes():
     images = np.random.default_rng(0).integers(0, 256, (2, 5, 4, 3)).astype(np.uint8)
     sizes = np.int32([[5, 2], [3, 4]])
-    one = lambda image, size: normalize(image, size, mean=MEAN, std=STD)  # noqa: E731
+    one = lambda image, size: normalized(image, size, mean=MEAN, std=STD)  # noqa: E731
     batched = jax.vmap(one)(images, sizes)
     for i in range(2):
         np.testing.assert_array_equal(batched[i], one(images[i], sizes[i]))
@@ -42,8 +48,8 @@ def test_normalize_maps_over_images_of_their_own_sizes():
 
 def test_bilinear_by_hand():
     image = np.float32([0, 4]).reshape(1, 2, 1)
-    np.testing.assert_array_equal(resize_bilinear(image, (1, 4))[0, :, 0], [0, 1, 3, 4])
-    np.testing.assert_array_equal(resize_bilinear(image, (2, 1))[:, 0, 0], [2, 2])
+    np.testing.assert_array_equal(bilinear(image, (1, 4))[0, :, 0], [0, 1, 3, 4])
+    np.testing.assert_array_equal(bilinear(image, (2, 1))[:, 0, 0], [2, 2])
 
 
 @pytest.mark.parametrize("size", [(13, 9), (4, 31), (1, 1), (7, 5)])
@@ -54,8 +60,7 @@ def test_resize_equals_torch(size, mode):
     expected = torch.nn.functional.interpolate(
         torch.from_numpy(image.transpose(2, 0, 1)[None]), size=size, mode=mode, align_corners=False
     )[0].numpy()
-    resize = {"bilinear": resize_bilinear, "bicubic": resize_bicubic}[mode]
-    result = jax.jit(resize, static_argnums=1)(image, size)
+    result = {"bilinear": bilinear, "bicubic": bicubic}[mode](image, size)
     # Positions up to 12 with half an ulp each; the cubic's slope and its sum of absolute weights are below 2.
     np.testing.assert_allclose(result, expected.transpose(1, 2, 0), rtol=0, atol=4 * 12 * F32)
 
@@ -66,13 +71,13 @@ def test_cubic_weights_are_those_of_the_resize(sides):
     image = np.random.default_rng(1).random((7, 12, 1)).astype(np.float32)
     pixels = np.arange(64, dtype=np.int32)
     rows, columns = (
-        np.asarray(cubic_weights(pixels, old, jnp.int32(new))) for old, new in zip(image.shape[:2], sides, strict=True)
+        np.asarray(weights_of(pixels, old, np.int32(new))) for old, new in zip(image.shape[:2], sides, strict=True)
     )
     assert np.isfinite(rows).all()
     assert np.isfinite(columns).all()
     result = rows[: sides[0]] @ image[..., 0] @ columns[: sides[1]].T
     # The same weights in another order of summation: 16 terms whose sizes sum to less than 2.
-    np.testing.assert_allclose(result, resize_bicubic(image, sides)[..., 0], rtol=0, atol=16 * F32)
+    np.testing.assert_allclose(result, bicubic(image, sides)[..., 0], rtol=0, atol=16 * F32)
 
 
 @pytest.mark.parametrize("shape", [(2, 3, 5, 2), (1, 1, 4, 1)], ids=str)
@@ -83,8 +88,8 @@ def test_double_bilinear_is_the_resize_with_torchs_gradient(shape):
     doubled, pull = jax.vjp(jax.jit(double_bilinear), images)
     size = (2 * shape[1], 2 * shape[2])
     for image, result in zip(images, doubled, strict=True):
-        # Weights are 1/4 and 3/4 of two neighbours, twice: no more than four roundings of numbers below 1.
-        np.testing.assert_allclose(result, resize_bilinear(image, size), rtol=0, atol=4 * F32)
+        # Weights are 1/4 and 3/4 of two neighbors, twice: no more than four roundings of numbers below 1.
+        np.testing.assert_allclose(result, bilinear(image, size), rtol=0, atol=4 * F32)
     cotangent = rng.random(doubled.shape).astype(np.float32)
     theirs = torch.from_numpy(images.transpose(0, 3, 1, 2).copy()).requires_grad_()
     torch.nn.functional.interpolate(theirs, scale_factor=2, mode="bilinear", align_corners=False).backward(
@@ -96,7 +101,7 @@ def test_double_bilinear_is_the_resize_with_torchs_gradient(shape):
 
 def test_resize_takes_integers_and_gives_float32():
     image = np.random.default_rng(2).integers(0, 256, (6, 6, 1)).astype(np.uint8)
-    for resize in (resize_bilinear, resize_bicubic):
+    for resize in (bilinear, bicubic):
         same = resize(image, (6, 6))
         assert same.dtype == jnp.float32
         np.testing.assert_array_equal(same, image.astype(np.float32))
@@ -108,9 +113,10 @@ def test_golden_transform_torchvision(golden):
     for i, size in enumerate(arrays["image_sizes"]):
         height, width = (int(n) for n in size)
         image = arrays[f"img_u8_{i}"].transpose(1, 2, 0)
-        normal = normalize(image, jnp.asarray(image.shape[:2]), mean=tuple(mean), std=tuple(std))
+        normal = normalized(image, np.int32(image.shape[:2]), mean=tuple(mean), std=tuple(std))
         expected = arrays["batched"][i].transpose(1, 2, 0)
         result = np.zeros_like(expected)
-        result[:height, :width] = resize_bilinear(normal, (height, width))
-        # Positions in the image with half an ulp each, times the largest step between neighbours (5 deviations).
-        np.testing.assert_allclose(result, expected, rtol=0, atol=4 * F32 * max(image.shape) * 5)
+        result[:height, :width] = bilinear(normal, (height, width))
+        # Each side rounds a position three times, by half a unit, on two axes: six units in all, and a margin of two,
+        # times the largest step between neighbors (5 deviations).
+        np.testing.assert_allclose(result, expected, rtol=0, atol=12 * F32 * max(image.shape) * 5)

@@ -12,6 +12,7 @@ from mrcnn_jax.ops.matching import match
 
 RPN = {"positive": 0.7, "negative": 0.3, "allow_low_quality": True}
 ROI = {"positive": 0.5, "negative": 0.5, "allow_low_quality": False}
+iou_of = jax.jit(box_ops.iou)
 rpn_match = jax.jit(lambda iou, valid: match(iou, valid, **RPN))
 roi_match = jax.jit(lambda iou, valid: match(iou, valid, **ROI))
 
@@ -38,29 +39,29 @@ def match_oracle(iou, valid, *, positive, negative, allow_low_quality):
 
 
 def test_hand_case():
-    iou = jnp.array([[0.8, 0.5, 0.2, 0.0, 0.7], [0.1, 0.0, 0.25, 0.3, 0.25]])
-    matches, labels = match(iou, jnp.array([True, True]), **RPN)
+    iou = np.float32([[0.8, 0.5, 0.2, 0.0, 0.7], [0.1, 0.0, 0.25, 0.3, 0.25]])
+    matches, labels = rpn_match(iou, np.array([True, True]))
     np.testing.assert_array_equal(matches, [0, 0, 1, 1, 0])
     np.testing.assert_array_equal(labels, [1, -1, 0, 1, 1])  # the fourth is the best of the second box
     assert matches.dtype == labels.dtype == jnp.int32
 
 
 def test_every_anchor_at_the_best_overlap_is_claimed_and_keeps_its_own_best_box():
-    iou = jnp.array([[0.2, 0.2, 0.1], [0.25, 0.0, 0.4]])
-    matches, labels = match(iou, jnp.array([True, True]), **RPN)
+    iou = np.float32([[0.2, 0.2, 0.1], [0.25, 0.0, 0.4]])
+    matches, labels = rpn_match(iou, np.array([True, True]))
     np.testing.assert_array_equal(labels, [1, 1, 1])
     np.testing.assert_array_equal(matches, [1, 0, 1])  # the first is claimed by box 0, but box 1 covers it better
 
 
 def test_a_box_that_meets_no_anchor_claims_none():
-    _, labels = match(jnp.array([[0.0, 0.0], [0.9, 0.1]]), jnp.array([True, True]), **RPN)
+    _, labels = rpn_match(np.float32([[0, 0], [0.9, 0.1]]), np.array([True, True]))
     np.testing.assert_array_equal(labels, [1, 0])
 
 
 def test_without_ground_truth_all_are_negative():
-    for iou in (jnp.full((3, 4), 0.9), jnp.zeros((0, 4))):
-        for rules in (RPN, ROI):
-            matches, labels = match(iou, jnp.zeros(len(iou), bool), **rules)
+    for iou in (np.full((3, 4), 0.9, np.float32), np.zeros((0, 4), np.float32)):
+        for function in (rpn_match, roi_match):
+            matches, labels = function(iou, np.zeros(len(iou), bool))
             np.testing.assert_array_equal(labels, [0, 0, 0, 0])
             np.testing.assert_array_equal(matches, [0, 0, 0, 0])
 
@@ -69,7 +70,7 @@ def test_without_ground_truth_all_are_negative():
 overlap = st.sampled_from([0.0, 0.1, 0.3, 0.5, 0.6, 0.7, 0.9]).map(np.float32)
 
 
-@settings(max_examples=100)
+@settings(max_examples=60)
 @given(st.lists(overlap, min_size=28, max_size=28), st.lists(st.booleans(), min_size=4, max_size=4))
 def test_equals_the_oracle(values, valid):
     iou, valid = np.array(values, np.float32).reshape(4, 7), np.array(valid)
@@ -93,14 +94,13 @@ def test_padding_does_not_matter(garbage):
     np.testing.assert_array_equal(matches, np.flatnonzero(valid)[compact_matches])
 
 
-def test_jit_and_vmap_change_nothing():
+def test_vmap_changes_nothing():
     rng = np.random.default_rng(1)
     iou = rng.integers(0, 10, (3, 4, 30)).astype(np.float32) / 10
     valid = np.array([[True] * 4, [True, False, True, False], [False] * 4])
-    eager = [match(jnp.asarray(i), jnp.asarray(v), **RPN) for i, v in zip(iou, valid, strict=True)]
     batched = jax.vmap(rpn_match)(iou, valid)
     for image in range(3):
-        for got, expected in zip(batched, eager[image], strict=True):
+        for got, expected in zip(batched, rpn_match(iou[image], valid[image]), strict=True):
             np.testing.assert_array_equal(got[image], expected)
 
 
@@ -119,7 +119,7 @@ def test_golden_rpn_labels(golden):
     anchors = anchors[f"anchors_{height}x{width}"]
     for image, expected in enumerate(arrays["labels"]):
         gt = arrays[f"gt{image}"]
-        matches, labels = rpn_match(box_ops.iou(gt, anchors), np.ones(len(gt), bool))
+        matches, labels = rpn_match(iou_of(gt, anchors), np.ones(len(gt), bool))
         np.testing.assert_array_equal(labels, expected)
         if len(gt):
             positive = np.asarray(labels) == 1
@@ -130,7 +130,7 @@ def test_golden_roi_labels(golden):
     arrays = golden("tv_op_roi_box.npz")
     for image in range(len(arrays["image_shapes"])):
         gt, proposals = arrays[f"gt_boxes{image}"], arrays[f"proposals{image}"]
-        matches, labels = roi_match(box_ops.iou(gt, proposals), np.ones(len(gt), bool))
+        matches, labels = roi_match(iou_of(gt, proposals), np.ones(len(gt), bool))
         classes = np.append(arrays[f"gt_labels{image}"], 0)[np.where(labels == 1, matches, -1)]
         np.testing.assert_array_equal(classes, arrays[f"labels{image}"])
         positive = np.asarray(labels) == 1

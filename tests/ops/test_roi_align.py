@@ -63,16 +63,15 @@ def oracle(feature, boxes, *, scale, output_size, sampling_ratio, aligned):
 
 @functools.cache
 def pooled(output_size: Any, sampling_ratio: int, aligned: bool, scale: float = 0.25) -> Any:
-    """Compiled (features (B, H, W, C), boxes (R, 4), cotangent (B, R, h, w, C)) -> (result, gradient)."""
+    """Compiled (feature (H, W, C), boxes (R, 4), cotangent (R, h, w, C)) -> (result, gradient)."""
 
-    def run(features, boxes, cotangent):
-        def pool(features):
-            one = functools.partial(
-                roi_align, scale=scale, output_size=output_size, sampling_ratio=sampling_ratio, aligned=aligned
+    def run(feature, boxes, cotangent):
+        def pool(feature):
+            return roi_align(
+                feature, boxes, scale=scale, output_size=output_size, sampling_ratio=sampling_ratio, aligned=aligned
             )
-            return jax.vmap(one, in_axes=(0, None))(features, boxes)
 
-        result, pullback = jax.vjp(pool, features)
+        result, pullback = jax.vjp(pool, feature)
         return result, pullback(cotangent)[0]
 
     return jax.jit(run)
@@ -127,63 +126,63 @@ def test_strides_must_fit_the_levels():
 # ---------------------------------------------------------------- golden arrays
 
 
-def check_golden_roi_align(arrays: dict[str, np.ndarray], inputs: dict[str, np.ndarray]) -> None:
+def check_golden_roi_align(arrays: dict[str, np.ndarray], inputs: dict[str, np.ndarray], keys: list[str]) -> None:
     features, rois = nhwc(inputs["x"]), inputs["rois"]
-    image, row = rois[:, 0].astype(int), np.arange(len(rois))
-    for key in (k for k in arrays if k.startswith("out_")):
+    extent = max(features.shape[1:3])
+    for key in keys:
         aligned, sampling_ratio = key.split("_")[1:3]
         suffix = "" if arrays is not inputs else "_" + key.split("_")[3]
-        expected, gradient = nhwc(arrays[key]), nhwc(arrays["gin" + key[3:]])
-        cotangent = np.zeros((len(features), *expected.shape), np.float32)
-        cotangent[image, row] = nhwc(arrays["ct" + suffix])
+        expected, gradients = nhwc(arrays[key]), nhwc(arrays["gin" + key[3:]])
         run = pooled(expected.shape[1:3], int(sampling_ratio[1:]), aligned == "a1", float(inputs["spatial_scale"]))
-        result, pulled = run(features, rois[:, 1:], cotangent)
-        extent = max(features.shape[1:3])
-        np.testing.assert_allclose(
-            np.asarray(result)[image, row], expected, rtol=0, atol=tolerance(extent, features), err_msg=key
-        )
-        np.testing.assert_allclose(pulled, gradient, rtol=0, atol=tolerance(extent, gradient), err_msg=key)
+        for image, (feature, gradient) in enumerate(zip(features, gradients, strict=True)):
+            mine = rois[:, 0] == image
+            cotangent = np.where(mine[:, None, None, None], nhwc(arrays["ct" + suffix]), 0)
+            result, pulled = run(feature, rois[:, 1:], cotangent)
+            np.testing.assert_allclose(
+                np.asarray(result)[mine], expected[mine], rtol=0, atol=tolerance(extent, features), err_msg=key
+            )
+            np.testing.assert_allclose(pulled, gradient, rtol=0, atol=tolerance(extent, gradients), err_msg=key)
 
 
 def test_golden_roi_align_torchvision(golden):
+    """Of 3 x 5 bins one case alone: what differs from 7 x 7 is only which number is the height."""
     arrays = golden("tv_op_roi_align.npz")
-    check_golden_roi_align(arrays, arrays)
+    keys = [key for key in arrays if key.startswith("out_") and key.endswith("_7x7")]
+    check_golden_roi_align(arrays, arrays, [*keys, "out_a0_s2_3x5"])
 
 
 def test_golden_roi_align_detectron2(golden):
-    check_golden_roi_align(golden("d2_op_roi_align.npz"), golden("tv_op_roi_align.npz"))
+    arrays = golden("d2_op_roi_align.npz")
+    keys = [key for key in arrays if key.startswith("out_")]
+    check_golden_roi_align(arrays, golden("tv_op_roi_align.npz"), keys)
 
 
 def check_golden_pyramid(inputs, arrays, suffix, *, aligned, sampling_ratio, level_rule):
     maps = [nhwc(inputs[f"f{i}"]) for i in range(4)]
-    expected, cotangent = nhwc(arrays["out" + suffix]), nhwc(inputs["ct"])
+    expected, cotangents = nhwc(arrays["out" + suffix]), nhwc(inputs["ct"])
+    options = {"output_size": expected.shape[1:3], "sampling_ratio": sampling_ratio, "aligned": aligned}
+    options |= {"strides": tuple(round(1 / s) for s in inputs["scales"]), "level_rule": level_rule}
 
     @jax.jit
-    def run(maps):
-        def pool(maps):
-            parts = [
-                multilevel_roi_align(
-                    [m[i] for m in maps],
-                    inputs[f"boxes{i}"],
-                    strides=tuple(round(1 / s) for s in inputs["scales"]),
-                    output_size=expected.shape[1:3],
-                    sampling_ratio=sampling_ratio,
-                    aligned=aligned,
-                    level_rule=level_rule,
-                )
-                for i in range(len(maps[0]))
-            ]
-            return jnp.concatenate(parts)
-
-        result, pullback = jax.vjp(pool, maps)
+    def run(maps, boxes, cotangent):
+        result, pullback = jax.vjp(lambda maps: multilevel_roi_align(maps, boxes, **options), maps)
         return result, pullback(cotangent)[0]
 
-    result, gradient = run(maps)
-    extent = max(maps[0].shape[1:3])
-    np.testing.assert_allclose(result, expected, rtol=0, atol=tolerance(extent, maps[0]))
-    for i, part in enumerate(gradient):
-        wanted = nhwc(arrays[f"g{i}{suffix}"])
-        np.testing.assert_allclose(part, wanted, rtol=0, atol=tolerance(extent, wanted))
+    extent, images = max(maps[0].shape[1:3]), range(len(maps[0]))
+    slots, start = max(len(inputs[f"boxes{i}"]) for i in images), 0
+    for image in images:
+        boxes = inputs[f"boxes{image}"]
+        rows = slice(start, start + len(boxes))
+        start = rows.stop
+
+        def padded(array, slots=slots):
+            return np.concatenate([array, np.zeros((slots - len(array), *array.shape[1:]), array.dtype)])
+
+        result, gradient = run([m[image] for m in maps], padded(boxes), padded(cotangents[rows]))
+        np.testing.assert_allclose(result[: len(boxes)], expected[rows], rtol=0, atol=tolerance(extent, maps[0]))
+        for i, part in enumerate(gradient):
+            wanted = nhwc(arrays[f"g{i}{suffix}"])
+            np.testing.assert_allclose(part, wanted[image], rtol=0, atol=tolerance(extent, wanted))
 
 
 def test_golden_multiscale_roi_align_torchvision(golden):
@@ -195,7 +194,11 @@ def test_golden_multiscale_roi_align_torchvision(golden):
 
 @pytest.mark.parametrize(
     ("suffix", "aligned", "sampling_ratio"),
-    [("_ROIAlignV2_s0", True, 0), ("_ROIAlignV2_s2", True, 2), ("_ROIAlign_s2", False, 2)],
+    [
+        ("_ROIAlignV2_s0", True, 0),
+        ("_ROIAlignV2_s2", True, 2),
+        pytest.param("_ROIAlign_s2", False, 2, marks=pytest.mark.slow),  # as torchvision's but for the rule of levels
+    ],
 )
 def test_golden_roi_pooler_detectron2(golden, suffix, aligned, sampling_ratio):
     inputs, arrays = golden("tv_op_multiscale_roi_align.npz"), golden("d2_op_roi_pooler.npz")
@@ -214,77 +217,83 @@ side = st.one_of(
     st.just(0.0), st.integers(-80, 80 * 8).map(lambda n: n / 8), st.integers(1, 99).map(lambda n: n / 1024)
 )
 box = st.tuples(coordinate, coordinate, side, side).map(lambda b: (b[0], b[1], b[0] + b[2], b[1] + b[3]))
-MAP = np.random.default_rng(0).standard_normal((1, 20, 24, 2)).astype(np.float32)  # 80 x 96 pixels at scale 1/4
+MAP = np.random.default_rng(0).standard_normal((20, 24, 2)).astype(np.float32)  # 80 x 96 pixels at scale 1/4
+ONES = np.ones((6, 4, 2, 2), np.float32)
+
+
+def six(boxes: Any) -> np.ndarray:
+    """As many boxes as one program has, by repetition."""
+    return np.resize(np.float32(boxes), (6, 4))
 
 
 @pytest.mark.parametrize("aligned", [True, False])
 @pytest.mark.parametrize("sampling_ratio", [0, 2])
-@hypothesis.settings(max_examples=40)
+@hypothesis.settings(max_examples=25)
 @hypothesis.given(boxes=st.lists(box, min_size=6, max_size=6))
 def test_equals_the_oracle_and_its_transpose(boxes, sampling_ratio, aligned):
     boxes = np.array(boxes, np.float32)
     options = {"output_size": (4, 2), "sampling_ratio": sampling_ratio, "aligned": aligned}
-    cotangent = np.random.default_rng(1).standard_normal((1, 6, 4, 2, 2)).astype(np.float32)
+    cotangent = np.random.default_rng(1).standard_normal(ONES.shape).astype(np.float32)
     result, gradient = pooled(**options)(MAP, boxes, cotangent)
-    expected = oracle(MAP[0], boxes, scale=0.25, **options)
-    np.testing.assert_allclose(result[0], expected, rtol=0, atol=tolerance(24, MAP))
+    expected = oracle(MAP, boxes, scale=0.25, **options)
+    np.testing.assert_allclose(result, expected, rtol=0, atol=tolerance(24, MAP))
     assert np.isfinite(gradient).all()
     # The operator is linear: <cotangent, pool(map)> = <gradient, map>.
-    left, right = np.vdot(cotangent[0], expected), np.vdot(np.asarray(gradient, np.float64), MAP)
+    left, right = np.vdot(cotangent, expected), np.vdot(np.asarray(gradient, np.float64), MAP)
     np.testing.assert_allclose(right, left, rtol=0, atol=tolerance(24, MAP) * np.abs(cotangent).sum())
 
 
-@pytest.mark.parametrize("sampling_ratio", [0, 1, 3])
+@pytest.mark.parametrize("sampling_ratio", [0, 3])
 def test_thin_boxes_get_all_their_samples(sampling_ratio):
-    feature = np.random.default_rng(2).standard_normal((1, 6, 336, 2)).astype(np.float32)
+    feature = np.random.default_rng(2).standard_normal((6, 336, 2)).astype(np.float32)
     boxes = np.array([[0, 4, 1344, 8], [3, 1, 1341, 2.5], [0, 0, 1344, 24]], np.float32)  # 48 samples in a bin
     options = {"output_size": (7, 7), "sampling_ratio": sampling_ratio, "aligned": True}
-    cotangent = np.ones((1, 3, 7, 7, 2), np.float32)
+    cotangent = np.ones((3, 7, 7, 2), np.float32)
     result, gradient = pooled(**options)(feature, boxes, cotangent)
     np.testing.assert_allclose(
-        result[0], oracle(feature[0], boxes, scale=0.25, **options), rtol=0, atol=tolerance(336, feature)
+        result, oracle(feature, boxes, scale=0.25, **options), rtol=0, atol=tolerance(336, feature)
     )
     # Every weight of a bin inside of the map sums to one, so the gradient of the sum is the number of bins.
-    np.testing.assert_allclose(gradient.sum(axis=(0, 1, 2)), [3 * 49] * 2, rtol=OPERATIONS * F32 * 336)
+    np.testing.assert_allclose(gradient.sum(axis=(0, 1)), [3 * 49] * 2, rtol=OPERATIONS * F32 * 336)
 
 
 def test_adaptive_boxes_without_area_give_zero():
-    boxes = np.array([[8, 8, 8, 30], [8, 8, 30, 8], [20, 20, 10, 10], [5, 5, 5, 5]], np.float32)
-    result, gradient = pooled((4, 2), 0, True)(MAP, boxes, np.ones((1, 4, 4, 2, 2), np.float32))
+    boxes = six([[8, 8, 8, 30], [8, 8, 30, 8], [20, 20, 10, 10], [5, 5, 5, 5]])
+    result, gradient = pooled((4, 2), 0, True)(MAP, boxes, ONES)
     assert not np.any(result)
     assert not np.any(gradient)
 
 
 def test_impossible_coordinates_stay_finite():
-    boxes = np.array([[np.nan] * 4, [0, 0, np.inf, np.inf], [-3e38, -3e38, 3e38, 3e38], [1, 1, 9, 9]], np.float32)
+    boxes = six([[np.nan] * 4, [0, 0, np.inf, np.inf], [-3e38, -3e38, 3e38, 3e38], [1, 1, 9, 9]])
     for sampling_ratio, aligned in itertools.product((0, 2), (True, False)):
-        result, gradient = pooled((4, 2), sampling_ratio, aligned)(MAP, boxes, np.ones((1, 4, 4, 2, 2), np.float32))
+        result, gradient = pooled((4, 2), sampling_ratio, aligned)(MAP, boxes, ONES)
         assert np.isfinite(result).all()
         assert np.isfinite(gradient).all()
         options = {"output_size": (4, 2), "sampling_ratio": sampling_ratio, "aligned": aligned}
-        expected = oracle(MAP[0], boxes[3:], scale=0.25, **options)
-        np.testing.assert_allclose(result[0, 3:], expected, rtol=0, atol=tolerance(24, MAP))
+        expected = oracle(MAP, boxes[3:4], scale=0.25, **options)
+        np.testing.assert_allclose(result[3:4], expected, rtol=0, atol=tolerance(24, MAP))
 
 
 def test_samples_that_coincide_on_the_border_all_count():
     """A box without size whose fixed samples all lie exactly at the far border (cell 20 of 20) or at -1."""
-    boxes = np.array([[8, 82, 8, 82], [98, 8, 98, 20], [8, -2, 30, -2], [8, 82.5, 8, 82.5]], np.float32)
-    result, _ = pooled((4, 2), 2, True)(MAP, boxes, np.ones((1, 4, 4, 2, 2), np.float32))
-    expected = oracle(MAP[0], boxes, scale=0.25, output_size=(4, 2), sampling_ratio=2, aligned=True)
-    np.testing.assert_allclose(result[0], expected, rtol=0, atol=tolerance(24, MAP))
+    boxes = six([[8, 82, 8, 82], [98, 8, 98, 20], [8, -2, 30, -2], [8, 82.5, 8, 82.5]])
+    result, _ = pooled((4, 2), 2, True)(MAP, boxes, ONES)
+    expected = oracle(MAP, boxes, scale=0.25, output_size=(4, 2), sampling_ratio=2, aligned=True)
+    np.testing.assert_allclose(result, expected, rtol=0, atol=tolerance(24, MAP))
     assert np.all(expected[:3] != 0)
     assert not expected[3].any()
 
 
 def test_no_boxes():
-    result, gradient = pooled((4, 2), 0, True)(MAP, np.zeros((0, 4), np.float32), np.zeros((1, 0, 4, 2, 2), np.float32))
-    assert result.shape == (1, 0, 4, 2, 2)
+    result, gradient = pooled((4, 2), 0, True)(MAP, np.zeros((0, 4), np.float32), ONES[:0])
+    assert result.shape == (0, 4, 2, 2)
     np.testing.assert_array_equal(gradient, np.zeros_like(MAP))
 
 
 # ---------------------------------------------------------------- transformations
 
-STRIDES = (4, 8, 16)
+STRIDES = (4, 8)
 MAPS = [np.random.default_rng(s).standard_normal((2, 64 // s, 96 // s, 3)).astype(np.float32) for s in STRIDES]
 BOXES = np.array(
     [
@@ -295,46 +304,49 @@ BOXES = np.array(
 )
 
 
+COTANGENT = jnp.asarray(np.random.default_rng(5).standard_normal((2, 5, 3, 3, 3)), jnp.bfloat16).astype(jnp.float32)
+
+
 def pyramid(maps, boxes):
     return multilevel_roi_align(maps, boxes, strides=STRIDES, output_size=3, sampling_ratio=0, aligned=True)
 
 
-def loss(maps, boxes):
-    return jnp.sum(jnp.sin(pyramid(maps, boxes).astype(jnp.float32)))
+def both_ways(maps, boxes, cotangent):
+    """(result, gradients of the maps)."""
+    result, pullback = jax.vjp(lambda maps: pyramid(maps, boxes), maps)
+    return result, pullback(cotangent.astype(result.dtype))[0]
 
 
-compiled = jax.jit(pyramid)
-compiled_gradient = jax.jit(jax.grad(loss))
+compiled = jax.jit(both_ways)
 
 
-def test_jit_equals_eager():
-    for image in range(2):
-        maps = [m[image] for m in MAPS]
-        np.testing.assert_allclose(
-            pyramid(maps, BOXES[image]), compiled(maps, BOXES[image]), rtol=0, atol=tolerance(24, MAPS[0])
-        )
+def image(index: int) -> Any:
+    return [m[index] for m in MAPS], BOXES[index], COTANGENT[index]
 
 
 def test_vmap_equals_the_loop():
-    batched, gradients = jax.jit(jax.vmap(pyramid))(MAPS, BOXES), jax.jit(jax.vmap(jax.grad(loss)))(MAPS, BOXES)
-    for image in range(2):
-        maps = [m[image] for m in MAPS]
-        np.testing.assert_array_equal(batched[image], compiled(maps, BOXES[image]))
-        for joint, single in zip(gradients, compiled_gradient(maps, BOXES[image]), strict=True):
-            # Not to the bit: a compiled sum of products may round differently in another program.
-            np.testing.assert_allclose(joint[image], single, rtol=0, atol=tolerance(24, single))
+    """Up to rounding: another program may round a sum of products differently."""
+    batched, gradients = jax.jit(jax.vmap(both_ways))(MAPS, BOXES, COTANGENT)
+    for index in range(2):
+        result, parts = compiled(*image(index))
+        np.testing.assert_allclose(batched[index], result, rtol=0, atol=tolerance(24, MAPS[0]))
+        for joint, single in zip(gradients, parts, strict=True):
+            np.testing.assert_allclose(joint[index], single, rtol=0, atol=tolerance(24, single))
 
 
 def test_vmap_over_boxes_alone_shares_the_maps():
     maps = [m[0] for m in MAPS]
-    run = jax.vmap(pyramid, in_axes=(None, 0))
-    both = jax.jit(run)(maps, BOXES)
-    gradient = jax.jit(jax.grad(lambda maps: jnp.sum(jnp.sin(run(maps, BOXES)))))(maps)
-    parts = [compiled_gradient(maps, boxes) for boxes in BOXES]
-    for image in range(2):
-        np.testing.assert_array_equal(both[image], compiled(maps, BOXES[image]))
+
+    def run(maps, cotangent):
+        both, pullback = jax.vjp(lambda maps: jax.vmap(pyramid, in_axes=(None, 0))(maps, BOXES), maps)
+        return both, pullback(cotangent)[0]
+
+    both, gradient = jax.jit(run)(maps, COTANGENT)
+    alone = [compiled(maps, boxes, cotangent) for boxes, cotangent in zip(BOXES, COTANGENT, strict=True)]
+    for joint, (single, _) in zip(both, alone, strict=True):
+        np.testing.assert_allclose(joint, single, rtol=0, atol=tolerance(24, MAPS[0]))
     for level, total in enumerate(gradient):
-        expected = parts[0][level] + parts[1][level]
+        expected = alone[0][1][level] + alone[1][1][level]
         np.testing.assert_allclose(total, expected, rtol=0, atol=tolerance(24, expected))
 
 
@@ -342,52 +354,47 @@ def test_vmap_twice():
     maps = [np.stack([m, m[::-1]]) for m in MAPS]
     result = jax.jit(jax.vmap(jax.vmap(pyramid)))(maps, np.stack([BOXES, BOXES[::-1]]))
     np.testing.assert_array_equal(result[0], result[1][::-1])
-    np.testing.assert_array_equal(result[0, 0], compiled([m[0] for m in MAPS], BOXES[0]))
+    np.testing.assert_allclose(result[0, 0], compiled(*image(0))[0], rtol=0, atol=tolerance(24, MAPS[0]))
 
 
 def test_boxes_get_no_gradient():
-    gradient = jax.jit(jax.grad(loss, argnums=1))([m[0] for m in MAPS], BOXES[0])
-    np.testing.assert_array_equal(gradient, np.zeros_like(BOXES[0]))
+    maps, boxes, _ = image(0)
+    gradient = jax.jit(jax.grad(lambda boxes: jnp.sum(pyramid(maps, boxes))))(boxes)
+    np.testing.assert_array_equal(gradient, np.zeros_like(boxes))
+
+
+def half_ulp(values) -> np.ndarray:
+    """Half a unit in the last place of bfloat16, which has eight digits."""
+    return np.ldexp(1.0, np.frexp(np.asarray(values))[1] - 9)
 
 
 def test_bfloat16_features_are_summed_in_float32():
-    maps = [jnp.asarray(m[0], jnp.bfloat16) for m in MAPS]
-    wide = [m.astype(jnp.float32) for m in maps]
-    result, expected = compiled(maps, BOXES[0]), compiled(wide, BOXES[0])
-    assert result.dtype == jnp.bfloat16
-    # The only rounding is that of the result: it is the float32 result, to the bit.
-    np.testing.assert_array_equal(result, expected.astype(jnp.bfloat16))
-    gradient = compiled_gradient(maps, BOXES[0])
-    assert {g.dtype for g in gradient} == {jnp.dtype(jnp.bfloat16)}
-    # Rounding (half of 2^-8) moves the pooled values, hence their cosines, which are rounded themselves; the transpose
-    # adds these errors up with the weights of the cell; its result is rounded once more.
-    half = 2.0**-9
-    error = half * (float(jnp.max(jnp.abs(expected))) + 1.0)
-    weights = jax.grad(lambda maps: jnp.sum(pyramid(maps, BOXES[0])))(wide)
-    for part, reference, weight in zip(gradient, compiled_gradient(wide, BOXES[0]), weights, strict=True):
-        difference = jnp.abs(part.astype(jnp.float32) - reference)
-        assert np.all(difference <= error * weight + half * (jnp.abs(reference) + error * weight) + 1e-6)
+    maps, boxes, cotangent = image(0)
+    narrow = [jnp.asarray(m, jnp.bfloat16) for m in maps]
+    wide = [m.astype(jnp.float32) for m in narrow]
+    (result, gradient), (expected, others) = compiled(narrow, boxes, cotangent), compiled(wide, boxes, cotangent)
+    # The only rounding to bfloat16 is that of the result.
+    for ours, reference in zip([result, *gradient], [expected, *others], strict=True):
+        assert ours.dtype == jnp.bfloat16
+        difference = np.abs(ours.astype(jnp.float32) - reference)
+        assert np.all(difference <= half_ulp(reference) + tolerance(24, reference))
 
 
 @pytest.mark.parametrize("side", [1, roi_kernels.SQUARE])
 def test_both_formulations_agree(side):
     """The formulation that the platform of the tests does not choose is tested by the one that it does."""
-    maps = tuple(jnp.asarray(m) for m in MAPS)
-    boxes = jnp.asarray(BOXES.reshape(-1, 4))
-    levels = roi_levels(boxes, max_level=4) - 2
-    rois = roi_kernels.RoIs(boxes, levels, jnp.repeat(jnp.arange(2, dtype=jnp.int32), 5))
-    for sampling_ratio in (0, 2):
-        axes = _axes(
-            rois, maps, scales=(1 / 4, 1 / 8, 1 / 16), bins=(3, 3), sampling_ratio=sampling_ratio, aligned=True
-        )
-        wide = jax.jit(functools.partial(roi_kernels._forward_wide, side=side))(maps, rois, *axes)
-        narrow = jax.jit(roi_kernels._forward_cpu)(maps, rois, *axes)
-        np.testing.assert_allclose(wide, narrow, rtol=0, atol=tolerance(24, MAPS[0]))
-        cotangent = jnp.sin(narrow)
-        like = tuple(m[..., :0] for m in maps)
-        for a, b in zip(
-            jax.jit(functools.partial(roi_kernels._backward_wide, side=side))(like, rois, *axes, cotangent),
-            jax.jit(roi_kernels._backward_cpu)(like, rois, *axes, cotangent),
-            strict=True,
-        ):
-            np.testing.assert_allclose(a, b, rtol=0, atol=tolerance(24, np.asarray(b)))
+    boxes, images = BOXES.reshape(-1, 4), np.repeat(np.arange(2, dtype=np.int32), 5)
+    options = {"scales": (1 / 4, 1 / 8), "bins": (3, 3), "sampling_ratio": 0, "aligned": True}
+
+    @jax.jit
+    def run(maps, boxes):
+        rois = roi_kernels.RoIs(boxes, roi_levels(boxes, max_level=3) - 2, jnp.asarray(images))
+        axes = _axes(rois, maps, **options)
+        narrow = roi_kernels._forward_cpu(maps, rois, *axes)
+        given = tuple(m[..., :0] for m in maps), rois, *axes, jnp.sin(narrow)
+        wide = roi_kernels._forward_wide(maps, rois, *axes, side=side), roi_kernels._backward_wide(*given, side=side)
+        return wide, (narrow, roi_kernels._backward_cpu(*given))
+
+    wide, narrow = run(tuple(MAPS), boxes)
+    # A weight is as wrong as the coordinate is, whatever the map.
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=tolerance(24, np.asarray(b))), wide, narrow)

@@ -24,25 +24,16 @@ from mrcnn_jax.config import Config, to_json
 ROOT = Path(__file__).resolve().parents[2]
 PATIENCE = 300.0  # seconds; on a busy machine a process may take a minute to its first step
 _POLL = 0.05
+# A prelude of `train.py` without a network.
+LINEAR = """
+from support import linear
+linear.replace_network()
+"""
 # JAX lets only process 0 write compiled programs to the cache; on CPU those of another process are other entries.
 _EVERY_PROCESS_CACHES = """
 import types
 from jax._src import compiler
 compiler.distributed = types.SimpleNamespace(global_state=types.SimpleNamespace(process_id=0))
-"""
-# JAX lets only the first process write to the compilation cache; on CPUs each one's programs have names of their own,
-# which it would look for in vain and compile again in every test.
-_WRITE_CACHE = """
-from jax._src import compiler, distributed
-
-write = compiler._cache_write
-
-def write_as_first(*arguments):
-    distributed.global_state.process_id, own = 0, distributed.global_state.process_id
-    write(*arguments)
-    distributed.global_state.process_id = own
-
-compiler._cache_write = write_as_first
 """
 _DEVICE_COUNT = re.compile(r"--xla_force_host_platform_device_count=\d+")
 
@@ -183,6 +174,6 @@ def _environment(devices: int) -> dict[str, str]:
         "XLA_FLAGS": _DEVICE_COUNT.sub("", os.environ.get("XLA_FLAGS", "")).strip(),
         "JAX_COMPILATION_CACHE_DIR": str(ROOT / ".cache" / "xla"),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.5",
-        "PYTHONPATH": str(ROOT),
+        "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")]),
         "PYTHONUNBUFFERED": "1",
     }

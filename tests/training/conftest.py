@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import io
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
-from support import tiny
+from support import programs, tiny
 
 from mrcnn_jax.config import Config, ModelConfig
 
@@ -25,6 +26,14 @@ class Run(NamedTuple):
 @pytest.fixture(scope="session")
 def tiny_config(tiny_model_config: ModelConfig, tmp_path_factory: pytest.TempPathFactory) -> Config:
     return tiny.config(tiny_model_config, tmp_path_factory.mktemp("tiny"))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def shared_programs() -> Iterator[None]:
+    """Runs of the same network in this process share its train step."""
+    with pytest.MonkeyPatch.context() as patch:
+        programs.share_train_steps(patch.setattr)
+        yield
 
 
 @pytest.fixture(scope="session")

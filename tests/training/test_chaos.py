@@ -1,4 +1,4 @@
-"""The short form of `support/chaos.py`: a run that is killed at random moments ends as if it had not been, to the bit."""
+"""The short form of `support/chaos.py`: a run killed at random moments ends as if it had not been, to the bit."""
 
 from __future__ import annotations
 

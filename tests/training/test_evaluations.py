@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -13,8 +15,6 @@ import pytest
 from mrcnn_jax.config import ConfigError, EvalConfig
 from mrcnn_jax.data import load_split
 from mrcnn_jax.data.pipeline import eval_batches
-from mrcnn_jax.evaluation import inference
-from mrcnn_jax.models.rcnn import build_model, init_variables
 from mrcnn_jax.training import evaluations as module
 from mrcnn_jax.training.checkpoint import load_variables
 from mrcnn_jax.training.evaluations import EVALUATIONS, Evaluations
@@ -198,42 +198,28 @@ def test_a_metric_that_the_data_cannot_give_is_refused(config, tmp_path, held_ba
         Evaluations(masks, tmp_path, without, jax.local_devices())
 
 
-def test_validation_loss_does_not_depend_on_batches_and_devices(config, held_back):
-    """Sums and counts are added up before they are divided; empty slots count for nothing."""
-    variables = init_variables(build_model(config.model), jax.random.key(3))
-
-    def losses(batch_size, devices, masks):
-        divided = dataclasses.replace(config, eval=EvalConfig(batch_size=batch_size))
-        validation = Validation(config.model, jax.local_devices()[:devices], masks=masks, keypoints=False)
-        asked = []
-        with eval_batches(held_back, divided) as batches:
-            found = validation(variables, batches, lambda: asked.append(1))
-        assert len(asked) == -(-len(held_back) // batch_size)
-        return found
-
-    one, two = losses(3, 1, masks=True), losses(4, 2, masks=False)
-    parts = {f"validation/loss_{name}" for name in ("rpn_class", "rpn_box", "class", "box")}
-    assert two.keys() == {"validation/loss", *parts}
-    assert one.keys() == two.keys() | {"validation/loss_mask"}
-    for name in parts:
-        assert one[name] == pytest.approx(two[name], rel=1e-5)  # float32 sums of a thousand terms in another order
-    assert one["validation/loss"] == pytest.approx(sum(one[name] for name in (*parts, "validation/loss_mask")))
-
-
 SETTINGS = {
     "validate_every": 2,
     "evaluate_every": 4,
     "best_metric": "validation/loss",
-    "ema_decay": 0.9,
     "checkpoint_every": 100,
     "keep_checkpoints": 100,
 }
 
 
+class Measured(NamedTuple):
+    """A run with measurements."""
+
+    workdir: Path
+    state: Any
+    counts: list[tuple[int, int]]  # step of a measurement, compilations during it
+    validation: Validation
+
+
 @pytest.fixture(scope="module")
 def measured_run(tiny_config, tmp_path_factory):
-    """The tiny recipe with measurements; compilations during each of them."""
-    compilations, counts = [], []
+    """The tiny recipe with measurements."""
+    compilations, counts, used = [], [], []
 
     def listen(event, _, **__):
         if event == "/jax/core/compile/backend_compile_duration":
@@ -243,43 +229,60 @@ def measured_run(tiny_config, tmp_path_factory):
         before = len(compilations)
         found = original(self, step, state)
         counts.append((step, len(compilations) - before))
+        used.append(self._validation)
         return found
 
     jax.monitoring.register_event_duration_secs_listener(listen)
-    inference._program.cache_clear()  # of runs in this process before
     workdir = tmp_path_factory.mktemp("runs") / "measured"
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Evaluations, "measure", counting)
         state = train(measuring(tiny_config, **SETTINGS), workdir)
-    return workdir, jax.device_get(state), counts
+    assert len(set(used)) == 1
+    return Measured(workdir, jax.device_get(state), counts, used[0])
 
 
 def test_measuring_changes_nothing_of_the_training(measured_run, finished_run):
-    _, state, _ = measured_run
-    assert state.ema
-    jax.tree.map(
-        np.testing.assert_array_equal, state._replace(ema={}), jax.device_get(finished_run.state)._replace(ema={})
-    )
+    jax.tree.map(np.testing.assert_array_equal, measured_run.state, jax.device_get(finished_run.state))
+
+
+def test_validation_loss_does_not_depend_on_batches_and_devices(config, held_back, measured_run):
+    """Sums and counts are added up before they are divided; empty slots count for nothing."""
+    _, variables = load_variables(measured_run.workdir)
+
+    def losses(batch_size, validation):
+        divided = dataclasses.replace(config, eval=EvalConfig(batch_size=batch_size))
+        asked = []
+        with eval_batches(held_back, divided) as batches:
+            found = validation(variables, batches, lambda: asked.append(1))
+        assert len(asked) == -(-len(held_back) // batch_size)
+        return found
+
+    alone = Validation(config.model, jax.local_devices()[:1], masks=False, keypoints=False)
+    one, two = losses(3, alone), losses(4, measured_run.validation)
+    parts = {f"validation/loss_{name}" for name in ("rpn_class", "rpn_box", "class", "box")}
+    assert one.keys() == {"validation/loss", *parts}
+    assert two.keys() == one.keys() | {"validation/loss_mask"}
+    for name in parts:
+        assert one[name] == pytest.approx(two[name], rel=1e-5)  # float32 sums of a thousand terms in another order
+    assert two["validation/loss"] == pytest.approx(sum(two[name] for name in (*parts, "validation/loss_mask")))
 
 
 def test_measurements_compile_once(measured_run):
-    _, _, counts = measured_run
+    """The loss at 2; the detections, if no other run of this process has them, at 4; nothing any more."""
+    counts = measured_run.counts
     assert [step for step, _ in counts] == [2, 4, 6, 8]
-    assert all(count > 0 for _, count in counts[:2])  # the loss at 2, the detections at 4
+    assert counts[0][1] > 0
     assert [count for _, count in counts[2:]] == [0, 0]
 
 
 def test_a_run_with_measurements_leaves_them_behind(measured_run):
-    workdir, state, _ = measured_run
+    workdir = measured_run.workdir
     found = rows(workdir)
     assert [row["step"] for row in found] == [2, 4, 6, 8, 10]
     assert ["bbox/AP" in row for row in found] == [False, True, False, True, True]
     assert all(0 < row["validation/loss"] < 100 for row in found)
     best = min(found, key=lambda row: row["validation/loss"])["step"]
     assert [path.name for path in (workdir / "best").iterdir()] == [str(best)]
-    if best == 10:  # the averaged variables are what was measured and kept
-        _, variables = load_variables(workdir, "best")
-        jax.tree.map(np.testing.assert_array_equal, variables, state.inference_variables())
 
 
 @pytest.mark.slow
@@ -300,7 +303,7 @@ def test_killed_while_measuring_ends_the_same(killed, measured_run, tiny_config,
     with pytest.raises(SystemError):
         train(measuring(tiny_config, **SETTINGS), tmp_path)
     state = train(measuring(tiny_config, **SETTINGS), tmp_path)
-    workdir, expected, _ = measured_run
+    workdir, expected = measured_run.workdir, measured_run.state
     jax.tree.map(np.testing.assert_array_equal, jax.device_get(state), expected)
     assert rows(tmp_path) == rows(workdir)
     best = [path.name for path in (tmp_path / "best").iterdir()]

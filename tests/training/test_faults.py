@@ -1,7 +1,6 @@
 """What happens to a training when the files and processes around it go away: its words, its exit status, its resume.
 
-Whole runs of train.py in this process; only the arithmetic of a step is another, which needs no compilation worth
-the name, but depends on every pixel that it is given.
+Whole runs of train.py in this process, with three parameters in place of the network.
 """
 
 from __future__ import annotations
@@ -17,14 +16,13 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
+from support import linear
 from support.launch import ROOT, write_recipe
 
 from mrcnn_jax.data import load_split, train_batches
-from mrcnn_jax.training import parallel, run
+from mrcnn_jax.training import run
 from mrcnn_jax.training.evaluations import Evaluations
 from mrcnn_jax.training.logging import MetricsLog
 
@@ -33,16 +31,6 @@ STEPS = 20
 
 def stop():
     os.kill(os.getpid(), signal.SIGTERM)
-
-
-def make_step(*_, **__):
-    def step(state, batch, key):
-        seen = jax.lax.psum(jnp.sum(batch.images.astype(jnp.float32)), parallel.AXIS_NAME)
-        params = jax.tree.map(lambda leaf: leaf * 0.9 + seen * 1e-9, state.params)
-        metrics = {"loss": seen, "finite": jnp.isfinite(seen), "skipped": state.skipped}
-        return state._replace(step=state.step + 1, params=params), metrics
-
-    return step
 
 
 class Training:
@@ -73,10 +61,11 @@ class Training:
         assert "Traceback" not in said.err
         return ended.value.code, said.out + said.err
 
-    def losses(self) -> dict[int, float]:
+    def pixels(self) -> dict[int, int]:
+        """The sum of what each step has seen."""
         lines = [json.loads(line) for line in (self.workdir / "metrics.jsonl").read_text().splitlines()]
         assert [line["step"] for line in lines] == list(range(1, len(lines) + 1))
-        return {line["step"]: line["loss"] for line in lines}
+        return {line["step"]: line["pixels"] for line in lines}
 
     def records(self, split: str) -> Path:
         """The prepared records of a split."""
@@ -86,19 +75,18 @@ class Training:
 
 @pytest.fixture
 def training(tiny_config, tmp_path, capfd, monkeypatch):
-    monkeypatch.setattr(run, "make_train_step", make_step)
+    linear.replace_network(monkeypatch.setattr)
     monkeypatch.setattr(Evaluations, "finish", lambda *_: {"bbox/AP": 0.5})
     return Training(tiny_config, tmp_path, capfd, monkeypatch)
 
 
 @pytest.fixture(scope="module")
 def undisturbed(tiny_config):
-    """The losses of a run that nothing happens to: sums of whole numbers below 2**24, which float32 holds exactly."""
+    """What the steps of a run see that nothing happens to."""
     with train_batches(load_split(tiny_config.data, "train"), tiny_config) as batches:
-        losses = {step: float(next(batches).images.sum(dtype=np.int64)) for step in range(1, STEPS + 1)}
-    assert max(losses.values()) < 2**24
-    assert len(set(losses.values())) == STEPS
-    return losses
+        pixels = {step: int(next(batches).images.sum(dtype=np.int64)) for step in range(1, STEPS + 1)}
+    assert len(set(pixels.values())) == STEPS
+    return pixels
 
 
 def test_a_killed_loader_worker(training, undisturbed):
@@ -112,14 +100,14 @@ def test_a_killed_loader_worker(training, undisturbed):
     status, said = training(workers=2)
     assert status == 0
     assert 0 < int(re.search(rf": step (\d+) of {STEPS}", said)[1]) < STEPS
-    assert training.losses() == undisturbed
+    assert training.pixels() == undisturbed
 
 
 def test_records_deleted_meanwhile_are_read_to_the_end(training, undisturbed):
     """A file that is open stays until it is closed."""
     status, _ = training(at_step_5=lambda: shutil.rmtree(training.folder / "cache"))
     assert status == 0
-    assert training.losses() == undisturbed
+    assert training.pixels() == undisturbed
 
 
 def test_records_deleted_before_a_worker_opens_them(training, undisturbed):
@@ -139,7 +127,7 @@ def test_records_deleted_before_a_worker_opens_them(training, undisturbed):
     status, said = training()
     assert status == 0
     assert "16/16 images prepared" in said
-    assert training.losses() == undisturbed
+    assert training.pixels() == undisturbed
 
 
 def test_records_cut_short_meanwhile(training, undisturbed):
@@ -150,7 +138,7 @@ def test_records_cut_short_meanwhile(training, undisturbed):
     status, said = training()
     assert status == 0
     assert "16/16 images prepared" in said
-    assert training.losses() == undisturbed
+    assert training.pixels() == undisturbed
 
 
 @pytest.mark.parametrize("cut", [False, True])
@@ -163,7 +151,7 @@ def test_records_deleted_or_cut_short_between_two_runs(training, undisturbed, cu
     status, said = training()
     assert status == 0
     assert "16/16 images prepared" in said
-    assert training.losses() == undisturbed
+    assert training.pixels() == undisturbed
 
 
 def test_data_deleted_meanwhile_and_between_two_runs(training):
@@ -201,7 +189,7 @@ def test_torn_metrics(training, undisturbed):
     with (training.workdir / "metrics.jsonl").open("ab") as file:
         file.write(b'{"step": 6, "loss": 0.\xff\xfe\n12\n\0\0\0{"st')
     assert training()[0] == 0
-    assert training.losses() == undisturbed
+    assert training.pixels() == undisturbed
 
 
 def test_curves_that_cannot_be_drawn_cost_nothing_else(training):
@@ -210,4 +198,4 @@ def test_curves_that_cannot_be_drawn_cost_nothing_else(training):
     status, said = training()
     assert status == 0
     assert "no TensorBoard files: " in said
-    assert len(training.losses()) == STEPS
+    assert len(training.pixels()) == STEPS

@@ -7,6 +7,7 @@ import dataclasses
 import jax
 import numpy as np
 import pytest
+from support import linear
 
 from mrcnn_jax.config import Config, ConfigError
 from mrcnn_jax.models.rcnn import build_model, variable_shapes
@@ -29,6 +30,14 @@ def random_variables(model):
     return variables
 
 
+@pytest.fixture(scope="module", autouse=True)
+def linear_gradients():
+    """What a training begins with is the same whatever it learns."""
+    with pytest.MonkeyPatch.context() as patch:
+        linear.replace_gradients(patch.setattr)
+        yield
+
+
 @pytest.fixture(scope="module")
 def recipe(tiny_config) -> Config:
     """The tiny recipe with a frozen stem and res2, two steps long; it needs initial weights, and has other pixels."""
@@ -45,7 +54,7 @@ def coco_model(recipe):
 
 
 @pytest.fixture(scope="module")
-def fine_tuned(recipe, coco_model, tmp_path_factory):
+def fine_tuned(recipe, coco_model, linear_gradients, tmp_path_factory):
     """A run that began with a torchvision state dict of 90 classes, whose file is gone since: config, workdir."""
     folder = tmp_path_factory.mktemp("fine_tuned")
     file = folder / "coco.safetensors"

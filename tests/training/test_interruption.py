@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import os
 import signal
 import sys
@@ -12,19 +11,15 @@ from types import SimpleNamespace
 from unittest.mock import MagicMock
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.experimental import multihost_utils
+from support import linear
 
 from mrcnn_jax import processes
 from mrcnn_jax.config import TrainConfig
-from mrcnn_jax.structures import Batch
-from mrcnn_jax.training import parallel
 from mrcnn_jax.training.checkpoint import Checkpointer
 from mrcnn_jax.training.interruption import Interruptions, Stopped
-from mrcnn_jax.training.logging import MetricsLog
-from mrcnn_jax.training.loop import Loop
 from mrcnn_jax.training.step import TrainState
 
 SIGNALS = pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
@@ -240,24 +235,6 @@ def test_ticks_go_on_from_the_training_to_the_report(monkeypatch):
     assert service.ticks == [0, 1, 2, 3]  # each asks once more on leaving
 
 
-def linear_step(state: TrainState, batch: Batch, key: jax.Array):
-    pixels = batch.images.astype(jnp.float32).mean((1, 2, 3))
-    loss, gradient = jax.value_and_grad(lambda weight: jnp.sum((weight - pixels) ** 2))(state.params["weight"])
-    loss, gradient = jax.lax.psum((loss, gradient), parallel.AXIS_NAME)
-    after = state._replace(step=state.step + 1, params={"weight": state.params["weight"] - 0.01 * gradient})
-    return after, {"loss": loss, "finite": jnp.isfinite(loss), "skipped": state.skipped}
-
-
-def start() -> TrainState:
-    return TrainState(np.int32(0), {"weight": np.float32(1)}, {}, {}, {}, np.int32(0))
-
-
-def batches(first: int):
-    for step in itertools.count(first):
-        pixels = np.random.default_rng(step).integers(0, 200, (4, 4, 4, 3), dtype=np.uint8)
-        yield Batch(pixels, np.full((4, 2), 4, np.int32), np.arange(4, dtype=np.int32), np.ones(4, bool), ())
-
-
 class Calls:
     """What the loop does, and a signal right after the first time that it does `when`."""
 
@@ -272,12 +249,11 @@ class Calls:
 
 
 def fit(workdir, calls: Calls, *, steps=8, every=3) -> TrainState:
-    """Train a scalar, with measurements after every fifth step."""
-    devices = jax.local_devices()[:2]
-    compiled = parallel.compile_train_step(linear_step, devices)
+    """Train the linear model, with measurements after every fifth step."""
+    config = TrainConfig(steps=steps, batch_size=4, checkpoint_every=every)
 
     def train_step(state, batch, key):
-        after = compiled(state, batch, key)
+        after = linear.compiled_step()(state, batch, key)
         calls("step")
         return after
 
@@ -295,33 +271,30 @@ def fit(workdir, calls: Calls, *, steps=8, every=3) -> TrainState:
 
     sink = MagicMock()
     sink.advance = lambda step: calls(f"log {step}")
-    config = TrainConfig(steps=steps, batch_size=4, checkpoint_every=every)
     train_step.traces = 0
-    with (
-        Interruptions() as interruptions,
-        Saving(workdir, keep=10) as checkpointer,
-        MetricsLog([sink], every=1, last_step=steps, batch_size=4) as log,
-    ):
-        restored = checkpointer.restore_latest(start())
-        state = start() if restored is None else restored
-        loop = Loop(
+    evaluations = SimpleNamespace(
+        due=lambda step: step == 5, measure=measure, pictures=lambda _: {}, exhausted=lambda: False
+    )
+    with Interruptions() as interruptions:
+        return linear.fit(
+            workdir,
+            config,
+            sink,
             train_step=train_step,
-            config=config,
-            log=log,
-            checkpointer=checkpointer,
-            image_ids=list,
-            save_failure=lambda *_: "failure.npz",
+            checkpointer=Saving,
             interruptions=interruptions,
-            evaluations=SimpleNamespace(
-                due=lambda step: step == 5, measure=measure, pictures=lambda _: {}, exhausted=lambda: False
-            ),
-            devices=devices,
+            evaluations=evaluations,
         )
-        return jax.device_get(loop.run(state, batches(int(state.step)), jax.random.key(0)))
 
 
 def saved_steps(workdir):
     return sorted(int(path.name) for path in (workdir / "checkpoints").iterdir())
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory) -> TrainState:
+    """The end of a run that nothing happens to."""
+    return fit(tmp_path_factory.mktemp("whole"), Calls())
 
 
 # When the signal comes, what the run says, and the last step that is saved then. Steps are queued one ahead.
@@ -336,8 +309,7 @@ def saved_steps(workdir):
         ("save 8", "stopped", [3, 5, 6, 8]),
     ],
 )
-def test_the_same_call_goes_on_after_a_signal(when, said, saved, number, status, tmp_path):
-    whole = fit(tmp_path / "whole", Calls())
+def test_the_same_call_goes_on_after_a_signal(when, said, saved, number, status, tmp_path, whole):
     with pytest.raises(Stopped, match=rf": {said}; the same command") as stopped:
         fit(tmp_path / "parts", Calls(when, number))
     assert stopped.value.exit_status == status

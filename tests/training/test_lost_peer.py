@@ -1,4 +1,7 @@
-"""One of two processes is killed, stands still, or meets an error of its own: the other ends too, and says why."""
+"""One of two processes is killed, stands still, or meets an error of its own: the other ends too, and says why.
+
+Three parameters stand in place of the network.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,7 @@ import signal
 import time
 
 import pytest
-from support.launch import launch, write_recipe
+from support.launch import LINEAR, launch, write_recipe
 
 SILENCE = 10  # seconds, of --peer_timeout, where only the silence tells
 PATIENCE = 100  # seconds, of --peer_timeout, where we speak first: JAX would abort a process that has not yet ended
@@ -24,7 +27,9 @@ def start(tiny_config, tmp_path):
     jobs = []
 
     def start(prelude="", peer_timeout=PATIENCE):
-        job = launch(command, tmp_path / f"job{len(jobs)}", processes=2, peer_timeout=peer_timeout, prelude=prelude)
+        job = launch(
+            command, tmp_path / f"job{len(jobs)}", processes=2, peer_timeout=peer_timeout, prelude=LINEAR + prelude
+        )
         jobs.append(job)
         return job
 
@@ -65,7 +70,8 @@ def steps_of(workdir):
 
 @pytest.mark.slow
 def test_a_killed_process_ends_the_other_and_both_continue(start, tmp_path):
-    job = start(at_step(7, 1, "os.kill(os.getpid(), signal.SIGKILL)"))
+    # The other one waits for it meanwhile, and has the time to save.
+    job = start(at_step(7, 1, "time.sleep(5); os.kill(os.getpid(), signal.SIGKILL)"))
     assert code_of_the_other(job, 1) == 75, job.output()
     assert "process 0 of 2: error: a collective operation failed, another process is gone" in job.output()
     assert AGAIN in job.output()

@@ -2,28 +2,23 @@
 
 from __future__ import annotations
 
-import dataclasses
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
 from jax.sharding import Mesh, PartitionSpec
+from support import programs
 
-from mrcnn_jax.config import Config, ModelConfig, TrainConfig
+from mrcnn_jax.config import FPNConfig
 from mrcnn_jax.models.norms import Norm
-from mrcnn_jax.models.rcnn import build_model, init_variables, variable_shapes
-from mrcnn_jax.structures import Batch, GroundTruth
+from mrcnn_jax.models.rcnn import build_model, variable_shapes
 from mrcnn_jax.training.forward import Forward
-from mrcnn_jax.training.step import TrainState, create_state, make_train_step
+from mrcnn_jax.training.step import TrainState, create_state
 
 AXIS = "devices"
-IMAGES = 4
-KEY = jax.random.key(5)
-QUICKLY = {"xla_backend_optimization_level": 0}  # compiling well would take longer than all runs here
-OPTIMIZER = optax.chain(optax.add_decayed_weights(1e-2), optax.sgd(0.02, momentum=0.9))
+KEY = jax.random.key(7)
 
 
 def on_two_devices(function: Any, *, mapped: int) -> Any:
@@ -35,7 +30,7 @@ def on_two_devices(function: Any, *, mapped: int) -> Any:
         specs = (PartitionSpec(),) * (len(args) - mapped) + (PartitionSpec(AXIS),) * mapped
         out = {"same": PartitionSpec(), "cut": PartitionSpec(AXIS)}
         inner = jax.shard_map(function, mesh=mesh, in_specs=specs, out_specs=out, check_vma=False)
-        return jax.jit(inner, compiler_options=QUICKLY)(*args)
+        return jax.jit(inner)(*args)
 
     return spread
 
@@ -83,40 +78,16 @@ def test_synchronised_batch_norm_is_that_of_the_whole_batch(rows):
     np.testing.assert_allclose((after["mean"], after["var"]), expected, rtol=1e-5, atol=1e-6)
 
 
-def make_model_config(tiny: ModelConfig, norm: Any, **changes: Any) -> ModelConfig:
-    """Nothing of the backbone learns but res5: less to compile."""
-    backbone = dataclasses.replace(tiny.backbone, norm=norm, frozen_stages=4)
-    fpn = dataclasses.replace(tiny.fpn, norm=norm)
-    return dataclasses.replace(tiny, num_classes=5, backbone=backbone, fpn=fpn, **changes)
-
-
-def make_batch() -> Batch:
-    """Four images of noise with two brighter rectangles each."""
-    rng = np.random.default_rng(0)
-    images = rng.integers(0, 100, (IMAGES, 64, 64, 3), dtype=np.uint8)
-    corners = rng.integers(0, 24, (IMAGES, 2, 2))
-    boxes = np.concatenate([corners, corners + rng.integers(16, 32, (IMAGES, 2, 2))], axis=-1).astype(np.float32)
-    for image, some in zip(images, boxes.astype(int), strict=True):
-        for x0, y0, x1, y1 in some:
-            image[y0:y1, x0:x1] += 120
-    classes = rng.integers(1, 6, (IMAGES, 2)).astype(np.int32)
-    masks, keypoints = np.ones((IMAGES, 2, 8, 8), np.uint8), np.zeros((IMAGES, 2, 0, 3), np.float32)
-    truth = GroundTruth(boxes, classes, masks, boxes, keypoints, np.ones((IMAGES, 2), bool))
-    sizes = np.full((IMAGES, 2), 64, np.int32)
-    return Batch(images, sizes, np.arange(IMAGES, dtype=np.int32), np.ones(IMAGES, bool), truth)
-
-
-def test_empty_slot_has_no_part_in_batch_statistics(tiny_model_config):
+def test_empty_slot_has_no_part_in_batch_statistics():
     """Features, gradients and statistics of two devices are those of one with the images alone, whatever an empty slot
     holds."""
-    batch = make_batch()
-    config = make_model_config(tiny_model_config, "sync_bn")
-    variables = jax.device_get(init_variables(build_model(config), jax.random.key(0)))
-    state = {name: tree for name, tree in variables.items() if name != "params"}
+    batch = programs.make_batch((2, 2, 2, 2))
+    config = programs.make_config("sync_bn", fpn=FPNConfig(channels=16, norm="sync_bn"))
+    model, (_, params, state, *_) = build_model(config.model), programs.make_state(config)
 
     def run(axis_name, params, images, sizes, valid):
         def loss(params):
-            forward = Forward(build_model(config).clone(axis_name=axis_name), {"params": params, **state})
+            forward = Forward(model.clone(axis_name=axis_name), {"params": params, **state})
             features = forward(forward.model.features, images, sizes, valid)
             cost = sum(jnp.sum(jnp.where(valid[:, None, None, None], level, 0.0) ** 2) for level in features)
             return cost / 1000, (features[-1], forward.statistics())
@@ -127,12 +98,12 @@ def test_empty_slot_has_no_part_in_batch_statistics(tiny_model_config):
 
     images, sizes = batch.images.copy(), batch.image_sizes
     valid = np.array([True, True, True, False])
-    alone = jax.jit(lambda *args: run(None, *args), compiler_options=QUICKLY)
-    expected = alone(variables["params"], images[:3], sizes[:3], valid[:3])
+    alone = jax.jit(lambda *args: run(None, *args))
+    expected = alone(params, images[:3], sizes[:3], valid[:3])
     assert np.abs(expected["cut"]).max() > 0.1
     images[3] = np.random.default_rng(9).integers(0, 256, images[3].shape)
     spread = on_two_devices(lambda *args: run(AXIS, *args), mapped=3)
-    found = spread(variables["params"], images, sizes, valid)
+    found = spread(params, images, sizes, valid)
     np.testing.assert_allclose(found["cut"][:3], expected["cut"], rtol=1e-4, atol=1e-4)
     jax.tree.map(assert_close_to_largest, found["same"], expected["same"])
 
@@ -142,39 +113,17 @@ def assert_close_to_largest(actual: Any, expected: Any) -> None:
     assert np.abs(actual - expected).max() <= 1e-4 * max(np.abs(expected).max(), 1e-2)
 
 
-def make_step(config: ModelConfig, axis_name: str | None = None) -> Any:
-    whole = Config(model=config, train=TrainConfig(batch_size=IMAGES))
-    return make_train_step(build_model(config), whole, OPTIMIZER, lambda step: 0.02, axis_name=axis_name)
-
-
-def test_batch_without_images_is_a_step_with_a_gradient_of_zero(tiny_model_config):
-    """Momentum and weight decay go on, as they do for every parameter without a gradient; statistics stay."""
-    config = make_model_config(tiny_model_config, "bn")
-    state = create_state(OPTIMIZER, init_variables(build_model(config), jax.random.key(0)))
-    state = state._replace(opt_state=jax.tree.map(lambda x: x + 0.5, state.opt_state))
-    batch = make_batch()
-    batch = batch._replace(images=np.zeros_like(batch.images), valid=np.zeros(IMAGES, bool))
-    after, metrics = jax.jit(make_step(config), compiler_options=QUICKLY)(state, batch, KEY)
-    assert metrics["finite"]
-    assert float(metrics["loss"]) == 0
-    assert float(metrics["grad_norm"]) == 0
-    updates, _ = OPTIMIZER.update(jax.tree.map(jnp.zeros_like, state.params), state.opt_state, state.params)
-    expected = optax.apply_updates(state.params, updates)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-8), after.params, expected)
-    jax.tree.map(np.testing.assert_array_equal, after.model_state, state.model_state)
-
-
 @pytest.fixture(scope="module")
-def runs(tiny_model_config) -> dict[str, Any]:
+def runs() -> dict[str, Any]:
     """(states, metrics) of six steps from the same parameters, for each type that features are computed in."""
+    wide = programs.one_device()
+    # Another type is another program.
+    narrow = jax.jit(programs.make_step(programs.make_config(compute_dtype="bfloat16")))
     found = {}
-    for dtype in ("float32", "bfloat16"):
-        config = make_model_config(tiny_model_config, "gn", compute_dtype=dtype)
-        state = create_state(OPTIMIZER, init_variables(build_model(config), jax.random.key(0)))
-        step = jax.jit(make_step(config), compiler_options=QUICKLY)
-        outcomes = []
+    for dtype, step in (("float32", wide.step), ("bfloat16", narrow)):
+        state, outcomes = wide.state, []
         for _ in range(6):
-            state, metrics = step(state, make_batch(), KEY)
+            state, metrics = step(state, programs.make_batch((2, 2, 2, 2)), KEY)
             outcomes.append(jax.device_get((state, metrics)))
         found[dtype] = outcomes
     return found
@@ -190,7 +139,7 @@ def test_bfloat16_losses_are_those_of_float32(runs):
 
 
 def test_bfloat16_gradient_points_where_that_of_float32_does(runs):
-    """The momentum after one step is the gradient (and the decay, which is a hundredth of the parameters)."""
+    """The momentum after one step is the gradient."""
 
     def gradient(outcome: Any) -> np.ndarray:
         state: TrainState = outcome[0]
@@ -213,14 +162,16 @@ def test_bfloat16_leaves_the_state_in_float32(runs):
     assert {leaf.dtype.name for leaf in jax.tree.leaves((state, metrics))} <= {"float32", "int32", "bool"}
 
 
-def test_devices_add_up_in_float32(tiny_model_config):
+def test_devices_add_up_in_float32():
     """Everything that crosses devices: losses, counts, gradients, moments of batch norms and their gradients."""
-    config = make_model_config(tiny_model_config, "sync_bn", compute_dtype="bfloat16")
-    shapes = jax.eval_shape(lambda variables: create_state(OPTIMIZER, variables), variable_shapes(build_model(config)))
+    config = programs.make_config("sync_bn", compute_dtype="bfloat16")
+    variables = variable_shapes(build_model(config.model))
+    state = jax.eval_shape(lambda variables: create_state(programs.OPTIMIZER, variables), variables)
     mesh = Mesh(np.asarray(jax.local_devices()[:2]), (AXIS,))
     specs = (PartitionSpec(), PartitionSpec(AXIS), PartitionSpec())
-    step = jax.shard_map(make_step(config, AXIS), mesh=mesh, in_specs=specs, out_specs=PartitionSpec(), check_vma=False)
-    text = jax.jit(step).lower(shapes, make_batch(), KEY).as_text()
+    step = programs.make_step(config, axis_name=AXIS)
+    spread = jax.shard_map(step, mesh=mesh, in_specs=specs, out_specs=PartitionSpec(), check_vma=False)
+    text = jax.jit(spread).lower(state, programs.make_batch((2, 2, 2, 2)), KEY).as_text()
     lines = text.splitlines()
     types = []
     for index, line in enumerate(lines):

@@ -96,7 +96,7 @@ def test_a_recorded_run_trains_as_usual(finished_run, tmp_path):
     state = train(finished_run.config, tmp_path / "run", profile=True)
     jax.tree.map(np.testing.assert_array_equal, jax.device_get(state), jax.device_get(finished_run.state))
     content = only_trace(tmp_path / "run" / "profile")
-    assert events(content, "train") == [("train", step) for step in range(3, 8)]
+    assert events(content, "train") == [("train", step) for step in range(2, 7)]  # compiled already
     assert len(events(content, profiling.WAITING)) == len(events(content, "metrics")) == ROUNDS
     for part in ("backbone", "fpn", "rpn_head", "box_head", "mask_head"):  # names of modules
         assert f"/{part}/".encode() in content, part
@@ -106,7 +106,7 @@ def test_a_recorded_run_trains_as_usual(finished_run, tmp_path):
     assert not list(finished_run.workdir.rglob("profile"))  # nobody asked for one there
 
 
-def test_a_signal_in_the_middle_closes_the_recording(finished_run, tmp_path, monkeypatch):
+def test_a_signal_in_the_middle_closes_the_recording_and_the_run_goes_on(finished_run, tmp_path, monkeypatch):
     log_step = MetricsLog.step
 
     def step(self, number, metrics):
@@ -114,17 +114,27 @@ def test_a_signal_in_the_middle_closes_the_recording(finished_run, tmp_path, mon
         if number == 4:
             os.kill(os.getpid(), signal.SIGTERM)
 
-    monkeypatch.setattr(MetricsLog, "step", step)
-    with pytest.raises(Stopped, match="saved at step 5"):
-        train(finished_run.config, tmp_path / "run", profile=True)
-    assert events(only_trace(tmp_path / "run" / "profile"), "train") == [("train", step) for step in (3, 4, 5)]
+    with monkeypatch.context() as patch:
+        patch.setattr(MetricsLog, "step", step)
+        with pytest.raises(Stopped, match="saved at step 5"):
+            train(finished_run.config, tmp_path / "run", profile=True)
+    assert events(only_trace(tmp_path / "run" / "profile"), "train") == [("train", step) for step in (2, 3, 4, 5)]
+    state = train(finished_run.config, tmp_path / "run")
+    jax.tree.map(np.testing.assert_array_equal, jax.device_get(state), jax.device_get(finished_run.state))
 
 
 def test_an_evaluation_is_recorded(finished_run, tmp_path):
+    """Of four times as many images as the run has, so that there are enough batches of the size that is compiled."""
     config, variables = load_variables(finished_run.workdir)
-    config = dataclasses.replace(config, eval=dataclasses.replace(config.eval, batch_size=1))
+    data = dataclasses.replace(
+        config.data,
+        root=str(tmp_path / "shapes"),
+        cache_dir=str(tmp_path / "cache"),
+        shapes=dataclasses.replace(config.data.shapes, train_images=1, eval_images=16),
+    )
+    config = dataclasses.replace(config, data=data)
     evaluate_model(config, variables, tmp_path, profile=True)
     content = only_trace(tmp_path / "evaluation" / "profile")
-    assert events(content, "evaluate") == [("evaluate", 3), ("evaluate", 4)]
+    assert events(content, "evaluate") == [("evaluate", number) for number in (2, 3, 4)]
     assert events(content, "finish")
     assert b"detections/" in content

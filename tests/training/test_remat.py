@@ -26,7 +26,9 @@ from mrcnn_jax.structures import Batch, GroundTruth
 from mrcnn_jax.training import step as training_step
 from mrcnn_jax.training.gradients import make_gradients
 
-OPTIONS = {"xla_disable_hlo_passes": "cse_barrier_expander", "xla_backend_optimization_level": 0}
+# Without XLA's newer emitters, as the other tests are compiled, the two programs round otherwise, and batch norms of
+# few values make much of it.
+OPTIONS = {"xla_disable_hlo_passes": "cse_barrier_expander", "xla_cpu_use_fusion_emitters": True}
 BACKBONES = {
     "basic": BackboneConfig("resnet18", width=8, norm="bn", frozen_stages=0),
     "bottleneck": BackboneConfig("resnet50", width=8, norm="sync_bn", frozen_stages=2),
@@ -51,7 +53,9 @@ def configure(model: ModelConfig, backbone: str) -> ModelConfig:
     return dataclasses.replace(model, num_classes=3, backbone=chosen, fpn=FPNConfig(16, norm))
 
 
-@pytest.mark.parametrize("backbone", BACKBONES)
+@pytest.mark.parametrize(
+    "backbone", ["bottleneck", *(pytest.param(name, marks=pytest.mark.slow) for name in ("basic", "inverted"))]
+)
 def test_gradients_and_statistics_of_features_are_the_same(backbone, tiny_model_config):
     model = build_model(configure(tiny_model_config, backbone)).clone(axis_name="shares")
     variables = make_variables(model)
@@ -88,7 +92,7 @@ def test_gradients_losses_and_statistics_of_a_batch_are_the_same(tiny_model_conf
 
 def compare(learn: Callable[[bool], Any], arguments: tuple[Any, Any]) -> Any:
     """`learn(True)` gives what `learn(False)` gives, up to float32's rounding. On two shares of an axis, so that
-    synchronised statistics are gathered in both computations."""
+    synchronized statistics are gathered in both computations."""
     found = []
     for remat in (False, True):
         function = jax.jit(jax.vmap(learn(remat), (None, 0), axis_name="shares"), compiler_options=OPTIONS)

@@ -11,13 +11,13 @@ import subprocess
 import sys
 import textwrap
 import zipfile
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 import pytest
+from support import linear
 
 from mrcnn_jax import processes
 from mrcnn_jax.config import to_json
@@ -45,15 +45,15 @@ class Stopped(NamedTuple):
 
 
 class Poisoned:
-    """Batches, of which some have an image with a class that the model does not know: its loss is not a number."""
+    """Batches, of which some have an image that `poison` has made bad."""
 
-    def __init__(self, batches, start: int, seen: dict[int, Any]):
-        self._batches, self._step, self._seen = batches, start, seen
+    def __init__(self, batches, start: int, poison, seen: dict[int, Any]):
+        self._batches, self._step, self._poison, self._seen = batches, start, poison, seen
 
     def __next__(self):
         batch = jax.tree.map(np.array, next(self._batches))
         if self._step in POISONED:
-            batch.ground_truth.classes[SLOT] = np.where(batch.ground_truth.valid[SLOT], 99, 0)
+            self._poison(batch)
         self._seen[self._step] = batch
         self._step += 1
         return batch
@@ -69,21 +69,24 @@ class Poisoned:
         self._batches.__exit__(*error)
 
 
-@pytest.fixture(scope="module")
-def stopped(tiny_config, tmp_path_factory) -> Stopped:
-    """With batch norm, whose running statistics a bad step must leave alone too, and an average of the weights."""
-    model, train = tiny_config.model, tiny_config.train
-    config = dataclasses.replace(
-        tiny_config,
-        model=dataclasses.replace(model, backbone=dataclasses.replace(model.backbone, norm="bn")),
-        train=dataclasses.replace(train, checkpoint_every=1, max_skipped=1, ema_decay=0.9),
-    )
-    workdir = tmp_path_factory.mktemp("poisoned")
+def no_size(batch):
+    """The linear model's loss is not finite then."""
+    batch.image_sizes[SLOT] = linear.POISON
+
+
+def unknown_class(batch):
+    """The network's loss is not a number then."""
+    batch.ground_truth.classes[SLOT] = np.where(batch.ground_truth.valid[SLOT], 99, 0)
+
+
+def poisoned_run(config, workdir, poison) -> Stopped:
+    """With an average of the weights."""
+    train = dataclasses.replace(config.train, checkpoint_every=1, max_skipped=1, ema_decay=0.9)
     states, batches, warnings = {}, {}, []
     open_batches, save = run.train_batches, Checkpointer.save
 
     def poisoned_batches(dataset, config, *, start_step, **others):
-        return Poisoned(open_batches(dataset, config, start_step=start_step, **others), start_step, batches)
+        return Poisoned(open_batches(dataset, config, start_step=start_step, **others), start_step, poison, batches)
 
     def save_and_keep(self, step, state):
         states[step] = jax.device_get(state)
@@ -94,19 +97,38 @@ def stopped(tiny_config, tmp_path_factory) -> Stopped:
         patch.setattr(Checkpointer, "save", save_and_keep)
         patch.setattr("mrcnn_jax.training.loop.logger.warning", lambda text, *values: warnings.append(text % values))
         with pytest.raises(NonFiniteLossError) as error:
-            run.train(config, workdir)
+            run.train(dataclasses.replace(config, train=train), workdir)
     return Stopped(error.value, output.getvalue(), states, batches, workdir, warnings)
 
 
 @pytest.fixture(scope="module")
-def saved(stopped) -> Iterator[FailureFile]:
-    """What the run left; replays are compiled without optimisation, which takes longer than all their steps here."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield load_failure(stopped.error.saved)
-    jax.config.update("jax_disable_most_optimizations", False)
+def stopped(tiny_config, tmp_path_factory) -> Stopped:
+    """A run of the linear model, which has running statistics, as a bad step must leave those alone too."""
+    with pytest.MonkeyPatch.context() as patch:
+        linear.replace_network(patch.setattr)
+        return poisoned_run(tiny_config, tmp_path_factory.mktemp("poisoned"), no_size)
 
 
-def culprit(stopped) -> Any:
+@pytest.fixture(scope="module")
+def saved(stopped) -> FailureFile:
+    return load_failure(stopped.error.saved)
+
+
+@pytest.fixture(scope="module")
+def stopped_network(tiny_config, tmp_path_factory) -> Stopped:
+    """A run of a network with batch norm, whose step replay does again."""
+    model = tiny_config.model
+    model = dataclasses.replace(model, backbone=dataclasses.replace(model.backbone, norm="bn"))
+    config = dataclasses.replace(tiny_config, model=model)
+    return poisoned_run(config, tmp_path_factory.mktemp("poisoned_network"), unknown_class)
+
+
+@pytest.fixture(scope="module")
+def saved_network(stopped_network) -> FailureFile:
+    return load_failure(stopped_network.error.saved)
+
+
+def culprit(stopped: Stopped) -> Any:
     """The id of the bad image at which the run ended."""
     return stopped.error.image_ids[SLOT]
 
@@ -142,7 +164,7 @@ def test_error_names_step_images_and_file(stopped):
     assert [p.name for p in path.parent.iterdir()] == [path.name]
     assert f"python -m mrcnn_jax.training.replay {path}" in str(error)
     assert str(error.image_ids) in str(error)
-    assert "loss_class nan" in str(error)
+    assert "loss_linear inf" in str(error)
     assert sorted(stopped.states) == [1, 2, 3, 4, 5, 6]  # the bad step is in no checkpoint
 
 
@@ -169,33 +191,36 @@ def test_file_holds_the_step(stopped, saved):
 
 
 @pytest.mark.slow
-def test_replay_finds_image_and_loss(stopped, saved, capsys):
-    assert replay.main([stopped.error.saved]) == 1
+def test_replay_finds_image_and_loss(stopped_network, saved_network, capsys):
+    assert replay.main([stopped_network.error.saved]) == 1
     said = capsys.readouterr().out
-    assert said.splitlines()[-1] == f"reproduced: loss_class not finite. Not finite alone: image {culprit(stopped)}"
+    assert (
+        said.splitlines()[-1]
+        == f"reproduced: loss_class not finite. Not finite alone: image {culprit(stopped_network)}"
+    )
     assert "the state before the step is finite" in said
     assert said.count("<- loss_class not finite") == 1
-    metrics, _ = replay.whole_step(saved)
-    for name, value in saved.failure.metrics.items():
+    metrics, _ = replay.whole_step(saved_network)
+    for name, value in saved_network.failure.metrics.items():
         if name.startswith("loss"):
             np.testing.assert_allclose(metrics[name], value, rtol=ROUNDING, err_msg=name)
     assert sum(np.isfinite(value) for name, value in metrics.items() if name.startswith("loss_")) == 4
 
 
 @pytest.mark.slow
-def test_replay_of_a_good_step_says_so(saved, capsys):
-    truth = saved.failure.batch.ground_truth
+def test_replay_of_a_good_step_says_so(saved_network, capsys):
+    truth = saved_network.failure.batch.ground_truth
     good = truth._replace(classes=np.minimum(truth.classes, 1))
-    step = saved.failure._replace(batch=saved.failure.batch._replace(ground_truth=good))
-    assert not replay.replay(saved._replace(failure=step))
+    step = saved_network.failure._replace(batch=saved_network.failure.batch._replace(ground_truth=good))
+    assert not replay.replay(saved_network._replace(failure=step))
     assert capsys.readouterr().out.splitlines()[-1].startswith("all finite here")
 
 
 @pytest.mark.slow
-def test_replay_tells_bad_parameters_from_bad_images(saved, capsys):
-    state = jax.tree.map(np.copy, saved.failure.state)
+def test_replay_tells_bad_parameters_from_bad_images(saved_network, capsys):
+    state = jax.tree.map(np.copy, saved_network.failure.state)
     state["params"]["box_head"]["logits"]["bias"][0] = np.nan
-    assert replay.replay(saved._replace(failure=saved.failure._replace(state=state)))
+    assert replay.replay(saved_network._replace(failure=saved_network.failure._replace(state=state)))
     said = capsys.readouterr().out
     assert "params: 1 of" in said
     assert "  box_head/logits/bias: 1 of " in said
@@ -278,7 +303,7 @@ def test_parts_of_several_processes_come_together(stopped, saved, tmp_path, monk
 
 
 @pytest.mark.slow
-def test_command_needs_no_packages_for_data(stopped):
+def test_command_needs_no_packages_for_data(stopped_network):
     """In a process of its own, in which those cannot be imported."""
     blocked = ["cv2", "grain", "tensorflow_datasets", "array_record", "pycocotools", "PIL", "orbax"]
     script = f"""
@@ -288,7 +313,7 @@ def test_command_needs_no_packages_for_data(stopped):
         sys.exit(main(sys.argv[1:]))
     """
     done = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(script), stopped.error.saved],
+        [sys.executable, "-c", textwrap.dedent(script), stopped_network.error.saved],
         env={**os.environ, "PYTHONPATH": str(ROOT), "JAX_COMPILATION_CACHE_DIR": str(ROOT / ".cache" / "xla")},
         cwd=ROOT.parent,
         capture_output=True,
@@ -296,4 +321,4 @@ def test_command_needs_no_packages_for_data(stopped):
         timeout=600,
     )
     assert done.returncode == 1, done.stderr
-    assert f"Not finite alone: image {culprit(stopped)}" in done.stdout.splitlines()[-1]
+    assert f"Not finite alone: image {culprit(stopped_network)}" in done.stdout.splitlines()[-1]

@@ -4,72 +4,36 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from support import programs
+from support.programs import IMAGES, LEARNING_RATE
 
 from mrcnn_jax.config import Config
-from mrcnn_jax.models.rcnn import build_model, init_variables, variable_shapes
-from mrcnn_jax.structures import Batch, GroundTruth
+from mrcnn_jax.models.rcnn import build_model, variable_shapes
+from mrcnn_jax.structures import Batch
 from mrcnn_jax.training.step import create_state, make_train_step
 
-LEARNING_RATE = 0.1
 KEY = jax.random.key(7)
-LOSSES = {"loss_rpn_class", "loss_rpn_box", "loss_class", "loss_box", "loss_mask"}
+LOSSES = {"loss_rpn_class", "loss_rpn_box", "loss_class", "loss_box", "loss_mask", "loss_keypoint"}
 # Losses are sums of some hundred float32 terms in another order.
 ROUNDING = 1e-5
 
 
-def schedule(step):
-    return LEARNING_RATE / (1 + step)
-
-
-class Setup(NamedTuple):
-    step: Any  # the compiled train step
-    state: Any  # before the first step
-    traces: list[int]  # one entry for each time that the step was traced
-
-
 @pytest.fixture(scope="module")
-def setup(tiny_model_config) -> Setup:
-    # Nothing of the backbone learns but res5: less to compile.
-    backbone = dataclasses.replace(tiny_model_config.backbone, frozen_stages=4)
-    config = Config(model=dataclasses.replace(tiny_model_config, num_classes=5, backbone=backbone))
-    model = build_model(config.model)
-    optimizer = optax.sgd(LEARNING_RATE)
-    train_step = make_train_step(model, config, optimizer, schedule)
-    traces: list[int] = []
-
-    def counted(state, batch, key):
-        traces.append(len(traces))
-        return train_step(state, batch, key)
-
-    # Compiled without optimisation, which takes longer than all its runs here.
-    step = jax.jit(counted, compiler_options={"xla_backend_optimization_level": 0})
-    return Setup(step, create_state(optimizer, init_variables(model, jax.random.key(0))), traces)
+def setup() -> programs.Program:
+    return programs.one_device()
 
 
 def make_batch(seed: int = 0) -> Batch:
-    """Two images of grey noise with two bright rectangles each, in four slots."""
-    rng = np.random.default_rng(seed)
-    images = rng.integers(0, 100, (2, 64, 64, 3), dtype=np.uint8)
-    corners = rng.integers(0, 24, (2, 4, 2))
-    boxes = np.concatenate([corners, corners + rng.integers(16, 32, (2, 4, 2))], axis=-1).astype(np.float32)
-    for image, some in zip(images, boxes.astype(int), strict=True):
-        for x0, y0, x1, y1 in some[:2]:
-            image[y0:y1, x0:x1] += 120
-    valid = np.tile([True, True, False, False], (2, 1))
-    boxes = np.where(valid[..., None], boxes, 0)
-    classes = np.where(valid, rng.integers(1, 6, (2, 4)), 0).astype(np.int32)
-    truth = GroundTruth(
-        boxes, classes, np.ones((2, 4, 8, 8), np.uint8), boxes, np.zeros((2, 4, 0, 3), np.float32), valid
-    )
-    sizes = np.int32([[64, 64], [60, 64]])
-    return Batch(images, sizes, np.int32([11, 12]), np.ones(2, bool), truth)
+    """Two images with two objects each, the second one cut off below, and two slots without an image."""
+    batch = programs.make_batch((2, 2), seed)
+    batch.image_sizes[1, 0] = 60
+    return batch
 
 
 def swapped(batch: Batch) -> Batch:
@@ -78,7 +42,7 @@ def swapped(batch: Batch) -> Batch:
 
 def without(batch: Batch, slot: int) -> Batch:
     """The batch with one slot that holds no image."""
-    return batch._replace(valid=batch.valid & (np.arange(2) != slot))
+    return batch._replace(valid=batch.valid & (np.arange(IMAGES) != slot))
 
 
 def losses_of(metrics) -> np.ndarray:
@@ -96,18 +60,23 @@ def test_loss_decreases(setup):
 
 
 def test_every_parameter_learns_that_is_not_frozen(setup):
-    after, _ = setup.step(setup.state, make_batch(), KEY)
-    moved = jax.tree.map(lambda a, b: bool(np.not_equal(a, b).any()), after.params, setup.state.params)
-    for name in ("stem", "res2", "res3", "res4"):
-        assert not any(jax.tree.leaves(moved["backbone"].pop(name)))
-    assert all(jax.tree.leaves(moved)), moved
+    after = setup.state
+    for _ in range(4):  # of many images, so that anchors of every level are sampled
+        after, _ = setup.step(after, programs.make_batch((5, 5, 5, 5)), KEY)
+    leaves = jax.tree_util.tree_leaves_with_path(jax.tree.map(np.array_equal, after.params, setup.state.params))
+    still = {jax.tree_util.keystr(path, simple=True, separator="/") for path, same in leaves if same}
+    frozen = {
+        name for name in still if name.startswith(("backbone/stem", "backbone/res2", "backbone/res3", "backbone/res4"))
+    }
+    assert {name.split("/")[1] for name in frozen} == {"stem", "res2", "res3", "res4"}
+    assert still - frozen == set()
 
 
 def test_metrics_describe_the_step(setup):
     after, metrics = setup.step(setup.state._replace(step=jnp.int32(3)), make_batch(), KEY)
     assert set(metrics) > LOSSES
     np.testing.assert_allclose(metrics["loss"], losses_of(metrics).sum(), rtol=1e-6)
-    np.testing.assert_allclose(metrics["learning_rate"], schedule(3), rtol=1e-6)
+    np.testing.assert_allclose(metrics["learning_rate"], LEARNING_RATE / 4, rtol=1e-6)
     assert int(metrics["num_rois"]) == 32
     assert 0 < int(metrics["num_positive_rois"]) <= 8  # a quarter of 16 in each image
     updates = jax.tree.map(lambda a, b: np.square(np.subtract(a, b)).sum(), setup.state.params, after.params)
@@ -151,15 +120,11 @@ def test_empty_image_slot_contributes_nothing(setup):
     batch = make_batch()
     filled = [setup.step(setup.state, without(batch, 1), KEY)]
     garbage = make_batch(5)
-    truth = jax.tree.map(lambda ours, other: np.stack([ours[0], other[1]]), batch.ground_truth, garbage.ground_truth)
+    images, truth = jax.tree.map(np.copy, (batch.images, batch.ground_truth))
+    for ours, other in zip((images, *truth), (garbage.images, *garbage.ground_truth), strict=True):
+        ours[1] = other[1]
     truth.boxes[1], truth.mask_windows[1], truth.classes[1] = np.nan, np.nan, 99
-    filled.append(
-        setup.step(
-            setup.state,
-            without(batch, 1)._replace(images=np.stack([batch.images[0], garbage.images[1]]), ground_truth=truth),
-            KEY,
-        )
-    )
+    filled.append(setup.step(setup.state, without(batch, 1)._replace(images=images, ground_truth=truth), KEY))
     jax.tree.map(np.testing.assert_array_equal, *filled)
 
     _, both = setup.step(setup.state, batch, KEY)
@@ -218,17 +183,21 @@ def test_image_without_objects_is_background(setup):
     state, metrics = setup.step(setup.state, batch._replace(ground_truth=truth), KEY)
     assert metrics["finite"]
     assert int(metrics["num_positive_rois"]) == 0
-    assert [float(metrics[name]) for name in ("loss_rpn_box", "loss_box", "loss_mask")] == [0, 0, 0]
+    assert [float(metrics[name]) for name in ("loss_rpn_box", "loss_box", "loss_mask", "loss_keypoint")] == [0] * 4
     assert float(metrics["loss_class"]) > 0
     assert float(metrics["loss_rpn_class"]) > 0
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(state.params))
 
 
-def test_batch_without_images_changes_nothing(setup):
-    batch = make_batch()
-    state, metrics = setup.step(setup.state, batch._replace(valid=np.zeros(2, bool)), KEY)
-    assert float(metrics["loss"]) == 0
-    jax.tree.map(np.testing.assert_array_equal, state.params, setup.state.params)
+def test_batch_without_images_is_a_step_with_a_gradient_of_zero(setup):
+    """Momentum goes on, as it does for every parameter without a gradient."""
+    batch = make_batch()._replace(valid=np.zeros(IMAGES, bool))
+    before = setup.state._replace(opt_state=jax.tree.map(lambda x: x + np.float32(0.5), setup.state.opt_state))
+    after, metrics = setup.step(before, batch, KEY)
+    assert metrics["finite"]
+    assert (float(metrics["loss"]), float(metrics["grad_norm"])) == (0, 0)
+    expected = jax.tree.map(lambda leaf: leaf - np.float32(LEARNING_RATE * 0.9 * 0.5), before.params)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-8), after.params, expected)
 
 
 def test_loss_that_is_not_finite_is_reported(setup):
@@ -250,11 +219,11 @@ def test_state_keeps_its_form(tiny_model_config, norm, compute_dtype, masks):
         tiny_model_config, num_classes=5, backbone=backbone, mask=mask, compute_dtype=compute_dtype
     )
     model, optimizer = build_model(model_config), optax.adam(1e-3)
-    step = make_train_step(model, Config(model=model_config), optimizer, schedule)
+    step = make_train_step(model, Config(model=model_config), optimizer, lambda step: 1e-3)
     state = jax.eval_shape(lambda: create_state(optimizer, jax.tree.map(jnp.zeros_like, variable_shapes(model))))
     after, metrics = jax.eval_shape(step, state, make_batch(), KEY)
     assert jax.tree.structure(after) == jax.tree.structure(state)
     form = [[(leaf.shape, leaf.dtype, leaf.weak_type) for leaf in jax.tree.leaves(tree)] for tree in (state, after)]
     assert form[0] == form[1]
     assert {leaf.dtype.name for leaf in jax.tree.leaves(after)} == {"float32", "int32"}
-    assert LOSSES - set(metrics) == (set() if masks else {"loss_mask"})
+    assert LOSSES - set(metrics) == {"loss_keypoint"} | (set() if masks else {"loss_mask"})

@@ -11,9 +11,11 @@ from typing import NamedTuple
 import jax
 import numpy as np
 import pytest
-from support.launch import launch, write_recipe
+from support import linear
+from support.launch import LINEAR, launch, write_recipe
 
 from mrcnn_jax.training.checkpoint import Checkpointer
+from mrcnn_jax.training.run import train
 
 pytestmark = pytest.mark.slow
 
@@ -37,6 +39,7 @@ from mrcnn_jax.training.loop import Loop
 start_step = Loop._start_step
 def first_step(*arguments):
     threading.Timer(0.1, stop).start()
+    time.sleep(0.5)  # as if the compilation took so long
     return start_step(*arguments)
 Loop._start_step = first_step
 """
@@ -92,14 +95,23 @@ class Stop(NamedTuple):
 
 
 @pytest.fixture(scope="module")
-def story(finished_run, tmp_path_factory):
+def whole(tiny_config, tmp_path_factory):
+    """The run that nothing happens to: its state and workdir. Three parameters stand in place of the network."""
+    workdir = tmp_path_factory.mktemp("whole") / "run"
+    with pytest.MonkeyPatch.context() as patch:
+        linear.replace_network(patch.setattr)
+        return train(tiny_config, workdir), workdir
+
+
+@pytest.fixture(scope="module")
+def story(tiny_config, tmp_path_factory):
     """The same command again and again, stopped by something else each time, and in the end not at all."""
     folder = tmp_path_factory.mktemp("stops")
-    recipe, workdir = write_recipe(finished_run.config, folder / "recipe.py"), folder / "run"
+    recipe, workdir = write_recipe(tiny_config, folder / "recipe.py"), folder / "run"
 
     def run(name: str, prelude: str, *overrides: str) -> Stop:
         command = ["train.py", f"--config={recipe}", f"--workdir={workdir}", *overrides]
-        with launch(command, folder / name, devices=2, prelude=STOP + prelude) as job:
+        with launch(command, folder / name, devices=2, prelude=LINEAR + STOP + prelude) as job:
             [code] = job.wait()
             end, output = time.monotonic(), job.output()
         sent = re.search(r"signal at ([\d.]+)", output)
@@ -155,13 +167,14 @@ def test_a_checkpoint_that_is_being_written_does_not_count_yet(story):
     assert re.fullmatch(r"\['1', '3', '6\.orbax-checkpoint-tmp[^']*'\]", there[1])
 
 
-def test_in_the_end_nothing_shows_of_it(story, finished_run):
+def test_in_the_end_nothing_shows_of_it(story, whole):
+    expected, workdir = whole
     assert story.stops["end"].code == 0, story.stops["end"].output
-    template = jax.eval_shape(lambda: finished_run.state)
+    template = jax.eval_shape(lambda: expected)
     with Checkpointer(story.workdir, keep=2) as checkpointer:
         state = checkpointer.restore_latest(template)
-    jax.tree.map(np.testing.assert_array_equal, state, jax.device_get(finished_run.state))
-    assert losses(story.workdir) == losses(finished_run.workdir)
+    jax.tree.map(np.testing.assert_array_equal, state, jax.device_get(expected))
+    assert losses(story.workdir) == losses(workdir)
 
 
 def losses(workdir):
@@ -170,11 +183,11 @@ def losses(workdir):
     return [line["loss"] for line in lines]
 
 
-def test_a_signal_to_one_of_two_processes_stops_both_at_the_same_step(finished_run, tmp_path):
-    recipe, workdir = write_recipe(finished_run.config, tmp_path / "recipe.py"), tmp_path / "run"
+def test_a_signal_to_one_of_two_processes_stops_both_at_the_same_step(tiny_config, whole, tmp_path):
+    recipe, workdir = write_recipe(tiny_config, tmp_path / "recipe.py"), tmp_path / "run"
     command = ["train.py", f"--config={recipe}", f"--workdir={workdir}"]
     # Steps that take a while, as real ones do: the processes agree in the background.
-    prelude = STOP + STEP.format(number=3, process=1, how="") + SLOWLY
+    prelude = LINEAR + STOP + STEP.format(number=3, process=1, how="") + SLOWLY
     with launch(command, tmp_path / "stopped", processes=2, prelude=prelude) as job:
         assert job.wait() == [143, 143], job.output(0) + job.output(1)
         stopped = re.search(r"SIGTERM: saved at step (\d+); the same command continues", job.output())
@@ -182,6 +195,6 @@ def test_a_signal_to_one_of_two_processes_stops_both_at_the_same_step(finished_r
     assert 3 <= saved <= 5
     assert str(saved) in [path.name for path in (workdir / "checkpoints").iterdir()]
 
-    with launch(command, tmp_path / "end", processes=2) as job:
+    with launch(command, tmp_path / "end", processes=2, prelude=LINEAR) as job:
         assert f": step {saved} of 10" in job.succeed()
-    np.testing.assert_allclose(losses(workdir), losses(finished_run.workdir), rtol=1e-5)
+    np.testing.assert_allclose(losses(workdir), losses(whole[1]), rtol=1e-5)

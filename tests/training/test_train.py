@@ -11,7 +11,8 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from support.launch import launch, write_recipe
+from support import linear
+from support.launch import LINEAR, launch, write_recipe
 
 from mrcnn_jax.config import ConfigError
 from mrcnn_jax.data import shapes
@@ -88,25 +89,30 @@ def test_checkpoint_holds_what_was_trained(finished_run):
     jax.tree.map(np.testing.assert_array_equal, variables["params"], jax.device_get(finished_run.state.params))
 
 
-def test_killed_run_ends_as_if_it_had_not_been(finished_run, tmp_path):
-    """SIGKILL after step 7 (the checkpoint of step 6 may be half written), then the same command again."""
-    recipe, workdir = write_recipe(finished_run.config, tmp_path / "recipe.py"), tmp_path / "run"
+def test_killed_run_ends_as_if_it_had_not_been(tiny_config, tmp_path):
+    """SIGKILL after step 7 (the checkpoint of step 6 may be half written), then the same command again.
+
+    With three parameters in place of the network; with the network, it is `test_chaos.py` that kills.
+    """
+    recipe, workdir = write_recipe(tiny_config, tmp_path / "recipe.py"), tmp_path / "run"
+    with pytest.MonkeyPatch.context() as patch:
+        linear.replace_network(patch.setattr)
+        expected = train(tiny_config, tmp_path / "whole")
     command = ["train.py", f"--config={recipe}", f"--workdir={workdir}"]
-    with launch(command, tmp_path / "killed", devices=2, prelude=KILL) as job:
+    with launch(command, tmp_path / "killed", devices=2, prelude=LINEAR + KILL) as job:
         assert job.wait() == [-signal.SIGKILL], job.output()
     saved = {path.name for path in (workdir / "checkpoints").iterdir()}
     assert "3" in saved
     assert not saved & {"9", "10"}
 
-    with launch(command, tmp_path / "resumed", devices=2) as job:
+    with launch(command, tmp_path / "resumed", devices=2, prelude=LINEAR) as job:
         said = job.succeed()
     assert re.search(r"step [36] of 10", said)
     assert SUMMARY.search(said)
-    template = jax.eval_shape(lambda: finished_run.state)
     with Checkpointer(workdir, keep=2) as checkpointer:
-        state = checkpointer.restore_latest(template)
-    jax.tree.map(np.testing.assert_array_equal, state, jax.device_get(finished_run.state))
-    assert losses_of(workdir) == losses_of(finished_run.workdir)
+        state = checkpointer.restore_latest(jax.eval_shape(lambda: expected))
+    jax.tree.map(np.testing.assert_array_equal, state, jax.device_get(expected))
+    assert losses_of(workdir) == losses_of(tmp_path / "whole")
 
 
 def losses_of(workdir: Path) -> dict[int, float]:

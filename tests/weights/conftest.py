@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import re
 import sys
 import threading
 import tracemalloc
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +17,10 @@ import numpy as np
 import pytest
 
 from mrcnn_jax.config import AnchorConfig, FPNConfig, KeypointHeadConfig, ModelConfig
-from mrcnn_jax.models.rcnn import build_model, variable_shapes
-from mrcnn_jax.weights import files
+from mrcnn_jax.models.rcnn import MaskRCNN, build_model, variable_shapes
+from mrcnn_jax.weights import files, naming
 from mrcnn_jax.weights.errors import WeightsError
+from mrcnn_jax.weights.preprocessing import TORCHVISION, follow
 
 
 def _variant(tiny: ModelConfig, name: str) -> ModelConfig:
@@ -79,13 +81,31 @@ def variant(tiny_model_config: ModelConfig) -> Callable[..., ModelConfig]:
     return make
 
 
+@functools.cache
+def _shapes(config: ModelConfig) -> Any:
+    return variable_shapes(build_model(config))
+
+
+def shapes_of(model: MaskRCNN) -> Any:
+    """`variable_shapes(model)`, the same for networks that differ only in their pixels and in the names of classes."""
+    return _shapes(dataclasses.replace(follow(model.config, TORCHVISION), category_ids=(), category_names=()))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def shapes_are_found_once() -> Iterator[None]:
+    """Finding the shapes of a network traces all of it, and the same few are asked for in most of these tests."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(naming, "variable_shapes", shapes_of)
+        yield
+
+
 @pytest.fixture(scope="session")
 def random_variables() -> Callable[[ModelConfig], Any]:
     """random_variables(config): variables of that network, every number another one."""
 
     def make(config: ModelConfig) -> Any:
         rng = np.random.default_rng(0)
-        shapes = variable_shapes(build_model(config))
+        shapes = shapes_of(build_model(config))
         variables = jax.tree.map(lambda leaf: rng.standard_normal(leaf.shape, np.float32), shapes)
         return jax.tree_util.tree_map_with_path(_positive_variance, variables)
 

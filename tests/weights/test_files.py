@@ -226,7 +226,13 @@ print((peak() - before), total, "torch" in sys.modules)
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="the system does not tell a process's peak memory")
-@pytest.mark.parametrize("kind", [*FORMATS, "torch zip of bfloat16"])
+@pytest.mark.parametrize(
+    "kind",
+    [
+        *("torch zip of bfloat16", "torch legacy", "pickle 2", "npz compressed", "safetensors"),
+        *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("torch zip", "pickle 4", "pickle 5", "npz")),
+    ],
+)
 def test_memory(kind, tmp_path):
     """Less than 2.5 times the file. A process of its own, because a peak is never forgotten."""
     values = {f"layer{index}": RNG.standard_normal((1000, 1000)).astype(np.float32) for index in range(6)}

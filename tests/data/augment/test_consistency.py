@@ -14,7 +14,7 @@ from mrcnn_jax.data.sample import Sample, make_sample, select
 
 SIZE, POINTS = 60, 4
 FLIP_MAP = (0, 2, 1, 3)
-quick = settings(max_examples=80)
+quick = settings(max_examples=30)
 seeds = st.integers(0, 2**32)
 part = st.floats(0, 1)
 flips = st.tuples(st.just("flip"), st.booleans(), st.booleans())
@@ -43,7 +43,7 @@ def follow(sample: Sample, operation: tuple) -> tuple[Sample, np.ndarray]:
 
 
 def scene(seed: int, count: int = 3) -> Sample:
-    """Three figures of both kinds on black, each white in a colour channel of its own."""
+    """Three figures of both kinds on black, each white in a color channel of its own."""
     annotations = some_annotations(np.random.default_rng(seed), count, (SIZE, SIZE), POINTS)
     sample = make_sample(np.zeros((SIZE, SIZE, 3), np.uint8), annotations, {3: 1}, (SIZE, SIZE), num_keypoints=POINTS)
     return sample._replace(classes=np.arange(1, count + 1, dtype=np.int32), image=255 * np.stack(seen(sample), axis=-1))
@@ -85,7 +85,7 @@ def test_masks_lie_on_their_figures_and_boxes_around_them(seed: int, operations:
 @quick
 @given(seeds, st.lists(flips | crops | views, min_size=1, max_size=4))
 def test_keypoints_stay_where_they_were_in_the_picture(seed: int, operations: list[tuple]) -> None:
-    """The picture says where each of its pixels was: four grey levels a pixel, which no resampling bends."""
+    """The picture says where each of its pixels was: four gray levels a pixel, which no resampling bends."""
     ramp = (4 * np.arange(SIZE) + 2).astype(np.uint8)  # 4 (x + 1/2), at the middle of pixel x
     image = np.stack(np.broadcast_arrays(ramp, ramp[:, None], np.uint8(0)), axis=-1)
     start = scene(seed)._replace(image=image)
@@ -93,7 +93,7 @@ def test_keypoints_stay_where_they_were_in_the_picture(seed: int, operations: li
     names = list(range(POINTS))
     for operation in operations:
         sample, _ = follow(sample, operation)
-        error += 0.5 / 4 + 0.01  # grey levels are rounded; fixed point of OpenCV
+        error += 0.5 / 4 + 0.01  # gray levels are rounded; fixed point of OpenCV
         if operation[0] == "flip" and operation[1] != operation[2]:
             names = [names[i] for i in FLIP_MAP]
     height, width = sample.image.shape[:2]

@@ -39,7 +39,7 @@ def seen(sample: Sample) -> dict[int, np.ndarray]:
     return found
 
 
-@settings(max_examples=150)
+@settings(max_examples=60)
 @given(seeds, st.integers(0, 6), st.integers(0, 6), st.tuples(st.booleans(), st.booleans()), st.integers(0, 2**6))
 def test_pasting_is_the_painters_algorithm(
     seed: int, below: int, above: int, flips: tuple[bool, bool], choice: int
@@ -95,8 +95,8 @@ def check_keypoints(before: Sample, after: Sample, cover: np.ndarray) -> None:
             assert visibility == (1 if hidden else old[2])
 
 
-def blank(size: tuple[int, int], annotations: list[dict[str, Any]], grey: int, points: int = 0) -> Sample:
-    image = np.full((*size, 3), grey, np.uint8)
+def blank(size: tuple[int, int], annotations: list[dict[str, Any]], gray: int, points: int = 0) -> Sample:
+    image = np.full((*size, 3), gray, np.uint8)
     return make_sample(image, annotations, {3: 1}, size, num_keypoints=points)
 
 

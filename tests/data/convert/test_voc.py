@@ -311,7 +311,7 @@ PIECES = [
 ]
 
 
-@settings(max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.lists(st.tuples(st.integers(0, len(VALID)), st.integers(0, 30), st.sampled_from(PIECES)), max_size=4))
 def test_damaged_xml_is_read_or_refused(tmp_path: Path, damage: list[tuple[int, int, bytes]]) -> None:
     content = VALID

@@ -1,0 +1,159 @@
+"""A model of three parameters in place of the network, for all that surrounds it: a step takes no time to compile.
+
+Only the gradients are another's; optimizer, guard and average are those of every train step.
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+from collections.abc import Callable, Iterator, Sequence
+from types import SimpleNamespace
+from typing import Any
+from unittest import mock
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from mrcnn_jax.config import Config, ModelConfig, TrainConfig
+from mrcnn_jax.evaluation import inference
+from mrcnn_jax.models.rcnn import build_model
+from mrcnn_jax.structures import Batch, Detections
+from mrcnn_jax.training import gradients, initial, parallel, run, step
+from mrcnn_jax.training.checkpoint import Checkpointer
+from mrcnn_jax.training.interruption import Interruptions
+from mrcnn_jax.training.logging import MetricsLog
+from mrcnn_jax.training.loop import Loop
+from mrcnn_jax.training.step import TrainState, TrainStep, create_state
+
+POISON = -1  # a height of an image that makes its loss infinite
+OPTIMIZER = optax.sgd(0.1, momentum=0.9)
+NOTHING_TO_MEASURE = SimpleNamespace(due=lambda step: False)
+
+
+def make_gradients(model: Any, config: Any, axis_name: str | None) -> gradients.GradientFunction:
+    """Fits every parameter to the mean pixel of the images, with noise by step and image.
+
+    Takes parameters of any shape, so those of a network, too. `pixels`, the sum of all pixels, tells batches apart.
+    """
+
+    def find(params: Any, model_state: dict[str, Any], batch: Batch, keys: jax.Array) -> gradients.Gradients:
+        means = batch.images.astype(jnp.float32).mean((1, 2, 3)) / 255
+        targets = means + jax.vmap(jax.random.uniform)(keys)
+        targets = jnp.where(batch.image_sizes[:, 0] == POISON, jnp.inf, targets)
+
+        def loss(params: Any) -> jax.Array:
+            errors = [jnp.mean((leaf.reshape(-1, 1) - targets[None]) ** 2) for leaf in jax.tree.leaves(params)]
+            return jnp.mean(jnp.stack(errors))
+
+        def moved(statistic: jax.Array) -> jax.Array:
+            return 0.9 * statistic + 0.1 * jnp.mean(means)
+
+        value, found = jax.value_and_grad(loss)(params)
+        statistics = {name: jax.tree.map(moved, tree) for name, tree in model_state.items() if name != "frozen"}
+        return gradients.Gradients(
+            gradients.mean_over_devices(found, axis_name),
+            gradients.mean_over_devices({"loss_linear": value}, axis_name),
+            gradients.sum_over_devices({"pixels": jnp.sum(batch.images.astype(jnp.int32))}, axis_name),
+            gradients.mean_over_devices(statistics, axis_name),
+        )
+
+    return find
+
+
+def variables() -> dict[str, Any]:
+    params = {name: np.float32(value) for name, value in (("weight", 1), ("bias", 0), ("scale", -1))}
+    return {"params": params, "batch_stats": {"mean": np.float32(0)}}
+
+
+def start() -> TrainState:
+    """The state before the first step."""
+    return jax.device_get(create_state(OPTIMIZER, variables()))
+
+
+def make_step(max_skipped: int = 0) -> TrainStep:
+    with mock.patch.object(step, "make_gradients", make_gradients):
+        model = build_model(ModelConfig(num_classes=1))
+        return step.make_train_step(
+            model,
+            Config(train=TrainConfig(max_skipped=max_skipped)),
+            OPTIMIZER,
+            lambda step: 0.1,
+            axis_name=parallel.AXIS_NAME,
+        )
+
+
+@functools.cache
+def compiled_step(max_skipped: int = 0) -> parallel.CompiledTrainStep:
+    """The step on two devices, which all runs of a process share."""
+    return parallel.compile_train_step(make_step(max_skipped), jax.local_devices()[:2])
+
+
+def batches(first: int = 0, poisoned: Sequence[int] = ()) -> Iterator[Batch]:
+    """Batch k of four images 4 k .. 4 k + 3; odd ones are taller; steps `poisoned` (from 0) have a bad image."""
+    for number in itertools.count(first):
+        pixels = np.random.default_rng(number).integers(0, 200, (4, 4 + 4 * (number % 2), 4, 3), dtype=np.uint8)
+        sizes = np.full((4, 2), 4, np.int32)
+        if number in poisoned:
+            sizes[2] = POISON
+        yield Batch(pixels, sizes, np.arange(4 * number, 4 * number + 4, dtype=np.int32), np.ones(4, bool), ())
+
+
+def fit(
+    workdir: Any,
+    config: TrainConfig,
+    sink: Any,
+    *,
+    train_step: Any = None,
+    poisoned: Sequence[int] = (),
+    checkpointer: type[Checkpointer] = Checkpointer,
+    interruptions: Interruptions | None = None,
+    evaluations: Any = NOTHING_TO_MEASURE,
+) -> TrainState:
+    """Train, or go on training, in `workdir` on two devices; the final state, on the host."""
+    devices = jax.local_devices()[:2]
+    with (
+        checkpointer(workdir, keep=10) as saved,
+        MetricsLog([sink], every=1, last_step=config.steps, batch_size=4) as log,
+    ):
+        state = saved.restore_latest(start()) or start()
+        loop = Loop(
+            train_step=train_step or compiled_step(config.max_skipped),
+            config=config,
+            log=log,
+            checkpointer=saved,
+            image_ids=lambda indices: [f"image {index}" for index in indices],
+            save_failure=lambda failure: "failure.npz",
+            interruptions=interruptions or Interruptions(),
+            evaluations=evaluations,
+            devices=devices,
+        )
+        return jax.device_get(loop.run(state, batches(int(state.step), poisoned), jax.random.key(0)))
+
+
+def replace_network(change: Callable[[Any, str, Any], None] = setattr) -> None:
+    """Let `train` train the three parameters, and detect nothing; `change` may be a MonkeyPatch's `setattr`."""
+    replace_gradients(change)
+    change(run, "variable_shapes", lambda model: jax.eval_shape(variables))
+    change(initial, "init_variables", lambda model, key: variables())
+
+
+def replace_gradients(change: Callable[[Any, str, Any], None] = setattr) -> None:
+    """The same for the parameters of the network, which are those of a real run in form and number."""
+    change(step, "make_gradients", make_gradients)
+    change(inference, "compile_detect", lambda *_: detect_nothing)
+
+
+def detect_nothing(images: Any, image_sizes: Any) -> Detections:
+    count = len(images)
+    return Detections(
+        np.zeros((count, 2, 4), np.float32),
+        np.zeros((count, 2), np.float32),
+        np.zeros((count, 2), np.int32),
+        np.zeros((count, 2, 28, 28), np.float32),
+        np.zeros((count, 2, 0, 3), np.float32),
+        np.zeros((count, 2), bool),
+        np.zeros(count, bool),
+    )
