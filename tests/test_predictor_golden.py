@@ -33,7 +33,7 @@ def load(golden, peer, name, file_name):
     return peer_models.load(state, peer, name)
 
 
-@pytest.fixture(scope="module", params=["maskrcnn", *slow("maskrcnn_v2", "keypointrcnn")])
+@pytest.fixture(scope="module", params=slow("maskrcnn", "maskrcnn_v2", "keypointrcnn"))
 def torchvision_case(request, golden):
     """torchvision's arrays, and our configuration and variables with the settings of that run."""
     theirs, inputs = golden(f"tv_model_{request.param}_eval.npz"), golden("tv_model_inputs.npz")

@@ -27,10 +27,10 @@ SIZE, DETECTIONS, POOL = 64, 10, 4
 # beside RPN and box head. Where Detectron2's zoo has the network, the number is that of its model.
 NETWORKS = {
     "faster_rcnn_r50_fpn_1x": (80, 41_699_936, ""),
-    "keypoint_mask_rcnn_r50_fpn": (1, 62_181_313, "mask_head keypoint_head"),
-    "keypoint_rcnn_r101_fpn_3x": (1, 78_477_937, "keypoint_head"),
-    "keypoint_rcnn_r50_fpn_1x": (1, 59_538_033, "keypoint_head"),
-    "keypoint_rcnn_r50_fpn_3x": (1, 59_538_033, "keypoint_head"),
+    "keypoint_mask_rcnn_r50_fpn": (1, 61_756_135, "mask_head keypoint_head"),
+    "keypoint_rcnn_r101_fpn_3x": (1, 78_073_062, "keypoint_head"),
+    "keypoint_rcnn_r50_fpn_1x": (1, 59_133_158, "keypoint_head"),
+    "keypoint_rcnn_r50_fpn_3x": (1, 59_133_158, "keypoint_head"),
     "light_mask_rcnn": (80, 4_278_288, "mask_head"),
     "mask_rcnn_r101_fpn_2x": (80, 63_283_120, "mask_head"),
     "mask_rcnn_r101_fpn_3x": (80, 63_283_120, "mask_head"),

@@ -13,11 +13,10 @@ import functools
 import json
 from dataclasses import replace
 
-import jax
 import numpy as np
 import pytest
 from support import detectron2_config
-from support.golden_models import share_found
+from support.golden_models import run_once, share_found
 from support.torchvision_settings import NAMES, configured
 
 from mrcnn_jax import presets
@@ -28,7 +27,6 @@ from mrcnn_jax.weights import detectron2, torchvision
 pytestmark = pytest.mark.slow
 
 
-@functools.partial(jax.jit, static_argnums=0)
 def find(config, variables, images, sizes, proposals=None):
     """Boxes, scores, classes and validity of what is found, of the proposals given or its own; and the proposals."""
     model = build_model(config)
@@ -68,9 +66,9 @@ def detectron2_case(golden, name):
 def test_bfloat16_finds_in_the_same_proposals_what_float32_does(golden, load, name):
     config, variables, theirs = load(golden, name)
     images, sizes = theirs["batched"].transpose(0, 2, 3, 1), theirs["image_sizes"].astype(np.int32)
-    wide, proposals = find(config, variables, images, sizes)
-    narrow, _ = find(replace(config, compute_dtype="bfloat16"), variables, images, sizes, proposals)
-    jax.clear_caches()  # the programs of a large network take gigabytes
+    wide, proposals = run_once(functools.partial(find, config), variables, images, sizes)
+    narrow_config = replace(config, compute_dtype="bfloat16")
+    narrow, _ = run_once(functools.partial(find, narrow_config), variables, images, sizes, proposals)
     found, count = share_found(wide, narrow)
     assert count > 20
     assert found >= 0.95 * count, f"{found} of {count}"

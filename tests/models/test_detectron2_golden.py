@@ -35,8 +35,12 @@ from mrcnn_jax.evaluation.postprocess import postprocess
 from mrcnn_jax.models.rcnn import build_model, normalize
 from mrcnn_jax.weights import detectron2
 
-QUICK = ("mask_rcnn_R_50_C4",)
-SLOW = (
+pytestmark = (
+    pytest.mark.slow
+)  # from image to detections, one of them is among the quick tests: test_predictor_golden.py
+
+MODELS = [
+    "mask_rcnn_R_50_C4",
     "keypoint_rcnn_R_50_FPN",
     "mask_rcnn_R_50_FPN",
     "mask_rcnn_R_50_FPN_gn",
@@ -44,8 +48,7 @@ SLOW = (
     "mask_rcnn_R_50_DC5",
     "mask_rcnn_R_101_FPN",
     "mask_rcnn_X_101_32x8d_FPN",
-)
-MODELS = [*QUICK, *(pytest.param(name, marks=pytest.mark.slow) for name in SLOW)]
+]
 LOSS_NAMES = {
     "loss_class": "loss/loss_cls",
     "loss_box": "loss/loss_box_reg",
@@ -65,8 +68,7 @@ def case(request, golden):
     state = golden.recipe().state(json.loads(golden.file(f"d2_keys_{name}.json").read_text()))
     model = build_model(config)
     network = Network(model, config, detectron2.import_state(model, state))
-    yield SimpleNamespace(name=name, network=network, evaluation=evaluation, inputs=golden("d2_model_inputs.npz"))
-    jax.clear_caches()  # the programs of a large network take gigabytes
+    return SimpleNamespace(name=name, network=network, evaluation=evaluation, inputs=golden("d2_model_inputs.npz"))
 
 
 @pytest.fixture(scope="module")

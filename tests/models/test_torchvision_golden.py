@@ -58,8 +58,7 @@ def case(request, golden):
     config = replace(configured(base, golden.file("README.md").read_text()), num_classes=num_classes)
     model = build_model(config)
     network = Network(model, config, torchvision.import_state(model, state))
-    yield SimpleNamespace(name=name, network=network, evaluation=evaluation, inputs=golden("tv_model_inputs.npz"))
-    jax.clear_caches()  # the programs of a large network take gigabytes
+    return SimpleNamespace(name=name, network=network, evaluation=evaluation, inputs=golden("tv_model_inputs.npz"))
 
 
 @pytest.fixture(scope="module")

@@ -9,6 +9,7 @@ the arrays here (torchvision's own runs) and on other weights and images (ours).
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -58,7 +59,6 @@ def trace(network: Network, images: np.ndarray, sizes: np.ndarray, their_proposa
     for own, theirs in zip(boxes, their_proposals, strict=True):
         own[: len(theirs)] = theirs
 
-    @jax.jit
     def run(variables, x, sizes, boxes):
         stages = model.apply(variables, x, method=lambda m, x: m.backbone(x))
         features = model.apply(variables, x, method=model.feature_maps)
@@ -80,7 +80,12 @@ def trace(network: Network, images: np.ndarray, sizes: np.ndarray, their_proposa
             rcnn.detect(model, variables, x, sizes),
         )
 
-    return jax.tree.map(np.asarray, run(variables, images, sizes, boxes))
+    return run_once(run, variables, images, sizes, boxes)
+
+
+def run_once(function: Callable[..., Any], *arguments: Any) -> Any:
+    """The results, as NumPy arrays, of a compiled function that is not kept: a large network takes gigabytes."""
+    return jax.tree.map(np.asarray, jax.jit(function).lower(*arguments).compile()(*arguments))
 
 
 def max_relative(ours, theirs) -> float:
@@ -193,7 +198,7 @@ def losses_and_gradients(
         parts = {name: total / jnp.maximum(count, 1) for name, (total, count) in parts.items()}
         return sum(parts.values()), (parts, counts)
 
-    gradients, (parts, counts) = jax.jit(jax.grad(loss, has_aux=True))(variables["params"], variables, images)
+    gradients, (parts, counts) = run_once(jax.grad(loss, has_aux=True), variables["params"], variables, images)
     return gradients, parts, counts
 
 

@@ -1,16 +1,22 @@
-"""The train steps of the tiny network that tests share: a process traces and compiles each of them once."""
+"""The train steps of the tiny network that tests share: a process traces and compiles each of them once.
+
+Processes that share the tests take them from the compilation cache when another one has compiled them.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 import optax
 
+from mrcnn_jax import paths
 from mrcnn_jax.config import Config, DataConfig, EvalConfig, KeypointHeadConfig, ModelConfig, TrainConfig
 from mrcnn_jax.models.rcnn import build_model, init_variables
 from mrcnn_jax.structures import Batch, GroundTruth
@@ -23,6 +29,13 @@ IMAGES, SLOTS, SIZE = 4, 5, 64
 CLASSES, KEYPOINTS = 5, 2
 LEARNING_RATE = 0.02
 OPTIMIZER = optax.sgd(LEARNING_RATE, momentum=0.9)  # after one step the momentum is the gradient
+
+
+def first_use() -> contextlib.AbstractContextManager[None]:
+    """A lock for the first call of a shared program: whoever waits for it finds the program in the cache."""
+    cache = Path(jax.config.jax_compilation_cache_dir)
+    cache.mkdir(parents=True, exist_ok=True)
+    return paths.alone(cache)
 
 
 def share_train_steps(change: Callable[[Any, str, Any], None]) -> None:
@@ -118,7 +131,10 @@ def one_device() -> Program:
         traces.append(len(traces))
         return step(state, batch, key)
 
-    return Program(jax.jit(counted), make_state(config), traces)
+    program = Program(jax.jit(counted), make_state(config), traces)
+    with first_use():
+        program.step(program.state, make_batch([1]), jax.random.key(0))
+    return program
 
 
 def make_batch(objects: Sequence[int], seed: int = 0) -> Batch:

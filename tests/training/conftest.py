@@ -42,6 +42,6 @@ def finished_run(tiny_config: Config, tmp_path_factory: pytest.TempPathFactory) 
     from mrcnn_jax.training.run import train
 
     workdir = tmp_path_factory.mktemp("runs") / "finished"
-    with contextlib.redirect_stdout(io.StringIO()) as output:
+    with contextlib.redirect_stdout(io.StringIO()) as output, programs.first_use():
         state = train(tiny_config, workdir)
     return Run(tiny_config, workdir, state, output.getvalue())
