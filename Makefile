@@ -16,16 +16,16 @@ quickstart: $(VENV)/.user
 PYTEST := $(RUN) -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 LONGEST_FIRST := tests/training tests/models tests
 
-# While editing: nothing that compiles a network.
+# While editing: nothing that compiles a network or starts processes.
 test-fast: $(VENV)/.test
-	$(PYTEST) -m "not slow and not network and not optimized" tests
+	$(PYTEST) -m "not slow and not medium and not optimized" tests
 
 test: $(VENV)/.test
 	$(PYTEST) -m "not slow and not optimized" $(LONGEST_FIRST) --durations=25
 
 test-slow: $(VENV)/.test
 	$(PYTEST) -m "slow and not optimized" tests/test_notebooks.py $(LONGEST_FIRST) --durations=25
-	$(PYTEST) -m optimized --optimized --durations=10
+	$(PYTEST) -m optimized --optimized tests/test_learning.py tests --durations=10
 
 lint: $(VENV)/.test
 	$(RUN) -m ruff check .

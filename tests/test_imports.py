@@ -13,6 +13,8 @@ from pathlib import Path
 import pytest
 from support.launch import launch
 
+pytestmark = pytest.mark.medium
+
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "mrcnn_jax"
 MODULES = {

@@ -27,7 +27,7 @@ def command(name, *arguments, cwd):
     subprocess.run([sys.executable, ROOT / name, *arguments], cwd=cwd, env=environment, check=True)
 
 
-@pytest.mark.slow
+@pytest.mark.optimized  # convolutions in bfloat16 are many times slower without
 def test_quickstart_learns(tmp_path):
     settings = [f"--config.train.steps={STEPS}", "--config.data.shapes.train_images=400", "--config.eval.overlays=2"]
     command("train.py", f"--config={ROOT}/configs/quickstart.py", *settings, cwd=tmp_path)

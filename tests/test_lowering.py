@@ -22,6 +22,8 @@ from mrcnn_jax.training import parallel
 from mrcnn_jax.training.optimizer import frozen_paths, make_optimizer, make_schedule
 from mrcnn_jax.training.step import create_state, make_train_step
 
+pytestmark = pytest.mark.medium
+
 PLATFORMS = ("tpu", "cuda", "cpu")
 R50 = dataclasses.replace(presets.detectron2(), num_classes=80)
 KEY = jax.ShapeDtypeStruct((2,), np.uint32)

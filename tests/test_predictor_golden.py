@@ -22,6 +22,8 @@ from mrcnn_jax.evaluation import exact, inference
 from mrcnn_jax.evaluation.postprocess import postprocess
 from mrcnn_jax.predictor import Predictor
 
+pytestmark = pytest.mark.medium
+
 
 def slow(*names):
     return [pytest.param(name, marks=pytest.mark.slow) for name in names]

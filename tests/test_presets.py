@@ -13,6 +13,8 @@ from mrcnn_jax import presets
 from mrcnn_jax.config import ConfigError, ModelConfig
 from mrcnn_jax.models.rcnn import build_model, variable_shapes
 
+pytestmark = pytest.mark.medium
+
 # What the reference runs changed (the README beside the arrays): fewer proposals, all RoIs sampled, more positives.
 CHANGED = {
     "rpn": (

@@ -15,6 +15,8 @@ from support.launch import free_port, launch
 from mrcnn_jax import cluster, processes
 from mrcnn_jax.config import ConfigError
 
+pytestmark = pytest.mark.medium
+
 SLURM = {
     "SLURM_JOB_ID": "77",
     "SLURM_STEP_NODELIST": "node[07-10]",

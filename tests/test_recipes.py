@@ -19,6 +19,8 @@ from mrcnn_jax.structures import Batch, Detections, GroundTruth
 from mrcnn_jax.training.optimizer import frozen_paths, make_optimizer, make_schedule
 from mrcnn_jax.training.step import TrainState, create_state, make_train_step
 
+pytestmark = pytest.mark.medium
+
 RECIPES = sorted((Path(__file__).resolve().parent.parent / "configs").glob("*.py"))
 ABLATIONS = sorted((Path(__file__).resolve().parent.parent / "configs" / "ablations").glob("*.py"))
 COMPILED_QUICKLY = ("keypoint_mask_rcnn_r50_fpn", "mask_rcnn_r50_c4_1x")  # every head, and both kinds of features

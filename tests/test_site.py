@@ -16,6 +16,8 @@ import pytest
 
 from mrcnn_jax.config import Config
 
+pytestmark = pytest.mark.medium
+
 ROOT = Path(__file__).resolve().parent.parent
 pytest.importorskip("mkdocs", reason="the extra `docs` is not installed")
 

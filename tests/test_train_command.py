@@ -19,6 +19,8 @@ from mrcnn_jax.training.interruption import Stopped
 from mrcnn_jax.training.loop import NonFiniteLossError
 from mrcnn_jax.training.storage import CheckpointError
 
+pytestmark = pytest.mark.medium
+
 ROOT = Path(__file__).resolve().parent.parent
 
 

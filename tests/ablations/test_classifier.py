@@ -15,6 +15,8 @@ from mrcnn_jax.config import DataConfig, ShapesConfig, SplitConfig
 from mrcnn_jax.models.layers import Dense
 from mrcnn_jax.training.initial import initial_variables
 
+pytestmark = pytest.mark.medium
+
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> DataConfig:

@@ -17,6 +17,8 @@ from mrcnn_jax.data import DataError, coco, eval_batches, load_split, train_batc
 from mrcnn_jax.evaluation import alone
 from mrcnn_jax.structures import Batch
 
+pytestmark = pytest.mark.medium
+
 BAD = 3  # the index of the image that is damaged after it was prepared: 3.png, id 97
 ODD = 0  # another, of a bucket of three: some epochs show it twice to fill their batches
 STEPS = 24  # six epochs of four batches

@@ -353,8 +353,8 @@ def test_damaged_data_are_loaded_or_refused(root):
 
 
 @pytest.mark.slow
-def test_damaged_data_are_loaded_or_refused_for_a_minute(root):
-    end, seed = time.monotonic() + 60, 0
+def test_damaged_data_are_loaded_or_refused_for_some_time(root):
+    end, seed = time.monotonic() + 20, 0
     while time.monotonic() < end:
         seed += 1  # named where it fails; the same ones in every run, as many as the machine can do
         fuzz(root, seed, 500)

@@ -21,6 +21,8 @@ from mrcnn_jax.data import DataError, eval_batches, load_split, train_batches
 from mrcnn_jax.structures import Batch
 from mrcnn_jax.training.parallel import place_batch
 
+pytestmark = pytest.mark.medium
+
 
 def leaves(batch: Batch) -> list[np.ndarray]:
     return [*batch[:4], *batch.ground_truth]

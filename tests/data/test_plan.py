@@ -22,6 +22,8 @@ from mrcnn_jax.data.plan import search
 from mrcnn_jax.data.plan.costs import cost
 from mrcnn_jax.data.plan.search import needed, propose
 
+pytestmark = pytest.mark.medium
+
 EDGES = {"shortest_edge": 800, "longest_edge": 1333}
 
 

@@ -23,6 +23,8 @@ from mrcnn_jax.config import Config
 from mrcnn_jax.data import Batches, DataError, load_split, train_batches, workers
 from mrcnn_jax.structures import Batch, GroundTruth
 
+pytestmark = pytest.mark.medium
+
 SOON = 30.0  # seconds; a tenth of it on an idle machine
 
 TRAINS = """

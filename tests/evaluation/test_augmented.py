@@ -20,6 +20,8 @@ from mrcnn_jax.models.rcnn import build_model, variable_shapes
 from mrcnn_jax.predictor import Predictor
 from mrcnn_jax.structures import Detections
 
+pytestmark = pytest.mark.medium
+
 DATA = DataConfig(buckets=((64, 96), (96, 64)), shortest_edge_eval=64, longest_edge=96)
 
 

@@ -31,6 +31,8 @@ from mrcnn_jax.evaluation.run import evaluate_model
 from mrcnn_jax.models.rcnn import build_model, init_variables
 from mrcnn_jax.structures import Detections
 
+pytestmark = pytest.mark.medium
+
 
 @pytest.fixture(scope="module")
 def config(tmp_path_factory):

@@ -24,7 +24,7 @@ from mrcnn_jax.models import rcnn
 from mrcnn_jax.models.rcnn import build_model
 from mrcnn_jax.weights import detectron2, torchvision
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.optimized  # convolutions in bfloat16 are many times slower without
 
 
 def find(config, variables, images, sizes, proposals=None):

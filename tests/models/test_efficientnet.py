@@ -12,6 +12,8 @@ from mrcnn_jax.models import efficientnet
 from mrcnn_jax.models.efficientnet import BLOCKS, EfficientNetLite
 from mrcnn_jax.models.norms import make_norm
 
+pytestmark = pytest.mark.medium
+
 # Tan and Le's network without the classifier's head: 4,652,008 parameters in the PyTorch package's model, of which
 # 320 * 1280 + 2 * 1280 are its last convolution and norm, and 1280 * 1000 + 1000 its fully connected layer.
 PARAMETERS = 4_652_008 - 412_160 - 1_281_000

@@ -17,6 +17,8 @@ from mrcnn_jax.ops.roi_pooling import multilevel_roi_pooling
 from mrcnn_jax.structures import Batch, GroundTruth
 from mrcnn_jax.training.forward import forward_losses
 
+pytestmark = pytest.mark.medium
+
 BOXES = np.float32([[[3, 5, 40, 33], [10, 2, 13, 60]], [[0, 0, 64, 64], [-9, 30, 20, 90]]])
 
 

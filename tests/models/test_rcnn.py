@@ -14,6 +14,8 @@ import pytest
 from mrcnn_jax.config import ModelConfig
 from mrcnn_jax.models.rcnn import build_model, detect, init_variables, normalize, variable_shapes
 
+pytestmark = pytest.mark.medium
+
 
 def parameters(**changes) -> int:
     """Number of trainable and frozen parameters; the constants of frozen batch norm are none."""

@@ -11,6 +11,8 @@ from mrcnn_jax.config import BackboneConfig
 from mrcnn_jax.models.norms import make_norm
 from mrcnn_jax.models.resnet import BottleneckBlock, ResNet
 
+pytestmark = pytest.mark.medium
+
 # torchvision's published counts, 11,689,512 and so on, without the classifier of 1000 classes.
 PARAMETERS = {
     "resnet18": 11_689_512 - 513_000,

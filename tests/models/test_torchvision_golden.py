@@ -36,6 +36,8 @@ from mrcnn_jax.evaluation.postprocess import postprocess
 from mrcnn_jax.models.rcnn import build_model
 from mrcnn_jax.weights import torchvision
 
+pytestmark = pytest.mark.medium
+
 MODELS = ["maskrcnn", *(pytest.param(name, marks=pytest.mark.slow) for name in ("maskrcnn_v2", "keypointrcnn"))]
 LOSS_NAMES = {
     "loss_class": "loss/loss_classifier",

@@ -16,6 +16,8 @@ from mrcnn_jax.models import rcnn, views
 from mrcnn_jax.ops import boxes as box_ops
 from mrcnn_jax.structures import Detections
 
+pytestmark = pytest.mark.medium
+
 FRAME = (60, 100)  # height, width
 SIDE = 16  # of the masks and heat maps drawn here
 BOX = (13.0, 8.0, 61.0, 44.0)

@@ -11,6 +11,8 @@ import pytest
 
 from mrcnn_jax.ops.conv import conv2d, deconv2x2, interleave, max_pool_3x3
 
+pytestmark = pytest.mark.medium
+
 torch = pytest.importorskip("torch", reason="torch is the reference here; `make test` installs it")
 functional = torch.nn.functional
 

@@ -16,6 +16,8 @@ import pytest
 from mrcnn_jax.ops import roi_kernels
 from mrcnn_jax.ops.roi_align import _axes, multilevel_roi_align, roi_align, roi_levels
 
+pytestmark = pytest.mark.medium
+
 F32 = np.finfo(np.float32).eps
 # Bilinear weights inherit the rounding of coordinates (half an ulp of the extent for each of a few operations, on two
 # axes and two cells); everything else is a few ulp of the result.

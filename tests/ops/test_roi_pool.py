@@ -16,6 +16,8 @@ from mrcnn_jax.ops.roi_align import _axes, multilevel_roi_align, roi_levels
 from mrcnn_jax.ops.roi_kernels import RoIs
 from mrcnn_jax.ops.roi_pooling import multilevel_roi_pooling, roi_pooling
 
+pytestmark = pytest.mark.medium
+
 KINDS = list(itertools.product(("align", "warp", "pool"), ("average", "max")))
 OTHERS = KINDS[1:]  # align and average together are ROIAlign, tested in test_roi_align.py
 SCALE, BINS, RATIO = 0.25, (3, 2), 2

@@ -19,6 +19,8 @@ from mrcnn_jax.training import gradients, parallel
 from mrcnn_jax.training.forward import draw_rois, forward_losses
 from mrcnn_jax.training.step import TrainState
 
+pytestmark = pytest.mark.medium
+
 KEY = jax.random.key(7)
 # Gradients and losses are sums of some thousand float32 terms in another order: about a hundred roundings of 6e-8,
 # relative to the largest value of an array (small gradients are differences of large ones). An array that is zero but

@@ -12,10 +12,10 @@ from support.launch import ROOT
 
 @pytest.mark.slow
 def test_a_run_that_is_killed_at_random_moments(tmp_path):
-    command = [sys.executable, "-m", "support.chaos", "--kills=4", f"--keep={tmp_path}"]
+    command = [sys.executable, "-m", "support.chaos", "--kills=2", f"--keep={tmp_path}"]
     done = subprocess.run(command, cwd=ROOT / "tests", capture_output=True, text=True, timeout=900)
     print(done.stdout)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert int(re.search(r"^(\d+) kills in ", done.stdout, re.MULTILINE)[1]) >= 4
-    assert int(re.search(r"^ +(\d+) in a save$", done.stdout, re.MULTILINE)[1]) >= 2
+    assert int(re.search(r"^(\d+) kills in ", done.stdout, re.MULTILINE)[1]) >= 2
+    assert int(re.search(r"^ +(\d+) in a save$", done.stdout, re.MULTILINE)[1]) >= 1
     assert done.stdout.endswith("every run ended as the undisturbed one, to the bit\n")

@@ -18,6 +18,8 @@ from mrcnn_jax.config import Config, ModelConfig
 from mrcnn_jax.training.checkpoint import Checkpointer, load_variables, save_best
 from mrcnn_jax.training.workdir import claim_workdir
 
+pytestmark = pytest.mark.medium
+
 ROOT = Path(__file__).resolve().parent.parent.parent
 
 

@@ -39,7 +39,7 @@ def workdir(two_steps: Path, tmp_path: Path) -> Path:
 
 # When one of many reads at a time fails, Orbax leaves the others to themselves: what becomes of them is heard of at
 # some garbage collection, and in lines that tensorstore prints.
-pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+pytestmark = [pytest.mark.medium, pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")]
 
 
 @pytest.fixture(autouse=True)

@@ -19,6 +19,8 @@ from mrcnn_jax.training.run import with_categories
 from mrcnn_jax.training.step import create_state, make_train_step
 from mrcnn_jax.training.workdir import read_config
 
+pytestmark = pytest.mark.medium
+
 STEPS = 3
 
 

@@ -21,6 +21,8 @@ from mrcnn_jax.training.evaluations import EVALUATIONS, Evaluations
 from mrcnn_jax.training.run import train, with_categories
 from mrcnn_jax.training.validation import Validation
 
+pytestmark = pytest.mark.medium
+
 
 @pytest.fixture(scope="module")
 def held_back(tiny_config):

@@ -26,6 +26,8 @@ from mrcnn_jax.training import run
 from mrcnn_jax.training.evaluations import Evaluations
 from mrcnn_jax.training.logging import MetricsLog
 
+pytestmark = pytest.mark.medium
+
 STEPS = 20
 
 

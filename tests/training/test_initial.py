@@ -20,6 +20,8 @@ from mrcnn_jax.weights import detectron2, files, torchvision
 from mrcnn_jax.weights.load import import_weights
 from mrcnn_jax.weights.preprocessing import TORCHVISION, followed_by
 
+pytestmark = pytest.mark.medium
+
 
 def random_variables(model):
     rng = np.random.default_rng(0)

@@ -22,6 +22,8 @@ from mrcnn_jax.training.checkpoint import Checkpointer
 from mrcnn_jax.training.interruption import Interruptions, Stopped
 from mrcnn_jax.training.step import TrainState
 
+pytestmark = pytest.mark.medium
+
 SIGNALS = pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 
 

@@ -13,6 +13,8 @@ import time
 import pytest
 from support.launch import LINEAR, launch, write_recipe
 
+pytestmark = pytest.mark.medium
+
 SILENCE = 10  # seconds, of --peer_timeout, where only the silence tells
 PATIENCE = 100  # seconds, of --peer_timeout, where we speak first: JAX would abort a process that has not yet ended
 NOTICED = 30  # seconds, in which the process that is left must have ended, on a busy machine

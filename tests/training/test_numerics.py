@@ -17,6 +17,8 @@ from mrcnn_jax.models.rcnn import build_model, variable_shapes
 from mrcnn_jax.training.forward import Forward
 from mrcnn_jax.training.step import TrainState, create_state
 
+pytestmark = pytest.mark.medium
+
 AXIS = "devices"
 KEY = jax.random.key(7)
 

@@ -15,6 +15,8 @@ import pytest
 from mrcnn_jax.structures import Batch, GroundTruth
 from mrcnn_jax.training import parallel
 
+pytestmark = pytest.mark.medium
+
 
 class State(NamedTuple):
     step: jax.Array

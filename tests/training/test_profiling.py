@@ -20,6 +20,8 @@ from mrcnn_jax.training.interruption import Stopped
 from mrcnn_jax.training.logging import MetricsLog
 from mrcnn_jax.training.run import train
 
+pytestmark = pytest.mark.medium
+
 
 def only_trace(folder) -> bytes:
     (path,) = folder.glob("plugins/profile/*/*.xplane.pb")

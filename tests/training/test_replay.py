@@ -26,6 +26,8 @@ from mrcnn_jax.training.checkpoint import Checkpointer
 from mrcnn_jax.training.failure import FailureFile, load_failure, save_failure
 from mrcnn_jax.training.loop import NonFiniteLossError
 
+pytestmark = pytest.mark.medium
+
 ROOT = Path(__file__).resolve().parent.parent.parent
 POISONED = (3, 6)  # batches (from 0) with a bad image
 SLOT = 2  # of the bad image

@@ -18,6 +18,8 @@ from mrcnn_jax.models.rcnn import build_model, variable_shapes
 from mrcnn_jax.structures import Batch
 from mrcnn_jax.training.step import create_state, make_train_step
 
+pytestmark = pytest.mark.medium
+
 KEY = jax.random.key(7)
 LOSSES = {"loss_rpn_class", "loss_rpn_box", "loss_class", "loss_box", "loss_mask", "loss_keypoint"}
 # Losses are sums of some hundred float32 terms in another order.

@@ -20,6 +20,8 @@ from mrcnn_jax.training.checkpoint import Checkpointer, load_variables
 from mrcnn_jax.training.run import train
 from mrcnn_jax.training.workdir import read_config
 
+pytestmark = pytest.mark.medium
+
 SUMMARY = re.compile(r"step 10, box AP -?\d\.\d{3}, mask AP -?\d\.\d{3}")
 KILL = """
 import os, signal

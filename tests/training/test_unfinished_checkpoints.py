@@ -23,6 +23,8 @@ from mrcnn_jax.training.checkpoint import Checkpointer, load_variables, save_bes
 from mrcnn_jax.training.storage import CheckpointError
 from mrcnn_jax.training.workdir import claim_workdir
 
+pytestmark = pytest.mark.medium
+
 ROOT = Path(__file__).resolve().parent.parent.parent
 
 

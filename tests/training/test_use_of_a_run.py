@@ -15,6 +15,8 @@ from mrcnn_jax.data.coco import load_split
 from mrcnn_jax.predictor import Predictor
 from mrcnn_jax.training.workdir import read_config
 
+pytestmark = pytest.mark.medium
+
 ROOT = Path(__file__).resolve().parent.parent.parent
 
 

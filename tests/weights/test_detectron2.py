@@ -16,6 +16,8 @@ from mrcnn_jax.weights.detectron2 import DETECTION, export_state, import_state
 from mrcnn_jax.weights.errors import WeightsError
 from mrcnn_jax.weights.naming import describe, template
 
+pytestmark = pytest.mark.medium
+
 VARIANTS = ["gn", "frozen", "bottleneck", "resnext", "keypoints", "v2", "gn everywhere", "agnostic", "c4", "dc5"]
 
 

@@ -17,6 +17,8 @@ from mrcnn_jax.training.initial import initial_variables
 from mrcnn_jax.weights import efficientnet, load, naming
 from mrcnn_jax.weights.errors import WeightsError
 
+pytestmark = pytest.mark.medium
+
 TAPS = (2, 4, 10, 15)  # the blocks that C2..C5 come out of
 
 

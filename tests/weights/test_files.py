@@ -16,6 +16,8 @@ import pytest
 
 from mrcnn_jax.weights.files import WeightsError, read, write
 
+pytestmark = pytest.mark.medium
+
 ROOT = Path(__file__).resolve().parents[2]
 RNG = np.random.default_rng(0)
 STATE = {

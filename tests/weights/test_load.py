@@ -18,6 +18,8 @@ from mrcnn_jax.weights.errors import WeightsError
 from mrcnn_jax.weights.load import import_weights, initial, initial_from_run
 from mrcnn_jax.weights.preprocessing import TORCHVISION, Preprocessing, follow, followed_by
 
+pytestmark = pytest.mark.medium
+
 MSRA = Preprocessing("bgr", (103.53, 116.28, 123.675), (1.0, 1.0, 1.0), stride_in_1x1=True)
 DETECTRON = MSRA._replace(pixel_mean=(102.9801, 115.9465, 122.7717))
 

@@ -16,6 +16,8 @@ from mrcnn_jax.weights.errors import WeightsError
 from mrcnn_jax.weights.naming import describe, template
 from mrcnn_jax.weights.torchvision import DETECTION, export_state, import_state
 
+pytestmark = pytest.mark.medium
+
 
 @pytest.fixture(scope="module")
 def frozen_config(variant):
