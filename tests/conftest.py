@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import importlib.util
 import os
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
@@ -51,6 +52,7 @@ def pytest_configure(config: pytest.Config) -> None:
         if importlib.metadata.version("jaxlib") < "0.12":  # later ones have no other way to emit code
             flags.append("--xla_cpu_use_fusion_emitters=false")
     os.environ["XLA_FLAGS"] = " ".join([os.environ.get("XLA_FLAGS", ""), *flags])
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # which tests send; a job in the background ignores it
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

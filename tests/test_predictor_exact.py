@@ -17,6 +17,8 @@ from mrcnn_jax.structures import Detections
 from mrcnn_jax.weights import detectron2, torchvision
 from mrcnn_jax.weights.errors import WeightsError
 
+pytestmark = pytest.mark.medium
+
 
 @pytest.fixture
 def seen(monkeypatch):

@@ -21,6 +21,8 @@ from mrcnn_jax.structures import Detections
 from mrcnn_jax.weights import files
 from mrcnn_jax.weights.detectron2 import export_state
 
+pytestmark = pytest.mark.medium
+
 ROOT = Path(__file__).resolve().parent.parent
 
 

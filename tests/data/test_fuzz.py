@@ -46,6 +46,8 @@ from mrcnn_jax.data.pipeline import _assign
 from mrcnn_jax.evaluation import coco as evaluation
 from mrcnn_jax.structures import Batch
 
+pytestmark = pytest.mark.medium
+
 SIZES = ((40, 56), (30, 64), (33, 20))  # height, width
 NAMES = ("0.jpg", "1.png", "2.png")
 HANGING = 120  # seconds for one example, after which the process is ended

@@ -37,6 +37,8 @@ from mrcnn_jax.evaluation.postprocess import postprocess
 from mrcnn_jax.ops.masks import crop_targets
 from mrcnn_jax.structures import Batch, Detections, GroundTruth
 
+pytestmark = pytest.mark.medium
+
 
 class RoundTrip:
     """The 80 photographs, as batches of evaluation; `score` takes masks back to them."""

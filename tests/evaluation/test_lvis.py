@@ -13,6 +13,8 @@ from mrcnn_jax.data.errors import DataError
 from mrcnn_jax.evaluation.analysis import analyse
 from mrcnn_jax.evaluation.coco import score
 
+pytestmark = pytest.mark.medium
+
 # Printed by lvis 0.5.3 (LVISEval, with NumPy 1.23) of `made_up` detections in lvis_val_100.json, in the order of
 # LVIS_METRICS: AP, AP50, AP75, APs, APm, APl, APr, APc, APf, AR@300, ARs@300, ARm@300, ARl@300.
 EXPECTED = {

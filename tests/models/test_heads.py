@@ -13,6 +13,8 @@ from mrcnn_jax.models.fpn import FPN
 from mrcnn_jax.models.mask_head import MaskHead
 from mrcnn_jax.models.rpn import RPNHead
 
+pytestmark = pytest.mark.medium
+
 
 def random_variables(module, *inputs):
     """Parameters of a module drawn from the normal distribution, biases too."""

@@ -12,6 +12,8 @@ import pytest
 from mrcnn_jax.models.layers import Conv, Dense, add_bias, relu
 from mrcnn_jax.models.norms import Norm
 
+pytestmark = pytest.mark.medium
+
 EPS = 1e-3  # large enough to show
 
 

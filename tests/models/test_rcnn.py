@@ -100,7 +100,7 @@ def test_detections_do_not_depend_on_the_other_images(compiled_detect, variables
 def test_faster_rcnn_finds_the_same_boxes(model_config, compiled_detect, variables, pictures):
     faster = build_model(dataclasses.replace(model_config, mask=None))
     params = {name: value for name, value in variables["params"].items() if name != "mask_head"}
-    compiled = jax.jit(functools.partial(detect, faster))
+    compiled = jax.jit(functools.partial(detect, faster))  # a program of its own: what it leaves out is what is tested
     boxes_only = compiled({**variables, "params": params}, *pictures)
     found = compiled_detect(variables, *pictures)
     assert found.masks.shape == (2, 10, 8, 8)

@@ -34,7 +34,7 @@ def send(number: int) -> None:
 
 @pytest.fixture(autouse=True)
 def handlers():
-    """Python's own, which every test has to leave; in the background, where tests may run, SIGINT is ignored."""
+    """Python's own handlers, which every test has to leave in place."""
     usual = {signal.SIGTERM: signal.SIG_DFL, signal.SIGINT: signal.default_int_handler}
     before = {number: signal.signal(number, handler) for number, handler in usual.items()}
     yield

@@ -19,6 +19,8 @@ from mrcnn_jax.training.loop import NonFiniteLossError
 from mrcnn_jax.training.run import with_categories
 from mrcnn_jax.training.step import TrainState
 
+pytestmark = pytest.mark.medium
+
 
 class Recorder:
     def __init__(self):

@@ -8,6 +8,8 @@ import pytest
 from mrcnn_jax.weights import detectron2
 from mrcnn_jax.weights.caffe2 import to_detectron2
 
+pytestmark = pytest.mark.medium
+
 FPN_NAMES = {
     "conv1_w": "backbone.bottom_up.stem.conv1.weight",
     "res_conv1_bn_s": "backbone.bottom_up.stem.conv1.norm.weight",
