@@ -16,6 +16,7 @@ from mrcnn_jax.config import ConfigError, EvalConfig
 from mrcnn_jax.data import load_split
 from mrcnn_jax.data.pipeline import eval_batches
 from mrcnn_jax.training import evaluations as module
+from mrcnn_jax.training import validation
 from mrcnn_jax.training.checkpoint import load_variables
 from mrcnn_jax.training.evaluations import EVALUATIONS, Evaluations
 from mrcnn_jax.training.run import train, with_categories
@@ -198,6 +199,12 @@ def test_a_metric_that_the_data_cannot_give_is_refused(config, tmp_path, held_ba
     without = dataclasses.replace(held_back, has_masks=False)
     with pytest.raises(ConfigError, match=r"best_metric=segm/AP, but data\.eval can score bbox only"):
         Evaluations(masks, tmp_path, without, jax.local_devices())
+
+
+def test_validation_loss_of_several_processes():
+    """All sums over all counts, not a mean of the means of the processes, which may have seen different numbers."""
+    assert validation._mean([(6.0, 3.0), (1.0, 1.0)]) == 7 / 4
+    assert validation._mean([(0.0, 0.0), (0.0, 0.0)]) == 0
 
 
 SETTINGS = {
