@@ -28,7 +28,9 @@ from mrcnn_jax.training.gradients import make_gradients
 
 pytestmark = pytest.mark.medium
 
-OPTIONS = {"xla_disable_hlo_passes": "cse_barrier_expander"}
+# LLVM contracts multiplications and additions in the two programs differently, and so does XLA without its fusion
+# emitters, as the other tests are compiled; batch norms of few values amplify it.
+OPTIONS = {"xla_disable_hlo_passes": "cse_barrier_expander", "xla_backend_optimization_level": 0}
 BACKBONES = {
     "basic": BackboneConfig("resnet18", width=8, norm="bn", frozen_stages=0),
     "bottleneck": BackboneConfig("resnet50", width=8, norm="sync_bn", frozen_stages=2),
@@ -53,7 +55,6 @@ def configure(model: ModelConfig, backbone: str) -> ModelConfig:
     return dataclasses.replace(model, num_classes=3, backbone=chosen, fpn=FPNConfig(16, norm))
 
 
-# Without optimization the two programs round differently, and batch norms of few values amplify it.
 @pytest.mark.optimized
 @pytest.mark.parametrize("backbone", BACKBONES)
 def test_gradients_and_statistics_of_features_are_the_same(backbone, tiny_model_config):
