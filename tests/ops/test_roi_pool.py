@@ -222,7 +222,8 @@ def test_bins_without_cells_are_zero_and_pass_no_gradient(reduce):
     assert not gradient.any()
 
 
-@pytest.mark.parametrize("pooling", ["align", "warp", "pool"])
+# RoIAlign's samples are equal up to rounding, and with jax 0.12 to the bit only as users compile them.
+@pytest.mark.parametrize("pooling", [pytest.param("align", marks=pytest.mark.optimized), "warp", "pool"])
 def test_the_first_of_equal_ones_has_the_gradient(pooling):
     feature = np.full((9, 12, 2), 3, np.float32)
     # Cells 2..7 and 1..4 of RoIPool: 3 bins of two rows, and 2 bins of two columns.
