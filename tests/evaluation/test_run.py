@@ -10,7 +10,7 @@ import cv2
 import jax
 import numpy as np
 import pytest
-from support import tiny
+from support import linear, tiny
 
 from mrcnn_jax import processes
 from mrcnn_jax.config import (
@@ -151,19 +151,7 @@ def test_a_report_is_written_for_whoever_wants_it(config, tmp_path, monkeypatch)
 
 
 def test_a_network_that_finds_nothing(config, tmp_path, monkeypatch):
-    def nothing(images, image_sizes):
-        count = len(images)
-        return Detections(
-            np.zeros((count, 2, 4), np.float32),
-            np.zeros((count, 2), np.float32),
-            np.zeros((count, 2), np.int32),
-            np.zeros((count, 2, 28, 28), np.float32),
-            np.zeros((count, 2, 0, 3), np.float32),
-            np.zeros((count, 2), bool),
-            np.zeros(count, bool),
-        )
-
-    monkeypatch.setattr(inference, "compile_detect", lambda *_: nothing)
+    monkeypatch.setattr(inference, "compile_detect", lambda *_: linear.detect_nothing)
     metrics = evaluate_model(config, {}, tmp_path)
     assert metrics["bbox/AP"] == metrics["segm/AP"] == 0
 
