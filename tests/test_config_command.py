@@ -62,6 +62,7 @@ def test_nothing_but_invalid_files(capsys, tmp_path):
     assert not capsys.readouterr().out
 
 
+@pytest.mark.medium
 def test_is_a_command(monkeypatch, capsys):
     """As `python -m` runs it, with a network whose parameters Detectron2 counts as well."""
     monkeypatch.setattr(sys, "argv", ["config", str(CONFIGS / "mask_rcnn_r50_fpn_1x.py")])

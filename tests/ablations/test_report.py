@@ -98,6 +98,7 @@ def test_the_table_is_shown_with_and_without_rich(capsys, monkeypatch, plain):
     assert "half the range of two seeds" in " ".join(said.split())
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("name", ["2c", "2d", "6"])
 def test_the_picture_is_a_png(name):
     some = table(name)

@@ -53,6 +53,7 @@ def undrawn(monkeypatch):
     monkeypatch.setattr(report, "picture", lambda *_: b"")
 
 
+@pytest.mark.medium
 def test_runs_of_a_table(request_for, tmp_path, capsys, monkeypatch):
     monkeypatch.undo()  # with its picture
     train = Pretended()
@@ -273,6 +274,7 @@ def command(monkeypatch, tmp_path):
     return call
 
 
+@pytest.mark.medium
 def test_the_command_trains_all_rows(command, monkeypatch, tmp_path):
     train = Pretended()
     monkeypatch.setattr(training, "train", train)

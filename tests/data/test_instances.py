@@ -306,6 +306,7 @@ def test_of_a_category_that_is_refused_nothing_more_is_said() -> None:
 COORDINATE = st.one_of(st.integers(-12, 72), st.floats(-12, 72, width=32), st.sampled_from([4, 4.25, 24]))
 
 
+@pytest.mark.medium
 @settings(max_examples=100)
 @given(
     st.lists(st.lists(COORDINATE, min_size=6, max_size=16).filter(lambda p: len(p) % 2 == 0), min_size=1, max_size=3)

@@ -23,6 +23,7 @@ def compared(shared_data: Callable[[str], Path]) -> Any:
     return benchmark.compare(shared_data("coco_by") / "annotations.json")
 
 
+@pytest.mark.medium
 def test_targets_from_crops_are_close_to_exact_ones(compared):
     assert len(compared.crops) == 707
     assert compared.crops.mean() >= 0.98

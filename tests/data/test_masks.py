@@ -113,6 +113,7 @@ def test_cutting_polygons_off_does_not_change_what_is_seen(seed: int) -> None:
     assert_same_mask(found, expected, masks, 0)
 
 
+@pytest.mark.medium
 def test_ten_thousand_instances_take_time_in_proportion() -> None:
     """Ten times the instances may take about ten times as long (a hundred times if each looked at all others)."""
     rng = np.random.default_rng(0)

@@ -259,6 +259,7 @@ print(sum(len(dataset.record(i)[0]) for i in range(7)), "bytes")
 """
 
 
+@pytest.mark.medium
 def test_processes_that_prepare_at_once_share_one_folder(coco_folder: Any) -> None:
     """Two that do, and one that is killed while it writes."""
     coco_folder.save()

@@ -43,6 +43,7 @@ def there_and_back(keypoints, boxes, valid):
     return keypoint_ops.decode(heatmaps, boxes, valid, score="logit"), targeted
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("flipped", [False, True])
 def test_truth_comes_back_from_its_heat_maps_without_an_offset(flipped):
     given = annotations(np.random.default_rng(0))

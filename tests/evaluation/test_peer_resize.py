@@ -58,6 +58,7 @@ def test_golden_torchvision_input(golden):
         np.testing.assert_allclose(ours[:height, :width], expected[:height, :width], rtol=0, atol=ROUNDING)
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("size", SIZES)
 def test_interpolation_is_torchs(size):
     torch = pytest.importorskip("torch")

@@ -33,6 +33,7 @@ def test_the_first_weights_have_the_deviation_of_the_peers():
     assert not params["deconv"]["bias"].any()
 
 
+@pytest.mark.medium
 def test_keypoint_head_equals_torch():
     torch = pytest.importorskip("torch", reason="torch is the reference here; `make test` installs it")
     rng = np.random.default_rng(0)

@@ -98,6 +98,7 @@ def test_equals_the_oracle(agnostic, most):
     assert not result[-1]
 
 
+@pytest.mark.medium
 def test_cap_on_candidates_is_exact_or_says_so():
     inputs = head_output(1)
     full = run(*inputs, SIZE, **OPTIONS)
@@ -177,6 +178,7 @@ def test_gradient_is_finite():
         assert gradient.any()
 
 
+@pytest.mark.medium
 def test_golden_detections(golden):
     arrays = golden("tv_op_roi_box.npz")
     options = OPTIONS | {"score_threshold": 0.05, "max_detections": 25, "min_box_size": 1e-2}

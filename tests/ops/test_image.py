@@ -80,6 +80,7 @@ def test_cubic_weights_are_those_of_the_resize(sides):
     np.testing.assert_allclose(result, bicubic(image, sides)[..., 0], rtol=0, atol=16 * F32)
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("shape", [(2, 3, 5, 2), (1, 1, 4, 1)], ids=str)
 def test_double_bilinear_is_the_resize_with_torchs_gradient(shape):
     torch = pytest.importorskip("torch")

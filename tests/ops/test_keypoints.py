@@ -109,6 +109,7 @@ def check(maps: np.ndarray, boxes: np.ndarray) -> None:
         np.testing.assert_allclose(points[:, 2], peaks, atol=tolerance)
 
 
+@pytest.mark.medium
 @hypothesis.settings(max_examples=20)
 @hypothesis.given(
     st.integers(0, 1000),

@@ -127,6 +127,7 @@ def test_golden_crops_approximate_polygon_targets_detectron2(golden, kind, size)
     assert (result != expected).sum() < 0.5 * outline.sum()
 
 
+@pytest.mark.medium
 def test_crops_equal_roi_align_of_the_raster():
     rng = np.random.default_rng(3)
     masks = (rng.random((3, 10, 14)) < 0.5).astype(np.uint8)

@@ -110,6 +110,7 @@ def test_a_nan_box_meets_nobody():
     np.testing.assert_array_equal(keep, [True, True, False])
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("block", [5, nms_ops.BLOCK])
 def test_sorted_sets_of_different_sizes_share_one_loop(monkeypatch, block):
     monkeypatch.setattr(nms_ops, "BLOCK", block)

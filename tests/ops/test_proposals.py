@@ -144,6 +144,7 @@ def test_vmap_changes_nothing():
         np.testing.assert_allclose(batched.boxes[image], alone.boxes, rtol=0, atol=3e-5)  # as above
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize(("mode", "pre", "post"), [("train", 200, 120), ("test", 100, 60)])
 def test_golden_proposals(golden, mode, pre, post):
     arrays, anchor_arrays = golden("tv_op_rpn.npz"), golden("tv_op_anchors.npz")

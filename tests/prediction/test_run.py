@@ -262,6 +262,7 @@ def brightness(images, image_sizes):
     )
 
 
+@pytest.mark.medium
 def test_a_video_keeps_number_rate_and_order_of_its_frames(tmp_path, monkeypatch):
     monkeypatch.setattr(inference, "compile_detect", lambda model, variables: brightness)
     config = Config(

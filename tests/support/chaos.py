@@ -28,7 +28,7 @@ from mrcnn_jax.config import Config
 from support import tiny
 from support.launch import Job, launch, write_recipe
 
-STEPS, SAVE_EVERY, EVALUATE_EVERY = 40, 2, 7
+STEPS, SAVE_EVERY, EVALUATE_EVERY = 20, 2, 7
 TIME_OUT = 300.0  # seconds that a process may take; a tenth of it on an idle machine
 TEMPORARY = "*orbax-checkpoint-tmp*"
 KINDS = ("in a save", "in start-up", "in compilation or the first step", "in an evaluation", "in a step")

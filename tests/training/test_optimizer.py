@@ -90,6 +90,7 @@ ADAMW = OptimizerConfig(
 )
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("config", [SGD, ADAMW], ids=["sgd", "adamw"])
 def test_equals_torch(config):
     jax.tree.map(
@@ -115,6 +116,7 @@ def factor_of(path) -> float:
     return 0.1 if name.startswith("backbone") else 0.25 if name == "box_head/classes/bias" else 1.0
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("clip_norm", [None, 1.0], ids=["free", "clipped"])
 @pytest.mark.parametrize("config", [SGD, ADAMW], ids=["sgd", "adamw"])
 def test_rate_factors_equal_torchs_parameter_groups(config, clip_norm):

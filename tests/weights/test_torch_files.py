@@ -73,6 +73,7 @@ def test_shared_storages_are_shared(torch, save, read_watched, new_format):
     assert np.shares_memory(found["all"], found["part"])
 
 
+@pytest.mark.medium
 @FORMATS
 def test_a_training_checkpoint(torch, save, read_watched, new_format):
     """torchvision's reference script saves the optimizer, its schedule and its flags beside the model."""

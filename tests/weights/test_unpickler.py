@@ -227,6 +227,7 @@ def test_keys_are_names_or_small_integers(refusal, key):
     assert "as a key" in refusal(pickled(b"}(" + KEYS[key] + b"Nu"))
 
 
+@pytest.mark.medium
 def test_recursion_and_repetition_are_refused(refusal):
     deep = "nests or repeats"
     assert deep in refusal(pickled(b"]" * 20_000 + b"a" * 19_999))

@@ -166,6 +166,7 @@ def test_members_that_share_bytes_are_refused():
         contents(overlapping())
 
 
+@pytest.mark.medium
 def test_bombs_are_refused_before_they_grow(refusal):
     """A hundred kilobytes that would become a hundred megabytes; and one that says that it does not."""
     bomb = archive({"w.npy": bytes(100 << 20)}, zipfile.ZIP_DEFLATED)

@@ -39,6 +39,7 @@ def seen(sample: Sample) -> dict[int, np.ndarray]:
     return found
 
 
+@pytest.mark.medium
 @settings(max_examples=60)
 @given(seeds, st.integers(0, 6), st.integers(0, 6), st.tuples(st.booleans(), st.booleans()), st.integers(0, 2**6))
 def test_pasting_is_the_painters_algorithm(

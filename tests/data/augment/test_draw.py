@@ -95,6 +95,7 @@ def test_without_augmentation_the_whole_image_is_scaled() -> None:
     assert draw.without_chance(DATA, SIZE, BUCKET) == Choices(window=(0, 0, 640, 480), scaled=(800, 1067))
 
 
+@pytest.mark.medium
 def test_how_often() -> None:
     count = 4000
     drawn = choose(DATA, count)
@@ -135,6 +136,7 @@ def test_factors_are_uniform_around_1() -> None:
     assert np.abs(np.corrcoef(factors.T) - np.eye(4)).max() < 0.07
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize(("size", "bucket"), [((480, 640), (1024, 1024)), ((1500, 1000), (1088, 800))])
 def test_large_scale_jitter_is_relative_to_what_fills_the_bucket(size: Any, bucket: Any) -> None:
     drawn = choose(change(DATA, crop=0.0), 4000, size, bucket)

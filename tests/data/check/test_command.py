@@ -204,6 +204,7 @@ def test_without_rich_the_numbers_are_plain_lines(
     assert {"boat 7 in 7 images", "dog none", "images 7"} <= set(lines)
 
 
+@pytest.mark.medium
 def test_as_a_command(coco_folder: Any) -> None:
     coco_folder.save()
     root = Path(command.__file__).parents[3]

@@ -6,6 +6,7 @@ import json
 from typing import Any
 
 import numpy as np
+import pytest
 from support.markup import Page
 
 from mrcnn_jax.data.check import __main__ as command
@@ -102,6 +103,7 @@ def test_several_files(coco_folder: Any) -> None:
     assert "share images (1): 3.png (id 97)" in page.text
 
 
+@pytest.mark.medium
 def test_long_tail(coco_folder: Any) -> None:
     """As many classes as LVIS has, most of them rare."""
     coco_folder.content["annotations"].clear()
@@ -118,6 +120,7 @@ def test_long_tail(coco_folder: Any) -> None:
     assert [value for _, name, value in page.attributes if name == "class"].count("none") == unused
 
 
+@pytest.mark.medium
 def test_page_is_small_whatever_is_wrong(coco_folder: Any) -> None:
     """Many images with much in them and much wrong with it."""
     noise = np.random.default_rng(0)

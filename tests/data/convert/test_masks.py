@@ -252,6 +252,7 @@ def test_files_mark_one_instance_each(tmp_path: Path, command: Command) -> None:
     assert "--values=files has none" in command.refused("masks", *folders, "--values=files", "--ignore=255")
 
 
+@pytest.mark.medium
 def test_nuclei_come_back_to_the_pixel(shared_data: object, tmp_path: Path, command: Command) -> None:
     """Real images: label masks made from a COCO JSON become the same masks again."""
     source = shared_data("nuclei")  # type: ignore[operator]

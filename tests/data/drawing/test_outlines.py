@@ -29,6 +29,7 @@ def masks(name: str, angles: int) -> np.ndarray:
     return np.stack(turned).reshape(2 * angles, -1).astype(np.float32)
 
 
+@pytest.mark.medium
 def test_no_two_classes_are_one_turned_or_mirrored() -> None:
     upright = {name: masks(name, 1)[0] for name in NAMES}
     turned = {name: masks(name, 120) for name in NAMES}

@@ -94,6 +94,7 @@ def compare(scores, ap, gains, counts):
     assert [table.errors.counts[name] for name in ERRORS] == counts
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("iou_type", ["bbox", "segm"])
 def test_oracle_gives_the_numbers_of_tide(shared_data, iou_type):
     folder = shared_data("coco_eval_oracle")
@@ -101,6 +102,7 @@ def test_oracle_gives_the_numbers_of_tide(shared_data, iou_type):
     compare(score(folder / "instances_val2014_100.json", results, iou_types=(iou_type,)), *TIDE[iou_type])
 
 
+@pytest.mark.medium
 def test_made_up_detections_give_the_numbers_of_tide(shared_data):
     path = shared_data("coco_eval_oracle") / "instances_val2014_100.json"
     results = made_up(json.loads(path.read_text())["annotations"])

@@ -91,6 +91,7 @@ def many_classes(analysis: Analysis, count: int) -> Analysis:
     return dataclasses.replace(analysis, tables=tuple(tables), categories=categories)
 
 
+@pytest.mark.medium
 def test_size_is_bounded(analysis: Analysis, tmp_path: Path) -> None:
     """1,200 classes, and sixty noisy pictures of a hundred instances, none of which can be compressed."""
     wide = many_classes(analysis, 1200)
