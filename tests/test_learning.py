@@ -29,7 +29,8 @@ def command(name, *arguments, cwd):
 
 @pytest.mark.optimized  # convolutions in bfloat16 are many times slower without
 def test_quickstart_learns(tmp_path):
-    settings = [f"--config.train.steps={STEPS}", "--config.data.shapes.train_images=400", "--config.eval.overlays=2"]
+    settings = [f"--config.train.steps={STEPS}", "--config.data.shapes.train_images=400"]
+    settings += ["--config.data.shapes.eval_images=50", "--config.eval.overlays=2"]
     command("train.py", f"--config={ROOT}/configs/quickstart.py", *settings, cwd=tmp_path)
     run = tmp_path / "runs" / "quickstart"
 

@@ -1,4 +1,4 @@
-"""A batch worked on in parts makes the step that it makes in one piece, on one device and on two."""
+"""A batch worked on in parts makes the step that it makes in one piece; on several devices: `test_devices.py`."""
 
 from __future__ import annotations
 
@@ -69,14 +69,6 @@ def test_counts_known_beforehand():
     config = make_config(fixed=True)
     state = make_state(config)
     assert_equal_steps(one_step(config, state, parts=2), one_step(config, state, parts=1))
-
-
-@pytest.mark.slow
-def test_parts_on_two_devices_make_the_step_of_the_whole(whole):
-    devices = jax.local_devices()[:2]
-    step = parallel.compile_train_step(make_step(make_config(), 2, parallel.AXIS_NAME), devices)
-    state, key = parallel.replicate((programs.one_device().state, KEY), devices)
-    assert_equal_steps(step(state, parallel.place_batch(make_batch(), devices), key), whole)
 
 
 def assert_equal_steps(actual: Any, expected: Any) -> None:
