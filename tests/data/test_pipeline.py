@@ -215,6 +215,15 @@ def test_keypoints_that_the_data_does_not_have_are_refused_in_training_only(coco
             assert next(batches).ground_truth.keypoints.shape[2] == evaluated
 
 
+def test_a_keypoint_head_needs_a_labeled_keypoint(coco_folder: Any) -> None:
+    config = kites(coco_folder, KITE)
+    for annotation in coco_folder.content["annotations"]:
+        annotation["keypoints"] = []
+    coco_folder.save()
+    with pytest.raises(DataError, match=r"coco\.json: no instance has a labeled keypoint to learn from; label some"):
+        take(config, 1)
+
+
 def test_evaluation_shows_every_image_once_unaugmented(shared_folder: Any) -> None:
     config = shared_folder.config(horizontal_flip=1.0)
     config = dataclasses.replace(config, eval=dataclasses.replace(config.eval, batch_size=4))

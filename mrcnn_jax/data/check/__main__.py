@@ -18,7 +18,7 @@ _INTERRUPTED = 130  # what a shell says of a command that Ctrl-C ended
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Read a whole data set, every image of it, as training would. Exit status 0 if nothing is wrong, 1 if training
-    would refuse it or leave something out, 2 if there is nothing to check."""
+    would refuse it or leave something out, 2 if there is nothing to check or nothing to learn from."""
     parser = argparse.ArgumentParser(prog="python -m mrcnn_jax.data.check", description=main.__doc__)
     parser.add_argument(
         "data", type=Path, metavar="DATA", help="a folder with COCO JSON files and their images, or a JSON"
@@ -54,13 +54,15 @@ def check(data: Path, images: Path | None, output: Path | None, accept_dropped: 
     for line in (*notes, *found.broken, *(line for one in surveys for line in one.findings)):
         print(line)
     print(f"{_verdict(surveys, found.broken)}; pictures and histograms in {output}")
+    if any(one.nothing for one in surveys):
+        return 2
     refused = found.broken or any(one.status == "refused" for one in surveys)
     dropped = any(one.status == "dropped" for one in surveys)
     return 1 if refused or (dropped and not accept_dropped) else 0
 
 
 def _verdict(surveys: Sequence[Survey], broken: Sequence[str]) -> str:
-    refused = [*broken, *(refusal for one in surveys for refusal in one.refusals)]
+    refused = [*broken, *(reason for one in surveys for reason in (*one.refusals, one.nothing) if reason)]
     dropped = [problem for one in surveys for problem in one.content.problems]
     if refused:
         return f"refused: training does not start, for {len(refused):,} reasons"

@@ -5,32 +5,18 @@ from __future__ import annotations
 import hashlib
 import itertools
 import os
-import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from mrcnn_jax.data.check.sources import SPLITS, split_of, words
 from mrcnn_jax.data.check.survey import Survey
 from mrcnn_jax.data.errors import listing, shown
-
-_SPLITS = {"train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
 
 
 def warnings(surveys: Sequence[Survey]) -> list[str]:
     """A line for everything about a pair of files that training would not notice. Nothing of it is refused."""
     pairs = list(itertools.combinations(surveys, 2))
     return [line for a, b in pairs for line in (*_shared_images(a, b), *_categories(a, b))]
-
-
-def split_of(path: Path) -> str:
-    """`train`, `val` or `test` by the name of a JSON, or else of its folder; empty where neither says it."""
-    for name in (path.stem, path.parent.name):
-        if found := [_SPLITS[word] for word in _words(name) if word in _SPLITS]:
-            return found[0]
-    return ""
-
-
-def _words(name: str) -> list[str]:
-    return re.findall("[a-z]+", name.lower())
 
 
 def _shared_images(a: Survey, b: Survey) -> list[str]:
@@ -111,4 +97,4 @@ def _categories(a: Survey, b: Survey) -> list[str]:
 
 def _kind(path: Path) -> list[str]:
     """What is left of a name without its split: instances_train2017 and instances_val2017 are of one kind."""
-    return [word for word in _words(path.stem) if word not in _SPLITS]
+    return [word for word in words(path.stem) if word not in SPLITS]

@@ -96,4 +96,4 @@ def test_categories_of_one_split_only(coco_folder: Any) -> None:
     ],
 )
 def test_splits_by_name(path: str, expected: str) -> None:
-    assert compare.split_of(Path(path)) == expected
+    assert sources.split_of(Path(path)) == expected
