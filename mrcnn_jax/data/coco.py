@@ -102,7 +102,7 @@ def load_split(data: DataConfig, split: Literal["train", "eval"]) -> Dataset:
         rows=rows,
         reader=records.RecordReader(folder),
     )
-    _report(dataset, data.max_instances)
+    _report(dataset, index.suspicions, data.max_instances)
     return dataset
 
 
@@ -128,9 +128,9 @@ def _rows_to_use(path: Path, keypoints: np.ndarray, fewest: int) -> np.ndarray:
     return rows
 
 
-def _report(dataset: Dataset, max_instances: int) -> None:
-    """Log what training will not see."""
-    for line in describe_problems(dataset.problems):
+def _report(dataset: Dataset, suspicions: Sequence[str], max_instances: int) -> None:
+    """Log what training will not see, and what looks wrong."""
+    for line in [*suspicions, *describe_problems(dataset.problems)]:
         log.warning("%s: %s", dataset.annotations_path, line)
     crowded = np.flatnonzero(dataset.instances > max_instances)
     if len(crowded):

@@ -56,6 +56,7 @@ class Index:
     tallies: list[list[Tally]]  # of each image, one for each category it has
     categories: Categories
     problems: list[Problem]
+    suspicions: list[str]
     sizes: dict[str, int]  # of the files of the records
 
 
@@ -190,6 +191,7 @@ def _make_index(content: AnnotationFile, stamp: str, sizes: dict[str, int]) -> I
         tallies=[_tally(image.annotations) for image in images],
         categories=content.categories,
         problems=content.problems,
+        suspicions=content.suspicions,
         sizes=sizes,
     )
 

@@ -46,14 +46,15 @@ def check(data: Path, images: Path | None, output: Path | None, accept_dropped: 
         raise DataError(f"no folder {output.parent} for the page; make it, or give another --output")
     found = sources.find(data, images)
     surveys = survey(found.files, functools.partial(track, what="images checked"))
-    notes = [f"not checked: {line}" for line in found.skipped] + [f"warning: {w}" for w in compare.warnings(surveys)]
+    warnings = compare.warnings(surveys)
+    notes = [f"not checked: {line}" for line in found.skipped] + [f"warning: {line}" for line in warnings]
     drawn = page.render(str(data), surveys, found.broken, notes, functools.partial(track, what="pictures drawn"))
     output.write_text(drawn, encoding="utf-8", errors="replace")  # half a character in a name
     for one in surveys:
         table.show(one)
     for line in (*notes, *found.broken, *(line for one in surveys for line in one.findings)):
         print(line)
-    print(f"{_verdict(surveys, found.broken)}; pictures and histograms in {output}")
+    print(f"{_verdict(surveys, found.broken, warnings)}; pictures and histograms in {output}")
     if any(one.nothing for one in surveys):
         return 2
     refused = found.broken or any(one.status == "refused" for one in surveys)
@@ -61,14 +62,14 @@ def check(data: Path, images: Path | None, output: Path | None, accept_dropped: 
     return 1 if refused or (dropped and not accept_dropped) else 0
 
 
-def _verdict(surveys: Sequence[Survey], broken: Sequence[str]) -> str:
+def _verdict(surveys: Sequence[Survey], broken: Sequence[str], warnings: Sequence[str]) -> str:
     refused = [*broken, *(reason for one in surveys for reason in (*one.refusals, one.nothing) if reason)]
     dropped = [problem for one in surveys for problem in one.content.problems]
     if refused:
         return f"refused: training does not start, for {len(refused):,} reasons"
     if dropped:
         return f"training starts, without {len(dropped):,} things that are wrong"
-    return "nothing is wrong"
+    return f"training starts, with {len(warnings):,} warnings" if warnings else "nothing is wrong"
 
 
 if __name__ == "__main__":

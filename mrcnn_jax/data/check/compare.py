@@ -14,9 +14,10 @@ from mrcnn_jax.data.errors import listing, shown
 
 
 def warnings(surveys: Sequence[Survey]) -> list[str]:
-    """A line for everything about a pair of files that training would not notice. Nothing of it is refused."""
+    """A line for everything that looks wrong in a file or a pair of files. Nothing of it is refused."""
+    own = [line for one in surveys for line in (*one.suspicions, *_twins(one))]
     pairs = list(itertools.combinations(surveys, 2))
-    return [line for a, b in pairs for line in (*_shared_images(a, b), *_categories(a, b))]
+    return own + [line for a, b in pairs for line in (*_shared_images(a, b), *_categories(a, b))]
 
 
 def _shared_images(a: Survey, b: Survey) -> list[str]:
@@ -38,6 +39,16 @@ def _shared_images(a: Survey, b: Survey) -> list[str]:
         named = listing([f"{first[p]} = {second[q]}" for p, q in pairs], None)
         lines.append(f"{a.path} and {b.path} have the same images in different files ({len(pairs)}): {named}; {advice}")
     return lines
+
+
+def _twins(survey: Survey) -> list[str]:
+    """Files of one JSON with the same content."""
+    files = _files(survey)
+    named = [f"{files[p]} = {files[q]}" for p, q in _copies(list(files), list(files)) if p < q]
+    if not named:
+        return []
+    what = f"different files with the same content ({len(named)}): {listing(named, None)}"
+    return [f"{survey.path}: {what}; take one out, unless both are meant"]
 
 
 def _files(survey: Survey) -> dict[str, str]:

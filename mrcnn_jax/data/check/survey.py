@@ -60,6 +60,11 @@ class Survey:
         return describe_refusals(self.path, self.refusals, None) + [self.nothing][: bool(self.nothing)] + dropped
 
     @property
+    def suspicions(self) -> list[str]:
+        """A line for each thing that looks wrong and is used as it is, in the words of training."""
+        return [f"{self.path}: {line}" for line in self.content.suspicions]
+
+    @property
     def status(self) -> str:
         """`refused`, `dropped` or `clean`: whether training starts, and whether it sees everything."""
         return "refused" if self.refusals or self.nothing else "dropped" if self.content.problems else "clean"

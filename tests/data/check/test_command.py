@@ -62,8 +62,8 @@ def everything(folder: Any) -> None:
 
 def drop_some(folder: Any, count: int = 1) -> None:
     for i in range(count):
-        folder.add(98, [1, 1, 5, 0], id=1000 + i)
-        folder.add(99, [1, 1, 5, 5], id=2000 + i, segmentation=[[1, 1, 6, 6]])
+        folder.add(98, [1, 1, 5 + i / 8, 0], id=1000 + i)
+        folder.add(99, [1, 1, 5 + i / 8, 5], id=2000 + i, segmentation=[[1, 1, 6, 6]])
 
 
 BROKEN = (absent, cut_off, other_size, unknown_category, duplicates, stranger, everything)
