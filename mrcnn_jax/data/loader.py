@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from mrcnn_jax.config import Config
+from mrcnn_jax.config import Config, KeypointHeadConfig
 from mrcnn_jax.data import image_files
 from mrcnn_jax.data.augment import draw
 from mrcnn_jax.data.augment.copy_paste import paste
@@ -177,8 +177,16 @@ def _check_keypoints(dataset: Dataset, config: Config) -> None:
             " model.keypoint=None"
         )
     sides = mirrored(names)
-    if sides != tuple(range(len(names))) and sides != head.flip_map:
+    if sides == head.flip_map:
+        return
+    if sides != tuple(range(len(names))):
         raise DataError(
             f"{dataset.annotations_path} has the keypoints {', '.join(names)}, which mirrored images exchange as in"
-            f" {sides}; model.keypoint.flip_map says {head.flip_map}"
+            f" {sides}; model.keypoint.flip_map says {head.flip_map}: set it to the former"
+        )
+    if head.flip_map == KeypointHeadConfig.flip_map:
+        raise DataError(
+            f"{dataset.annotations_path} has the keypoints {', '.join(names)}, whose names do not say which are left"
+            " and right, and model.keypoint.flip_map is that of COCO's 17: name them so (left_eye, right_eye), or set"
+            f" model.keypoint.flip_map to what mirrored images exchange (nothing: {sides})"
         )

@@ -20,6 +20,7 @@ from mrcnn_jax.config import ConfigError, ModelConfig
 from mrcnn_jax.config.metrics import KEYPOINT_METRICS, METRICS
 from mrcnn_jax.data import rle
 from mrcnn_jax.data.annotations import read
+from mrcnn_jax.data.categories import are_cocos
 from mrcnn_jax.data.errors import listing
 from mrcnn_jax.data.lvis import Judgements
 from mrcnn_jax.data.masks import area
@@ -63,8 +64,8 @@ def score(
     """Score COCO result records against a COCO annotation file; unless `quiet`, print pycocotools' tables.
 
     `image_ids` and `category_names` restrict the evaluation (empty: all of the file); results of other categories are
-    left out. `keypoint_sigmas` (K,) say how far off a keypoint may be (OKS); left empty they are COCO's for 17
-    keypoints, and the mean of those for every keypoint of another number. `images` is their folder: LVIS gives
+    left out. `keypoint_sigmas` (K,) say how far off a keypoint may be (OKS); left empty they are COCO's for COCO's 17
+    keypoints, by their names, and the mean of those for every other keypoint. `images` is their folder: LVIS gives
     addresses instead of file names, and the files are looked for there.
     The metrics are the twelve (keypoints: ten) numbers of each table, of LVIS its thirteen: see `evaluation.lvis`.
     Raises DataError for a file that cannot be used, ValueError for results of other images, without boxes or masks, or
@@ -73,7 +74,7 @@ def score(
     truth = ground_truth(annotations, image_ids, category_names, images)
     results = [record for record in results if record["category_id"] in truth.cats]
     _check_results(truth, results, iou_types)
-    sigmas = _sigmas(_keypoint_count(truth), keypoint_sigmas if "keypoints" in iou_types else ())
+    sigmas, whose = _sigmas(truth, keypoint_sigmas if "keypoints" in iou_types else ())
     of_lvis = lvis.is_lvis(truth)
     if of_lvis:
         results = lvis.judged(truth, results)
@@ -85,7 +86,8 @@ def score(
         summarise = lvis.summarised if own else functools.partial(_summarised, iou_type=iou_type)
         with _silent() if quiet else contextlib.nullcontext():
             heading = f"\n{HEADINGS[iou_type]} ({iou_type}), {len(truth.imgs)} images, {len(results)} detections"
-            print("\n".join(filter(None, [heading, left_out(truth, iou_type)])), flush=True)
+            notes = [left_out(truth, iou_type), whose if iou_type == "keypoints" else ""]
+            print("\n".join(filter(None, [heading, *notes])), flush=True)
             numbers = summarise(evaluations[iou_type])
         metrics.update({f"{iou_type}/{name}": value for name, value in numbers.items()})
     return Scores(truth, results, metrics, evaluations, sigmas)
@@ -268,14 +270,17 @@ def _keypoint_count(truth: COCO) -> int:
     return max((len(category["keypoints"]) for category in truth.cats.values()), default=0)
 
 
-def _sigmas(count: int, given: Sequence[float]) -> NDArray[np.float64]:
-    """Standard deviations (K,) of OKS, relative to the root of the instance's area."""
-    coco = Params("keypoints").kpt_oks_sigmas
+def _sigmas(truth: COCO, given: Sequence[float]) -> tuple[NDArray[np.float64], str]:
+    """Standard deviations (K,) of OKS, relative to the root of the instance's area, and a line if they are guesses."""
+    coco, count = Params("keypoints").kpt_oks_sigmas, _keypoint_count(truth)
     if len(given) not in (0, count):
         raise ValueError(f"{len(given)} keypoint_sigmas for {count} keypoints")
     if given:
-        return np.array(given)
-    return coco if len(coco) == count else np.full(count, coco.mean())
+        return np.array(given), ""
+    if any(are_cocos(category["keypoints"]) for category in truth.cats.values()):
+        return coco, ""
+    words = f"the keypoints are not COCO's: OKS takes the mean of COCO's sigmas, {coco.mean():.3f}, for each of them"
+    return np.full(count, coco.mean()), words
 
 
 def check_categories(model: ModelConfig, ids: Sequence[int], names: Sequence[str]) -> None:

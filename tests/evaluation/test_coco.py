@@ -6,6 +6,7 @@ import contextlib
 import copy
 import io
 import json
+import re
 
 import numpy as np
 import pytest
@@ -353,6 +354,31 @@ def test_sigmas_of_another_number_of_keypoints_are_the_mean_of_cocos(tmp_path):
     for sigma, ap50 in ((1.138 / 17 * 0.999, 1), (1.138 / 17 * 1.001, 0)):
         distance = np.sqrt(-2 * 1600 * (2 * sigma) ** 2 * np.log(0.5))
         assert evaluate(path, [found(distance)], iou_types=("keypoints",))["keypoints/AP50"] == pytest.approx(ap50)
+
+
+@pytest.mark.parametrize("named", ["coco", "camel case", "numbers"])
+def test_cocos_sigmas_are_for_cocos_keypoints(tmp_path, capsys, named):
+    """The nose, alone labeled, is as far off as COCO's table (0.026) or the mean (1.138 / 17) makes an OKS of 0.5."""
+    parts = ("eye", "ear", "shoulder", "elbow", "wrist", "hip", "knee", "ankle")
+    names = ["nose", *(f"{side}_{part}" for part in parts for side in ("left", "right"))]
+    if named == "camel case":
+        names = [re.sub("_(.)", lambda found: found[1].upper(), name) for name in names]
+    if named == "numbers":
+        names = [f"p{i}" for i in range(17)]
+    content = json.loads(truth_file(tmp_path, []).read_text())
+    content["categories"][0].update(keypoints=names)
+    points = [10, 20, 2] + [0, 0, 0] * 16
+    content["annotations"] = [
+        {"id": 1, "image_id": 1, "category_id": 5, "bbox": BOX, "area": 1600, "keypoints": points}
+    ]
+    (tmp_path / "truth.json").write_text(json.dumps(content))
+    sigma = 1.138 / 17 if named == "numbers" else 0.026
+    for factor, ap50 in ((0.999, 1), (1.001, 0)):
+        off = np.sqrt(-2 * 1600 * (2 * sigma * factor) ** 2 * np.log(0.5))
+        result = {"image_id": 1, "category_id": 5, "bbox": BOX, "score": 0.9, "keypoints": [10 + off, 20, 1] + [0] * 48}
+        metrics = evaluate(tmp_path / "truth.json", [result], iou_types=("keypoints",))
+        assert metrics["keypoints/AP50"] == pytest.approx(ap50)
+    assert ("the keypoints are not COCO's" in capsys.readouterr().out) == (named == "numbers")
 
 
 def test_keypoint_results_that_do_not_fit_are_refused(tmp_path):
