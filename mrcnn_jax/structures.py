@@ -20,7 +20,8 @@ class GroundTruth(NamedTuple):
     """The annotated instances of one image, padded to N slots.
 
     A mask is a small raster together with the window of the image that it covers. For training the window is the box
-    itself and the raster is M x M; parity tests hand the whole bitmap and the window (0, 0, W, H).
+    itself and the raster is M x M; parity tests hand the whole bitmap and the window (0, 0, W, H). An instance without
+    a mask has an empty window: its box is learned, and its mask is not.
     """
 
     boxes: Array  # (N, 4) float32, x0 y0 x1 y1 in pixels of the padded network image

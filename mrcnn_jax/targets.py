@@ -95,6 +95,12 @@ def mask_targets(rois: SampledRoIs, truth: GroundTruth, config: MaskHeadConfig, 
     )
 
 
+def with_masks(rois: SampledRoIs, truth: GroundTruth) -> SampledRoIs:
+    """The RoIs, of which those are not valid whose matched instance has no mask."""
+    windows = truth.mask_windows[rois.matches]
+    return rois._replace(valid=rois.valid & jnp.all(windows[:, 2:] > windows[:, :2], axis=1))
+
+
 def keypoint_targets(rois: SampledRoIs, truth: GroundTruth, config: KeypointHeadConfig) -> KeypointTargets:
     """The cells of the matched instances' keypoints in heat maps of side 4 * pool_size."""
     cell, valid = heatmap_targets(truth.keypoints[rois.matches], rois.boxes, size=4 * config.pool_size)

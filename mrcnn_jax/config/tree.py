@@ -291,7 +291,7 @@ class EvalConfig:
     scales: tuple[int, ...] = ()
     flip: bool = False
     overlays: int = 8  # pictures with predictions drawn, written to the workdir
-    keypoint_sigmas: tuple[float, ...] = ()  # of OKS, one a keypoint; empty: COCO's for 17, else their mean for each
+    keypoint_sigmas: tuple[float, ...] = ()  # of OKS, one a keypoint; empty: COCO's for COCO's 17, else their mean
 
     @property
     def augmented(self) -> bool:

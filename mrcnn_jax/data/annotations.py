@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from mrcnn_jax.data import instances
+from mrcnn_jax.data import instances, plausibility
 from mrcnn_jax.data.categories import Categories, inspect_categories
 from mrcnn_jax.data.entries import Entry, is_id, sound
 from mrcnn_jax.data.errors import DataError, shown
@@ -47,6 +47,7 @@ class AnnotationFile:
     images: list[ImageEntry]
     problems: list[Problem]
     refusals: list[Refusal] = field(default_factory=list)
+    suspicions: list[str] = field(default_factory=list)  # see `plausibility`; not for scoring
     lvis: Judgements | None = None  # read for scoring alone
 
 
@@ -99,7 +100,8 @@ def inspect(
         image.annotations.extend(judge.usable(by_image[image.id], image.height, image.width))
     chosen = {image.id for image in images}
     lvis, found = judgements(content["images"], content["categories"], chosen) if scoring else (None, [])
-    return AnnotationFile(categories, images, judge.problems, refusals + judge.refusals + found, lvis)
+    suspicions = [] if scoring else plausibility.suspicions(categories, images, by_image)
+    return AnnotationFile(categories, images, judge.problems, refusals + judge.refusals + found, suspicions, lvis)
 
 
 def too_large(culprit: str, image_id: int) -> Refusal:

@@ -11,6 +11,12 @@ from mrcnn_jax.data.entries import Entry, sound
 from mrcnn_jax.data.errors import DataError, listing
 from mrcnn_jax.data.findings import Refusal
 
+# In the order of COCO, which the default of model.keypoint.flip_map and COCO's sigmas of OKS go by.
+COCO_KEYPOINTS = (
+    "nose",
+    *(f"{side}_{part}" for part in ("eye", "ear", "shoulder", "elbow", "wrist") for side in ("left", "right")),
+    *(f"{side}_{part}" for part in ("hip", "knee", "ankle") for side in ("left", "right")),
+)
 _SIDES = {"left": "right", "right": "left", "l": "r", "r": "l"}
 
 
@@ -76,11 +82,21 @@ def inspect_categories(entries: Sequence[Any]) -> tuple[Categories, list[Refusal
 def mirrored(names: Sequence[str]) -> tuple[int, ...]:
     """For each keypoint, the one that has its name with left and right exchanged; itself where there is none.
 
-    Names like left_eye, "Right Knee" and l-ear are understood.
+    Names like left_eye, "Right Knee", l-ear, leftEye, EyeL and LHip are understood.
     """
-    exchanged = ["".join(_SIDES.get(word, word) for word in re.split(r"([^a-z]+)", name.lower())) for name in names]
-    lower = [name.lower() for name in names]
-    return tuple(lower.index(other) if other in lower else i for i, other in enumerate(exchanged))
+    words = [keypoint_words(name) for name in names]
+    exchanged = [tuple(_SIDES.get(word, word) for word in name) for name in words]
+    return tuple(words.index(other) if other in words else i for i, other in enumerate(exchanged))
+
+
+def keypoint_words(name: str) -> tuple[str, ...]:
+    """The words and numbers of a name in lower case, however they are joined: leftEye and "Left eye" have the same."""
+    return tuple(word.lower() for word in re.findall(r"[A-Z]+(?![a-z])|[A-Z]?[^\W\d_A-Z]+|\d+", name))
+
+
+def are_cocos(names: Sequence[str]) -> bool:
+    """Whether these are COCO's 17 keypoints in COCO's order, in whatever spelling."""
+    return [keypoint_words(name) for name in names] == [keypoint_words(name) for name in COCO_KEYPOINTS]
 
 
 def _pose(category: Entry) -> Pose | None:

@@ -15,7 +15,7 @@ from mrcnn_jax.config import DataConfig
 from mrcnn_jax.data import records, shapes
 from mrcnn_jax.data.categories import Categories
 from mrcnn_jax.data.errors import DataError, listing
-from mrcnn_jax.data.findings import Problem, describe_problems
+from mrcnn_jax.data.findings import Problem, describe_problems, nothing_to_learn
 
 __all__ = ["Categories", "DataError", "Dataset", "Problem", "load_split"]
 
@@ -33,7 +33,8 @@ class Dataset:
     file_names: tuple[str, ...]
     sizes: np.ndarray  # (n, 2) int32, height and width of the original image
     instances: np.ndarray  # (n,) int32, annotated instances that are no crowds
-    has_masks: bool  # every instance has a segmentation
+    has_masks: bool  # some instance has a mask
+    has_keypoints: bool  # some instance has a labeled keypoint
     problems: tuple[Problem, ...]  # what was left out
     rows: np.ndarray  # (n,) int64, which of the prepared records each image is
     reader: records.RecordReader = field(repr=False)
@@ -70,7 +71,8 @@ def load_split(data: DataConfig, split: Literal["train", "eval"]) -> Dataset:
 
     Only `data.categories` count, and for training only images with `data.min_keypoints`; images without an instance
     are background. Raises DataError, before anything is trained, for data that does not fit together (see
-    `annotations`). What was dropped, and how many instances exceed `max_instances`, is logged.
+    `annotations`), and for training data without an instance. What was dropped, and how many instances exceed
+    `max_instances`, is logged.
     """
     if data.shapes is not None:
         shapes.write(data.shapes, Path(data.root))
@@ -80,6 +82,10 @@ def load_split(data: DataConfig, split: Literal["train", "eval"]) -> Dataset:
     folder, index = records.open_prepared(json_path, images, chosen.image_ids, cache)
     categories = index.categories.select(data.categories)
     sums = _sums(index.tallies, categories)
+    instances, _, _, crowds = sums.sum(axis=0).tolist()
+    reason = nothing_to_learn(json_path, categories.names, instances, crowds, index.problems)
+    if reason and (split == "train" or not categories.names):
+        raise DataError(reason)
     rows = _rows_to_use(json_path, sums[:, 2], data.min_keypoints if split == "train" else 0)
     sizes = np.stack([index.heights, index.widths], axis=1).astype(np.int32)
     dataset = Dataset(
@@ -90,21 +96,22 @@ def load_split(data: DataConfig, split: Literal["train", "eval"]) -> Dataset:
         file_names=tuple(index.file_names[row] for row in rows),
         sizes=sizes[rows],
         instances=sums[rows, 0],
-        has_masks=bool(sums[:, 1].any() and (sums[:, 1] == sums[:, 0]).all()),
+        has_masks=bool(sums[:, 1].any()),
+        has_keypoints=bool(sums[:, 2].any()),
         problems=tuple(index.problems),
         rows=rows,
         reader=records.RecordReader(folder),
     )
-    _report(dataset, data.max_instances)
+    _report(dataset, index.suspicions, data.max_instances)
     return dataset
 
 
 def _sums(tallies: Sequence[Sequence[records.Tally]], categories: Categories) -> np.ndarray:
-    """Instances, those with a segmentation, and labelled keypoints of each image: (n, 3) int32."""
+    """Instances, those with a segmentation, labelled keypoints, and crowds of each image: (n, 4) int32."""
     chosen = set(categories.ids)
     rows = [(i, *tally[1:]) for i, image in enumerate(tallies) for tally in image if tally.category_id in chosen]
-    flat = np.array(rows, np.int32).reshape(-1, 4)
-    sums = np.zeros((len(tallies), 3), np.int32)
+    flat = np.array(rows, np.int32).reshape(-1, 5)
+    sums = np.zeros((len(tallies), 4), np.int32)
     np.add.at(sums, flat[:, 0], flat[:, 1:])
     return sums
 
@@ -121,9 +128,9 @@ def _rows_to_use(path: Path, keypoints: np.ndarray, fewest: int) -> np.ndarray:
     return rows
 
 
-def _report(dataset: Dataset, max_instances: int) -> None:
-    """Log what training will not see."""
-    for line in describe_problems(dataset.problems):
+def _report(dataset: Dataset, suspicions: Sequence[str], max_instances: int) -> None:
+    """Log what training will not see, and what looks wrong."""
+    for line in [*suspicions, *describe_problems(dataset.problems)]:
         log.warning("%s: %s", dataset.annotations_path, line)
     crowded = np.flatnonzero(dataset.instances > max_instances)
     if len(crowded):

@@ -7,6 +7,7 @@ the training data, counted and named.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -54,3 +55,34 @@ def describe_problems(problems: Sequence[Problem], most: int | None = 20) -> lis
         named = [f"{p.annotation_id} (image {p.image_id})" for p in problems if p.kind == kind]
         lines.append(f"dropped {len(named)}, {kind}: annotation {listing(named, most)}")
     return lines
+
+
+def nothing_to_learn(
+    path: Path, categories: Sequence[str], instances: int, crowds: int, problems: Sequence[Problem]
+) -> str:
+    """Why nothing can be learned from a file with so many usable instances and crowds; empty where something can."""
+    if instances:
+        return ""
+    if not categories:
+        return f"{path}: no categories; there is nothing to learn: name the classes in 'categories'"
+    reasons = _reasons(problems)
+    if crowds:
+        reasons.insert(0, f"iscrowd=1 ({crowds})" if reasons else f"all {crowds} have iscrowd=1")
+        advice = "set iscrowd to 0 for single objects: some tools write 1 with every run-length mask"
+    elif reasons:
+        advice = "correct the annotations"
+    else:
+        return f"{path}: no instance to learn from: nothing is annotated as {listing(categories)}; annotate the images"
+    return f"{path}: no instance is left to train on: {', '.join(reasons)}; {advice}"
+
+
+def no_masks(path: Path, problems: Sequence[Problem]) -> str:
+    """The message for a model with masks about a file in which no instance has one."""
+    reasons = f": {', '.join(_reasons(problems))}" if problems else ""
+    advice = "set model.mask=None to train boxes alone, or give the instances segmentations"
+    return f"{path}: no instance has a mask to learn from{reasons}; {advice}"
+
+
+def _reasons(problems: Sequence[Problem]) -> list[str]:
+    """Each kind of problem, with the number of annotations that have it."""
+    return [f"{kind} ({count})" for kind, count in Counter(problem.kind for problem in problems).items()]

@@ -31,7 +31,7 @@ EMPTY_BOX = "box without area"
 THIN_BOX = "box thinner than 1/100 pixel"
 OUTER_BOX = "box outside the image"
 CLIPPED_BOX = "part of a box beyond the image"
-NO_MASK = "no segmentation"
+NO_MASK = "no segmentation (the box stays)"
 BAD_MASK = "segmentation that is neither polygons nor RLE"
 BAD_RLE = "RLE that cannot be read"
 SHORT_POLYGON = "polygon with fewer than 3 points"
@@ -46,18 +46,26 @@ MISCOUNTED_KEYPOINTS = "wrong number of keypoints"
 OUTER_KEYPOINTS = "keypoints outside the image"
 BAD_AREA = "area that is not a finite number"
 
+# What leaves an instance that has a segmentation without a mask.
+MASK_FAULTS = (
+    *(BAD_MASK, BAD_RLE, SHORT_POLYGON, ODD_POLYGON, BAD_POLYGON, FAR_POLYGON, LONG_POLYGON, UNSEEN_MASK, STRAY_MASK),
+)
+
 
 class _Unusable(Exception):
-    """The instance is left out; its argument is the kind of problem."""
+    """A box or a mask cannot be used; its argument, if any, is the kind of problem."""
 
 
 class Judge:
     """Goes through annotations whose ids are known to be sound, and collects what is wrong with them.
 
-    masks: the data set has segmentations, so that an instance without one would teach an empty mask. refused: ids of
-    categories about which everything is said; their annotations are left out without a word. scoring: for evaluation,
-    which scores boxes and masks as they are in the file, also those that lie outside the image or of which nothing is
-    seen.
+    A mask or keypoints that cannot be used are left out, and the box stays. Without a usable box nothing can be learned
+    from an instance, and it is dropped.
+
+    masks: the data set has segmentations, so that an instance without one is named. refused: ids of categories about
+    which everything is said; their annotations are left out without a word. scoring: for evaluation, which scores
+    boxes and masks as they are in the file, also those that lie outside the image or of which nothing is seen; there
+    an unusable box becomes None, and the rest of the annotation stays.
     """
 
     def __init__(self, categories: Categories, *, masks: bool, refused: Iterable[int] = (), scoring: bool = False):
@@ -76,10 +84,9 @@ class Judge:
                     self.refusals.append(refusal)
                 continue
             kinds: list[str] = []
-            try:
-                kept.append(self._clean(annotation, height, width, kinds))
-            except _Unusable as unusable:
-                kinds += unusable.args
+            cleaned = self._clean(annotation, height, width, kinds)
+            if cleaned is not None:
+                kept.append(cleaned)
             for kind in dict.fromkeys(kinds):
                 self.problems.append(Problem(kind, annotation["id"], annotation["image_id"]))
         return kept
@@ -100,23 +107,36 @@ class Judge:
         ids = annotation["image_id"], annotation["id"]
         return Refusal(kind, f"annotation {ids[1]} (image {ids[0]}) has {what}", advice, *ids)
 
-    def _clean(self, annotation: Entry, height: int, width: int, kinds: list[str]) -> Entry:
-        """The annotation without what is wrong with it, whose `kinds` are appended. Raises _Unusable."""
+    def _clean(self, annotation: Entry, height: int, width: int, kinds: list[str]) -> Entry | None:
+        """The annotation without what is wrong with it, whose `kinds` are appended; None if it cannot be used."""
         changes: dict[str, Any] = {}
-        _check_box(annotation["bbox"])
         box = None
-        if not self._scoring:
-            box, whole = _visible_box(annotation["bbox"], height, width)
-            if not whole:
-                kinds.append(CLIPPED_BOX)
-                changes["bbox"] = [box[0], box[1], box[2] - box[0], box[3] - box[1]]
+        try:
+            _check_box(annotation["bbox"])
+            if not self._scoring:
+                box, whole = _visible_box(annotation["bbox"], height, width)
+                if not whole:
+                    kinds.append(CLIPPED_BOX)
+                    changes["bbox"] = [box[0], box[1], box[2] - box[0], box[3] - box[1]]
+        except _Unusable as unusable:
+            kinds += unusable.args
+            if not self._scoring:
+                return None
+            changes["bbox"] = None
         segmentation = annotation.get("segmentation")
         if segmentation:
-            kept = _usable_mask(segmentation, box, height, width, kinds)
+            try:
+                kept = _usable_mask(segmentation, box, height, width, kinds)
+            except _Unusable as unusable:
+                kinds += unusable.args
+                kept = []
             if kept is not segmentation:
                 changes["segmentation"] = kept
-        elif self._masks:
-            raise _Unusable(NO_MASK)
+        else:
+            if self._masks:
+                kinds.append(NO_MASK)
+            if segmentation is not None and type(segmentation) is not list:
+                changes["segmentation"] = []
         points = annotation.get("keypoints")
         if points and (kind := _keypoint_fault(points, self._keypoints.get(annotation["category_id"], 0))):
             kinds.append(kind)

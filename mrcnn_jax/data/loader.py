@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from mrcnn_jax.config import Config
+from mrcnn_jax.config import Config, KeypointHeadConfig
 from mrcnn_jax.data import image_files
 from mrcnn_jax.data.augment import draw
 from mrcnn_jax.data.augment.copy_paste import paste
@@ -16,6 +16,7 @@ from mrcnn_jax.data.batching import BatchPlan, PlannedBatch
 from mrcnn_jax.data.categories import mirrored
 from mrcnn_jax.data.coco import Dataset
 from mrcnn_jax.data.errors import DataError
+from mrcnn_jax.data.findings import no_masks
 from mrcnn_jax.data.records import UnreadableRecordError
 from mrcnn_jax.data.sample import Sample, make_sample, write
 from mrcnn_jax.structures import Batch, GroundTruth
@@ -149,16 +150,12 @@ class Loader:
 def _check(dataset: Dataset, config: Config) -> None:
     """Raise DataError unless the data has what training with this configuration needs."""
     if not dataset.has_masks:
-        lacks = f"{dataset.annotations_path} has instances without a segmentation"
         if config.model.mask is not None:
-            raise DataError(
-                f"{lacks}, and the model has a mask head: set model.mask=None to train boxes alone, or give every"
-                " instance a segmentation"
-            )
+            raise DataError(no_masks(dataset.annotations_path, dataset.problems))
         if config.data.augment.copy_paste > 0:
             raise DataError(
-                f"{lacks}, and data.augment.copy_paste cuts instances out along theirs: set it to 0, or give every"
-                " instance a segmentation"
+                f"{dataset.annotations_path}: no instance has a mask, and data.augment.copy_paste cuts instances out"
+                " along theirs: set it to 0, or give the instances segmentations"
             )
     if config.model.keypoint is not None:
         _check_keypoints(dataset, config)
@@ -174,9 +171,22 @@ def _check_keypoints(dataset: Dataset, config: Config) -> None:
             f"{dataset.annotations_path} {has}, and the model has a head for {head.num_keypoints}: set"
             " model.keypoint.num_keypoints (and .flip_map), choose data.categories, or set model.keypoint=None"
         )
+    if not dataset.has_keypoints:
+        raise DataError(
+            f"{dataset.annotations_path}: no instance has a labeled keypoint to learn from; label some, or set"
+            " model.keypoint=None"
+        )
     sides = mirrored(names)
-    if sides != tuple(range(len(names))) and sides != head.flip_map:
+    if sides == head.flip_map:
+        return
+    if sides != tuple(range(len(names))):
         raise DataError(
             f"{dataset.annotations_path} has the keypoints {', '.join(names)}, which mirrored images exchange as in"
-            f" {sides}; model.keypoint.flip_map says {head.flip_map}"
+            f" {sides}; model.keypoint.flip_map says {head.flip_map}: set it to the former"
+        )
+    if head.flip_map == KeypointHeadConfig.flip_map:
+        raise DataError(
+            f"{dataset.annotations_path} has the keypoints {', '.join(names)}, whose names do not say which are left"
+            " and right, and model.keypoint.flip_map is that of COCO's 17: name them so (left_eye, right_eye), or set"
+            f" model.keypoint.flip_map to what mirrored images exchange (nothing: {sides})"
         )

@@ -26,18 +26,28 @@ class Raster(NamedTuple):
 
 
 class Masks(NamedTuple):
-    """The masks of n instances: m polygons, and one raster for each instance that has none. Owners never decrease."""
+    """The masks of n instances: m polygons, and rasters of other instances. Owners never decrease.
+
+    An instance that owns neither has no mask.
+    """
 
     points: np.ndarray  # (p, 2) float64, the corners of all polygons in a row
     lengths: np.ndarray  # (m,) int64, how many corners each polygon has
     owners: np.ndarray  # (m,) int64, which instance each polygon is a part of
     rasters: tuple[Raster, ...] = ()
 
+    def present(self, count: int) -> np.ndarray:
+        """Which of `count` instances have a mask: (count,) bool."""
+        found = np.zeros(count, bool)
+        found[self.owners] = True
+        found[[raster.owner for raster in self.rasters]] = True
+        return found
+
 
 def read_masks(segmentations: Sequence[Any], boxes: np.ndarray, height: int) -> Masks:
     """COCO's polygons as they are, and RLE as bitmaps of the whole pixels that their boxes (n, 4) touch.
 
-    height: of the picture. Boxes lie inside it.
+    An empty list, or nothing, stands for an instance without a mask. height: of the picture. Boxes lie inside it.
     """
     polygons: list[np.ndarray] = []
     owners: list[int] = []
@@ -47,12 +57,27 @@ def read_masks(segmentations: Sequence[Any], boxes: np.ndarray, height: int) -> 
             window = pixel_windows(boxes[i])
             bitmap = rle.crop(rle.runs(segmentation), height, tuple(window.tolist()))
             rasters.append(Raster(i, bitmap, window.astype(np.float64)))
-        else:
+        elif segmentation:
             polygons += [np.asarray(polygon, np.float64).reshape(-1, 2) for polygon in segmentation]
             owners += [i] * len(segmentation)
     points = np.concatenate(polygons) if polygons else np.zeros((0, 2))
     lengths = np.array([len(polygon) for polygon in polygons], np.int64)
     return Masks(points, lengths, np.array(owners, np.int64), tuple(rasters))
+
+
+def area(annotation: dict[str, Any], height: int, width: int) -> float:
+    """Square pixels of a checked annotation: the file's area, or else that of the mask, or else that of the box.
+
+    height, width: of the image.
+    """
+    if annotation.get("area"):
+        return float(annotation["area"])
+    segmentation, pixels = annotation.get("segmentation"), 0
+    if isinstance(segmentation, dict):
+        pixels = int(rle.runs(segmentation)[1::2].sum())
+    elif segmentation:
+        pixels = int(coco_mask.area(coco_mask.merge(coco_mask.frPyObjects(segmentation, height, width))))
+    return float(pixels or annotation["bbox"][2] * annotation["bbox"][3])
 
 
 def select_masks(masks: Masks, keep: np.ndarray, count: int) -> Masks:

@@ -31,16 +31,17 @@ from mrcnn_jax.progress import track
 
 log = logging.getLogger(__name__)
 
-_FORMAT = 3  # raise it when the records change their meaning: caches of other formats are then prepared again
+_FORMAT = 4  # raise it when the records change their meaning: caches of other formats are then prepared again
 
 
 class Tally(NamedTuple):
-    """What one image has of one category; crowds do not count."""
+    """What one image has of one category; crowds are counted apart."""
 
     category_id: int
     instances: int
     segmented: int  # instances with a segmentation
     keypoints: int  # labelled keypoints of all of them
+    crowds: int
 
 
 @dataclass(frozen=True)
@@ -55,6 +56,7 @@ class Index:
     tallies: list[list[Tally]]  # of each image, one for each category it has
     categories: Categories
     problems: list[Problem]
+    suspicions: list[str]
     sizes: dict[str, int]  # of the files of the records
 
 
@@ -189,6 +191,7 @@ def _make_index(content: AnnotationFile, stamp: str, sizes: dict[str, int]) -> I
         tallies=[_tally(image.annotations) for image in images],
         categories=content.categories,
         problems=content.problems,
+        suspicions=content.suspicions,
         sizes=sizes,
     )
 
@@ -197,16 +200,17 @@ def _tally(annotations: Sequence[dict[str, Any]]) -> list[Tally]:
     """Sums over the annotations of one image."""
     tallies: dict[int, Tally] = {}
     for annotation in annotations:
-        if not annotation.get("iscrowd"):
-            category_id = annotation["category_id"]
-            before = tallies.get(category_id, Tally(category_id, 0, 0, 0))
-            labelled = sum(visibility > 0 for visibility in (annotation.get("keypoints") or ())[2::3])
-            tallies[category_id] = Tally(
-                category_id,
-                before.instances + 1,
-                before.segmented + bool(annotation.get("segmentation")),
-                before.keypoints + labelled,
-            )
+        category_id = annotation["category_id"]
+        before = tallies.get(category_id, Tally(category_id, 0, 0, 0, 0))
+        if annotation.get("iscrowd"):
+            tallies[category_id] = before._replace(crowds=before.crowds + 1)
+            continue
+        labelled = sum(visibility > 0 for visibility in (annotation.get("keypoints") or ())[2::3])
+        tallies[category_id] = before._replace(
+            instances=before.instances + 1,
+            segmented=before.segmented + bool(annotation.get("segmentation")),
+            keypoints=before.keypoints + labelled,
+        )
     return list(tallies.values())
 
 

@@ -50,7 +50,7 @@ def make_sample(
     boxes = np.array([a["bbox"] for a in instances], np.float64).reshape(-1, 4)
     boxes[:, 2:] += boxes[:, :2]
     boxes = np.clip(boxes, 0, np.tile(np.asarray(size)[::-1], 2))
-    outlines = read_masks([a["segmentation"] for a in instances], boxes, int(size[0])) if masks else None
+    outlines = read_masks([a.get("segmentation") for a in instances], boxes, int(size[0])) if masks else None
     keypoints = _read_keypoints([a.get("keypoints") for a in instances], num_keypoints, size)
     keypoints[..., :2] /= reduction
     return Sample(
@@ -73,7 +73,8 @@ def write(sample: Sample, truth: GroundTruth) -> None:
     """Fill the empty slots of one image (arrays of zeros, without a batch axis), in place.
 
     Of more instances than slots those with the largest boxes are kept, in their order; of equal ones the first.
-    Masks are left out where `truth` has room for none (side 0), and keypoints likewise.
+    Masks are left out where `truth` has room for none (side 0), and keypoints likewise. The window of an instance
+    without a mask stays empty.
     """
     slots = len(truth.valid)
     if len(sample.boxes) > slots:
@@ -90,6 +91,7 @@ def write(sample: Sample, truth: GroundTruth) -> None:
     if truth.masks.size:
         assert sample.masks is not None, "a data set without masks has no room for them"
         truth.masks[:count] = crop_masks(sample.masks, sample.boxes, truth.masks.shape[-1])
+        truth.mask_windows[:count][~sample.masks.present(count)] = 0
 
 
 def _read_keypoints(keypoints: Sequence[Sequence[float] | None], count: int, size: Size) -> np.ndarray:

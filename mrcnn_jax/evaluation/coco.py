@@ -20,8 +20,10 @@ from mrcnn_jax.config import ConfigError, ModelConfig
 from mrcnn_jax.config.metrics import KEYPOINT_METRICS, METRICS
 from mrcnn_jax.data import rle
 from mrcnn_jax.data.annotations import read
+from mrcnn_jax.data.categories import are_cocos
 from mrcnn_jax.data.errors import listing
 from mrcnn_jax.data.lvis import Judgements
+from mrcnn_jax.data.masks import area
 from mrcnn_jax.evaluation import lvis
 from mrcnn_jax.evaluation.postprocess import categories
 from mrcnn_jax.progress import track
@@ -62,8 +64,8 @@ def score(
     """Score COCO result records against a COCO annotation file; unless `quiet`, print pycocotools' tables.
 
     `image_ids` and `category_names` restrict the evaluation (empty: all of the file); results of other categories are
-    left out. `keypoint_sigmas` (K,) say how far off a keypoint may be (OKS); left empty they are COCO's for 17
-    keypoints, and the mean of those for every keypoint of another number. `images` is their folder: LVIS gives
+    left out. `keypoint_sigmas` (K,) say how far off a keypoint may be (OKS); left empty they are COCO's for COCO's 17
+    keypoints, by their names, and the mean of those for every other keypoint. `images` is their folder: LVIS gives
     addresses instead of file names, and the files are looked for there.
     The metrics are the twelve (keypoints: ten) numbers of each table, of LVIS its thirteen: see `evaluation.lvis`.
     Raises DataError for a file that cannot be used, ValueError for results of other images, without boxes or masks, or
@@ -72,7 +74,7 @@ def score(
     truth = ground_truth(annotations, image_ids, category_names, images)
     results = [record for record in results if record["category_id"] in truth.cats]
     _check_results(truth, results, iou_types)
-    sigmas = _sigmas(_keypoint_count(truth), keypoint_sigmas if "keypoints" in iou_types else ())
+    sigmas, whose = _sigmas(truth, keypoint_sigmas if "keypoints" in iou_types else ())
     of_lvis = lvis.is_lvis(truth)
     if of_lvis:
         results = lvis.judged(truth, results)
@@ -80,12 +82,12 @@ def score(
     for iou_type in iou_types:
         own = of_lvis and iou_type != "keypoints"
         accumulate = lvis.accumulated if own else functools.partial(_accumulated, sigmas=sigmas)
-        evaluations[iou_type] = accumulate(truth, results, iou_type)
+        evaluations[iou_type] = accumulate(_restricted(truth, iou_type), results, iou_type)
         summarise = lvis.summarised if own else functools.partial(_summarised, iou_type=iou_type)
         with _silent() if quiet else contextlib.nullcontext():
-            print(
-                f"\n{HEADINGS[iou_type]} ({iou_type}), {len(truth.imgs)} images, {len(results)} detections", flush=True
-            )
+            heading = f"\n{HEADINGS[iou_type]} ({iou_type}), {len(truth.imgs)} images, {len(results)} detections"
+            notes = [left_out(truth, iou_type), whose if iou_type == "keypoints" else ""]
+            print("\n".join(filter(None, [heading, *notes])), flush=True)
             numbers = summarise(evaluations[iou_type])
         metrics.update({f"{iou_type}/{name}": value for name, value in numbers.items()})
     return Scores(truth, results, metrics, evaluations, sigmas)
@@ -117,7 +119,9 @@ def ground_truth(
     """A COCO annotation file as pycocotools wants it, without the annotations that cannot be scored.
 
     `iscrowd`, `area` and `num_keypoints` may be missing. Annotations are numbered anew: to pycocotools a match with
-    annotation 0 is no match.
+    annotation 0 is no match. `tables` of an annotation says where it counts, see `counts`; where its own box cannot be
+    used, `bbox` is the extent of its mask, or else of its keypoints. `unscored` of the dataset is how many instances
+    count nowhere.
     """
     content = read(path, image_ids, images, scoring=True)
     categories = content.categories.select(category_names)
@@ -132,6 +136,7 @@ def ground_truth(
             for i, name in zip(categories.ids, categories.names, strict=True)
         ],
         "annotations": [],
+        "unscored": 0,
     }
     known, unlabelled = set(categories.ids), [0] * 3 * len(categories.pose.names)
     for annotation in (annotation for image in content.images for annotation in image.annotations):
@@ -140,14 +145,59 @@ def ground_truth(
             keypoints = annotation.get("keypoints") or unlabelled
             labelled = sum(visibility > 0 for visibility in keypoints[2::3])
             ours = {"id": number, "keypoints": keypoints, "num_keypoints": labelled}
-            truth.dataset["annotations"].append({"iscrowd": 0, **annotation, **ours})
+            scored = {"iscrowd": 0, **annotation, **ours}
+            scored["tables"] = _tables(scored)
+            if scored["tables"]:
+                truth.dataset["annotations"].append(scored)
+            else:
+                truth.dataset["unscored"] += not scored["iscrowd"]
     _add_judgements(truth.dataset, content.lvis)
     with _silent():
         truth.createIndex()
     for annotation in truth.dataset["annotations"]:
+        if annotation["bbox"] is None:
+            annotation["bbox"] = _extent(truth, annotation)
         if "area" not in annotation:
-            annotation["area"] = _area(truth, annotation)
+            image = truth.imgs[annotation["image_id"]]
+            annotation["area"] = area(annotation, image["height"], image["width"])
     return truth
+
+
+def _tables(annotation: dict[str, Any]) -> list[str]:
+    """In which tables an annotation counts. Keypoints need an area, which a box or a mask gives."""
+    found = {"bbox": annotation["bbox"] is not None, "segm": bool(annotation.get("segmentation"))}
+    found["keypoints"] = any(found.values()) or (annotation["num_keypoints"] > 0 and "area" in annotation)
+    return [iou_type for iou_type in found if found[iou_type]]
+
+
+def counts(annotation: dict[str, Any], iou_type: str) -> bool:
+    """Whether an annotation of `ground_truth` has what a table measures: a box, a mask, a place for keypoints."""
+    return iou_type in annotation["tables"]
+
+
+def left_out(truth: COCO, iou_type: str) -> str:
+    """A line about the instances that do not count in a table; empty where all count."""
+    instances = [annotation for annotation in truth.dataset["annotations"] if not annotation["iscrowd"]]
+    total = len(instances) + truth.dataset["unscored"]
+    if iou_type == "keypoints":
+        counted = sum(annotation["num_keypoints"] > 0 for annotation in instances if counts(annotation, iou_type))
+        words = "ignored, because they have no labeled keypoints"
+    else:
+        counted = sum(counts(annotation, iou_type) for annotation in instances)
+        words = f"left out, because they have no usable {'box' if iou_type == 'bbox' else 'mask'}"
+    return f"{total - counted:,} of {total:,} instances are {words}" if counted < total else ""
+
+
+def _restricted(truth: COCO, iou_type: str) -> COCO:
+    """The annotations that count in a table."""
+    counted = [annotation for annotation in truth.dataset["annotations"] if counts(annotation, iou_type)]
+    if len(counted) == len(truth.dataset["annotations"]):
+        return truth
+    part = COCO()
+    part.dataset = {**truth.dataset, "annotations": counted}
+    with _silent():
+        part.createIndex()
+    return part
 
 
 def _add_judgements(dataset: dict[str, Any], judgements: Judgements | None) -> None:
@@ -161,11 +211,13 @@ def _add_judgements(dataset: dict[str, Any], judgements: Judgements | None) -> N
         category["frequency"] = judgements.frequencies[category["id"]]
 
 
-def _area(truth: COCO, annotation: dict[str, Any]) -> float:
-    """Pixels of the mask, or of the box where there is no mask."""
+def _extent(truth: COCO, annotation: dict[str, Any]) -> list[float]:
+    """x, y, width, height of the mask, or of the labeled keypoints where there is no mask."""
     if annotation.get("segmentation"):
-        return float(coco_mask.area(truth.annToRLE(annotation)))
-    return float(annotation["bbox"][2] * annotation["bbox"][3])
+        return [float(number) for number in coco_mask.toBbox(truth.annToRLE(annotation))]
+    points = np.array(annotation["keypoints"], float).reshape(-1, 3)
+    labelled = points[points[:, 2] > 0, :2]
+    return [*labelled.min(axis=0).tolist(), *np.ptp(labelled, axis=0).tolist()]
 
 
 def _check_results(truth: COCO, results: Sequence[dict[str, Any]], iou_types: Sequence[str]) -> None:
@@ -218,14 +270,17 @@ def _keypoint_count(truth: COCO) -> int:
     return max((len(category["keypoints"]) for category in truth.cats.values()), default=0)
 
 
-def _sigmas(count: int, given: Sequence[float]) -> NDArray[np.float64]:
-    """Standard deviations (K,) of OKS, relative to the root of the instance's area."""
-    coco = Params("keypoints").kpt_oks_sigmas
+def _sigmas(truth: COCO, given: Sequence[float]) -> tuple[NDArray[np.float64], str]:
+    """Standard deviations (K,) of OKS, relative to the root of the instance's area, and a line if they are guesses."""
+    coco, count = Params("keypoints").kpt_oks_sigmas, _keypoint_count(truth)
     if len(given) not in (0, count):
         raise ValueError(f"{len(given)} keypoint_sigmas for {count} keypoints")
     if given:
-        return np.array(given)
-    return coco if len(coco) == count else np.full(count, coco.mean())
+        return np.array(given), ""
+    if any(are_cocos(category["keypoints"]) for category in truth.cats.values()):
+        return coco, ""
+    words = f"the keypoints are not COCO's: OKS takes the mean of COCO's sigmas, {coco.mean():.3f}, for each of them"
+    return np.full(count, coco.mean()), words
 
 
 def check_categories(model: ModelConfig, ids: Sequence[int], names: Sequence[str]) -> None:

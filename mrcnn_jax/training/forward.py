@@ -187,9 +187,10 @@ def _mask_losses(
     logits = forward(forward.model.mask, x, classes, _join(rois.valid & (rois.classes > 0)))
     with jax.named_scope("targets"):
         goals = jax.vmap(lambda r, t: targets.mask_targets(r, t, mask_config, config.mask_size))(rois, truth)
+        taught = jax.vmap(targets.with_masks)(rois, truth)
     with jax.named_scope("losses"):
         loss = losses.competing_mask_loss if competing else losses.mask_loss
-        return {"loss_mask": loss(logits, *jax.tree.map(_join, (goals, rois)))}
+        return {"loss_mask": loss(logits, *jax.tree.map(_join, (goals, taught)))}
 
 
 def _keypoint_losses(

@@ -78,14 +78,15 @@ def test_polygons_with_fewer_than_three_points_are_dropped(coco_folder: Any, cap
     assert "dropped 2, polygon with fewer than 3 points: annotation 500 (image 98), 501 (image 98)" in caplog.text
     kept = {a["id"]: a["segmentation"] for a in dataset.record(2)[1]}
     assert kept[500] == [whole]
-    assert 501 not in kept
+    assert kept[501] == []  # its box stays
 
 
-def test_instance_without_segmentation_among_others_is_dropped(coco_folder: Any) -> None:
+def test_instance_without_segmentation_among_others_keeps_its_box(coco_folder: Any) -> None:
     coco_folder.add(98, [1, 1, 5, 5], id=500, segmentation=[])
     dataset = load_split(coco_folder.config().data, "train")
-    assert dataset.problems == (Problem("no segmentation", 500, 98),)
+    assert dataset.problems == (Problem("no segmentation (the box stays)", 500, 98),)
     assert dataset.has_masks
+    assert dataset.instances.tolist() == [2, 2, 3, 2, 2, 2, 2]
 
 
 def test_keypoints_of_a_wrong_number_are_dropped_and_their_instance_kept(
@@ -123,7 +124,7 @@ def test_data_without_masks_serves_a_model_without_masks_only(coco_folder: Any) 
         del annotation["segmentation"]
     config = coco_folder.config()
     dataset = load_split(config.data, "train")
-    with pytest.raises(DataError, match=r"coco\.json has instances without a segmentation.*model\.mask=None"):
+    with pytest.raises(DataError, match=r"coco\.json: no instance has a mask to learn from; set model\.mask=None"):
         train_batches(dataset, config)
     boxes_only = dataclasses.replace(config, model=dataclasses.replace(config.model, mask=None))
     with train_batches(dataset, boxes_only) as batches:
@@ -138,14 +139,14 @@ def test_categories_choose_annotations(coco_folder: Any) -> None:
         a for a in coco_folder.content["annotations"] if (a["image_id"], a["category_id"]) != (98, 20)
     ]
     everything = load_split(coco_folder.config().data, "train")
-    assert not any(a["category_id"] == 3 for i in range(7) for a in everything.record(i)[1])  # dropped: no segmentation
+    assert everything.instances.tolist() == [2, 2, 1, 2, 2, 2, 2]
     kites = load_split(coco_folder.config(categories=("kite",)).data, "train")
     assert (kites.categories.ids, kites.categories.names) == ((20,), ("kite",))
     assert kites.ids.tolist() == everything.ids.tolist()  # an image without kites is background
     assert kites.instances.tolist() == [1, 1, 0, 1, 1, 1, 1]
     assert kites.has_masks
     boats = load_split(coco_folder.config(categories=("boat",)).data, "eval")
-    assert boats.instances.sum() == 0
+    assert boats.instances.sum() == 7
     assert not boats.has_masks
     with pytest.raises(DataError, match=r"data\.categories asks for bote; the data has boat, kite"):
         load_split(coco_folder.config(categories=("bote",)).data, "train")

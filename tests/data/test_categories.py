@@ -6,8 +6,9 @@ from typing import Any
 
 import pytest
 
+from mrcnn_jax.config import KeypointHeadConfig
 from mrcnn_jax.data import DataError
-from mrcnn_jax.data.categories import Categories, Pose, inspect_categories, mirrored
+from mrcnn_jax.data.categories import Categories, Pose, are_cocos, inspect_categories, mirrored
 
 KITE: dict[str, Any] = {"id": 20, "name": "kite", "keypoints": ["nose", "left_tip", "right_tip"], "skeleton": [[1, 3]]}
 BOAT: dict[str, Any] = {"id": 3, "name": "boat"}
@@ -81,3 +82,43 @@ def test_mirrored_exchanges_left_and_right() -> None:
     assert mirrored(["Right Knee", "Left Knee", "L-ear", "R-ear"]) == (1, 0, 3, 2)
     assert mirrored(["left_eye", "mouth"]) == (0, 1)  # no right eye
     assert mirrored(["bright", "cleft", "lr"]) == (0, 1, 2)  # words, not letters
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("nose", "left_eye", "right_eye"),
+        ("nose", "leftEye", "rightEye"),
+        ("nose", "LeftEye", "RightEye"),
+        ("Nose", "EyeLeft", "EyeRight"),
+        ("NOSE", "LEFT_EYE", "RIGHT_EYE"),
+        ("nose", "Eye.L", "Eye.R"),
+        ("nose", "l-ear", "r-ear"),
+        ("nose", "lAnkle", "rAnkle"),
+        ("nose", "LAnkle", "RAnkle"),
+        ("nose", "paw2Left", "paw2Right"),
+        ("nose", "JOINT_7L", "JOINT_7R"),
+    ],
+)
+def test_sides_are_read_in_any_spelling(names: tuple[str, ...]) -> None:
+    assert mirrored(names) == (0, 2, 1)
+
+
+@pytest.mark.parametrize(
+    "names",
+    [("p0", "p1", "p2"), ("cleft", "bright", "nose"), ("left eye", "left ear", "tail"), ("pedal", "peral", "x")],
+)
+def test_names_that_do_not_say_sides(names: tuple[str, ...]) -> None:
+    assert mirrored(names) == tuple(range(len(names)))
+
+
+def test_cocos_keypoints_are_known_by_name_and_order() -> None:
+    parts = ("eye", "ear", "shoulder", "elbow", "wrist", "hip", "knee", "ankle")
+    published = ["nose", *(f"{side}_{part}" for part in parts for side in ("left", "right"))]
+    assert are_cocos(published)
+    assert are_cocos([name.replace("_", " ").title() for name in published])
+    assert are_cocos(["".join(word.title() for word in name.split("_")) for name in published])
+    assert mirrored(published) == KeypointHeadConfig().flip_map
+    assert not are_cocos(published[::-1])
+    assert not are_cocos([f"p{i}" for i in range(17)])
+    assert not are_cocos(published[:16])

@@ -110,6 +110,19 @@ def test_what_is_right_stays_as_it_is(fields: dict[str, Any]) -> None:
             (instances.THIN_BOX, {"bbox": bbox})
             for bbox in ([4, 6, 0.009, 5], [4, 6, 5, 1e-9], [59.999, 6, 5, 5], [-5, 6, 5.001, 5])
         ],
+    ],
+)
+def test_without_a_usable_box_an_instance_is_dropped_and_named(kind: str, fields: dict[str, Any]) -> None:
+    whole = annotated(id=501)
+    kept, judge = judged(annotated(**fields), whole)
+    assert kept == [whole]
+    assert judge.problems == [Problem(kind, 500, 98)]
+    assert not judge.refusals
+
+
+@pytest.mark.parametrize(
+    ("kind", "fields"),
+    [
         *[(instances.NO_MASK, {"segmentation": nothing}) for nothing in ([], {}, None, "", 0)],
         *[
             (instances.BAD_MASK, {"segmentation": other})
@@ -162,10 +175,14 @@ def test_what_is_right_stays_as_it_is(fields: dict[str, Any]) -> None:
         (instances.STRAY_MASK, {"segmentation": counted(filled(24, 0, 60, 40))}),
     ],
 )
-def test_what_cannot_be_used_is_dropped_and_named(kind: str, fields: dict[str, Any]) -> None:
+def test_without_a_usable_mask_the_box_stays_and_the_mask_is_named(kind: str, fields: dict[str, Any]) -> None:
     whole = annotated(id=501)
-    kept, judge = judged(annotated(**fields), whole)
-    assert kept == [whole]
+    annotation = annotated(**fields)
+    kept, judge = judged(annotation, whole)
+    assert [{**kept[0], "segmentation": kept[0]["segmentation"] or []}, whole] == [
+        {**annotation, "segmentation": []},
+        whole,
+    ]
     assert judge.problems == [Problem(kind, 500, 98)]
     assert not judge.refusals
 
@@ -314,9 +331,9 @@ COORDINATE = st.one_of(st.integers(-12, 72), st.floats(-12, 72, width=32), st.sa
 def test_a_polygon_is_kept_if_pycocotools_draws_a_pixel_of_it(polygons: list[list[float]]) -> None:
     """The quick test never says that there is a pixel where there is none."""
     whole = [0, 0, WIDTH, HEIGHT]
-    kept, judge = judged(annotated(bbox=whole, segmentation=polygons))
+    (kept,), judge = judged(annotated(bbox=whole, segmentation=polygons))
     drawn = coco_mask.area(coco_mask.merge(coco_mask.frPyObjects(polygons, HEIGHT, WIDTH))) > 0
-    assert bool(kept) == drawn
+    assert kept["segmentation"] == (polygons if drawn else [])
     assert judge.problems == ([] if drawn else [Problem(instances.UNSEEN_MASK, 500, 98)])
 
 
@@ -326,8 +343,8 @@ def test_an_rle_is_kept_if_it_has_a_pixel_in_its_box(seed: int, x: int, y: int, 
     mask = np.random.default_rng(seed).random((HEIGHT, WIDTH)) < 0.01
     seen = mask[y : y + height, x : x + width].any()
     for rle in (encoded(mask), counted(mask)):
-        kept, judge = judged(annotated(bbox=[x, y, width, height], segmentation=rle))
-        assert bool(kept) == seen
+        (kept,), judge = judged(annotated(bbox=[x, y, width, height], segmentation=rle))
+        assert kept["segmentation"] == (rle if seen else [])
         assert seen or judge.problems[0].kind in (instances.STRAY_MASK, instances.UNSEEN_MASK)
 
 
@@ -351,10 +368,17 @@ def test_what_can_be_scored_stays_as_it_is_for_evaluation(fields: dict[str, Any]
     assert not scoring.problems
 
 
-@pytest.mark.parametrize("fields", [{"bbox": [4, 6, NAN, 10]}, {"bbox": [4, 6, 0, 10]}, {"segmentation": [[1e9] * 6]}])
-def test_what_cannot_be_scored_is_left_out_of_evaluation_too(fields: dict[str, Any]) -> None:
+@pytest.mark.parametrize(
+    ("fields", "left"),
+    [
+        ({"bbox": [4, 6, NAN, 10]}, {"bbox": None}),
+        ({"bbox": [4, 6, 0, 10]}, {"bbox": None}),
+        ({"segmentation": [[1e9] * 6]}, {"segmentation": []}),
+    ],
+)
+def test_of_what_cannot_be_scored_the_rest_stays_in_evaluation(fields: dict[str, Any], left: dict[str, Any]) -> None:
     scoring = instances.Judge(CATEGORIES, masks=True, scoring=True)
-    assert not scoring.usable([annotated(**fields)], HEIGHT, WIDTH)
+    assert scoring.usable([annotated(**fields)], HEIGHT, WIDTH) == [annotated(**left)]
     assert len(scoring.problems) == 1
 
 

@@ -215,6 +215,32 @@ def test_keypoints_that_the_data_does_not_have_are_refused_in_training_only(coco
             assert next(batches).ground_truth.keypoints.shape[2] == evaluated
 
 
+def test_seventeen_keypoints_of_other_names_are_not_mirrored_as_cocos(coco_folder: Any) -> None:
+    names = [f"p{i}" for i in range(17)]
+    config = kites(coco_folder, KeypointHeadConfig())
+    for category in coco_folder.content["categories"]:
+        if "keypoints" in category:
+            category.update(keypoints=names, skeleton=[])
+    for annotation in coco_folder.content["annotations"]:
+        if "keypoints" in annotation:
+            annotation["keypoints"] = [12, 4, 2] * 17
+    coco_folder.save()
+    with pytest.raises(DataError, match=r"p0, p1, .*p16, whose names do not say which are left and right, .*flip_map"):
+        take(config, 1)
+    for flip_map in (tuple(range(17)), (1, 0, *range(2, 17))):  # whoever gives one knows
+        model = dataclasses.replace(config.model, keypoint=KeypointHeadConfig(flip_map=flip_map))
+        assert take(dataclasses.replace(config, model=model), 1)[0].ground_truth.keypoints.shape[2] == 17
+
+
+def test_a_keypoint_head_needs_a_labeled_keypoint(coco_folder: Any) -> None:
+    config = kites(coco_folder, KITE)
+    for annotation in coco_folder.content["annotations"]:
+        annotation["keypoints"] = []
+    coco_folder.save()
+    with pytest.raises(DataError, match=r"coco\.json: no instance has a labeled keypoint to learn from; label some"):
+        take(config, 1)
+
+
 def test_evaluation_shows_every_image_once_unaugmented(shared_folder: Any) -> None:
     config = shared_folder.config(horizontal_flip=1.0)
     config = dataclasses.replace(config, eval=dataclasses.replace(config.eval, batch_size=4))

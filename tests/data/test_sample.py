@@ -93,6 +93,20 @@ def test_truth_is_scaled_by_the_true_ratio_of_each_axis() -> None:
     assert not truth.masks[1:].any()
 
 
+@pytest.mark.parametrize("nothing", [{}, {"segmentation": []}, {"segmentation": None}])
+def test_an_instance_without_a_mask_has_an_empty_window(nothing: dict[str, Any]) -> None:
+    bare = {**annotation([10, 2, 4, 4]), **nothing}
+    if not nothing:
+        del bare["segmentation"]
+    raster = annotation([2, 4, 6, 8], segmentation=rle_of(np.ones((20, 30))))
+    truth = empty_truth(4, 8)
+    write(sample_of([raster, bare, annotation([0, 0, 9, 9])], (20, 30)), truth)
+    assert truth.valid.tolist() == [True, True, True, False]
+    assert truth.boxes[1].tolist() == [10, 2, 14, 6]
+    assert truth.mask_windows.tolist() == [[2, 4, 8, 12], [0] * 4, [0, 0, 9, 9], [0] * 4]
+    assert truth.masks.mean(axis=(1, 2)).tolist() == [1, 0, 1, 0]
+
+
 def test_crowds_are_left_out_and_the_largest_kept_in_order() -> None:
     sides = [3, 9, 1, 5, 3]
     annotations = [annotation([i, 0, side, side]) for i, side in enumerate(sides)]  # told apart by their left edges

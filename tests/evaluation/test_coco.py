@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
+import copy
+import io
 import json
+import re
 
 import numpy as np
 import pytest
 from pycocotools import mask as coco_mask
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
 
 from mrcnn_jax.config import ConfigError, KeypointHeadConfig, ModelConfig
 from mrcnn_jax.evaluation.coco import (
@@ -158,6 +164,69 @@ def test_annotations_that_training_drops_are_no_ground_truth(tmp_path):
     assert evaluate(path, prediction([box], [5]).to_coco(1))["bbox/AP"] == pytest.approx(1)
 
 
+def pycocotools_alone(annotations, results, iou_type):
+    """The twelve numbers of pycocotools, which sees only these annotations."""
+    categories = [{"id": 5, "name": "dog"}, {"id": 9, "name": "cat"}]
+    images = [{"id": i, "height": SIZE[0], "width": SIZE[1]} for i in (1, 2)]
+    with contextlib.redirect_stdout(io.StringIO()):
+        truth = COCO()
+        truth.dataset = {"images": images, "categories": categories, "annotations": copy.deepcopy(annotations)}
+        truth.createIndex()
+        evaluation = COCOeval(truth, truth.loadRes(copy.deepcopy(results)), iou_type)
+        evaluation.evaluate()
+        evaluation.accumulate()
+        evaluation.summarize()
+    return evaluation.stats.tolist()
+
+
+WHOLE, ODD = [[60, 20, 100, 20, 100, 90, 60, 90]], [[60, 20, 100, 20, 100, 90, 60]]
+
+
+@pytest.mark.parametrize(
+    ("fields", "bbox", "segm"),
+    [
+        ({"segmentation": []}, True, False),
+        ({"segmentation": ODD}, True, False),
+        ({"segmentation": [[60, 20, 100, 90]]}, True, False),
+        ({"segmentation": "lost"}, True, False),
+        ({"segmentation": {"size": list(SIZE), "counts": [5]}}, True, False),
+        ({"bbox": [60, 20, 0, 70]}, False, True),
+        ({"bbox": [60, 20, float("nan"), 70]}, False, True),
+        ({"bbox": [60, 20, 0, 70], "segmentation": []}, False, False),
+    ],
+)
+def test_a_box_counts_for_boxes_and_a_mask_for_masks(tmp_path, capsys, fields, bbox, segm):
+    """Each table has the numbers that pycocotools gives for the annotations that have what it measures."""
+    boxes = [(10, 10, 50, 40), (60, 20, 100, 90)]
+    plain = [rectangle(i, i, 5, box, area=1000 + i, iscrowd=0) for i, box in enumerate(boxes, 1)]
+    path = truth_file(tmp_path, [plain[0], {**plain[1], **fields}])
+    results = prediction([boxes[0], (0, 0, 20, 20)], [5, 5]).to_coco(1)
+    metrics = evaluate(path, results)
+    for iou_type, counts in (("bbox", bbox), ("segm", segm)):
+        own = [{k: v for k, v in r.items() if k != ("bbox" if iou_type == "segm" else "segmentation")} for r in results]
+        expected = pycocotools_alone(plain if counts else plain[:1], own, iou_type)
+        assert [metrics[f"{iou_type}/{name}"] for name in METRICS] == pytest.approx(expected, abs=1e-12)
+        assert (metrics[f"{iou_type}/AR100"] == pytest.approx(0.5)) == counts
+    printed = capsys.readouterr().out
+    for counts, what in ((bbox, "box"), (segm, "mask")):
+        line = f"1 of 2 instances are left out, because they have no usable {what}"
+        assert (line in printed) != counts
+
+
+def test_keypoints_beside_an_unusable_box_count(tmp_path):
+    """With an area to score them by: that of the file, or of a mask."""
+    path = keypoint_truth(tmp_path, labelled(2, 2, 2))
+    content = json.loads(path.read_text())
+    dog = content["annotations"][0]
+    dog["bbox"] = [10, 20, 0, 40]
+    for fields, found_all in (({"area": 1600}, 1), ({"segmentation": [[10, 20, 50, 20, 50, 60, 10, 60]]}, 1), ({}, -1)):
+        content["annotations"][0] = {**dog, **fields}
+        path.write_text(json.dumps(content))
+        metrics = evaluate(path, [found(0)], iou_types=("bbox", "keypoints"))
+        assert metrics["keypoints/AR"] == found_all
+        assert metrics["bbox/AR100"] == 0  # the cat, which was not found
+
+
 def test_crowds_are_ignored(tmp_path):
     box, crowd = (10, 10, 50, 40), (60, 20, 100, 90)
     path = truth_file(tmp_path, [rectangle(1, 1, 5, box), rectangle(2, 1, 5, crowd, iscrowd=1)])
@@ -285,6 +354,31 @@ def test_sigmas_of_another_number_of_keypoints_are_the_mean_of_cocos(tmp_path):
     for sigma, ap50 in ((1.138 / 17 * 0.999, 1), (1.138 / 17 * 1.001, 0)):
         distance = np.sqrt(-2 * 1600 * (2 * sigma) ** 2 * np.log(0.5))
         assert evaluate(path, [found(distance)], iou_types=("keypoints",))["keypoints/AP50"] == pytest.approx(ap50)
+
+
+@pytest.mark.parametrize("named", ["coco", "camel case", "numbers"])
+def test_cocos_sigmas_are_for_cocos_keypoints(tmp_path, capsys, named):
+    """The nose, alone labeled, is as far off as COCO's table (0.026) or the mean (1.138 / 17) makes an OKS of 0.5."""
+    parts = ("eye", "ear", "shoulder", "elbow", "wrist", "hip", "knee", "ankle")
+    names = ["nose", *(f"{side}_{part}" for part in parts for side in ("left", "right"))]
+    if named == "camel case":
+        names = [re.sub("_(.)", lambda found: found[1].upper(), name) for name in names]
+    if named == "numbers":
+        names = [f"p{i}" for i in range(17)]
+    content = json.loads(truth_file(tmp_path, []).read_text())
+    content["categories"][0].update(keypoints=names)
+    points = [10, 20, 2] + [0, 0, 0] * 16
+    content["annotations"] = [
+        {"id": 1, "image_id": 1, "category_id": 5, "bbox": BOX, "area": 1600, "keypoints": points}
+    ]
+    (tmp_path / "truth.json").write_text(json.dumps(content))
+    sigma = 1.138 / 17 if named == "numbers" else 0.026
+    for factor, ap50 in ((0.999, 1), (1.001, 0)):
+        off = np.sqrt(-2 * 1600 * (2 * sigma * factor) ** 2 * np.log(0.5))
+        result = {"image_id": 1, "category_id": 5, "bbox": BOX, "score": 0.9, "keypoints": [10 + off, 20, 1] + [0] * 48}
+        metrics = evaluate(tmp_path / "truth.json", [result], iou_types=("keypoints",))
+        assert metrics["keypoints/AP50"] == pytest.approx(ap50)
+    assert ("the keypoints are not COCO's" in capsys.readouterr().out) == (named == "numbers")
 
 
 def test_keypoint_results_that_do_not_fit_are_refused(tmp_path):

@@ -77,3 +77,10 @@ def test_data_without_masks_and_an_empty_image(read):
     categories = [{"id": 2, "name": "cat"}]
     assert read([boxes], categories)[1].masks is None
     assert len(read([], categories)[1]) == 0
+
+
+def test_an_instance_without_a_mask_among_others(read):
+    categories = [{"id": 2, "name": "cat"}]
+    _, true = read([annotation(1, 2), annotation(2, 2, segmentation=[])], categories)
+    assert true.boxes.tolist() == [[10, 20, 30, 40]] * 2
+    assert true.masks.sum(axis=(1, 2)).tolist() == [400, 0]

@@ -159,8 +159,8 @@ def training_run(case, golden):
         if case.network.config.keypoint is not None:
             classes = np.ones_like(classes)  # a person each
         truth = padded_truth(case.inputs[f"gt_boxes{i}"], classes, case.inputs[f"gt_keypoints{i}"], slots)
-        # The window of a slot, unused otherwise, says which image it belongs to.
-        truths.append(truth._replace(mask_windows=np.full((slots, 4), i, np.float32)))
+        # The window of a slot, unused otherwise unless it is empty, says which image it belongs to.
+        truths.append(truth._replace(mask_windows=np.tile(np.float32([i, i, i + 1, i + 1]), (slots, 1))))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(targets, "mask_targets", exact_mask_targets(polygons))
         num_classes = case.network.config.num_classes

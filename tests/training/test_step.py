@@ -179,6 +179,24 @@ def test_empty_truth_slots_contribute_nothing(setup, garbage):
     jax.tree.map(np.testing.assert_array_equal, clean, setup.step(setup.state, batch._replace(ground_truth=truth), KEY))
 
 
+def test_instances_without_masks_teach_all_but_masks(setup):
+    """The other losses stay to the bit, and the loss of the masks is that of the instances that have one."""
+    batch = make_batch()
+    truth = jax.tree.map(np.copy, batch.ground_truth)
+    truth.mask_windows[1], truth.masks[1] = 0, 1 - truth.masks[1]
+    _, whole = setup.step(setup.state, batch, KEY)
+    _, first = setup.step(setup.state, without(batch, 1), KEY)
+    _, metrics = setup.step(setup.state, batch._replace(ground_truth=truth), KEY)
+    for name in ("loss_rpn_class", "loss_rpn_box", "loss_class", "loss_box", "loss_keypoint", "num_positive_rois"):
+        np.testing.assert_array_equal(metrics[name], whole[name], err_msg=name)
+    assert abs(float(whole["loss_mask"]) / float(first["loss_mask"]) - 1) > 10 * ROUNDING  # else this says nothing
+    np.testing.assert_allclose(metrics["loss_mask"], first["loss_mask"], rtol=ROUNDING)
+    truth.mask_windows[:] = 0
+    _, none = setup.step(setup.state, batch._replace(ground_truth=truth), KEY)
+    assert float(none["loss_mask"]) == 0
+    assert none["finite"]
+
+
 def test_image_without_objects_is_background(setup):
     batch = make_batch()
     truth = batch.ground_truth._replace(valid=np.zeros_like(batch.ground_truth.valid))

@@ -46,7 +46,7 @@ def view(sample: Sample, window: np.ndarray, size: Sequence[int], out: np.ndarra
     """The part `window` (x0, y0, x1, y1) of the picture, scaled to `size` (height, width): a crop, a resize, or both.
 
     The window may begin and end inside pixels. Instances that it cuts get the box of what is seen of them (of the
-    mask, to a pixel, where there are masks), or are left out when that is less than a pixel wide or high; keypoints
+    mask, to a pixel, where they have one), or are left out when that is less than a pixel wide or high; keypoints
     outside it are not labelled any more. The image is written to `out` (height, width, 3) uint8 when it is given.
     """
     height, width = int(size[0]), int(size[1])
@@ -110,8 +110,9 @@ def _trim(sample: Sample, cut: np.ndarray) -> Sample:
     """Give the instances that were `cut` (n,) the boxes of what is seen of them, and leave out those gone."""
     if not cut.any():
         return sample
-    boxes, which = sample.boxes.copy(), np.flatnonzero(cut)
+    boxes = sample.boxes.copy()
     if sample.masks is not None:
+        which = np.flatnonzero(cut & sample.masks.present(len(boxes)))
         boxes[which] = visible_boxes(select_masks(sample.masks, which, len(boxes)), boxes[which])
     gone = cut & np.any(boxes[:, 2:] - boxes[:, :2] < _SMALLEST, axis=1)
     return select(sample._replace(boxes=boxes), np.flatnonzero(~gone))

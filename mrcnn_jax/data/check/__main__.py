@@ -18,7 +18,7 @@ _INTERRUPTED = 130  # what a shell says of a command that Ctrl-C ended
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Read a whole data set, every image of it, as training would. Exit status 0 if nothing is wrong, 1 if training
-    would refuse it or leave something out, 2 if there is nothing to check."""
+    would refuse it or leave something out, 2 if there is nothing to check or nothing to learn from."""
     parser = argparse.ArgumentParser(prog="python -m mrcnn_jax.data.check", description=main.__doc__)
     parser.add_argument(
         "data", type=Path, metavar="DATA", help="a folder with COCO JSON files and their images, or a JSON"
@@ -46,27 +46,30 @@ def check(data: Path, images: Path | None, output: Path | None, accept_dropped: 
         raise DataError(f"no folder {output.parent} for the page; make it, or give another --output")
     found = sources.find(data, images)
     surveys = survey(found.files, functools.partial(track, what="images checked"))
-    notes = [f"not checked: {line}" for line in found.skipped] + [f"warning: {w}" for w in compare.warnings(surveys)]
+    warnings = compare.warnings(surveys)
+    notes = [f"not checked: {line}" for line in found.skipped] + [f"warning: {line}" for line in warnings]
     drawn = page.render(str(data), surveys, found.broken, notes, functools.partial(track, what="pictures drawn"))
     output.write_text(drawn, encoding="utf-8", errors="replace")  # half a character in a name
     for one in surveys:
         table.show(one)
     for line in (*notes, *found.broken, *(line for one in surveys for line in one.findings)):
         print(line)
-    print(f"{_verdict(surveys, found.broken)}; pictures and histograms in {output}")
+    print(f"{_verdict(surveys, found.broken, warnings)}; pictures and histograms in {output}")
+    if any(one.nothing for one in surveys):
+        return 2
     refused = found.broken or any(one.status == "refused" for one in surveys)
     dropped = any(one.status == "dropped" for one in surveys)
     return 1 if refused or (dropped and not accept_dropped) else 0
 
 
-def _verdict(surveys: Sequence[Survey], broken: Sequence[str]) -> str:
-    refused = [*broken, *(refusal for one in surveys for refusal in one.refusals)]
+def _verdict(surveys: Sequence[Survey], broken: Sequence[str], warnings: Sequence[str]) -> str:
+    refused = [*broken, *(reason for one in surveys for reason in (*one.refusals, one.nothing) if reason)]
     dropped = [problem for one in surveys for problem in one.content.problems]
     if refused:
         return f"refused: training does not start, for {len(refused):,} reasons"
     if dropped:
         return f"training starts, without {len(dropped):,} things that are wrong"
-    return "nothing is wrong"
+    return f"training starts, with {len(warnings):,} warnings" if warnings else "nothing is wrong"
 
 
 if __name__ == "__main__":

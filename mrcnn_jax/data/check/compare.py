@@ -5,32 +5,19 @@ from __future__ import annotations
 import hashlib
 import itertools
 import os
-import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from mrcnn_jax.data.check.sources import SPLITS, split_of, words
 from mrcnn_jax.data.check.survey import Survey
 from mrcnn_jax.data.errors import listing, shown
 
-_SPLITS = {"train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
-
 
 def warnings(surveys: Sequence[Survey]) -> list[str]:
-    """A line for everything about a pair of files that training would not notice. Nothing of it is refused."""
+    """A line for everything that looks wrong in a file or a pair of files. Nothing of it is refused."""
+    own = [line for one in surveys for line in (*one.suspicions, *_twins(one))]
     pairs = list(itertools.combinations(surveys, 2))
-    return [line for a, b in pairs for line in (*_shared_images(a, b), *_categories(a, b))]
-
-
-def split_of(path: Path) -> str:
-    """`train`, `val` or `test` by the name of a JSON, or else of its folder; empty where neither says it."""
-    for name in (path.stem, path.parent.name):
-        if found := [_SPLITS[word] for word in _words(name) if word in _SPLITS]:
-            return found[0]
-    return ""
-
-
-def _words(name: str) -> list[str]:
-    return re.findall("[a-z]+", name.lower())
+    return own + [line for a, b in pairs for line in (*_shared_images(a, b), *_categories(a, b))]
 
 
 def _shared_images(a: Survey, b: Survey) -> list[str]:
@@ -52,6 +39,16 @@ def _shared_images(a: Survey, b: Survey) -> list[str]:
         named = listing([f"{first[p]} = {second[q]}" for p, q in pairs], None)
         lines.append(f"{a.path} and {b.path} have the same images in different files ({len(pairs)}): {named}; {advice}")
     return lines
+
+
+def _twins(survey: Survey) -> list[str]:
+    """Files of one JSON with the same content."""
+    files = _files(survey)
+    named = [f"{files[p]} = {files[q]}" for p, q in _copies(list(files), list(files)) if p < q]
+    if not named:
+        return []
+    what = f"different files with the same content ({len(named)}): {listing(named, None)}"
+    return [f"{survey.path}: {what}; take one out, unless both are meant"]
 
 
 def _files(survey: Survey) -> dict[str, str]:
@@ -111,4 +108,4 @@ def _categories(a: Survey, b: Survey) -> list[str]:
 
 def _kind(path: Path) -> list[str]:
     """What is left of a name without its split: instances_train2017 and instances_val2017 are of one kind."""
-    return [word for word in _words(path.stem) if word not in _SPLITS]
+    return [word for word in words(path.stem) if word not in SPLITS]

@@ -13,6 +13,7 @@ from mrcnn_jax.data.annotations import AnnotationFile, inspect
 from mrcnn_jax.data.errors import DataError, listing
 
 _PROBED = 64  # images of a JSON that are looked for in each folder
+SPLITS = {"train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
 _LISTS = ("images", "annotations", "categories")
 
 
@@ -62,6 +63,19 @@ def find(data: Path, images: Path | None = None) -> Sources:
         others = f"; it has {listing(sources.skipped)}" if sources.skipped else ""
         raise DataError(f"no COCO JSON in {data}{others}; give the JSON itself, with --images=FOLDER for its images")
     return sources
+
+
+def split_of(path: Path) -> str:
+    """`train`, `val` or `test` by the name of a JSON, or else of its folder; empty where neither says it."""
+    for name in (path.stem, path.parent.name):
+        if found := [SPLITS[word] for word in words(name) if word in SPLITS]:
+            return found[0]
+    return ""
+
+
+def words(name: str) -> list[str]:
+    """The runs of letters in a name, in lower case."""
+    return re.findall("[a-z]+", name.lower())
 
 
 def _read(path: Path, images: Path | None, asked_for: bool) -> AnnotationFile:

@@ -13,8 +13,9 @@ import numpy as np
 from mrcnn_jax.config import DataConfig
 from mrcnn_jax.data import image_files
 from mrcnn_jax.data.annotations import AnnotationFile, ImageEntry
-from mrcnn_jax.data.check.sources import Source
-from mrcnn_jax.data.findings import Refusal, describe_problems, describe_refusals
+from mrcnn_jax.data.check.sources import Source, split_of
+from mrcnn_jax.data.findings import Refusal, describe_problems, describe_refusals, no_masks, nothing_to_learn
+from mrcnn_jax.data.instances import MASK_FAULTS
 
 SLOTS = DataConfig.max_instances  # instances of an image that training sees, unless it is told otherwise
 SMALL, LARGE = 32**2, 96**2  # square pixels: COCO's small, medium and large objects
@@ -45,6 +46,7 @@ class Survey:
     folder: Path
     content: AnnotationFile
     refusals: list[Refusal]
+    nothing: str  # why a model could learn nothing from it, or no masks; empty where it could
     annotated: Annotated
     sizes: np.ndarray  # (n, 2) int, height and width
     instances: np.ndarray  # (n,) int, without crowds
@@ -55,12 +57,17 @@ class Survey:
     def findings(self) -> list[str]:
         """A line for each kind of finding, all of them by name, in the words of training."""
         dropped = [f"{self.path}: {line}" for line in describe_problems(self.content.problems, None)]
-        return describe_refusals(self.path, self.refusals, None) + dropped
+        return describe_refusals(self.path, self.refusals, None) + [self.nothing][: bool(self.nothing)] + dropped
+
+    @property
+    def suspicions(self) -> list[str]:
+        """A line for each thing that looks wrong and is used as it is, in the words of training."""
+        return [f"{self.path}: {line}" for line in self.content.suspicions]
 
     @property
     def status(self) -> str:
         """`refused`, `dropped` or `clean`: whether training starts, and whether it sees everything."""
-        return "refused" if self.refusals else "dropped" if self.content.problems else "clean"
+        return "refused" if self.refusals or self.nothing else "dropped" if self.content.problems else "clean"
 
 
 def survey(sources: Sequence[Source], watch: Watch) -> list[Survey]:
@@ -135,12 +142,24 @@ def _count(source: Source, refusals: list[Refusal]) -> Survey:
         folder=source.folder,
         content=source.content,
         refusals=refusals,
+        nothing="" if refusals else _nothing(source, annotated),
         annotated=annotated,
         sizes=np.array([(image.height, image.width) for image in images], np.int64).reshape(-1, 2),
         instances=np.bincount(annotated.images[plain], minlength=len(images)),
         class_instances=np.bincount(annotated.classes[plain], minlength=classes + 1)[1:],
         class_images=np.bincount(pairs % (classes + 1), minlength=classes + 1)[1:],
     )
+
+
+def _nothing(source: Source, annotated: Annotated) -> str:
+    """`Survey.nothing` of a file that is meant for training, as far as its name says."""
+    if split_of(source.path) in ("val", "test"):
+        return ""
+    plain, problems = ~annotated.crowd, source.content.problems
+    instances, crowds = int(plain.sum()), int(annotated.crowd.sum())
+    reason = nothing_to_learn(source.path, source.content.categories.names, instances, crowds, problems)
+    lost = not annotated.outlined[plain].any() and any(problem.kind in MASK_FAULTS for problem in problems)
+    return reason or (no_masks(source.path, problems) if lost else "")
 
 
 def _gather(images: Sequence[ImageEntry], class_of: dict[int, int]) -> Annotated:

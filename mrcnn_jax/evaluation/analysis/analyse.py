@@ -10,7 +10,7 @@ from mrcnn_jax.evaluation.analysis.matching import match
 from mrcnn_jax.evaluation.analysis.results import Analysis, Category
 from mrcnn_jax.evaluation.analysis.scene import Record, scene
 from mrcnn_jax.evaluation.analysis.tables import annotated, table
-from mrcnn_jax.evaluation.coco import Scores
+from mrcnn_jax.evaluation.coco import Scores, counts
 from mrcnn_jax.progress import track
 
 _TELLING = ("segm", "bbox", "keypoints")  # whose outcomes images show: the first that was scored
@@ -32,7 +32,8 @@ def analyse(scores: Scores, *, threshold: float = 0.5) -> Analysis:
         partial = frozenset(image.get("not_exhaustive_category_ids", ()))
         for iou_type in iou_types:
             most = scores.evaluations[iou_type].params.maxDets[-1]
-            seen = scene(iou_type, truths, found[image["id"]][:most], class_of, scores.keypoint_sigmas, partial)
+            counted = [truth for truth in truths if counts(truth, iou_type)]
+            seen = scene(iou_type, counted, found[image["id"]][:most], class_of, scores.keypoint_sigmas, partial)
             matches = match(seen)
             if iou_type == telling:
                 images.append(image_result(image, seen, matches, threshold))

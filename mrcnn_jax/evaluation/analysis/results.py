@@ -58,6 +58,7 @@ class Table:
 
     iou_type: str  # "bbox", "segm", "keypoints"
     metrics: dict[str, float]  # by the names in config/metrics.py, without the iou_type before them
+    left_out: str  # a line about the instances that do not count in it; empty where all count
     classes: tuple[ClassScores, ...]  # C
     precision: NDArray[np.float64]  # (T, 101, C), at recalls 0, 0.01, ..., 1; all areas, most detections
     thresholds: NDArray[np.float64]  # (T,)

@@ -13,7 +13,7 @@ from mrcnn_jax.evaluation.analysis.errors import errors
 from mrcnn_jax.evaluation.analysis.matching import CORRECT, Matches, greedy
 from mrcnn_jax.evaluation.analysis.results import ClassScores, Table
 from mrcnn_jax.evaluation.analysis.scene import Scene, ignored
-from mrcnn_jax.evaluation.coco import Scores
+from mrcnn_jax.evaluation.coco import Scores, counts, left_out
 
 _BINS = 20  # of the histogram
 
@@ -29,6 +29,7 @@ def table(scores: Scores, iou_type: str, scenes: Sequence[tuple[Scene, Matches]]
             for name, value in scores.metrics.items()
             if name.startswith(f"{iou_type}/")
         },
+        left_out=left_out(scores.truth, iou_type),
         classes=class_scores(scores, iou_type),
         precision=np.asarray(evaluation.eval["precision"])[:, :, :, 0, -1],
         thresholds=np.asarray(evaluation.params.iouThrs),
@@ -41,12 +42,12 @@ def table(scores: Scores, iou_type: str, scenes: Sequence[tuple[Scene, Matches]]
 def class_scores(scores: Scores, iou_type: str) -> tuple[ClassScores, ...]:
     """The scores of each category, in the order of their ids."""
     evaluation = scores.evaluations[iou_type]
-    counts = annotated(scores.truth, iou_type)
+    instances = annotated(scores.truth, iou_type)
     return tuple(
         ClassScores(
             category_id=category_id,
             name=scores.truth.cats[category_id]["name"],
-            instances=counts[category_id],
+            instances=instances[category_id],
             AP=_precision(evaluation, place),
             AP50=_precision(evaluation, place, 0.5),
             AP75=_precision(evaluation, place, 0.75),
@@ -61,10 +62,11 @@ def class_scores(scores: Scores, iou_type: str) -> tuple[ClassScores, ...]:
 
 def annotated(truth: COCO, iou_type: str) -> dict[int, int]:
     """How many instances of each category a table counts."""
-    counts = dict.fromkeys(sorted(truth.cats), 0)
+    instances = dict.fromkeys(sorted(truth.cats), 0)
     for annotation in truth.dataset["annotations"]:
-        counts[annotation["category_id"]] += not ignored(annotation, iou_type)
-    return counts
+        if counts(annotation, iou_type) and not ignored(annotation, iou_type):
+            instances[annotation["category_id"]] += 1
+    return instances
 
 
 def _precision(evaluation: COCOeval, place: int, threshold: float | None = None, area: str = "all") -> float:

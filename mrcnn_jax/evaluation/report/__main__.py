@@ -64,7 +64,8 @@ def report(results: Path, annotations: Path, images: Path, output: Path) -> None
     records = read(results)
     iou_types = [name for name in _FIELDS if all(_FIELDS[name] in record for record in records)]
     truth = coco.ground_truth(annotations)
-    scored = [name for name in iou_types if any(entry.get(_FIELDS[name]) for entry in truth.dataset["annotations"])]
+    annotated = truth.dataset["annotations"]
+    scored = [name for name in iou_types if any(a.get(_FIELDS[name]) and coco.counts(a, name) for a in annotated)]
     if not scored:
         raise DataError(
             f"{annotations} has nothing of what {results} has ({listing(iou_types)}); give other annotations"

@@ -193,3 +193,16 @@ def test_instances_without_masks_cannot_be_pasted() -> None:
     for pair in ((sample, boxes), (boxes, sample)):
         with pytest.raises(ValueError, match="without masks cannot be pasted"):
             paste(*pair, np.array([0]))
+
+
+def test_instances_without_masks_among_others() -> None:
+    """They are not pasted, keep their boxes where a part is hidden, and are gone where all of them is."""
+    bare = [annotation([2, 2, 10, 10], segmentation=[]), annotation([20, 20, 4, 4], segmentation=[])]
+    sample = blank((40, 40), [*bare, annotation([0, 30, 5, 5])], 50)
+    other = blank((40, 40), [annotation([18, 18, 8, 8]), annotation([0, 0, 6, 6]), *bare], 90)
+    result = paste(sample, other, np.arange(4))
+    assert result.boxes.tolist() == [[2, 2, 12, 12], [0, 30, 5, 35], [18, 18, 26, 26], [0, 0, 6, 6]]
+    assert result.masks is not None
+    assert result.masks.present(4).tolist() == [False, True, True, True]
+    assert (result.image[2:6, 2:6] == 90).all()  # by the square in the corner
+    assert (result.image[7:12, 7:12] == 50).all()

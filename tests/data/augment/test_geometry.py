@@ -114,3 +114,14 @@ def test_what_is_cut_off_to_less_than_a_pixel_is_gone(masks: bool) -> None:
     else:
         np.testing.assert_allclose(cut.boxes[2], expected[2])
     assert len(cut.boxes) == 3
+
+
+def test_a_cut_instance_without_a_mask_keeps_the_part_of_its_box() -> None:
+    """Beside one whose mask decides; and it is gone where less than a pixel is left."""
+    figures = [annotation([4, 4, 12, 8]), annotation([4, 4, 12, 8], segmentation=[]), annotation([0, 0, 8.5, 8])]
+    figures[2]["segmentation"] = []
+    sample = make_sample(np.zeros((20, 30, 3), np.uint8), figures, {3: 1}, (20, 30))
+    left = view(sample, np.array([8, 0, 30, 20]), (20, 22))
+    assert left.boxes.tolist() == [[0, 4, 8, 12]] * 2
+    truth = written(left, 3, 4)
+    assert truth.mask_windows.tolist() == [[0, 4, 8, 12], [0] * 4, [0] * 4]

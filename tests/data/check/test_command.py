@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import subprocess
 import sys
@@ -11,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from mrcnn_jax.data import DataError, image_files, load_split
+from mrcnn_jax.data import DataError, image_files, load_split, train_batches
 from mrcnn_jax.data.check import __main__ as command
 
 
@@ -61,8 +62,8 @@ def everything(folder: Any) -> None:
 
 def drop_some(folder: Any, count: int = 1) -> None:
     for i in range(count):
-        folder.add(98, [1, 1, 5, 0], id=1000 + i)
-        folder.add(99, [1, 1, 5, 5], id=2000 + i, segmentation=[[1, 1, 6, 6]])
+        folder.add(98, [1, 1, 5 + i / 8, 0], id=1000 + i)
+        folder.add(99, [1, 1, 5 + i / 8, 5], id=2000 + i, segmentation=[[1, 1, 6, 6]])
 
 
 BROKEN = (absent, cut_off, other_size, unknown_category, duplicates, stranger, everything)
@@ -119,6 +120,80 @@ def test_all_culprits_are_named_where_training_names_twenty(
         assert f" {annotation_id} (image " in printed
     assert "and 10 more" in caplog.text
     assert "more" not in printed
+
+
+def all_crowds(folder: Any) -> None:
+    for annotation in folder.content["annotations"]:
+        annotation["iscrowd"] = 1
+
+
+def flat_boxes(folder: Any) -> None:
+    for annotation in folder.content["annotations"]:
+        annotation["bbox"][2:] = [0, 0]
+    folder.content["annotations"][0]["iscrowd"] = 1
+
+
+def crowds_and_flat_boxes(folder: Any) -> None:
+    all_crowds(folder)
+    for annotation in folder.content["annotations"][:3]:
+        annotation["bbox"][2:] = [0, 0]
+
+
+def no_annotations(folder: Any) -> None:
+    folder.content["annotations"] = []
+
+
+def no_categories(folder: Any) -> None:
+    folder.content.update(annotations=[], categories=[])
+
+
+def points_as_pairs(folder: Any) -> None:
+    for annotation in folder.content["annotations"]:
+        (flat,) = annotation["segmentation"]
+        annotation["segmentation"] = [[flat[i], flat[i + 1]] for i in range(0, len(flat), 2)]
+
+
+@pytest.mark.parametrize(
+    ("breaking", "said"),
+    [
+        (all_crowds, "no instance is left to train on: all 14 have iscrowd=1; set iscrowd to 0 for single objects"),
+        (flat_boxes, "no instance is left to train on: box without area (14); correct the annotations"),
+        (crowds_and_flat_boxes, "no instance is left to train on: iscrowd=1 (11), box without area (3); set iscrowd"),
+        (no_annotations, "no instance to learn from: nothing is annotated as boat, kite; annotate the images"),
+        (no_categories, "no categories; there is nothing to learn: name the classes in 'categories'"),
+        (
+            points_as_pairs,
+            "no instance has a mask to learn from: polygon with fewer than 3 points (14); set model.mask=",
+        ),
+    ],
+)
+def test_nothing_to_learn_from(
+    coco_folder: Any, capsys: pytest.CaptureFixture[str], breaking: Callable[[Any], None], said: str
+) -> None:
+    """The check and the training refuse with the same line."""
+    breaking(coco_folder)
+    assert run(coco_folder, "--accept-dropped") == 2
+    printed = capsys.readouterr().out.splitlines()
+    config = coco_folder.config()
+    with pytest.raises(DataError) as refused:
+        train_batches(load_split(config.data, "train"), config)
+    assert str(refused.value).startswith(f"{coco_folder.root / 'coco.json'}: {said}")
+    assert str(refused.value) in printed
+    assert printed[-1].startswith("refused: training does not start, for 1 reasons; ")
+
+
+def test_boxes_are_learned_where_all_masks_are_lost(coco_folder: Any) -> None:
+    points_as_pairs(coco_folder)
+    config = coco_folder.config()
+    boxes_only = dataclasses.replace(config, model=dataclasses.replace(config.model, mask=None))
+    with train_batches(load_split(config.data, "train"), boxes_only) as batches:
+        assert next(batches).ground_truth.valid.sum(axis=1).tolist() == [2, 2]
+
+
+def test_a_test_split_needs_no_annotations(coco_folder: Any) -> None:
+    no_annotations(coco_folder)
+    coco_folder.save().rename(coco_folder.root / "image_info_test.json")
+    assert command.main([str(coco_folder.root)]) == 0
 
 
 def test_accept_dropped(coco_folder: Any) -> None:

@@ -67,6 +67,16 @@ def test_copies_under_another_name(coco_folder: Any) -> None:
     assert "have the same images in different files (1): 2.png (id 98) = 6.png (id 94); a result on" in line
 
 
+def test_copies_within_one_file(coco_folder: Any) -> None:
+    shutil.copy(coco_folder.root / "images/2.png", coco_folder.root / "images/6.png")
+    coco_folder.content["images"][6].update(height=48, width=64)
+    coco_folder.save()
+    assert warnings(coco_folder) == [
+        "coco.json: different files with the same content (1): 2.png (id 98) = 6.png (id 94); take one out, unless both"
+        " are meant"
+    ]
+
+
 def test_categories_that_contradict_each_other(coco_folder: Any) -> None:
     split(coco_folder, "train.json", slice(0, 4))
     ids = [{"id": 20, "name": "boat"}, {"id": 3, "name": "kite"}]
@@ -96,4 +106,4 @@ def test_categories_of_one_split_only(coco_folder: Any) -> None:
     ],
 )
 def test_splits_by_name(path: str, expected: str) -> None:
-    assert compare.split_of(Path(path)) == expected
+    assert sources.split_of(Path(path)) == expected

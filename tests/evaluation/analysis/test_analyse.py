@@ -220,3 +220,19 @@ def test_no_annotations_at_all(examined):
     assert analysis.images[0].quality == 0
     assert analysis.tables[0].errors.counts["background"] == 1
     assert analysis.tables[0].classes[0].AP == -1
+
+
+def test_each_table_has_the_instances_that_it_can_measure(examined):
+    """A dog without a mask, and a cat whose box has no width."""
+    dog, cat = annotation(DOG, HERE, segmentation=[]), annotation(CAT, THERE)
+    cat["bbox"] = [THERE[0], THERE[1], 0, 40]
+    analysis = examined([dog, cat], [detection(DOG, HERE), detection(CAT, THERE)], ("bbox", "segm"))
+    boxes, masks = analysis.tables
+    assert [row.instances for row in boxes.classes] == [1, 0]
+    assert [row.instances for row in masks.classes] == [0, 1]
+    assert boxes.left_out == "1 of 2 instances are left out, because they have no usable box"
+    assert masks.left_out == "1 of 2 instances are left out, because they have no usable mask"
+    assert outcomes(analysis, predicted=True) == ["background", "correct"]  # by masks
+    assert (boxes.metrics["AR100"], masks.metrics["AR100"]) == (1, 1)
+    (truth,) = (one for one in analysis.images[0].instances if not one.predicted)
+    assert truth.box.tolist() == list(THERE)  # the extent of the mask

@@ -134,3 +134,11 @@ def test_results_without_masks_and_images(analysis: Analysis, tmp_path: Path) ->
     assert read.text.count("the file cannot be read") == 5
     switches = {value for tag, name, value in read.attributes if tag == "input" and name == "class"}
     assert switches == {"show-boxes", "show-names"}
+
+
+def test_what_a_table_left_out_is_said(analysis: Analysis, tmp_path: Path) -> None:
+    said = "3 of 9 instances are left out, because they have no usable mask"
+    told = [dataclasses.replace(t, left_out=said if t.iou_type == "segm" else "") for t in analysis.tables]
+    drawn = page.render("some", dataclasses.replace(analysis, tables=tuple(told)), tmp_path, {}, lambda made, _: made)
+    assert drawn.count("are left out") == 1
+    assert f"Masks: {said}." in drawn

@@ -1,0 +1,128 @@
+"""What looks wrong in a file that can be used: conventions of boxes, and things that are there twice."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+from pycocotools import mask as coco_mask
+
+from mrcnn_jax.data import load_split
+from mrcnn_jax.data.annotations import inspect
+from mrcnn_jax.data.plausibility import _extent
+
+ADVICE = "bbox is x, y, width, height in pixels in a COCO file"
+
+
+def suspicions(folder: Any) -> list[str]:
+    return inspect(folder.save()).suspicions
+
+
+def size_of(folder: Any, annotation: dict[str, Any]) -> tuple[int, int]:
+    image = next(image for image in folder.content["images"] if image["id"] == annotation["image_id"])
+    return image["height"], image["width"]
+
+
+# How tools write a box of corner (x, y) and size (w, h) in an image of W x H.
+CONVENTIONS = {
+    "x0, y0, x1, y1": lambda x, y, w, h, W, H: [x, y, x + w, y + h],
+    "center x, center y, width, height": lambda x, y, w, h, W, H: [x + w / 2, y + h / 2, w, h],
+    "y0, x0, y1, x1": lambda x, y, w, h, W, H: [y, x, y + h, x + w],
+    "y, x, height, width": lambda x, y, w, h, W, H: [y, x, h, w],
+    "x, y, width, height as fractions of the image": lambda x, y, w, h, W, H: [x / W, y / H, w / W, h / H],
+    "x0, y0, x1, y1 as fractions of the image": lambda x, y, w, h, W, H: [x / W, y / H, (x + w) / W, (y + h) / H],
+    "center x, center y, width, height as fractions of the image": lambda x, y, w, h, W, H: [
+        *((x + w / 2) / W, (y + h / 2) / H, w / W, h / H)
+    ],
+}
+
+
+def spread(folder: Any, share: float = 1.0, written: Callable[..., list[float]] | None = None) -> None:
+    """Boxes of many sizes, of which a share is `written` in another convention, with the right polygons."""
+    folder.content["annotations"] = []
+    for i in range(40):
+        box = [20 + i % 5, 3 + i % 12, 12 + i % 7, 25 + i % 4]
+        annotation = folder.add(94, box)
+        if written is not None and i < share * 40:
+            height, width = size_of(folder, annotation)
+            annotation["bbox"] = written(*box, width, height)
+
+
+@pytest.mark.parametrize("name", CONVENTIONS)
+def test_boxes_of_another_convention_are_named(coco_folder: Any, name: str) -> None:
+    spread(coco_folder, 1.0, CONVENTIONS[name])
+    (line,) = suspicions(coco_folder)
+    assert "boxes (" in line
+    assert line.endswith(f" do not fit the extent of their own masks; they look like {name}: {ADVICE}")
+
+
+@pytest.mark.parametrize(("share", "said"), [(0.0, ""), (0.025, ""), (0.5, "20 of 40 boxes (50%)")])
+def test_slips_of_a_few_boxes_are_no_convention(coco_folder: Any, share: float, said: str) -> None:
+    spread(coco_folder, share, CONVENTIONS["center x, center y, width, height"])
+    lines = suspicions(coco_folder)
+    assert [line.split(" do not")[0] for line in lines] == ([said] if said else [])
+
+
+def test_boxes_that_fit_in_no_convention(coco_folder: Any) -> None:
+    spread(coco_folder, 1.0, lambda x, y, w, h, width, height: [1, 1, 3, 3])
+    assert suspicions(coco_folder) == [
+        "40 of 40 boxes (100%) do not fit the extent of their own masks; they fit in no other convention either:"
+        f" {ADVICE}"
+    ]
+
+
+def test_boxes_alone_that_cannot_be_pixels_or_sizes(coco_folder: Any) -> None:
+    for name, said in (
+        ("x0, y0, x1, y1", "40 of 40 boxes (100%) reach beyond their images; they look like x0, y0, x1, y1"),
+        ("center x, center y, width, height as fractions of the image", "no box has a number above 1; they look like"),
+    ):
+        spread(coco_folder, 1.0, lambda *box, name=name: CONVENTIONS[name](*[3 * n for n in box[:4]], 192, 192))
+        if name == "x0, y0, x1, y1":
+            spread(coco_folder, 1.0, lambda x, y, w, h, width, height: [40, 30, 50, 60])
+        for annotation in coco_folder.content["annotations"]:
+            annotation["segmentation"] = []
+            annotation["keypoints"] = [annotation["id"]]  # else they are the same
+        assert [line[: len(said)] for line in suspicions(coco_folder)] == [said]
+
+
+def test_sound_data_raise_no_suspicion(coco_folder: Any, shared_data: Callable[[str], Any]) -> None:
+    assert suspicions(coco_folder) == []
+    coco = shared_data("coco_by")
+    for path in (coco / "annotations.json", coco / "person_keypoints.json", shared_data("nuclei") / "annotations.json"):
+        assert inspect(path).suspicions == []
+
+
+def test_the_extent_of_a_mask_is_that_of_pycocotools() -> None:
+    rng = np.random.default_rng(0)
+    for density in (0.002, 0.02, 0.9):
+        for _ in range(20):
+            mask = np.asfortranarray(rng.random((17, 23)) < density, np.uint8)
+            packed = coco_mask.encode(mask)
+            x, y, w, h = coco_mask.toBbox(packed)
+            extent = _extent({"size": [17, 23], "counts": packed["counts"].decode()}, 17)
+            assert extent == ([x, y, x + w, y + h] if mask.any() else None)
+    assert _extent([[3, 9, 5, 2, 4, 4], [1, 3, 2, 3, 2, 8], [0, 0]], 17) == [1, 2, 5, 9]
+
+
+def test_what_is_there_twice_is_named(coco_folder: Any, caplog: pytest.LogCaptureFixture) -> None:
+    content = coco_folder.content
+    content["images"].append({**content["images"][2], "id": 7, "file_name": "./2.png"})
+    content["categories"] = [*content["categories"], {"id": 30, "name": "Kite "}]
+    content["annotations"].append({**content["annotations"][0], "id": 90, "area": 1})
+    content["annotations"].append({**content["annotations"][0], "id": 91, "category_id": 20})  # another class
+    content["annotations"].append({**content["annotations"][1], "id": 92, "segmentation": [[10, 2, 26, 2, 26, 27]]})
+    said = [
+        "categories of the same name (1): kite (ids 20, 30); merge each into one",
+        "image files with several ids (1): 2.png (ids 98, 7); give each file one id",
+        "annotations that are there twice (1): 90 = 1 (image 100); take one out",
+    ]
+    config = coco_folder.config(max_instances=9)
+    assert suspicions(coco_folder) == said
+    for _ in range(2):  # prepared, and read from the prepared records
+        caplog.clear()
+        with caplog.at_level(logging.WARNING):
+            load_split(config.data, "train")
+        assert caplog.messages == [f"{coco_folder.root / 'coco.json'}: {line}" for line in said]
