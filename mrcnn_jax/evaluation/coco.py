@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import io
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,12 +23,14 @@ from mrcnn_jax.data import rle
 from mrcnn_jax.data.annotations import read
 from mrcnn_jax.data.errors import listing
 from mrcnn_jax.data.lvis import Judgements
-from mrcnn_jax.evaluation import lvis
+from mrcnn_jax.evaluation import lvis, notes
 from mrcnn_jax.evaluation.postprocess import categories
 from mrcnn_jax.progress import track
 
-HEADINGS = {"bbox": "Boxes", "segm": "Masks", "keypoints": "Keypoints"}
-_FIELDS = {"bbox": "bbox", "segm": "segmentation", "keypoints": "keypoints"}  # of a result record
+log = logging.getLogger(__name__)
+
+HEADINGS = {iou_type: name.capitalize() for iou_type, name in notes.NAMES.items()}
+FIELDS = {"bbox": "bbox", "segm": "segmentation", "keypoints": "keypoints"}  # of a result record
 
 
 @dataclass(frozen=True)
@@ -41,6 +44,7 @@ class Scores:
     # (T, C, A, M) are there; what pycocotools knew of single images is not kept.
     evaluations: dict[str, COCOeval]
     keypoint_sigmas: NDArray[np.float64]  # (K,), of OKS; K is 0 without keypoints
+    notes: tuple[str, ...] = ()  # what the tables leave out of the results, and limits that bound the recall
 
 
 def evaluate(annotations: Path, results: Sequence[dict[str, Any]], **choices: Any) -> dict[str, float]:
@@ -62,33 +66,47 @@ def score(
     """Score COCO result records against a COCO annotation file; unless `quiet`, print pycocotools' tables.
 
     `image_ids` and `category_names` restrict the evaluation (empty: all of the file); results of other categories are
-    left out. `keypoint_sigmas` (K,) say how far off a keypoint may be (OKS); left empty they are COCO's for 17
+    left out, and each table leaves out results that lack its field: `Scores.notes` count them.
+    `keypoint_sigmas` (K,) say how far off a keypoint may be (OKS); left empty they are COCO's for 17
     keypoints, and the mean of those for every keypoint of another number. `images` is their folder: LVIS gives
     addresses instead of file names, and the files are looked for there.
     The metrics are the twelve (keypoints: ten) numbers of each table, of LVIS its thirteen: see `evaluation.lvis`.
-    Raises DataError for a file that cannot be used, ValueError for results of other images, without boxes or masks, or
-    without as many keypoints as the annotations have.
+    Raises DataError for a file that cannot be used, ValueError for results of other images, of which none has what a
+    table scores, or of another number of keypoints than the annotations have.
     """
     truth = ground_truth(annotations, image_ids, category_names, images)
-    results = [record for record in results if record["category_id"] in truth.cats]
-    _check_results(truth, results, iou_types)
+    known = [record for record in results if record["category_id"] in truth.cats]
+    others = "that are not chosen" if category_names else "that the annotations do not have"
+    said = notes.left_out_categories(results, truth.cats, others)
+    _check_results(truth, known, iou_types)
     sigmas = _sigmas(_keypoint_count(truth), keypoint_sigmas if "keypoints" in iou_types else ())
     of_lvis = lvis.is_lvis(truth)
-    if of_lvis:
-        results = lvis.judged(truth, results)
+    results = lvis.judged(truth, known) if of_lvis else known
     metrics, evaluations = {}, {}
     for iou_type in iou_types:
+        counted = with_field(results, iou_type)
         own = of_lvis and iou_type != "keypoints"
         accumulate = lvis.accumulated if own else functools.partial(_accumulated, sigmas=sigmas)
-        evaluations[iou_type] = accumulate(truth, results, iou_type)
+        evaluations[iou_type] = accumulate(truth, counted, iou_type)
         summarise = lvis.summarised if own else functools.partial(_summarised, iou_type=iou_type)
         with _silent() if quiet else contextlib.nullcontext():
             print(
-                f"\n{HEADINGS[iou_type]} ({iou_type}), {len(truth.imgs)} images, {len(results)} detections", flush=True
+                f"\n{HEADINGS[iou_type]} ({iou_type}), {len(truth.imgs)} images, {len(counted)} detections", flush=True
             )
             numbers = summarise(evaluations[iou_type])
         metrics.update({f"{iou_type}/{name}": value for name, value in numbers.items()})
-    return Scores(truth, results, metrics, evaluations, sigmas)
+        most = evaluations[iou_type].params.maxDets[-1]
+        said += notes.left_out_results(known, with_field(known, iou_type), iou_type)
+        said += notes.most_of_table(truth, with_field(known, iou_type), iou_type, most, of_image=own)
+    for note in said:
+        log.warning("%s", note)
+    return Scores(truth, results, metrics, evaluations, sigmas, tuple(said))
+
+
+def with_field(results: Sequence[dict[str, Any]], iou_type: str) -> list[dict[str, Any]]:
+    """The records that a table can score: those with a box, a mask or keypoints."""
+    values = ((record, record.get(FIELDS[iou_type])) for record in results)
+    return [record for record, value in values if value is not None and len(value)]
 
 
 def _summarised(evaluation: COCOeval, iou_type: str) -> dict[str, float]:
@@ -172,15 +190,18 @@ def _check_results(truth: COCO, results: Sequence[dict[str, Any]], iou_types: Se
     strangers = sorted({record["image_id"] for record in results} - truth.imgs.keys())
     if strangers:
         raise ValueError(f"results for images that the annotations do not have: ids {strangers[:20]}")
-    for iou_type, what in (("bbox", "boxes"), ("segm", "masks")):
-        if iou_type in iou_types and any(_FIELDS[iou_type] not in record for record in results):
+    for iou_type in iou_types:
+        if results and not with_field(results, iou_type):
+            what = notes.NAMES[iou_type]
             raise ValueError(f"results without {what} cannot be scored as {what}: leave {iou_type!r} out of iou_types")
     if "keypoints" in iou_types:
         count = _keypoint_count(truth)
-        if not count or any(len(record.get("keypoints", ())) != 3 * count for record in results):
+        wrong = [r["image_id"] for r in with_field(results, "keypoints") if len(r["keypoints"]) != 3 * count]
+        if not count or wrong:
+            where = f" (images {listing(list(dict.fromkeys(wrong)))})" if wrong else ""
             raise ValueError(
-                f"the annotations have {count} keypoints, and not every result has x, y, score for as many: leave"
-                " 'keypoints' out of iou_types"
+                f"the annotations have {count} keypoints, and not every result has x, y, score for as many{where}:"
+                " leave 'keypoints' out of iou_types"
             )
 
 
@@ -261,7 +282,7 @@ def _detections(truth: COCO, results: Sequence[dict[str, Any]], iou_type: str) -
             empty.createIndex()
         return empty
     # With several in a record, loadRes takes every area from the box, and the tables by size come out wrong.
-    others = set(_FIELDS.values()) - {_FIELDS[iou_type]}
+    others = set(FIELDS.values()) - {FIELDS[iou_type]}
     with _silent():
         return truth.loadRes([{k: v for k, v in record.items() if k not in others} for record in results])
 

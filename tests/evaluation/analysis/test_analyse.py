@@ -207,6 +207,30 @@ def test_similarities_are_those_of_pycocotools(shared_data):
     np.testing.assert_allclose(ours, expected, rtol=1e-12, atol=0)
 
 
+def test_everything_counts_the_detections_that_pycocotools_counts(examined):
+    """Its 100 best of each class in an image: 120 false alarms hide the dog behind them, and not the cat."""
+    alarms = [detection(DOG, (150, 60, 153, 63), 0.95 - 0.001 * i) for i in range(120)]
+    found = [*alarms, detection(DOG, HERE, 0.7), detection(CAT, THERE, 0.7)]
+    analysis = examined([annotation(DOG, HERE), annotation(CAT, THERE)], found, ("bbox", "segm"))
+    (image, _) = analysis.images
+    assert (image.correct, image.wrong, image.missed) == (1, 100, 1)
+    for table in analysis.tables:
+        assert [row.AP50 for row in table.classes] == pytest.approx([0, 1])
+        assert table.errors.ap == pytest.approx(table.metrics["AP50"]) == pytest.approx(0.5)
+        np.testing.assert_array_equal(table.confusion, [[0, 0, 1], [0, 1, 0], [100, 0, 0]])
+        np.testing.assert_array_equal(table.histogram.sum(axis=1), [1, 100])
+
+
+def test_results_without_boxes_are_placed_by_their_keypoints(examined):
+    """As pycocotools does it: the extent of all keypoints, of which some may lie at the same place."""
+    points = [20, 20, 2, 40, 45, 2, 20, 20, 1]
+    dog = annotation(DOG, HERE, keypoints=points, num_keypoints=3)
+    found = {"image_id": 1, "category_id": DOG, "score": 0.9, "keypoints": points}
+    (image, _) = examined([dog], [found], ("keypoints",), keypoints=["a", "b", "c"]).images
+    np.testing.assert_array_equal(image.instances[1].box, [20, 20, 40, 45])
+    assert image.instances[1].outcome == "correct"
+
+
 def test_no_detections_at_all(examined):
     analysis = examined([annotation(DOG, HERE)], [], ("bbox", "segm"))
     assert analysis.images[0].quality == 0
