@@ -46,6 +46,7 @@ def analyse(scores: Scores, *, threshold: float = 0.5) -> Analysis:
             for category_id, count in annotated(scores.truth, telling).items()
         ),
         threshold=threshold,
+        notes=scores.notes,
     )
 
 
