@@ -19,13 +19,11 @@ from pycocotools.cocoeval import COCOeval, Params
 
 from mrcnn_jax.config import ConfigError, ModelConfig
 from mrcnn_jax.config.metrics import KEYPOINT_METRICS, METRICS
-from mrcnn_jax.data import rle
 from mrcnn_jax.data.annotations import read
 from mrcnn_jax.data.errors import listing
 from mrcnn_jax.data.lvis import Judgements
 from mrcnn_jax.evaluation import lvis, notes
 from mrcnn_jax.evaluation.postprocess import categories
-from mrcnn_jax.progress import track
 
 log = logging.getLogger(__name__)
 
@@ -203,35 +201,6 @@ def _check_results(truth: COCO, results: Sequence[dict[str, Any]], iou_types: Se
                 f"the annotations have {count} keypoints, and not every result has x, y, score for as many{where}:"
                 " leave 'keypoints' out of iou_types"
             )
-
-
-def check_masks(truth: COCO, results: Sequence[dict[str, Any]]) -> None:
-    """Raise ValueError for masks that are not compressed run lengths of their image.
-
-    pycocotools trusts what it is given, and reads beyond its memory for some: masks of other programs are looked at
-    first. Records of unknown images are left for `score`.
-    """
-    masked = [record for record in results if "segmentation" in record and record["image_id"] in truth.imgs]
-    checked = track(masked, len(masked), "masks checked")
-    wrong = [r["image_id"] for r in checked if not _fits(r["segmentation"], truth.imgs[r["image_id"]])]
-    if wrong:
-        raise ValueError(
-            f"masks that are not compressed run lengths of their images ({len(wrong)}), in the images"
-            f" {listing(list(dict.fromkeys(wrong)))}: write them with pycocotools.mask.encode"
-        )
-
-
-def _fits(mask: Any, image: dict[str, Any]) -> bool:
-    """Whether a mask, `{"size": [height, width], "counts": str}`, fills an image."""
-    if not isinstance(mask, dict) or not isinstance(mask.get("counts"), str):
-        return False
-    if mask.get("size") != [image["height"], image["width"]]:
-        return False
-    try:
-        rle.runs(mask)
-    except ValueError:
-        return False
-    return True
 
 
 def _keypoint_count(truth: COCO) -> int:

@@ -1,0 +1,140 @@
+"""Results as other programs write them: read where that is unambiguous, else refused by record and field."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+from PIL import Image, ImageDraw
+from pycocotools import mask as coco_mask
+from pycocotools.coco import COCO
+
+from mrcnn_jax.data.errors import DataError
+from mrcnn_jax.evaluation.result_file import doubts, read, with_run_lengths
+
+HEIGHT, WIDTH = 40, 60
+BOX = {"image_id": 1, "category_id": 3, "bbox": [5, 10, 20, 15], "score": 0.5}
+
+
+@pytest.fixture
+def truth():
+    found = COCO()
+    found.dataset = {"images": [{"id": i, "height": HEIGHT, "width": WIDTH} for i in (1, 2)], "annotations": []}
+    found.createIndex()
+    return found
+
+
+def reading(folder, content):
+    path = folder / "results.json"
+    path.write_bytes(content if isinstance(content, bytes) else json.dumps(content).encode())
+    return read(path)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        {"annotations": [BOX, BOX], "images": []},
+        {"info": {}, "predictions": [BOX, BOX]},
+        json.dumps(BOX).encode() + b"\n\n" + json.dumps(BOX).encode() + b"\n",
+        b"\xef\xbb\xbf" + json.dumps([BOX, BOX]).encode(),
+        [BOX, {**BOX, "image_id": "1", "category_id": "3", "score": "0.5", "bbox": ["5", "10", "20", "15"]}],
+        [BOX, {**BOX, "image_id": 1.0, "category_id": 3.0}],
+        [BOX, {**BOX, "segmentation": [], "keypoints": None}],
+        [{**BOX, "caption": "a dog", "iscrowd": 1, "area": 7, "id": 9, "segmentation": {}}, BOX],
+    ],
+    ids=["annotations", "wrapped", "lines", "bom", "text", "decimals", "nothing", "more"],
+)
+def test_the_same_in_many_forms(tmp_path, content):
+    assert reading(tmp_path, content) == [BOX, BOX]
+
+
+def test_a_line_alone_is_a_record(tmp_path):
+    assert reading(tmp_path, BOX) == [BOX]
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "shown"),
+    [
+        ("image_id", True, "true"),
+        ("image_id", "dog.jpg", "dog.jpg"),
+        ("image_id", 1.5, "1.5"),
+        ("image_id", 1e17, "1e\\+17"),  # which whole number it was is lost
+        ("image_id", [1], "\\[1\\]"),
+        ("category_id", "dog", "dog"),
+        ("category_id", None, "null"),
+        ("score", float("nan"), "NaN"),
+        ("score", float("inf"), "Infinity"),
+        ("score", "high", "high"),
+        ("score", None, "null"),
+        ("score", 10**400, "10*\\.\\.\\."),
+        ("bbox", [5, 10, -20, 15], "\\[5, 10, -20, 15\\]"),
+        ("bbox", [5, 10, 20], "\\[5, 10, 20\\]"),
+        ("bbox", [5, 10, 20, float("nan")], "\\[5, 10, 20, NaN\\]"),
+        ("bbox", {"x": 5}, '\\{"x": 5\\}'),
+        ("keypoints", [1, 2], "\\[1, 2\\]"),
+        ("keypoints", [1, 2, None], "\\[1, 2, null\\]"),
+        ("segmentation", "PPP", "PPP"),
+        ("segmentation", {"counts": "PPP"}, '\\{"counts": "PPP"\\}'),
+    ],
+)
+def test_what_cannot_be_read_is_named(tmp_path, field, value, shown):
+    said = rf"results\.json without a usable {field} \(1\): 1 \({shown}\), from 0; write "
+    with pytest.raises(DataError, match=said):
+        reading(tmp_path, [BOX, {**BOX, field: value}])
+
+
+def test_lines_of_which_one_is_torn(tmp_path):
+    with pytest.raises(DataError, match=r"results\.json is no JSON: line 2: "):
+        reading(tmp_path, json.dumps(BOX).encode() + b'\n{"image_id": 1, "cat')
+    with pytest.raises(DataError, match=r"results\.json is no JSON: Expecting"):
+        reading(tmp_path, b"no results")
+    with pytest.raises(DataError, match=r"cannot be read \(Is a directory\)"):
+        read(tmp_path)
+
+
+def test_masks_in_each_of_cocos_forms(truth):
+    """Pillow draws the polygon; NumPy counts the runs."""
+    corners = [10, 5, 30, 5, 30, 25, 10, 25]
+    picture = Image.new("1", (WIDTH, HEIGHT))
+    ImageDraw.Draw(picture).rectangle((10, 5, 29, 24), fill=1)
+    bitmap = np.asarray(picture, np.uint8)
+    flat = np.concatenate([[0], bitmap.ravel(order="F"), [2]])
+    runs = np.diff(np.flatnonzero(np.diff(flat)), prepend=0).tolist()
+    packed = coco_mask.encode(np.asfortranarray(bitmap))["counts"].decode()
+    size = [HEIGHT, WIDTH]
+    forms = [[corners], {"size": size, "counts": runs}, {"size": size, "counts": packed}]
+    found = with_run_lengths(truth, [BOX, *({"image_id": 1, "segmentation": form} for form in forms)])
+    assert found[0] == BOX
+    assert [record["segmentation"] for record in found[1:]] == [{"size": size, "counts": packed}] * 3
+
+
+@pytest.mark.parametrize(
+    "mask",
+    [
+        {"size": [HEIGHT, WIDTH], "counts": "PPPPPPPP0000"},  # runs that do not fill the image
+        {"size": [HEIGHT, WIDTH], "counts": [5, 10]},
+        {"size": [HEIGHT, WIDTH], "counts": 7},
+        {"size": [WIDTH, HEIGHT], "counts": [HEIGHT * WIDTH]},
+        {"size": [40.0, 60.0], "counts": [HEIGHT * WIDTH]},
+        [[1, 2, 3, 4]],
+        [[1, 2, 30, 4, 5, 1e9]],  # pycocotools would write beyond its memory
+        [[1, 2, 30, 4, 5, 30], [1, 2, 3]],
+    ],
+)
+def test_masks_are_checked_before_pycocotools_sees_them(truth, mask):
+    records = [{"image_id": 77, "segmentation": 7}, {"image_id": 2, "segmentation": mask}]
+    with pytest.raises(ValueError, match=r"nor polygons \(1\): 1 \(image 2\), from 0; write them with pycocotools"):
+        with_run_lengths(truth, records)
+
+
+def test_what_is_hardly_meant_is_noted(truth):
+    other = {**BOX, "bbox": [1, 1, 5, 5]}
+    assert doubts(truth, [BOX, other]) == []
+    assert doubts(truth, [BOX, other, BOX]) == ["1 of 3 results repeat another one: they count as false alarms"]
+    (percent,) = doubts(truth, [BOX, {**other, "score": 97.5}])
+    assert percent.startswith("scores are 0.5 to 97.5: ")
+    (corners,) = doubts(truth, [{**BOX, "bbox": [30, 10, 50, 25]}, {**BOX, "bbox": [2, 3, 9, 8]}])
+    assert corners.startswith("1 of 2 boxes leave their images and all look like x0, y0, x1, y1: ")
+    (shares,) = doubts(truth, [{**BOX, "bbox": [0.1, 0.2, 0.5, 0.8]}])
+    assert shares.startswith("all boxes lie within one pixel and look like shares of the image's size: ")
