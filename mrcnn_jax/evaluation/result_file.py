@@ -6,7 +6,7 @@ import json
 import math
 import re
 from collections.abc import Callable, Sequence
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from pycocotools import mask as coco_mask
@@ -23,7 +23,7 @@ _EXACT = 2**53  # from here on not every whole number is a floating-point number
 
 
 def read(path: Path) -> list[Record]:
-    """The records of a file, with the fields of COCO's results alone.
+    """The records of a file, with the fields of COCO's results alone, and `file_name` where they have it.
 
     A list of records, an object around it, or a record on each line. Fields of a place that are null or empty are
     missing fields; numbers may be written as text. Raises DataError, which names records and field, for what cannot be
@@ -44,7 +44,7 @@ def read(path: Path) -> list[Record]:
             raise DataError(
                 f"records of {path} without a usable {name} ({len(wrong)}): {listing(wrong)}, from 0; write {needed}"
             )
-    records = [{name: record[name] for name in _FIELDS if name in record} for record in records]
+    records = [{name: record[name] for name in (*_FIELDS, "file_name") if name in record} for record in records]
     if bare := [number for number, record in enumerate(records) if not any(name in record for name in _PLACES)]:
         raise DataError(f"records of {path} without {', '.join(_PLACES)} ({len(bare)}): {listing(bare)}, from 0")
     if not records:
@@ -140,6 +140,27 @@ _FIELDS: dict[str, tuple[Callable[[Any], Any], str]] = {
     "segmentation": (_mask, "run lengths, {size, counts}, or polygons, [[x, y, x, y, ...], ...]"),
     "keypoints": (_points, "x, y, score of each keypoint: finite numbers"),
 }
+
+
+def check_names(truth: COCO, records: Sequence[Record]) -> None:
+    """Raise ValueError for records whose `file_name` is not that of their image: their ids are those of another file.
+
+    Folders and suffixes may differ, which copies of a data set do.
+    """
+    wrong = {}
+    for record in records:
+        image, name = truth.imgs.get(record["image_id"]), record.get("file_name")
+        if image is not None and isinstance(name, str) and _stem(name) != _stem(image["file_name"]):
+            wrong[record["image_id"]] = f"{image['id']} ({shown(name)}, annotated {shown(image['file_name'])})"
+    if wrong:
+        raise ValueError(
+            f"image ids that stand for other files ({len(wrong)}): {listing(list(wrong.values()))}; write those of"
+            " the annotations"
+        )
+
+
+def _stem(name: str) -> str:
+    return PurePosixPath(name.replace("\\", "/")).stem
 
 
 def with_run_lengths(truth: COCO, records: Sequence[Record]) -> list[Record]:

@@ -11,7 +11,7 @@ from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 
 from mrcnn_jax.data.errors import DataError
-from mrcnn_jax.evaluation.result_file import doubts, read, with_run_lengths
+from mrcnn_jax.evaluation.result_file import check_names, doubts, read, with_run_lengths
 
 HEIGHT, WIDTH = 40, 60
 BOX = {"image_id": 1, "category_id": 3, "bbox": [5, 10, 20, 15], "score": 0.5}
@@ -20,7 +20,8 @@ BOX = {"image_id": 1, "category_id": 3, "bbox": [5, 10, 20, 15], "score": 0.5}
 @pytest.fixture
 def truth():
     found = COCO()
-    found.dataset = {"images": [{"id": i, "height": HEIGHT, "width": WIDTH} for i in (1, 2)], "annotations": []}
+    images = [{"id": i, "file_name": f"val/{i}.jpg", "height": HEIGHT, "width": WIDTH} for i in (1, 2)]
+    found.dataset = {"images": images, "annotations": []}
     found.createIndex()
     return found
 
@@ -126,6 +127,15 @@ def test_masks_are_checked_before_pycocotools_sees_them(truth, mask):
     records = [{"image_id": 77, "segmentation": 7}, {"image_id": 2, "segmentation": mask}]
     with pytest.raises(ValueError, match=r"nor polygons \(1\): 1 \(image 2\), from 0; write them with pycocotools"):
         with_run_lengths(truth, records)
+
+
+def test_ids_of_another_list_of_images_are_refused(truth, tmp_path):
+    """As those that count the predicted images from 1; copies of a file may lie elsewhere, and be of another type."""
+    records = reading(tmp_path, [BOX, {**BOX, "file_name": "1.png"}, {**BOX, "file_name": "C:\\photos\\1.jpg"}])
+    check_names(truth, records)
+    records = reading(tmp_path, [{**BOX, "file_name": "photos/2.jpg"}, {**BOX, "image_id": 77, "file_name": "2.jpg"}])
+    with pytest.raises(ValueError, match=r"other files \(1\): 1 \(photos/2.jpg, annotated val/1.jpg\); write those of"):
+        check_names(truth, records)
 
 
 def test_what_is_hardly_meant_is_noted(truth):

@@ -54,6 +54,7 @@ def report(results: Path, annotations: Path, images: Path, output: Path) -> None
             f"{annotations} has nothing of what {results} has ({listing(iou_types)}); give other annotations"
         )
     try:
+        result_file.check_names(truth, records)
         records = result_file.with_run_lengths(truth, records)
         doubts = result_file.doubts(truth, records)
         for note in doubts:

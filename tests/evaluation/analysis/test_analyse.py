@@ -221,6 +221,21 @@ def test_everything_counts_the_detections_that_pycocotools_counts(examined):
         np.testing.assert_array_equal(table.histogram.sum(axis=1), [1, 100])
 
 
+def test_twenty_people_of_an_image_count_for_keypoints(examined):
+    """As for pycocotools: behind 20 false alarms a person is missed by keypoints, and found by the box."""
+    points = [20, 20, 2, 40, 45, 2, 0, 0, 0]
+    dog = annotation(DOG, HERE, keypoints=points, num_keypoints=2)
+    alarms = [detection(DOG, THERE, 0.9, keypoints=[180, 90, 1] * 3) for _ in range(20)]
+    analysis = examined(
+        [dog], [*alarms, detection(DOG, HERE, 0.7, keypoints=points)], ("bbox", "keypoints"), keypoints=["a", "b", "c"]
+    )
+    boxes, keypoints = analysis.tables
+    assert keypoints.histogram.sum(axis=1).tolist() == [0, 20]
+    assert keypoints.metrics["AP50"] == 0
+    assert boxes.histogram.sum(axis=1).tolist() == [1, 20]
+    assert boxes.metrics["AP50"] == pytest.approx(1 / 21)
+
+
 def test_results_without_boxes_are_placed_by_their_keypoints(examined):
     """As pycocotools does it: the extent of all keypoints, of which some may lie at the same place."""
     points = [20, 20, 2, 40, 45, 2, 20, 20, 1]
