@@ -94,8 +94,9 @@ def score(
             numbers = summarise(evaluations[iou_type])
         metrics.update({f"{iou_type}/{name}": value for name, value in numbers.items()})
         most = evaluations[iou_type].params.maxDets[-1]
-        said += notes.left_out_results(known, with_field(known, iou_type), iou_type)
-        said += notes.most_of_table(truth, with_field(known, iou_type), iou_type, most, of_image=own)
+        usable = with_field(known, iou_type)
+        said += notes.left_out_results(known, usable, iou_type)
+        said += notes.most_of_table(truth, usable, iou_type, most, of_image=own)
     for note in said:
         log.warning("%s", note)
     return Scores(truth, results, metrics, evaluations, sigmas, tuple(said))

@@ -67,4 +67,5 @@ def recall_bound(objects: Iterable[int], most: int) -> str:
 
 def _counts(annotation: Record, iou_type: str) -> bool:
     """Whether a table wants an annotation to be found."""
-    return not annotation["iscrowd"] and (iou_type != "keypoints" or annotation["num_keypoints"] > 0)
+    needed = {"segm": annotation.get("segmentation"), "keypoints": annotation["num_keypoints"]}
+    return not annotation["iscrowd"] and bool(needed.get(iou_type, True))

@@ -20,6 +20,7 @@ Record = dict[str, Any]
 
 _PLACES = ("bbox", "segmentation", "keypoints")  # a result has one of them at least
 _EXACT = 2**53  # from here on not every whole number is a floating-point number
+_FARTHEST = 1e9  # pixels; areas and distances of larger coordinates are no finite numbers
 
 
 def read(path: Path) -> list[Record]:
@@ -109,20 +110,20 @@ def _whole(value: Any) -> int | None:
     return int(number) if number is not None and exact else None
 
 
-def _numbers(value: Any) -> list[float] | None:
+def _coordinates(value: Any) -> list[float] | None:
     if not isinstance(value, list):
         return None
-    numbers = [_number(one) for one in value]
-    return None if None in numbers else numbers  # type: ignore[return-value]
+    numbers = [number for number in map(_number, value) if number is not None and abs(number) <= _FARTHEST]
+    return numbers if len(numbers) == len(value) else None
 
 
 def _box(value: Any) -> list[float] | None:
-    numbers = _numbers(value)
+    numbers = _coordinates(value)
     return numbers if numbers is not None and len(numbers) == 4 and min(numbers[2:]) >= 0 else None
 
 
 def _points(value: Any) -> list[float] | None:
-    numbers = _numbers(value)
+    numbers = _coordinates(value)
     return numbers if numbers is not None and len(numbers) % 3 == 0 else None
 
 
@@ -136,9 +137,9 @@ _FIELDS: dict[str, tuple[Callable[[Any], Any], str]] = {
     "image_id": (_whole, "the id that the annotations have for the image, a whole number"),
     "category_id": (_whole, "the id that the annotations have for the category, a whole number"),
     "score": (_number, "a finite number; annotations, which have none, are no results"),
-    "bbox": (_box, "x, y, width, height: finite numbers, and no side below 0"),
+    "bbox": (_box, "x, y, width, height in pixels, no side below 0"),
     "segmentation": (_mask, "run lengths, {size, counts}, or polygons, [[x, y, x, y, ...], ...]"),
-    "keypoints": (_points, "x, y, score of each keypoint: finite numbers"),
+    "keypoints": (_points, "x, y in pixels and score of each keypoint"),
 }
 
 

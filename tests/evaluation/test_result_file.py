@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import copy
 import json
 
+import hypothesis.strategies as st
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, given, settings
 from PIL import Image, ImageDraw
 from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 
 from mrcnn_jax.data.errors import DataError
+from mrcnn_jax.evaluation import coco
+from mrcnn_jax.evaluation.analysis import analyse
 from mrcnn_jax.evaluation.result_file import check_names, doubts, read, with_run_lengths
 
 HEIGHT, WIDTH = 40, 60
@@ -73,6 +78,7 @@ def test_a_line_alone_is_a_record(tmp_path):
         ("bbox", [5, 10, 20], "\\[5, 10, 20\\]"),
         ("bbox", [5, 10, 20, float("nan")], "\\[5, 10, 20, NaN\\]"),
         ("bbox", {"x": 5}, '\\{"x": 5\\}'),
+        ("bbox", [5, 10, 20, 1e300], "\\[5, 10, 20, 1e\\+300\\]"),  # of which no area is finite
         ("keypoints", [1, 2], "\\[1, 2\\]"),
         ("keypoints", [1, 2, None], "\\[1, 2, null\\]"),
         ("segmentation", "PPP", "PPP"),
@@ -148,3 +154,68 @@ def test_what_is_hardly_meant_is_noted(truth):
     assert corners.startswith("1 of 2 boxes leave their images and all look like x0, y0, x1, y1: ")
     (shares,) = doubts(truth, [{**BOX, "bbox": [0.1, 0.2, 0.5, 0.8]}])
     assert shares.startswith("all boxes lie within one pixel and look like shares of the image's size: ")
+
+
+NUMBERS = st.one_of(
+    st.integers(-3, 70),
+    st.floats(-5, 70),
+    st.sampled_from([float("nan"), float("inf"), 1e300, 5e-324, -0.0, 2**31, 2**53 + 1, 2**64, 10**400, True]),
+)
+VALUES = st.recursive(
+    st.one_of(NUMBERS, st.none(), st.sampled_from(["1", "3", "0.5", "PPYo1", "0", "nan", "", "\ud800", "a.jpg"])),
+    lambda inner: st.one_of(
+        st.lists(inner, max_size=6),
+        st.lists(NUMBERS, min_size=4, max_size=9),
+        st.fixed_dictionaries({"size": st.just([HEIGHT, WIDTH]), "counts": inner}),
+    ),
+    max_leaves=8,
+)
+DAMAGES = st.lists(
+    st.tuples(
+        st.integers(0, 5),
+        st.sampled_from(["image_id", "category_id", "score", "bbox", "segmentation", "keypoints", "file_name", "id"]),
+        VALUES,
+    ),
+    max_size=3,
+)
+
+
+@pytest.fixture(scope="module")
+def annotated(tmp_path_factory):
+    """A file with two images of a person, and the results that find both; each has all that a table scores."""
+    points = [10, 15, 2, 20, 20, 2, 12, 24, 1]
+    one = {**BOX, "segmentation": [[5, 10, 25, 10, 25, 25, 5, 25]], "keypoints": points}
+    content = {
+        "images": [{"id": i, "file_name": f"{i}.jpg", "height": HEIGHT, "width": WIDTH} for i in (1, 2)],
+        "categories": [{"id": 3, "name": "person", "keypoints": ["a", "b", "c"]}],
+        "annotations": [{**one, "image_id": i, "id": i} for i in (1, 2)],
+    }
+    path = tmp_path_factory.mktemp("annotated") / "truth.json"
+    path.write_text(json.dumps(content))
+    return path, [{**one, "image_id": i, "score": score} for i in (1, 2) for score in (0.9, 0.5, 0.2)]
+
+
+@pytest.mark.medium
+@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(DAMAGES)
+def test_any_value_anywhere_is_scored_or_refused(annotated, damages):
+    """Never another error, and never a number that is none."""
+    path, records = annotated
+    records = copy.deepcopy(records)
+    for place, field, value in damages:
+        records[place][field] = value
+    results = path.with_name("results.json")
+    results.write_text(json.dumps(records))
+    try:
+        found = read(results)
+        truth = coco.ground_truth(path)
+        check_names(truth, found)
+        found = with_run_lengths(truth, found)
+        doubts(truth, found)
+        scores = coco.score(path, found, iou_types=("bbox", "segm", "keypoints"), quiet=True)
+    except ValueError:  # DataError is one
+        return
+    assert all(value == -1 or 0 <= value <= 1 for value in scores.metrics.values())
+    analysis = analyse(scores)
+    for image in analysis.images:
+        assert image.correct + image.missed == 1

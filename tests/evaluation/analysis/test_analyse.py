@@ -221,6 +221,13 @@ def test_everything_counts_the_detections_that_pycocotools_counts(examined):
         np.testing.assert_array_equal(table.histogram.sum(axis=1), [1, 100])
 
 
+def test_scores_beyond_one_are_in_the_last_bin_and_those_below_zero_in_the_first(examined):
+    found = [detection(DOG, HERE, score) for score in (1e300, 2.5, -4)]
+    true, false = examined([annotation(DOG, HERE)], found).tables[0].histogram
+    assert (true[19], true.sum()) == (1, 1)
+    assert (false[0], false[19], false.sum()) == (1, 1, 2)
+
+
 def test_twenty_people_of_an_image_count_for_keypoints(examined):
     """As for pycocotools: behind 20 false alarms a person is missed by keypoints, and found by the box."""
     points = [20, 20, 2, 40, 45, 2, 0, 0, 0]
