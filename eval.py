@@ -47,8 +47,9 @@ def main() -> None:
     if peers.is_main():
         if listing := classes.listing(epath.Path(workdir) / FOLDER / classes.FILE):
             print(f"\n{listing}")
-        page = f"; open {workdir}/{FOLDER}/{REPORT} in a browser" if arguments.report else ""
-        print(f"\nresults, metrics and pictures are in {workdir}/{FOLDER}{page}")
+        page = epath.Path(workdir) / FOLDER / REPORT
+        opened = f"; open {page} in a browser" if arguments.report and page.exists() else ""
+        print(f"\nresults, metrics and pictures are in {workdir}/{FOLDER}{opened}")
 
 
 if __name__ == "__main__":

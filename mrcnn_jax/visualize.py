@@ -17,6 +17,7 @@ from mrcnn_jax.evaluation.postprocess import Prediction
 # Scores from which keypoints are drawn: the defaults of Detectron2's visualizer and of Detectron's.
 _SEEN = {"probability": 0.05, "logit": 2.0}
 _READABLE = 512  # pixels of the longer side below which a picture is enlarged
+_TITLE = 256  # pixels that a title is wide at least
 
 
 def draw(
@@ -74,7 +75,9 @@ def compare(
 
 
 def _titled(picture: NDArray[np.uint8], title: str) -> NDArray[np.uint8]:
-    """A picture below a strip of white with its title in black."""
+    """A picture below a strip of white with its title in black; a narrow one has white on its right, too."""
+    beside = max(0, _TITLE - picture.shape[1])
+    picture = np.pad(picture, ((0, 0), (0, beside), (0, 0)), constant_values=255)
     width = picture.shape[1]
     strip = np.full((width // 20, width, 3), 255, np.uint8)
     place, scale = (width // 60, width // 28), width / 900

@@ -189,6 +189,23 @@ def test_truth_and_prediction_lie_side_by_side_in_colours_that_tell_what_belongs
     assert drawn[:30].min() < 128 < drawn[:30].mean()  # titles in black on white
 
 
+@pytest.mark.parametrize(("height", "width"), [(600, 12), (12, 600), (1, 1), (3000, 1), (1, 3000), (600, 199)])
+def test_narrow_images_have_their_titles_too(height, width):
+    image = np.full((height, width, 3), 90, np.uint8)
+    one = prediction((height, width), [[0, 0, width, height]])
+    drawn = compare(image, prediction((height, width), []), one)
+    factor = max(1, -(-512 // max(height, width)))
+    side = max(256, width * factor)
+    strip = side // 20
+    assert drawn.shape == (strip + height * factor, side + max(4, side // 100) + side, 3)
+    for title in (drawn[:strip, :side], drawn[:strip, -side:]):
+        assert title.min() < 200 < title.mean()
+    left, right = drawn[strip:, :side], drawn[strip:, -side:]
+    assert (left[:, : width * factor] == 90).all()
+    assert (left[:, width * factor :] == 255).all()
+    assert (right[:, : width * factor] != 90).any()
+
+
 def test_scores_of_labels_can_be_left_out():
     image = np.zeros((600, 600, 3), np.uint8)
     one = prediction((600, 600), [[100, 300, 400, 500]])

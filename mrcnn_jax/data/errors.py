@@ -27,6 +27,11 @@ def listing(culprits: Sequence[Any], most: int | None = _NAMED) -> str:
     return ", ".join(named)
 
 
+def described(error: BaseException) -> str:
+    """An exception on one line: its type and its message."""
+    return ": ".join(filter(None, [type(error).__name__, " ".join(str(error).split())]))
+
+
 def shown(value: object) -> str:
     """A value out of somebody's file as a message can show it: short, printable, on one line; lists by their type."""
     if isinstance(value, (list, dict)):

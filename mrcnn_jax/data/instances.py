@@ -304,3 +304,13 @@ def _size(segmentation: Any) -> list[int] | None:
     size = segmentation.get("size") if type(segmentation) is dict else None
     sound = type(size) is list and len(size) == 2 and type(size[0]) is int and type(size[1]) is int
     return size if sound else None
+
+
+def readable_mask(segmentation: Any, height: int, width: int) -> Any:
+    """A segmentation that pycocotools may be given as it is; None for one of which something is wrong."""
+    kinds: list[str] = []
+    try:
+        kept = _usable_mask(segmentation, None, height, width, kinds)
+    except _Unusable:
+        return None
+    return None if kinds else kept

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import io
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,18 +19,18 @@ from pycocotools.cocoeval import COCOeval, Params
 
 from mrcnn_jax.config import ConfigError, ModelConfig
 from mrcnn_jax.config.metrics import KEYPOINT_METRICS, METRICS
-from mrcnn_jax.data import rle
 from mrcnn_jax.data.annotations import read
 from mrcnn_jax.data.categories import are_cocos
 from mrcnn_jax.data.errors import listing
 from mrcnn_jax.data.lvis import Judgements
 from mrcnn_jax.data.masks import area
-from mrcnn_jax.evaluation import lvis
+from mrcnn_jax.evaluation import lvis, notes
 from mrcnn_jax.evaluation.postprocess import categories
-from mrcnn_jax.progress import track
 
-HEADINGS = {"bbox": "Boxes", "segm": "Masks", "keypoints": "Keypoints"}
-_FIELDS = {"bbox": "bbox", "segm": "segmentation", "keypoints": "keypoints"}  # of a result record
+log = logging.getLogger(__name__)
+
+HEADINGS = {iou_type: name.capitalize() for iou_type, name in notes.NAMES.items()}
+FIELDS = {"bbox": "bbox", "segm": "segmentation", "keypoints": "keypoints"}  # of a result record
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,7 @@ class Scores:
     # (T, C, A, M) are there; what pycocotools knew of single images is not kept.
     evaluations: dict[str, COCOeval]
     keypoint_sigmas: NDArray[np.float64]  # (K,), of OKS; K is 0 without keypoints
+    notes: tuple[str, ...] = ()  # what the tables leave out of the results, and limits that bound the recall
 
 
 def evaluate(annotations: Path, results: Sequence[dict[str, Any]], **choices: Any) -> dict[str, float]:
@@ -64,33 +66,49 @@ def score(
     """Score COCO result records against a COCO annotation file; unless `quiet`, print pycocotools' tables.
 
     `image_ids` and `category_names` restrict the evaluation (empty: all of the file); results of other categories are
-    left out. `keypoint_sigmas` (K,) say how far off a keypoint may be (OKS); left empty they are COCO's for COCO's 17
+    left out, and each table leaves out results that lack its field: `Scores.notes` count them.
+    `keypoint_sigmas` (K,) say how far off a keypoint may be (OKS); left empty they are COCO's for COCO's 17
     keypoints, by their names, and the mean of those for every other keypoint. `images` is their folder: LVIS gives
     addresses instead of file names, and the files are looked for there.
     The metrics are the twelve (keypoints: ten) numbers of each table, of LVIS its thirteen: see `evaluation.lvis`.
-    Raises DataError for a file that cannot be used, ValueError for results of other images, without boxes or masks, or
-    without as many keypoints as the annotations have.
+    Raises DataError for a file that cannot be used, ValueError for results of other images, of which none has what a
+    table scores, or of another number of keypoints than the annotations have.
     """
     truth = ground_truth(annotations, image_ids, category_names, images)
-    results = [record for record in results if record["category_id"] in truth.cats]
-    _check_results(truth, results, iou_types)
+    known = [record for record in results if record["category_id"] in truth.cats]
+    others = "that are not chosen" if category_names else "that the annotations do not have"
+    said = notes.left_out_categories(results, truth.cats, others)
+    _check_results(truth, known, iou_types)
     sigmas, whose = _sigmas(truth, keypoint_sigmas if "keypoints" in iou_types else ())
     of_lvis = lvis.is_lvis(truth)
-    if of_lvis:
-        results = lvis.judged(truth, results)
+    results = lvis.judged(truth, known) if of_lvis else known
     metrics, evaluations = {}, {}
     for iou_type in iou_types:
+        counted = with_field(results, iou_type)
         own = of_lvis and iou_type != "keypoints"
         accumulate = lvis.accumulated if own else functools.partial(_accumulated, sigmas=sigmas)
-        evaluations[iou_type] = accumulate(_restricted(truth, iou_type), results, iou_type)
+        restricted = _restricted(truth, iou_type)
+        evaluations[iou_type] = accumulate(restricted, counted, iou_type)
         summarise = lvis.summarised if own else functools.partial(_summarised, iou_type=iou_type)
         with _silent() if quiet else contextlib.nullcontext():
-            heading = f"\n{HEADINGS[iou_type]} ({iou_type}), {len(truth.imgs)} images, {len(results)} detections"
-            notes = [left_out(truth, iou_type), whose if iou_type == "keypoints" else ""]
-            print("\n".join(filter(None, [heading, *notes])), flush=True)
+            heading = f"\n{HEADINGS[iou_type]} ({iou_type}), {len(truth.imgs)} images, {len(counted)} detections"
+            remarks = [left_out(truth, iou_type), whose if iou_type == "keypoints" else ""]
+            print("\n".join(filter(None, [heading, *remarks])), flush=True)
             numbers = summarise(evaluations[iou_type])
         metrics.update({f"{iou_type}/{name}": value for name, value in numbers.items()})
-    return Scores(truth, results, metrics, evaluations, sigmas)
+        most = evaluations[iou_type].params.maxDets[-1]
+        usable = with_field(known, iou_type)
+        said += notes.left_out_results(known, usable, iou_type)
+        said += notes.most_of_table(restricted, usable, iou_type, most, of_image=own)
+    for note in said:
+        log.warning("%s", note)
+    return Scores(truth, results, metrics, evaluations, sigmas, tuple(said))
+
+
+def with_field(results: Sequence[dict[str, Any]], iou_type: str) -> list[dict[str, Any]]:
+    """The records that a table can score: those with a box, a mask or keypoints."""
+    values = ((record, record.get(FIELDS[iou_type])) for record in results)
+    return [record for record, value in values if value is not None and len(value)]
 
 
 def _summarised(evaluation: COCOeval, iou_type: str) -> dict[str, float]:
@@ -224,45 +242,19 @@ def _check_results(truth: COCO, results: Sequence[dict[str, Any]], iou_types: Se
     strangers = sorted({record["image_id"] for record in results} - truth.imgs.keys())
     if strangers:
         raise ValueError(f"results for images that the annotations do not have: ids {strangers[:20]}")
-    for iou_type, what in (("bbox", "boxes"), ("segm", "masks")):
-        if iou_type in iou_types and any(_FIELDS[iou_type] not in record for record in results):
+    for iou_type in iou_types:
+        if results and not with_field(results, iou_type):
+            what = notes.NAMES[iou_type]
             raise ValueError(f"results without {what} cannot be scored as {what}: leave {iou_type!r} out of iou_types")
     if "keypoints" in iou_types:
         count = _keypoint_count(truth)
-        if not count or any(len(record.get("keypoints", ())) != 3 * count for record in results):
+        wrong = [r["image_id"] for r in with_field(results, "keypoints") if len(r["keypoints"]) != 3 * count]
+        if not count or wrong:
+            where = f" (images {listing(list(dict.fromkeys(wrong)))})" if wrong else ""
             raise ValueError(
-                f"the annotations have {count} keypoints, and not every result has x, y, score for as many: leave"
-                " 'keypoints' out of iou_types"
+                f"the annotations have {count} keypoints, and not every result has x, y, score for as many{where}:"
+                " leave 'keypoints' out of iou_types"
             )
-
-
-def check_masks(truth: COCO, results: Sequence[dict[str, Any]]) -> None:
-    """Raise ValueError for masks that are not compressed run lengths of their image.
-
-    pycocotools trusts what it is given, and reads beyond its memory for some: masks of other programs are looked at
-    first. Records of unknown images are left for `score`.
-    """
-    masked = [record for record in results if "segmentation" in record and record["image_id"] in truth.imgs]
-    checked = track(masked, len(masked), "masks checked")
-    wrong = [r["image_id"] for r in checked if not _fits(r["segmentation"], truth.imgs[r["image_id"]])]
-    if wrong:
-        raise ValueError(
-            f"masks that are not compressed run lengths of their images ({len(wrong)}), in the images"
-            f" {listing(list(dict.fromkeys(wrong)))}: write them with pycocotools.mask.encode"
-        )
-
-
-def _fits(mask: Any, image: dict[str, Any]) -> bool:
-    """Whether a mask, `{"size": [height, width], "counts": str}`, fills an image."""
-    if not isinstance(mask, dict) or not isinstance(mask.get("counts"), str):
-        return False
-    if mask.get("size") != [image["height"], image["width"]]:
-        return False
-    try:
-        rle.runs(mask)
-    except ValueError:
-        return False
-    return True
 
 
 def _keypoint_count(truth: COCO) -> int:
@@ -316,7 +308,7 @@ def _detections(truth: COCO, results: Sequence[dict[str, Any]], iou_type: str) -
             empty.createIndex()
         return empty
     # With several in a record, loadRes takes every area from the box, and the tables by size come out wrong.
-    others = set(_FIELDS.values()) - {_FIELDS[iou_type]}
+    others = set(FIELDS.values()) - {FIELDS[iou_type]}
     with _silent():
         return truth.loadRes([{k: v for k, v in record.items() if k not in others} for record in results])
 

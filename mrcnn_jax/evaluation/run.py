@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import dataclasses
 import json
 import logging
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
+from pathlib import Path
 from typing import IO, Any
 
 import cv2
@@ -19,8 +21,9 @@ from etils import epath
 from mrcnn_jax import processes, profiling
 from mrcnn_jax.config import Config, ConfigError
 from mrcnn_jax.data.coco import Dataset, load_split
+from mrcnn_jax.data.errors import described
 from mrcnn_jax.data.pipeline import eval_batches
-from mrcnn_jax.evaluation import alone, augmented, classes, coco, inference, truth
+from mrcnn_jax.evaluation import alone, augmented, classes, coco, inference, notes, truth
 from mrcnn_jax.evaluation.devices import dividing
 from mrcnn_jax.evaluation.postprocess import Prediction, postprocess
 from mrcnn_jax.progress import track
@@ -72,6 +75,7 @@ def evaluate_model(
     Writes `results.json` (COCO result records), `metrics.json`, `classes.json` and `overlays/<image id>.png`
     (`config.eval.overlays` of them, spread over the split) to `workdir/evaluation`, with `report` also `report.html`,
     with `profile` a recording of a few batches to `profile/`, see `profiling`. Returns the metrics, see `coco.score`.
+    Overlays and report that cannot be made are logged and left out.
 
     All processes call this together. Each sees its share of the images, on as many of its `devices` (default: all) as
     divide its part of a batch; where each image is alone (`config.eval.alone`), on one. The main process prints, writes
@@ -102,12 +106,14 @@ class _Share:
         pictured = np.linspace(0, len(dataset) - 1, min(config.eval.overlays, len(dataset)), dtype=int)
         self._pictured = set(pictured.tolist())
         self._truncated: list[int] = []  # indices of images
+        self._full: list[int] = []  # of those with as many detections as there may be
         self._pictures: dict[str, str] = {}  # by name, PNG in base64: what the main process has yet to write
 
     def packed(self) -> bytes:
-        """What was found, in lines: indices of truncated images and pictures as JSON, then each image's records."""
+        """What was found, in lines: indices of truncated and of full images and pictures as JSON, then each image's
+        records."""
         self._records.seek(0)
-        return json.dumps([self._truncated, self._pictures]).encode() + b"\n" + self._records.read()
+        return json.dumps([self._truncated, self._full, self._pictures]).encode() + b"\n" + self._records.read()
 
     def see_all(self, detect: inference.Detect, check: Callable[[], None], profile: profiling.Rounds) -> None:
         """Detect in all images of the share. Only the main process says how far it is."""
@@ -124,12 +130,21 @@ class _Share:
         """Index of an image, and the JSON of its result records without its brackets; called on worker threads."""
         if detections.truncated:
             self._truncated.append(index)
+        if np.count_nonzero(detections.valid) >= self._config.model.box.max_detections:
+            self._full.append(index)
         height, width = self._dataset.sizes[index].tolist()
         prediction = postprocess(detections, network_size, (height, width), self._config.model)
         if index in self._pictured:
-            self._keep(f"{self._dataset.ids[index]}.png", self._picture(index, prediction))
+            self._draw(index, prediction)
         records = json.dumps(prediction.to_coco(self._dataset.ids[index]), separators=(",", ":"))
         return index, records[1:-1].encode()
+
+    def _draw(self, index: int, prediction: Prediction) -> None:
+        """Keep a picture of an image; where that fails, its id is logged, for the metrics do not depend on it."""
+        try:
+            self._keep(f"{self._dataset.ids[index]}.png", self._picture(index, prediction))
+        except Exception as error:
+            log.warning("image %s has no overlay: %s", self._dataset.ids[index], described(error))
 
     def _picture(self, index: int, prediction: Prediction) -> bytes:
         """What is annotated in an image and what was found, side by side, as PNG."""
@@ -140,9 +155,17 @@ class _Share:
 
     def _keep(self, name: str, picture: bytes) -> None:
         if processes.is_main():
-            (self._folder / OVERLAYS / name).write_bytes(picture)
+            _write_picture(self._folder / OVERLAYS / name, picture)
         else:
             self._pictures[name] = base64.b64encode(picture).decode()
+
+
+def _write_picture(path: epath.Path, picture: bytes) -> None:
+    """Write an overlay; where that fails, it is logged, for the metrics do not depend on it."""
+    try:
+        path.write_bytes(picture)
+    except OSError as error:
+        log.warning("overlay %s is not written: %s", path.name, described(error))
 
 
 def _clear(folder: epath.Path) -> bytes:
@@ -157,7 +180,7 @@ def _score(
     config: Config, dataset: Dataset, folder: epath.Path, shares: list[bytes], report: bool, quiet: bool
 ) -> bytes:
     """Put the shares of the processes together (they are let go), write and score them: the metrics as JSON."""
-    _join(config, dataset, folder, shares)
+    full = _join(config, dataset, folder, shares)
     scores = coco.score(
         dataset.annotations_path,
         json.loads((folder / RESULTS).read_bytes()),
@@ -168,31 +191,47 @@ def _score(
         images=dataset.images_path,
         quiet=quiet,
     )
+    limit = notes.most_of_model(scores.truth, full, config.model.box.max_detections)
+    for note in limit:
+        log.warning("%s", note)
     (folder / "metrics.json").write_text(json.dumps(scores.metrics, indent=2) + "\n")
     classes.write(scores, folder / classes.FILE)
     if report:
-        from mrcnn_jax.evaluation.report import write  # here: only who wants it waits for it
-
-        write(scores, dataset.images_path, folder / REPORT, title=config.name)
+        scores = dataclasses.replace(scores, notes=(*limit, *scores.notes))
+        _write_report(scores, dataset.images_path, folder / REPORT, config.name)
     return json.dumps(scores.metrics).encode()
 
 
-def _join(config: Config, dataset: Dataset, folder: epath.Path, shares: list[bytes]) -> None:
-    """Write results and pictures of all shares, and empty the list of shares."""
+def _write_report(scores: coco.Scores, images: Path, path: epath.Path, title: str) -> None:
+    """Write the page; where that fails, it is logged, for the metrics do not depend on it."""
+    try:
+        from mrcnn_jax.evaluation.report import write  # here: only who wants it waits for it
+
+        write(scores, images, path, title=title)
+    except Exception as error:
+        log.warning("there is no report: %s", described(error), exc_info=True)
+        path.unlink(missing_ok=True)  # it would be that of an earlier evaluation
+
+
+def _join(config: Config, dataset: Dataset, folder: epath.Path, shares: list[bytes]) -> int:
+    """Write results and pictures of all shares, and empty the list of shares; how many images are full."""
     truncated: list[int] = []
+    full = 0
     images: list[tuple[int, bytes]] = []
     while shares:
         head, *lines = shares.pop().splitlines()
-        cut, pictures = json.loads(head)
+        cut, filled, pictures = json.loads(head)
         truncated += cut
+        full += len(filled)
         for name, picture in pictures.items():
-            (folder / OVERLAYS / name).write_bytes(base64.b64decode(picture))
+            _write_picture(folder / OVERLAYS / name, base64.b64decode(picture))
         for line in lines:
             index, _, records = line.partition(b" ")
             images.append((int(index), records))
     _warn_of_truncated(config, dataset, sorted(truncated))
     with (folder / RESULTS).open("wb") as file:
         file.write(b"[" + b",\n".join(records for _, records in sorted(images) if records) + b"]\n")
+    return full
 
 
 def _warn_of_truncated(config: Config, dataset: Dataset, indices: Sequence[int]) -> None:

@@ -55,6 +55,7 @@ class Made(NamedTuple):
     shot: Shot
     records: list[dict[str, Any]]
     shown: int  # instances
+    full: bool  # as many detections as the model gives of a picture
     picture: NDArray[np.uint8] | None  # of a frame, drawn
 
 
@@ -66,6 +67,7 @@ class Outcome:
     images: int = 0
     frames: int = 0
     instances: int = 0  # that reached the threshold
+    full: int = 0  # images and frames with as many detections as the model gives of one
     failures: list[str] = field(default_factory=list)  # what could not be read, each with its name
 
     def __str__(self) -> str:
@@ -119,6 +121,12 @@ def predict_files(
         run = _Run(predict, output, save, threshold, stopping, outcome, results)
         run.everything(list(zip(found, names, strict=True)))
         outcome.complete = stopping.number is None
+    if outcome.full:
+        log.warning(
+            "%d of %d images have model.box.max_detections=%d detections: of more objects in an image only so many are"
+            " found; raise it where there are more",
+            *(outcome.full, outcome.images + outcome.frames, predict.config.model.box.max_detections),
+        )
     if stopping.number is not None:
         raise Stopped(stopping.number, f"{outcome} until then; the results are in {output}")
     return outcome
@@ -238,6 +246,7 @@ class _Run:
 
     def _record(self, made: Made) -> None:
         self._outcome.instances += made.shown
+        self._outcome.full += made.full
         if self._results is not None:
             self._results.add(made.records)
 
@@ -271,7 +280,8 @@ class _Run:
         picture = self._draw(shot, shown, colours) if "overlay" in self._save else None
         records = _records(shot, prediction) if "coco" in self._save else []
         # The pixels are let go: what waits to be written may be a few batches.
-        return Made(shot._replace(pixels=shot.pixels[:0]), records, len(shown), picture)
+        full = len(prediction) >= self._predict.config.model.box.max_detections
+        return Made(shot._replace(pixels=shot.pixels[:0]), records, len(shown), full, picture)
 
     def _draw(self, shot: Shot, shown: Prediction, colours: list[int] | None) -> NDArray[np.uint8] | None:
         """The picture of a frame; that of an image is written."""

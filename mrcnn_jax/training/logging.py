@@ -10,7 +10,7 @@ from contextlib import ExitStack, contextmanager
 from etils import epath
 
 from mrcnn_jax.training.sinks import INSTALL, JsonLines, Lines, ProgressDisplay, Sink
-from mrcnn_jax.training.tensorboard import CANNOT, TensorBoard
+from mrcnn_jax.training.tensorboard import TensorBoard
 
 LATEST = {"learning_rate", "skipped"}  # reported as they are now; of everything else the mean
 
@@ -104,7 +104,7 @@ def default_sinks(workdir: epath.PathLike, *, steps: int, start: int, batch_size
         sinks.append(TensorBoard(workdir, start))
     except ImportError:
         print(f"no TensorBoard files: tensorboardX is not installed ({INSTALL})", flush=True)
-    except CANNOT as error:
+    except Exception as error:
         print(f"no TensorBoard files: {error}", flush=True)
     if not sys.stdout.isatty():
         return [*sinks, Lines(steps, batch_size)]

@@ -20,9 +20,8 @@ from mrcnn_jax.evaluation.coco import (
     METRICS,
     check_categories,
     check_keypoints,
-    check_masks,
     evaluate,
-    ground_truth,
+    score,
 )
 from mrcnn_jax.evaluation.postprocess import Prediction
 
@@ -249,24 +248,6 @@ def test_results_of_unknown_images_and_masks_that_are_not_there_are_refused(tmp_
     assert evaluate(path, masks, iou_types=("segm",))["segm/AP"] == pytest.approx(1)
 
 
-@pytest.mark.parametrize(
-    "change",
-    [
-        {"counts": "PPPPPPPP0000"},  # runs that do not fill the image
-        {"counts": [5, 10, 11985]},  # not compressed
-        {"counts": 7},
-        {"size": [SIZE[1], SIZE[0]]},
-    ],
-)
-def test_masks_of_other_programs_are_looked_at_before_pycocotools_sees_them(tmp_path, change):
-    truth = ground_truth(truth_file(tmp_path, [rectangle(1, 1, 5, (10, 10, 50, 40))]))
-    good, other = prediction([(10, 10, 50, 40)] * 2, [5, 5]).to_coco(1)
-    check_masks(truth, [good, {"image_id": 2}, {**good, "image_id": 77}])
-    bad = {**other, "image_id": 2, "segmentation": {**other["segmentation"], **change}}
-    with pytest.raises(ValueError, match=r"not compressed run lengths of their images \(1\), in the images 2:"):
-        check_masks(truth, [good, bad])
-
-
 def test_a_model_of_other_categories_is_refused():
     model = ModelConfig(num_classes=2, category_ids=(5, 9), category_names=("dog", "cat"))
     check_categories(model, (9, 5), ("cat", "dog"))  # the order does not matter
@@ -385,13 +366,65 @@ def test_keypoint_results_that_do_not_fit_are_refused(tmp_path):
     path = keypoint_truth(tmp_path, labelled(2, 2, 2))
     short = {**found(0), "keypoints": [1, 2, 3]}
     none = {key: value for key, value in found(0).items() if key != "keypoints"}
-    for results in ([found(0), short], [none]):
-        with pytest.raises(ValueError, match=r"the annotations have 3 keypoints, and not every result"):
-            evaluate(path, results, iou_types=("keypoints",))
+    with pytest.raises(ValueError, match=r"the annotations have 3 keypoints, and not every result .* \(images 1\)"):
+        evaluate(path, [found(0), short], iou_types=("keypoints",))
+    with pytest.raises(ValueError, match=r"results without keypoints cannot be scored as keypoints"):
+        evaluate(path, [none], iou_types=("keypoints",))
     with pytest.raises(ValueError, match=r"2 keypoint_sigmas for 3 keypoints"):
         evaluate(path, [found(0)], iou_types=("keypoints",), keypoint_sigmas=(0.1, 0.1))
     with pytest.raises(ValueError, match=r"the annotations have 0 keypoints"):
         evaluate(truth_file(tmp_path, []), [found(0)], iou_types=("keypoints",))
+
+
+def test_each_table_counts_the_results_that_have_what_it_scores(tmp_path):
+    """A person found without keypoints counts for boxes alone, and is not half a miss for keypoints."""
+    path = keypoint_truth(tmp_path, labelled(2, 2, 2))
+    box = {key: value for key, value in found(0).items() if key != "keypoints"}
+    point = {key: value for key, value in found(0).items() if key != "bbox"}
+    scores = score(path, [{**box, "score": 0.95, "image_id": 2}, point], iou_types=("bbox", "keypoints"))
+    assert scores.metrics["keypoints/AP"] == pytest.approx(1)
+    assert scores.metrics["bbox/AP"] == 0
+    assert scores.notes == (
+        "1 of 2 results have no boxes: left out of the table of boxes",
+        "1 of 2 results have no keypoints: left out of the table of keypoints",
+    )
+
+
+def test_results_of_unknown_categories_are_counted_and_named(tmp_path, caplog):
+    path = truth_file(tmp_path, [rectangle(1, 1, 5, (10, 10, 50, 40))])
+    results = prediction([(10, 10, 50, 40)] * 4, [5, 0, 77, 0]).to_coco(1)
+    scores = score(path, results)
+    said = "3 of 4 results are of categories that the annotations do not have: left out (ids 0, 77)"
+    assert scores.notes == (said,)
+    assert caplog.messages == [said]
+    scores = score(path, results[:1] + prediction([(60, 20, 100, 90)], [9]).to_coco(1), category_names=("dog",))
+    assert scores.notes == ("1 of 2 results are of categories that are not chosen: left out (ids 9)",)
+
+
+@pytest.mark.parametrize(
+    ("iou_type", "scored", "most", "recall", "shown"),
+    [("bbox", "boxes", 100, "AR100", 0.952), ("keypoints", "keypoints", 20, "AR", 0.8)],
+)
+def test_recall_is_bounded_by_what_a_table_counts(tmp_path, iou_type, scored, most, recall, shown):
+    """All objects are found, 5 more than pycocotools counts: its recall is the bound that the note gives."""
+    count = most + 5
+    path = keypoint_truth(tmp_path)
+    content = json.loads(path.read_text())
+    results = []
+    for i in range(count):
+        points = [value for x, y in POINTS for value in (x + 3 * i, y, 2)]
+        shared = {"image_id": 1, "category_id": 5, "bbox": [3 * i, 20, 2, 40], "keypoints": points}
+        content["annotations"].append({"id": 100 + i, **shared})
+        results.append({**shared, "score": 0.9})
+    content["annotations"].append({"id": 99, "image_id": 2, "category_id": 5, "bbox": BOX, "iscrowd": 1})
+    path.write_text(json.dumps(content))
+    sigmas = (0.001,) * 3  # so that neighbors are not similar
+    scores = score(path, results, iou_types=(iou_type,), keypoint_sigmas=sigmas, category_names=("dog",))
+    assert scores.metrics[f"{iou_type}/{recall}"] == pytest.approx(most / (most + 5))
+    assert scores.notes == (
+        f"the table of {scored} counts the {most} best results of each category in an image: 1 of 2 images have more;"
+        f" at most {most} of {most + 5} objects can be found, a recall of {shown}",
+    )
 
 
 def test_no_keypoint_results_score_zero(tmp_path):

@@ -148,7 +148,12 @@ def test_three_hundred_detections_of_an_image_count(lvis_file):
     others = [found(4, ELSEWHERE, 0.95)] * 299
     for score_of_acorn, ap in ((0.99, 1), (0.9, 1), (0.8, 0)):  # the 300th is the better of acorn and cup
         results = [*others, found(2, BOX, 0.85), found(1, BOX, score_of_acorn)]
-        assert score(lvis_file(), results, iou_types=("bbox",)).metrics["bbox/APr"] == pytest.approx(ap)
+        scores = score(lvis_file(), results, iou_types=("bbox",))
+        assert scores.metrics["bbox/APr"] == pytest.approx(ap)
+        (image,) = analyse(scores).images
+        assert [(i.category_id, i.outcome) for i in image.instances if i.predicted] == [(1 if ap else 2, "correct")]
+        counted = "the table of boxes counts the 300 best results of each image: 1 of 1 images have more"
+        assert scores.notes == (counted,)
 
 
 def test_no_detections_at_all(lvis_file):

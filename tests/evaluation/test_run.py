@@ -169,6 +169,42 @@ def test_images_whose_candidates_were_cut_are_named(config, tmp_path, monkeypatc
     assert "7 images had more candidates than model.box.nms_candidates=4096" in caplog.text
 
 
+def test_images_with_as_many_detections_as_there_may_be_are_counted(config, tmp_path, monkeypatch, caplog):
+    """One detection for each image: of its objects one can be found."""
+    box = dataclasses.replace(config.model.box, max_detections=1)
+    config = dataclasses.replace(config, model=dataclasses.replace(config.model, box=box))
+    perfect(monkeypatch)
+    evaluate_model(config, {}, tmp_path, report=True)
+    content = json.loads((tmp_path.parent / config.data.root / "val.json").read_text())
+    objects = [entry["image_id"] for entry in content["annotations"] if not entry["iscrowd"]]
+    assert len(set(objects)) == 7 < len(objects)
+    bound = f"at most 7 of {len(objects)} objects can be found, a recall of {int(7000 / len(objects)) / 1000}"
+    note = f"7 of 7 images have model.box.max_detections=1 detections; {bound}: raise it"
+    assert note in caplog.messages
+    assert f"<p class='where'>{note}.</p>".replace("'", '"') in (tmp_path / "evaluation" / "report.html").read_text()
+
+
+def test_pictures_that_cannot_be_drawn_cost_nothing_else(config, tmp_path, monkeypatch, caplog):
+    def fail(*_):
+        raise cv2.error("a picture\nwithout pixels")
+
+    perfect(monkeypatch)
+    expected = evaluate_model(config, {}, tmp_path, report=True)
+    folder = tmp_path / "evaluation"
+    assert len(list((folder / "overlays").iterdir())) == 2
+    caplog.clear()
+    perfect(monkeypatch)
+    monkeypatch.setattr("mrcnn_jax.visualize.compare", fail)
+    monkeypatch.setattr("mrcnn_jax.evaluation.report.page.render", fail)
+    assert evaluate_model(config, {}, tmp_path, report=True) == expected
+    ids = load_split(config.data, "eval").ids
+    failures = [f"image {ids[index]} has no overlay: error: a picture without pixels" for index in (0, 6)]
+    assert sorted(caplog.messages) == sorted([*failures, "there is no report: error: a picture without pixels"])
+    assert not list((folder / "overlays").iterdir())
+    assert not (folder / "report.html").exists()  # that of the evaluation before
+    assert json.loads((folder / "metrics.json").read_text()) == expected
+
+
 def evaluated_by(count, config, folder, monkeypatch):
     """Metrics, result records and pictures of an evaluation by `count` processes, played one after the other."""
     monkeypatch.setattr(jax, "process_count", lambda: count)

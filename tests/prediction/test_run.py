@@ -26,9 +26,8 @@ from mrcnn_jax.structures import Detections
 class Fake:
     """Finds the left half of every picture (and, weakly, the right one); yields in pairs, swapped if sizes differ."""
 
-    config = SimpleNamespace(model=SimpleNamespace(mask=object()))
-
-    def __init__(self, after=lambda index: None):
+    def __init__(self, after=lambda index: None, most=100):
+        self.config = SimpleNamespace(model=SimpleNamespace(mask=object(), box=SimpleNamespace(max_detections=most)))
         self.after = after  # called with the number of each picture that was read
 
     def stream(self, images):
@@ -84,6 +83,7 @@ def test_pictures_and_results_of_the_readable_files(files, tmp_path, capsys, cap
         "images": 3,
         "frames": 0,
         "instances": 3,
+        "full": 0,
         "failures": outcome.failures,
     }
     assert names(output) == ["a.jpg", "b.png", "c.png", "results.json", "summary.json"]
@@ -101,6 +101,15 @@ def test_pictures_and_results_of_the_readable_files(files, tmp_path, capsys, cap
     assert np.all(drawn[300, 600] == 100)  # outside the instance nothing changes
     assert np.any(drawn[300, 100] != 100)
     assert "5/5 images" in capsys.readouterr().out
+
+
+def test_images_with_as_many_detections_as_there_may_be_are_counted(files, tmp_path, caplog):
+    outcome = predict_files(Fake(most=2), [files[0], files[2]], tmp_path / "out", save=["coco"])
+    assert outcome.full == content(tmp_path / "out" / "summary.json")["full"] == 2
+    assert caplog.messages[0].startswith("2 of 2 images have model.box.max_detections=2 detections: ")
+    caplog.clear()
+    assert predict_files(Fake(most=3), files[:1], tmp_path / "out", save=["coco"]).full == 0
+    assert caplog.messages == []
 
 
 def test_each_kind_of_result_is_written_when_asked_for(files, tmp_path):

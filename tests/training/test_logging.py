@@ -164,6 +164,29 @@ def test_tensorboard_pictures_are_bounded_in_size_and_number(tmp_path):
         np.testing.assert_allclose(shown.mean(axis=(0, 1)), (10, 120, 240), atol=3)
 
 
+def test_a_picture_that_cannot_be_shown_costs_the_others_nothing(tmp_path, caplog):
+    record_measured(tmp_path, 5, MEASURED, {"7": b"no picture", "8": picture(1, 3200)})
+    found = {value.tag: value.image for _, value in values(tmp_path / "tensorboard") if value.HasField("image")}
+    assert {name: (image.height, image.width) for name, image in found.items()} == {"found/8": (1, 1600)}
+    assert len(caplog.messages) == 1
+    assert caplog.messages[0].startswith("picture 7 is not in the TensorBoard files: ")
+
+
+def test_tensorboard_files_that_cannot_be_written_any_more_end_nothing(tmp_path, monkeypatch, caplog):
+    """A full disk, for example: said once, and what was written before it stays."""
+    board = TensorBoard(tmp_path, start=0)
+    board.measured(3, MEASURED)
+
+    def fail(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(board._file, "write_event", fail)
+    board.write(4, METRICS)
+    board.pictured(4, {"7": picture(60, 90)})
+    board.close()
+    assert caplog.messages == ["no more TensorBoard files are written: OSError: [Errno 28] No space left on device"]
+
+
 class Device:
     def __init__(self, platform, peak=None):
         self.platform, self._peak = platform, peak

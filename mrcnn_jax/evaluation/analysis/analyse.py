@@ -10,7 +10,7 @@ from mrcnn_jax.evaluation.analysis.matching import match
 from mrcnn_jax.evaluation.analysis.results import Analysis, Category
 from mrcnn_jax.evaluation.analysis.scene import Record, scene
 from mrcnn_jax.evaluation.analysis.tables import annotated, table
-from mrcnn_jax.evaluation.coco import Scores, counts
+from mrcnn_jax.evaluation.coco import Scores, counts, with_field
 from mrcnn_jax.progress import track
 
 _TELLING = ("segm", "bbox", "keypoints")  # whose outcomes images show: the first that was scored
@@ -19,21 +19,22 @@ _TELLING = ("segm", "bbox", "keypoints")  # whose outcomes images show: the firs
 def analyse(scores: Scores, *, threshold: float = 0.5) -> Analysis:
     """The tables of `scores`, and each image with its instances and the detections of at least `threshold` as score.
 
-    As many detections of an image as the tables count, its best ones, are examined.
+    Of the detections of each image and category the best ones are examined, as many as pycocotools counts in the table
+    (`maxDets`): the tables, the errors and the images are made of the same detections.
     """
     iou_types = list(scores.evaluations)
     telling = next(iou_type for iou_type in _TELLING if iou_type in iou_types)
     class_of = {category_id: place for place, category_id in enumerate(sorted(scores.truth.cats))}
-    found = _by_image(scores)
+    found = {iou_type: _by_image(scores, iou_type) for iou_type in iou_types}
     scenes: dict[str, list[Any]] = {iou_type: [] for iou_type in iou_types}
     images = []
     for image in track(scores.truth.dataset["images"], len(scores.truth.imgs), "images analysed"):
         truths = [_with_runs(scores, annotation) for annotation in scores.truth.imgToAnns[image["id"]]]
         partial = frozenset(image.get("not_exhaustive_category_ids", ()))
         for iou_type in iou_types:
-            most = scores.evaluations[iou_type].params.maxDets[-1]
             counted = [truth for truth in truths if counts(truth, iou_type)]
-            seen = scene(iou_type, counted, found[image["id"]][:most], class_of, scores.keypoint_sigmas, partial)
+            best = found[iou_type][image["id"]]
+            seen = scene(iou_type, counted, best, class_of, scores.keypoint_sigmas, partial)
             matches = match(seen)
             if iou_type == telling:
                 images.append(image_result(image, seen, matches, threshold))
@@ -46,16 +47,20 @@ def analyse(scores: Scores, *, threshold: float = 0.5) -> Analysis:
             for category_id, count in annotated(scores.truth, telling).items()
         ),
         threshold=threshold,
+        notes=scores.notes,
     )
 
 
-def _by_image(scores: Scores) -> dict[int, list[Record]]:
-    """Result records of each image, best first."""
-    found = defaultdict(list)
-    for record in scores.results:
-        found[record["image_id"]].append(record)
-    for records in found.values():
-        records.sort(key=lambda record: -record["score"])
+def _by_image(scores: Scores, iou_type: str) -> dict[int, list[Record]]:
+    """Result records of each image that the table counts, best first."""
+    most = scores.evaluations[iou_type].params.maxDets[-1]
+    found: dict[int, list[Record]] = defaultdict(list)
+    counts: dict[tuple[int, int], int] = defaultdict(int)
+    for record in sorted(with_field(scores.results, iou_type), key=lambda record: -record["score"]):
+        place = record["image_id"], record["category_id"]
+        counts[place] += 1
+        if counts[place] <= most:
+            found[record["image_id"]].append(record)
     return found
 
 

@@ -2,7 +2,8 @@
 
 How errors are mended, and how AP is taken, is as in TIDE's own program (tidecv 1.0.1), to the number. So classes of
 which nothing is annotated but something was detected count with an AP of 0, where COCO leaves them out: `Errors.ap` may
-be below the table's AP50. One thing differs: what lies in a crowd is not among `Errors.counts`, since it costs nothing.
+be below the table's AP50. Two things differ: what lies in a crowd is not among `Errors.counts`, since it costs nothing;
+and of more than 100 detections of an image those that pycocotools counts are taken, the best 100 of each class.
 """
 
 from __future__ import annotations

@@ -54,5 +54,10 @@ def _instance(record: Record, outcome: str) -> Instance:
 
 
 def _box(record: Record) -> list[float]:
-    """x, y, width, height; results of other programs may have a mask only."""
-    return list(record["bbox"] if "bbox" in record else coco_mask.toBbox(record["segmentation"]))
+    """x, y, width, height: of the mask or of the keypoints where a result has no box."""
+    if "bbox" in record:
+        return list(record["bbox"])
+    if "segmentation" in record:
+        return list(coco_mask.toBbox(record["segmentation"]))
+    points = np.reshape(record["keypoints"], (-1, 3))[:, :2]
+    return [*points.min(axis=0), *np.ptp(points, axis=0)]

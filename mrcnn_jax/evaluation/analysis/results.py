@@ -108,3 +108,4 @@ class Analysis:
     images: tuple[ImageResult, ...]  # in the order of the annotation file
     categories: tuple[Category, ...]  # C
     threshold: float  # least score of what images, confusion and qualities count
+    notes: tuple[str, ...] = ()  # see `coco.Scores`

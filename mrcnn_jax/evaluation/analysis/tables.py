@@ -104,7 +104,7 @@ def _histogram(scenes: Sequence[tuple[Scene, Matches]]) -> NDArray[np.int64]:
     histogram = np.zeros((2, _BINS), np.int64)
     for scene, matches in scenes:
         correct = matches.kinds == CORRECT
-        bins = np.clip((scene.scores * _BINS).astype(int), 0, _BINS - 1)
+        bins = np.minimum((np.clip(scene.scores, 0, 1) * _BINS).astype(int), _BINS - 1)
         np.add.at(histogram[0], bins[correct], 1)
         np.add.at(histogram[1], bins[~correct & ~scene.excused], 1)
     return histogram

@@ -3,37 +3,17 @@
 from __future__ import annotations
 
 import argparse
-import json
-import math
+import dataclasses
+import logging
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from mrcnn_jax.data.errors import DataError, listing
-from mrcnn_jax.evaluation import coco
+from mrcnn_jax.evaluation import coco, result_file
 from mrcnn_jax.evaluation.report import write
 
-_FIELDS = {"bbox": "bbox", "segm": "segmentation", "keypoints": "keypoints"}  # of a result record
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and math.isfinite(value)
-
-
-def _are_numbers(value: Any, count: int | None = None) -> bool:
-    return isinstance(value, list) and all(map(_is_number, value)) and count in (None, len(value))
-
-
-# What a field of a record has to be. The last three may be missing.
-_SOUND = {
-    "image_id": _is_number,
-    "category_id": _is_number,
-    "score": _is_number,
-    "bbox": lambda value: value is None or _are_numbers(value, 4),
-    "segmentation": lambda value: value is None or (isinstance(value, dict) and {"size", "counts"} <= value.keys()),
-    "keypoints": lambda value: value is None or _are_numbers(value),
-}
+log = logging.getLogger(__name__)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -61,37 +41,29 @@ def report(results: Path, annotations: Path, images: Path, output: Path) -> None
     for folder, option in ((images, "--images"), (output.parent, "--output")):
         if not folder.is_dir():
             raise DataError(f"no folder {folder}; make it, or give another {option}")
-    records = read(results)
-    iou_types = [name for name in _FIELDS if all(_FIELDS[name] in record for record in records)]
+    records = result_file.read(results)
     truth = coco.ground_truth(annotations)
+    if not any(record["category_id"] in truth.cats for record in records):
+        found = listing(sorted({record["category_id"] for record in records}))
+        known = listing(sorted(truth.cats))
+        raise DataError(f"all results of {results} are of categories ({found}) that {annotations} has not ({known})")
+    iou_types = [name for name in coco.FIELDS if coco.with_field(records, name)]
     annotated = truth.dataset["annotations"]
-    scored = [name for name in iou_types if any(a.get(_FIELDS[name]) and coco.counts(a, name) for a in annotated)]
+    scored = [name for name in iou_types if any(coco.counts(a, name) for a in coco.with_field(annotated, name))]
     if not scored:
         raise DataError(
             f"{annotations} has nothing of what {results} has ({listing(iou_types)}); give other annotations"
         )
     try:
-        coco.check_masks(truth, records)
+        result_file.check_names(truth, records)
+        records = result_file.with_run_lengths(truth, records)
+        doubts = result_file.doubts(truth, records)
+        for note in doubts:
+            log.warning("%s", note)
         scores = coco.score(annotations, records, iou_types=scored, images=images)
     except ValueError as error:
         raise DataError(f"{results} does not fit {annotations}: {error}") from error
-    write(scores, images, output, title=results.name)
-
-
-def read(path: Path) -> list[dict[str, Any]]:
-    """The records of a results file. Raises DataError, which says what is wrong, FileNotFoundError."""
-    try:
-        records = json.loads(path.read_bytes())
-    except ValueError as error:
-        raise DataError(f"{path} is no JSON: {error}") from error
-    if not isinstance(records, list) or not all(isinstance(record, dict) for record in records):
-        raise DataError(f"{path} is no list of result records: [{{image_id, category_id, score, bbox, ...}}, ...]")
-    for name, sound in _SOUND.items():
-        if wrong := [k for k, record in enumerate(records) if not sound(record.get(name))]:
-            raise DataError(f"records of {path} without a usable {name} ({len(wrong)}): {listing(wrong)}, from 0")
-    if not records:
-        raise DataError(f"{path} has no records: there is nothing to report")
-    return records
+    write(dataclasses.replace(scores, notes=(*doubts, *scores.notes)), images, output, title=results.name)
 
 
 if __name__ == "__main__":

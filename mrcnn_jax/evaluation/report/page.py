@@ -46,6 +46,7 @@ def render(title: str, analysis: Analysis, folder: Path, bones: Bones, watch: Wa
         "header",
         tag("h1", f"Evaluation of {title}"),
         tag("p", tables.summary(analysis), class_="where"),
+        [tag("p", f"{note}.", class_="where") for note in analysis.notes],
         tables.headline(analysis.tables),
         tag("nav", links, aria_label="parts of the page"),
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -11,11 +12,14 @@ import numpy as np
 from pycocotools import mask as coco_mask
 
 from mrcnn_jax.data import image_files
+from mrcnn_jax.data.errors import described
 from mrcnn_jax.evaluation.analysis import ImageResult, Instance
 from mrcnn_jax.evaluation.report.words import OUTCOMES
 from mrcnn_jax.pages.drawing import SIDE, Box, jpeg, names, rectangle, skeleton, thinned
 from mrcnn_jax.pages.html import Html, join, tag
 from mrcnn_jax.pages.outline import path, trace
+
+log = logging.getLogger(__name__)
 
 LAYERS = ("masks", "boxes", "skeletons", "names")
 _STEPS = 4  # parts of a unit that outlines are written in
@@ -40,7 +44,19 @@ class _Side(NamedTuple):
 
 
 def figure(group: str, anchor: str, result: ImageResult, folder: Path, legend: Legend, room: int) -> Html:
-    """The two pictures of an image and what there is to say of it, in about `room` bytes."""
+    """The two pictures of an image and what there is to say of it, in about `room` bytes.
+
+    The file's name and why, where it cannot be drawn.
+    """
+    try:
+        return _figure(group, anchor, result, folder, legend, room)
+    except Exception as error:
+        log.warning("image %s (%s) cannot be drawn: %s", result.image_id, result.file_name, described(error))
+        why = tag("p", "it cannot be drawn", class_="finding")
+        return tag("figure", tag("figcaption", _caption(result), why), id=anchor, data_group=group)
+
+
+def _figure(group: str, anchor: str, result: ImageResult, folder: Path, legend: Legend, room: int) -> Html:
     scale = SIDE / max(result.width, result.height)
     sides = [
         _side([one for one in result.instances if one.predicted == predicted], result, legend, scale, room // 3)

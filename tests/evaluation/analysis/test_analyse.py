@@ -207,6 +207,52 @@ def test_similarities_are_those_of_pycocotools(shared_data):
     np.testing.assert_allclose(ours, expected, rtol=1e-12, atol=0)
 
 
+def test_everything_counts_the_detections_that_pycocotools_counts(examined):
+    """Its 100 best of each class in an image: 120 false alarms hide the dog behind them, and not the cat."""
+    alarms = [detection(DOG, (150, 60, 153, 63), 0.95 - 0.001 * i) for i in range(120)]
+    found = [*alarms, detection(DOG, HERE, 0.7), detection(CAT, THERE, 0.7)]
+    analysis = examined([annotation(DOG, HERE), annotation(CAT, THERE)], found, ("bbox", "segm"))
+    (image, _) = analysis.images
+    assert (image.correct, image.wrong, image.missed) == (1, 100, 1)
+    for table in analysis.tables:
+        assert [row.AP50 for row in table.classes] == pytest.approx([0, 1])
+        assert table.errors.ap == pytest.approx(table.metrics["AP50"]) == pytest.approx(0.5)
+        np.testing.assert_array_equal(table.confusion, [[0, 0, 1], [0, 1, 0], [100, 0, 0]])
+        np.testing.assert_array_equal(table.histogram.sum(axis=1), [1, 100])
+
+
+def test_scores_beyond_one_are_in_the_last_bin_and_those_below_zero_in_the_first(examined):
+    found = [detection(DOG, HERE, score) for score in (1e300, 2.5, -4)]
+    true, false = examined([annotation(DOG, HERE)], found).tables[0].histogram
+    assert (true[19], true.sum()) == (1, 1)
+    assert (false[0], false[19], false.sum()) == (1, 1, 2)
+
+
+def test_twenty_people_of_an_image_count_for_keypoints(examined):
+    """As for pycocotools: behind 20 false alarms a person is missed by keypoints, and found by the box."""
+    points = [20, 20, 2, 40, 45, 2, 0, 0, 0]
+    dog = annotation(DOG, HERE, keypoints=points, num_keypoints=2)
+    alarms = [detection(DOG, THERE, 0.9, keypoints=[180, 90, 1] * 3) for _ in range(20)]
+    analysis = examined(
+        [dog], [*alarms, detection(DOG, HERE, 0.7, keypoints=points)], ("bbox", "keypoints"), keypoints=["a", "b", "c"]
+    )
+    boxes, keypoints = analysis.tables
+    assert keypoints.histogram.sum(axis=1).tolist() == [0, 20]
+    assert keypoints.metrics["AP50"] == 0
+    assert boxes.histogram.sum(axis=1).tolist() == [1, 20]
+    assert boxes.metrics["AP50"] == pytest.approx(1 / 21)
+
+
+def test_results_without_boxes_are_placed_by_their_keypoints(examined):
+    """As pycocotools does it: the extent of all keypoints, of which some may lie at the same place."""
+    points = [20, 20, 2, 40, 45, 2, 20, 20, 1]
+    dog = annotation(DOG, HERE, keypoints=points, num_keypoints=3)
+    found = {"image_id": 1, "category_id": DOG, "score": 0.9, "keypoints": points}
+    (image, _) = examined([dog], [found], ("keypoints",), keypoints=["a", "b", "c"]).images
+    np.testing.assert_array_equal(image.instances[1].box, [20, 20, 40, 45])
+    assert image.instances[1].outcome == "correct"
+
+
 def test_no_detections_at_all(examined):
     analysis = examined([annotation(DOG, HERE)], [], ("bbox", "segm"))
     assert analysis.images[0].quality == 0

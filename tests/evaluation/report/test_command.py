@@ -40,14 +40,21 @@ def test_boxes_of_another_program(folder: Path, capsys: pytest.CaptureFixture[st
 @pytest.mark.parametrize(
     ("act", "said"),
     [
-        (lambda records: {"annotations": records}, "is no list of result records"),
+        (lambda records: {"results": records, "others": records}, "is no list of result records"),
+        (lambda records: {"annotations": records[0]}, "is no list of result records"),
+        (lambda records: [records], "is no list of result records"),
         (lambda records: [{**record, "score": None} for record in records], "score"),
         (lambda records: [{"image_id": 1, "category_id": 3, "bbox": [0, 0, 1, 1]}], "without a usable score (1): 0"),
         (lambda records: [{**records[0], "bbox": [1, 2, 3]}], "without a usable bbox (1): 0"),
-        (lambda records: [{**records[0], "segmentation": [[1, 2, 3]]}], "without a usable segmentation (1): 0"),
+        (lambda records: [{**records[0], "segmentation": [[1, 2, 3]]}], "nor polygons (1): 0 (image 100), from 0"),
         (lambda records: [], "has no records"),
         (lambda records: [{**records[0], "image_id": 77}], "ids [77]"),
-        (lambda records: [{"image_id": 100, "category_id": 3, "score": 0.5}], "has nothing of"),
+        (
+            lambda records: [{**records[0], "bbox": [], "segmentation": None, "keypoints": None}],
+            "without bbox, segmentation, keypoints (1):",
+        ),
+        (lambda records: [{**records[0], "category_id": 1}] * 2, "are of categories (1) that"),
+        (lambda records: [{**records[0], "segmentation": {"size": [9, 9], "counts": "00"}}], "(1): 0 (image 100)"),
     ],
 )
 def test_results_that_cannot_be_used(folder: Path, capsys: pytest.CaptureFixture[str], act: Any, said: str) -> None:
@@ -68,3 +75,31 @@ def test_files_that_are_not_there(folder: Path, capsys: pytest.CaptureFixture[st
     (folder / "results.json").unlink()
     assert run(folder) == 2
     assert str(folder / "results.json") in capsys.readouterr().err
+
+
+def test_what_no_table_counts_is_on_the_page(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Half of the results are of a category that counts from 0, as other programs write it; one has no mask."""
+
+    def altered(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        masked = [{**record, "category_id": 0} for record in records]
+        return [*records[1:], {**records[0], "segmentation": []}, *masked]
+
+    change(folder / "results.json", altered)
+    count = len(json.loads((folder / "results.json").read_text()))
+    assert run(folder) == 0
+    page = (folder / "page.html").read_text()
+    assert f"{count // 2} of {count} results are of categories that the annotations do not have: left out (" in page
+    assert f"1 of {count // 2} results have no masks: left out of the table of masks" in page
+
+
+def test_keypoints_in_cocos_own_form(folder: Path) -> None:
+    """Neither boxes nor masks; what is found lies where it is annotated."""
+    truth = json.loads((folder / "annotations.json").read_text())
+    names = ("image_id", "category_id", "keypoints")
+    people = [entry for entry in truth["annotations"] if "keypoints" in entry]
+    change(folder / "results.json", lambda _: [{**{name: one[name] for name in names}, "score": 0.9} for one in people])
+    assert run(folder) == 0
+    page = (folder / "page.html").read_text()
+    assert "AP of keypoints" in page
+    assert "AP of boxes" not in page
+    assert "<b>1.000</b>" in page

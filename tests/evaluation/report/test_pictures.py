@@ -13,6 +13,7 @@ from pycocotools import mask as coco_mask
 from support import fake_results
 from support.outlines import corners
 
+from mrcnn_jax.data import image_files
 from mrcnn_jax.evaluation.analysis import Analysis, ImageResult, Instance
 from mrcnn_jax.evaluation.report.choose import choose
 from mrcnn_jax.evaluation.report.pictures import Legend, figure
@@ -51,6 +52,20 @@ def test_masks_lie_where_the_results_say(first: str, analysis: Analysis) -> None
             near = np.ones((7, 7), np.uint8)
             assert not (found > cv2.dilate(true, near)).any()
             assert not (found < cv2.erode(true, near)).any()
+
+
+def test_a_picture_that_cannot_be_drawn_is_named_in_its_place(
+    analysis: Analysis, made: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail(content: bytes) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(image_files, "decode", fail)
+    markup = figure("worst", "picture0", analysis.images[0], made / "images", LEGEND, 60_000)
+    assert caplog.messages == ["image 100 (0.png) cannot be drawn: MemoryError"]
+    assert "it cannot be drawn" in markup
+    assert "0.png" in markup
+    assert halves(markup) == []
 
 
 def test_layers_run_alongside(first: str) -> None:
