@@ -42,7 +42,12 @@ def main() -> int:
     config, variables = command_line.load_model(parser, arguments)
     predict = Predictor(apply_overrides(config, overrides), variables)
     outcome = predict_files(
-        predict, arguments.inputs, arguments.output, save=arguments.save.split(","), threshold=arguments.threshold
+        predict,
+        arguments.inputs,
+        arguments.output,
+        save=arguments.save.split(","),
+        threshold=arguments.threshold,
+        value_range=predict.config.data.value_range,
     )
     print(f"{outcome}; the results are in {arguments.output}")
     for failure in outcome.failures:

@@ -2,6 +2,8 @@
 
 JPEG files are decoded by OpenCV, which is the fastest, everything else by Pillow, which notices whatever is missing.
 Of JPEG files OpenCV fills up with grey what is missing: before, the end of the picture is looked for.
+
+Images of more than 8 bits become 8 bits by the rule of `value_range`.
 """
 
 from __future__ import annotations
@@ -18,11 +20,14 @@ import cv2
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
+from mrcnn_jax.data import value_range as ranges
 from mrcnn_jax.data.annotations import MOST_PIXELS, ImageEntry, too_large
 from mrcnn_jax.data.errors import shown
 from mrcnn_jax.data.findings import Refusal
+from mrcnn_jax.data.value_range import Range, Stored, Values
 
 _FORMATS = ("BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")  # no others: one runs PostScript
+_TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 _JPEG = b"\xff\xd8\xff"  # how such files begin
 _REDUCED = {
     1: cv2.IMREAD_COLOR,
@@ -31,6 +36,8 @@ _REDUCED = {
     8: cv2.IMREAD_REDUCED_COLOR_8,
 }
 _ORIENTATION = 0x0112  # the EXIF tag
+_BITS_PER_SAMPLE, _PHOTOMETRIC, _SAMPLE_FORMAT = 258, 262, 339  # TIFF tags
+_FEW = 8  # an image of no more distinct values is named by check
 _UPRIGHT = {  # what to do with the stored pixels, by orientation
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -42,6 +49,14 @@ _UPRIGHT = {  # what to do with the stored pixels, by orientation
 }
 
 
+class Examined(NamedTuple):
+    """What was found out about an image file."""
+
+    refusal: Refusal | None = None
+    values: Values | None = None  # None: 8 bits
+    warnings: tuple[Refusal, ...] = ()  # what training does not mind
+
+
 class _Frame(NamedTuple):
     """What a JPEG file says of itself."""
 
@@ -51,12 +66,13 @@ class _Frame(NamedTuple):
     whole: bool  # the end of the picture is there
 
 
-def decode(content: bytes, reduction: int = 1) -> np.ndarray | None:
+def decode(content: bytes, reduction: int = 1, value_range: Range | None = None) -> np.ndarray | None:
     """Pixels (h, w, 3) uint8 RGB of an encoded file as a viewer shows them; None if it is cut off or cannot be decoded.
 
-    EXIF rotation is applied, transparency ignored, and 16 bits a channel become 8. Of a film, the first picture.
+    EXIF rotation is applied and transparency ignored. Of a film, the first picture.
     reduction: 1, 2, 4 or 8; height and width are the file's divided by it, rounded up. A JPEG file is decoded to that
     size, without the finer coefficients of its blocks, which is what takes the time.
+    value_range: `data.value_range`; without it, None for an image that needs one, see `value_range`.
     """
     if content.startswith(_JPEG):
         frame = _read_frame(content)
@@ -65,38 +81,49 @@ def decode(content: bytes, reduction: int = 1) -> np.ndarray | None:
         if frame.components != 4:  # CMYK is for Pillow, which knows that Adobe stores it inverted
             return _decode_jpeg(content, reduction)
     try:
-        pixels = _decode_any(content)
+        pixels = ranges.to_8_bits(_decode_any(content), value_range)
     except Exception:  # Pillow raises whatever its readers stumble over: OSError, SyntaxError, struct.error, ...
         return None
     return pixels if reduction == 1 else _average(pixels, reduction)
 
 
-def judge(content: bytes, image: ImageEntry) -> Refusal | None:
-    """Why an image file cannot be used as the image that the JSON describes; None if it can.
+def explain(content: bytes, value_range: Range | None = None) -> str:
+    """Why `decode` returns None for this file."""
+    try:
+        ranges.to_8_bits(_decode_strictly(content), value_range)
+    except Image.DecompressionBombError:
+        return f"it has more than {MOST_PIXELS} pixels: cut it into tiles, or scale it down"
+    except Exception as error:  # see `decode`
+        return _reason(content, error)
+    return "it is cut off or broken"
+
+
+def judge(content: bytes, image: ImageEntry) -> Examined:
+    """Whether an image file can be used as the image that the JSON describes.
 
     Stricter than `decode` with broken JPEG files: what Pillow cannot decode to the end is refused, too.
     """
     name = f"{shown(image.file_name)} (id {image.id})"
     try:
-        pixels = _decode_strictly(content)
+        stored = _decode_strictly(content)
     except Image.DecompressionBombError:
-        return too_large(name, image.id)
+        return Examined(too_large(name, image.id))
     except Exception as error:  # see `decode`
-        return _unreadable(name, _reason(content, error), image.id)
-    if pixels is None:
-        return _unreadable(name, "it is cut off or broken", image.id)
-    size = pixels.shape[:2]
-    return None if size == (image.height, image.width) else _other_size(name, size, content, image)
+        return Examined(_unreadable(name, _reason(content, error), image.id))
+    size = stored.pixels.shape[:2]
+    if size != (image.height, image.width):
+        return Examined(_other_size(name, size, content, image))
+    return Examined(None, ranges.measure(stored), tuple(_warnings(name, image.id, stored)))
 
 
-def examine(folder: Path, images: Sequence[ImageEntry]) -> Iterator[Refusal | None]:
+def examine(folder: Path, images: Sequence[ImageEntry]) -> Iterator[Examined]:
     """Read and fully decode every image: one result each, in their order, as `judge` has it.
 
     A few files are read ahead in threads, and no more than these are in memory.
     """
     threads = min(8, os.cpu_count() or 1)
     pool = ThreadPoolExecutor(threads)
-    pending: deque[Future[Refusal | None]] = deque()
+    pending: deque[Future[Examined]] = deque()
     try:
         for image in images:
             pending.append(pool.submit(_read_and_judge, folder, image))
@@ -108,13 +135,14 @@ def examine(folder: Path, images: Sequence[ImageEntry]) -> Iterator[Refusal | No
         pool.shutdown(cancel_futures=True)
 
 
-def _read_and_judge(folder: Path, image: ImageEntry) -> Refusal | None:
+def _read_and_judge(folder: Path, image: ImageEntry) -> Examined:
     try:
         content = (folder / image.file_name).read_bytes()
     except (FileNotFoundError, NotADirectoryError):
-        return _absent(folder, image.file_name, image.id)
+        return Examined(_absent(folder, image.file_name, image.id))
     except OSError as error:
-        return _unreadable(f"{shown(image.file_name)} (id {image.id})", error.strerror or str(error), image.id)
+        name = f"{shown(image.file_name)} (id {image.id})"
+        return Examined(_unreadable(name, error.strerror or str(error), image.id))
     return judge(content, image)
 
 
@@ -131,9 +159,13 @@ def _unreadable(name: str, reason: str, image_id: int) -> Refusal:
 def _reason(content: bytes, error: Exception) -> str:
     if not content:
         return "it is empty"
+    if isinstance(error, UnidentifiedImageError) and content.startswith(_TIFF):
+        return (
+            "it is a TIFF file whose kind of pixels cannot be read: write 8 or 16 bits, or one channel of 32-bit floats"
+        )
     if isinstance(error, UnidentifiedImageError):
         return f"it is none of {', '.join(_FORMATS)}"
-    return shown(str(error) or type(error).__name__)
+    return str(error) if isinstance(error, ranges.RangeError) else shown(str(error) or type(error).__name__)
 
 
 def _other_size(name: str, size: tuple[int, ...], content: bytes, image: ImageEntry) -> Refusal:
@@ -193,27 +225,44 @@ def _decode_jpeg(content: bytes, reduction: int) -> np.ndarray | None:
     return None if bgr is None else cv2.cvtColor(bgr, cv2.COLOR_BGR2RGB)
 
 
-def _decode_any(content: bytes) -> np.ndarray:
+def _decode_any(content: bytes) -> Stored:
     """By Pillow, which knows every kind of colour. Raises anything."""
     with Image.open(io.BytesIO(content), formats=_FORMATS) as image:
         image.load()
         orientation = _orientation(image)
         upright = image.transpose(_UPRIGHT[orientation]) if orientation > 1 else image
-        if upright.mode.startswith("I"):  # 16 bits, of which Pillow would keep the lower 8
-            grey = np.clip(np.asarray(upright), 0, 0xFFFF) >> 8
-            return np.repeat(grey.astype(np.uint8)[..., None], 3, axis=2)
+        tags = getattr(image, "tag_v2", {})
+        bits, kind = tags.get(_BITS_PER_SAMPLE, (8,))[0], tags.get(_SAMPLE_FORMAT, (1,))[0]
+        if image.mode[0] in "IF" or (image.mode == "L" and kind == 2):
+            white = tags.get(_PHOTOMETRIC) == 0  # Pillow turns around 8 bits only
+            return ranges.stored_numbers(np.asarray(upright), bits if tags else 16, kind, zero_is_white=white)
         upright.info.pop("transparency", None)  # Pillow warns of it
-        return np.array(upright if upright.mode == "RGB" else upright.convert("RGB"))
+        deep = bits == 16 or (image.format == "PNG" and content[24] == 16)
+        return Stored(np.array(upright if upright.mode == "RGB" else upright.convert("RGB")), 16 if deep else 8)
 
 
-def _decode_strictly(content: bytes) -> np.ndarray | None:
-    """As `decode`; raises, anything, for a file that Pillow cannot decode to its end."""
+def _warnings(name: str, image_id: int, stored: Stored) -> Iterator[Refusal]:
+    pixels = stored.pixels
+    if pixels.dtype == np.uint8:
+        count = int(np.count_nonzero(cv2.calcHist([pixels.reshape(-1, 1)], [0], None, [256], [0, 256])))
+    else:
+        count = len(np.unique(pixels))
+    if count <= _FEW:
+        kind = f"images of no more than {_FEW} distinct values"
+        yield Refusal(kind, f"{name}: {count}", "look whether they are what they should be", image_id)
+
+
+def _decode_strictly(content: bytes) -> Stored:
+    """As `decode`, before it becomes 8 bits; raises, anything, for a file that Pillow cannot decode to its end."""
     if not content.startswith(_JPEG):
         return _decode_any(content)
     with Image.open(io.BytesIO(content), formats=_FORMATS) as image:
         image.draft("RGB", (max(1, image.width // 8), max(1, image.height // 8)))  # every bit is read all the same
         image.load()
-    return decode(content)
+    pixels = decode(content)
+    if pixels is None:
+        raise ValueError("it is cut off or broken")
+    return Stored(pixels, 8)
 
 
 def _average(pixels: np.ndarray, reduction: int) -> np.ndarray:

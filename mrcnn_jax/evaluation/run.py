@@ -173,7 +173,13 @@ def _score(
     if report:
         from mrcnn_jax.evaluation.report import write  # here: only who wants it waits for it
 
-        write(scores, dataset.images_path, folder / REPORT, title=config.name)
+        write(
+            scores,
+            dataset.images_path,
+            folder / REPORT,
+            title=config.name,
+            value_range=config.data.value_range,
+        )
     return json.dumps(scores.metrics).encode()
 
 

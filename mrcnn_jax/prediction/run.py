@@ -87,6 +87,7 @@ def predict_files(
     *,
     save: Sequence[str] = ("overlay", "coco"),
     threshold: float = 0.5,
+    value_range: tuple[float, float] | None = None,
 ) -> Outcome:
     """Predict on all pictures of `inputs` (see `sources.find`): images first, then each video and camera.
 
@@ -97,6 +98,7 @@ def predict_files(
       json      NAME.json, see `writers.write_json`, scores of at least `threshold`; of a video NAME.frames/NUMBER.json
       mask      NAME.mask.png, see `writers.instance_numbers`, of the same instances; NAME.frames/NUMBER.mask.png
     and always summary.json. What cannot be read is named in the log and in the outcome; the rest is done.
+    `value_range` as for `read_image`.
 
     The first Ctrl-C or SIGTERM ends the reading; what has been read is finished, and `Stopped` is raised. Raises
     ConfigError when a file would be overwritten that is an input, or that no earlier prediction has written.
@@ -116,7 +118,7 @@ def predict_files(
     with Stopping() as stopping, contextlib.ExitStack() as stack:
         stack.callback(outcome.write, output)
         results = stack.enter_context(writers.Results(output / RESULTS)) if "coco" in save else None
-        run = _Run(predict, output, save, threshold, stopping, outcome, results)
+        run = _Run(predict, output, save, threshold, value_range, stopping, outcome, results)
         run.everything(list(zip(found, names, strict=True)))
         outcome.complete = stopping.number is None
     if stopping.number is not None:
@@ -169,11 +171,13 @@ class _Run:
         output: Path,
         save: Sequence[str],
         threshold: float,
+        value_range: tuple[float, float] | None,
         stopping: Stopping,
         outcome: Outcome,
         results: writers.Results | None,
     ):
-        self._predict, self._output, self._save, self._threshold = predict, output, save, threshold
+        self._predict, self._output, self._save = predict, output, save
+        self._threshold, self._value_range = threshold, value_range
         self._stopping, self._outcome, self._results = stopping, outcome, results
         self._last_id = 0
 
@@ -195,7 +199,7 @@ class _Run:
             for source, stem in self._until_stopped(images):
                 self._last_id += 1
                 try:
-                    yield Shot(source, stem, self._last_id, read_image(source.path))
+                    yield Shot(source, stem, self._last_id, read_image(source.path, self._value_range))
                 except ImageError as error:
                     failed.append(str(error))
                     self._outcome.failed(str(error))

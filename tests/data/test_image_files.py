@@ -131,7 +131,7 @@ def test_exif_orientation_is_applied(kind: str, orientation: int) -> None:
     expected = np.asarray(ImageOps.exif_transpose(stored))
     assert expected.shape == ((83, 61, 3) if orientation >= 5 else (61, 83, 3))
     np.testing.assert_allclose(image_files.decode(content), expected, atol=2)
-    assert image_files.judge(content, entry(*expected.shape[1::-1])) is None
+    assert image_files.judge(content, entry(*expected.shape[1::-1])).refusal is None
 
 
 @pytest.mark.parametrize("reduction", [2, 4, 8])
@@ -162,12 +162,12 @@ def test_reduced_pixels_are_means_of_squares(name: str, reduction: int) -> None:
 @pytest.mark.parametrize("name", ["JPEG", "JPEG progressive", "JPEG CMYK", *LOSSLESS])
 def test_a_file_that_is_cut_off_is_refused(name: str) -> None:
     content = KINDS[name] if name in KINDS else encoded(PICTURE, name)
-    assert image_files.judge(content, entry()) is None
+    assert image_files.judge(content, entry()).refusal is None
     whole = len(content)
     for length in (1, 3, 20, whole // 3, whole // 2, whole * 19 // 20, *([whole - 1] if name[:4] == "JPEG" else [])):
         assert image_files.decode(content[:length]) is None, length
         assert image_files.decode(content[:length], 2) is None, length
-        refusal = image_files.judge(content[:length], entry())
+        refusal = image_files.judge(content[:length], entry()).refusal
         assert refusal is not None
         assert refusal.kind == "image files that cannot be read"
         assert refusal.culprit.startswith("a.jpg (id 7): ")
@@ -189,7 +189,7 @@ def test_a_preview_does_not_end_a_jpeg_that_is_cut_off() -> None:
 def test_rubbish_after_the_picture_does_no_harm(name: str, tail: bytes) -> None:
     content = KINDS[name] + tail
     np.testing.assert_array_equal(image_files.decode(content), image_files.decode(KINDS[name]))
-    assert image_files.judge(content, entry()) is None
+    assert image_files.judge(content, entry()).refusal is None
 
 
 def test_zeros_in_the_place_of_the_rest_of_a_jpeg_are_noticed() -> None:
@@ -202,7 +202,7 @@ def test_a_jpeg_whose_data_stop_making_sense_is_refused() -> None:
     content = bytearray(KINDS["JPEG"])
     scan = content.rfind(b"\xff\xda")
     content[scan + 100 : scan + 104] = b"\xff\xc4\x00\x00"  # a table without room for its own length
-    refusal = image_files.judge(bytes(content), entry())
+    refusal = image_files.judge(bytes(content), entry()).refusal
     assert refusal is not None
     assert refusal.culprit == "a.jpg (id 7): broken data stream when reading image file"
 
@@ -211,7 +211,7 @@ def test_a_png_whose_bits_are_flipped_is_refused() -> None:
     content = bytearray(KINDS["PNG"])
     content[len(content) // 2] ^= 1
     assert image_files.decode(bytes(content)) is None
-    assert image_files.judge(bytes(content), entry()) is not None
+    assert image_files.judge(bytes(content), entry()).refusal is not None
 
 
 @pytest.mark.parametrize(
@@ -226,7 +226,7 @@ def test_a_png_whose_bits_are_flipped_is_refused() -> None:
 )
 def test_a_file_that_is_no_picture_is_refused(content: bytes, reason: str) -> None:
     assert image_files.decode(content) is None
-    refusal = image_files.judge(content, entry())
+    refusal = image_files.judge(content, entry()).refusal
     assert refusal is not None
     assert refusal.kind == "image files that cannot be read"
     assert refusal.culprit.startswith(f"a.jpg (id 7): {reason}")
@@ -249,7 +249,7 @@ def bomb(kind: str) -> bytes:
 @pytest.mark.parametrize("kind", ["JPEG", "PNG"])
 def test_a_picture_too_large_for_the_memory_is_refused_unread(kind: str) -> None:
     assert image_files.decode(bomb(kind)) is None
-    refusal = image_files.judge(bomb(kind), entry())
+    refusal = image_files.judge(bomb(kind), entry()).refusal
     assert refusal is not None
     assert refusal.kind == f"images of more than {MOST_PIXELS} pixels"
     assert refusal.culprit == "a.jpg (id 7)"
@@ -257,7 +257,7 @@ def test_a_picture_too_large_for_the_memory_is_refused_unread(kind: str) -> None
 
 
 def test_another_size_is_refused() -> None:
-    refusal = image_files.judge(KINDS["JPEG"], entry(width=82))
+    refusal = image_files.judge(KINDS["JPEG"], entry(width=82)).refusal
     assert refusal is not None
     assert refusal.kind == "images whose size (height x width) disagrees with the JSON"
     assert refusal.culprit == "a.jpg (id 7) is 61x83, not 61x82"
@@ -268,12 +268,12 @@ def test_another_size_is_refused() -> None:
 @pytest.mark.parametrize("kind", ["JPEG", "PNG"])
 def test_the_size_before_the_exif_rotation_is_refused_with_what_it_means(kind: str) -> None:
     content = encoded(PICTURE, kind, exif=turned(6))
-    assert image_files.judge(content, entry(61, 83)) is None
-    refusal = image_files.judge(content, entry(83, 61))
+    assert image_files.judge(content, entry(61, 83)).refusal is None
+    refusal = image_files.judge(content, entry(83, 61)).refusal
     assert refusal is not None
     assert refusal.culprit == "a.jpg (id 7) is 83x61, not 61x83"
     assert "take it out of the files if the annotations fit the pictures as stored" in refusal.advice
-    swapped = image_files.judge(KINDS[kind], entry(61, 83))  # nothing turns this one
+    swapped = image_files.judge(KINDS[kind], entry(61, 83)).refusal  # nothing turns this one
     assert swapped is not None
     assert swapped.advice == "correct height and width there"
 
@@ -290,7 +290,7 @@ def test_a_folder_is_examined_in_order(tmp_path: Path) -> None:
     (tmp_path / "8.png").mkdir()
     images[9] = ImageEntry(9, "9.png/a.png", 30, 29, [])
     images[11] = ImageEntry(11, "x" * 300, 30, 31, [])
-    found = list(image_files.examine(tmp_path, images))
+    found = [one.refusal for one in image_files.examine(tmp_path, images)]
     assert [r and r.image_id for r in found] == [i if i % 7 == 3 or i in (5, 6, 8, 9, 11) else None for i in range(40)]
     kinds = {r.image_id: (r.kind, r.culprit) for r in found if r}
     assert kinds[5] == (f"images that are not in {tmp_path}", "5.png (id 5)")
@@ -328,7 +328,7 @@ def test_what_passes_the_judge_can_be_decoded_at_every_size() -> None:
         content = bytearray(encoded(PICTURE, kind, exif=turned(6)))
         for place in rng.integers(3, min(len(content), 400), rng.integers(0, 4)):  # in the headers, mostly
             content[place] = rng.choice([0, 255, rng.integers(256)])
-        if image_files.judge(bytes(content), entry(61, 83)) is None:
+        if image_files.judge(bytes(content), entry(61, 83)).refusal is None:
             passed += 1
             for reduction in (1, 2, 4, 8):
                 pixels = image_files.decode(bytes(content), reduction)

@@ -11,6 +11,7 @@ import numpy as np
 from pycocotools import mask as coco_mask
 
 from mrcnn_jax.data import image_files
+from mrcnn_jax.data.value_range import Range
 from mrcnn_jax.evaluation.analysis import ImageResult, Instance
 from mrcnn_jax.evaluation.report.words import OUTCOMES
 from mrcnn_jax.pages.drawing import SIDE, Box, jpeg, names, rectangle, skeleton, thinned
@@ -39,7 +40,15 @@ class _Side(NamedTuple):
     left_out: int
 
 
-def figure(group: str, anchor: str, result: ImageResult, folder: Path, legend: Legend, room: int) -> Html:
+def figure(
+    group: str,
+    anchor: str,
+    result: ImageResult,
+    folder: Path,
+    legend: Legend,
+    room: int,
+    value_range: Range | None = None,
+) -> Html:
     """The two pictures of an image and what there is to say of it, in about `room` bytes."""
     scale = SIDE / max(result.width, result.height)
     sides = [
@@ -48,7 +57,7 @@ def figure(group: str, anchor: str, result: ImageResult, folder: Path, legend: L
     ]
     size = {"width": f"{result.width * scale:g}", "height": f"{result.height * scale:g}"}
     left = room - sum(len(layer) for side in sides for layer in side.layers)
-    ground, missing = _photograph(folder / result.file_name, left)
+    ground, missing = _photograph(folder / result.file_name, left, value_range)
     # The photograph is in the page once; the right half shows it again.
     photograph = tag("g", tag("image", href=ground, preserveAspectRatio="none", **size), id=f"{anchor}-photograph")
     grounds = [photograph, tag("use", href=f"#{anchor}-photograph")] if ground else ["", ""]
@@ -141,10 +150,10 @@ def _skeleton(one: Instance, scale: float, legend: Legend) -> Html:
     )
 
 
-def _photograph(file: Path, room: int) -> tuple[str, bool]:
+def _photograph(file: Path, room: int, value_range: Range | None) -> tuple[str, bool]:
     """As a data URL, empty if it cannot be read; and whether that is so."""
     try:
-        pixels = image_files.decode(file.read_bytes())
+        pixels = image_files.decode(file.read_bytes(), value_range=value_range)
     except OSError:
         pixels = None
     return ("", True) if pixels is None else (jpeg(pixels, room), False)

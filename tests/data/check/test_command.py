@@ -185,7 +185,7 @@ def test_images_that_are_nowhere(coco_folder: Any, tmp_path: Path, capsys: pytes
 
 def test_interrupted(coco_folder: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     def interrupted(*_: Any) -> Any:
-        yield None
+        yield image_files.Examined()
         raise KeyboardInterrupt
 
     monkeypatch.setattr(image_files, "examine", interrupted)
