@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import errno
 import functools
+import io
 import logging
 import os
 import sys
@@ -126,6 +127,8 @@ def run(main: Callable[[], int | None]) -> None:
 
     One of several processes does not end alone: see `peers`.
     """
+    if isinstance(sys.stdout, io.TextIOWrapper):  # of stderr it is the default; names of files need not be Unicode
+        sys.stdout.reconfigure(errors="backslashreplace")
     logging.basicConfig(format="%(message)s")
     logging.getLogger("mrcnn_jax").setLevel(logging.INFO)
     for name in ("absl", "asyncio"):  # Orbax raises the first of what it logs, with tracebacks, as an error

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from mrcnn_jax import compilation_cache, peer_models
 from mrcnn_jax.config import Config
-from mrcnn_jax.data import image_files
+from mrcnn_jax.data import file_names, image_files
 from mrcnn_jax.evaluation import alone, augmented, inference
 from mrcnn_jax.evaluation.postprocess import Prediction, postprocess
 from mrcnn_jax.structures import Detections
@@ -162,6 +162,8 @@ def read_image(path: str | os.PathLike[str], value_range: tuple[float, float] | 
     """
     try:
         content = Path(path).read_bytes()
+    except (FileNotFoundError, NotADirectoryError):
+        raise ImageError(f"{os.fspath(path)}: {file_names.missing(Path(path))}") from None
     except OSError as error:
         raise ImageError(f"{os.fspath(path)}: {error.strerror or error}") from error
     pixels = image_files.decode(content, value_range=value_range)

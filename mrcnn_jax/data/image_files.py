@@ -11,42 +11,41 @@ from __future__ import annotations
 import io
 import os
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
 import cv2
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
+from mrcnn_jax.data import file_names
+from mrcnn_jax.data import image_formats as formats
 from mrcnn_jax.data import value_range as ranges
 from mrcnn_jax.data.annotations import MOST_PIXELS, ImageEntry, too_large
 from mrcnn_jax.data.errors import shown
 from mrcnn_jax.data.findings import Refusal
+from mrcnn_jax.data.image_formats import FORMATS, JPEG, UPRIGHT, orientation
 from mrcnn_jax.data.value_range import Range, Stored, Values
 
-_FORMATS = ("BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")  # no others: one runs PostScript
-_TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
-_JPEG = b"\xff\xd8\xff"  # how such files begin
-_REDUCED = {
+_REDUCED = {  # in which OpenCV turns nothing: it knows EXIF alone
     1: cv2.IMREAD_COLOR,
     2: cv2.IMREAD_REDUCED_COLOR_2,
     4: cv2.IMREAD_REDUCED_COLOR_4,
     8: cv2.IMREAD_REDUCED_COLOR_8,
 }
-_ORIENTATION = 0x0112  # the EXIF tag
+_TURNED: dict[int, Callable[[np.ndarray], np.ndarray]] = {  # by orientation, as `UPRIGHT`
+    2: lambda pixels: cv2.flip(pixels, 1),
+    3: lambda pixels: cv2.rotate(pixels, cv2.ROTATE_180),
+    4: lambda pixels: cv2.flip(pixels, 0),
+    5: cv2.transpose,
+    6: lambda pixels: cv2.rotate(pixels, cv2.ROTATE_90_CLOCKWISE),
+    7: lambda pixels: cv2.rotate(cv2.transpose(pixels), cv2.ROTATE_180),
+    8: lambda pixels: cv2.rotate(pixels, cv2.ROTATE_90_COUNTERCLOCKWISE),
+}
 _BITS_PER_SAMPLE, _PHOTOMETRIC, _SAMPLE_FORMAT = 258, 262, 339  # TIFF tags
 _FEW = 8  # an image of no more distinct values is named by check
-_UPRIGHT = {  # what to do with the stored pixels, by orientation
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
 
 
 class Examined(NamedTuple):
@@ -69,12 +68,13 @@ class _Frame(NamedTuple):
 def decode(content: bytes, reduction: int = 1, value_range: Range | None = None) -> np.ndarray | None:
     """Pixels (h, w, 3) uint8 RGB of an encoded file as a viewer shows them; None if it is cut off or cannot be decoded.
 
-    EXIF rotation is applied and transparency ignored. Of a film, the first picture.
+    Turned as EXIF says, or XMP where EXIF says nothing; transparency is ignored. Of several pictures (pages of a TIFF
+    file, an animated GIF), the first.
     reduction: 1, 2, 4 or 8; height and width are the file's divided by it, rounded up. A JPEG file is decoded to that
     size, without the finer coefficients of its blocks, which is what takes the time.
     value_range: `data.value_range`; without it, None for an image that needs one, see `value_range`.
     """
-    if content.startswith(_JPEG):
+    if content.startswith(JPEG):
         frame = _read_frame(content)
         if frame is None or not frame.whole or frame.height * frame.width > MOST_PIXELS:
             return None
@@ -94,7 +94,7 @@ def explain(content: bytes, value_range: Range | None = None) -> str:
     except Image.DecompressionBombError:
         return f"it has more than {MOST_PIXELS} pixels: cut it into tiles, or scale it down"
     except Exception as error:  # see `decode`
-        return _reason(content, error)
+        return formats.reason(content, error)
     return "it is cut off or broken"
 
 
@@ -109,11 +109,11 @@ def judge(content: bytes, image: ImageEntry) -> Examined:
     except Image.DecompressionBombError:
         return Examined(too_large(name, image.id))
     except Exception as error:  # see `decode`
-        return Examined(_unreadable(name, _reason(content, error), image.id))
+        return Examined(_unreadable(name, formats.reason(content, error), image.id))
     size = stored.pixels.shape[:2]
     if size != (image.height, image.width):
         return Examined(_other_size(name, size, content, image))
-    return Examined(None, ranges.measure(stored), tuple(_warnings(name, image.id, stored)))
+    return Examined(None, ranges.measure(stored), tuple(_warnings(name, image.id, stored, _pictures(content))))
 
 
 def examine(folder: Path, images: Sequence[ImageEntry]) -> Iterator[Examined]:
@@ -147,7 +147,9 @@ def _read_and_judge(folder: Path, image: ImageEntry) -> Examined:
 
 
 def _absent(folder: Path, name: str, image_id: int) -> Refusal:
-    culprit, advice = f"{shown(name)} (id {image_id})", "add them, or take them out of the JSON"
+    hint = file_names.near(folder, name)
+    culprit = f"{shown(name)} (id {image_id}{f'; {hint}' if hint else ''})"
+    advice = "add them, or take them out of the JSON" if hint is None else "write the names that the files have"
     return Refusal(f"images that are not in {folder}", culprit, advice, image_id)
 
 
@@ -156,24 +158,12 @@ def _unreadable(name: str, reason: str, image_id: int) -> Refusal:
     return Refusal("image files that cannot be read", f"{name}: {reason}", advice, image_id)
 
 
-def _reason(content: bytes, error: Exception) -> str:
-    if not content:
-        return "it is empty"
-    if isinstance(error, UnidentifiedImageError) and content.startswith(_TIFF):
-        return (
-            "it is a TIFF file whose kind of pixels cannot be read: write 8 or 16 bits, or one channel of 32-bit floats"
-        )
-    if isinstance(error, UnidentifiedImageError):
-        return f"it is none of {', '.join(_FORMATS)}"
-    return str(error) if isinstance(error, ranges.RangeError) else shown(str(error) or type(error).__name__)
-
-
 def _other_size(name: str, size: tuple[int, ...], content: bytes, image: ImageEntry) -> Refusal:
     advice = "correct height and width there"
     if size == (image.width, image.height) and _turns(content):
         advice = (
-            "there they are as stored, and their EXIF orientation turns the pictures: take it out of the files if the"
-            " annotations fit the pictures as stored, else correct height and width"
+            "there they are as stored, and their orientation (EXIF, XMP) turns the pictures: take it out of the files"
+            " if the annotations fit the pictures as stored, else correct height and width"
         )
     return Refusal(
         "images whose size (height x width) disagrees with the JSON",
@@ -184,18 +174,18 @@ def _other_size(name: str, size: tuple[int, ...], content: bytes, image: ImageEn
 
 
 def _turns(content: bytes) -> bool:
-    """Whether the EXIF orientation of a file that can be decoded swaps its axes."""
-    with Image.open(io.BytesIO(content), formats=_FORMATS) as image:
-        return _orientation(image) >= 5
+    """Whether the orientation of a file that can be decoded swaps its axes."""
+    with Image.open(io.BytesIO(content), formats=FORMATS) as image:
+        return orientation(image) >= 5
 
 
-def _orientation(image: Image.Image) -> int:
-    """1..8, by EXIF; 1 for what is unreadable, which viewers do not mind."""
+def _pictures(content: bytes) -> int:
+    """How many pictures a file has that can be decoded; 1 for JPEG, whose others are previews and the like."""
     try:
-        orientation = image.getexif().get(_ORIENTATION, 1)
-    except Exception:  # see `decode`
+        with Image.open(io.BytesIO(content), formats=FORMATS) as image:
+            return 1 if content.startswith(JPEG) else getattr(image, "n_frames", 1)
+    except Exception:  # of damaged ones after the first
         return 1
-    return orientation if orientation in _UPRIGHT else 1
 
 
 def _read_frame(content: bytes) -> _Frame | None:
@@ -219,18 +209,31 @@ def _read_frame(content: bytes) -> _Frame | None:
 
 def _decode_jpeg(content: bytes, reduction: int) -> np.ndarray | None:
     try:
-        bgr = cv2.imdecode(np.frombuffer(content, np.uint8), _REDUCED[reduction])
+        flags = _REDUCED[reduction] | cv2.IMREAD_IGNORE_ORIENTATION
+        bgr = cv2.imdecode(np.frombuffer(content, np.uint8), flags)
     except cv2.error:
         return None
-    return None if bgr is None else cv2.cvtColor(bgr, cv2.COLOR_BGR2RGB)
+    if bgr is None:
+        return None
+    rgb = cv2.cvtColor(bgr, cv2.COLOR_BGR2RGB)
+    turn = _jpeg_orientation(content)
+    return rgb if turn == 1 else _TURNED[turn](rgb)
+
+
+def _jpeg_orientation(content: bytes) -> int:
+    try:
+        with Image.open(io.BytesIO(content), formats=("JPEG",)) as image:
+            return orientation(image)
+    except Exception:  # OpenCV reads what Pillow does not
+        return 1
 
 
 def _decode_any(content: bytes) -> Stored:
     """By Pillow, which knows every kind of colour. Raises anything."""
-    with Image.open(io.BytesIO(content), formats=_FORMATS) as image:
+    with Image.open(io.BytesIO(content), formats=FORMATS) as image:
         image.load()
-        orientation = _orientation(image)
-        upright = image.transpose(_UPRIGHT[orientation]) if orientation > 1 else image
+        turn = orientation(image)
+        upright = image.transpose(UPRIGHT[turn]) if turn > 1 else image
         tags = getattr(image, "tag_v2", {})
         bits, kind = tags.get(_BITS_PER_SAMPLE, (8,))[0], tags.get(_SAMPLE_FORMAT, (1,))[0]
         if image.mode[0] in "IF" or (image.mode == "L" and kind == 2):
@@ -241,7 +244,10 @@ def _decode_any(content: bytes) -> Stored:
         return Stored(np.array(upright if upright.mode == "RGB" else upright.convert("RGB")), 16 if deep else 8)
 
 
-def _warnings(name: str, image_id: int, stored: Stored) -> Iterator[Refusal]:
+def _warnings(name: str, image_id: int, stored: Stored, pictures: int) -> Iterator[Refusal]:
+    if pictures > 1:
+        kind, advice = "image files of several pictures, of which the first is used", "write one file for each picture"
+        yield Refusal(kind, f"{name} has {pictures}", advice, image_id)
     pixels = stored.pixels
     if pixels.dtype == np.uint8:
         count = int(np.count_nonzero(cv2.calcHist([pixels.reshape(-1, 1)], [0], None, [256], [0, 256])))
@@ -254,9 +260,9 @@ def _warnings(name: str, image_id: int, stored: Stored) -> Iterator[Refusal]:
 
 def _decode_strictly(content: bytes) -> Stored:
     """As `decode`, before it becomes 8 bits; raises, anything, for a file that Pillow cannot decode to its end."""
-    if not content.startswith(_JPEG):
+    if not content.startswith(JPEG):
         return _decode_any(content)
-    with Image.open(io.BytesIO(content), formats=_FORMATS) as image:
+    with Image.open(io.BytesIO(content), formats=FORMATS) as image:
         image.draft("RGB", (max(1, image.width // 8), max(1, image.height // 8)))  # every bit is read all the same
         image.load()
     pixels = decode(content)

@@ -101,9 +101,12 @@ def predict_files(
     `value_range` as for `read_image`.
 
     The first Ctrl-C or SIGTERM ends the reading; what has been read is finished, and `Stopped` is raised. Raises
-    ConfigError when a file would be overwritten that is an input, or that no earlier prediction has written.
+    ConfigError when a file would be overwritten that is an input, or that no earlier prediction has written, and for a
+    threshold beyond 0..1.
     """
     check_kinds(predict, save)
+    if not 0 <= threshold <= 1:
+        raise ConfigError(f"--threshold={threshold:g}: scores are from 0 to 1; 50 % is 0.5")
     found, nothing = sources.find([os.fspath(given) for given in inputs], output)
     names = sources.names(found, reserved=(Path(RESULTS).stem, Path(SUMMARY).stem))
     _protect(found, names, output, save)

@@ -9,10 +9,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, PngImagePlugin
 
-from mrcnn_jax.data import image_files
+from mrcnn_jax.data import image_files, image_formats
 from mrcnn_jax.data.annotations import MOST_PIXELS, ImageEntry
+from mrcnn_jax.data.convert import files
+from mrcnn_jax.data.image_formats import FORMATS
 
 RNG = np.random.default_rng(0)
 # Smooth, so that JPEG comes close, and of odd sides.
@@ -134,6 +136,79 @@ def test_exif_orientation_is_applied(kind: str, orientation: int) -> None:
     assert image_files.judge(content, entry(*expected.shape[1::-1])).refusal is None
 
 
+def xmp(orientation: int) -> bytes:
+    """A packet as image editors write it, for the orientation alone."""
+    return (
+        b'<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:RDF xmlns:rdf="http://www.w3.org/1999/02/22-rdf-syntax-ns#">'
+        b'<rdf:Description xmlns:tiff="http://ns.adobe.com/tiff/1.0/" tiff:Orientation="%d"/></rdf:RDF></x:xmpmeta>'
+    ) % orientation
+
+
+def with_xmp(kind: str, packet: bytes, **options: Any) -> bytes:
+    if kind == "PNG":
+        text = PngImagePlugin.PngInfo()
+        text.add_itxt("XML:com.adobe.xmp", packet.decode())
+        return encoded(PICTURE, kind, pnginfo=text, **options)
+    more = {"quality": 95} if kind == "JPEG" else {"lossless": True}
+    return encoded(PICTURE, kind, xmp=packet, **more, **options)
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
+@pytest.mark.parametrize("exif", [None, 1, 3])
+def test_xmp_decides_where_exif_says_nothing(tmp_path: Path, kind: str, exif: int | None) -> None:
+    """As Pillow has it, in decoding, reduced too, in converting and in check."""
+    content = with_xmp(kind, xmp(6), **({} if exif is None else {"exif": turned(exif)}))
+    expected = seen(content)
+    height, width = (83, 61) if exif is None else (61, 83)
+    assert expected.shape == (height, width, 3)
+    np.testing.assert_allclose(image_files.decode(content), expected, atol=2)
+    assert image_files.decode(content, 2).shape == (-(-height // 2), -(-width // 2), 3)  # type: ignore[union-attr]
+    (tmp_path / "a").write_bytes(content)
+    assert files.image_size(tmp_path / "a") == (height, width)
+    assert image_files.judge(content, entry(width, height)).refusal is None
+    refusal = image_files.judge(content, entry(height, width)).refusal
+    assert refusal is not None
+    assert ("their orientation (EXIF, XMP) turns the pictures" in refusal.advice) == (exif is None)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF", "AVIF"])
+def test_conversion_finds_the_size_that_decoding_gives(tmp_path: Path, kind: str, orientation: int) -> None:
+    if kind == "AVIF" and kind not in FORMATS:
+        pytest.skip("this Pillow does not read AVIF")
+    content = encoded(PICTURE, kind, exif=turned(orientation))
+    (tmp_path / "a").write_bytes(content)
+    assert files.image_size(tmp_path / "a") == seen(content).shape[:2] == image_files.decode(content).shape[:2]  # type: ignore[union-attr]
+
+
+def test_an_orientation_behind_the_pixels_of_a_png_counts_everywhere(tmp_path: Path) -> None:
+    content = encoded(PICTURE, "PNG", exif=turned(6))
+    start = content.find(b"eXIf") - 4
+    end = start + 12 + int.from_bytes(content[start : start + 4], "big")
+    moved = content[:start] + content[end:-12] + content[start:end] + content[-12:]  # before the last chunk
+    (tmp_path / "a.png").write_bytes(moved)
+    assert seen(moved).shape == (83, 61, 3)
+    np.testing.assert_array_equal(image_files.decode(moved), seen(moved))
+    assert files.image_size(tmp_path / "a.png") == (83, 61)
+
+
+@pytest.mark.parametrize("kind", ["TIFF", "GIF", "WEBP", "PNG"])
+def test_of_several_pictures_the_first_is_used_and_check_says_so(kind: str) -> None:
+    first, second = (image.quantize(64) if kind == "GIF" else image for image in (PICTURE, PICTURE.rotate(180)))
+    options = {"lossless": True} if kind == "WEBP" else {}
+    content = encoded(first, kind, save_all=True, append_images=[second, second], **options)
+    np.testing.assert_array_equal(image_files.decode(content), seen(encoded(first, kind, **options)))
+    (warning,) = image_files.judge(content, entry()).warnings
+    assert warning.kind == "image files of several pictures, of which the first is used"
+    assert warning.culprit.startswith("a.jpg (id 7) has ")
+    assert not image_files.judge(encoded(first, kind, **options), entry()).warnings
+
+
+def test_a_preview_beside_a_jpeg_is_no_second_picture() -> None:
+    content = encoded(PICTURE, "MPO", save_all=True, append_images=[PICTURE.resize((16, 12))])
+    assert image_files.judge(content, entry()).warnings == ()
+
+
 @pytest.mark.parametrize("reduction", [2, 4, 8])
 @pytest.mark.parametrize("size", [(83, 61), (64, 48), (65, 49), (1, 9), (7, 1), (1, 1)])
 @pytest.mark.parametrize("kind", ["JPEG", "PNG"])
@@ -221,6 +296,8 @@ def test_a_png_whose_bits_are_flipped_is_refused() -> None:
         (b"<!DOCTYPE html><title>404</title>", "it is none of BMP, GIF, JPEG"),
         (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "it is none of BMP, GIF, JPEG"),  # never run
         (b"\xff\xd8\xff", "it is none of"),
+        (bytes(4) + b"ftypisom" + bytes(50), "it is a video"),
+        (b"II*\0" + bytes(50), "it is a TIFF file whose kind of pixels cannot be read"),
         (b"\x89PNG\r\n\x1a\n" + bytes(50), ""),
     ],
 )
@@ -230,6 +307,27 @@ def test_a_file_that_is_no_picture_is_refused(content: bytes, reason: str) -> No
     assert refusal is not None
     assert refusal.kind == "image files that cannot be read"
     assert refusal.culprit.startswith(f"a.jpg (id 7): {reason}")
+
+
+def test_a_heic_picture_is_read_with_its_plugin_and_else_names_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same words from prediction (`explain`), check and training (`judge`)."""
+    content = bytes(4) + b"ftypheic" + bytes(50)
+    monkeypatch.setattr(image_formats, "FORMATS", tuple(name for name in FORMATS if name != "HEIF"))
+    monkeypatch.setattr(image_files, "FORMATS", image_formats.FORMATS)
+    words = "it is a HEIC picture, which takes a package: pip install pillow-heif"
+    assert image_files.decode(content) is None
+    assert image_files.explain(content) == words
+    refusal = image_files.judge(content, entry(name="a.heic")).refusal
+    assert refusal is not None
+    assert refusal.culprit == f"a.heic (id 7): {words}"
+
+
+def test_heic_pictures_are_read_where_the_plugin_is_installed(tmp_path: Path) -> None:
+    pytest.importorskip("pillow_heif")
+    content = encoded(PICTURE, "HEIF", quality=-1, exif=turned(6))
+    np.testing.assert_array_equal(image_files.decode(content), seen(content))
+    (tmp_path / "a.heic").write_bytes(content)
+    assert files.image_size(tmp_path / "a.heic") == seen(content).shape[:2]
 
 
 def bomb(kind: str) -> bytes:

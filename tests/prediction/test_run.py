@@ -14,6 +14,8 @@ import pytest
 from pycocotools import mask as coco_mask
 
 from mrcnn_jax.config import Config, ConfigError, DataConfig, EvalConfig, ModelConfig
+from mrcnn_jax.data import image_files
+from mrcnn_jax.data.annotations import ImageEntry
 from mrcnn_jax.evaluation import inference
 from mrcnn_jax.evaluation.postprocess import Prediction
 from mrcnn_jax.prediction import run, sources
@@ -169,6 +171,28 @@ def test_what_cannot_be_saved_is_refused(files, tmp_path, save):
     with pytest.raises(ConfigError, match="overlay, coco, json, mask"):
         predict_files(Fake(), files, tmp_path / "out", save=save)
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("threshold", [50, -0.1, float("nan")])
+def test_a_threshold_that_is_no_score_is_refused(files, tmp_path, threshold):
+    with pytest.raises(ConfigError, match=r"--threshold=.*: scores are from 0 to 1; 50 % is 0\.5"):
+        predict_files(Fake(), files, tmp_path / "out", threshold=threshold)
+    assert not (tmp_path / "out").exists()
+
+
+def test_pictures_that_cannot_be_read_are_named_as_check_names_them(tmp_path):
+    found = {"a.heic": bytes(4) + b"ftypheic", "b.jpg": b"", "c.png": b"<html>", "d.tif": b"II*\0" + bytes(50)}
+    for name, head in found.items():
+        (tmp_path / name).write_bytes(head)
+    inputs = [tmp_path / name for name in (*found, "B.JPG")]
+    outcome = predict_files(Fake(), inputs, tmp_path / "out", save=["coco"])
+    reasons = [message.partition(": ")[2] for message in outcome.failures]
+    judged = [
+        image_files.judge(head, ImageEntry(1, name, 9, 9, [])).refusal.culprit.partition(": ")[2]
+        for name, head in found.items()
+    ]
+    assert reasons[:-1] == judged
+    assert reasons[-1] == "No such file or directory; b.jpg is there; the names differ in upper and lower case"
 
 
 def test_masks_of_a_model_without_are_refused(files, tmp_path):
