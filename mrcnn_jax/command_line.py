@@ -9,7 +9,6 @@ ends; `everywhere=True` says that the error comes up in all of them, in the same
 from __future__ import annotations
 
 import argparse
-import errno
 import functools
 import io
 import logging
@@ -19,7 +18,7 @@ import traceback
 from collections.abc import Callable
 from typing import Any
 
-from mrcnn_jax import cluster, peer_models, peers
+from mrcnn_jax import cluster, paths, peer_models, peers
 from mrcnn_jax.config import Config, ConfigError, from_json, to_json
 from mrcnn_jax.data.errors import DataError
 from mrcnn_jax.weights.errors import WeightsError
@@ -184,7 +183,7 @@ def _judge(error: BaseException) -> tuple[int, str | None]:
         return error.exit_status, str(error)  # type: ignore[attr-defined]
     if isinstance(error, (ConfigError, DataError, WeightsError, FileNotFoundError)):
         return 2, str(error)
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+    if isinstance(error, OSError) and error.errno in paths.FULL:
         return 74, f"{error}; make room, then the same command continues"
     if peers.joined() and peers.is_lost(error):
         return peers.LOST, f"a collective operation failed, another process is gone: {error}. {peers.AGAIN}"

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import os
 from collections.abc import Iterator
 from pathlib import Path
 
 from etils import epath
+
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # errors that room mends
 
 
 def is_remote(path: epath.PathLike) -> bool:
@@ -30,6 +33,26 @@ def write_bytes(path: epath.PathLike, content: bytes) -> None:
     temporary = path.with_name(path.name + ".tmp")
     temporary.write_bytes(content)
     temporary.replace(path)
+
+
+@contextlib.contextmanager
+def claimed(folder: Path) -> Iterator[bool]:
+    """Within, True in one process at a time with the same local folder, False in others; nobody waits.
+
+    The lock is gone when its process is, however that ends. File systems without locks give True.
+    """
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        free = True
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            free = False
+        except OSError:
+            pass
+        yield free
+    finally:
+        os.close(descriptor)
 
 
 @contextlib.contextmanager

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from mrcnn_jax import paths
 from mrcnn_jax.colours import Colours
 from mrcnn_jax.config import ConfigError
 from mrcnn_jax.evaluation import inference
@@ -56,6 +57,7 @@ class Made(NamedTuple):
     records: list[dict[str, Any]]
     shown: int  # instances
     picture: NDArray[np.uint8] | None  # of a frame, drawn
+    failures: list[str]  # what could not be written
 
 
 @dataclass
@@ -66,7 +68,7 @@ class Outcome:
     images: int = 0
     frames: int = 0
     instances: int = 0  # that reached the threshold
-    failures: list[str] = field(default_factory=list)  # what could not be read, each with its name
+    failures: list[str] = field(default_factory=list)  # what could not be read or written, each with its name
 
     def __str__(self) -> str:
         pictures = [f"{count} {what}" for count, what in ((self.images, "images"), (self.frames, "frames")) if count]
@@ -97,12 +99,12 @@ def predict_files(
                 `image_id` counts the images, then the frames as they are read, from 1
       json      NAME.json, see `writers.write_json`, scores of at least `threshold`; of a video NAME.frames/NUMBER.json
       mask      NAME.mask.png, see `writers.instance_numbers`, of the same instances; NAME.frames/NUMBER.mask.png
-    and always summary.json. What cannot be read is named in the log and in the outcome; the rest is done.
+    and always summary.json. What cannot be read or written is named in the log and in the outcome; the rest is done.
     `value_range` as for `read_image`.
 
     The first Ctrl-C or SIGTERM ends the reading; what has been read is finished, and `Stopped` is raised. Raises
-    ConfigError when a file would be overwritten that is an input, or that no earlier prediction has written, and for a
-    threshold beyond 0..1.
+    ConfigError when a file would be overwritten that is an input, or that no earlier prediction has written, for a
+    threshold beyond 0..1, and while another prediction writes to `output`.
     """
     check_kinds(predict, save)
     if not 0 <= threshold <= 1:
@@ -115,10 +117,13 @@ def predict_files(
     except OSError as error:
         raise ConfigError(f"--output={output}: {error.strerror}; choose another folder") from error
     outcome = Outcome()
-    outcome.write(output)
-    for message in nothing:
-        outcome.failed(message)
-    with Stopping() as stopping, contextlib.ExitStack() as stack:
+    with contextlib.ExitStack() as stack:
+        if not stack.enter_context(paths.claimed(output)):
+            raise ConfigError(f"--output={output}: another prediction is writing there; wait, or choose another folder")
+        outcome.write(output)
+        for message in nothing:
+            outcome.failed(message)
+        stopping = stack.enter_context(Stopping())
         stack.callback(outcome.write, output)
         results = stack.enter_context(writers.Results(output / RESULTS)) if "coco" in save else None
         run = _Run(predict, output, save, threshold, value_range, stopping, outcome, results)
@@ -194,6 +199,8 @@ class _Run:
                     self._film(source, self._output / name)
                 except ImageError as error:
                     self._outcome.failed(str(error))
+                except OSError as error:
+                    self._outcome.failed(_unwritten(error))
 
     def _images(self, images: Sequence[tuple[Source, Path]]) -> None:
         failed: list[str] = []
@@ -227,7 +234,11 @@ class _Run:
                 self._outcome.frames += 1
                 self._record(made)
                 if video is not None and made.picture is not None:
-                    video.write(made.shot.frame or 0, made.picture)
+                    try:
+                        video.write(made.shot.frame or 0, made.picture)
+                    except OSError as error:
+                        self._outcome.failed(_unwritten(error))
+                        video = None  # its other results are
             message = film.missing(self._last_id - before)
         if message is not None and self._stopping.number is None:
             self._outcome.failed(message)
@@ -245,6 +256,8 @@ class _Run:
 
     def _record(self, made: Made) -> None:
         self._outcome.instances += made.shown
+        for failure in made.failures:
+            self._outcome.failed(failure)
         if self._results is not None:
             self._results.add(made.records)
 
@@ -271,14 +284,20 @@ class _Run:
 
     def _finish(self, shot: Shot, prediction: Prediction, colours: list[int] | None) -> Made:
         shown = self._shown(prediction)
+        failures: list[str] = []
+        picture = None
         if "json" in self._save:
-            writers.write_json(Path(f"{shot.stem}.json"), shown, shot.about)
+            with _noted(failures):
+                writers.write_json(Path(f"{shot.stem}.json"), shown, shot.about)
         if "mask" in self._save:
-            writers.write_picture(Path(f"{shot.stem}.mask.png"), writers.instance_numbers(shown))
-        picture = self._draw(shot, shown, colours) if "overlay" in self._save else None
+            with _noted(failures):
+                writers.write_picture(Path(f"{shot.stem}.mask.png"), writers.instance_numbers(shown))
+        if "overlay" in self._save:
+            with _noted(failures):
+                picture = self._draw(shot, shown, colours)
         records = _records(shot, prediction) if "coco" in self._save else []
         # The pixels are let go: what waits to be written may be a few batches.
-        return Made(shot._replace(pixels=shot.pixels[:0]), records, len(shown), picture)
+        return Made(shot._replace(pixels=shot.pixels[:0]), records, len(shown), picture, failures)
 
     def _draw(self, shot: Shot, shown: Prediction, colours: list[int] | None) -> NDArray[np.uint8] | None:
         """The picture of a frame; that of an image is written."""
@@ -289,6 +308,22 @@ class _Run:
             return picture
         writers.write_picture(Path(f"{shot.stem}{_picture_suffix(shot.source)}"), picture)
         return None
+
+
+@contextlib.contextmanager
+def _noted(failures: list[str]) -> Iterator[None]:
+    """Within, a file that cannot be written is noted; a full disk ends the prediction."""
+    try:
+        yield
+    except OSError as error:
+        failures.append(_unwritten(error))
+
+
+def _unwritten(error: OSError) -> str:
+    """What to say of a file that could not be written. Raises `error` itself for a full disk."""
+    if error.errno in paths.FULL:
+        raise error
+    return f"{error.filename}: {error.strerror}; it is not written"
 
 
 def _records(shot: Shot, prediction: Prediction) -> list[dict[str, Any]]:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
+import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -321,6 +324,68 @@ def test_frames_have_files_of_their_own_beside_images(tmp_path, files):
     told = {(record["image_id"], record.get("frame")) for record in content(output / "results.json")}
     assert told == {(1, None), (2, 0), (3, 1), (4, 2)}  # images come first
     assert content(output / "a.frames" / "000001.json")["frame"] == 1
+
+
+def test_what_cannot_be_written_is_named_and_the_rest_is_done(tmp_path, files):
+    """Folders in the place of results, one of each kind; and a film of a rate that MPEG-4 cannot state."""
+    odd = film(tmp_path / "odd.avi", 3, rate=1000 / 15)
+    lost = film(tmp_path / "lost.avi", 3)
+    output = tmp_path / "out"
+    blocked = [output / name for name in ("a.jpg", "b.mask.png", "c.json", "lost.mp4")]
+    predict_files(Fake(), [files[0]], output, save=["coco"])  # or the folders would be refused
+    for path in blocked:
+        path.mkdir()
+    inputs = [files[0], files[2], files[4], lost, odd]
+    outcome = predict_files(Fake(), inputs, output, save=["overlay", "coco", "json", "mask"])
+    failures = sorted(outcome.failures)
+    assert [message.split(":")[0] for message in failures] == [str(path) for path in blocked]
+    assert failures[0].endswith("Is a directory; it is not written")
+    assert (outcome.complete, outcome.images, outcome.frames) == (True, 3, 6)
+    assert content(output / "summary.json")["failures"] == outcome.failures
+    written = {"a.json", "a.mask.png", "b.png", "b.json", "c.png", "c.mask.png", "odd.mp4"}
+    assert written <= set(names(output))
+    assert len(content(output / "results.json")) == 2 * (3 + 6)
+    shown, rate = numbers_of(output / "odd.mp4", scale=4)
+    assert shown == [0, 1, 2]
+    assert rate == pytest.approx(1000 / 15, abs=0.002)
+
+
+def test_a_full_disk_ends_the_prediction(tmp_path, files, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device", "a.json")
+
+    monkeypatch.setattr(run.writers, "write_json", full)
+    with pytest.raises(OSError, match="No space left"):
+        predict_files(Fake(), files, tmp_path / "out", save=["json"])
+    assert not content(tmp_path / "out" / "summary.json")["complete"]
+
+
+def test_a_second_prediction_into_the_same_folder_is_refused(files, tmp_path):
+    output = tmp_path / "out"
+
+    def second(index):
+        with pytest.raises(ConfigError, match=f"--output={output}: another prediction is writing there"):
+            predict_files(Fake(), [files[2]], output, save=["coco"])
+        predict_files(Fake(), [files[2]], tmp_path / "other", save=["coco"])
+
+    assert predict_files(Fake(second), [files[0]], output, save=["coco"]).complete
+    assert len(content(output / "results.json")) == 2
+    assert predict_files(Fake(), [files[2]], output, save=["coco"]).complete  # now it is free
+
+
+@pytest.mark.medium
+def test_a_prediction_that_was_killed_leaves_its_folder_free(files, tmp_path):
+    (tmp_path / "out").mkdir()
+    code = (
+        "import sys, time, pathlib; from mrcnn_jax import paths\n"
+        f"with paths.claimed(pathlib.Path({str(tmp_path / 'out')!r})) as free: print(free, flush=True); time.sleep(99)"
+    )
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout.readline() == "True\n"
+        with pytest.raises(ConfigError, match="another prediction"):
+            predict_files(Fake(), [files[0]], tmp_path / "out", save=["coco"])
+        other.kill()
+    assert predict_files(Fake(), [files[0]], tmp_path / "out", save=["coco"]).complete
 
 
 def test_a_truncated_video_gives_what_is_there_and_is_named(tmp_path):
