@@ -36,9 +36,10 @@ def main() -> int:
     if arguments.workdir and arguments.weights:
         parser.error("--workdir and --weights: one model, please")
     compilation_cache.enable()
-    from mrcnn_jax.prediction.run import predict_files
+    from mrcnn_jax.prediction.run import check_arguments, predict_files
     from mrcnn_jax.predictor import Predictor
 
+    check_arguments(arguments.output, arguments.threshold)
     config, variables = command_line.load_model(parser, arguments)
     predict = Predictor(apply_overrides(config, overrides), variables)
     outcome = predict_files(

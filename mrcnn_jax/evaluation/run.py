@@ -79,9 +79,10 @@ def evaluate_model(
     batch, equally often in every process; what it raises ends the evaluation. Raises ConfigError, see
     `check_evaluation`.
     """
+    folder = epath.Path(workdir) / FOLDER
+    processes.check_folder(folder, "--workdir")
     dataset = load_split(config.data, "eval") if dataset is None else dataset
     check_evaluation(config, dataset)
-    folder = epath.Path(workdir) / FOLDER
     processes.on_main(lambda: _clear(folder))
     compiled = augmented.compile_detect if config.eval.augmented else inference.compile_detect
     detect = compiled(config.model, variables, _devices(config, devices))

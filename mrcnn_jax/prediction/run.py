@@ -106,16 +106,12 @@ def predict_files(
     ConfigError when a file would be overwritten that is an input, or that no earlier prediction has written, for a
     threshold beyond 0..1, and while another prediction writes to `output`.
     """
+    check_arguments(output, threshold)
     check_kinds(predict, save)
-    if not 0 <= threshold <= 1:
-        raise ConfigError(f"--threshold={threshold:g}: scores are from 0 to 1; 50 % is 0.5")
     found, nothing = sources.find([os.fspath(given) for given in inputs], output)
     names = sources.names(found, reserved=(Path(RESULTS).stem, Path(SUMMARY).stem))
     _protect(found, names, output, save)
-    try:
-        output.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ConfigError(f"--output={output}: {error.strerror}; choose another folder") from error
+    output.mkdir(parents=True, exist_ok=True)
     outcome = Outcome()
     with contextlib.ExitStack() as stack:
         if not stack.enter_context(paths.claimed(output)):
@@ -132,6 +128,13 @@ def predict_files(
     if stopping.number is not None:
         raise Stopped(stopping.number, f"{outcome} until then; the results are in {output}")
     return outcome
+
+
+def check_arguments(output: Path, threshold: float) -> None:
+    """Raise ConfigError for a folder that cannot be written to, and for what is no score. Needs no model."""
+    paths.check_output(output, "--output", folder=True)
+    if not 0 <= threshold <= 1:
+        raise ConfigError(f"--threshold={threshold:g}: scores are from 0 to 1; 50 % is 0.5")
 
 
 def check_kinds(predict: Predictor, save: Sequence[str]) -> None:

@@ -165,7 +165,7 @@ def test_files_of_others_are_not_overwritten(files, tmp_path):
     with pytest.raises(ConfigError, match=r"b\.png.*no earlier prediction"):
         predict_files(Fake(), [files[0], files[2]], output)
     assert names(output) == ["b.png"]
-    with pytest.raises(ConfigError, match="choose another folder"):
+    with pytest.raises(ConfigError, match="is a file, not a folder; give another --output"):
         predict_files(Fake(), [files[0]], files[2])
 
 

@@ -9,6 +9,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from mrcnn_jax import paths
+from mrcnn_jax.config import ConfigError
 from mrcnn_jax.data.check import compare, page, sources, table
 from mrcnn_jax.data.check.survey import Survey, survey
 from mrcnn_jax.data.errors import DataError
@@ -36,7 +38,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = parser.parse_args(arguments)
     try:
         return check(given.data, given.images, given.output, given.accept_dropped, _range(given.value_range))
-    except DataError as error:
+    except (ConfigError, DataError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
@@ -55,8 +57,7 @@ def check(
 ) -> int:
     """The command without its command line; returns the exit status."""
     output = output or Path(f"check-{data.resolve().stem}.html")
-    if not output.parent.is_dir():
-        raise DataError(f"no folder {output.parent} for the page; make it, or give another --output")
+    paths.check_output(output, "--output", parents=False)
     found = sources.find(data, images)
     surveys = survey(found.files, functools.partial(track, what="images checked"), value_range)
     warnings = [*(line for one in surveys for line in one.warnings), *compare.warnings(surveys)]

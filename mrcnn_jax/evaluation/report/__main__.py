@@ -10,6 +10,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from mrcnn_jax import paths
+from mrcnn_jax.config import ConfigError
 from mrcnn_jax.data.errors import DataError, listing
 from mrcnn_jax.evaluation import coco
 from mrcnn_jax.evaluation.report import write
@@ -49,7 +51,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = parser.parse_args(arguments)
     try:
         report(given.results, given.annotations, given.images, given.output)
-    except (DataError, FileNotFoundError) as error:
+    except (ConfigError, DataError, FileNotFoundError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     print(f"the report is in {given.output}")
@@ -57,10 +59,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def report(results: Path, annotations: Path, images: Path, output: Path) -> None:
-    """The command without its command line. Raises DataError or FileNotFoundError for what cannot be used."""
-    for folder, option in ((images, "--images"), (output.parent, "--output")):
-        if not folder.is_dir():
-            raise DataError(f"no folder {folder}; make it, or give another {option}")
+    """The command without its command line. Raises DataError, FileNotFoundError or ConfigError for wrong arguments."""
+    if not images.is_dir():
+        raise DataError(f"no folder {images}; make it, or give another --images")
+    paths.check_output(output, "--output", parents=False)
     records = read(results)
     iou_types = [name for name in _FIELDS if all(_FIELDS[name] in record for record in records)]
     truth = coco.ground_truth(annotations)
