@@ -36,13 +36,19 @@ def main() -> int:
     if arguments.workdir and arguments.weights:
         parser.error("--workdir and --weights: one model, please")
     compilation_cache.enable()
-    from mrcnn_jax.prediction.run import predict_files
+    from mrcnn_jax.prediction.run import check_arguments, predict_files
     from mrcnn_jax.predictor import Predictor
 
+    check_arguments(arguments.output, arguments.threshold)
     config, variables = command_line.load_model(parser, arguments)
     predict = Predictor(apply_overrides(config, overrides), variables)
     outcome = predict_files(
-        predict, arguments.inputs, arguments.output, save=arguments.save.split(","), threshold=arguments.threshold
+        predict,
+        arguments.inputs,
+        arguments.output,
+        save=arguments.save.split(","),
+        threshold=arguments.threshold,
+        value_range=predict.config.data.value_range,
     )
     print(f"{outcome}; the results are in {arguments.output}")
     for failure in outcome.failures:

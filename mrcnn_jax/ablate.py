@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from mrcnn_jax import command_line, compilation_cache
+from mrcnn_jax import command_line, compilation_cache, paths
 from mrcnn_jax.ablations import tables
 from mrcnn_jax.config import Config, ConfigError
 
@@ -59,6 +59,7 @@ def main() -> None:
         shard=_shard(arguments.shard),
     )
     if not arguments.only_report:
+        paths.check_output(request.workdir, "--workdir", folder=True)
         _prepare([job.config for job in run.plan(request)])
         run.teach(request)
     run.run(request, _train, only_report=arguments.only_report)

@@ -9,8 +9,8 @@ ends; `everywhere=True` says that the error comes up in all of them, in the same
 from __future__ import annotations
 
 import argparse
-import errno
 import functools
+import io
 import logging
 import os
 import sys
@@ -18,7 +18,7 @@ import traceback
 from collections.abc import Callable
 from typing import Any
 
-from mrcnn_jax import cluster, peer_models, peers
+from mrcnn_jax import cluster, paths, peer_models, peers
 from mrcnn_jax.config import Config, ConfigError, from_json, to_json
 from mrcnn_jax.data.errors import DataError
 from mrcnn_jax.weights.errors import WeightsError
@@ -126,6 +126,8 @@ def run(main: Callable[[], int | None]) -> None:
 
     One of several processes does not end alone: see `peers`.
     """
+    if isinstance(sys.stdout, io.TextIOWrapper):  # of stderr it is the default; names of files need not be Unicode
+        sys.stdout.reconfigure(errors="backslashreplace")
     logging.basicConfig(format="%(message)s")
     logging.getLogger("mrcnn_jax").setLevel(logging.INFO)
     for name in ("absl", "asyncio"):  # Orbax raises the first of what it logs, with tracebacks, as an error
@@ -181,7 +183,7 @@ def _judge(error: BaseException) -> tuple[int, str | None]:
         return error.exit_status, str(error)  # type: ignore[attr-defined]
     if isinstance(error, (ConfigError, DataError, WeightsError, FileNotFoundError)):
         return 2, str(error)
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+    if isinstance(error, OSError) and error.errno in paths.FULL:
         return 74, f"{error}; make room, then the same command continues"
     if peers.joined() and peers.is_lost(error):
         return peers.LOST, f"a collective operation failed, another process is gone: {error}. {peers.AGAIN}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import os
 from collections.abc import Iterator
@@ -10,10 +11,52 @@ from pathlib import Path
 
 from etils import epath
 
+from mrcnn_jax.config import ConfigError
+
+_ROOM = 16  # bytes of a name that unfinished files add to it
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # errors that room mends
+
 
 def is_remote(path: epath.PathLike) -> bool:
     """Whether `path` is in a remote store, whose objects are written whole and cannot grow."""
     return "://" in str(path)
+
+
+def check_output(path: epath.PathLike, option: str, *, folder: bool = False, parents: bool = True) -> None:
+    """Raise ConfigError where no file, or with `folder` nothing in a folder, could be written. Makes nothing.
+
+    To be called before the work whose result goes there. option: the argument that names `path`, for the message.
+    parents: folders above it that are missing will be made. A path in a remote store is not looked at.
+    """
+    if not is_remote(path) and (reason := _why_not(Path(path), folder, parents)):
+        raise ConfigError(f"{option}={path} cannot be written to: {reason}; give another {option}")
+
+
+def _why_not(path: Path, folder: bool, parents: bool) -> str | None:
+    """Why `path` cannot be written; None if it can."""
+    try:
+        if path.exists():  # also a device, such as /dev/stdout, whose folder need not be writable
+            return _why_not_there(path, folder)
+        above = next(parent for parent in path.absolute().parents if parent.exists())
+        longest = os.pathconf(above, "PC_NAME_MAX")
+    except OSError as error:
+        return str(error.strerror)
+    if any(len(os.fsencode(part)) > longest - _ROOM for part in path.parts):
+        return "a name in it is too long"
+    if above != path.absolute().parent and not parents and above.is_dir():
+        return f"there is no folder {path.parent}: make it"
+    return _why_not_there(above, folder=True)
+
+
+def _why_not_there(path: Path, folder: bool) -> str | None:
+    """As `_why_not`, of what is there."""
+    if folder and not path.is_dir():
+        return f"{path} is a file, not a folder"
+    if not folder and path.is_dir():
+        return f"{path} is a folder: name a file in it"
+    if not os.access(path, os.W_OK | os.X_OK if folder else os.W_OK):
+        return f"{path} is read-only, or somebody else's"
+    return None
 
 
 def write_text(path: epath.PathLike, text: str) -> None:
@@ -30,6 +73,26 @@ def write_bytes(path: epath.PathLike, content: bytes) -> None:
     temporary = path.with_name(path.name + ".tmp")
     temporary.write_bytes(content)
     temporary.replace(path)
+
+
+@contextlib.contextmanager
+def claimed(folder: Path) -> Iterator[bool]:
+    """Within, True in one process at a time with the same local folder, False in others; nobody waits.
+
+    The lock is gone when its process is, however that ends. File systems without locks give True.
+    """
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        free = True
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            free = False
+        except OSError:
+            pass
+        yield free
+    finally:
+        os.close(descriptor)
 
 
 @contextlib.contextmanager

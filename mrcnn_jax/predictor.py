@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from mrcnn_jax import compilation_cache, peer_models
 from mrcnn_jax.config import Config
-from mrcnn_jax.data import image_files
+from mrcnn_jax.data import file_names, image_files
 from mrcnn_jax.evaluation import alone, augmented, inference
 from mrcnn_jax.evaluation.postprocess import Prediction, postprocess
 from mrcnn_jax.structures import Detections
@@ -130,7 +130,7 @@ class Predictor:
         waiting: dict[tuple[int, int], list[inference.Images]] = defaultdict(list)
         batched = set()
         for index, image in enumerate(images):
-            pixels = _pixels(image, index)
+            pixels = _pixels(image, index, self.config.data.value_range)
             sizes[index] = (pixels.shape[0], pixels.shape[1])
             single = prepare(pixels, index, self.config)
             if self.config.eval.alone:
@@ -155,21 +155,26 @@ def _joined(singles: Sequence[inference.Images]) -> inference.Images:
     return inference.Images(*(np.concatenate(field) for field in zip(*singles, strict=True)))
 
 
-def read_image(path: str | os.PathLike[str]) -> NDArray[np.uint8]:
-    """Pixels of an image file, (height, width, 3) uint8 RGB. Raises ImageError naming the file."""
+def read_image(path: str | os.PathLike[str], value_range: tuple[float, float] | None = None) -> NDArray[np.uint8]:
+    """Pixels of an image file, (height, width, 3) uint8 RGB. Raises ImageError naming the file and the reason.
+
+    value_range: of images of more than 8 bits, `config.data.value_range` of the model that is to see them.
+    """
     try:
         content = Path(path).read_bytes()
+    except (FileNotFoundError, NotADirectoryError):
+        raise ImageError(f"{os.fspath(path)}: {file_names.missing(Path(path))}") from None
     except OSError as error:
         raise ImageError(f"{os.fspath(path)}: {error.strerror or error}") from error
-    pixels = image_files.decode(content) if content else None
+    pixels = image_files.decode(content, value_range=value_range)
     if pixels is None:
-        raise ImageError(f"{os.fspath(path)}: not an image that can be decoded")
+        raise ImageError(f"{os.fspath(path)}: {image_files.explain(content, value_range)}")
     return pixels
 
 
-def _pixels(image: Image, index: int) -> NDArray[np.uint8]:
+def _pixels(image: Image, index: int, value_range: tuple[float, float] | None) -> NDArray[np.uint8]:
     if isinstance(image, (str, os.PathLike)):
-        return read_image(image)
+        return read_image(image, value_range)
     kind = f"{image.dtype} {image.shape}" if isinstance(image, np.ndarray) else type(image).__name__
     if kind.startswith("uint8") and image.ndim == 3 and image.shape[2] == 3 and image.size:
         return image

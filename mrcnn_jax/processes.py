@@ -16,10 +16,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from etils import epath
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from mrcnn_jax import peers
+from mrcnn_jax import paths, peers
 from mrcnn_jax.cluster import PEER_TIMEOUT, START_TIMEOUT, Cluster
 from mrcnn_jax.config import ConfigError
 from mrcnn_jax.data.errors import DataError
@@ -119,6 +120,16 @@ def on_main(function: Callable[[], bytes]) -> bytes:
         return answer[1:]
     name, text = json.loads(answer[1:])
     raise _everywhere({kind.__name__: kind for kind in MENDABLE}[name](text))
+
+
+def check_folder(path: epath.PathLike, option: str) -> None:
+    """Raise ConfigError, in all processes, where the main one could not write to a folder: see `paths.check_output`."""
+
+    def check() -> bytes:
+        paths.check_output(path, option, folder=True)
+        return b""
+
+    on_main(check)
 
 
 def watch_preemption() -> None:

@@ -324,6 +324,8 @@ def test_lists_of_keypoints_fit_their_number(text, message):
         ("data.augment.crop_size=(0.7, 1.5)", r"data\.augment\.crop_size"),
         ("data.augment.scale_jitter=(0.0, 2.0)", r"data\.augment\.scale_jitter=.*: give two factors, 0 < low <= high"),
         ("data.augment.scale_jitter=(2.0, 0.1)", r"data\.augment\.scale_jitter"),
+        ("data.value_range=(1, 0)", r"data\.value_range=\(1\.0, 0\.0\): give two values, low < high"),
+        ("data.value_range=(0, 1e999)", r"data\.value_range"),
     ],
 )
 def test_augmentation_that_cannot_be_is_refused(text, message):

@@ -24,7 +24,6 @@ from flax import serialization
 
 from mrcnn_jax import paths
 from mrcnn_jax.config import BackboneConfig, DataConfig, ModelConfig
-from mrcnn_jax.data import image_files
 from mrcnn_jax.data.coco import load_split
 from mrcnn_jax.models.layers import Dense
 from mrcnn_jax.models.norms import make_norm
@@ -68,7 +67,7 @@ def crops(data: DataConfig) -> Crops:
     images, classes = [], []
     for index in range(len(dataset)):
         content, annotations = dataset.record(index)
-        picture = image_files.decode(content)
+        picture = dataset.decode(content)
         assert picture is not None, dataset.name(index)
         for annotation in annotations:
             images.append(_crop(picture, annotation["bbox"]))

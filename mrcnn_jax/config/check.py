@@ -23,6 +23,7 @@ def validate(config: Config) -> None:
     _check_classes(config.model)
     _check_keypoints(config)
     _check_buckets(config)
+    _check_value_range(config.data)
     _check_scales(config.eval.scales)
     _check_augmentation(config.data)
     _check_rate_factors(config.optimizer)
@@ -172,6 +173,11 @@ def _check_buckets(config: Config) -> None:
             f"data.shortest_edge_train={data.shortest_edge_train}, shortest_edge_eval={data.shortest_edge_eval},"
             f" longest_edge={data.longest_edge}: give positive numbers of pixels, and shortest_edge_train at least one"
         )
+
+
+def _check_value_range(data: DataConfig) -> None:
+    if data.value_range is not None and not -math.inf < data.value_range[0] < data.value_range[1] < math.inf:
+        raise ConfigError(f"data.value_range={data.value_range}: give two values, low < high, as (0, 4095); or None")
 
 
 def _check_scales(scales: tuple[int, ...]) -> None:

@@ -223,6 +223,9 @@ class DataConfig:
     train: SplitConfig = field(default_factory=SplitConfig)
     eval: SplitConfig = field(default_factory=lambda: SplitConfig("annotations/instances_val2017.json", "val2017"))
     shapes: ShapesConfig | None = None
+    # Of images of more than 8 bits, float or integer: the stored values that become 0 and 255, as `data.check` measures
+    # them; None: by their type, which floats do not have.
+    value_range: tuple[float, float] | None = None
     categories: tuple[str, ...] = ()  # names of the only categories to use, in both splits; empty: all
     min_keypoints: int = 0  # train on images with at least so many labelled keypoints (Detectron2: 1, torchvision: 10)
     cache_dir: str = ""  # prepared records; empty: ~/.cache/mrcnn_jax/datasets

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from mrcnn_jax.data import instances, plausibility
+from mrcnn_jax.data import file_names, instances, plausibility
 from mrcnn_jax.data.categories import Categories, inspect_categories
 from mrcnn_jax.data.entries import Entry, is_id, sound
 from mrcnn_jax.data.errors import DataError, shown
@@ -154,6 +154,9 @@ def _image_refusal(entry: Entry, name: object) -> Refusal | None:
     """What is wrong with an entry of `images` itself, or with the name of its file."""
     if name is None:
         kind, culprit, advice = "images without file_name or coco_url", "", "add the field"
+    elif isinstance(name, str) and not file_names.is_unicode(name):
+        kind, culprit = "file names that are not Unicode", f" has {shown(name)}"
+        advice = "rename the files, and write the new names"
     elif not isinstance(name, str) or not _is_inside(name):
         kind, culprit = "file names that are no paths inside the image folder", f" has {shown(name)}"
         advice = "write them relative to it, without '..'"
@@ -178,15 +181,12 @@ def _file_name(entry: Entry, folder: Path | None) -> object:
         return name
     *_, split, last = ["", *url.split("/")]
     inside = f"{split}/{last}"
-    return inside if _is_inside(inside) and (folder is None or os.path.isfile(folder / inside)) else last
+    usable = _is_inside(inside) and file_names.is_unicode(inside)
+    return inside if usable and (folder is None or os.path.isfile(folder / inside)) else last
 
 
 def _is_inside(name: str) -> bool:
-    """Whether this is the name of a file somewhere below a folder, and one that the system can be asked for."""
-    try:
-        name.encode()
-    except UnicodeEncodeError:
-        return False
+    """Whether this is the name of a file somewhere below a folder."""
     return (
         bool(name) and "\0" not in name and not os.path.isabs(name) and ".." not in name.replace("\\", "/").split("/")
     )

@@ -12,10 +12,11 @@ from typing import Any, Literal
 import numpy as np
 
 from mrcnn_jax.config import DataConfig
-from mrcnn_jax.data import records, shapes
+from mrcnn_jax.data import image_files, records, shapes, value_range
 from mrcnn_jax.data.categories import Categories
 from mrcnn_jax.data.errors import DataError, listing
-from mrcnn_jax.data.findings import Problem, describe_problems, nothing_to_learn
+from mrcnn_jax.data.findings import Problem, describe_problems, nothing_to_learn, raise_refusals
+from mrcnn_jax.data.value_range import Range
 
 __all__ = ["Categories", "DataError", "Dataset", "Problem", "load_split"]
 
@@ -36,6 +37,7 @@ class Dataset:
     has_masks: bool  # some instance has a mask
     has_keypoints: bool  # some instance has a labeled keypoint
     problems: tuple[Problem, ...]  # what was left out
+    value_range: Range | None  # of images of more than 8 bits
     rows: np.ndarray  # (n,) int64, which of the prepared records each image is
     reader: records.RecordReader = field(repr=False)
 
@@ -56,6 +58,10 @@ class Dataset:
     @functools.cached_property
     def _known(self) -> frozenset[int]:
         return frozenset(self.categories.ids)
+
+    def decode(self, content: bytes, reduction: int = 1) -> np.ndarray | None:
+        """Pixels of the encoded file of one of these images, see `image_files.decode`."""
+        return image_files.decode(content, reduction, self.value_range)
 
     def name(self, index: int) -> str:
         """What an image is called in messages."""
@@ -80,6 +86,7 @@ def load_split(data: DataConfig, split: Literal["train", "eval"]) -> Dataset:
     json_path, images = Path(data.root) / chosen.annotations, Path(data.root) / chosen.images
     cache = Path(data.cache_dir).expanduser() if data.cache_dir else records.default_cache()
     folder, index = records.open_prepared(json_path, images, chosen.image_ids, cache)
+    _check_values(json_path, index.values, data)
     categories = index.categories.select(data.categories)
     sums = _sums(index.tallies, categories)
     instances, _, _, crowds = sums.sum(axis=0).tolist()
@@ -99,11 +106,20 @@ def load_split(data: DataConfig, split: Literal["train", "eval"]) -> Dataset:
         has_masks=bool(sums[:, 1].any()),
         has_keypoints=bool(sums[:, 2].any()),
         problems=tuple(index.problems),
+        value_range=data.value_range,
         rows=rows,
         reader=records.RecordReader(folder),
     )
     _report(dataset, index.suspicions, data.max_instances)
     return dataset
+
+
+def _check_values(path: Path, values: Sequence[value_range.Values], data: DataConfig) -> None:
+    """Raise DataError for images that need a value range and have none; log what does not suit the images."""
+    if refusal := value_range.refusal(values, data.value_range):
+        raise_refusals(path, [refusal])
+    for line in value_range.warnings(values, data.value_range):
+        log.warning("%s: %s", path, line)
 
 
 def _sums(tallies: Sequence[Sequence[records.Tally]], categories: Categories) -> np.ndarray:

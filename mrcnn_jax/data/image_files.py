@@ -2,6 +2,8 @@
 
 JPEG files are decoded by OpenCV, which is the fastest, everything else by Pillow, which notices whatever is missing.
 Of JPEG files OpenCV fills up with grey what is missing: before, the end of the picture is looked for.
+
+Images of more than 8 bits become 8 bits by the rule of `value_range`.
 """
 
 from __future__ import annotations
@@ -9,37 +11,49 @@ from __future__ import annotations
 import io
 import os
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
 import cv2
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
+from mrcnn_jax.data import file_names
+from mrcnn_jax.data import image_formats as formats
+from mrcnn_jax.data import value_range as ranges
 from mrcnn_jax.data.annotations import MOST_PIXELS, ImageEntry, too_large
 from mrcnn_jax.data.errors import shown
 from mrcnn_jax.data.findings import Refusal
+from mrcnn_jax.data.image_formats import FORMATS, JPEG, UPRIGHT, orientation
+from mrcnn_jax.data.value_range import Range, Stored, Values
 
-_FORMATS = ("BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")  # no others: one runs PostScript
-_JPEG = b"\xff\xd8\xff"  # how such files begin
-_REDUCED = {
+_REDUCED = {  # in which OpenCV turns nothing: it knows EXIF alone
     1: cv2.IMREAD_COLOR,
     2: cv2.IMREAD_REDUCED_COLOR_2,
     4: cv2.IMREAD_REDUCED_COLOR_4,
     8: cv2.IMREAD_REDUCED_COLOR_8,
 }
-_ORIENTATION = 0x0112  # the EXIF tag
-_UPRIGHT = {  # what to do with the stored pixels, by orientation
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
+_TURNED: dict[int, Callable[[np.ndarray], np.ndarray]] = {  # by orientation, as `UPRIGHT`
+    2: lambda pixels: cv2.flip(pixels, 1),
+    3: lambda pixels: cv2.rotate(pixels, cv2.ROTATE_180),
+    4: lambda pixels: cv2.flip(pixels, 0),
+    5: cv2.transpose,
+    6: lambda pixels: cv2.rotate(pixels, cv2.ROTATE_90_CLOCKWISE),
+    7: lambda pixels: cv2.rotate(cv2.transpose(pixels), cv2.ROTATE_180),
+    8: lambda pixels: cv2.rotate(pixels, cv2.ROTATE_90_COUNTERCLOCKWISE),
 }
+_BITS_PER_SAMPLE, _PHOTOMETRIC, _SAMPLE_FORMAT = 258, 262, 339  # TIFF tags
+_FEW = 8  # an image of no more distinct values is named by check
+
+
+class Examined(NamedTuple):
+    """What was found out about an image file."""
+
+    refusal: Refusal | None = None
+    values: Values | None = None  # None: 8 bits
+    warnings: tuple[Refusal, ...] = ()  # what training does not mind
 
 
 class _Frame(NamedTuple):
@@ -51,52 +65,65 @@ class _Frame(NamedTuple):
     whole: bool  # the end of the picture is there
 
 
-def decode(content: bytes, reduction: int = 1) -> np.ndarray | None:
+def decode(content: bytes, reduction: int = 1, value_range: Range | None = None) -> np.ndarray | None:
     """Pixels (h, w, 3) uint8 RGB of an encoded file as a viewer shows them; None if it is cut off or cannot be decoded.
 
-    EXIF rotation is applied, transparency ignored, and 16 bits a channel become 8. Of a film, the first picture.
+    Turned as EXIF says, or XMP where EXIF says nothing; transparency is ignored. Of several pictures (pages of a TIFF
+    file, an animated GIF), the first.
     reduction: 1, 2, 4 or 8; height and width are the file's divided by it, rounded up. A JPEG file is decoded to that
     size, without the finer coefficients of its blocks, which is what takes the time.
+    value_range: `data.value_range`; without it, None for an image that needs one, see `value_range`.
     """
-    if content.startswith(_JPEG):
+    if content.startswith(JPEG):
         frame = _read_frame(content)
         if frame is None or not frame.whole or frame.height * frame.width > MOST_PIXELS:
             return None
         if frame.components != 4:  # CMYK is for Pillow, which knows that Adobe stores it inverted
             return _decode_jpeg(content, reduction)
     try:
-        pixels = _decode_any(content)
+        pixels = ranges.to_8_bits(_decode_any(content), value_range)
     except Exception:  # Pillow raises whatever its readers stumble over: OSError, SyntaxError, struct.error, ...
         return None
     return pixels if reduction == 1 else _average(pixels, reduction)
 
 
-def judge(content: bytes, image: ImageEntry) -> Refusal | None:
-    """Why an image file cannot be used as the image that the JSON describes; None if it can.
+def explain(content: bytes, value_range: Range | None = None) -> str:
+    """Why `decode` returns None for this file."""
+    try:
+        ranges.to_8_bits(_decode_strictly(content), value_range)
+    except Image.DecompressionBombError:
+        return f"it has more than {MOST_PIXELS} pixels: cut it into tiles, or scale it down"
+    except Exception as error:  # see `decode`
+        return formats.reason(content, error)
+    return "it is cut off or broken"
+
+
+def judge(content: bytes, image: ImageEntry) -> Examined:
+    """Whether an image file can be used as the image that the JSON describes.
 
     Stricter than `decode` with broken JPEG files: what Pillow cannot decode to the end is refused, too.
     """
     name = f"{shown(image.file_name)} (id {image.id})"
     try:
-        pixels = _decode_strictly(content)
+        stored = _decode_strictly(content)
     except Image.DecompressionBombError:
-        return too_large(name, image.id)
+        return Examined(too_large(name, image.id))
     except Exception as error:  # see `decode`
-        return _unreadable(name, _reason(content, error), image.id)
-    if pixels is None:
-        return _unreadable(name, "it is cut off or broken", image.id)
-    size = pixels.shape[:2]
-    return None if size == (image.height, image.width) else _other_size(name, size, content, image)
+        return Examined(_unreadable(name, formats.reason(content, error), image.id))
+    size = stored.pixels.shape[:2]
+    if size != (image.height, image.width):
+        return Examined(_other_size(name, size, content, image))
+    return Examined(None, ranges.measure(stored), tuple(_warnings(name, image.id, stored, _pictures(content))))
 
 
-def examine(folder: Path, images: Sequence[ImageEntry]) -> Iterator[Refusal | None]:
+def examine(folder: Path, images: Sequence[ImageEntry]) -> Iterator[Examined]:
     """Read and fully decode every image: one result each, in their order, as `judge` has it.
 
     A few files are read ahead in threads, and no more than these are in memory.
     """
     threads = min(8, os.cpu_count() or 1)
     pool = ThreadPoolExecutor(threads)
-    pending: deque[Future[Refusal | None]] = deque()
+    pending: deque[Future[Examined]] = deque()
     try:
         for image in images:
             pending.append(pool.submit(_read_and_judge, folder, image))
@@ -108,18 +135,21 @@ def examine(folder: Path, images: Sequence[ImageEntry]) -> Iterator[Refusal | No
         pool.shutdown(cancel_futures=True)
 
 
-def _read_and_judge(folder: Path, image: ImageEntry) -> Refusal | None:
+def _read_and_judge(folder: Path, image: ImageEntry) -> Examined:
     try:
         content = (folder / image.file_name).read_bytes()
     except (FileNotFoundError, NotADirectoryError):
-        return _absent(folder, image.file_name, image.id)
+        return Examined(_absent(folder, image.file_name, image.id))
     except OSError as error:
-        return _unreadable(f"{shown(image.file_name)} (id {image.id})", error.strerror or str(error), image.id)
+        name = f"{shown(image.file_name)} (id {image.id})"
+        return Examined(_unreadable(name, error.strerror or str(error), image.id))
     return judge(content, image)
 
 
 def _absent(folder: Path, name: str, image_id: int) -> Refusal:
-    culprit, advice = f"{shown(name)} (id {image_id})", "add them, or take them out of the JSON"
+    hint = file_names.near(folder, name)
+    culprit = f"{shown(name)} (id {image_id}{f'; {hint}' if hint else ''})"
+    advice = "add them, or take them out of the JSON" if hint is None else "write the names that the files have"
     return Refusal(f"images that are not in {folder}", culprit, advice, image_id)
 
 
@@ -128,20 +158,12 @@ def _unreadable(name: str, reason: str, image_id: int) -> Refusal:
     return Refusal("image files that cannot be read", f"{name}: {reason}", advice, image_id)
 
 
-def _reason(content: bytes, error: Exception) -> str:
-    if not content:
-        return "it is empty"
-    if isinstance(error, UnidentifiedImageError):
-        return f"it is none of {', '.join(_FORMATS)}"
-    return shown(str(error) or type(error).__name__)
-
-
 def _other_size(name: str, size: tuple[int, ...], content: bytes, image: ImageEntry) -> Refusal:
     advice = "correct height and width there"
     if size == (image.width, image.height) and _turns(content):
         advice = (
-            "there they are as stored, and their EXIF orientation turns the pictures: take it out of the files if the"
-            " annotations fit the pictures as stored, else correct height and width"
+            "there they are as stored, and their orientation (EXIF, XMP) turns the pictures: take it out of the files"
+            " if the annotations fit the pictures as stored, else correct height and width"
         )
     return Refusal(
         "images whose size (height x width) disagrees with the JSON",
@@ -152,18 +174,18 @@ def _other_size(name: str, size: tuple[int, ...], content: bytes, image: ImageEn
 
 
 def _turns(content: bytes) -> bool:
-    """Whether the EXIF orientation of a file that can be decoded swaps its axes."""
-    with Image.open(io.BytesIO(content), formats=_FORMATS) as image:
-        return _orientation(image) >= 5
+    """Whether the orientation of a file that can be decoded swaps its axes."""
+    with Image.open(io.BytesIO(content), formats=FORMATS) as image:
+        return orientation(image) >= 5
 
 
-def _orientation(image: Image.Image) -> int:
-    """1..8, by EXIF; 1 for what is unreadable, which viewers do not mind."""
+def _pictures(content: bytes) -> int:
+    """How many pictures a file has that can be decoded; 1 for JPEG, whose others are previews and the like."""
     try:
-        orientation = image.getexif().get(_ORIENTATION, 1)
-    except Exception:  # see `decode`
+        with Image.open(io.BytesIO(content), formats=FORMATS) as image:
+            return 1 if content.startswith(JPEG) else getattr(image, "n_frames", 1)
+    except Exception:  # of damaged ones after the first
         return 1
-    return orientation if orientation in _UPRIGHT else 1
 
 
 def _read_frame(content: bytes) -> _Frame | None:
@@ -187,33 +209,66 @@ def _read_frame(content: bytes) -> _Frame | None:
 
 def _decode_jpeg(content: bytes, reduction: int) -> np.ndarray | None:
     try:
-        bgr = cv2.imdecode(np.frombuffer(content, np.uint8), _REDUCED[reduction])
+        flags = _REDUCED[reduction] | cv2.IMREAD_IGNORE_ORIENTATION
+        bgr = cv2.imdecode(np.frombuffer(content, np.uint8), flags)
     except cv2.error:
         return None
-    return None if bgr is None else cv2.cvtColor(bgr, cv2.COLOR_BGR2RGB)
+    if bgr is None:
+        return None
+    rgb = cv2.cvtColor(bgr, cv2.COLOR_BGR2RGB)
+    turn = _jpeg_orientation(content)
+    return rgb if turn == 1 else _TURNED[turn](rgb)
 
 
-def _decode_any(content: bytes) -> np.ndarray:
+def _jpeg_orientation(content: bytes) -> int:
+    try:
+        with Image.open(io.BytesIO(content), formats=("JPEG",)) as image:
+            return orientation(image)
+    except Exception:  # OpenCV reads what Pillow does not
+        return 1
+
+
+def _decode_any(content: bytes) -> Stored:
     """By Pillow, which knows every kind of colour. Raises anything."""
-    with Image.open(io.BytesIO(content), formats=_FORMATS) as image:
+    with Image.open(io.BytesIO(content), formats=FORMATS) as image:
         image.load()
-        orientation = _orientation(image)
-        upright = image.transpose(_UPRIGHT[orientation]) if orientation > 1 else image
-        if upright.mode.startswith("I"):  # 16 bits, of which Pillow would keep the lower 8
-            grey = np.clip(np.asarray(upright), 0, 0xFFFF) >> 8
-            return np.repeat(grey.astype(np.uint8)[..., None], 3, axis=2)
+        turn = orientation(image)
+        upright = image.transpose(UPRIGHT[turn]) if turn > 1 else image
+        tags = getattr(image, "tag_v2", {})
+        bits, kind = tags.get(_BITS_PER_SAMPLE, (8,))[0], tags.get(_SAMPLE_FORMAT, (1,))[0]
+        if image.mode[0] in "IF" or (image.mode == "L" and kind == 2):
+            white = tags.get(_PHOTOMETRIC) == 0  # Pillow turns around 8 bits only
+            return ranges.stored_numbers(np.asarray(upright), bits if tags else 16, kind, zero_is_white=white)
         upright.info.pop("transparency", None)  # Pillow warns of it
-        return np.array(upright if upright.mode == "RGB" else upright.convert("RGB"))
+        deep = bits == 16 or (image.format == "PNG" and content[24] == 16)
+        return Stored(np.array(upright if upright.mode == "RGB" else upright.convert("RGB")), 16 if deep else 8)
 
 
-def _decode_strictly(content: bytes) -> np.ndarray | None:
-    """As `decode`; raises, anything, for a file that Pillow cannot decode to its end."""
-    if not content.startswith(_JPEG):
+def _warnings(name: str, image_id: int, stored: Stored, pictures: int) -> Iterator[Refusal]:
+    if pictures > 1:
+        kind, advice = "image files of several pictures, of which the first is used", "write one file for each picture"
+        yield Refusal(kind, f"{name} has {pictures}", advice, image_id)
+    pixels = stored.pixels
+    if pixels.dtype == np.uint8:
+        count = int(np.count_nonzero(cv2.calcHist([pixels.reshape(-1, 1)], [0], None, [256], [0, 256])))
+    else:
+        count = len(np.unique(pixels))
+    if count <= _FEW:
+        kind = f"images of no more than {_FEW} distinct values"
+        yield Refusal(kind, f"{name}: {count}", "look whether they are what they should be", image_id)
+
+
+def _decode_strictly(content: bytes) -> Stored:
+    """As `decode`, before it becomes 8 bits; raises, anything, for a file that Pillow cannot decode to its end."""
+    if not content.startswith(JPEG):
         return _decode_any(content)
-    with Image.open(io.BytesIO(content), formats=_FORMATS) as image:
+    with Image.open(io.BytesIO(content), formats=FORMATS) as image:
         image.draft("RGB", (max(1, image.width // 8), max(1, image.height // 8)))  # every bit is read all the same
         image.load()
-    return decode(content)
+    pixels = decode(content)
+    if pixels is None:
+        raise ValueError("it is cut off or broken")
+    return Stored(pixels, 8)
 
 
 def _average(pixels: np.ndarray, reduction: int) -> np.ndarray:

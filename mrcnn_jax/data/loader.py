@@ -9,7 +9,6 @@ from __future__ import annotations
 import numpy as np
 
 from mrcnn_jax.config import Config, KeypointHeadConfig
-from mrcnn_jax.data import image_files
 from mrcnn_jax.data.augment import draw
 from mrcnn_jax.data.augment.copy_paste import paste
 from mrcnn_jax.data.batching import BatchPlan, PlannedBatch
@@ -127,7 +126,7 @@ class Loader:
             return None
         # Evaluation sees the pixels that the predictor sees, which is given decoded images.
         reduced = draw.reduction(choices) if self._training else 1
-        image = image_files.decode(content, reduced)
+        image = self._dataset.decode(content, reduced)
         if image is None:
             return None
         sample = make_sample(

@@ -21,12 +21,13 @@ import tensorflow_datasets as tfds
 
 from mrcnn_jax import paths
 from mrcnn_jax.data import annotations as coco
-from mrcnn_jax.data import image_files, record_files
+from mrcnn_jax.data import image_files, record_files, value_range
 from mrcnn_jax.data.annotations import AnnotationFile
 from mrcnn_jax.data.categories import Categories, Pose
 from mrcnn_jax.data.errors import DataError
 from mrcnn_jax.data.findings import Problem, raise_refusals
 from mrcnn_jax.data.record_files import CocoRecords, Status
+from mrcnn_jax.data.value_range import Values
 from mrcnn_jax.progress import track
 
 log = logging.getLogger(__name__)
@@ -57,6 +58,7 @@ class Index:
     categories: Categories
     problems: list[Problem]
     suspicions: list[str]
+    values: list[Values]  # of images of more than 8 bits
     sizes: dict[str, int]  # of the files of the records
 
 
@@ -150,10 +152,11 @@ def _prepare(json_path: Path, images: Path, image_ids: Sequence[int], place: Pat
     stamp = _stamp(digest, [image.file_name for image in content.images], statuses)
     examined = image_files.examine(images, content.images)
     found = list(track(examined, len(content.images), "images examined"))
-    raise_refusals(json_path, [*content.refusals, *(refusal for refusal in found if refusal is not None)])
+    raise_refusals(json_path, [*content.refusals, *(one.refusal for one in found if one.refusal is not None)])
     log.info("preparing %d images of %s in %s", len(content.images), json_path, place)
     with record_files.written(content.images, images, statuses, place, _records_folder(stamp)) as building:
-        index = _make_index(content, stamp, _sizes(building / _records_folder(stamp)))
+        values = value_range.merge(one.values for one in found)
+        index = _make_index(content, stamp, values, _sizes(building / _records_folder(stamp)))
         (building / "index.json").write_text(json.dumps(asdict(index)))
         _move_into_place(building, place, index)
     for old in (place.parent / _folder_name(json_path, images, image_ids, older) for older in range(1, _FORMAT)):
@@ -180,7 +183,7 @@ def _is_whole(place: Path, index: Index | None, stamp: str) -> bool:
     return index is not None and index.stamp == stamp and index.sizes == _sizes(place / _records_folder(stamp))
 
 
-def _make_index(content: AnnotationFile, stamp: str, sizes: dict[str, int]) -> Index:
+def _make_index(content: AnnotationFile, stamp: str, values: list[Values], sizes: dict[str, int]) -> Index:
     images = content.images
     return Index(
         stamp=stamp,
@@ -192,6 +195,7 @@ def _make_index(content: AnnotationFile, stamp: str, sizes: dict[str, int]) -> I
         categories=content.categories,
         problems=content.problems,
         suspicions=content.suspicions,
+        values=values,
         sizes=sizes,
     )
 
@@ -226,6 +230,7 @@ def _read_index(place: Path) -> Index | None:
                 "tallies": [[Tally(*tally) for tally in image] for image in fields["tallies"]],
                 "categories": Categories(tuple(categories["ids"]), tuple(categories["names"]), poses),
                 "problems": [Problem(*problem) for problem in fields["problems"]],
+                "values": [Values(*values) for values in fields["values"]],
             }
         )
     except (OSError, ValueError, TypeError, KeyError):  # not there, cut short, or something else altogether

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mrcnn_jax.config import Config
-from mrcnn_jax.data import batching, image_files
+from mrcnn_jax.data import batching
 from mrcnn_jax.data.augment import geometry
 from mrcnn_jax.data.coco import DataError, Dataset
 from mrcnn_jax.evaluation import exact
@@ -52,7 +52,7 @@ def batches(
 
 def _load(dataset: Dataset, config: Config, make: Prepare, slot: tuple[int, bool]) -> Images:
     index, valid = slot
-    image = image_files.decode(dataset.record(index)[0])
+    image = dataset.decode(dataset.record(index)[0])
     if image is None:
         raise DataError(f"{dataset.name(index)} cannot be decoded; replace the file, or take it out of the JSON")
     return make(image, index, config)._replace(valid=np.array([valid]))

@@ -45,6 +45,7 @@ class Prediction:
     )
     keypoint_names: tuple[str, ...] = ()  # K, or none where they are not known
     skeleton: tuple[tuple[int, int], ...] = ()  # pairs of keypoints that pictures join with a line
+    full: bool = False  # of as many detections as the model gives of an image: of more objects it found only so many
 
     def __len__(self) -> int:
         return len(self.scores)
@@ -165,6 +166,7 @@ def postprocess(
         keypoint_score=model.keypoint.score if model.keypoint is not None else "probability",
         keypoint_names=model.keypoint_names,
         skeleton=model.skeleton,
+        full=bool(np.count_nonzero(detections.valid) >= model.box.max_detections),
     )
 
 

@@ -83,9 +83,10 @@ def evaluate_model(
     batch, equally often in every process; what it raises ends the evaluation. Raises ConfigError, see
     `check_evaluation`.
     """
+    folder = epath.Path(workdir) / FOLDER
+    processes.check_folder(folder, "--workdir")
     dataset = load_split(config.data, "eval") if dataset is None else dataset
     check_evaluation(config, dataset)
-    folder = epath.Path(workdir) / FOLDER
     processes.on_main(lambda: _clear(folder))
     compiled = augmented.compile_detect if config.eval.augmented else inference.compile_detect
     detect = compiled(config.model, variables, _devices(config, devices))
@@ -130,10 +131,10 @@ class _Share:
         """Index of an image, and the JSON of its result records without its brackets; called on worker threads."""
         if detections.truncated:
             self._truncated.append(index)
-        if np.count_nonzero(detections.valid) >= self._config.model.box.max_detections:
-            self._full.append(index)
         height, width = self._dataset.sizes[index].tolist()
         prediction = postprocess(detections, network_size, (height, width), self._config.model)
+        if prediction.full:
+            self._full.append(index)
         if index in self._pictured:
             self._draw(index, prediction)
         records = json.dumps(prediction.to_coco(self._dataset.ids[index]), separators=(",", ":"))
@@ -198,16 +199,16 @@ def _score(
     classes.write(scores, folder / classes.FILE)
     if report:
         scores = dataclasses.replace(scores, notes=(*limit, *scores.notes))
-        _write_report(scores, dataset.images_path, folder / REPORT, config.name)
+        _write_report(scores, dataset.images_path, folder / REPORT, config)
     return json.dumps(scores.metrics).encode()
 
 
-def _write_report(scores: coco.Scores, images: Path, path: epath.Path, title: str) -> None:
+def _write_report(scores: coco.Scores, images: Path, path: epath.Path, config: Config) -> None:
     """Write the page; where that fails, it is logged, for the metrics do not depend on it."""
     try:
         from mrcnn_jax.evaluation.report import write  # here: only who wants it waits for it
 
-        write(scores, images, path, title=title)
+        write(scores, images, path, title=config.name, value_range=config.data.value_range)
     except Exception as error:
         log.warning("there is no report: %s", described(error), exc_info=True)
         path.unlink(missing_ok=True)  # it would be that of an earlier evaluation

@@ -6,7 +6,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mrcnn_jax.config import ModelConfig
-from mrcnn_jax.data import image_files
 from mrcnn_jax.data.coco import Dataset
 from mrcnn_jax.data.masks import crop_masks
 from mrcnn_jax.data.sample import make_sample
@@ -22,7 +21,7 @@ def read(dataset: Dataset, index: int, model: ModelConfig) -> tuple[NDArray[np.u
     boxes, as the training sees them. The data's categories must be among the model's.
     """
     content, annotations = dataset.record(index)
-    image = image_files.decode(content)
+    image = dataset.decode(content)
     assert image is not None, "an image that was predicted on can be decoded"
     class_of = {category: number for number, category in enumerate(model.category_ids, 1)}
     pose = dataset.categories.pose

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from mrcnn_jax import paths
 from mrcnn_jax.colours import Colours
 from mrcnn_jax.config import ConfigError
 from mrcnn_jax.evaluation import inference
@@ -57,6 +58,7 @@ class Made(NamedTuple):
     shown: int  # instances
     full: bool  # as many detections as the model gives of a picture
     picture: NDArray[np.uint8] | None  # of a frame, drawn
+    failures: list[str]  # what could not be written
 
 
 @dataclass
@@ -68,7 +70,7 @@ class Outcome:
     frames: int = 0
     instances: int = 0  # that reached the threshold
     full: int = 0  # images and frames with as many detections as the model gives of one
-    failures: list[str] = field(default_factory=list)  # what could not be read, each with its name
+    failures: list[str] = field(default_factory=list)  # what could not be read or written, each with its name
 
     def __str__(self) -> str:
         pictures = [f"{count} {what}" for count, what in ((self.images, "images"), (self.frames, "frames")) if count]
@@ -89,6 +91,7 @@ def predict_files(
     *,
     save: Sequence[str] = ("overlay", "coco"),
     threshold: float = 0.5,
+    value_range: tuple[float, float] | None = None,
 ) -> Outcome:
     """Predict on all pictures of `inputs` (see `sources.find`): images first, then each video and camera.
 
@@ -98,38 +101,48 @@ def predict_files(
                 `image_id` counts the images, then the frames as they are read, from 1
       json      NAME.json, see `writers.write_json`, scores of at least `threshold`; of a video NAME.frames/NUMBER.json
       mask      NAME.mask.png, see `writers.instance_numbers`, of the same instances; NAME.frames/NUMBER.mask.png
-    and always summary.json. What cannot be read is named in the log and in the outcome; the rest is done.
+    and always summary.json. What cannot be read or written is named in the log and in the outcome; the rest is done.
+    `value_range` as for `read_image`.
 
     The first Ctrl-C or SIGTERM ends the reading; what has been read is finished, and `Stopped` is raised. Raises
-    ConfigError when a file would be overwritten that is an input, or that no earlier prediction has written.
+    ConfigError when a file would be overwritten that is an input, or that no earlier prediction has written, for a
+    threshold beyond 0..1, and while another prediction writes to `output`.
     """
+    check_arguments(output, threshold)
     check_kinds(predict, save)
     found, nothing = sources.find([os.fspath(given) for given in inputs], output)
     names = sources.names(found, reserved=(Path(RESULTS).stem, Path(SUMMARY).stem))
     _protect(found, names, output, save)
-    try:
-        output.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ConfigError(f"--output={output}: {error.strerror}; choose another folder") from error
+    output.mkdir(parents=True, exist_ok=True)
     outcome = Outcome()
-    outcome.write(output)
-    for message in nothing:
-        outcome.failed(message)
-    with Stopping() as stopping, contextlib.ExitStack() as stack:
+    with contextlib.ExitStack() as stack:
+        if not stack.enter_context(paths.claimed(output)):
+            raise ConfigError(f"--output={output}: another prediction is writing there; wait, or choose another folder")
+        outcome.write(output)
+        for message in nothing:
+            outcome.failed(message)
+        stopping = stack.enter_context(Stopping())
         stack.callback(outcome.write, output)
         results = stack.enter_context(writers.Results(output / RESULTS)) if "coco" in save else None
-        run = _Run(predict, output, save, threshold, stopping, outcome, results)
+        run = _Run(predict, output, save, threshold, value_range, stopping, outcome, results)
         run.everything(list(zip(found, names, strict=True)))
         outcome.complete = stopping.number is None
     if outcome.full:
         log.warning(
-            "%d of %d images have model.box.max_detections=%d detections: of more objects in an image only so many are"
-            " found; raise it where there are more",
-            *(outcome.full, outcome.images + outcome.frames, predict.config.model.box.max_detections),
+            "%d of %d images have as many detections as model.box.max_detections allows; raise it where there are more"
+            " objects",
+            *(outcome.full, outcome.images + outcome.frames),
         )
     if stopping.number is not None:
         raise Stopped(stopping.number, f"{outcome} until then; the results are in {output}")
     return outcome
+
+
+def check_arguments(output: Path, threshold: float) -> None:
+    """Raise ConfigError for a folder that cannot be written to, and for what is no score. Needs no model."""
+    paths.check_output(output, "--output", folder=True)
+    if not 0 <= threshold <= 1:
+        raise ConfigError(f"--threshold={threshold:g}: scores are from 0 to 1; 50 % is 0.5")
 
 
 def check_kinds(predict: Predictor, save: Sequence[str]) -> None:
@@ -177,11 +190,13 @@ class _Run:
         output: Path,
         save: Sequence[str],
         threshold: float,
+        value_range: tuple[float, float] | None,
         stopping: Stopping,
         outcome: Outcome,
         results: writers.Results | None,
     ):
-        self._predict, self._output, self._save, self._threshold = predict, output, save, threshold
+        self._predict, self._output, self._save = predict, output, save
+        self._threshold, self._value_range = threshold, value_range
         self._stopping, self._outcome, self._results = stopping, outcome, results
         self._last_id = 0
 
@@ -195,6 +210,8 @@ class _Run:
                     self._film(source, self._output / name)
                 except ImageError as error:
                     self._outcome.failed(str(error))
+                except OSError as error:
+                    self._outcome.failed(_unwritten(error))
 
     def _images(self, images: Sequence[tuple[Source, Path]]) -> None:
         failed: list[str] = []
@@ -203,7 +220,7 @@ class _Run:
             for source, stem in self._until_stopped(images):
                 self._last_id += 1
                 try:
-                    yield Shot(source, stem, self._last_id, read_image(source.path))
+                    yield Shot(source, stem, self._last_id, read_image(source.path, self._value_range))
                 except ImageError as error:
                     failed.append(str(error))
                     self._outcome.failed(str(error))
@@ -228,7 +245,11 @@ class _Run:
                 self._outcome.frames += 1
                 self._record(made)
                 if video is not None and made.picture is not None:
-                    video.write(made.shot.frame or 0, made.picture)
+                    try:
+                        video.write(made.shot.frame or 0, made.picture)
+                    except OSError as error:
+                        self._outcome.failed(_unwritten(error))
+                        video = None  # its other results are
             message = film.missing(self._last_id - before)
         if message is not None and self._stopping.number is None:
             self._outcome.failed(message)
@@ -247,6 +268,8 @@ class _Run:
     def _record(self, made: Made) -> None:
         self._outcome.instances += made.shown
         self._outcome.full += made.full
+        for failure in made.failures:
+            self._outcome.failed(failure)
         if self._results is not None:
             self._results.add(made.records)
 
@@ -273,15 +296,20 @@ class _Run:
 
     def _finish(self, shot: Shot, prediction: Prediction, colours: list[int] | None) -> Made:
         shown = self._shown(prediction)
+        failures: list[str] = []
+        picture = None
         if "json" in self._save:
-            writers.write_json(Path(f"{shot.stem}.json"), shown, shot.about)
+            with _noted(failures):
+                writers.write_json(Path(f"{shot.stem}.json"), shown, shot.about)
         if "mask" in self._save:
-            writers.write_picture(Path(f"{shot.stem}.mask.png"), writers.instance_numbers(shown))
-        picture = self._draw(shot, shown, colours) if "overlay" in self._save else None
+            with _noted(failures):
+                writers.write_picture(Path(f"{shot.stem}.mask.png"), writers.instance_numbers(shown))
+        if "overlay" in self._save:
+            with _noted(failures):
+                picture = self._draw(shot, shown, colours)
         records = _records(shot, prediction) if "coco" in self._save else []
         # The pixels are let go: what waits to be written may be a few batches.
-        full = len(prediction) >= self._predict.config.model.box.max_detections
-        return Made(shot._replace(pixels=shot.pixels[:0]), records, len(shown), full, picture)
+        return Made(shot._replace(pixels=shot.pixels[:0]), records, len(shown), prediction.full, picture, failures)
 
     def _draw(self, shot: Shot, shown: Prediction, colours: list[int] | None) -> NDArray[np.uint8] | None:
         """The picture of a frame; that of an image is written."""
@@ -292,6 +320,22 @@ class _Run:
             return picture
         writers.write_picture(Path(f"{shot.stem}{_picture_suffix(shot.source)}"), picture)
         return None
+
+
+@contextlib.contextmanager
+def _noted(failures: list[str]) -> Iterator[None]:
+    """Within, a file that cannot be written is noted; a full disk ends the prediction."""
+    try:
+        yield
+    except OSError as error:
+        failures.append(_unwritten(error))
+
+
+def _unwritten(error: OSError) -> str:
+    """What to say of a file that could not be written. Raises `error` itself for a full disk."""
+    if error.errno in paths.FULL:
+        raise error
+    return f"{error.filename}: {error.strerror}; it is not written"
 
 
 def _records(shot: Shot, prediction: Prediction) -> list[dict[str, Any]]:

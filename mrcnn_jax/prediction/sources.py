@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import glob
+import logging
 import os
 import time
 from collections.abc import Iterable, Iterator, Sequence
@@ -14,10 +15,13 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from mrcnn_jax.data import file_names, image_formats
+from mrcnn_jax.data.errors import listing, shown
 from mrcnn_jax.predictor import ImageError
 
-IMAGES = (".bmp", ".gif", ".jp2", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
-VIDEOS = (".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm", ".wmv")
+log = logging.getLogger(__name__)
+
+VIDEOS = (".3gp", ".avi", ".flv", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".mts", ".webm", ".wmv")
 _USUAL_RATE = 25.0  # frames a second of what does not say it
 
 
@@ -33,49 +37,64 @@ def find(inputs: Sequence[str], output: Path) -> tuple[list[Source], list[str]]:
     """Sources in the order of `inputs`, and a message for every input in which there is none.
 
     An input is a file; a folder, searched with all its subfolders but hidden ones and `output`; a glob pattern; or,
-    when it is a bare number and no file, a camera. What a folder or a pattern gives is sorted by name. In folders the
-    suffix says what is an image or a video; a file that was named is an image if it is not a video.
+    when it is a bare number and no file, a camera. What a folder or a pattern gives is sorted by name. Suffix or
+    content says what is an image or a video. Other files of folders are logged by name; one that was given is an image.
     """
     sources: list[Source] = []
     nothing: list[str] = []
     for given in inputs:
         if os.path.lexists(given):
-            found = _of_path(given, output)
+            found = _of_path(given, output, nothing)
         elif given.isdecimal():
             found = [Source("camera", given, f"camera-{given}")]
+        elif "://" in given:
+            found = []
+            nothing.append(f"{given}: addresses are not read; save it to a file first (ffmpeg -i ADDRESS FILE.mp4)")
+            continue
         elif glob.has_magic(given):
             matches = sorted(glob.glob(given, recursive=True))
-            found = [source for match in matches for source in _of_path(match, output)]
+            found = [source for match in matches for source in _of_path(match, output, nothing)]
         else:
-            found = [_of_file(given, Path(given).name)]
+            found = [_of_file(given, Path(given).name, _kind(Path(given)))]
         sources += found
         if not found:
-            nothing.append(f"{given}: no image or video is there ({' '.join((*IMAGES, *VIDEOS))})")
+            nothing.append(f"{given}: no image or video is there")
     return sources, nothing
 
 
-def _of_path(path: str, output: Path) -> list[Source]:
+def _of_path(path: str, output: Path, nothing: list[str]) -> list[Source]:
     if not os.path.isdir(path):
-        return [_of_file(path, Path(path).name)]
-    found = []
-    for folder, subfolders, files in os.walk(path):
-        subfolders[:] = [name for name in subfolders if _wanted(Path(folder, name), output)]
-        found += [Path(folder, name) for name in files if not name.startswith(".")]
-    return [
-        _of_file(str(file), str(file.relative_to(path)))
-        for file in sorted(found)
-        if file.suffix.lower() in IMAGES + VIDEOS
-    ]
+        return [_of_file(path, Path(path).name, _kind(Path(path)))]
+
+    def failed(error: OSError) -> None:
+        nothing.append(f"{error.filename}: {error.strerror}")
+
+    # Results that lie among the inputs are not predicted on.
+    files = sorted(file_names.walk(Path(path), without=output, failed=failed))
+    kinds = {file: _kind(file) for file in files}
+    if skipped := [shown(str(file.relative_to(path))) for file in files if kinds[file] is None]:
+        log.info("%s: skipped %d files, neither images nor videos: %s", path, len(skipped), listing(skipped))
+    return [_of_file(str(file), str(file.relative_to(path)), kind) for file, kind in kinds.items() if kind is not None]
 
 
-def _wanted(folder: Path, output: Path) -> bool:
-    """Results that lie among the inputs are not predicted on."""
-    return not folder.name.startswith(".") and folder.resolve() != output.resolve()
+def _kind(file: Path) -> Literal["image", "video"] | None:
+    """By suffix, else by content; None for other files."""
+    suffix = file.suffix.lower()
+    if file.exists() and not file.is_file():  # a pipe or the like, which nothing may ever come out of
+        return None
+    if suffix in VIDEOS:
+        return "video"
+    if suffix in image_formats.SUFFIXES:
+        return "image"
+    try:
+        with file.open("rb") as opened:
+            return image_formats.kind(opened.read(image_formats.MOST_BYTES))
+    except OSError:
+        return None
 
 
-def _of_file(path: str, name: str) -> Source:
-    suffix = Path(path).suffix
-    return Source("video" if suffix.lower() in VIDEOS else "image", path, name.removesuffix(suffix) or name)
+def _of_file(path: str, name: str, kind: Literal["image", "video"] | None) -> Source:
+    return Source(kind or "image", path, name.removesuffix(Path(path).suffix) or name)
 
 
 class Film(AbstractContextManager["Film"]):
@@ -138,7 +157,7 @@ def _hint(source: Source) -> str:
     if source.kind == "camera":
         return f"it cannot be opened; is it connected, and may you read /dev/video{source.path}?"
     if not os.path.exists(source.path):
-        return "No such file or directory"
+        return file_names.missing(Path(source.path))
     return "not a video that can be decoded"
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import errno
 import json
+import math
+import shutil
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -13,10 +15,11 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from mrcnn_jax.config import ConfigError
 from mrcnn_jax.evaluation.paste import encode
 from mrcnn_jax.evaluation.postprocess import Prediction
 
+_SLOWEST = 0.002  # frames a second: OpenCV takes less for none
+_LITTLE = 1 << 24  # bytes of room: a disk that has no more is full
 _CODEC = "mp4v"  # MPEG-4: every OpenCV can write it, at 3 ms a frame of 640x480; VP9 takes 130
 
 
@@ -39,13 +42,14 @@ class Results(AbstractContextManager["Results"]):
 
 
 class Video(AbstractContextManager["Video"]):
-    """An MP4 file of pictures, uint8 RGB of one size. An odd side loses its last pixel, which the codec wants even.
+    """An MP4 file of pictures, uint8 RGB of one size, at the nearest rate that such a file can have.
 
-    Raises ConfigError at the first picture if it cannot be written there, OSError at the end if frames are missing.
+    An odd side loses its last pixel, which the codec wants even. Raises OSError: at the first picture if it cannot be
+    written there, at the end if frames are missing.
     """
 
     def __init__(self, path: Path, rate: float):
-        self._path, self._rate = path, rate
+        self._path, self._rate = path, representable_rate(rate)
         self._writer: cv2.VideoWriter | None = None
         self._last: NDArray[np.uint8] | None = None
         self._written = 0
@@ -64,7 +68,8 @@ class Video(AbstractContextManager["Video"]):
         size = (picture.shape[1], picture.shape[0])
         writer = cv2.VideoWriter(str(self._path), cv2.VideoWriter.fourcc(*_CODEC), self._rate, size)
         if not writer.isOpened():
-            raise ConfigError(f"OpenCV cannot write {self._path}: choose another --output, or --save without overlay")
+            what = f"OpenCV cannot write a video of {size[0]}x{size[1]} pixels, {self._rate:g} a second, there"
+            raise OSError(errno.EIO, what, str(self._path))
         return writer
 
     def _put(self, bgr: NDArray[np.uint8]) -> None:
@@ -79,14 +84,28 @@ class Video(AbstractContextManager["Video"]):
         written = cv2.VideoCapture(str(self._path)).get(cv2.CAP_PROP_FRAME_COUNT)
         if error[0] is None and written != self._written:
             what = f"only {max(int(written), 0)} of {self._written} frames could be written"
-            raise OSError(errno.ENOSPC, what, str(self._path))
+            full = shutil.disk_usage(self._path.parent).free < _LITTLE
+            raise OSError(errno.ENOSPC if full else errno.EIO, what, str(self._path))
+
+
+def representable_rate(rate: float) -> float:
+    """The frames a second nearest to `rate` that OpenCV and MPEG-4 can state.
+
+    OpenCV makes a fraction over 1, 10, 100 or 1000 of it; in MPEG-4 its numerator, in lowest terms, has 16 bits.
+    """
+    fractions = (
+        (n, base) for base in (1, 10, 100, 1000) for n in range(round(rate * base) - 25, round(rate * base) + 26)
+    )
+    usable = (n / base for n, base in fractions if n / base >= _SLOWEST and n // math.gcd(n, base) < 2**16)
+    return min(usable, key=lambda near: abs(near - rate), default=_SLOWEST)
 
 
 def write_picture(path: Path, pixels: NDArray[Any]) -> None:
     """RGB or grey pixels in the format that the suffix says."""
     stored = pixels[:, :, ::-1] if pixels.ndim == 3 else pixels
     done, content = cv2.imencode(path.suffix, stored)
-    assert done, path
+    if not done:
+        raise OSError(errno.EINVAL, f"a picture of {pixels.shape[1]}x{pixels.shape[0]} has no such file", str(path))
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(content.tobytes())
 

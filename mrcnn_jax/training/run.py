@@ -48,6 +48,7 @@ def train(
     """
     with Interruptions() as interruptions:
         validate(config)
+        processes.check_folder(workdir, "--workdir")
         devices = jax.local_devices() if devices is None else devices
         images, shares = config.train.batch_size, len(devices) * jax.process_count()
         parallel.check_divisible(images, shares, parts=config.train.accumulate)

@@ -28,7 +28,6 @@ from mrcnn_jax.training import readme
 
 CHECKPOINTS, BEST, CORRUPT = "checkpoints", "best", "corrupt"
 CONFIG = "config.json"
-FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # errors that room mends
 # Fields that a resumed run may change: how long it runs, what it says and keeps, how it spares memory, how fast it
 # reads, what it passes over, what it evaluates and when.
 CHANGEABLE = (
@@ -90,7 +89,7 @@ def make_writable(folder: epath.Path) -> None:
 
 def _unwritable(folder: epath.Path, error: OSError) -> Exception:
     """What to raise for an error on first writing: a full disk is no matter of the configuration."""
-    if error.errno in FULL:
+    if error.errno in paths.FULL:
         return error
     return ConfigError(f"{folder} cannot be written to ({error.strerror or error}): use another --workdir")
 

@@ -21,6 +21,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     export.add_argument("file", help="what to write: .safetensors or .npz")
     export.add_argument("--format", choices=_EXPORT, required=True, help="whose names and layouts to use")
     options = parser.parse_args(arguments)
+    files.check_output(options.file, "FILE")
     config, variables = load_variables(options.workdir)
     state = _EXPORT[options.format](variables)
     files.write(options.file, state)

@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from mrcnn_jax import paths
 from mrcnn_jax.weights import npz_files, numpy_pickles, safetensors_files, torch_files, unpickler, zip_files
 from mrcnn_jax.weights.deferred import finished
 from mrcnn_jax.weights.errors import WeightsError, shown
@@ -58,8 +59,7 @@ def read(path: str | os.PathLike[str]) -> Any:
 def write(path: str | os.PathLike[str], state: Mapping[str, Any]) -> None:
     """Write arrays by name as .npz or .safetensors, whichever the path ends in; a file there is replaced at the end."""
     path = Path(path)
-    if path.suffix not in _WRITERS:
-        raise WeightsError(f"{path}: weights are written as {' or '.join(_WRITERS)}")
+    check_output(path, "FILE")
     arrays = {name: np.asarray(value) for name, value in state.items()}
     for name, array in arrays.items():
         if not isinstance(name, str):
@@ -72,6 +72,13 @@ def write(path: str | os.PathLike[str], state: Mapping[str, Any]) -> None:
         unfinished.replace(path)
     finally:
         unfinished.unlink(missing_ok=True)
+
+
+def check_output(path: str | os.PathLike[str], option: str) -> None:
+    """Raise WeightsError or ConfigError where `write` could not write; see `paths.check_output`."""
+    if Path(path).suffix not in _WRITERS:
+        raise WeightsError(f"{path}: weights are written as {' or '.join(_WRITERS)}")
+    paths.check_output(path, option, parents=False)
 
 
 def _content(data: memoryview) -> Any:

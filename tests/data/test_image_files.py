@@ -9,10 +9,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, PngImagePlugin
 
-from mrcnn_jax.data import image_files
+from mrcnn_jax.data import image_files, image_formats
 from mrcnn_jax.data.annotations import MOST_PIXELS, ImageEntry
+from mrcnn_jax.data.convert import files
+from mrcnn_jax.data.image_formats import FORMATS
 
 RNG = np.random.default_rng(0)
 # Smooth, so that JPEG comes close, and of odd sides.
@@ -131,7 +133,80 @@ def test_exif_orientation_is_applied(kind: str, orientation: int) -> None:
     expected = np.asarray(ImageOps.exif_transpose(stored))
     assert expected.shape == ((83, 61, 3) if orientation >= 5 else (61, 83, 3))
     np.testing.assert_allclose(image_files.decode(content), expected, atol=2)
-    assert image_files.judge(content, entry(*expected.shape[1::-1])) is None
+    assert image_files.judge(content, entry(*expected.shape[1::-1])).refusal is None
+
+
+def xmp(orientation: int) -> bytes:
+    """A packet as image editors write it, for the orientation alone."""
+    return (
+        b'<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:RDF xmlns:rdf="http://www.w3.org/1999/02/22-rdf-syntax-ns#">'
+        b'<rdf:Description xmlns:tiff="http://ns.adobe.com/tiff/1.0/" tiff:Orientation="%d"/></rdf:RDF></x:xmpmeta>'
+    ) % orientation
+
+
+def with_xmp(kind: str, packet: bytes, **options: Any) -> bytes:
+    if kind == "PNG":
+        text = PngImagePlugin.PngInfo()
+        text.add_itxt("XML:com.adobe.xmp", packet.decode())
+        return encoded(PICTURE, kind, pnginfo=text, **options)
+    more = {"quality": 95} if kind == "JPEG" else {"lossless": True}
+    return encoded(PICTURE, kind, xmp=packet, **more, **options)
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
+@pytest.mark.parametrize("exif", [None, 1, 3])
+def test_xmp_decides_where_exif_says_nothing(tmp_path: Path, kind: str, exif: int | None) -> None:
+    """As Pillow has it, in decoding, reduced too, in converting and in check."""
+    content = with_xmp(kind, xmp(6), **({} if exif is None else {"exif": turned(exif)}))
+    expected = seen(content)
+    height, width = (83, 61) if exif is None else (61, 83)
+    assert expected.shape == (height, width, 3)
+    np.testing.assert_allclose(image_files.decode(content), expected, atol=2)
+    assert image_files.decode(content, 2).shape == (-(-height // 2), -(-width // 2), 3)  # type: ignore[union-attr]
+    (tmp_path / "a").write_bytes(content)
+    assert files.image_size(tmp_path / "a") == (height, width)
+    assert image_files.judge(content, entry(width, height)).refusal is None
+    refusal = image_files.judge(content, entry(height, width)).refusal
+    assert refusal is not None
+    assert ("their orientation (EXIF, XMP) turns the pictures" in refusal.advice) == (exif is None)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF", "AVIF"])
+def test_conversion_finds_the_size_that_decoding_gives(tmp_path: Path, kind: str, orientation: int) -> None:
+    if kind == "AVIF" and kind not in FORMATS:
+        pytest.skip("this Pillow does not read AVIF")
+    content = encoded(PICTURE, kind, exif=turned(orientation))
+    (tmp_path / "a").write_bytes(content)
+    assert files.image_size(tmp_path / "a") == seen(content).shape[:2] == image_files.decode(content).shape[:2]  # type: ignore[union-attr]
+
+
+def test_an_orientation_behind_the_pixels_of_a_png_counts_everywhere(tmp_path: Path) -> None:
+    content = encoded(PICTURE, "PNG", exif=turned(6))
+    start = content.find(b"eXIf") - 4
+    end = start + 12 + int.from_bytes(content[start : start + 4], "big")
+    moved = content[:start] + content[end:-12] + content[start:end] + content[-12:]  # before the last chunk
+    (tmp_path / "a.png").write_bytes(moved)
+    assert seen(moved).shape == (83, 61, 3)
+    np.testing.assert_array_equal(image_files.decode(moved), seen(moved))
+    assert files.image_size(tmp_path / "a.png") == (83, 61)
+
+
+@pytest.mark.parametrize("kind", ["TIFF", "GIF", "WEBP", "PNG"])
+def test_of_several_pictures_the_first_is_used_and_check_says_so(kind: str) -> None:
+    first, second = (image.quantize(64) if kind == "GIF" else image for image in (PICTURE, PICTURE.rotate(180)))
+    options = {"lossless": True} if kind == "WEBP" else {}
+    content = encoded(first, kind, save_all=True, append_images=[second, second], **options)
+    np.testing.assert_array_equal(image_files.decode(content), seen(encoded(first, kind, **options)))
+    (warning,) = image_files.judge(content, entry()).warnings
+    assert warning.kind == "image files of several pictures, of which the first is used"
+    assert warning.culprit.startswith("a.jpg (id 7) has ")
+    assert not image_files.judge(encoded(first, kind, **options), entry()).warnings
+
+
+def test_a_preview_beside_a_jpeg_is_no_second_picture() -> None:
+    content = encoded(PICTURE, "MPO", save_all=True, append_images=[PICTURE.resize((16, 12))])
+    assert image_files.judge(content, entry()).warnings == ()
 
 
 @pytest.mark.parametrize("reduction", [2, 4, 8])
@@ -162,12 +237,12 @@ def test_reduced_pixels_are_means_of_squares(name: str, reduction: int) -> None:
 @pytest.mark.parametrize("name", ["JPEG", "JPEG progressive", "JPEG CMYK", *LOSSLESS])
 def test_a_file_that_is_cut_off_is_refused(name: str) -> None:
     content = KINDS[name] if name in KINDS else encoded(PICTURE, name)
-    assert image_files.judge(content, entry()) is None
+    assert image_files.judge(content, entry()).refusal is None
     whole = len(content)
     for length in (1, 3, 20, whole // 3, whole // 2, whole * 19 // 20, *([whole - 1] if name[:4] == "JPEG" else [])):
         assert image_files.decode(content[:length]) is None, length
         assert image_files.decode(content[:length], 2) is None, length
-        refusal = image_files.judge(content[:length], entry())
+        refusal = image_files.judge(content[:length], entry()).refusal
         assert refusal is not None
         assert refusal.kind == "image files that cannot be read"
         assert refusal.culprit.startswith("a.jpg (id 7): ")
@@ -189,7 +264,7 @@ def test_a_preview_does_not_end_a_jpeg_that_is_cut_off() -> None:
 def test_rubbish_after_the_picture_does_no_harm(name: str, tail: bytes) -> None:
     content = KINDS[name] + tail
     np.testing.assert_array_equal(image_files.decode(content), image_files.decode(KINDS[name]))
-    assert image_files.judge(content, entry()) is None
+    assert image_files.judge(content, entry()).refusal is None
 
 
 def test_zeros_in_the_place_of_the_rest_of_a_jpeg_are_noticed() -> None:
@@ -202,7 +277,7 @@ def test_a_jpeg_whose_data_stop_making_sense_is_refused() -> None:
     content = bytearray(KINDS["JPEG"])
     scan = content.rfind(b"\xff\xda")
     content[scan + 100 : scan + 104] = b"\xff\xc4\x00\x00"  # a table without room for its own length
-    refusal = image_files.judge(bytes(content), entry())
+    refusal = image_files.judge(bytes(content), entry()).refusal
     assert refusal is not None
     assert refusal.culprit == "a.jpg (id 7): broken data stream when reading image file"
 
@@ -211,7 +286,7 @@ def test_a_png_whose_bits_are_flipped_is_refused() -> None:
     content = bytearray(KINDS["PNG"])
     content[len(content) // 2] ^= 1
     assert image_files.decode(bytes(content)) is None
-    assert image_files.judge(bytes(content), entry()) is not None
+    assert image_files.judge(bytes(content), entry()).refusal is not None
 
 
 @pytest.mark.parametrize(
@@ -221,15 +296,38 @@ def test_a_png_whose_bits_are_flipped_is_refused() -> None:
         (b"<!DOCTYPE html><title>404</title>", "it is none of BMP, GIF, JPEG"),
         (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "it is none of BMP, GIF, JPEG"),  # never run
         (b"\xff\xd8\xff", "it is none of"),
+        (bytes(4) + b"ftypisom" + bytes(50), "it is a video"),
+        (b"II*\0" + bytes(50), "it is a TIFF file whose kind of pixels cannot be read"),
         (b"\x89PNG\r\n\x1a\n" + bytes(50), ""),
     ],
 )
 def test_a_file_that_is_no_picture_is_refused(content: bytes, reason: str) -> None:
     assert image_files.decode(content) is None
-    refusal = image_files.judge(content, entry())
+    refusal = image_files.judge(content, entry()).refusal
     assert refusal is not None
     assert refusal.kind == "image files that cannot be read"
     assert refusal.culprit.startswith(f"a.jpg (id 7): {reason}")
+
+
+def test_a_heic_picture_is_read_with_its_plugin_and_else_names_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same words from prediction (`explain`), check and training (`judge`)."""
+    content = bytes(4) + b"ftypheic" + bytes(50)
+    monkeypatch.setattr(image_formats, "FORMATS", tuple(name for name in FORMATS if name != "HEIF"))
+    monkeypatch.setattr(image_files, "FORMATS", image_formats.FORMATS)
+    words = "it is a HEIC picture, which takes a package: pip install pillow-heif"
+    assert image_files.decode(content) is None
+    assert image_files.explain(content) == words
+    refusal = image_files.judge(content, entry(name="a.heic")).refusal
+    assert refusal is not None
+    assert refusal.culprit == f"a.heic (id 7): {words}"
+
+
+def test_heic_pictures_are_read_where_the_plugin_is_installed(tmp_path: Path) -> None:
+    pytest.importorskip("pillow_heif")
+    content = encoded(PICTURE, "HEIF", quality=-1, exif=turned(6))
+    np.testing.assert_array_equal(image_files.decode(content), seen(content))
+    (tmp_path / "a.heic").write_bytes(content)
+    assert files.image_size(tmp_path / "a.heic") == seen(content).shape[:2]
 
 
 def bomb(kind: str) -> bytes:
@@ -249,7 +347,7 @@ def bomb(kind: str) -> bytes:
 @pytest.mark.parametrize("kind", ["JPEG", "PNG"])
 def test_a_picture_too_large_for_the_memory_is_refused_unread(kind: str) -> None:
     assert image_files.decode(bomb(kind)) is None
-    refusal = image_files.judge(bomb(kind), entry())
+    refusal = image_files.judge(bomb(kind), entry()).refusal
     assert refusal is not None
     assert refusal.kind == f"images of more than {MOST_PIXELS} pixels"
     assert refusal.culprit == "a.jpg (id 7)"
@@ -257,7 +355,7 @@ def test_a_picture_too_large_for_the_memory_is_refused_unread(kind: str) -> None
 
 
 def test_another_size_is_refused() -> None:
-    refusal = image_files.judge(KINDS["JPEG"], entry(width=82))
+    refusal = image_files.judge(KINDS["JPEG"], entry(width=82)).refusal
     assert refusal is not None
     assert refusal.kind == "images whose size (height x width) disagrees with the JSON"
     assert refusal.culprit == "a.jpg (id 7) is 61x83, not 61x82"
@@ -268,12 +366,12 @@ def test_another_size_is_refused() -> None:
 @pytest.mark.parametrize("kind", ["JPEG", "PNG"])
 def test_the_size_before_the_exif_rotation_is_refused_with_what_it_means(kind: str) -> None:
     content = encoded(PICTURE, kind, exif=turned(6))
-    assert image_files.judge(content, entry(61, 83)) is None
-    refusal = image_files.judge(content, entry(83, 61))
+    assert image_files.judge(content, entry(61, 83)).refusal is None
+    refusal = image_files.judge(content, entry(83, 61)).refusal
     assert refusal is not None
     assert refusal.culprit == "a.jpg (id 7) is 83x61, not 61x83"
     assert "take it out of the files if the annotations fit the pictures as stored" in refusal.advice
-    swapped = image_files.judge(KINDS[kind], entry(61, 83))  # nothing turns this one
+    swapped = image_files.judge(KINDS[kind], entry(61, 83)).refusal  # nothing turns this one
     assert swapped is not None
     assert swapped.advice == "correct height and width there"
 
@@ -290,7 +388,7 @@ def test_a_folder_is_examined_in_order(tmp_path: Path) -> None:
     (tmp_path / "8.png").mkdir()
     images[9] = ImageEntry(9, "9.png/a.png", 30, 29, [])
     images[11] = ImageEntry(11, "x" * 300, 30, 31, [])
-    found = list(image_files.examine(tmp_path, images))
+    found = [one.refusal for one in image_files.examine(tmp_path, images)]
     assert [r and r.image_id for r in found] == [i if i % 7 == 3 or i in (5, 6, 8, 9, 11) else None for i in range(40)]
     kinds = {r.image_id: (r.kind, r.culprit) for r in found if r}
     assert kinds[5] == (f"images that are not in {tmp_path}", "5.png (id 5)")
@@ -328,7 +426,7 @@ def test_what_passes_the_judge_can_be_decoded_at_every_size() -> None:
         content = bytearray(encoded(PICTURE, kind, exif=turned(6)))
         for place in rng.integers(3, min(len(content), 400), rng.integers(0, 4)):  # in the headers, mostly
             content[place] = rng.choice([0, 255, rng.integers(256)])
-        if image_files.judge(bytes(content), entry(61, 83)) is None:
+        if image_files.judge(bytes(content), entry(61, 83)).refusal is None:
             passed += 1
             for reduction in (1, 2, 4, 8):
                 pixels = image_files.decode(bytes(content), reduction)

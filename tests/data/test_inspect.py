@@ -81,11 +81,19 @@ def inspected(coco_folder: Any, image_ids: tuple[int, ...] = (), folder: Path | 
                 ("..", ".."),
                 ("", ""),
                 ("a\0.png", r"'a\x00.png'"),
-                ("\ud800.png", r"'\ud800.png'"),
                 (7, "7"),
                 (["2.png"], "a list"),
             )
         ],
+        (
+            {"file_name": "\ud800.png"},
+            (
+                "file names that are not Unicode",
+                r"image 98 has '\ud800.png'",
+                "rename the files, and write the new names",
+                98,
+            ),
+        ),
         *[
             (
                 {"height": height, "width": width},

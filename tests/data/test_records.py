@@ -142,7 +142,8 @@ def test_everything_that_is_refused_is_said_at_once(coco_folder: Any) -> None:
     coco_folder.add(98, [1, 1, 5, 5], category_id=77)
     config = coco_folder.config()
     content = annotations.inspect(coco_folder.root / "coco.json", (), images)
-    found = [refusal for refusal in image_files.examine(images, content.images) if refusal is not None]
+    examined = image_files.examine(images, content.images)
+    found = [one.refusal for one in examined if one.refusal is not None]
     assert len(content.refusals) == 1
     assert len(found) == 2
     with pytest.raises(DataError) as caught:

@@ -13,6 +13,7 @@ from support import tiny
 from mrcnn_jax import processes
 from mrcnn_jax.config import Config, ConfigError, DataConfig, EvalConfig, KeypointHeadConfig, ShapesConfig, SplitConfig
 from mrcnn_jax.config.check import validate
+from mrcnn_jax.data import image_files
 from mrcnn_jax.data.coco import load_split
 from mrcnn_jax.evaluation import alone, augmented, inference
 from mrcnn_jax.evaluation.run import evaluate_model
@@ -191,7 +192,7 @@ def truth_of(dataset):
     pixels = {}
     for index in range(len(dataset)):
         content, annotations = dataset.record(index)
-        view = augmented.prepare(alone.image_files.decode(content), index, config(tiny.model(), scales=(64,)))
+        view = augmented.prepare(image_files.decode(content), index, config(tiny.model(), scales=(64,)))
         pixels[view.images.canvases[0].tobytes()] = np.array(annotations[0]["bbox"], np.float32)
 
     def detect(views, frame):

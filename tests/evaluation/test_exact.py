@@ -11,6 +11,7 @@ import pytest
 
 from mrcnn_jax import presets
 from mrcnn_jax.config import Config, DataConfig, EvalConfig, ShapesConfig, SplitConfig
+from mrcnn_jax.data import image_files
 from mrcnn_jax.data.coco import load_split
 from mrcnn_jax.data.errors import DataError
 from mrcnn_jax.evaluation import alone, exact, inference
@@ -87,7 +88,7 @@ def test_images_are_dealt_out_to_processes(shapes, count):
 
 def test_a_file_that_cannot_be_decoded_is_named(shapes, monkeypatch):
     dataset = load_split(shapes.data, "eval")
-    monkeypatch.setattr(alone.image_files, "decode", lambda content: None)
+    monkeypatch.setattr(image_files, "decode", lambda *_: None)
     with pytest.raises(DataError, match=dataset.file_names[0]):
         list(alone.batches(dataset, shapes))
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
+import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -14,6 +17,8 @@ import pytest
 from pycocotools import mask as coco_mask
 
 from mrcnn_jax.config import Config, ConfigError, DataConfig, EvalConfig, ModelConfig
+from mrcnn_jax.data import image_files
+from mrcnn_jax.data.annotations import ImageEntry
 from mrcnn_jax.evaluation import inference
 from mrcnn_jax.evaluation.postprocess import Prediction
 from mrcnn_jax.prediction import run, sources
@@ -26,9 +31,11 @@ from mrcnn_jax.structures import Detections
 class Fake:
     """Finds the left half of every picture (and, weakly, the right one); yields in pairs, swapped if sizes differ."""
 
-    def __init__(self, after=lambda index: None, most=100):
-        self.config = SimpleNamespace(model=SimpleNamespace(mask=object(), box=SimpleNamespace(max_detections=most)))
+    config = SimpleNamespace(model=SimpleNamespace(mask=object()))
+
+    def __init__(self, after=lambda index: None, full=False):
         self.after = after  # called with the number of each picture that was read
+        self.full = full
 
     def stream(self, images):
         held = []
@@ -51,6 +58,7 @@ class Fake:
             category_ids=np.array([17, 17]),
             names=("cat", "cat"),
             mask_probabilities=np.ones((2, 28, 28), np.float32),
+            full=self.full,
         )
 
 
@@ -104,11 +112,11 @@ def test_pictures_and_results_of_the_readable_files(files, tmp_path, capsys, cap
 
 
 def test_images_with_as_many_detections_as_there_may_be_are_counted(files, tmp_path, caplog):
-    outcome = predict_files(Fake(most=2), [files[0], files[2]], tmp_path / "out", save=["coco"])
+    outcome = predict_files(Fake(full=True), [files[0], files[2]], tmp_path / "out", save=["coco"])
     assert outcome.full == content(tmp_path / "out" / "summary.json")["full"] == 2
-    assert caplog.messages[0].startswith("2 of 2 images have model.box.max_detections=2 detections: ")
+    assert caplog.messages[0].startswith("2 of 2 images have as many detections as model.box.max_detections allows; ")
     caplog.clear()
-    assert predict_files(Fake(most=3), files[:1], tmp_path / "out", save=["coco"]).full == 0
+    assert predict_files(Fake(), files[:1], tmp_path / "out", save=["coco"]).full == 0
     assert caplog.messages == []
 
 
@@ -169,7 +177,7 @@ def test_files_of_others_are_not_overwritten(files, tmp_path):
     with pytest.raises(ConfigError, match=r"b\.png.*no earlier prediction"):
         predict_files(Fake(), [files[0], files[2]], output)
     assert names(output) == ["b.png"]
-    with pytest.raises(ConfigError, match="choose another folder"):
+    with pytest.raises(ConfigError, match="is a file, not a folder; give another --output"):
         predict_files(Fake(), [files[0]], files[2])
 
 
@@ -178,6 +186,28 @@ def test_what_cannot_be_saved_is_refused(files, tmp_path, save):
     with pytest.raises(ConfigError, match="overlay, coco, json, mask"):
         predict_files(Fake(), files, tmp_path / "out", save=save)
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("threshold", [50, -0.1, float("nan")])
+def test_a_threshold_that_is_no_score_is_refused(files, tmp_path, threshold):
+    with pytest.raises(ConfigError, match=r"--threshold=.*: scores are from 0 to 1; 50 % is 0\.5"):
+        predict_files(Fake(), files, tmp_path / "out", threshold=threshold)
+    assert not (tmp_path / "out").exists()
+
+
+def test_pictures_that_cannot_be_read_are_named_as_check_names_them(tmp_path):
+    found = {"a.heic": bytes(4) + b"ftypheic", "b.jpg": b"", "c.png": b"<html>", "d.tif": b"II*\0" + bytes(50)}
+    for name, head in found.items():
+        (tmp_path / name).write_bytes(head)
+    inputs = [tmp_path / name for name in (*found, "B.JPG")]
+    outcome = predict_files(Fake(), inputs, tmp_path / "out", save=["coco"])
+    reasons = [message.partition(": ")[2] for message in outcome.failures]
+    judged = [
+        image_files.judge(head, ImageEntry(1, name, 9, 9, [])).refusal.culprit.partition(": ")[2]
+        for name, head in found.items()
+    ]
+    assert reasons[:-1] == judged
+    assert reasons[-1] == "No such file or directory; b.jpg is there; the names differ in upper and lower case"
 
 
 def test_masks_of_a_model_without_are_refused(files, tmp_path):
@@ -306,6 +336,68 @@ def test_frames_have_files_of_their_own_beside_images(tmp_path, files):
     told = {(record["image_id"], record.get("frame")) for record in content(output / "results.json")}
     assert told == {(1, None), (2, 0), (3, 1), (4, 2)}  # images come first
     assert content(output / "a.frames" / "000001.json")["frame"] == 1
+
+
+def test_what_cannot_be_written_is_named_and_the_rest_is_done(tmp_path, files):
+    """Folders in the place of results, one of each kind; and a film of a rate that MPEG-4 cannot state."""
+    odd = film(tmp_path / "odd.avi", 3, rate=1000 / 15)
+    lost = film(tmp_path / "lost.avi", 3)
+    output = tmp_path / "out"
+    blocked = [output / name for name in ("a.jpg", "b.mask.png", "c.json", "lost.mp4")]
+    predict_files(Fake(), [files[0]], output, save=["coco"])  # or the folders would be refused
+    for path in blocked:
+        path.mkdir()
+    inputs = [files[0], files[2], files[4], lost, odd]
+    outcome = predict_files(Fake(), inputs, output, save=["overlay", "coco", "json", "mask"])
+    failures = sorted(outcome.failures)
+    assert [message.split(":")[0] for message in failures] == [str(path) for path in blocked]
+    assert failures[0].endswith("Is a directory; it is not written")
+    assert (outcome.complete, outcome.images, outcome.frames) == (True, 3, 6)
+    assert content(output / "summary.json")["failures"] == outcome.failures
+    written = {"a.json", "a.mask.png", "b.png", "b.json", "c.png", "c.mask.png", "odd.mp4"}
+    assert written <= set(names(output))
+    assert len(content(output / "results.json")) == 2 * (3 + 6)
+    shown, rate = numbers_of(output / "odd.mp4", scale=4)
+    assert shown == [0, 1, 2]
+    assert rate == pytest.approx(1000 / 15, abs=0.002)
+
+
+def test_a_full_disk_ends_the_prediction(tmp_path, files, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device", "a.json")
+
+    monkeypatch.setattr(run.writers, "write_json", full)
+    with pytest.raises(OSError, match="No space left"):
+        predict_files(Fake(), files, tmp_path / "out", save=["json"])
+    assert not content(tmp_path / "out" / "summary.json")["complete"]
+
+
+def test_a_second_prediction_into_the_same_folder_is_refused(files, tmp_path):
+    output = tmp_path / "out"
+
+    def second(index):
+        with pytest.raises(ConfigError, match=f"--output={output}: another prediction is writing there"):
+            predict_files(Fake(), [files[2]], output, save=["coco"])
+        predict_files(Fake(), [files[2]], tmp_path / "other", save=["coco"])
+
+    assert predict_files(Fake(second), [files[0]], output, save=["coco"]).complete
+    assert len(content(output / "results.json")) == 2
+    assert predict_files(Fake(), [files[2]], output, save=["coco"]).complete  # now it is free
+
+
+@pytest.mark.medium
+def test_a_prediction_that_was_killed_leaves_its_folder_free(files, tmp_path):
+    (tmp_path / "out").mkdir()
+    code = (
+        "import sys, time, pathlib; from mrcnn_jax import paths\n"
+        f"with paths.claimed(pathlib.Path({str(tmp_path / 'out')!r})) as free: print(free, flush=True); time.sleep(99)"
+    )
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout.readline() == "True\n"
+        with pytest.raises(ConfigError, match="another prediction"):
+            predict_files(Fake(), [files[0]], tmp_path / "out", save=["coco"])
+        other.kill()
+    assert predict_files(Fake(), [files[0]], tmp_path / "out", save=["coco"]).complete
 
 
 def test_a_truncated_video_gives_what_is_there_and_is_named(tmp_path):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import os
 from pathlib import Path
 
 import pytest
@@ -47,6 +49,46 @@ def test_named_files_are_images_or_videos(tree):
         ("video", "clip.MOV"),
         ("image", "absent.png"),
     ]
+
+
+def test_in_folders_content_tells_what_the_suffix_does_not(tree, caplog):
+    heads = {
+        "photo": b"\xff\xd8\xff\xe0",
+        "scan.dat": b"II*\0",
+        "film.bin": bytes(4) + b"ftypisom",
+        "old": b"RIFF1234AVI ",
+        "x.heic2": bytes(4) + b"ftypheic",
+        "g.pnm2": b"P5\n3 4\n",
+        "b.map": b"BM" + bytes(12) + b"\x28\0\0\0",
+        "notes.txt": b"BMW and PS5",
+        "labels.json": b"{}",
+    }
+    Path("mixed").mkdir()
+    for name, head in heads.items():
+        Path("mixed", name).write_bytes(head)
+    Path("mixed", "u.JFIF").touch()
+    Path("mixed", "v.3GP").touch()
+    os.mkfifo("mixed/pipe.jpg")
+    with caplog.at_level(logging.INFO):
+        kinds = {Path(path).name: kind for kind, path in found("mixed")}
+    images = dict.fromkeys(("photo", "scan.dat", "x.heic2", "g.pnm2", "b.map", "u.JFIF"), "image")
+    assert kinds == {**images, **dict.fromkeys(("film.bin", "old", "v.3GP"), "video")}
+    assert caplog.messages == ["mixed: skipped 3 files, neither images nor videos: labels.json, notes.txt, pipe.jpg"]
+    assert found("mixed/film.bin") == [("video", "mixed/film.bin")]
+
+
+def test_linked_folders_are_searched(tree):
+    Path("in").mkdir()
+    Path("in/linked").symlink_to("../street")
+    Path("in/round").symlink_to("..")
+    assert [path for _, path in found("in")] == ["in/linked/deep/y.tif", "in/linked/x.webp"]
+
+
+@pytest.mark.parametrize("address", ["rtsp://192.0.2.1/stream", "https://example.org/a.jpg?size=[1]"])
+def test_addresses_are_told(tree, address):
+    sources, (message,) = find([address], Path("found"))
+    assert not sources
+    assert message.startswith(f"{address}: addresses are not read; save it to a file first")
 
 
 def test_a_bare_number_is_a_camera_unless_it_is_a_file(tree):

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
+from fractions import Fraction
 
 import cv2
 import numpy as np
 import pytest
 
-from mrcnn_jax.config import ConfigError
 from mrcnn_jax.evaluation.postprocess import Prediction
 from mrcnn_jax.prediction import writers
 
@@ -91,8 +91,43 @@ def write_two_frames(path, then=lambda: None):
         then()
 
 
+@pytest.mark.parametrize(
+    ("rate", "nearest"),
+    [
+        (25, 25),
+        (30000 / 1001, 29.97),
+        (1000 / 15, 66.668),  # 16667/250; 66667/1000 has 17 bits
+        (1000 / 7, 142.855),  # 28571/200
+        (999.999, 1000),
+        (0.5, 0.5),
+        (0.0001, 0.002),
+    ],
+)
+def test_a_rate_that_mpeg4_cannot_state_becomes_the_nearest(tmp_path, rate, nearest):
+    path = tmp_path / "film.mp4"
+    with writers.Video(path, rate) as video:
+        for number in range(3):
+            video.write(number, np.zeros((32, 32, 3), np.uint8))
+    capture = cv2.VideoCapture(str(path))
+    assert capture.get(cv2.CAP_PROP_FRAME_COUNT) == 3
+    assert capture.get(cv2.CAP_PROP_FPS) == pytest.approx(nearest, rel=1e-4)
+    assert nearest == pytest.approx(rate, abs=0.0022)
+
+
+def test_any_rate_of_a_film_can_be_stated():
+    for rate in np.random.default_rng(0).uniform(0.01, 1000, 500):
+        stated = Fraction(writers.representable_rate(rate)).limit_denominator(1000)
+        assert stated.numerator < 2**16
+        assert float(stated) == pytest.approx(rate, abs=0.02)
+
+
+def test_a_picture_that_has_no_file_of_its_kind_is_told(tmp_path):
+    with pytest.raises(OSError, match=r"70000x1 has no such file: .*a\.jpg"):
+        writers.write_picture(tmp_path / "a.jpg", np.zeros((1, 70000, 3), np.uint8))
+
+
 def test_a_video_that_cannot_be_written_is_told(tmp_path):
-    with pytest.raises(ConfigError, match=r"cannot write.*--output"):
+    with pytest.raises(OSError, match=r"OpenCV cannot write a video of 32x32 pixels, 25 a second, there"):
         write_two_frames(tmp_path)  # a folder
     path = tmp_path / "full.mp4"
     with pytest.raises(OSError, match=r"only 0 of 2 frames .*full\.mp4"):

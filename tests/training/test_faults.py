@@ -181,7 +181,7 @@ def test_workdir_that_cannot_be(training, place):
     status, said = training()
     assert status == 2
     assert "cannot be written to" in said
-    assert "use another --workdir" in said
+    assert "give another --workdir" in said
     assert (training.folder / "file").read_text() == "not a folder"
 
 

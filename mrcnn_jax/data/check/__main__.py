@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import argparse
 import functools
+import math
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from mrcnn_jax import paths
+from mrcnn_jax.config import ConfigError
 from mrcnn_jax.data.check import compare, page, sources, table
 from mrcnn_jax.data.check.survey import Survey, survey
 from mrcnn_jax.data.errors import DataError
+from mrcnn_jax.data.value_range import Range
 from mrcnn_jax.progress import track
 
 _INTERRUPTED = 130  # what a shell says of a command that Ctrl-C ended
@@ -28,10 +32,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--accept-dropped", action="store_true", help="exit status 0 whenever training would start, whatever it drops"
     )
+    parser.add_argument(
+        "--value_range", nargs=2, type=float, metavar=("LOW", "HIGH"), help="data.value_range of the configuration"
+    )
     given = parser.parse_args(arguments)
     try:
-        return check(given.data, given.images, given.output, given.accept_dropped)
-    except DataError as error:
+        return check(given.data, given.images, given.output, given.accept_dropped, _range(given.value_range))
+    except (ConfigError, DataError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
@@ -39,14 +46,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _INTERRUPTED
 
 
-def check(data: Path, images: Path | None, output: Path | None, accept_dropped: bool) -> int:
+def _range(given: Sequence[float] | None) -> Range | None:
+    if given is not None and not -math.inf < given[0] < given[1] < math.inf:
+        raise DataError(f"--value_range {given[0]:g} {given[1]:g}: give two values, LOW < HIGH")
+    return None if given is None else (given[0], given[1])
+
+
+def check(
+    data: Path, images: Path | None, output: Path | None, accept_dropped: bool, value_range: Range | None = None
+) -> int:
     """The command without its command line; returns the exit status."""
     output = output or Path(f"check-{data.resolve().stem}.html")
-    if not output.parent.is_dir():
-        raise DataError(f"no folder {output.parent} for the page; make it, or give another --output")
+    paths.check_output(output, "--output", parents=False)
     found = sources.find(data, images)
-    surveys = survey(found.files, functools.partial(track, what="images checked"))
-    warnings = compare.warnings(surveys)
+    surveys = survey(found.files, functools.partial(track, what="images checked"), value_range)
+    warnings = [*(line for one in surveys for line in one.warnings), *compare.warnings(surveys)]
     notes = [f"not checked: {line}" for line in found.skipped] + [f"warning: {line}" for line in warnings]
     drawn = page.render(str(data), surveys, found.broken, notes, functools.partial(track, what="pictures drawn"))
     output.write_text(drawn, encoding="utf-8", errors="replace")  # half a character in a name

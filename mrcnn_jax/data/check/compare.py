@@ -15,7 +15,7 @@ from mrcnn_jax.data.errors import listing, shown
 
 def warnings(surveys: Sequence[Survey]) -> list[str]:
     """A line for everything that looks wrong in a file or a pair of files. Nothing of it is refused."""
-    own = [line for one in surveys for line in (*one.suspicions, *_twins(one))]
+    own = [line for one in surveys for line in _twins(one)]
     pairs = list(itertools.combinations(surveys, 2))
     return own + [line for a, b in pairs for line in (*_shared_images(a, b), *_categories(a, b))]
 

@@ -137,7 +137,7 @@ def _figure(survey: Survey, choice: Choice, anchor: str, findings: Sequence[str]
     about += [] if whole else ["part of the image"]
     try:
         content = (survey.folder / entry.file_name).read_bytes()
-        image = image_files.decode(content)
+        image = image_files.decode(content, value_range=survey.value_range)
     except OSError:
         image = None
     if image is None:

@@ -11,18 +11,20 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from mrcnn_jax.config import DataConfig
-from mrcnn_jax.data import image_files
+from mrcnn_jax.data import image_files, value_range
 from mrcnn_jax.data.annotations import AnnotationFile, ImageEntry
 from mrcnn_jax.data.check.sources import Source, split_of
 from mrcnn_jax.data.findings import Refusal, describe_problems, describe_refusals, no_masks, nothing_to_learn
+from mrcnn_jax.data.image_files import Examined
 from mrcnn_jax.data.instances import MASK_FAULTS
+from mrcnn_jax.data.value_range import Range, Values
 
 SLOTS = DataConfig.max_instances  # instances of an image that training sees, unless it is told otherwise
 SMALL, LARGE = 32**2, 96**2  # square pixels: COCO's small, medium and large objects
 AREAS = ("small", "medium", "large")
 
 _Key = tuple[str, int, int, int]
-Watch = Callable[[Iterable[Refusal | None], int], Iterable[Refusal | None]]
+Watch = Callable[[Iterable[Examined], int], Iterable[Examined]]
 
 
 class Annotated(NamedTuple):
@@ -47,6 +49,9 @@ class Survey:
     content: AnnotationFile
     refusals: list[Refusal]
     nothing: str  # why a model could learn nothing from it, or no masks; empty where it could
+    warnings: list[str]  # what training does not mind, and may be wrong all the same
+    values: list[Values]  # of images of more than 8 bits
+    value_range: Range | None  # that they are shown with: as given, else what suits them
     annotated: Annotated
     sizes: np.ndarray  # (n, 2) int, height and width
     instances: np.ndarray  # (n,) int, without crowds
@@ -60,19 +65,14 @@ class Survey:
         return describe_refusals(self.path, self.refusals, None) + [self.nothing][: bool(self.nothing)] + dropped
 
     @property
-    def suspicions(self) -> list[str]:
-        """A line for each thing that looks wrong and is used as it is, in the words of training."""
-        return [f"{self.path}: {line}" for line in self.content.suspicions]
-
-    @property
     def status(self) -> str:
         """`refused`, `dropped` or `clean`: whether training starts, and whether it sees everything."""
         return "refused" if self.refusals or self.nothing else "dropped" if self.content.problems else "clean"
 
 
-def survey(sources: Sequence[Source], watch: Watch) -> list[Survey]:
+def survey(sources: Sequence[Source], watch: Watch, value_range: Range | None = None) -> list[Survey]:
     """Judge and count every file. An image that several files name is read once. `watch(results, total)` passes the
-    results on, and shows how many have come."""
+    results on, and shows how many have come. `value_range` as in `data.value_range`."""
     wanted: dict[Path, dict[_Key, ImageEntry]] = {}
     for source in sources:
         wanted.setdefault(source.folder, {}).update((_key(image), image) for image in source.content.images)
@@ -81,7 +81,7 @@ def survey(sources: Sequence[Source], watch: Watch) -> list[Survey]:
     surveys = []
     for source in sources:
         found = [judged[source.folder, _key(image)] for image in source.content.images]
-        surveys.append(_count(source, [*source.content.refusals, *(r for r in found if r is not None)]))
+        surveys.append(_count(source, found, value_range))
     return surveys
 
 
@@ -97,6 +97,7 @@ def facts(survey: Survey) -> list[tuple[str, str]]:
         ("masks", _masks(annotated)),
         ("keypoints", _keypoints(survey)),
         *_picture_sizes(survey.sizes),
+        *[("values", f"{v.low:g} to {v.high:g}, {_type(v)}") for v in survey.values],
         ("areas", _areas(annotated)),
         ("instances per image", _crowding(survey)),
     ]
@@ -126,13 +127,17 @@ def _key(image: ImageEntry) -> _Key:
     return image.file_name, image.id, image.height, image.width
 
 
-def _examine(wanted: dict[Path, dict[_Key, ImageEntry]]) -> Iterator[Refusal | None]:
+def _examine(wanted: dict[Path, dict[_Key, ImageEntry]]) -> Iterator[Examined]:
     for folder, images in wanted.items():
         yield from image_files.examine(folder, list(images.values()))
 
 
-def _count(source: Source, refusals: list[Refusal]) -> Survey:
-    images = source.content.images
+def _count(source: Source, found: Sequence[Examined], scale: Range | None) -> Survey:
+    images, values = source.content.images, value_range.merge(one.values for one in found)
+    judged = [*(one.refusal for one in found), value_range.refusal(values, scale)]
+    refusals = [*source.content.refusals, *(refusal for refusal in judged if refusal is not None)]
+    remarks = describe_refusals(source.path, [warning for one in found for warning in one.warnings], None)
+    suspicions = [*source.content.suspicions, *value_range.warnings(values, scale)]
     annotated = _gather(images, source.content.categories.class_of())
     plain = ~annotated.crowd
     classes = len(source.content.categories.ids)
@@ -143,6 +148,9 @@ def _count(source: Source, refusals: list[Refusal]) -> Survey:
         content=source.content,
         refusals=refusals,
         nothing="" if refusals else _nothing(source, annotated),
+        warnings=[*remarks, *(f"{source.path}: {line}" for line in suspicions)],
+        values=values,
+        value_range=scale or (value_range.suggest(values) if values else None),
         annotated=annotated,
         sizes=np.array([(image.height, image.width) for image in images], np.int64).reshape(-1, 2),
         instances=np.bincount(annotated.images[plain], minlength=len(images)),
@@ -222,6 +230,10 @@ def _picture_sizes(sizes: np.ndarray) -> list[tuple[str, str]]:
         ("", f"{len(distinct):,} different; most often {', '.join(common)}"),
         ("width / height", f"least {aspects[0]:.2f}, median {middle:.2f}, greatest {aspects[-1]:.2f}"),
     ]
+
+
+def _type(values: Values) -> str:
+    return f"unsigned integers of {values.bits} bits" if values.bits else "floats, signed or 32-bit integers"
 
 
 def _areas(annotated: Annotated) -> str:

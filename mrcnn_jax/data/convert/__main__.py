@@ -7,6 +7,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from mrcnn_jax.config import ConfigError
 from mrcnn_jax.data.convert import categories, cityscapes, masks, voc, writer
 from mrcnn_jax.data.convert.writer import Conversion
 from mrcnn_jax.data.errors import DataError
@@ -30,7 +31,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         conversion = _read(given)
         contents = writer.assemble(conversion, given.output, given.holdout, given.seed)
         writer.write(contents)
-    except DataError as error:
+    except (ConfigError, DataError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:

@@ -6,15 +6,13 @@ import os
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TypeVar
+from typing import NoReturn, TypeVar
 
-from PIL import Image
-
+from mrcnn_jax.data import file_names, image_formats
 from mrcnn_jax.data.errors import DataError, refuse
 from mrcnn_jax.data.findings import Refusal, raise_refusals
 from mrcnn_jax.progress import track
 
-IMAGES = frozenset((".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp"))
 _THREADS = 8  # at most: what takes long is decoding, which runs beside Python
 
 T = TypeVar("T")
@@ -57,15 +55,33 @@ def existing(folder: Path) -> Path:
     return folder
 
 
-def find(folder: Path, suffixes: Iterable[str] = IMAGES, without: Path | None = None) -> list[Path]:
-    """Files at any depth of `folder` that end so, sorted, relative to it.
+def find(folder: Path, suffixes: Iterable[str] | None = None, without: Path | None = None) -> list[Path]:
+    """Files at any depth of `folder` that end so, sorted, relative to it; by default images, whatever their ending.
 
-    Hidden ones and the folder `without` are not looked at. Raises DataError where `folder` is none.
+    Hidden ones and the folder `without` are not looked at. Raises DataError where `folder` is none, or cannot be read,
+    and for names that no JSON can have.
     """
-    endings = frozenset(suffixes)
-    found = (path for path in existing(folder).rglob("*") if path.suffix.lower() in endings and path.is_file())
-    relative = (path.relative_to(folder) for path in found if without is None or without not in path.parents)
-    return sorted(path for path in relative if not any(p.startswith((".", "__MACOSX")) for p in path.parts))
+    wanted = is_image if suffixes is None else lambda path: path.suffix.lower() in suffixes and path.is_file()
+    found = (path for path in file_names.walk(existing(folder), without=without, failed=_fail) if wanted(path))
+    relative = sorted(path.relative_to(folder) for path in found)
+    files = [path for path in relative if not any(part.startswith("__MACOSX") for part in path.parts)]
+    if strange := [ascii(str(path)) for path in files if not file_names.is_unicode(str(path))]:
+        refuse(f"{folder}: file names that are not UTF-8", strange, "rename them")
+    return files
+
+
+def is_image(path: Path) -> bool:
+    """By its ending, or by what it holds."""
+    try:
+        return path.is_file() and (
+            path.suffix.lower() in image_formats.SUFFIXES or image_formats.kind(_head(path)) == "image"
+        )
+    except OSError:
+        return False
+
+
+def _fail(error: OSError) -> NoReturn:
+    raise DataError(f"{error.filename} cannot be searched: {error.strerror}")
 
 
 def by_stem(folder: Path, files: Sequence[Path]) -> dict[str, Path]:
@@ -82,12 +98,14 @@ def by_stem(folder: Path, files: Sequence[Path]) -> dict[str, Path]:
 
 
 def image_size(path: Path) -> tuple[int, int]:
-    """Height and width of an image file as it is seen, that is after its EXIF rotation; only its header is read."""
+    """Height and width of an image file as it is seen, see `image_formats.upright_size`. Raises Rejected."""
     try:
-        with Image.open(path) as image:
-            width, height = image.size
-            # The method of PNG files would decode the pixels first. Orientations 5..8 swap the axes.
-            turned = Image.Image.getexif(image).get(0x0112, 1) >= 5
+        return image_formats.upright_size(path)
     except Exception as error:  # decoders of broken files fail in many ways
-        raise Rejected("images that cannot be read", f"{path.name} ({error})", "replace them") from None
-    return (width, height) if turned else (height, width)
+        why = image_formats.reason(_head(path), error)
+        raise Rejected("images that cannot be read", f"{path.name} ({why})", "replace them") from None
+
+
+def _head(path: Path) -> bytes:
+    with path.open("rb") as file:
+        return file.read(image_formats.MOST_BYTES)

@@ -22,6 +22,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from mrcnn_jax.data import file_names, image_formats
 from mrcnn_jax.data.convert import files, labels, voc_xml
 from mrcnn_jax.data.convert.categories import Named
 from mrcnn_jax.data.convert.files import Rejected
@@ -67,7 +68,7 @@ def convert(
     found = files.find(annotations, (".xml",))
     read = files.gather(annotations, lambda file: voc_xml.read(annotations / file), found, "XML files read")
     records = dict(zip(files.by_stem(annotations, found), read, strict=True))
-    folder = images if images is not None else _first(root, ("JPEGImages", "images", ""), files.IMAGES)
+    folder = images if images is not None else _first(root, ("JPEGImages", "images", ""), image_formats.SUFFIXES)
     masks = (root / "SegmentationObject").is_dir() and not boxes
     stems = _stems(root, split, records, masks)
     names = sorted({thing.name for record in records.values() for thing in record.things})
@@ -84,7 +85,7 @@ def convert(
     return Conversion(folder, {i: name for name, i in ids.items()}, pictures, remarks if without else ())
 
 
-def _first(root: Path, names: Sequence[str], suffixes: Sequence[str] | frozenset[str]) -> Path:
+def _first(root: Path, names: Sequence[str], suffixes: Sequence[str]) -> Path:
     """The first of these folders of `root` that is there and has such files. Raises DataError for none."""
     files.existing(root)
     for name in names:
@@ -162,7 +163,9 @@ def _image(source: Source, stem: str, record: Record) -> tuple[str, tuple[int, i
     if file is None and record.file_name and (source.images / record.file_name).is_file():
         file = Path(record.file_name)
     if file is None:
+        hint = file_names.near(source.images, record.file_name or stem)
         said = f", and there is no {record.file_name!r}" if record.file_name else ""
+        said += f"; {hint}" if hint else ""
         raise Rejected(
             f"annotations without an image in {source.images}", f"{record.path}{said}", "add it, or say --images"
         )

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from mrcnn_jax import paths
 from mrcnn_jax.data.errors import DataError, listing
 
 Content = dict[str, list[dict[str, Any]]]  # of a COCO JSON
@@ -40,7 +41,7 @@ class Conversion:
 
 
 def outputs(output: Path, holdout: float) -> list[Path]:
-    """The files that `write` makes. Raises DataError where one exists already, or the folder cannot be written to."""
+    """The files that `write` makes. Raises DataError where one exists already, ConfigError where it cannot."""
     if not 0 <= holdout < 1:
         raise DataError(f"--holdout={holdout} is no part of the images: give a number from 0 to 1, such as 0.1")
     folder = output.suffix == "" or output.is_dir()
@@ -49,14 +50,15 @@ def outputs(output: Path, holdout: float) -> list[Path]:
             f"--output={output}: the name of a COCO file ends in .json; a folder gets train.json and val.json, with"
             " --holdout=0.1 to part the images"
         )
-    paths = [output]
+    written = [output]
     if holdout:
         base = output if folder else output.parent
-        paths = [base / f"{'' if folder else f'{output.stem}_'}{part}.json" for part in ("train", "val")]
-    for path in paths:
+        written = [base / f"{'' if folder else f'{output.stem}_'}{part}.json" for part in ("train", "val")]
+    for path in written:
+        paths.check_output(path, "--output")
         if path.exists():
             raise DataError(f"{path} exists already; remove it, or name another --output")
-    return paths
+    return written
 
 
 def assemble(conversion: Conversion, output: Path, holdout: float = 0.0, seed: int = 0) -> dict[Path, Content]:

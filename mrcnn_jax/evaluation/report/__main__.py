@@ -9,6 +9,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from mrcnn_jax import paths
+from mrcnn_jax.config import ConfigError
 from mrcnn_jax.data.errors import DataError, listing
 from mrcnn_jax.evaluation import coco, result_file
 from mrcnn_jax.evaluation.report import write
@@ -29,7 +31,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = parser.parse_args(arguments)
     try:
         report(given.results, given.annotations, given.images, given.output)
-    except (DataError, FileNotFoundError) as error:
+    except (ConfigError, DataError, FileNotFoundError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     print(f"the report is in {given.output}")
@@ -37,10 +39,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def report(results: Path, annotations: Path, images: Path, output: Path) -> None:
-    """The command without its command line. Raises DataError or FileNotFoundError for what cannot be used."""
-    for folder, option in ((images, "--images"), (output.parent, "--output")):
-        if not folder.is_dir():
-            raise DataError(f"no folder {folder}; make it, or give another {option}")
+    """The command without its command line. Raises DataError, FileNotFoundError or ConfigError for wrong arguments."""
+    if not images.is_dir():
+        raise DataError(f"no folder {images}; make it, or give another --images")
+    paths.check_output(output, "--output", parents=False)
     records = result_file.read(results)
     truth = coco.ground_truth(annotations)
     if not any(record["category_id"] in truth.cats for record in records):

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TypeVar
 
+from mrcnn_jax.data.value_range import Range
 from mrcnn_jax.evaluation.analysis import Analysis
 from mrcnn_jax.evaluation.report import charts, confusion, pictures, tables
 from mrcnn_jax.evaluation.report.choose import GROUPS, choose
@@ -26,7 +27,14 @@ Bones = Mapping[int, Sequence[tuple[int, int]]]
 Watch = Callable[[Iterable[T], int], Iterable[T]]
 
 
-def render(title: str, analysis: Analysis, folder: Path, bones: Bones, watch: Watch[Html]) -> Html:
+def render(
+    title: str,
+    analysis: Analysis,
+    folder: Path,
+    bones: Bones,
+    watch: Watch[Html],
+    value_range: Range | None = None,
+) -> Html:
     """The whole page. `folder` has the images; `bones` join keypoints (from 0) of a category with lines.
 
     `watch(pictures, total)` passes the pictures on as they are made.
@@ -38,7 +46,7 @@ def render(title: str, analysis: Analysis, folder: Path, bones: Bones, watch: Wa
         _errors(analysis),
         _section("confusion", "Confusion", _confusion(analysis)),
         _section("confidence", "Scores of predictions", _confidence(analysis)),
-        _section("pictures", "Pictures", _pictures(analysis, folder, bones, watch)),
+        _section("pictures", "Pictures", _pictures(analysis, folder, bones, watch, value_range)),
     ]
     shown = [section for section in sections if section is not None]
     links = [tag("a", name, href=f"#{anchor}") for anchor, name, _ in shown]
@@ -114,14 +122,15 @@ def _confidence(analysis: Analysis) -> Html:
     return join(tag("p", about), tag("div", drawn, class_="charts"))
 
 
-def _pictures(analysis: Analysis, folder: Path, bones: Bones, watch: Watch[Html]) -> Html:
+def _pictures(analysis: Analysis, folder: Path, bones: Bones, watch: Watch[Html], value_range: Range | None) -> Html:
     chosen = choose(analysis.images)
     room = min(_ROOM, _PICTURES // max(len(chosen), 1))
     ids = [category.id for category in analysis.categories]
     names = {category.id: category.name for category in analysis.categories}
     legend = pictures.Legend(names, {i: k for k, i in enumerate(ids)}, bones)
     made = (
-        pictures.figure(group, f"picture{k}", image, folder, legend, room) for k, (group, image) in enumerate(chosen)
+        pictures.figure(group, f"picture{k}", image, folder, legend, room, value_range)
+        for k, (group, image) in enumerate(chosen)
     )
     drawn = zip((group for group, _ in chosen), watch(made, len(chosen)), strict=True)
     groups = [_group(name, [figure for _, figure in found]) for name, found in _grouped(drawn)]

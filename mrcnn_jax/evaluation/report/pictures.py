@@ -13,6 +13,7 @@ from pycocotools import mask as coco_mask
 
 from mrcnn_jax.data import image_files
 from mrcnn_jax.data.errors import described
+from mrcnn_jax.data.value_range import Range
 from mrcnn_jax.evaluation.analysis import ImageResult, Instance
 from mrcnn_jax.evaluation.report.words import OUTCOMES
 from mrcnn_jax.pages.drawing import SIDE, Box, jpeg, names, rectangle, skeleton, thinned
@@ -43,20 +44,36 @@ class _Side(NamedTuple):
     left_out: int
 
 
-def figure(group: str, anchor: str, result: ImageResult, folder: Path, legend: Legend, room: int) -> Html:
+def figure(
+    group: str,
+    anchor: str,
+    result: ImageResult,
+    folder: Path,
+    legend: Legend,
+    room: int,
+    value_range: Range | None = None,
+) -> Html:
     """The two pictures of an image and what there is to say of it, in about `room` bytes.
 
     The file's name and why, where it cannot be drawn.
     """
     try:
-        return _figure(group, anchor, result, folder, legend, room)
+        return _figure(group, anchor, result, folder, legend, room, value_range)
     except Exception as error:
         log.warning("image %s (%s) cannot be drawn: %s", result.image_id, result.file_name, described(error))
         why = tag("p", "it cannot be drawn", class_="finding")
         return tag("figure", tag("figcaption", _caption(result), why), id=anchor, data_group=group)
 
 
-def _figure(group: str, anchor: str, result: ImageResult, folder: Path, legend: Legend, room: int) -> Html:
+def _figure(
+    group: str,
+    anchor: str,
+    result: ImageResult,
+    folder: Path,
+    legend: Legend,
+    room: int,
+    value_range: Range | None,
+) -> Html:
     scale = SIDE / max(result.width, result.height)
     sides = [
         _side([one for one in result.instances if one.predicted == predicted], result, legend, scale, room // 3)
@@ -64,7 +81,7 @@ def _figure(group: str, anchor: str, result: ImageResult, folder: Path, legend: 
     ]
     size = {"width": f"{result.width * scale:g}", "height": f"{result.height * scale:g}"}
     left = room - sum(len(layer) for side in sides for layer in side.layers)
-    ground, missing = _photograph(folder / result.file_name, left)
+    ground, missing = _photograph(folder / result.file_name, left, value_range)
     # The photograph is in the page once; the right half shows it again.
     photograph = tag("g", tag("image", href=ground, preserveAspectRatio="none", **size), id=f"{anchor}-photograph")
     grounds = [photograph, tag("use", href=f"#{anchor}-photograph")] if ground else ["", ""]
@@ -157,10 +174,10 @@ def _skeleton(one: Instance, scale: float, legend: Legend) -> Html:
     )
 
 
-def _photograph(file: Path, room: int) -> tuple[str, bool]:
+def _photograph(file: Path, room: int, value_range: Range | None) -> tuple[str, bool]:
     """As a data URL, empty if it cannot be read; and whether that is so."""
     try:
-        pixels = image_files.decode(file.read_bytes())
+        pixels = image_files.decode(file.read_bytes(), value_range=value_range)
     except OSError:
         pixels = None
     return ("", True) if pixels is None else (jpeg(pixels, room), False)

@@ -215,7 +215,10 @@ def test_the_page_goes_where_it_is_told_to(coco_folder: Any, tmp_path: Path) -> 
         (["nowhere"], "no folder or file nowhere; give the folder of a data set, or a COCO JSON"),
         (["."], "no COCO JSON in .; give the JSON itself, with --images=FOLDER for its images"),
         ([".", "--images", "nowhere"], "no folder nowhere; give the folder with the images as --images"),
-        ([".", "--output", "no/where.html"], "no folder no for the page; make it, or give another --output"),
+        (
+            [".", "--output", "no/where.html"],
+            "--output=no/where.html cannot be written to: there is no folder no: make it; give another --output",
+        ),
     ],
 )
 def test_nothing_to_check(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -260,7 +263,7 @@ def test_images_that_are_nowhere(coco_folder: Any, tmp_path: Path, capsys: pytes
 
 def test_interrupted(coco_folder: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     def interrupted(*_: Any) -> Any:
-        yield None
+        yield image_files.Examined()
         raise KeyboardInterrupt
 
     monkeypatch.setattr(image_files, "examine", interrupted)

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from support.convert_folders import Command
 
-from mrcnn_jax.config import load_config
+from mrcnn_jax.config import ConfigError, load_config
 from mrcnn_jax.data import DataError
 from mrcnn_jax.data.convert import files, writer
 from mrcnn_jax.data.convert.__main__ import main
@@ -124,8 +124,14 @@ def test_a_failure_leaves_nothing(failure: BaseException, tmp_path: Path, monkey
 
 def test_a_place_that_cannot_be_written_to_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
+    with pytest.raises(
+        ConfigError, match=r"cannot be written to: .*file is a file, not a folder; give another --output"
+    ):
+        writer.outputs(tmp_path / "file" / "a.json", 0)
+    contents = writer.assemble(conversion(2), tmp_path / "new" / "a.json")
+    (tmp_path / "new").write_text("")  # since then
     with pytest.raises(DataError, match=r"cannot be written .*; make room, or name another --output"):
-        writer.write(writer.assemble(conversion(2), tmp_path / "file" / "a.json"))
+        writer.write(contents)
 
 
 def test_notes_are_counted_by_kind() -> None:
