@@ -260,9 +260,9 @@ def test_other_formats_and_kinds_are_refused(network, tmp_path):
         import_weights(state, config, format="detectron2")
     with pytest.raises(WeightsError, match="the state dict is a torchvision classifier, not a detection model"):
         import_weights(classifier(state), config)
-    with pytest.raises(WeightsError, match=r"of no known kind: it holds a.b.weight, .* a Detectron2 model"):
+    with pytest.raises(WeightsError, match=r"of no known kind: it holds a.b.weight; .* a Detectron2 model"):
         import_weights({"a.b.weight": np.zeros(2)}, config)
-    with pytest.raises(WeightsError, match="it holds no tensors, "):
+    with pytest.raises(WeightsError, match="it holds no tensors; "):
         import_weights({"epoch": 3}, config)
     with pytest.raises(WeightsError, match="holds a list, not a state dict"):
         import_weights(saved(tmp_path, "list.pkl", [1, 2]), config)
