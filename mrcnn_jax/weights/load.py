@@ -18,7 +18,7 @@ import numpy as np
 
 from mrcnn_jax.config import BoxHeadConfig, MaskHeadConfig, ModelConfig
 from mrcnn_jax.models.rcnn import Variables, build_model, init_variables
-from mrcnn_jax.weights import naming, preprocessing
+from mrcnn_jax.weights import caffe2, naming, preprocessing
 from mrcnn_jax.weights.coco_categories import KEYPOINTS, SKELETON, categories
 from mrcnn_jax.weights.errors import WeightsError
 from mrcnn_jax.weights.naming import Flat, Naming, Path, State
@@ -78,6 +78,11 @@ def initial(model: ModelConfig, source: Weights, key: jax.Array, label: str = ""
     found = recognise(source, label)
     model = _follow(model, found, None)
     log.info("%s: %s", found.label, found.kind.description)
+    if model.backbone.norm in ("bn", "sync_bn") and caffe2.has_fused_norms(found.state):
+        raise WeightsError(
+            f"{found.label}: its batch norms are fused into a scale and an offset, which do not fit the statistics of a"
+            f" batch: set model.backbone.norm=frozen_bn instead of {model.backbone.norm}"
+        )
     shapes = naming.template(build_model(model))
     if found.kind.whole:
         theirs = _as_in_file(model, found)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -26,6 +26,8 @@ Rules = list[tuple[str, Callable[..., str]]]  # pattern of our module's path; th
 Rows = Callable[[np.ndarray], np.ndarray]  # acts on the first axis, that of the outputs
 
 _LEAVES = {"kernel": "weight", "scale": "weight", "bias": "bias", "mean": "running_mean", "var": "running_var"}
+_BLOCK = re.compile(r"\b(?:res|layer)\d[./](?:block)?\d+[./]conv\d[./](?:weight|kernel)$")
+_STATISTICS = re.compile(r"(?:[./]running_mean|norm\d?/mean)$")
 _IGNORED = re.compile(r"num_batches_tracked$")  # a counter that torch's batch norm keeps and never uses
 
 
@@ -145,7 +147,9 @@ def match(naming: Naming, shapes: Mapping[Path, tuple[int, ...]], state: State, 
             problems.append(f"shape: {_complaint(names[path], state[names[path]], value, shapes[path])}")
     if problems:
         where = f"{source}: " if source else ""
-        raise WeightsError("\n  ".join([f"{where}these weights do not fit the model:", *problems]))
+        raise WeightsError(
+            "\n  ".join([f"{where}these weights do not fit the model:", *problems, *_advice(missing, unexpected)])
+        )
     return variables
 
 
@@ -172,6 +176,22 @@ def _side(inputs: int, network: Network) -> int:
     """Side S of the map that a layer with this many inputs reads; 0 if it is no square of `network.channels`."""
     side = math.isqrt(inputs // network.channels) if network.channels else 0
     return side if side * side * network.channels == inputs else 0
+
+
+def _advice(missing: Sequence[str], unexpected: Sequence[str]) -> list[str]:
+    """What to change where whole blocks or norms are on one side only."""
+    for what, pattern, advice in (
+        ("blocks of the backbone", _BLOCK, "set model.backbone.name to the depth of the weights"),
+        (
+            "statistics of batch norm",
+            _STATISTICS,
+            "set model.backbone.norm, or the head's norm, as the weights have it",
+        ),
+    ):
+        for side, names in (("the model has", missing), ("the weights have", unexpected)):
+            if sum(1 for name in names if pattern.search(name)) > 1:
+                return [f"only {side} these {what}: {advice}"]
+    return []
 
 
 def _complaint(name: str, theirs: np.ndarray, value: np.ndarray, shape: tuple[int, ...]) -> str:

@@ -564,6 +564,31 @@ def test_msra_classifier(network, as_blobs, fused):
     assert_equal(variables["params"]["backbone"], theirs["params"]["backbone"])
 
 
+@pytest.mark.parametrize("norm", ["bn", "sync_bn"])
+def test_fused_norms_are_not_trained(variant, network, as_blobs, norm):
+    """With the statistics of a batch they would scale by the deviation twice."""
+    blobs = as_blobs(detectron2.export_state(network[1]))
+    config = variant("bn")
+    config = dataclasses.replace(config, backbone=dataclasses.replace(config.backbone, norm=norm))
+    with pytest.raises(WeightsError, match=rf"fused .*: set model\.backbone\.norm=frozen_bn instead of {norm}"):
+        initial(config, {"blobs": blobs}, jax.random.key(0))
+
+
+def test_backbones_of_another_depth_or_norm_are_named(variant, network, random_variables):
+    config, variables = network
+    deeper = dataclasses.replace(config, backbone=dataclasses.replace(config.backbone, name="resnet34"))
+    last = "set model.backbone.name to the depth of the weights"
+    for export in (torchvision.export_state, detectron2.export_state):
+        with pytest.raises(WeightsError, match=f"\n  only the model has these blocks of the backbone: {last}$"):
+            initial(deeper, export(variables), jax.random.key(0))
+    with pytest.raises(WeightsError, match=f"\n  only the weights have these blocks of the backbone: {last}$"):
+        initial_from_run(config, deeper, random_variables(deeper), jax.random.key(0), "run")
+    with pytest.raises(
+        WeightsError, match=r"\n  only the weights have these statistics of batch norm: set model\.back.*$"
+    ):
+        initial_from_run(variant("gn"), config, variables, jax.random.key(0), "run")
+
+
 def test_incomplete_classifier_is_refused(network):
     config, theirs = network
     state = classifier(torchvision.export_state(theirs))
