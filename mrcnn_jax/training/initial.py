@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 from pathlib import Path
 
 import jax
@@ -15,6 +16,8 @@ from mrcnn_jax.training.workdir import CONFIG, resumable
 from mrcnn_jax.weights import efficientnet, load
 from mrcnn_jax.weights.errors import WeightsError
 from mrcnn_jax.weights.preprocessing import follow, followed_by
+
+log = logging.getLogger(__name__)
 
 
 def starting_point(config: Config, workdir: epath.PathLike, key: jax.Array) -> tuple[Config, Variables | None]:
@@ -44,6 +47,8 @@ def initial_variables(config: Config, key: jax.Array) -> tuple[Config, Variables
             model, variables = load.initial(config.model, efficientnet.weights_file(), key, config.init)
         elif (epath.Path(config.init) / CONFIG).is_file():
             run, variables = load_variables(config.init)
+            averaged = ", the averaged weights (train.ema_decay)" if run.train.ema_decay else ""
+            log.info("%s: the newest checkpoint%s", config.init, averaged)
             model, variables = load.initial_from_run(config.model, run.model, variables, key, config.init)
         elif Path(config.init).is_file():
             model, variables = load.initial(config.model, config.init, key)

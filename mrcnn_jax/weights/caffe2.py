@@ -68,6 +68,12 @@ def to_detectron2(blobs: State) -> dict[str, np.ndarray]:
     return _with_prefixes(state) if "cls_score_w" in blobs else state
 
 
+def has_fused_norms(state: State) -> bool:
+    """Whether batch norms only scale and offset, as those that `to_detectron2` completes, or Detectron2 did."""
+    fused = np.float32(1 - _FUSED_EPS)
+    return any(name.endswith("running_var") and bool((value == fused).all()) for name, value in state.items())
+
+
 def _tensor_name(blob: str) -> str:
     if found := _NAME.fullmatch(blob):
         for pattern, name in _LAYERS:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -25,9 +25,9 @@ State = Mapping[str, np.ndarray]
 Rules = list[tuple[str, Callable[..., str]]]  # pattern of our module's path; the peer's name from the pattern's numbers
 Rows = Callable[[np.ndarray], np.ndarray]  # acts on the first axis, that of the outputs
 
-# The layers whose number of outputs is that of the classes (or keypoints).
-CLASS_LAYERS = ("box_head/logits", "box_head/deltas", "mask_head/logits", "keypoint_head/deconv")
 _LEAVES = {"kernel": "weight", "scale": "weight", "bias": "bias", "mean": "running_mean", "var": "running_var"}
+_BLOCK = re.compile(r"\b(?:res|layer)\d[./](?:block)?\d+[./]conv\d[./](?:weight|kernel)$")
+_STATISTICS = re.compile(r"(?:[./]running_mean|norm\d?/mean)$")
 _IGNORED = re.compile(r"num_batches_tracked$")  # a counter that torch's batch norm keeps and never uses
 
 
@@ -60,7 +60,7 @@ class Naming:
     def to_ours(self, path: Path, value: np.ndarray, network: Network) -> np.ndarray:
         """A peer's tensor in our layout. One with the wrong number of axes is returned as it is."""
         module = module_of(path)
-        value = self.rows_in.get(module, _same)(value)
+        value = self.rows_in.get(module, _same)(value) if value.ndim else value
         if path[-1] != "kernel":
             return value
         if value.ndim == 4:
@@ -90,10 +90,10 @@ class Naming:
 
 
 class OwnNaming(Naming):
-    """Our own names and layouts, whole paths with slashes between."""
+    """Our own names and layouts. Batch norm has the same names whether it is frozen or not."""
 
     def names(self, paths: Iterable[Path], network: Network) -> dict[Path, str]:
-        return {path: "/".join(path) for path in paths}
+        return {path: f"{module_of(path)}/{path[-1]}" for path in paths}
 
     def to_ours(self, path: Path, value: np.ndarray, network: Network) -> np.ndarray:
         return value
@@ -128,12 +128,9 @@ def template(model: MaskRCNN) -> dict[Path, tuple[int, ...]]:
     return {path: leaf.shape for path, leaf in flax.traverse_util.flatten_dict(variable_shapes(model)).items()}
 
 
-def match(
-    naming: Naming, shapes: Mapping[Path, tuple[int, ...]], state: State, *, drop_head: bool = False, source: str = ""
-) -> Flat:
+def match(naming: Naming, shapes: Mapping[Path, tuple[int, ...]], state: State, *, source: str = "") -> Flat:
     """The variables `shapes`, float32, out of a peer's `state`.
 
-    `drop_head`: layers made for another number of classes are left out of the result instead of refused.
     Raises WeightsError that lists every missing, unexpected and wrongly shaped tensor.
     """
     network = describe(shapes)
@@ -142,19 +139,18 @@ def match(
     unexpected = sorted(name for name in set(state) - set(names.values()) if not naming.ignored.search(name))
     problems = [f"missing: {name}" for name in missing] + [f"unexpected: {name}" for name in unexpected]
     variables: Flat = {}
-    other_classes: set[str] = set()
     for path in (path for path in shapes if names[path] in state):
         value = naming.to_ours(path, state[names[path]], network)
         if value.shape == shapes[path] and value.dtype.kind == "f":
             variables[path] = np.array(value, np.float32, order="C")
-        elif drop_head and _differs_in_classes(path, value, shapes[path]):
-            other_classes.add(module_of(path))
         else:
             problems.append(f"shape: {_complaint(names[path], state[names[path]], value, shapes[path])}")
     if problems:
         where = f"{source}: " if source else ""
-        raise WeightsError("\n  ".join([f"{where}these weights do not fit the model:", *problems]))
-    return {path: value for path, value in variables.items() if module_of(path) not in other_classes}
+        raise WeightsError(
+            "\n  ".join([f"{where}these weights do not fit the model:", *problems, *_advice(missing, unexpected)])
+        )
+    return variables
 
 
 def import_state(naming: Naming, model: MaskRCNN, state: State) -> Variables:
@@ -182,9 +178,20 @@ def _side(inputs: int, network: Network) -> int:
     return side if side * side * network.channels == inputs else 0
 
 
-def _differs_in_classes(path: Path, value: np.ndarray, shape: tuple[int, ...]) -> bool:
-    """Everything but the number of outputs fits, in a layer that has an output for each class."""
-    return module_of(path) in CLASS_LAYERS and value.ndim == len(shape) and value.shape[:-1] == shape[:-1]
+def _advice(missing: Sequence[str], unexpected: Sequence[str]) -> list[str]:
+    """What to change where whole blocks or norms are on one side only."""
+    for what, pattern, advice in (
+        ("blocks of the backbone", _BLOCK, "set model.backbone.name to the depth of the weights"),
+        (
+            "statistics of batch norm",
+            _STATISTICS,
+            "set model.backbone.norm, or the head's norm, as the weights have it",
+        ),
+    ):
+        for side, names in (("the model has", missing), ("the weights have", unexpected)):
+            if sum(1 for name in names if pattern.search(name)) > 1:
+                return [f"only {side} these {what}: {advice}"]
+    return []
 
 
 def _complaint(name: str, theirs: np.ndarray, value: np.ndarray, shape: tuple[int, ...]) -> str:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -15,11 +16,18 @@ from mrcnn_jax.weights.errors import WeightsError
 from mrcnn_jax.weights.naming import Naming, State
 from mrcnn_jax.weights.preprocessing import Preprocessing
 
+log = logging.getLogger(__name__)
+
 Weights = str | os.PathLike[str] | Mapping[str, Any]  # a file, or a state dict (arrays or torch tensors)
 
-# Where files keep the state dict: Detectron2 and training scripts, Detectron (2018), Lightning and mmcv, pycls.
-_WRAPPERS = ("model", "blobs", "state_dict", "model_state")
-_DATA_PARALLEL = "module."  # what torch's DistributedDataParallel puts before every name
+# What pretraining keeps beside a backbone: heads of its own, and MoCo's second encoder and queue.
+_PRETRAINING = re.compile(
+    r"(?:.*\.)?(?:fc|head|projector|projection_head|predictor|prototypes|queue|queue_ptr|encoder_k|momentum_encoder)\..*"
+    r"|(?:.*\.)?(?:queue|queue_ptr)"
+)
+# What torch.compile, FSDP and checkpointed modules put into names, anywhere.
+_TRANSPARENT = re.compile(r"_(?:orig_mod|fsdp_wrapped_module|checkpoint_wrapped_module)\.")
+_SHOWN = 5  # names in a message
 
 
 class Kind(NamedTuple):
@@ -28,12 +36,26 @@ class Kind(NamedTuple):
     description: str
     format: Literal["torchvision", "detectron2", "efficientnet"]
     whole: bool  # a whole detection model; else the residual network of a classifier
-    mark: str  # the name of a tensor by which it is known
+    mark: str  # the name of a tensor by which it is known, after a prefix that all may have
     naming: Naming
     convert: Callable[[State], State]  # to the names of `naming`
     preprocessing: Callable[
         [State, str], Preprocessing
     ]  # of the converted state, and of the author that its file names
+
+
+class _Place(NamedTuple):
+    """A dictionary of tensors in a file, and what network it is of."""
+
+    keys: tuple[str | int, ...]  # from the whole content to the dictionary
+    author: str  # what the file says about its origin
+    tensors: dict[str, Any]
+    kind: Kind | None
+    prefix: str = ""  # what the names of the network begin with
+
+    def __str__(self) -> str:
+        under = f"under {'.'.join(map(str, self.keys))}" if self.keys else "at the top"
+        return _printable(f"{under} (names after {self.prefix!r})" if self.prefix else under)
 
 
 class Source(NamedTuple):
@@ -142,41 +164,114 @@ KINDS = [
 def recognise(weights: Weights, label: str = "") -> Source:
     """Read a file (or take a state dict), find out whose it is, and bring its names up to date.
 
-    Messages call it `label`; by default a file by its path.
-    Raises WeightsError for a file that cannot be read safely, and for names that no known kind of network has.
+    The state dict may lie in other dictionaries, under any key, and all its names may have one prefix (`module.` of
+    DistributedDataParallel, `model.` of Lightning, `encoder_q.` of MoCo).
+    Messages call the weights `label`; by default a file by its path.
+    Raises WeightsError for a file that cannot be read safely, for names that no known kind of network has, and where
+    there are several networks to choose from.
     """
     path = None if isinstance(weights, Mapping) else Path(weights)
     label = label or ("the state dict" if path is None else os.fspath(path))
-    tensors, author = _unwrap(weights if path is None else files.read(path), label)
-    for kind in KINDS:
-        if any(re.fullmatch(kind.mark, name) for name in tensors):
-            state = kind.convert(tensors)
-            return Source(label, path, kind, state, kind.preprocessing(state, author))
-    known = ", ".join(kind.description for kind in KINDS)
-    some = ", ".join(sorted(tensors)[:5]) or "no tensors"
-    raise WeightsError(f"{label} is of no known kind: it holds {some}, ...; known are {known}")
+    content = weights if path is None else files.read(path)
+    place, kind = _only_network(list(_places(content)), content, label)
+    names = [name for name in place.tensors if name.startswith(place.prefix)]
+    if not kind.whole:
+        names = [name for name in names if not _PRETRAINING.fullmatch(name.removeprefix(place.prefix))]
+    left_out = place.tensors.keys() - set(names)
+    if place.keys or place.prefix or left_out:
+        log.info("%s: read %s%s", label, place, f"; left out: {_listed(left_out)}" if left_out else "")
+    state = kind.convert({name.removeprefix(place.prefix): _array(place.tensors[name]) for name in names})
+    return Source(label, path, kind, state, kind.preprocessing(state, place.author))
 
 
-def _unwrap(content: Any, label: str) -> tuple[dict[str, np.ndarray], str]:
-    """The state dict in the content of a file, and the author that the file names."""
-    author = ""
-    while isinstance(content, Mapping):
+def _places(content: Any, keys: tuple[str | int, ...] = (), author: str = "") -> Iterator[_Place]:
+    """All dictionaries of tensors in the content of a file; one that holds several networks comes several times."""
+    if isinstance(content, Mapping):
         author = str(content.get("__author__", author))
-        inner = [content[name] for name in _WRAPPERS if isinstance(content.get(name), Mapping)]
-        if not inner:
-            return _tensors(content), author
-        content = inner[0]
-    raise WeightsError(f"{label} holds a {type(content).__name__}, not a state dict")
+        entries = [(name if type(name) is int else str(name), value) for name, value in content.items()]
+    elif isinstance(content, list | tuple):
+        entries = list(enumerate(content))
+    else:
+        return
+    tensors = {_TRANSPARENT.sub("", str(name)): value for name, value in entries if _is_tensor(value)}
+    if tensors:
+        kind, prefixes = _network(tensors)
+        yield from (_Place(keys, author, tensors, kind, prefix) for prefix in prefixes)
+    for name, value in entries:
+        if not _is_tensor(value):
+            yield from _places(value, (*keys, name), author)
 
 
-def _tensors(content: Mapping[str, Any]) -> dict[str, np.ndarray]:
-    """The tensors of a state dict, as NumPy arrays; what else it holds is no weight."""
-    arrays = {str(name).removeprefix(_DATA_PARALLEL): _array(value) for name, value in content.items()}
-    return {name: value for name, value in arrays.items() if value is not None}
+def _network(names: Iterable[str]) -> tuple[Kind | None, list[str]]:
+    """The kind of network that has these tensors, and the prefixes under which there is one."""
+    for kind in KINDS:
+        matches = [re.fullmatch(rf"(.*[./])?(?:{kind.mark})", name) for name in names]
+        prefixes = {match[1] or "" for match in matches if match}
+        if prefixes:
+            return kind, sorted({prefix for prefix in prefixes if not _PRETRAINING.fullmatch(prefix)} or prefixes)
+    return None, [""]
 
 
-def _array(value: Any) -> np.ndarray | None:
-    if hasattr(value, "detach"):  # a tensor of torch, which is not imported for this
+def _only_network(places: list[_Place], content: Any, label: str) -> tuple[_Place, Kind]:
+    """The one network of a file. Raises WeightsError if there is none, or several, or others' tensors beside it."""
+    known = [(place, place.kind) for place in places if place.kind is not None]
+    if len(known) > 1:
+        where = "; ".join(str(place) for place, _ in known)
+        advice = _advice(known[-1][0], whole=len({place.keys for place, _ in known}) == len(known))
+        raise WeightsError(f"{label} holds more than one set of weights: {where}. {advice}")
+    if not known:
+        kinds = ", ".join(kind.description for kind in KINDS)
+        raise WeightsError(f"{label} {_unknown(places, content)}; known are {kinds}")
+    place, kind = known[0]
+    others = [
+        name
+        for name, value in place.tensors.items()
+        if not (name.startswith(place.prefix) or (not kind.whole and _PRETRAINING.fullmatch(name)) or not value.ndim)
+    ]
+    if others:
+        raise WeightsError(
+            f"{label} holds {kind.description} {place}, and other tensors beside it: {_listed(others)}."
+            f" {_advice(place, whole=False)}"
+        )
+    return place, kind
+
+
+def _unknown(places: list[_Place], content: Any) -> str:
+    if not places:
+        return (
+            "is of no known kind: it holds no tensors"
+            if isinstance(content, Mapping)
+            else f"holds a {type(content).__name__}, not a state dict"
+        )
+    largest = max(places, key=lambda place: len(place.tensors))
+    under = f" {largest}" if largest.keys else ""
+    return f"is of no known kind: it holds {_listed(largest.tensors)}{under}"
+
+
+def _advice(place: _Place, *, whole: bool) -> str:
+    """How to save one of several networks alone: a `whole` dictionary, or what has its prefix."""
+    inner = "torch.load(FILE)" + "".join(f"[{key!r}]" for key in place.keys)
+    if not whole:
+        inner = f"{{k: v for k, v in {inner}.items() if k.startswith({place.prefix!r})}}"
+    return f"Save the one to use alone, such as: torch.save({_printable(inner)}, NEW)"
+
+
+def _listed(names: Iterable[str]) -> str:
+    names = sorted(names)
+    return _printable(", ".join(names[:_SHOWN]) + (", ..." if len(names) > _SHOWN else ""))
+
+
+def _printable(text: str) -> str:
+    return ascii(text)[1:-1]
+
+
+def _is_tensor(value: Any) -> bool:
+    """Whether it is an array or a tensor of torch, which is not imported for this."""
+    return hasattr(value, "detach") or hasattr(value, "__array__")
+
+
+def _array(value: Any) -> np.ndarray:
+    if hasattr(value, "detach"):
         value = value.detach().cpu()
         value = (value.float() if value.is_floating_point() else value).numpy()
-    return np.asarray(value) if hasattr(value, "__array__") else None
+    return np.asarray(value)

@@ -83,11 +83,7 @@ DETECTION = Naming(
     class_scores="roi_heads.box_predictor.cls_score.bias",
 )
 # A classifier; its last stage is the head of a C4 model.
-CLASSIFIER = Naming(
-    "torchvision's classifier",
-    lambda _: resnet_rules("", "(?:backbone/)?"),
-    ignored=re.compile(r"num_batches_tracked$|^fc\."),
-)
+CLASSIFIER = Naming("torchvision's classifier", lambda _: resnet_rules("", "(?:backbone/)?"))
 
 # Older names, which its published COCO_V1 files may have; the newer ones wrap a layer in a block.
 _OLD_NAMES: list[tuple[re.Pattern[str], str | Callable[[re.Match[str]], str]]] = [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 
 import jax
 import numpy as np
@@ -11,6 +12,7 @@ from support import linear
 
 from mrcnn_jax.config import Config, ConfigError
 from mrcnn_jax.models.rcnn import build_model, variable_shapes
+from mrcnn_jax.training import initial
 from mrcnn_jax.training.checkpoint import load_variables
 from mrcnn_jax.training.initial import initial_variables, starting_point
 from mrcnn_jax.training.run import train
@@ -103,13 +105,25 @@ def test_training_from_a_classifier(recipe, coco_model, tmp_path):
     jax.tree.map(np.testing.assert_array_equal, variables["frozen"], coco_model["frozen"])
 
 
-def test_beginning_from_another_run(fine_tuned, recipe):
+def test_beginning_from_another_run(fine_tuned, recipe, caplog):
+    caplog.set_level(logging.INFO, logger="mrcnn_jax")
     other = dataclasses.replace(recipe, init=str(fine_tuned[1]), model=dataclasses.replace(recipe.model, num_classes=2))
     config, variables = initial_variables(other, jax.random.key(0))
     assert followed_by(config.model) == TORCHVISION
     kept = load_variables(fine_tuned[1])[1]
     jax.tree.map(np.testing.assert_array_equal, variables["params"]["fpn"], kept["params"]["fpn"])
     assert variables["params"]["box_head"]["logits"]["bias"].shape == (3,)
+    assert f"{fine_tuned[1]}: the newest checkpoint" in caplog.messages
+
+
+def test_averaged_weights_are_not_taken_without_a_word(fine_tuned, recipe, monkeypatch, caplog):
+    caplog.set_level(logging.INFO, logger="mrcnn_jax")
+    run, variables = load_variables(fine_tuned[1])
+    run = dataclasses.replace(run, train=dataclasses.replace(run.train, ema_decay=0.9))
+    monkeypatch.setattr(initial, "load_variables", lambda workdir: (run, variables))
+    config = dataclasses.replace(recipe, init=str(fine_tuned[1]), model=run.model)
+    initial_variables(config, jax.random.key(0))
+    assert f"{fine_tuned[1]}: the newest checkpoint, the averaged weights (train.ema_decay)" in caplog.messages
 
 
 @pytest.mark.parametrize("name", ["torchvision", "detectron2"])

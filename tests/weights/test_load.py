@@ -7,12 +7,13 @@ import hashlib
 import logging
 import pickle
 
+import flax
 import jax
 import numpy as np
 import pytest
 
 from mrcnn_jax import presets
-from mrcnn_jax.weights import detectron2, files, preprocessing, torchvision
+from mrcnn_jax.weights import detectron2, files, load, preprocessing, torchvision
 from mrcnn_jax.weights.coco_categories import COCO, categories
 from mrcnn_jax.weights.errors import WeightsError
 from mrcnn_jax.weights.load import import_weights, initial, initial_from_run
@@ -259,9 +260,9 @@ def test_other_formats_and_kinds_are_refused(network, tmp_path):
         import_weights(state, config, format="detectron2")
     with pytest.raises(WeightsError, match="the state dict is a torchvision classifier, not a detection model"):
         import_weights(classifier(state), config)
-    with pytest.raises(WeightsError, match=r"of no known kind: it holds a.b.weight, .* a Detectron2 model"):
+    with pytest.raises(WeightsError, match=r"of no known kind: it holds a.b.weight; .* a Detectron2 model"):
         import_weights({"a.b.weight": np.zeros(2)}, config)
-    with pytest.raises(WeightsError, match="it holds no tensors, "):
+    with pytest.raises(WeightsError, match="it holds no tensors; "):
         import_weights({"epoch": 3}, config)
     with pytest.raises(WeightsError, match="holds a list, not a state dict"):
         import_weights(saved(tmp_path, "list.pkl", [1, 2]), config)
@@ -331,6 +332,182 @@ def test_other_keypoints(variant, random_variables):
     assert_equal(variables["params"]["box_head"], theirs["params"]["box_head"])
 
 
+# --- classes and keypoints by name
+
+
+def named(config, *names, **fields):
+    return dataclasses.replace(config, num_classes=len(names), category_names=names, **fields)
+
+
+def said(messages):
+    return "\n".join(record.getMessage() for record in messages.records)
+
+
+def predictor(state):
+    """torchvision's class scores (N + 1, ...), boxes (N + 1, 4, ...) and masks (N + 1, ...): weights and biases."""
+    for leaf in ("weight", "bias"):
+        scores = state[f"roi_heads.box_predictor.cls_score.{leaf}"]
+        boxes = state[f"roi_heads.box_predictor.bbox_pred.{leaf}"]
+        yield (
+            scores,
+            boxes.reshape(len(scores), 4, *boxes.shape[1:]),
+            state[f"roi_heads.mask_predictor.mask_fcn_logits.{leaf}"],
+        )
+
+
+def test_coco_out_of_torchvisions_90(network, random_variables, messages):
+    """Class k of COCO's 80 has the rows of its id, as torchvision's models count."""
+    config, _ = network
+    ids, names = tuple(COCO), tuple(COCO.values())
+    state = torchvision.export_state(random_variables(dataclasses.replace(config, num_classes=90)))
+    _, variables = initial(named(config, *names, category_ids=ids), state, jax.random.key(0))
+    for ours, theirs in zip(predictor(torchvision.export_state(variables)), predictor(state), strict=True):
+        for value, source in zip(ours, theirs, strict=True):
+            np.testing.assert_array_equal(value[1:], source[list(ids)])
+    np.testing.assert_array_equal(
+        variables["params"]["box_head"]["logits"]["bias"][0], state["roi_heads.box_predictor.cls_score.bias"][0]
+    )
+    assert "its classes are taken for COCO's, since they are as many" in said(messages)
+    assert "11 keep their place: person, " in said(messages)
+    assert "69 come from another place: stop sign (13 to 12), " in said(messages)
+    assert "10 of the weights are left out: N/A" in said(messages)
+    assert "random" not in said(messages)
+
+
+def test_other_classes_of_the_same_number_begin_anew(variant, random_variables, messages):
+    """A run of cats, cows and dogs after one of dogs, cats and emus: two go on by name, and one is not the emu."""
+    run, config = named(variant("frozen"), "dog", "cat", "emu"), named(variant("frozen"), "cat", "cow", "dog")
+    theirs = random_variables(run)
+    _, variables = initial_from_run(config, run, theirs, jax.random.key(0), "runs/first")
+    state = torchvision.export_state(theirs)
+    for ours, source in zip(predictor(torchvision.export_state(variables)), predictor(state), strict=True):
+        for value, other in zip(ours, source, strict=True):
+            np.testing.assert_array_equal(value[[0, 1, 3]], other[[0, 2, 1]])
+            assert np.abs(value[2]).max() < 0.1  # random around 0, where the file has numbers around 1
+    assert (
+        "runs/first: classes by name: 2 come from another place: cat (2 to 1), dog (1 to 3); 1 begin anew: cow;"
+        " 1 of the weights are left out: emu"
+    ) in said(messages)
+    assert "random" not in said(messages)
+
+
+def test_without_a_class_in_common_the_layers_begin_anew(variant, random_variables, messages):
+    """80 classes under Detectron2's names are COCO's."""
+    config = named(variant("frozen"), *(f"cell {i}" for i in range(80)))
+    _, variables = initial(config, detectron2.export_state(random_variables(config)), jax.random.key(0))
+    assert np.abs(variables["params"]["box_head"]["logits"]["kernel"]).max() < 0.1
+    assert "80 begin anew: cell 0, " in said(messages)
+    assert "random initial values for box_head/deltas, box_head/logits, mask_head/logits" in said(messages)
+
+
+def test_keypoints_by_name(variant, random_variables, messages):
+    """A run whose joints come in another order; the person stays."""
+
+    def skeleton(*names):
+        config = named(variant("keypoints"), "person", keypoint_names=names)
+        keypoint = dataclasses.replace(config.keypoint, num_keypoints=len(names), flip_map=())
+        return dataclasses.replace(config, keypoint=keypoint)
+
+    run = skeleton("nose", "left_eye", "right_eye")
+    theirs = random_variables(run)
+    ours = skeleton("Right Eye", "nose")
+    _, variables = initial_from_run(ours, run, theirs, jax.random.key(0), "run")
+    for leaf, value in variables["params"]["keypoint_head"]["deconv"].items():
+        np.testing.assert_array_equal(value, theirs["params"]["keypoint_head"]["deconv"][leaf][..., [2, 0]])
+    assert_equal(variables["params"]["box_head"], theirs["params"]["box_head"])
+    assert "keypoints by name: 2 come from another place: Right Eye as right_eye (3 to 1), nose (1 to 2)" in said(
+        messages
+    )
+
+
+def test_heads_of_peers_that_disagree_are_refused(network):
+    """Boxes or masks of another number of classes than the scores are no head for other classes."""
+    config, variables = network
+    state = torchvision.export_state(variables)
+    state |= {name: value[:-4] for name, value in state.items() if "bbox_pred" in name}
+    with pytest.raises(WeightsError, match=r"box_predictor\.bbox_pred\.weight is \(12, 32\)"):
+        initial(config, state, jax.random.key(0))
+
+
+def test_class_agnostic_weights(variant, random_variables):
+    """Of a peer's file, whose only sign is their number: one box and one mask for any class serve each class."""
+    theirs = random_variables(variant("agnostic", 5))
+    config = dataclasses.replace(variant("gn"), num_classes=2)
+    _, variables = initial(config, detectron2.export_state(theirs), jax.random.key(0))
+    deltas, logits = variables["params"]["box_head"]["deltas"], variables["params"]["mask_head"]["logits"]
+    np.testing.assert_array_equal(deltas["bias"], np.tile(theirs["params"]["box_head"]["deltas"]["bias"], 2))
+    np.testing.assert_array_equal(logits["bias"], np.tile(theirs["params"]["mask_head"]["logits"]["bias"], 2))
+
+
+# --- heads more or fewer, and norms
+
+
+@pytest.mark.parametrize("source", ["mask", "boxes", "keypoint"])
+@pytest.mark.parametrize("target", ["mask", "boxes", "keypoint", "both"])
+@pytest.mark.parametrize("peer", ["torchvision", "detectron2", "run"])
+def test_heads_more_or_fewer(variant, random_variables, messages, monkeypatch, source, target, peer):
+    """What both have is the weights', what only one has begins anew or is left out."""
+    base, keypoint = variant("frozen"), variant("keypoints").keypoint
+    kinds = {
+        "mask": base,
+        "boxes": dataclasses.replace(base, mask=None),
+        "keypoint": dataclasses.replace(base, mask=None, keypoint=keypoint),
+        "both": dataclasses.replace(base, keypoint=keypoint),
+    }
+    heads = {
+        "boxes": set(),
+        "mask": {"mask_head"},
+        "keypoint": {"keypoint_head"},
+        "both": {"mask_head", "keypoint_head"},
+    }
+    new, extra = heads[target] - heads[source], heads[source] - heads[target]
+    drawn = []
+
+    def draw(model, key, paths):
+        drawn.extend({path[1] for path in paths})
+        return flax.traverse_util.unflatten_dict({path: np.zeros(1) for path in paths})
+
+    monkeypatch.setattr(load, "init_variables", draw)
+    theirs = random_variables(kinds[source])
+    if peer == "run":
+        _, variables = initial_from_run(kinds[target], kinds[source], theirs, jax.random.key(0), "run")
+    else:
+        state = {"torchvision": torchvision, "detectron2": detectron2}[peer].export_state(theirs)
+        _, variables = initial(kinds[target], state, jax.random.key(0))
+    assert set(drawn) == new
+    assert_equal(variables["frozen"], theirs["frozen"])
+    ours = variables["params"]
+    assert {part for part in ours if part.endswith("head")} == {"box_head", "rpn_head", *heads[target]}
+    for part in ours.keys() - new:
+        assert_equal(ours[part], theirs["params"][part])
+    assert ("left out, since the model has none: " + ", ".join(extra) in said(messages)) == bool(extra)
+    assert ("random initial values for " + ", ".join(sorted(new)) in said(messages)) == bool(new)
+
+
+def test_half_a_head_is_refused(network):
+    config, variables = network
+    state = torchvision.export_state(variables)
+    del state["roi_heads.mask_predictor.conv5_mask.bias"]
+    with pytest.raises(WeightsError, match=r"missing: roi_heads\.mask_predictor\.conv5_mask\.bias"):
+        initial(config, state, jax.random.key(0))
+
+
+def test_norms_frozen_and_learned_take_each_other_over(variant, random_variables):
+    """The same constants and statistics, in other collections."""
+    frozen, learned = variant("frozen"), variant("bn")
+    theirs = random_variables(learned)
+    _, variables = initial_from_run(frozen, learned, theirs, jax.random.key(0), "run")
+    ours, params = variables["frozen"]["backbone"], theirs["params"]["backbone"]
+    norm = {**params["stem"]["norm"]["norm"], **theirs["batch_stats"]["backbone"]["stem"]["norm"]["norm"]}
+    assert_equal(ours["stem"]["norm"], norm)
+    assert set(norm) == {"scale", "bias", "mean", "var"}
+    assert len(jax.tree.leaves(ours)) == len(jax.tree.leaves(theirs["batch_stats"]["backbone"])) * 2
+    _, back = initial_from_run(learned, frozen, variables, jax.random.key(0), "run")
+    assert_equal(back, theirs)
+    synced = dataclasses.replace(learned, backbone=dataclasses.replace(learned.backbone, norm="sync_bn"))
+    assert_equal(initial_from_run(synced, learned, theirs, jax.random.key(0), "run")[1], theirs)
+
+
 def test_only_heads_may_differ(network, random_variables):
     """Another width of the hidden layer is no matter of classes: nothing is dropped for it."""
     config, variables = network
@@ -387,6 +564,31 @@ def test_msra_classifier(network, as_blobs, fused):
     assert_equal(variables["params"]["backbone"], theirs["params"]["backbone"])
 
 
+@pytest.mark.parametrize("norm", ["bn", "sync_bn"])
+def test_fused_norms_are_not_trained(variant, network, as_blobs, norm):
+    """With the statistics of a batch they would scale by the deviation twice."""
+    blobs = as_blobs(detectron2.export_state(network[1]))
+    config = variant("bn")
+    config = dataclasses.replace(config, backbone=dataclasses.replace(config.backbone, norm=norm))
+    with pytest.raises(WeightsError, match=rf"fused .*: set model\.backbone\.norm=frozen_bn instead of {norm}"):
+        initial(config, {"blobs": blobs}, jax.random.key(0))
+
+
+def test_backbones_of_another_depth_or_norm_are_named(variant, network, random_variables):
+    config, variables = network
+    deeper = dataclasses.replace(config, backbone=dataclasses.replace(config.backbone, name="resnet34"))
+    last = "set model.backbone.name to the depth of the weights"
+    for export in (torchvision.export_state, detectron2.export_state):
+        with pytest.raises(WeightsError, match=f"\n  only the model has these blocks of the backbone: {last}$"):
+            initial(deeper, export(variables), jax.random.key(0))
+    with pytest.raises(WeightsError, match=f"\n  only the weights have these blocks of the backbone: {last}$"):
+        initial_from_run(config, deeper, random_variables(deeper), jax.random.key(0), "run")
+    with pytest.raises(
+        WeightsError, match=r"\n  only the weights have these statistics of batch norm: set model\.back.*$"
+    ):
+        initial_from_run(variant("gn"), config, variables, jax.random.key(0), "run")
+
+
 def test_incomplete_classifier_is_refused(network):
     config, theirs = network
     state = classifier(torchvision.export_state(theirs))
@@ -409,5 +611,5 @@ def test_another_run_of_ours(network):
     assert_equal(variables["params"]["fpn"], theirs["params"]["fpn"])
     assert variables["params"]["box_head"]["logits"]["bias"].shape == (8,)
     smaller = dataclasses.replace(run, box=dataclasses.replace(run.box, hidden=16))
-    with pytest.raises(WeightsError, match=r"runs/first: these weights do not fit .*\n.*params/box_head/"):
+    with pytest.raises(WeightsError, match=r"runs/first: these weights do not fit .*\n.*box_head/deltas/"):
         initial_from_run(smaller, run, theirs, jax.random.key(0), "runs/first")
