@@ -5,7 +5,7 @@ commands and `load_config`; values are checked against the type of the field.
 """
 
 from mrcnn_jax.config.check import needs_initial_weights, validate
-from mrcnn_jax.config.read import apply_overrides, from_json, load_config, to_json
+from mrcnn_jax.config.read import PLACES, apply_overrides, flatten, from_json, load_config, to_json
 from mrcnn_jax.config.tree import (
     AnchorConfig,
     AugmentConfig,
@@ -30,6 +30,7 @@ from mrcnn_jax.config.tree import (
 )
 
 __all__ = [
+    "PLACES",
     "AnchorConfig",
     "AugmentConfig",
     "BackboneConfig",
@@ -51,6 +52,7 @@ __all__ = [
     "SplitConfig",
     "TrainConfig",
     "apply_overrides",
+    "flatten",
     "from_json",
     "load_config",
     "needs_initial_weights",

@@ -9,12 +9,19 @@ import importlib.util
 import json
 import types
 import typing
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from mrcnn_jax.config.tree import Config, ConfigError
 
 T = TypeVar("T")
+# Fields that say where data lies. What it is does not depend on them: see `data.coco.Dataset.fingerprint`.
+PLACES = (
+    "data.root",
+    "data.cache_dir",
+    *(f"data.{split}.{place}" for split in ("train", "eval") for place in ("annotations", "images")),
+)
 
 
 def load_config(path: str | Path, overrides: typing.Sequence[str] = ()) -> Config:
@@ -57,6 +64,19 @@ def to_json(config: Any) -> str:
 def from_json(text: str) -> Config:
     """Read what `to_json` wrote. Raises ConfigError for unknown fields or values of the wrong type."""
     return _coerce(json.loads(text), Config, "config")
+
+
+def flatten(config: Config) -> dict[str, Any]:
+    """The values of all fields by their dotted names; parts that are None count as values."""
+    return dict(_flattened(dataclasses.asdict(config), ""))
+
+
+def _flattened(tree: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
+    for name, value in tree.items():
+        if isinstance(value, dict):
+            yield from _flattened(value, f"{prefix}{name}.")
+        else:
+            yield prefix + name, value
 
 
 def _replace(node: Any, path: list[str], text: str, full_name: str) -> Any:

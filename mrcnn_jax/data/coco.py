@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import hashlib
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -21,6 +22,8 @@ __all__ = ["Categories", "DataError", "Dataset", "Problem", "load_split"]
 
 log = logging.getLogger(__name__)
 
+_DIGITS = 16  # of hashes in fingerprints
+
 
 @dataclass(frozen=True, eq=False)
 class Dataset:
@@ -36,6 +39,7 @@ class Dataset:
     has_masks: bool  # every instance has a segmentation
     problems: tuple[Problem, ...]  # what was left out
     rows: np.ndarray  # (n,) int64, which of the prepared records each image is
+    digests: tuple[str, str]  # SHA-256 of the JSON; of the names and bytes of all prepared images
     reader: records.RecordReader = field(repr=False)
 
     def __len__(self) -> int:
@@ -51,6 +55,18 @@ class Dataset:
         except records.UnreadableRecordError as error:
             raise records.UnreadableRecordError(f"{self.name(index)}: {error}") from None
         return content, [a for a in annotations if a["category_id"] in self._known]
+
+    def fingerprint(self) -> dict[str, Any]:
+        """The content of the split as JSON values: the same wherever and whenever the same data is opened."""
+        return {
+            "images": len(self),
+            "instances": int(self.instances.sum()),
+            "categories": [list(pair) for pair in zip(self.categories.ids, self.categories.names, strict=True)],
+            "SHA-256 of the image ids": hashlib.sha256(self.ids.tobytes()).hexdigest()[:_DIGITS],
+            "SHA-256 of the image sizes": hashlib.sha256(self.sizes.tobytes()).hexdigest()[:_DIGITS],
+            "SHA-256 of the annotation file": self.digests[0][:_DIGITS],
+            "SHA-256 of the image files": self.digests[1][:_DIGITS],
+        }
 
     @functools.cached_property
     def _known(self) -> frozenset[int]:
@@ -93,6 +109,7 @@ def load_split(data: DataConfig, split: Literal["train", "eval"]) -> Dataset:
         has_masks=bool(sums[:, 1].any() and (sums[:, 1] == sums[:, 0]).all()),
         problems=tuple(index.problems),
         rows=rows,
+        digests=(index.annotations_digest, index.images_digest),
         reader=records.RecordReader(folder),
     )
     _report(dataset, data.max_instances)

@@ -48,6 +48,8 @@ class Index:
     """What is known of a prepared data set without opening its records; stored beside them as JSON."""
 
     stamp: str
+    annotations_digest: str  # SHA-256 of the JSON
+    images_digest: str  # SHA-256 of the names and bytes of the images
     ids: list[int]
     file_names: list[str]
     heights: list[int]
@@ -150,8 +152,8 @@ def _prepare(json_path: Path, images: Path, image_ids: Sequence[int], place: Pat
     found = list(track(examined, len(content.images), "images examined"))
     raise_refusals(json_path, [*content.refusals, *(refusal for refusal in found if refusal is not None)])
     log.info("preparing %d images of %s in %s", len(content.images), json_path, place)
-    with record_files.written(content.images, images, statuses, place, _records_folder(stamp)) as building:
-        index = _make_index(content, stamp, _sizes(building / _records_folder(stamp)))
+    with record_files.written(content.images, images, statuses, place, _records_folder(stamp)) as (building, written):
+        index = _make_index(content, stamp, (digest, written), _sizes(building / _records_folder(stamp)))
         (building / "index.json").write_text(json.dumps(asdict(index)))
         _move_into_place(building, place, index)
     for old in (place.parent / _folder_name(json_path, images, image_ids, older) for older in range(1, _FORMAT)):
@@ -178,10 +180,12 @@ def _is_whole(place: Path, index: Index | None, stamp: str) -> bool:
     return index is not None and index.stamp == stamp and index.sizes == _sizes(place / _records_folder(stamp))
 
 
-def _make_index(content: AnnotationFile, stamp: str, sizes: dict[str, int]) -> Index:
+def _make_index(content: AnnotationFile, stamp: str, digests: tuple[str, str], sizes: dict[str, int]) -> Index:
     images = content.images
     return Index(
         stamp=stamp,
+        annotations_digest=digests[0],
+        images_digest=digests[1],
         ids=[image.id for image in images],
         file_names=[image.file_name for image in images],
         heights=[image.height for image in images],

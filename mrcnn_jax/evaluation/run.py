@@ -7,7 +7,7 @@ import contextlib
 import json
 import logging
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import IO, Any
 
@@ -16,8 +16,9 @@ import jax
 import numpy as np
 from etils import epath
 
+import mrcnn_jax
 from mrcnn_jax import processes, profiling
-from mrcnn_jax.config import Config, ConfigError
+from mrcnn_jax.config import PLACES, Config, ConfigError, flatten
 from mrcnn_jax.data.coco import Dataset, load_split
 from mrcnn_jax.data.pipeline import eval_batches
 from mrcnn_jax.evaluation import alone, augmented, classes, coco, inference, truth
@@ -31,6 +32,20 @@ log = logging.getLogger(__name__)
 FOLDER = "evaluation"  # in the workdir
 OVERLAYS = "overlays"  # in that
 RESULTS, REPORT = "results.json", "report.html"
+
+
+def check_same_configuration(config: Config) -> None:
+    """Raise ConfigError unless all processes have the same settings, but for places, and versions of the programs."""
+    settings = {name: value for name, value in flatten(config).items() if name not in PLACES}
+    versions = {"the version of mrcnn_jax": mrcnn_jax.__version__, "the version of jax": jax.__version__}
+    processes.check_same({**settings, **versions}, "configuration")
+
+
+def check_same_data(splits: Mapping[str, Dataset]) -> None:
+    """Raise ConfigError unless all processes have opened splits of the same content, each by its name."""
+    contents = {split: dataset.fingerprint() for split, dataset in splits.items()}
+    values = {f"{split}: {name}": value for split, content in contents.items() for name, value in content.items()}
+    processes.check_same(values, "data")
 
 
 def check_evaluation(config: Config, dataset: Dataset) -> None:
@@ -79,7 +94,10 @@ def evaluate_model(
     batch, equally often in every process; what it raises ends the evaluation. Raises ConfigError, see
     `check_evaluation`.
     """
-    dataset = load_split(config.data, "eval") if dataset is None else dataset
+    if dataset is None:
+        check_same_configuration(config)
+        dataset = load_split(config.data, "eval")
+        check_same_data({"data.eval": dataset})
     check_evaluation(config, dataset)
     folder = epath.Path(workdir) / FOLDER
     processes.on_main(lambda: _clear(folder))

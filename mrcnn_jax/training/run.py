@@ -17,7 +17,7 @@ from mrcnn_jax.data.categories import Categories
 from mrcnn_jax.data.coco import Dataset, load_split
 from mrcnn_jax.data.pipeline import train_batches
 from mrcnn_jax.evaluation.coco import check_keypoints
-from mrcnn_jax.evaluation.run import check_evaluation
+from mrcnn_jax.evaluation.run import check_evaluation, check_same_configuration, check_same_data
 from mrcnn_jax.models.rcnn import build_model, variable_shapes
 from mrcnn_jax.training import parallel
 from mrcnn_jax.training.checkpoint import Checkpointer
@@ -47,11 +47,13 @@ def train(
     when a signal ended it: the same call goes on.
     """
     with Interruptions() as interruptions:
+        check_same_configuration(config)
         validate(config)
         devices = jax.local_devices() if devices is None else devices
         images, shares = config.train.batch_size, len(devices) * jax.process_count()
         parallel.check_divisible(images, shares, parts=config.train.accumulate)
         dataset, held_back = load_split(config.data, "train"), load_split(config.data, "eval")
+        check_same_data({"data.train": dataset, "data.eval": held_back})
         config = with_categories(config, dataset.categories)
         check_evaluation(config, held_back)  # what is wrong with it is better known before the training
         run = _Run(config, workdir, held_back, devices, interruptions)
@@ -72,13 +74,13 @@ class _Run:
         interruptions: Interruptions,
     ):
         self.workdir, self.devices, self.interruptions = workdir, devices, interruptions
-        init_key, self.key = jax.random.split(jax.random.key(config.train.seed))
-        schedule = make_schedule(config.optimizer, config.train.steps)
-        self.config, variables = _claim(config, workdir, init_key)
+        self.config, variables = _claim(config, workdir)  # from here on that of the main process, everywhere
+        _, self.key = _keys(self.config)
+        schedule = make_schedule(self.config.optimizer, self.config.train.steps)
         self.model = build_model(self.config.model)
         shapes = variable_shapes(self.model)
         optimizer = make_optimizer(self.config.optimizer, schedule, shapes["params"], frozen_paths(self.config.model))
-        self._create = functools.partial(create_state, optimizer, ema_decay=config.train.ema_decay)
+        self._create = functools.partial(create_state, optimizer, ema_decay=self.config.train.ema_decay)
         self._template = jax.eval_shape(self._create, shapes)
         self._fresh = None if variables is None else self._create(variables)
         self._step = make_train_step(self.model, self.config, optimizer, schedule, axis_name=parallel.AXIS_NAME)
@@ -176,14 +178,20 @@ class _Run:
         print(f"\n{self.workdir}: step {step}, {describe_measured(metrics)}{at_best}", flush=True)
 
 
-def _claim(config: Config, workdir: epath.PathLike, key: jax.Array) -> tuple[Config, Any]:
+def _keys(config: Config) -> tuple[jax.Array, jax.Array]:
+    """The keys of the initial variables and of the training steps."""
+    first, second = jax.random.split(jax.random.key(config.train.seed))
+    return first, second
+
+
+def _claim(config: Config, workdir: epath.PathLike) -> tuple[Config, Any]:
     """The configuration with all that its initial weights decide, recorded in `workdir`, on every process; and the
     initial variables, on the main process of a run that has no checkpoint yet."""
     variables: Any = None
 
     def claim() -> bytes:
         nonlocal variables
-        resolved, variables = starting_point(config, workdir, key)
+        resolved, variables = starting_point(config, workdir, _keys(config)[0])
         claim_workdir(workdir, resolved)
         return to_json(resolved).encode()
 

@@ -14,16 +14,13 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Iterator, Mapping
-from dataclasses import asdict
-from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
 from etils import epath
 
 from mrcnn_jax import paths
-from mrcnn_jax.config import Config, ConfigError, from_json, to_json
+from mrcnn_jax.config import Config, ConfigError, flatten, from_json, to_json
 from mrcnn_jax.training import readme
 
 CHECKPOINTS, BEST, CORRUPT = "checkpoints", "best", "corrupt"
@@ -65,7 +62,7 @@ def claim_workdir(workdir: epath.PathLike, config: Config) -> None:
     if before is not None:
         names = [name for name in differing_fields(before, config) if not name.startswith(CHANGEABLE)]
         if names:
-            old, new = dict(_flatten(asdict(before))), dict(_flatten(asdict(config)))
+            old, new = flatten(before), flatten(config)
             changes = "; ".join(f"{name} was {old.get(name)!r}, is {new.get(name)!r}" for name in names)
             raise ConfigError(f"{workdir} holds a run with another configuration: {changes}. Use a new workdir")
     if jax.process_index() == 0:
@@ -119,14 +116,6 @@ def complete_steps(folder: epath.Path) -> list[int]:
 
 def differing_fields(first: Config, second: Config) -> list[str]:
     """Dotted names of the fields in which two configurations differ."""
-    old, new = dict(_flatten(asdict(first))), dict(_flatten(asdict(second)))
+    old, new = flatten(first), flatten(second)
     missing = object()
     return [name for name in {**old, **new} if old.get(name, missing) != new.get(name, missing)]
-
-
-def _flatten(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for name, value in tree.items():
-        if isinstance(value, dict):
-            yield from _flatten(value, f"{prefix}{name}.")
-        else:
-            yield prefix + name, value
