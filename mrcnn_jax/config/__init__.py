@@ -12,7 +12,6 @@ from mrcnn_jax.config.tree import (
     BackboneConfig,
     BoxHeadConfig,
     Config,
-    ConfigError,
     DataConfig,
     EvalConfig,
     FPNConfig,
@@ -28,6 +27,7 @@ from mrcnn_jax.config.tree import (
     SplitConfig,
     TrainConfig,
 )
+from mrcnn_jax.config.values import ConfigError
 
 __all__ = [
     "PLACES",

@@ -56,7 +56,7 @@ def check_evaluation(config: Config, dataset: Dataset) -> None:
     coco.check_categories(config.model, dataset.categories.ids, dataset.categories.names)
     coco.check_keypoints(config.model, dataset.categories.pose.names)
     count, size = jax.process_count(), config.eval.batch_size
-    if size <= 0 or (not config.eval.alone and size % count):
+    if not config.eval.alone and size % count:
         raise ConfigError(f"eval.batch_size={size} does not divide over {count} processes: give a multiple of {count}")
 
 
