@@ -172,7 +172,9 @@ class _Run:
         new = {name: metrics[name] for name in metrics.keys() - known.keys()}
         record_measured(self.workdir, step, new, self._evaluations.pictures(step) if new else {})
         best = self._evaluations.best()
-        at_best = f", best {metric} {best[1]:.3f} at step {best[0]}" if best is not None else ""
+        at_best = f", no best checkpoint: {metric} never had a value" if metric else ""
+        if best is not None:
+            at_best = f", best {metric} {best[1]:.3f} at step {best[0]}"
         if self._evaluations.exhausted() and step < self.config.train.steps:
             print(f"\n{self.config.train.patience} measurements without a better {metric}: the training ends here")
         print(f"\n{self.workdir}: step {step}, {describe_measured(metrics)}{at_best}", flush=True)
