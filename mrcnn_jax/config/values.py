@@ -8,7 +8,7 @@ import functools
 import os
 import types
 import typing
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Annotated, Any, Literal
 
 
@@ -25,10 +25,8 @@ class Settings:
             object.__setattr__(self, name, coerce(getattr(self, name), hint, f"{type(self).__name__}.{name}"))
 
 
-@functools.cache
-def hints(settings: type) -> dict[str, Any]:
-    """The declared types of the fields of a dataclass, with their annotations."""
-    return typing.get_type_hints(settings, include_extras=True)
+# The declared types of the fields of a dataclass, with their annotations.
+hints: Callable[[Any], dict[str, Any]] = functools.cache(functools.partial(typing.get_type_hints, include_extras=True))
 
 
 def coerce(value: Any, hint: Any, name: str) -> Any:

@@ -118,24 +118,28 @@ class Evaluations:
 
     def best(self) -> tuple[int, float] | None:
         """Step and value of the best `train.best_metric` whose weights are kept: the first one, if it came again."""
-        value = self._rows[self._held].get(self._config.train.best_metric) if self._held is not None else None
-        return (self._held, value) if self._held is not None and self._is_better(value, None) else None
+        if self._held is None:
+            return None
+        value = self._value(self._rows[self._held])
+        return (self._held, value) if self._is_better(value, None) else None
 
     def _highest(self) -> tuple[int, float] | None:
         """Step and value of the best `train.best_metric` of all rows, whether or not its weights are kept."""
-        found = None
+        found: tuple[int, float] | None = None
         for step, row in sorted(self._rows.items()):
-            value = row.get(self._config.train.best_metric)
-            if self._is_better(value, found):
-                found = step, value
+            if self._is_better(self._value(row), found):
+                found = step, self._value(row)
         return found
 
-    def _is_better(self, value: float | None, best: tuple[int, float] | None) -> bool:
-        """Whether there is a `value` of the metric, and it is better than the best so far."""
-        if value is None or value == NOTHING or math.isnan(value):
-            return False
+    def _value(self, row: Row) -> float:
+        """The metric `train.best_metric` in a row; NaN where it was not measured, or there was nothing to measure."""
+        value = float(row.get(self._config.train.best_metric, NOTHING))
+        return math.nan if value == NOTHING else value
+
+    def _is_better(self, value: float, best: tuple[int, float] | None) -> bool:
+        """Whether a value of the metric is better than the best so far; NaN never is."""
         sign = -1 if self._config.train.best_metric == VALIDATION_LOSS else 1
-        return best is None or sign * value > sign * best[1]
+        return sign * value > sign * best[1] if best else not math.isnan(value)
 
     def _missing(self, step: int) -> set[str]:
         train = self._config.train
@@ -181,7 +185,7 @@ class Evaluations:
         step = row["step"]
         if self._rows.get(step) == row:
             return
-        better = self._is_better(row.get(self._config.train.best_metric), self.best())
+        better = self._is_better(self._value(row), self.best())
         self._rows[step] = row
         if better:
             self._held = step
