@@ -56,8 +56,8 @@ def train(
         check_same_data({"data.train": dataset, "data.eval": held_back})
         config = with_categories(config, dataset.categories)
         check_evaluation(config, held_back)  # what is wrong with it is better known before the training
-        run = _Run(config, workdir, held_back, devices, interruptions)
-        state = run.train(dataset, profile)
+        run = _Run(config, workdir, dataset, held_back, devices, interruptions)
+        state = run.train(profile)
         run.report(state)
     return state
 
@@ -69,12 +69,14 @@ class _Run:
         self,
         config: Config,
         workdir: epath.PathLike,
+        dataset: Dataset,
         held_back: Dataset,
         devices: Sequence[jax.Device],
         interruptions: Interruptions,
     ):
         self.workdir, self.devices, self.interruptions = workdir, devices, interruptions
-        self.config, variables = _claim(config, workdir)  # from here on that of the main process, everywhere
+        self._dataset = dataset
+        self.config, variables = _claim(config, workdir, dataset)  # from here on that of the main process, everywhere
         _, self.key = _keys(self.config)
         schedule = make_schedule(self.config.optimizer, self.config.train.steps)
         self.model = build_model(self.config.model)
@@ -91,7 +93,7 @@ class _Run:
         if self.interruptions.reached():
             raise self.interruptions.stopped()
 
-    def train(self, dataset: Dataset, profile: bool) -> TrainState:
+    def train(self, profile: bool) -> TrainState:
         """The final state: restored, or trained to the end."""
         train = self.config.train
         with (
@@ -102,7 +104,7 @@ class _Run:
             self._evaluations.begin(int(state.step))
             if int(state.step) < train.steps and not self._evaluations.exhausted():
                 checkpointer.check_room(int(state.step), self._template)  # better known before days of training
-                state = self._train_on(dataset, state, checkpointer, profile)
+                state = self._train_on(state, checkpointer, profile)
         return state
 
     def _begin(self, checkpointer: Checkpointer) -> TrainState:
@@ -117,9 +119,9 @@ class _Run:
         begun: TrainState = processes.broadcast(state)
         return begun
 
-    def _train_on(self, dataset: Dataset, state: TrainState, checkpointer: Checkpointer, profile: bool) -> TrainState:
+    def _train_on(self, state: TrainState, checkpointer: Checkpointer, profile: bool) -> TrainState:
         """Open the data at the step of `state` and the places that metrics go to, and train to the end."""
-        config, train, start = self.config, self.config.train, int(state.step)
+        config, train, dataset, start = self.config, self.config.train, self._dataset, int(state.step)
         count = jax.process_count()
         if processes.is_main():
             print(
@@ -186,7 +188,7 @@ def _keys(config: Config) -> tuple[jax.Array, jax.Array]:
     return first, second
 
 
-def _claim(config: Config, workdir: epath.PathLike) -> tuple[Config, Any]:
+def _claim(config: Config, workdir: epath.PathLike, dataset: Dataset) -> tuple[Config, Any]:
     """The configuration with all that its initial weights decide, recorded in `workdir`, on every process; and the
     initial variables, on the main process of a run that has no checkpoint yet."""
     variables: Any = None
@@ -194,7 +196,7 @@ def _claim(config: Config, workdir: epath.PathLike) -> tuple[Config, Any]:
     def claim() -> bytes:
         nonlocal variables
         resolved, variables = starting_point(config, workdir, _keys(config)[0])
-        claim_workdir(workdir, resolved)
+        claim_workdir(workdir, resolved, dataset.fingerprint())
         return to_json(resolved).encode()
 
     return from_json(processes.on_main(claim).decode()), variables
