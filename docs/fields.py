@@ -6,6 +6,7 @@ An extension of griffe, which reads the sources for mkdocstrings, and a hook of 
 from __future__ import annotations
 
 import io
+import re
 import tokenize
 from collections.abc import Iterator
 from typing import Any
@@ -13,6 +14,8 @@ from typing import Any
 import griffe
 
 SETTINGS = "<!-- tables of all settings -->"
+_RANGE = re.compile(r"Annotated\[(\w+), ['\"](.+?)['\"]\]")  # a number and its interval
+_PATH = re.compile(r"Annotated\[str, os\.path\.expanduser\]")
 
 
 class FieldComments(griffe.Extension):
@@ -79,5 +82,6 @@ def _row(tree: griffe.Module, field: griffe.Attribute) -> str:
     shown = "the fields below" if inner and default != "None" else f"`{default}`"
     meaning = field.docstring.value if field.docstring else ""
     aliases = {name: str(alias.value) for name, alias in tree.attributes.items()}
-    kind = aliases.get(str(field.annotation), str(field.annotation))
+    kind = re.sub(r"\w+", lambda word: aliases.get(word[0], word[0]), str(field.annotation))
+    kind = _PATH.sub("path", _RANGE.sub(r"\1 in \2", kind))
     return f"| `{field.name}` | `{kind}` | {shown} | {meaning} |"

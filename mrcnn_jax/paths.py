@@ -71,7 +71,10 @@ def write_bytes(path: epath.PathLike, content: bytes) -> None:
         path.write_bytes(content)
         return
     temporary = path.with_name(path.name + ".tmp")
-    temporary.write_bytes(content)
+    with open(temporary, "wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())  # else a power failure can leave the new name with zeros in it
     temporary.replace(path)
 
 

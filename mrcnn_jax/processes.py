@@ -10,7 +10,7 @@ from __future__ import annotations
 import itertools
 import json
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -23,7 +23,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from mrcnn_jax import paths, peers
 from mrcnn_jax.cluster import PEER_TIMEOUT, START_TIMEOUT, Cluster
 from mrcnn_jax.config import ConfigError
-from mrcnn_jax.data.errors import DataError
+from mrcnn_jax.data.errors import DataError, listing, shown
 from mrcnn_jax.weights.errors import WeightsError
 
 MENDABLE = (ConfigError, DataError, WeightsError, FileNotFoundError)  # what the user can mend
@@ -32,6 +32,8 @@ _PIECE = 1 << 26  # bytes of the largest collective
 _SMALLEST = 1 << 10  # pieces are powers of two from here on, so that few programs are compiled
 _ALIGNMENT = 16  # of an array in the bytes of a tree
 _GRACE = 60  # seconds after which JAX would abort, where we end with a message first
+_NAMED = 6  # differences of processes that a message lists one by one
+_ABSENT = "absent"  # a value that a process does not have
 _LOOK_UP = 1_000  # milliseconds after which a waiting process lets Python handle its signals
 
 _numbers = itertools.count()  # of the messages: the same in all processes, since they make the same calls
@@ -130,6 +132,41 @@ def check_folder(path: epath.PathLike, option: str) -> None:
         return b""
 
     on_main(check)
+
+
+def check_same(values: Mapping[str, Any], what: str) -> None:
+    """Raise ConfigError on every process unless all of them give equal `values`, which JSON can hold.
+
+    `what` says whose values they are: "configuration". Processes may come minutes apart; signals are obeyed.
+    """
+    if jax.process_count() == 1:
+        return
+    key = f"mrcnn_jax/{next(_numbers)}"
+    own = {name: json.dumps(value) for name, value in values.items()}
+    store().key_value_set_bytes(f"{key}/{jax.process_index()}", json.dumps([socket.gethostname(), own]).encode())
+
+    def compare() -> bytes:
+        shares = [json.loads(wait_for(f"{key}/{index}")) for index in range(jax.process_count())]
+        if found := disagreements(shares):
+            raise ConfigError(
+                f"the processes do not have the same {what}: {listing(found, _NAMED)}. Start all of them with the same"
+                " command, the same version of the program and equal copies of the data"
+            )
+        return b""
+
+    on_main(compare)
+
+
+def disagreements(shares: Sequence[tuple[str, Mapping[str, str]]]) -> list[str]:
+    """Which processes differ from process 0 in which values; `shares` has host and values of each, as JSON."""
+    (main, expected), *others = shares
+    return [
+        f"{name} is {shown(given.get(name, _ABSENT))} in process {index} ({host}) and"
+        f" {shown(expected.get(name, _ABSENT))} in process 0 ({main})"
+        for index, (host, given) in enumerate(others, 1)
+        for name in {**expected, **given}
+        if given.get(name) != expected.get(name)
+    ]
 
 
 def watch_preemption() -> None:

@@ -5,9 +5,15 @@ from __future__ import annotations
 import ast
 import dataclasses
 import json
+import math
+import re
 from pathlib import Path
+from typing import Annotated, get_args, get_origin
 
+import jax.numpy as jnp
+import numpy as np
 import pytest
+from etils import epath
 
 from mrcnn_jax.config import (
     BackboneConfig,
@@ -16,7 +22,10 @@ from mrcnn_jax.config import (
     DataConfig,
     MaskHeadConfig,
     ModelConfig,
+    OptimizerConfig,
     ShapesConfig,
+    SplitConfig,
+    TrainConfig,
     apply_overrides,
     from_json,
     load_config,
@@ -24,6 +33,7 @@ from mrcnn_jax.config import (
     to_json,
     validate,
 )
+from mrcnn_jax.config.values import hints
 
 RECIPES = sorted((Path(__file__).resolve().parent.parent / "configs").glob("*.py"))
 
@@ -93,6 +103,156 @@ def test_later_overrides_win_and_the_input_is_unchanged():
 @pytest.mark.parametrize("text", ["weights.npz", "1_000", "1e3", "None", "true", "a=b", "gs://bucket/x", "(1, 2)"])
 def test_text_is_taken_as_it_is(text):
     assert override(f"init={text}").init == text
+
+
+# Values just inside and just outside of the ranges, and what no range has.
+@pytest.mark.parametrize(
+    ("name", "right", "wrong", "interval"),
+    [
+        ("optimizer.learning_rate", ("1e-9", "7"), ("0", "-0.01", "1e999"), "(0, inf)"),
+        ("optimizer.momentum", ("0", "0.999"), ("-1", "1"), "[0, 1)"),
+        ("optimizer.weight_decay", ("0", "1"), ("-0.1", "1e999"), "[0, inf)"),
+        ("optimizer.milestones", ("()", "(1,)"), ("(-5,)", "(0, 10)"), "[1, inf)"),
+        ("optimizer.milestone_factor", ("0.1",), ("0", "-1"), "(0, inf)"),
+        ("optimizer.warmup_steps", ("0",), ("-3",), "[0, inf)"),
+        ("optimizer.warmup_factor", ("0", "1"), ("-1", "1.1"), "[0, 1]"),
+        ("optimizer.clip_norm", ("None", "0.1"), ("0", "-1"), "(0, inf)"),
+        ("optimizer.rate_factors", ("(('rpn',2),)",), ("(('rpn',-1),)", "(('rpn',1e999),)"), "[0, inf)"),
+        ("train.steps", ("1",), ("0", "-1"), "[1, inf)"),
+        ("train.batch_size", ("1",), ("0", "-4"), "[1, inf)"),
+        ("train.log_every", ("1",), ("0",), "[1, inf)"),
+        ("train.checkpoint_every", ("1",), ("0", "-1"), "[1, inf)"),
+        ("train.keep_checkpoints", ("1",), ("0", "-1"), "[1, inf)"),
+        ("train.seed", ("0", "4294967295"), ("-1", "4294967296", "20261130050000"), "[0, 4294967295]"),
+        ("train.ema_decay", ("0", "0.9999"), ("1", "-0.1"), "[0, 1)"),
+        ("train.max_skipped", ("0",), ("-1",), "[0, inf)"),
+        ("train.validate_every", ("0",), ("-1",), "[0, inf)"),
+        ("train.accumulate", ("1",), ("0",), "[1, inf)"),
+        ("eval.batch_size", ("1",), ("0", "-4"), "[1, inf)"),
+        ("eval.scales", ("()", "(1,)"), ("(0,)",), "[1, inf)"),
+        ("eval.overlays", ("0",), ("-1",), "[0, inf)"),
+        ("eval.keypoint_sigmas", ("(0.1,)",), ("(0,)",), "(0, inf)"),
+        ("data.buckets", ("((32,32),)",), ("((0,32),)",), "[1, inf)"),
+        ("data.longest_edge", ("1",), ("0",), "[1, inf)"),
+        ("data.shortest_edge_train", ("(1,)",), ("(-1,)",), "[1, inf)"),
+        ("data.workers", ("0",), ("-1",), "[0, inf)"),
+        ("data.max_instances", ("1",), ("0", "-1"), "[1, inf)"),
+        ("data.mask_size", ("1",), ("0",), "[1, inf)"),
+        ("data.min_keypoints", ("0",), ("-1",), "[0, inf)"),
+        ("data.horizontal_flip", ("0", "1"), ("1.5", "-0.1"), "[0, 1]"),
+        ("data.augment.copy_paste", ("0", "1"), ("-1e999",), "[0, 1]"),
+        ("data.augment.saturation", ("0", "2"), ("-1", "1e999"), "[0, inf)"),
+        ("data.augment.hue", ("0.5",), ("0.6",), "[0, 0.5]"),
+        ("data.augment.crop_size", ("(0.1, 1)",), ("(0, 0.5)", "(0.7, 1.5)"), "(0, 1]"),
+        ("data.augment.scale_jitter", ("(0.1, 2)",), ("(0, 2)",), "(0, inf)"),
+        ("data.train.image_ids", (f"({-(2**63)}, {2**63 - 1})",), (f"({2**63},)",), "[-9223372036854775808,"),
+        ("model.num_classes", ("0",), ("-1",), "[0, inf)"),
+        ("model.pixel_mean", ("(0, 0, 0)",), ("(0, 0, 1e999)",), "(-inf, inf)"),
+        ("model.pixel_std", ("(1, 1, 1)",), ("(1, 1, 0)",), "(0, inf)"),
+        ("model.backbone.width", ("1",), ("0",), "[1, inf)"),
+        ("model.backbone.frozen_stages", ("0", "5"), ("-1", "6"), "[0, 5]"),
+        ("model.anchors.sizes", ("((8,),)",), ("((-8,),)",), "(0, inf)"),
+        ("model.anchors.aspect_ratios", ("(0.1,)",), ("(0,)",), "(0, inf)"),
+        ("model.rpn.positive_fraction", ("1",), ("0", "50"), "(0, 1]"),
+        ("model.rpn.negative_iou", ("0", "1"), ("-0.1", "30"), "[0, 1]"),
+        ("model.rpn.nms_iou", ("1",), ("0", "70"), "(0, 1]"),
+        ("model.rpn.post_nms_top_k_test", ("1",), ("0",), "[1, inf)"),
+        ("model.box.score_threshold", ("0", "0.99"), ("1", "2", "-1"), "[0, 1)"),
+        ("model.box.delta_weights", ("(1, 1, 1, 1)",), ("(1, 1, 1, 0)",), "(0, inf)"),
+        ("model.mask.pool_size", ("1",), ("0",), "[1, inf)"),
+    ],
+)
+def test_numbers_have_ranges(name, right, wrong, interval):
+    for text in right:
+        override(f"{name}={text}")
+    for text in wrong:
+        with pytest.raises(ConfigError, match=rf"^{re.escape(name)}=.* is outside of {re.escape(interval)}"):
+            override(f"{name}={text}")
+
+
+def test_nan_is_in_no_range():
+    with pytest.raises(ConfigError, match=r"OptimizerConfig\.weight_decay=nan is outside of \[0, inf\)"):
+        OptimizerConfig(weight_decay=math.nan)
+    with pytest.raises(ConfigError, match=r"ModelConfig\.pixel_mean=nan is outside"):
+        ModelConfig(pixel_mean=(0, math.nan, 0))
+
+
+def parts(settings: type) -> set[type]:
+    """This part of the configuration and all below it."""
+    below = {t for f in hints(settings).values() for t in (f, *get_args(f)) if dataclasses.is_dataclass(t)}
+    return {settings}.union(*map(parts, below))
+
+
+def bare_numbers(hint: object) -> list[object]:
+    """The numbers in a declared type that have no interval."""
+    if get_origin(hint) is Annotated:
+        return []
+    return [hint] if hint in (int, float) else [bare for inner in get_args(hint) for bare in bare_numbers(inner)]
+
+
+def test_every_number_declares_its_range():
+    every = {f"{part.__name__}.{name}": hint for part in parts(Config) for name, hint in hints(part).items()}
+    assert len(every) > 130
+    assert {"SplitConfig.image_ids", "AugmentConfig.hue", "KeypointHeadConfig.flip_map"} < every.keys()
+    assert {name: hint for name, hint in every.items() if bare_numbers(hint)} == {}
+
+
+@pytest.mark.parametrize(
+    ("field", "given", "stored"),
+    [
+        ("data.buckets", [(64, 64)], ((64, 64),)),
+        ("data.buckets", ([64, 96], [96, 64]), ((64, 96), (96, 64))),
+        ("data.buckets", np.array([[64, 96]]), ((64, 96),)),
+        ("data.shortest_edge_train", range(480, 600, 32), (480, 512, 544, 576)),
+        ("data.categories", ["circle"], ("circle",)),
+        ("data.root", Path("shapes"), "shapes"),
+        ("data.root", epath.Path("gs://bucket/shapes"), "gs://bucket/shapes"),
+        ("data.horizontal_flip", 1, 1.0),
+        ("data.train", {"images": Path("a"), "image_ids": [np.int32(3)]}, SplitConfig(images="a", image_ids=(3,))),
+        ("eval.flip", np.bool_(True), True),
+        ("optimizer.milestones", np.arange(1, 4), (1, 2, 3)),
+        ("optimizer.milestones", (np.int64(5),), (5,)),
+        ("optimizer.rate_factors", [["backbone", 1]], (("backbone", 1.0),)),
+        ("optimizer.learning_rate", np.float32(0.25), 0.25),
+        ("optimizer.learning_rate", jnp.float32(0.25), 0.25),
+        ("optimizer.clip_norm", np.float64(0.5), 0.5),
+        ("train.steps", np.int64(4), 4),
+        ("train.best_metric", np.str_("bbox/AP"), "bbox/AP"),
+    ],
+)
+def test_values_of_recipes_get_the_declared_types(field, given, stored):
+    """Where the author of a recipe, or of a script, writes another type: as JSON they come back the same."""
+    part, name = field.split(".")
+    config = Config(**{part: dataclasses.replace(getattr(Config(), part), **{name: given})})
+    found = getattr(getattr(config, part), name)
+    assert found == stored
+    assert type(found) is type(stored)
+    assert from_json(to_json(config)) == config
+    assert hash(config) is not None
+
+
+@pytest.mark.parametrize(
+    ("settings", "fields", "message"),
+    [
+        (OptimizerConfig, {"learning_rate": "0.01"}, r"OptimizerConfig\.learning_rate: expected float, got '0\.01'"),
+        (OptimizerConfig, {"milestones": {5, 7}}, r"OptimizerConfig\.milestones: expected int, got \{5, 7\}"),
+        (OptimizerConfig, {"rate_factors": {"rpn": 1}}, r"OptimizerConfig\.rate_factors: expected 2 values"),
+        (TrainConfig, {"steps": 1e3}, r"TrainConfig\.steps: expected int, got 1000\.0"),
+        (TrainConfig, {"steps": np.float64(10)}, r"TrainConfig\.steps: expected int, got 10\.0"),
+        (TrainConfig, {"remat": 1}, r"TrainConfig\.remat: expected bool, got 1"),
+        (TrainConfig, {"seed": True}, r"TrainConfig\.seed: expected int, got True"),
+        (DataConfig, {"root": b"shapes"}, r"DataConfig\.root: expected str, got b'shapes'"),
+        (DataConfig, {"root": None}, r"DataConfig\.root: expected str, got None"),
+        (DataConfig, {"buckets": [64, 64]}, r"DataConfig\.buckets: expected 2 values, got 1"),
+        (DataConfig, {"shapes": ModelConfig()}, r"DataConfig\.shapes: expected ShapesConfig, got ModelConfig"),
+        (ModelConfig, {"features": ["fpn"]}, r"ModelConfig\.features: \['fpn'\] is not one of 'fpn'"),
+        (ModelConfig, {"mask": True}, r"ModelConfig\.mask: expected MaskHeadConfig, got True"),
+        (ModelConfig, {"mask": {"chanels": 3}}, r"'ModelConfig\.mask\.chanels' .*did you mean 'channels'"),
+    ],
+)
+def test_values_of_other_types_are_refused_by_field(settings, fields, message):
+    with pytest.raises(ConfigError, match=message):
+        settings(**fields)
 
 
 def test_quotes_around_text_are_optional():
@@ -204,24 +364,25 @@ def test_training_from_random_weights_is_valid():
     ("text", "message"),
     [
         ("data.buckets=((800,1088),(800,1100))", r"data\.buckets: 800x1100 is not divisible by 32"),
-        ("data.buckets=((0,32),)", r"data\.buckets: 0x32"),
+        ("data.shapes={'objects': (5, 4)}", r"data\.shapes\.objects=\(5, 4\): give the lower bound first"),
         ("data.buckets=()", r"data\.buckets is empty"),
         ("data.buckets=((64,96),(96,64),(64,96))", r"data\.buckets names 64x96 twice"),
-        ("data.shortest_edge_train=()", r"data\.shortest_edge_train=\(\), .*at least one"),
-        ("data.longest_edge=0", r"data\..*longest_edge=0: give positive numbers"),
-        ("train.seed=-1", r"train\.seed=-1 must be 0 or more"),
-        ("train.ema_decay=1", r"train\.ema_decay=1\.0 must be 0 .* or below 1"),
-        ("train.ema_decay=-0.1", r"train\.ema_decay=-0\.1 must be 0"),
-        ("train.max_skipped=-1", r"train\.max_skipped=-1 must be 0"),
+        ("data.shortest_edge_train=()", r"data\.shortest_edge_train is empty; give at least one"),
+        ("data.longest_edge=700", r"data\.shortest_edge_train=800 is more than data\.longest_edge=700"),
+        ("data.shortest_edge_eval=100000", r"data\.shortest_edge_eval=100000 is more than data\.longest_edge=1333"),
         ("optimizer.rate_factors=(('backbone',0),)", r"factor 0\.0 of 'backbone' must be positive.*frozen_stages"),
-        ("optimizer.rate_factors=(('rpn',1e999),)", r"factor inf of 'rpn' must be positive"),
         ("optimizer.rate_factors=(('rpn',0.1),('rpn',1))", r"rate_factors names 'rpn' twice"),
-        ("train.batch_size=0", r"train\.batch_size and train\.steps must be positive"),
-        ("train.steps=-1", r"train\.batch_size and train\.steps must be positive"),
+        ("optimizer.milestones=(20,10)", r"optimizer\.milestones must increase, got \(20, 10\)"),
+        ("train.accumulate=3", r"train\.accumulate=3 does not cut train\.batch_size=16"),
+        ("model.rpn.positive_iou=0.2", r"negative_iou=0\.3 must not be above model\.rpn\.positive_iou=0\.2"),
+        ("model.rpn.pre_nms_top_k_train=199", r"post_nms_top_k_train=1000 is more than the 5 \* .*_train=199 boxes"),
+        ("model.rpn.post_nms_top_k_test=5001", r"post_nms_top_k_test=5001 is more than the 5 \* .*_test=1000 boxes"),
+        ("model.box.nms_candidates=99", r"model\.box\.max_detections=100 is more than model\.box\.nms_candidates=99"),
         ("model.anchors.sizes=((8,),(16,))", r"model\.anchors\.sizes.*got 2"),
         ("model.anchors.sizes=((8,),(16,),(32,),(64,),(8,16))", r"model\.anchors\.sizes.*equally many"),
+        ("model.anchors.sizes=((),(),(),(),())", r"model\.anchors\.sizes and .*aspect_ratios need at least one value"),
+        ("model.anchors.aspect_ratios=()", r"model\.anchors\.sizes and .*aspect_ratios need at least one value"),
         ("model.category_ids=(1,2)", r"model\.num_classes is 0, but model\.category_ids has 2"),
-        ("model.backbone.frozen_stages=6", r"frozen_stages must be between 0 and 5"),
         ("model.keypoint={'num_keypoints': 4}", r"model\.keypoint\.flip_map=.*exchange the 4 keypoints"),
         ("model.keypoint={'num_keypoints': 3, 'flip_map': (1, 2, 0)}", r"model\.keypoint\.flip_map=\(1, 2, 0\)"),
     ],
@@ -270,7 +431,6 @@ def test_every_kind_of_network_is_valid(changes):
         (("model.backbone.name=resnet18", "model.backbone.width_per_group=4"), r"width_per_group=4: .* no groups"),
         (("model.backbone.name=efficientnet_lite0", "model.backbone.groups=2"), r"efficientnet_lite0 have no groups"),
         (("model.backbone.width=8", "model.backbone.width_per_group=4"), r"must be a multiple of 64"),
-        (("model.backbone.groups=0",), r"model\.backbone\.width=64 .* whole number"),
         ((*C4, "model.keypoint={}"), r"model\.keypoint has no form with model\.features=c4: set"),
         ((*C4, "model.backbone.frozen_stages=5", "init=x"), r"frozen_stages: .*res5 is the head; freeze 4 at most"),
         ((*C4, "model.box.fc_layers=2"), r"model\.box: .*set model\.box\.conv_layers=0 and model\.box\.fc_layers=0"),
@@ -284,7 +444,7 @@ def test_every_kind_of_network_is_valid(changes):
         (("model.mask.norm=bn", "model.mask.conv_layers=0"), r"model\.mask\.norm=bn, but model\.mask\.conv_layers=0"),
         (("model.roi.reduce=max",), r"model\.roi\.reduce=max .*pooling=align .*model\.roi\.sampling_ratio=0: set"),
         (("model.roi.reduce=max", "model.roi.pooling=warp"), r"reduce=max .*pooling=warp .*sampling_ratio=0: set"),
-        (("model.num_classes=-1",), r"model\.num_classes=-1; give their number, or 0"),
+        (("optimizer.schedule=cosine", "train.steps=1000"), r"warmup_steps \(1000\) leaves nothing of a cosine"),
         (("model.num_classes=1", "model.category_names=('a', 'b')"), r"is 1, but model\.category_names has 2 entries"),
     ],
 )
@@ -312,18 +472,8 @@ def test_lists_of_keypoints_fit_their_number(text, message):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("data.horizontal_flip=1.5", r"data\.horizontal_flip=1\.5 is a probability: give 0 to 1"),
-        ("data.vertical_flip=-0.1", r"data\.vertical_flip=-0\.1 is a probability"),
-        ("data.augment.crop=2.0", r"data\.augment\.crop=2\.0 is a probability"),
-        ("data.augment.copy_paste=-1e999", r"data\.augment\.copy_paste=-inf is a probability"),
-        ("data.augment.brightness=-1.0", r"data\.augment\.brightness=-1\.0 is a strength: give 0 or more"),
-        ("data.augment.saturation=1e999", r"data\.augment\.saturation=inf is a strength"),
-        ("data.augment.hue=0.6", r"data\.augment\.hue=0\.6 is a part of the whole circle: give 0 to 0\.5"),
-        ("data.augment.crop_size=(0.0, 0.5)", r"data\.augment\.crop_size=\(0\.0, 0\.5\): give two parts"),
-        ("data.augment.crop_size=(0.7, 0.5)", r"data\.augment\.crop_size=.* 0 < low <= high <= 1"),
-        ("data.augment.crop_size=(0.7, 1.5)", r"data\.augment\.crop_size"),
-        ("data.augment.scale_jitter=(0.0, 2.0)", r"data\.augment\.scale_jitter=.*: give two factors, 0 < low <= high"),
-        ("data.augment.scale_jitter=(2.0, 0.1)", r"data\.augment\.scale_jitter"),
+        ("data.augment.crop_size=(0.7, 0.5)", r"data\.augment\.crop_size=\(0\.7, 0\.5\): give the lower bound first"),
+        ("data.augment.scale_jitter=(2.0, 0.1)", r"data\.augment\.scale_jitter=.*: give the lower bound first"),
         ("data.value_range=(1, 0)", r"data\.value_range=\(1\.0, 0\.0\): give two values, low < high"),
         ("data.value_range=(0, 1e999)", r"data\.value_range"),
     ],
@@ -353,7 +503,6 @@ def test_augmentation_that_can_be_is_valid():
 @pytest.mark.parametrize(
     ("texts", "message"),
     [
-        (["train.validate_every=-1"], r"train\.validate_every=-1"),
         (["train.patience=3"], r"train\.patience=3 needs train\.best_metric"),
         (["train.best_metric=bbox/AP"], "best_metric=bbox/AP is not measured"),
         (

@@ -134,9 +134,24 @@ def test_one_process_talks_to_itself():
     assert processes.on_main(lambda: b"done") == b"done"
     with pytest.raises(ConfigError, match="ours"):
         processes.on_main(lambda: (_ for _ in ()).throw(ConfigError("ours")))
+    processes.check_same({"seed": float("nan")}, "configuration")
     processes.watch_preemption()
     processes.join(None)
     assert not jax.distributed.is_initialized()
+
+
+def test_values_that_differ_are_named_with_their_process():
+    """As every process gets them: the host, and the values as JSON."""
+    ours = ("node0", {"train.seed": "0", "data.train: images": "16", "model.mask.channels": "8"})
+    same = ("node1", dict(ours[1]))
+    assert processes.disagreements([ours, same, same]) == []
+    other = ("node2", {"train.seed": "1", "data.train: images": "16", "model.mask": "null"})
+    assert processes.disagreements([ours, same, other, ours]) == [
+        "train.seed is 1 in process 2 (node2) and 0 in process 0 (node0)",
+        "model.mask.channels is absent in process 2 (node2) and 8 in process 0 (node0)",
+        "model.mask is null in process 2 (node2) and absent in process 0 (node0)",
+    ]
+    assert len(processes.disagreements([other, ours, same])) == 6
 
 
 def test_two_processes_talk(tmp_path):

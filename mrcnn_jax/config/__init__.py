@@ -5,14 +5,13 @@ commands and `load_config`; values are checked against the type of the field.
 """
 
 from mrcnn_jax.config.check import needs_initial_weights, validate
-from mrcnn_jax.config.read import apply_overrides, from_json, load_config, to_json
+from mrcnn_jax.config.read import PLACES, apply_overrides, flatten, from_json, load_config, to_json
 from mrcnn_jax.config.tree import (
     AnchorConfig,
     AugmentConfig,
     BackboneConfig,
     BoxHeadConfig,
     Config,
-    ConfigError,
     DataConfig,
     EvalConfig,
     FPNConfig,
@@ -28,8 +27,10 @@ from mrcnn_jax.config.tree import (
     SplitConfig,
     TrainConfig,
 )
+from mrcnn_jax.config.values import ConfigError
 
 __all__ = [
+    "PLACES",
     "AnchorConfig",
     "AugmentConfig",
     "BackboneConfig",
@@ -51,6 +52,7 @@ __all__ = [
     "SplitConfig",
     "TrainConfig",
     "apply_overrides",
+    "flatten",
     "from_json",
     "load_config",
     "needs_initial_weights",

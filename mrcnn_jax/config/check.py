@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import math
-
 from mrcnn_jax.config.metrics import VALIDATION_LOSS, measured_while_training, precisions
-from mrcnn_jax.config.tree import Config, ConfigError, DataConfig, ModelConfig, OptimizerConfig, RoIConfig, TrainConfig
+from mrcnn_jax.config.tree import Config, DataConfig, ModelConfig, OptimizerConfig, RoIConfig, ShapesConfig, TrainConfig
+from mrcnn_jax.config.values import ConfigError
 
 
 def validate(config: Config) -> None:
@@ -18,21 +17,19 @@ def validate(config: Config) -> None:
     _check_backbone(config.model)
     _check_features(config.model)
     _check_anchors(config.model)
+    _check_proposals(config.model)
     _check_pooling(config.model.roi)
     _check_heads(config.model)
     _check_classes(config.model)
     _check_keypoints(config)
     _check_buckets(config)
+    _check_shapes(config.data.shapes)
     _check_value_range(config.data)
     _check_scales(config.eval.scales)
     _check_augmentation(config.data)
     _check_rate_factors(config.optimizer)
-    _check_guards(config.train)
+    _check_schedule(config)
     _check_measurements(config)
-    if config.train.batch_size <= 0 or config.train.steps <= 0:
-        raise ConfigError("train.batch_size and train.steps must be positive")
-    if config.train.seed < 0:
-        raise ConfigError(f"train.seed={config.train.seed} must be 0 or more")
     _check_accumulation(config.train)
 
 
@@ -43,7 +40,7 @@ def needs_initial_weights(model: ModelConfig) -> bool:
 
 def _check_accumulation(train: TrainConfig) -> None:
     """How many devices share the batch is not known yet; `parallel.check_divisible` looks again."""
-    if train.accumulate < 1 or train.batch_size % train.accumulate:
+    if train.batch_size % train.accumulate:
         raise ConfigError(
             f"train.accumulate={train.accumulate} does not cut train.batch_size={train.batch_size} images into equal"
             " parts; give a divisor of the images that a device gets, or 1 to work on them all at once"
@@ -52,14 +49,12 @@ def _check_accumulation(train: TrainConfig) -> None:
 
 def _check_backbone(model: ModelConfig) -> None:
     backbone = model.backbone
-    if not 0 <= backbone.frozen_stages <= 5:
-        raise ConfigError("model.backbone.frozen_stages must be between 0 and 5")
     if (backbone.groups, backbone.width_per_group) != (1, 64) and backbone.name not in ("resnet50", "resnet101"):
         raise ConfigError(
             f"model.backbone.groups={backbone.groups}, width_per_group={backbone.width_per_group}: the blocks of"
             f" {backbone.name} have no groups. Take resnet50 or resnet101, or groups=1 and width_per_group=64"
         )
-    if backbone.groups < 1 or backbone.width_per_group < 1 or backbone.width * backbone.width_per_group % 64:
+    if backbone.width * backbone.width_per_group % 64:
         raise ConfigError(
             f"model.backbone.width={backbone.width} with width_per_group={backbone.width_per_group} does not give a"
             " group a whole number of channels: width * width_per_group must be a multiple of 64"
@@ -102,6 +97,30 @@ def _check_anchors(model: ModelConfig) -> None:
         raise ConfigError(f"model.anchors.sizes needs one tuple for {where}, got {len(sizes)}")
     if len({len(level) for level in sizes}) != 1:
         raise ConfigError("model.anchors.sizes needs equally many sizes on each level: one RPN head serves them all")
+    if not sizes[0] or not model.anchors.aspect_ratios:
+        raise ConfigError("model.anchors.sizes and model.anchors.aspect_ratios need at least one value (of each level)")
+
+
+def _check_proposals(model: ModelConfig) -> None:
+    """Bounds the right way round, and no slots that nothing could ever fill."""
+    rpn, box, levels = model.rpn, model.box, len(model.anchors.sizes)
+    if rpn.negative_iou > rpn.positive_iou:
+        raise ConfigError(
+            f"model.rpn.negative_iou={rpn.negative_iou} must not be above model.rpn.positive_iou={rpn.positive_iou}:"
+            " an anchor between them would be both"
+        )
+    for phase in ("train", "test"):
+        before, after = getattr(rpn, f"pre_nms_top_k_{phase}"), getattr(rpn, f"post_nms_top_k_{phase}")
+        if after > before * levels:
+            raise ConfigError(
+                f"model.rpn.post_nms_top_k_{phase}={after} is more than the {levels} *"
+                f" model.rpn.pre_nms_top_k_{phase}={before} boxes that there can be"
+            )
+    if box.max_detections > box.nms_candidates:
+        raise ConfigError(
+            f"model.box.max_detections={box.max_detections} is more than model.box.nms_candidates="
+            f"{box.nms_candidates}, out of which they are chosen"
+        )
 
 
 def _check_pooling(roi: RoIConfig) -> None:
@@ -130,8 +149,6 @@ def _check_heads(model: ModelConfig) -> None:
 
 
 def _check_classes(model: ModelConfig) -> None:
-    if model.num_classes < 0:
-        raise ConfigError(f"model.num_classes={model.num_classes}; give their number, or 0 to take it from the data")
     for name, values in {"category_ids": model.category_ids, "category_names": model.category_names}.items():
         if values and len(values) != model.num_classes:
             raise ConfigError(
@@ -163,25 +180,37 @@ def _check_buckets(config: Config) -> None:
     if not data.buckets:
         raise ConfigError("data.buckets is empty; give the (height, width) that images are padded to")
     for height, width in data.buckets:
-        if height % 32 or width % 32 or min(height, width) <= 0:
+        if height % 32 or width % 32:
             raise ConfigError(f"data.buckets: {height}x{width} is not divisible by 32")
         if data.buckets.count((height, width)) > 1:
             raise ConfigError(f"data.buckets names {height}x{width} twice; the second would hold nothing")
-    edges = (*data.shortest_edge_train, data.shortest_edge_eval, data.longest_edge)
-    if not data.shortest_edge_train or min(edges) <= 0:
-        raise ConfigError(
-            f"data.shortest_edge_train={data.shortest_edge_train}, shortest_edge_eval={data.shortest_edge_eval},"
-            f" longest_edge={data.longest_edge}: give positive numbers of pixels, and shortest_edge_train at least one"
-        )
+    if not data.shortest_edge_train:
+        raise ConfigError("data.shortest_edge_train is empty; give at least one number of pixels")
+    for name, edge in {
+        "train": max(data.shortest_edge_train),
+        "eval": data.shortest_edge_eval,
+    }.items():
+        if edge > data.longest_edge:
+            raise ConfigError(
+                f"data.shortest_edge_{name}={edge} is more than data.longest_edge={data.longest_edge}, which would"
+                " always decide; set them to the same if that is meant"
+            )
+
+
+def _check_shapes(shapes: ShapesConfig | None) -> None:
+    for name in ("diameters", "objects") if shapes is not None else ():
+        low, high = getattr(shapes, name)
+        if low > high:
+            raise ConfigError(f"data.shapes.{name}={(low, high)}: give the lower bound first")
 
 
 def _check_value_range(data: DataConfig) -> None:
-    if data.value_range is not None and not -math.inf < data.value_range[0] < data.value_range[1] < math.inf:
+    if data.value_range is not None and data.value_range[0] >= data.value_range[1]:
         raise ConfigError(f"data.value_range={data.value_range}: give two values, low < high, as (0, 4095); or None")
 
 
 def _check_scales(scales: tuple[int, ...]) -> None:
-    if any(scale <= 0 for scale in scales) or len(set(scales)) < len(scales):
+    if len(set(scales)) < len(scales):
         raise ConfigError(
             f"eval.scales={scales}: give shortest edges in pixels, each once, as (640, 800, 960); or () for"
             " data.shortest_edge_eval alone"
@@ -189,35 +218,17 @@ def _check_scales(scales: tuple[int, ...]) -> None:
 
 
 def _check_augmentation(data: DataConfig) -> None:
-    augment = data.augment
-    probabilities = {
-        "horizontal_flip": data.horizontal_flip,
-        "vertical_flip": data.vertical_flip,
-        "augment.crop": augment.crop,
-        "augment.copy_paste": augment.copy_paste,
-    }
-    for name, value in probabilities.items():
-        if not 0 <= value <= 1:
-            raise ConfigError(f"data.{name}={value} is a probability: give 0 to 1")
-    for name in ("brightness", "contrast", "saturation"):
-        if not 0 <= getattr(augment, name) < math.inf:
-            raise ConfigError(f"data.augment.{name}={getattr(augment, name)} is a strength: give 0 or more")
-    if not 0 <= augment.hue <= 0.5:
-        raise ConfigError(f"data.augment.hue={augment.hue} is a part of the whole circle: give 0 to 0.5")
-    low, high = augment.crop_size
-    if not 0 < low <= high <= 1:
-        raise ConfigError(
-            f"data.augment.crop_size={augment.crop_size}: give two parts of the image, 0 < low <= high <= 1"
-        )
-    if augment.scale_jitter is not None and not 0 < augment.scale_jitter[0] <= augment.scale_jitter[1] < math.inf:
-        raise ConfigError(f"data.augment.scale_jitter={augment.scale_jitter}: give two factors, 0 < low <= high")
+    for name in ("crop_size", "scale_jitter"):
+        bounds = getattr(data.augment, name)
+        if bounds is not None and bounds[0] > bounds[1]:
+            raise ConfigError(f"data.augment.{name}={bounds}: give the lower bound first")
 
 
 def _check_rate_factors(optimizer: OptimizerConfig) -> None:
     """Whether their paths exist only the parameters know: `training.optimizer`."""
     names = [name for name, _ in optimizer.rate_factors]
     for name, factor in optimizer.rate_factors:
-        if not 0 < factor < math.inf:
+        if factor == 0:
             raise ConfigError(
                 f"optimizer.rate_factors: the factor {factor} of {name!r} must be positive. To freeze stages of the"
                 " backbone set model.backbone.frozen_stages"
@@ -226,21 +237,19 @@ def _check_rate_factors(optimizer: OptimizerConfig) -> None:
             raise ConfigError(f"optimizer.rate_factors names {name!r} twice")
 
 
-def _check_guards(train: TrainConfig) -> None:
-    if not 0 <= train.ema_decay < 1:
+def _check_schedule(config: Config) -> None:
+    optimizer, steps = config.optimizer, config.train.steps
+    if list(optimizer.milestones) != sorted(set(optimizer.milestones)):
+        raise ConfigError(f"optimizer.milestones must increase, got {optimizer.milestones}")
+    if optimizer.schedule == "cosine" and optimizer.warmup_steps >= steps:
         raise ConfigError(
-            f"train.ema_decay={train.ema_decay} must be 0 (no average of the weights), or below 1: 0.999, for example"
+            f"optimizer.warmup_steps ({optimizer.warmup_steps}) leaves nothing of a cosine over train.steps ({steps})"
         )
-    if train.max_skipped < 0:
-        raise ConfigError(f"train.max_skipped={train.max_skipped} must be 0 (stop at the first such step) or more")
 
 
 def _check_measurements(config: Config) -> None:
     """A best metric must be measured while it can still decide something, and patience needs one."""
     train = config.train
-    for name in ("validate_every", "evaluate_every", "patience"):
-        if getattr(train, name) < 0:
-            raise ConfigError(f"train.{name}={getattr(train, name)} must be 0 (never) or more")
     if train.patience and not train.best_metric:
         raise ConfigError(f"train.patience={train.patience} needs train.best_metric: what is to become better")
     if train.best_metric and train.best_metric not in measured_while_training(config):

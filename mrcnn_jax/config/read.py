@@ -4,17 +4,23 @@ from __future__ import annotations
 
 import ast
 import dataclasses
-import difflib
 import importlib.util
 import json
-import types
 import typing
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
 
-from mrcnn_jax.config.tree import Config, ConfigError
+from mrcnn_jax.config.tree import Config, Place
+from mrcnn_jax.config.values import ConfigError, coerce, hints, unknown_field
 
 T = TypeVar("T")
+# Fields that say where data lies. What it is does not depend on them: see `data.coco.Dataset.fingerprint`.
+PLACES = (
+    "data.root",
+    "data.cache_dir",
+    *(f"data.{split}.{place}" for split in ("train", "eval") for place in ("annotations", "images")),
+)
 
 
 def load_config(path: str | Path, overrides: typing.Sequence[str] = ()) -> Config:
@@ -56,26 +62,33 @@ def to_json(config: Any) -> str:
 
 def from_json(text: str) -> Config:
     """Read what `to_json` wrote. Raises ConfigError for unknown fields or values of the wrong type."""
-    return _coerce(json.loads(text), Config, "config")
+    return coerce(json.loads(text), Config, "config")
+
+
+def flatten(config: Config) -> dict[str, Any]:
+    """The values of all fields by their dotted names; parts that are None count as values."""
+    return dict(_flattened(dataclasses.asdict(config), ""))
+
+
+def _flattened(tree: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
+    for name, value in tree.items():
+        if isinstance(value, dict):
+            yield from _flattened(value, f"{prefix}{name}.")
+        else:
+            yield prefix + name, value
 
 
 def _replace(node: Any, path: list[str], text: str, full_name: str) -> Any:
     """Copy of dataclass `node` with the field at `path` set to the parsed `text`."""
-    hints = typing.get_type_hints(type(node)) if dataclasses.is_dataclass(node) else {}
-    if path[0] not in hints:
-        raise _unknown_field(full_name, path[0], hints)
+    fields = hints(type(node)) if dataclasses.is_dataclass(node) else {}
+    if path[0] not in fields:
+        raise unknown_field(full_name, path[0], fields)
     if len(path) == 1:
-        return dataclasses.replace(node, **{path[0]: _coerce(_parse(text, hints[path[0]]), hints[path[0]], full_name)})
+        return dataclasses.replace(node, **{path[0]: coerce(_parse(text, fields[path[0]]), fields[path[0]], full_name)})
     child = getattr(node, path[0])
     if child is None:
         raise ConfigError(f"{full_name!r} cannot be set: {path[0]!r} is None in this recipe")
     return dataclasses.replace(node, **{path[0]: _replace(child, path[1:], text, full_name)})
-
-
-def _unknown_field(full_name: str, name: str, fields: typing.Iterable[str]) -> ConfigError:
-    close = difflib.get_close_matches(name, fields, n=1)
-    hint = f"did you mean {close[0]!r}?" if close else f"fields here: {', '.join(fields) or 'none'}"
-    return ConfigError(f"unknown configuration field {full_name!r} (no {name!r}); {hint}")
 
 
 def _parse(text: str, hint: Any) -> Any:
@@ -85,39 +98,4 @@ def _parse(text: str, hint: Any) -> Any:
         value = ast.literal_eval(text)
     except (ValueError, SyntaxError):
         value = {"true": True, "false": False, "none": None}.get(text.lower(), text)
-    return text if hint is str and not isinstance(value, str) else value
-
-
-def _coerce(value: Any, hint: Any, name: str) -> Any:
-    """Check `value` against a type hint; ints become floats, lists become tuples, dicts become dataclasses."""
-    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
-    if origin in (typing.Union, types.UnionType):
-        if value is None and type(None) in arguments:
-            return None
-        return _coerce(value, next(a for a in arguments if a is not type(None)), name)
-    if origin is Literal:
-        if value in arguments:
-            return value
-        raise ConfigError(f"{name}: {value!r} is not one of {', '.join(map(repr, arguments))}")
-    if origin is tuple:
-        return _coerce_tuple(value, arguments, name)
-    if dataclasses.is_dataclass(hint) and isinstance(value, dict):
-        hints = typing.get_type_hints(hint)
-        for key in value.keys() - hints.keys():
-            raise _unknown_field(f"{name}.{key}", key, hints)
-        return typing.cast(Any, hint)(**{k: _coerce(v, hints[k], f"{name}.{k}") for k, v in value.items()})
-    if hint is float and type(value) is int:
-        return float(value)
-    if type(value) is hint:
-        return value
-    raise ConfigError(f"{name}: expected {getattr(hint, '__name__', hint)}, got {value!r}")
-
-
-def _coerce_tuple(value: Any, arguments: tuple[Any, ...], name: str) -> tuple[Any, ...]:
-    if not isinstance(value, (list, tuple)):
-        value = (value,)
-    if len(arguments) == 2 and arguments[1] is Ellipsis:
-        return tuple(_coerce(item, arguments[0], name) for item in value)
-    if len(value) != len(arguments):
-        raise ConfigError(f"{name}: expected {len(arguments)} values, got {len(value)}")
-    return tuple(_coerce(item, argument, name) for item, argument in zip(value, arguments, strict=True))
+    return text if hint in (str, Place) and not isinstance(value, str) else value

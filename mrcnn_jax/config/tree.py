@@ -2,152 +2,180 @@
 
 from __future__ import annotations
 
+import os.path
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Annotated, Literal
 
+from mrcnn_jax.config.values import Settings
 
-class ConfigError(ValueError):
-    """A configuration that cannot be used; the message names the field and says what to do."""
-
+# Types of fields, with the interval that their values must be in; what depends on several fields: `check`.
+Whole = Annotated[int, "[0, inf)"]
+Count = Annotated[int, "[1, inf)"]
+Seed = Annotated[int, "[0, 4294967295]"]  # of jax.random.key, which drops what is above 32 bits
+Id = Annotated[int, "[-9223372036854775808, 9223372036854775808)"]
+Finite = Annotated[float, "(-inf, inf)"]
+NotNegative = Annotated[float, "[0, inf)"]
+Positive = Annotated[float, "(0, inf)"]
+Fraction = Annotated[float, "[0, 1]"]
+Share = Annotated[float, "(0, 1]"]
+Place = Annotated[str, os.path.expanduser]  # of a file or folder: "~" is the home directory
 
 NormName = Literal["frozen_bn", "bn", "sync_bn", "gn"]
 HeadNormName = Literal["none", "bn", "sync_bn", "gn"]
 
 
 @dataclass(frozen=True)
-class BackboneConfig:
+class BackboneConfig(Settings):
     """Residual network (He et al. 2016, Xie et al. 2017) or EfficientNet-Lite (Tan and Le 2019), the bottom-up path."""
 
     name: Literal["resnet18", "resnet34", "resnet50", "resnet101", "efficientnet_lite0"] = "resnet50"
-    width: int = 64  # channels of the stem; the stages have 1, 2, 4, 8 times as many (bottlenecks: four times that)
-    groups: int = 1  # of the 3 x 3 convolutions; ResNeXt-101-32x8d has 32 groups of 8 channels in res2
-    width_per_group: int = 64  # channels of a group in res2 where width is 64
+    width: Count = 64  # channels of the stem; the stages have 1, 2, 4, 8 times as many (bottlenecks: four times that)
+    groups: Count = 1  # of the 3 x 3 convolutions; ResNeXt-101-32x8d has 32 groups of 8 channels in res2
+    width_per_group: Count = 64  # channels of a group in res2 where width is 64
     norm: NormName = "frozen_bn"
-    norm_eps: float = 1e-5
+    norm_eps: Positive = 1e-5
     stride_in_1x1: bool = False  # True: the MSRA/Detectron2 placement, False: torchvision's
-    frozen_stages: int = 2  # 0: everything trains; 1: the stem is frozen; 2: stem and res2; ...
+    frozen_stages: Annotated[int, "[0, 5]"] = 2  # 0: everything trains; 1: the stem is frozen; 2: stem and res2; ...
 
 
 @dataclass(frozen=True)
-class FPNConfig:
+class FPNConfig(Settings):
     """Feature pyramid (Lin et al. 2017), P2..P6."""
 
-    channels: int = 256
+    channels: Count = 256
     norm: HeadNormName = "none"
 
 
 @dataclass(frozen=True)
-class AnchorConfig:
+class AnchorConfig(Settings):
     """Anchors of each level: of P2..P6 with a pyramid, of the one feature map without."""
 
-    sizes: tuple[tuple[float, ...], ...] = ((32.0,), (64.0,), (128.0,), (256.0,), (512.0,))
-    aspect_ratios: tuple[float, ...] = (0.5, 1.0, 2.0)  # height / width
+    sizes: tuple[tuple[Positive, ...], ...] = ((32.0,), (64.0,), (128.0,), (256.0,), (512.0,))
+    aspect_ratios: tuple[Positive, ...] = (0.5, 1.0, 2.0)  # height / width
     rounded: bool = False  # torchvision rounds the corners of its base anchors to integers
     order: Literal["size_major", "ratio_major"] = "size_major"  # Detectron2's order, torchvision's order
     stride: Literal["nominal", "image_over_grid"] = "nominal"  # torchvision divides image by grid, in integers
 
 
 @dataclass(frozen=True)
-class RPNConfig:
+class RPNConfig(Settings):
     """Region proposal network: head, targets, losses, proposals."""
 
-    conv_layers: int = 1
-    positive_iou: float = 0.7
-    negative_iou: float = 0.3
-    batch_size: int = 256  # anchors sampled in an image
-    positive_fraction: float = 0.5
-    smooth_l1_beta: float = 0.0  # 0 is the L1 loss (Detectron2); torchvision has 1/9
+    conv_layers: Whole = 1
+    positive_iou: Share = 0.7
+    negative_iou: Fraction = 0.3
+    batch_size: Count = 256  # anchors sampled in an image
+    positive_fraction: Share = 0.5
+    smooth_l1_beta: NotNegative = 0.0  # 0 is the L1 loss (Detectron2); torchvision has 1/9
     normalizer: Literal["batch_size", "sampled"] = "batch_size"  # divide by batch_size * images, or by what was drawn
-    pre_nms_top_k_train: int = 2000  # for each level
-    pre_nms_top_k_test: int = 1000
-    post_nms_top_k_train: int = 1000  # all levels together
-    post_nms_top_k_test: int = 1000
-    nms_iou: float = 0.7
-    min_box_size: float = 0.0  # boxes with a shorter side are not proposed; 0 drops only the empty ones
+    pre_nms_top_k_train: Count = 2000  # for each level
+    pre_nms_top_k_test: Count = 1000
+    post_nms_top_k_train: Count = 1000  # all levels together
+    post_nms_top_k_test: Count = 1000
+    nms_iou: Share = 0.7
+    min_box_size: NotNegative = 0.0  # boxes with a shorter side are not proposed; 0 drops only the empty ones
 
 
 @dataclass(frozen=True)
-class RoIConfig:
+class RoIConfig(Settings):
     """Sampling of RoIs for training, and how features are pooled from them."""
 
-    batch_size: int = 512  # RoIs sampled in an image
-    positive_fraction: float = 0.25
-    positive_iou: float = 0.5
+    batch_size: Count = 512  # RoIs sampled in an image
+    positive_fraction: Share = 0.25
+    positive_iou: Share = 0.5
     # How a bin is made of cells: bilinear samples in the RoI (ROIAlign), bilinear samples in the RoI rounded to whole
     # cells (RoIWarp), or the cells themselves of the rounded RoI (RoIPool). The paper's tables 2c, 2d and 6.
     pooling: Literal["align", "warp", "pool"] = "align"
     reduce: Literal["average", "max"] = "average"  # of a bin's samples or cells
     aligned: bool = True  # ROIAlign with the half-pixel shift (Detectron2) or without (torchvision)
-    sampling_ratio: int = 0  # samples in a bin and direction; 0: adaptive, as many as the bin has pixels
+    sampling_ratio: Whole = 0  # samples in a bin and direction; 0: adaptive, as many as the bin has pixels
     level_rule: Literal["detectron2", "torchvision"] = "detectron2"  # where the epsilon of the level formula stands
 
 
 @dataclass(frozen=True)
-class BoxHeadConfig:
+class BoxHeadConfig(Settings):
     """Convolutions, fully connected layers, then classes and boxes; losses and final detections.
 
     With `model.features="c4"` res5 takes the place of the layers, and `pool_size` is its input.
     """
 
-    pool_size: int = 7
-    conv_layers: int = 0
-    channels: int = 256  # of the convolutions
+    pool_size: Count = 7
+    conv_layers: Whole = 0
+    channels: Count = 256  # of the convolutions
     norm: HeadNormName = "none"  # after each convolution
-    fc_layers: int = 2
-    hidden: int = 1024
+    fc_layers: Whole = 2
+    hidden: Count = 1024
     class_agnostic: bool = False  # one box for all classes
-    delta_weights: tuple[float, float, float, float] = (10.0, 10.0, 5.0, 5.0)
-    smooth_l1_beta: float = 0.0
-    score_threshold: float = 0.05
-    nms_iou: float = 0.5
-    max_detections: int = 100
-    nms_candidates: int = 4096  # (proposal, class) pairs that enter class-wise NMS, best scores first
-    min_box_size: float = 0.0
+    delta_weights: tuple[Positive, Positive, Positive, Positive] = (10.0, 10.0, 5.0, 5.0)
+    smooth_l1_beta: NotNegative = 0.0
+    score_threshold: Annotated[float, "[0, 1)"] = 0.05
+    nms_iou: Share = 0.5
+    max_detections: Count = 100
+    nms_candidates: Count = 4096  # (proposal, class) pairs that enter class-wise NMS, best scores first
+    min_box_size: NotNegative = 0.0
 
 
 @dataclass(frozen=True)
-class MaskHeadConfig:
+class MaskHeadConfig(Settings):
     """Mask head: fully convolutional, or, with `fc_layers`, a multi-layer perceptron (the paper's table 2e)."""
 
-    pool_size: int = 14
-    conv_layers: int = 4
-    channels: int = 256
+    pool_size: Count = 14
+    conv_layers: Whole = 4
+    channels: Count = 256
     norm: HeadNormName = "none"
-    fc_layers: int = 0  # fully connected layers in place of the convolutions; the paper's perceptrons have 2 and 3
-    hidden: int = 1024  # their width
+    fc_layers: Whole = 0  # fully connected layers in place of the convolutions; the paper's perceptrons have 2 and 3
+    hidden: Count = 1024  # their width
     # One mask for each class, on its own; or classes and background compete for each pixel (the paper's table 2b).
     activation: Literal["sigmoid", "softmax"] = "sigmoid"
     class_agnostic: bool = False  # one mask for all classes
     target: Literal["binary", "soft"] = "binary"  # mask targets thresholded at 1/2 (Detectron2) or not (torchvision)
-    target_sampling_ratio: int = 0  # samples in a cell and direction when targets are resampled; 0: adaptive
+    target_sampling_ratio: Whole = 0  # samples in a cell and direction when targets are resampled; 0: adaptive
     paste: Literal["detectron2", "torchvision"] = "detectron2"  # how a mask is laid on the image
 
 
 @dataclass(frozen=True)
-class KeypointHeadConfig:
+class KeypointHeadConfig(Settings):
     """Keypoint head (He et al. 2017, section 5): a one-hot heat map for each of K keypoints."""
 
-    num_keypoints: int = 17
-    pool_size: int = 14
-    conv_layers: int = 8
-    channels: int = 512
+    num_keypoints: Count = 17
+    pool_size: Count = 14
+    conv_layers: Whole = 8
+    channels: Count = 512
     normalizer: Literal["visible", "fixed"] = "visible"  # divide by visible keypoints, or by the most that could be
     score: Literal["probability", "logit"] = "probability"  # what a keypoint's score is: Detectron2's, torchvision's
-    flip_map: tuple[int, ...] = (0, 2, 1, 4, 3, 6, 5, 8, 7, 10, 9, 12, 11, 14, 13, 16, 15)  # index in a mirrored image
+    flip_map: tuple[Whole, ...] = (
+        0,
+        2,
+        1,
+        4,
+        3,
+        6,
+        5,
+        8,
+        7,
+        10,
+        9,
+        12,
+        11,
+        14,
+        13,
+        16,
+        15,
+    )  # index in a mirrored image
 
 
 @dataclass(frozen=True)
-class ModelConfig:
+class ModelConfig(Settings):
     """The network. `num_classes`, ids, names and skeleton come from the data when they are left empty."""
 
-    num_classes: int = 0  # foreground classes C; 0: taken from the data
-    category_ids: tuple[int, ...] = ()  # category_ids[k - 1] is the data set's id of class k
+    num_classes: Whole = 0  # foreground classes C; 0: taken from the data
+    category_ids: tuple[Id, ...] = ()  # category_ids[k - 1] is the data set's id of class k
     category_names: tuple[str, ...] = ()
     keypoint_names: tuple[str, ...] = ()  # of the K keypoints
-    skeleton: tuple[tuple[int, int], ...] = ()  # pairs of keypoints, counted from 0, that pictures join with a line
+    skeleton: tuple[tuple[Whole, Whole], ...] = ()  # pairs of keypoints, counted from 0, that pictures join with a line
     channel_order: Literal["rgb", "bgr"] = "rgb"
-    pixel_mean: tuple[float, float, float] = (123.675, 116.28, 103.53)  # in channel_order, on the scale 0..255
-    pixel_std: tuple[float, float, float] = (58.395, 57.12, 57.375)
+    pixel_mean: tuple[Finite, Finite, Finite] = (123.675, 116.28, 103.53)  # in channel_order, on the scale 0..255
+    pixel_std: tuple[Positive, Positive, Positive] = (58.395, 57.12, 57.375)
     compute_dtype: Literal["float32", "bfloat16"] = "float32"
     # Pyramid; res4, with res5 as the head; res5, at stride 32; res5 dilated to stride 16.
     features: Literal["fpn", "c4", "c5", "dc5"] = "fpn"
@@ -174,127 +202,129 @@ class ModelConfig:
 
 
 @dataclass(frozen=True)
-class SplitConfig:
+class SplitConfig(Settings):
     """One split of a COCO-style data set; paths are relative to `data.root`."""
 
-    annotations: str = "annotations/instances_train2017.json"
-    images: str = "train2017"
-    image_ids: tuple[int, ...] = ()  # only these images; empty: all
+    annotations: Place = "annotations/instances_train2017.json"
+    images: Place = "train2017"
+    image_ids: tuple[Id, ...] = ()  # only these images; empty: all
 
 
 @dataclass(frozen=True)
-class ShapesConfig:
+class ShapesConfig(Settings):
     """A procedural data set: when set, it is written to `data.root` as COCO JSON + PNG if it is not there yet."""
 
     # Five simple figures; many classes that differ in their outline only; stick figures with COCO's 17 keypoints.
     kind: Literal["simple", "outlines", "people"] = "simple"
 
-    train_images: int = 400
-    eval_images: int = 100
-    image_size: int = 128
-    seed: int = 0
+    train_images: Count = 400
+    eval_images: Count = 100
+    image_size: Count = 128
+    seed: Seed = 0
     # Of the kind "outlines":
     outlines: tuple[str, ...] = ()  # which of them there are; empty: all
-    diameters: tuple[float, float] = (0.0, 0.6)  # as parts of the image's side; at least some 12 pixels
-    objects: tuple[int, int] = (4, 10)  # how many are tried in an image, both included
+    diameters: tuple[Fraction, Fraction] = (0.0, 0.6)  # as parts of the image's side; at least some 12 pixels
+    objects: tuple[Whole, Count] = (4, 10)  # how many are tried in an image, both included
     one_class: bool = False  # all are called "figure"
 
 
 @dataclass(frozen=True)
-class AugmentConfig:
+class AugmentConfig(Settings):
     """What else is done to training images, beside `data.horizontal_flip` and `data.shortest_edge_train`."""
 
     # Large-scale jitter (Ghiasi et al. 2021: 0.1, 2.0): relative to what fills the bucket, in place of shortest_edge.
-    scale_jitter: tuple[float, float] | None = None
-    crop: float = 0.0  # probability of using a part of the image only
-    crop_size: tuple[float, float] = (0.5, 1.0)  # its height and width, drawn apart, as parts of the image's
-    brightness: float = 0.0  # factors between 1 - b and 1 + b, as in torchvision's ColorJitter
-    contrast: float = 0.0
-    saturation: float = 0.0
-    hue: float = 0.0  # at most 0.5
-    copy_paste: float = 0.0  # probability of pasting instances of another image (Ghiasi et al. 2021)
+    scale_jitter: tuple[Positive, Positive] | None = None
+    crop: Fraction = 0.0  # probability of using a part of the image only
+    crop_size: tuple[Share, Share] = (0.5, 1.0)  # its height and width, drawn apart, as parts of the image's
+    brightness: NotNegative = 0.0  # factors between 1 - b and 1 + b, as in torchvision's ColorJitter
+    contrast: NotNegative = 0.0
+    saturation: NotNegative = 0.0
+    hue: Annotated[float, "[0, 0.5]"] = 0.0  # at most 0.5
+    copy_paste: Fraction = 0.0  # probability of pasting instances of another image (Ghiasi et al. 2021)
 
 
 @dataclass(frozen=True)
-class DataConfig:
+class DataConfig(Settings):
     """Where images come from, and the fixed shapes that they are padded to."""
 
-    root: str = ""
+    root: Place = ""
     train: SplitConfig = field(default_factory=SplitConfig)
     eval: SplitConfig = field(default_factory=lambda: SplitConfig("annotations/instances_val2017.json", "val2017"))
     shapes: ShapesConfig | None = None
     # Of images of more than 8 bits, float or integer: the stored values that become 0 and 255, as `data.check` measures
     # them; None: by their type, which floats do not have.
-    value_range: tuple[float, float] | None = None
+    value_range: tuple[Finite, Finite] | None = None
     categories: tuple[str, ...] = ()  # names of the only categories to use, in both splits; empty: all
-    min_keypoints: int = 0  # train on images with at least so many labelled keypoints (Detectron2: 1, torchvision: 10)
-    cache_dir: str = ""  # prepared records; empty: ~/.cache/mrcnn_jax/datasets
-    buckets: tuple[tuple[int, int], ...] = ((800, 1088), (1088, 800), (800, 1344), (1344, 800))  # height, width
-    shortest_edge_train: tuple[int, ...] = (640, 672, 704, 736, 768, 800)  # one is drawn for each image
-    shortest_edge_eval: int = 800
-    longest_edge: int = 1333
-    horizontal_flip: float = 0.5  # probability
-    vertical_flip: float = 0.0
+    min_keypoints: Whole = 0  # train on images with at least so many labeled keypoints (Detectron2: 1, torchvision 10)
+    cache_dir: Place = ""  # prepared records; empty: ~/.cache/mrcnn_jax/datasets
+    buckets: tuple[tuple[Count, Count], ...] = ((800, 1088), (1088, 800), (800, 1344), (1344, 800))  # height, width
+    shortest_edge_train: tuple[Count, ...] = (640, 672, 704, 736, 768, 800)  # one is drawn for each image
+    shortest_edge_eval: Count = 800
+    longest_edge: Count = 1333
+    horizontal_flip: Fraction = 0.5  # probability
+    vertical_flip: Fraction = 0.0
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     # What fills the last batch of a bucket in an epoch: images of it once more; nothing; or these images are left out.
     remainder: Literal["repeat", "pad", "drop"] = "repeat"
     on_corrupt: Literal["skip", "stop"] = "skip"  # an image that cannot be decoded: leave its slot empty, or stop
-    max_instances: int = 100  # ground-truth slots N
-    mask_size: int = 112  # side M of the mask crops
-    workers: int = 0  # worker processes; 0: threads of this process
+    max_instances: Count = 100  # ground-truth slots N
+    mask_size: Count = 112  # side M of the mask crops
+    workers: Whole = 0  # worker processes; 0: threads of this process
 
 
 @dataclass(frozen=True)
-class OptimizerConfig:
+class OptimizerConfig(Settings):
     """SGD with momentum or AdamW, warmup, then a multistep or cosine schedule. Norms and biases as in Detectron2."""
 
     name: Literal["sgd", "adamw"] = "sgd"
-    learning_rate: float = 0.02
-    momentum: float = 0.9
-    weight_decay: float = 1e-4  # never on norms
+    learning_rate: Positive = 0.02
+    momentum: Annotated[float, "[0, 1)"] = 0.9
+    weight_decay: NotNegative = 1e-4  # never on norms
     schedule: Literal["multistep", "cosine"] = "multistep"
-    milestones: tuple[int, ...] = (60_000, 80_000)
-    milestone_factor: float = 0.1
-    warmup_steps: int = 1000
-    warmup_factor: float = 0.001
-    clip_norm: float | None = None  # global gradient norm
+    milestones: tuple[Count, ...] = (60_000, 80_000)
+    milestone_factor: Positive = 0.1
+    warmup_steps: Whole = 1000
+    warmup_factor: Fraction = 0.001
+    clip_norm: Positive | None = None  # global gradient norm
     # Learning rates of parts, as (path, factor): (("backbone", 0.1), ("backbone/res5", 0.5)). The longest path decides.
-    rate_factors: tuple[tuple[str, float], ...] = ()
+    rate_factors: tuple[tuple[str, NotNegative], ...] = ()
 
 
 @dataclass(frozen=True)
-class TrainConfig:
+class TrainConfig(Settings):
     """Length of the run, what it keeps, how often it speaks and looks at itself, and how it spares memory."""
 
-    steps: int = 90_000
-    batch_size: int = 16  # images in a global batch, over all devices
-    seed: int = 0
-    log_every: int = 20
-    checkpoint_every: int = 5000
-    keep_checkpoints: int = 3
-    accumulate: int = 1  # parts that a device's share of a batch is worked on in; `bn` sees the statistics of a part
+    steps: Count = 90_000
+    batch_size: Count = 16  # images in a global batch, over all devices
+    seed: Seed = 0
+    log_every: Count = 20
+    checkpoint_every: Count = 5000
+    keep_checkpoints: Count = 3
+    accumulate: Count = 1  # parts that a device's share of a batch is worked on in; `bn` sees the statistics of a part
     remat: bool = False  # compute activations again in the backward pass instead of keeping them
-    ema_decay: float = 0.0  # of a moving average of the weights, which is what gets evaluated; 0: none
-    max_skipped: int = 0  # steps with a loss or gradient that is not finite which are left out before the run stops
-    validate_every: int = 0  # steps between computations of the loss on data.eval; 0: never
-    evaluate_every: int = 0  # steps between evaluations; 0: at the end only
+    ema_decay: Annotated[float, "[0, 1)"] = (
+        0.0  # of a moving average of the weights, which is what gets evaluated; 0: none
+    )
+    max_skipped: Whole = 0  # steps with a loss or gradient that is not finite which are left out before the run stops
+    validate_every: Whole = 0  # steps between computations of the loss on data.eval; 0: never
+    evaluate_every: Whole = 0  # steps between evaluations; 0: at the end only
     best_metric: str = ""  # "bbox/AP", "segm/AP", ..., "validation/loss": what the kept best checkpoint is best in
-    patience: int = 0  # measurements of best_metric without a better one that end the training; 0: any number
+    patience: Whole = 0  # measurements of best_metric without a better one that end the training; 0: any number
 
 
 @dataclass(frozen=True)
-class EvalConfig:
+class EvalConfig(Settings):
     """Evaluation after training and in eval.py, and how images are made ready for inference."""
 
-    batch_size: int = 8  # of the images of one bucket
+    batch_size: Count = 8  # of the images of one bucket
     # Into `data.buckets`; or each image alone, resized and padded exactly as the peer does it: one compile a shape.
     resize: Literal["bucket", "torchvision", "detectron2"] = "bucket"
     # Test-time augmentation: what is found at each of these shortest edges (empty: data.shortest_edge_eval alone), and
     # in the mirror images of them, is put together. Each image is then alone, whatever batch_size.
-    scales: tuple[int, ...] = ()
+    scales: tuple[Count, ...] = ()
     flip: bool = False
-    overlays: int = 8  # pictures with predictions drawn, written to the workdir
-    keypoint_sigmas: tuple[float, ...] = ()  # of OKS, one a keypoint; empty: COCO's for COCO's 17, else their mean
+    overlays: Whole = 8  # pictures with predictions drawn, written to the workdir
+    keypoint_sigmas: tuple[Positive, ...] = ()  # of OKS, one a keypoint; empty: COCO's for COCO's 17, else their mean
 
     @property
     def augmented(self) -> bool:
@@ -308,11 +338,11 @@ class EvalConfig:
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(Settings):
     """A whole recipe."""
 
     name: str = "mask_rcnn"
-    init: str = ""  # file with the initial weights; needed where layers are frozen
+    init: Place = ""  # file with the initial weights; needed where layers are frozen
     model: ModelConfig = field(default_factory=ModelConfig)
     data: DataConfig = field(default_factory=DataConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import hashlib
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -22,6 +23,8 @@ __all__ = ["Categories", "DataError", "Dataset", "Problem", "load_split"]
 
 log = logging.getLogger(__name__)
 
+_DIGITS = 16  # of hashes in fingerprints
+
 
 @dataclass(frozen=True, eq=False)
 class Dataset:
@@ -39,6 +42,7 @@ class Dataset:
     problems: tuple[Problem, ...]  # what was left out
     value_range: Range | None  # of images of more than 8 bits
     rows: np.ndarray  # (n,) int64, which of the prepared records each image is
+    digests: tuple[str, str]  # SHA-256 of the JSON; of the names and bytes of all prepared images
     reader: records.RecordReader = field(repr=False)
 
     def __len__(self) -> int:
@@ -54,6 +58,18 @@ class Dataset:
         except records.UnreadableRecordError as error:
             raise records.UnreadableRecordError(f"{self.name(index)}: {error}") from None
         return content, [a for a in annotations if a["category_id"] in self._known]
+
+    def fingerprint(self) -> dict[str, Any]:
+        """The content of the split as JSON values: the same wherever and whenever the same data is opened."""
+        return {
+            "images": len(self),
+            "instances": int(self.instances.sum()),
+            "categories": [list(pair) for pair in zip(self.categories.ids, self.categories.names, strict=True)],
+            "SHA-256 of the image ids": hashlib.sha256(self.ids.tobytes()).hexdigest()[:_DIGITS],
+            "SHA-256 of the image sizes": hashlib.sha256(self.sizes.tobytes()).hexdigest()[:_DIGITS],
+            "SHA-256 of the annotation file": self.digests[0][:_DIGITS],
+            "SHA-256 of the image files": self.digests[1][:_DIGITS],
+        }
 
     @functools.cached_property
     def _known(self) -> frozenset[int]:
@@ -108,6 +124,7 @@ def load_split(data: DataConfig, split: Literal["train", "eval"]) -> Dataset:
         problems=tuple(index.problems),
         value_range=data.value_range,
         rows=rows,
+        digests=(index.annotations_digest, index.images_digest),
         reader=records.RecordReader(folder),
     )
     _report(dataset, index.suspicions, data.max_instances)

@@ -7,6 +7,7 @@ nobody reads it, and a later preparation removes it.
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import itertools
 import json
 import logging
@@ -60,6 +61,7 @@ class CocoRecords(tfds.core.GeneratorBasedBuilder):
 
     def __init__(self, *, images: Sequence[ImageEntry], folder: Path, statuses: Sequence[Status], **kwargs: Any):
         self._folder, self._counts = folder, _cut([status.size for status in statuses])
+        self.content = hashlib.sha256()  # of the names and bytes of all images that were written so far
         # One iterator, from which each part takes its share: so the progress is that of all of them.
         self._images = track(zip(images, statuses, strict=True), len(images), "images prepared")
         super().__init__(file_format="array_record", **kwargs)
@@ -84,6 +86,8 @@ class CocoRecords(tfds.core.GeneratorBasedBuilder):
     def _generate_examples(self, images: Iterable[tuple[ImageEntry, Status]]) -> Iterator[tuple[int, dict[str, Any]]]:
         for i, (image, examined) in enumerate(images):  # the keys decide the order
             content = read_unchanged(self._folder / image.file_name, examined)
+            self.content.update(f"{image.file_name}\0{len(content)}\0".encode())
+            self.content.update(content)
             yield i, {"image": content, "annotations": json.dumps(image.annotations)}
 
 
@@ -109,11 +113,12 @@ def read_unchanged(path: Path, examined: Status) -> bytes:
 @contextlib.contextmanager
 def written(
     images: Sequence[ImageEntry], folder: Path, statuses: Sequence[Status], place: Path, name: str
-) -> Iterator[Path]:
-    """Write the records of `images` in `folder` to a new folder beside `place`, as `name` in it, and hand it out.
+) -> Iterator[tuple[Path, str]]:
+    """Write the records of `images` in `folder` to a new folder beside `place`, as `name` in it.
 
-    It is removed afterwards unless it was moved. Raises DataError when the disk has no room, when writing fails, or
-    when a file is not the one that was examined with these `statuses`.
+    Yields that folder, and the SHA-256 of the names and bytes of the images. The folder is removed afterwards unless it
+    was moved. Raises DataError when the disk has no room, when writing fails, or when a file is not the one that was
+    examined with these `statuses`.
     """
     building = None
     try:
@@ -125,7 +130,7 @@ def written(
             builder = CocoRecords(images=images, folder=folder, statuses=statuses, data_dir=building / name)
             builder.download_and_prepare()
         shutil.rmtree(building / name / "downloads", ignore_errors=True)  # tfds makes it, and downloads nothing
-        yield building
+        yield building, builder.content.hexdigest()
     except (OSError, RuntimeError) as error:  # array_record's is RuntimeError when the system refuses to write
         words = f"the records could not be written ({error}); make room there, or {_ELSEWHERE}"
         raise DataError(f"{place}: {words}") from error

@@ -50,6 +50,8 @@ class Index:
     """What is known of a prepared data set without opening its records; stored beside them as JSON."""
 
     stamp: str
+    annotations_digest: str  # SHA-256 of the JSON
+    images_digest: str  # SHA-256 of the names and bytes of the images
     ids: list[int]
     file_names: list[str]
     heights: list[int]
@@ -154,9 +156,9 @@ def _prepare(json_path: Path, images: Path, image_ids: Sequence[int], place: Pat
     found = list(track(examined, len(content.images), "images examined"))
     raise_refusals(json_path, [*content.refusals, *(one.refusal for one in found if one.refusal is not None)])
     log.info("preparing %d images of %s in %s", len(content.images), json_path, place)
-    with record_files.written(content.images, images, statuses, place, _records_folder(stamp)) as building:
+    with record_files.written(content.images, images, statuses, place, _records_folder(stamp)) as (building, written):
         values = value_range.merge(one.values for one in found)
-        index = _make_index(content, stamp, values, _sizes(building / _records_folder(stamp)))
+        index = _make_index(content, stamp, (digest, written), values, _sizes(building / _records_folder(stamp)))
         (building / "index.json").write_text(json.dumps(asdict(index)))
         _move_into_place(building, place, index)
     for old in (place.parent / _folder_name(json_path, images, image_ids, older) for older in range(1, _FORMAT)):
@@ -183,10 +185,14 @@ def _is_whole(place: Path, index: Index | None, stamp: str) -> bool:
     return index is not None and index.stamp == stamp and index.sizes == _sizes(place / _records_folder(stamp))
 
 
-def _make_index(content: AnnotationFile, stamp: str, values: list[Values], sizes: dict[str, int]) -> Index:
+def _make_index(
+    content: AnnotationFile, stamp: str, digests: tuple[str, str], values: list[Values], sizes: dict[str, int]
+) -> Index:
     images = content.images
     return Index(
         stamp=stamp,
+        annotations_digest=digests[0],
+        images_digest=digests[1],
         ids=[image.id for image in images],
         file_names=[image.file_name for image in images],
         heights=[image.height for image in images],

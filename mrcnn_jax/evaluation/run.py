@@ -8,7 +8,7 @@ import dataclasses
 import json
 import logging
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import IO, Any
@@ -18,8 +18,9 @@ import jax
 import numpy as np
 from etils import epath
 
+import mrcnn_jax
 from mrcnn_jax import processes, profiling
-from mrcnn_jax.config import Config, ConfigError
+from mrcnn_jax.config import PLACES, Config, ConfigError, flatten
 from mrcnn_jax.data.coco import Dataset, load_split
 from mrcnn_jax.data.errors import described
 from mrcnn_jax.data.pipeline import eval_batches
@@ -36,6 +37,20 @@ OVERLAYS = "overlays"  # in that
 RESULTS, REPORT = "results.json", "report.html"
 
 
+def check_same_configuration(config: Config) -> None:
+    """Raise ConfigError unless all processes have the same settings, but for places, and versions of the programs."""
+    settings = {name: value for name, value in flatten(config).items() if name not in PLACES}
+    versions = {"the version of mrcnn_jax": mrcnn_jax.__version__, "the version of jax": jax.__version__}
+    processes.check_same({**settings, **versions}, "configuration")
+
+
+def check_same_data(splits: Mapping[str, Dataset]) -> None:
+    """Raise ConfigError unless all processes have opened splits of the same content, each by its name."""
+    contents = {split: dataset.fingerprint() for split, dataset in splits.items()}
+    values = {f"{split}: {name}": value for split, content in contents.items() for name, value in content.items()}
+    processes.check_same(values, "data")
+
+
 def check_evaluation(config: Config, dataset: Dataset) -> None:
     """Raise ConfigError if `config` cannot be evaluated on `dataset` by these processes.
 
@@ -44,7 +59,7 @@ def check_evaluation(config: Config, dataset: Dataset) -> None:
     coco.check_categories(config.model, dataset.categories.ids, dataset.categories.names)
     coco.check_keypoints(config.model, dataset.categories.pose.names)
     count, size = jax.process_count(), config.eval.batch_size
-    if size <= 0 or (not config.eval.alone and size % count):
+    if not config.eval.alone and size % count:
         raise ConfigError(f"eval.batch_size={size} does not divide over {count} processes: give a multiple of {count}")
 
 
@@ -85,7 +100,10 @@ def evaluate_model(
     """
     folder = epath.Path(workdir) / FOLDER
     processes.check_folder(folder, "--workdir")
-    dataset = load_split(config.data, "eval") if dataset is None else dataset
+    if dataset is None:
+        check_same_configuration(config)
+        dataset = load_split(config.data, "eval")
+        check_same_data({"data.eval": dataset})
     check_evaluation(config, dataset)
     processes.on_main(lambda: _clear(folder))
     compiled = augmented.compile_detect if config.eval.augmented else inference.compile_detect

@@ -41,7 +41,7 @@ class Norm(nn.Module):
             return self._frozen(x)
         if self.kind == "gn":
             channels = x.shape[-1]
-            groups = next(n for n in range(min(32, channels // 2), 0, -1) if channels % n == 0)
+            groups = next(n for n in range(min(32, max(channels // 2, 1)), 0, -1) if channels % n == 0)
             return nn.GroupNorm(groups, epsilon=self.eps, dtype=x.dtype, name="norm")(x)
         axis_name = self.axis_name if self.kind == "sync_bn" else None
         return BatchNorm(self.eps, axis_name, name="norm")(x, train=train, rows=rows)

@@ -168,6 +168,11 @@ def save_best(workdir: epath.PathLike, step: int, variables: Mapping[str, Any]) 
             manager.close()
 
 
+def best_step(workdir: epath.PathLike) -> int | None:
+    """The step that `save_best` has kept; None if there is none."""
+    return next(reversed(complete_steps(locate(workdir) / BEST)), None)
+
+
 def load_variables(workdir: epath.PathLike, checkpoint: str | int = "latest") -> tuple[Config, dict[str, Any]]:
     """Configuration and model variables (NumPy arrays) of a run; needs no training packages and changes nothing.
 

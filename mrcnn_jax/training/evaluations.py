@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import logging
+import math
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -17,10 +19,14 @@ from mrcnn_jax.data.pipeline import eval_batches
 from mrcnn_jax.evaluation.devices import dividing
 from mrcnn_jax.evaluation.run import FOLDER, OVERLAYS, check_evaluation, evaluate_model, tables
 from mrcnn_jax.models.rcnn import Variables
-from mrcnn_jax.training.checkpoint import save_best
+from mrcnn_jax.training.checkpoint import best_step, save_best
 from mrcnn_jax.training.validation import Validation
+from mrcnn_jax.training.workdir import BEST
+
+logger = logging.getLogger(__name__)
 
 EVALUATIONS = "evaluations.jsonl"  # in the workdir
+NOTHING = -1  # pycocotools' value of a precision or recall that nothing could be measured for
 _PRECISION = "bbox/AP"  # every evaluation has it
 
 Row = dict[str, Any]  # "step", and the metrics of the variables after so many steps
@@ -30,8 +36,9 @@ class Evaluations:
     """What is measured between steps and at the end, and what follows from it.
 
     `workdir/evaluations.jsonl` has a row for each step that was measured. A metric is written once: where the training
-    goes on from an earlier checkpoint, `begin` drops the rows that will come again. Which step is the best and whether
-    patience has run out depend on the rows alone, which are the same in all processes.
+    goes on from an earlier checkpoint, `begin` drops the rows that will come again. Whether patience has run out
+    depends on the rows alone; the best step is the one whose weights are in `workdir/best`. Both are the same in all
+    processes.
     """
 
     def __init__(
@@ -52,13 +59,27 @@ class Evaluations:
         self._path = epath.Path(workdir) / EVALUATIONS
         self._devices, self._check = devices, check
         self._rows: dict[int, Row] = {}
+        self._held: int | None = None  # the step in `workdir/best`, if there is a row of it
         self._now: Row = {}  # what this process has measured itself, and last
         self._validation: Validation | None = None
 
     def begin(self, step: int) -> None:
-        """Read the rows of `workdir` up to `step`, from where the training goes on."""
-        content = processes.on_main(lambda: _keep_until(self._path, step))
-        self._rows = {row["step"]: row for row in json.loads(content)}
+        """Read the rows of `workdir` up to `step`, from where the training goes on, and which of them is in `best`."""
+
+        def read() -> bytes:
+            return json.dumps([_keep_until(self._path, step), best_step(self._workdir)]).encode()
+
+        rows, held = json.loads(processes.on_main(read))
+        self._rows = {row["step"]: row for row in rows}
+        self._held = held if held in self._rows else None
+        best, highest, metric = self.best(), self._highest(), self._config.train.best_metric
+        if highest is not None and highest != best and processes.is_main():
+            now = f"those of step {best[0]} ({best[1]:.3f}) are" if best else "those of the next measurement will be"
+            logger.warning(
+                "%s was best at step %d (%.3f), whose weights were not kept (another step was the best in"
+                " train.best_metric then, or the run went on from an earlier one); %s the ones to beat in %s",
+                *(metric, *highest, now, epath.Path(self._workdir) / BEST),
+            )
 
     def due(self, step: int) -> bool:
         """Whether something is to be measured after `step` steps that has not been measured yet."""
@@ -91,20 +112,34 @@ class Evaluations:
     def exhausted(self) -> bool:
         """Whether `train.patience` has run out: the training ends here."""
         patience, metric = self._config.train.patience, self._config.train.best_metric
-        best = self.best()
-        since = [row for step, row in self._rows.items() if metric in row and (best is None or step > best[0])]
-        return 0 < patience <= len(since)
+        best = self._highest()
+        since = [step for step, row in self._rows.items() if row.get(metric, NOTHING) != NOTHING]
+        return 0 < patience <= sum(best is None or step > best[0] for step in since)
 
     def best(self) -> tuple[int, float] | None:
-        """Step and value of the best `train.best_metric` so far: the first one, if it came again."""
-        metric = self._config.train.best_metric
-        sign = -1 if metric == VALIDATION_LOSS else 1
-        found = None
+        """Step and value of the best `train.best_metric` whose weights are kept: the first one, if it came again."""
+        if self._held is None:
+            return None
+        value = self._value(self._rows[self._held])
+        return (self._held, value) if self._is_better(value, None) else None
+
+    def _highest(self) -> tuple[int, float] | None:
+        """Step and value of the best `train.best_metric` of all rows, whether or not its weights are kept."""
+        found: tuple[int, float] | None = None
         for step, row in sorted(self._rows.items()):
-            # A value that is not a number is no better than any other.
-            if metric in row and (sign * row[metric] > sign * found[1] if found else row[metric] == row[metric]):
-                found = step, row[metric]
+            if self._is_better(self._value(row), found):
+                found = step, self._value(row)
         return found
+
+    def _value(self, row: Row) -> float:
+        """The metric `train.best_metric` in a row; NaN where it was not measured, or there was nothing to measure."""
+        value = float(row.get(self._config.train.best_metric, NOTHING))
+        return math.nan if value == NOTHING else value
+
+    def _is_better(self, value: float, best: tuple[int, float] | None) -> bool:
+        """Whether a value of the metric is better than the best so far; NaN never is."""
+        sign = -1 if self._config.train.best_metric == VALIDATION_LOSS else 1
+        return sign * value > sign * best[1] if best else not math.isnan(value)
 
     def _missing(self, step: int) -> set[str]:
         train = self._config.train
@@ -150,11 +185,13 @@ class Evaluations:
         step = row["step"]
         if self._rows.get(step) == row:
             return
-        before, self._rows[step] = self.best(), row
-        best = self.best()
+        better = self._is_better(self._value(row), self.best())
+        self._rows[step] = row
+        if better:
+            self._held = step
 
         def write() -> bytes:
-            if best is not None and best != before and best[0] == step:
+            if better:
                 save_best(self._workdir, step, variables)
             _write(self._path, [row for _, row in sorted(self._rows.items())])
             return b""
@@ -172,13 +209,25 @@ def _check_best(config: Config, dataset: Dataset) -> None:
         )
 
 
-def _keep_until(path: epath.Path, step: int) -> bytes:
-    """Drop the rows after `step`; the others as JSON."""
-    rows = [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
-    kept = [row for row in rows if row["step"] <= step]
+def _keep_until(path: epath.Path, step: int) -> list[Row]:
+    """Drop the rows after `step`, and lines that a power failure has torn or filled with zeros; the other rows."""
+    content = path.read_bytes().decode(errors="replace") if path.is_file() else ""
+    rows = [_row(line) for line in content.splitlines()]
+    kept = [row for row in rows if row is not None and row["step"] <= step]
+    if torn := rows.count(None):
+        logger.warning("%s: %d lines are damaged and dropped; what was measured then is not known any more", path, torn)
     if len(kept) < len(rows):
         _write(path, kept)
-    return json.dumps(kept).encode()
+    return kept
+
+
+def _row(line: str) -> Row | None:
+    """The row in a line; None if it is none."""
+    try:
+        row = json.loads(line)
+    except ValueError:
+        return None
+    return row if isinstance(row, dict) and type(row.get("step")) is int else None
 
 
 def _write(path: epath.Path, rows: Iterable[Row]) -> None:

@@ -21,6 +21,7 @@ A training run of mrcnn_jax {version}.
 | file | what it is |
 |---|---|
 | `config.json` | every setting of the run, with ids and names of the categories |
+| `data.json` | what identifies the training data: counts, and hashes of annotations and images |
 | `checkpoints/<step>/` | all it takes to go on: parameters, optimizer, moving average; the newest few are kept \
 (`train.keep_checkpoints`) |
 | `best/<step>/` | the best checkpoint so far, where `train.best_metric` names what it is best in |
@@ -38,7 +39,7 @@ A training run of mrcnn_jax {version}.
 | `corrupt/<step>/` | checkpoints that were found damaged, and are not used |
 
 Some appear only when there is something to put in. To go on, a run needs
-`config.json`, `checkpoints/`, `evaluations.jsonl` and `best/`.
+`config.json`, `data.json`, `checkpoints/`, `evaluations.jsonl` and `best/`.
 
 In `metrics.jsonl` are, as means over the steps since the line before: `loss` and its parts, `grad_norm` (before it is
 clipped), `num_rois` and `num_positive_rois` (regions that the heads learned from in a batch, and those of them with an
@@ -68,7 +69,8 @@ predict = mrcnn.Predictor.from_checkpoint({quoted!r})
 ```
 
 The command that began the run also goes on with it, at the exact next batch, after an interruption or with more
-`--config.train.steps=N`. Settings that change what is learned need a new folder.
+`--config.train.steps=N`. Its data may have moved (`--config.data.root=DIR`). Settings and data that change what is
+learned need a new folder.
 """
 
 

@@ -17,7 +17,7 @@ from mrcnn_jax.data.categories import Categories
 from mrcnn_jax.data.coco import Dataset, load_split
 from mrcnn_jax.data.pipeline import train_batches
 from mrcnn_jax.evaluation.coco import check_keypoints
-from mrcnn_jax.evaluation.run import check_evaluation
+from mrcnn_jax.evaluation.run import check_evaluation, check_same_configuration, check_same_data
 from mrcnn_jax.models.rcnn import build_model, variable_shapes
 from mrcnn_jax.training import parallel
 from mrcnn_jax.training.checkpoint import Checkpointer
@@ -47,16 +47,18 @@ def train(
     when a signal ended it: the same call goes on.
     """
     with Interruptions() as interruptions:
+        check_same_configuration(config)
         validate(config)
         processes.check_folder(workdir, "--workdir")
         devices = jax.local_devices() if devices is None else devices
         images, shares = config.train.batch_size, len(devices) * jax.process_count()
         parallel.check_divisible(images, shares, parts=config.train.accumulate)
         dataset, held_back = load_split(config.data, "train"), load_split(config.data, "eval")
+        check_same_data({"data.train": dataset, "data.eval": held_back})
         config = with_categories(config, dataset.categories)
         check_evaluation(config, held_back)  # what is wrong with it is better known before the training
-        run = _Run(config, workdir, held_back, devices, interruptions)
-        state = run.train(dataset, profile)
+        run = _Run(config, workdir, dataset, held_back, devices, interruptions)
+        state = run.train(profile)
         run.report(state)
     return state
 
@@ -68,18 +70,20 @@ class _Run:
         self,
         config: Config,
         workdir: epath.PathLike,
+        dataset: Dataset,
         held_back: Dataset,
         devices: Sequence[jax.Device],
         interruptions: Interruptions,
     ):
         self.workdir, self.devices, self.interruptions = workdir, devices, interruptions
-        init_key, self.key = jax.random.split(jax.random.key(config.train.seed))
-        schedule = make_schedule(config.optimizer, config.train.steps)
-        self.config, variables = _claim(config, workdir, init_key)
+        self._dataset = dataset
+        self.config, variables = _claim(config, workdir, dataset)  # from here on that of the main process, everywhere
+        _, self.key = _keys(self.config)
+        schedule = make_schedule(self.config.optimizer, self.config.train.steps)
         self.model = build_model(self.config.model)
         shapes = variable_shapes(self.model)
         optimizer = make_optimizer(self.config.optimizer, schedule, shapes["params"], frozen_paths(self.config.model))
-        self._create = functools.partial(create_state, optimizer, ema_decay=config.train.ema_decay)
+        self._create = functools.partial(create_state, optimizer, ema_decay=self.config.train.ema_decay)
         self._template = jax.eval_shape(self._create, shapes)
         self._fresh = None if variables is None else self._create(variables)
         self._step = make_train_step(self.model, self.config, optimizer, schedule, axis_name=parallel.AXIS_NAME)
@@ -90,7 +94,7 @@ class _Run:
         if self.interruptions.reached():
             raise self.interruptions.stopped()
 
-    def train(self, dataset: Dataset, profile: bool) -> TrainState:
+    def train(self, profile: bool) -> TrainState:
         """The final state: restored, or trained to the end."""
         train = self.config.train
         with (
@@ -101,7 +105,7 @@ class _Run:
             self._evaluations.begin(int(state.step))
             if int(state.step) < train.steps and not self._evaluations.exhausted():
                 checkpointer.check_room(int(state.step), self._template)  # better known before days of training
-                state = self._train_on(dataset, state, checkpointer, profile)
+                state = self._train_on(state, checkpointer, profile)
         return state
 
     def _begin(self, checkpointer: Checkpointer) -> TrainState:
@@ -116,9 +120,9 @@ class _Run:
         begun: TrainState = processes.broadcast(state)
         return begun
 
-    def _train_on(self, dataset: Dataset, state: TrainState, checkpointer: Checkpointer, profile: bool) -> TrainState:
+    def _train_on(self, state: TrainState, checkpointer: Checkpointer, profile: bool) -> TrainState:
         """Open the data at the step of `state` and the places that metrics go to, and train to the end."""
-        config, train, start = self.config, self.config.train, int(state.step)
+        config, train, dataset, start = self.config, self.config.train, self._dataset, int(state.step)
         count = jax.process_count()
         if processes.is_main():
             print(
@@ -171,21 +175,29 @@ class _Run:
         new = {name: metrics[name] for name in metrics.keys() - known.keys()}
         record_measured(self.workdir, step, new, self._evaluations.pictures(step) if new else {})
         best = self._evaluations.best()
-        at_best = f", best {metric} {best[1]:.3f} at step {best[0]}" if best is not None else ""
+        at_best = f", no best checkpoint: {metric} never had a value" if metric else ""
+        if best is not None:
+            at_best = f", best {metric} {best[1]:.3f} at step {best[0]}"
         if self._evaluations.exhausted() and step < self.config.train.steps:
             print(f"\n{self.config.train.patience} measurements without a better {metric}: the training ends here")
         print(f"\n{self.workdir}: step {step}, {describe_measured(metrics)}{at_best}", flush=True)
 
 
-def _claim(config: Config, workdir: epath.PathLike, key: jax.Array) -> tuple[Config, Any]:
+def _keys(config: Config) -> tuple[jax.Array, jax.Array]:
+    """The keys of the initial variables and of the training steps."""
+    first, second = jax.random.split(jax.random.key(config.train.seed))
+    return first, second
+
+
+def _claim(config: Config, workdir: epath.PathLike, dataset: Dataset) -> tuple[Config, Any]:
     """The configuration with all that its initial weights decide, recorded in `workdir`, on every process; and the
     initial variables, on the main process of a run that has no checkpoint yet."""
     variables: Any = None
 
     def claim() -> bytes:
         nonlocal variables
-        resolved, variables = starting_point(config, workdir, key)
-        claim_workdir(workdir, resolved)
+        resolved, variables = starting_point(config, workdir, _keys(config)[0])
+        claim_workdir(workdir, resolved, dataset.fingerprint())
         return to_json(resolved).encode()
 
     return from_json(processes.on_main(claim).decode()), variables

@@ -2,6 +2,7 @@
 
     workdir/README.md                what is what, for people
     workdir/config.json              the configuration, categories filled in
+    workdir/data.json                what identifies the content of the training data, wherever it is
     workdir/checkpoints/<step>/      what to go on from, see `training.checkpoint`
     workdir/best/<step>/             what scored best
     workdir/corrupt/<step>/          checkpoints that turned out to be damaged
@@ -13,9 +14,9 @@ has written its commit file.
 from __future__ import annotations
 
 import errno
+import json
 import os
-from collections.abc import Iterator, Mapping
-from dataclasses import asdict
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -23,14 +24,16 @@ import orbax.checkpoint as ocp
 from etils import epath
 
 from mrcnn_jax import paths
-from mrcnn_jax.config import Config, ConfigError, from_json, to_json
+from mrcnn_jax.config import PLACES, Config, ConfigError, flatten, from_json, to_json
+from mrcnn_jax.data.errors import shown
 from mrcnn_jax.training import readme
 
 CHECKPOINTS, BEST, CORRUPT = "checkpoints", "best", "corrupt"
-CONFIG = "config.json"
-# Fields that a resumed run may change: how long it runs, what it says and keeps, how it spares memory, how fast it
-# reads, what it passes over, what it evaluates and when.
+CONFIG, DATA = "config.json", "data.json"
+# Fields that a resumed run may change: where its data is, how long it runs, what it says and keeps, how it spares
+# memory, how fast it reads, what it passes over, what it evaluates and when.
 CHANGEABLE = (
+    *PLACES,
     "train.steps",
     "train.log_every",
     "train.checkpoint_every",
@@ -45,36 +48,56 @@ CHANGEABLE = (
     "eval.",
     "data.eval.",
     "data.shortest_edge_eval",
-    "data.cache_dir",
     "data.workers",
     "data.on_corrupt",
 )
 
 
-def claim_workdir(workdir: epath.PathLike, config: Config) -> None:
+def claim_workdir(workdir: epath.PathLike, config: Config, content: Mapping[str, Any] | None = None) -> None:
     """Record `config` in `workdir`, or refuse to continue a run that was started with another one.
 
+    `content` is that of the training data (`Dataset.fingerprint`), which is recorded and compared likewise.
     A README.md that explains the folder is written when the run begins, and where it is missing.
     Raises ConfigError naming the fields that differ, other than those of `CHANGEABLE`, and for a folder that cannot be
     written to. Before its first checkpoint a run has nothing to continue, and may be started anew with any
-    configuration.
+    configuration and data.
     """
     workdir = epath.Path(workdir)
     before = resumable(workdir)
     if before is not None:
         names = [name for name in differing_fields(before, config) if not name.startswith(CHANGEABLE)]
         if names:
-            old, new = dict(_flatten(asdict(before))), dict(_flatten(asdict(config)))
+            old, new = flatten(before), flatten(config)
             changes = "; ".join(f"{name} was {old.get(name)!r}, is {new.get(name)!r}" for name in names)
             raise ConfigError(f"{workdir} holds a run with another configuration: {changes}. Use a new workdir")
+        _check_content(workdir / DATA, content)
     if jax.process_index() == 0:
         make_writable(workdir / CHECKPOINTS)
         try:
             paths.write_text(workdir / CONFIG, to_json(config))
+            if content is not None:
+                paths.write_text(workdir / DATA, json.dumps(content, indent=2) + "\n")
             if before is None or not (workdir / readme.README).is_file():
                 readme.write(workdir, config)
         except OSError as error:
             raise _unwritable(workdir, error) from error
+
+
+def _check_content(path: epath.Path, content: Mapping[str, Any] | None) -> None:
+    """Raise ConfigError if the training data was another when the run began. Runs of earlier versions do not know."""
+    if content is None or not path.is_file():
+        return
+    before = _read_json(path)
+    if changes := [
+        f"{name} was {shown(json.dumps(before.get(name)))}, is {shown(json.dumps(value))}"
+        for name, value in content.items()
+        if before.get(name) != value
+    ]:
+        raise ConfigError(
+            f"{path.parent} holds a run with other training data: {'; '.join(changes)}. Give it back the data that it"
+            f" was begun with, which may be in another place (data.root), or begin a new run, for example with"
+            f" init={path.parent}"
+        )
 
 
 def make_writable(folder: epath.Path) -> None:
@@ -95,14 +118,46 @@ def _unwritable(folder: epath.Path, error: OSError) -> Exception:
 
 
 def read_config(workdir: epath.PathLike) -> Config | None:
-    """The configuration recorded in `workdir`, or None."""
+    """The configuration recorded in `workdir`, or None. Raises ConfigError for one that cannot be read."""
     path = epath.Path(workdir) / CONFIG
-    return from_json(path.read_text()) if path.is_file() else None
+    if not path.is_file():
+        return None
+    content = json.dumps(_read_json(path))
+    try:
+        return from_json(content)
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from None
+
+
+def _read_json(path: epath.Path) -> dict[str, Any]:
+    """The object in a file of the run. Raises ConfigError for what a power failure, or an editor, makes of it."""
+    try:
+        content = json.loads(path.read_bytes())
+    except ValueError as error:
+        raise _damaged(path, f"is damaged ({error})") from None
+    if not isinstance(content, dict):
+        raise _damaged(path, "is damaged (it holds no object)")
+    return content
+
+
+def _damaged(path: epath.Path, what: str) -> ConfigError:
+    return ConfigError(
+        f"{path} {what}. Put a copy there: of a backup, or of a new run that is begun with the same command in another"
+        " workdir, which writes the same file"
+    )
 
 
 def resumable(workdir: epath.PathLike) -> Config | None:
-    """The configuration of the run in `workdir` if it has a complete checkpoint to go on from."""
-    return read_config(workdir) if complete_steps(epath.Path(workdir) / CHECKPOINTS) else None
+    """The configuration of the run in `workdir` if it has a complete checkpoint to go on from.
+
+    Raises ConfigError if there is a checkpoint, but no configuration that can be read.
+    """
+    if not complete_steps(epath.Path(workdir) / CHECKPOINTS):
+        return None
+    config = read_config(workdir)
+    if config is None:
+        raise _damaged(epath.Path(workdir) / CONFIG, "is missing, beside checkpoints")
+    return config
 
 
 def locate(workdir: epath.PathLike) -> epath.Path:
@@ -118,14 +173,6 @@ def complete_steps(folder: epath.Path) -> list[int]:
 
 def differing_fields(first: Config, second: Config) -> list[str]:
     """Dotted names of the fields in which two configurations differ."""
-    old, new = dict(_flatten(asdict(first))), dict(_flatten(asdict(second)))
+    old, new = flatten(first), flatten(second)
     missing = object()
     return [name for name in {**old, **new} if old.get(name, missing) != new.get(name, missing)]
-
-
-def _flatten(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for name, value in tree.items():
-        if isinstance(value, dict):
-            yield from _flatten(value, f"{prefix}{name}.")
-        else:
-            yield prefix + name, value

@@ -145,7 +145,7 @@ def test_a_run_that_left_no_checkpoint_begins_anew_with_any_settings(request_for
     with pytest.raises(KeyboardInterrupt):
         run.run(request_for("2b"), train)
     again = Pretended()
-    found = run.run(request_for("2b", overrides=("train.steps=7",)), again)
+    found = run.run(request_for("2b", overrides=("train.steps=70",)), again)
     assert len(again.runs) == 2
     assert found["softmax"][0].seconds < 60
 
@@ -159,7 +159,7 @@ def test_a_changed_recipe_is_not_mixed_with_what_is_there(request_for, stop):
             run.run(request_for("2b"), Pretended(stop))
     again = Pretended()
     with pytest.raises(ConfigError, match=r"softmax/seed0 .* differs in optimizer\.learning_rate, train\.steps; "):
-        run.run(request_for("2b", overrides=("train.steps=7", "optimizer.learning_rate=0.5")), again)
+        run.run(request_for("2b", overrides=("train.steps=70", "optimizer.learning_rate=0.5")), again)
     assert not again.runs
     harmless = ("train.log_every=3", "data.workers=2", "eval.overlays=0")
     run.run(request_for("2b", overrides=harmless), again)
@@ -228,7 +228,7 @@ def test_the_table_has_all_that_is_known_of_these_settings(request_for, tmp_path
         "softmax": [0],
         "sigmoid": [1],
     }
-    other = request_for("2b", rows=("softmax",), seeds=(2,), overrides=("train.steps=7",))
+    other = request_for("2b", rows=("softmax",), seeds=(2,), overrides=("train.steps=70",))
     assert {name: len(results) for name, results in run.run(other, train).items()} == {"softmax": 1, "sigmoid": 0}
 
 

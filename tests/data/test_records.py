@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import hashlib
 import os
 import resource
 import shutil
@@ -11,9 +13,11 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import cv2
 import pytest
 from tensorflow_datasets.core import shuffle
 
+from mrcnn_jax.config import DataConfig, SplitConfig
 from mrcnn_jax.data import DataError, annotations, image_files, load_split, record_files, records
 from mrcnn_jax.data.findings import describe_refusals
 
@@ -319,3 +323,36 @@ def test_cache_goes_where_the_environment_says(monkeypatch: pytest.MonkeyPatch, 
     assert records.default_cache() == tmp_path / "datasets"
     monkeypatch.delenv("MRCNN_JAX_CACHE")
     assert records.default_cache() == Path.home() / ".cache" / "mrcnn_jax" / "datasets"
+
+
+def test_a_fingerprint_is_of_the_content_alone(coco_folder: Any, tmp_path: Path, rewrite_later: Any) -> None:
+    """Not of its place and time, nor of the cache; hashes in the order of the annotation file, made by hand here."""
+    first = load_split(coco_folder.config().data, "train").fingerprint()
+    content = hashlib.sha256()
+    for image in coco_folder.content["images"]:
+        file = (coco_folder.root / "images" / image["file_name"]).read_bytes()
+        content.update(f"{image['file_name']}\0{len(file)}\0".encode() + file)
+    assert first["SHA-256 of the image files"] == content.hexdigest()[:16]
+    assert first["SHA-256 of the annotation file"] == hashlib.sha256(coco_folder.save().read_bytes()).hexdigest()[:16]
+    assert first["images"] == 7
+    assert first["instances"] == 14
+    assert first["categories"] == [[3, "boat"], [20, "kite"]]
+    moved = shutil.move(coco_folder.root, tmp_path / "moved")
+    rewrite_later(moved / "images" / "2.png")
+    split = SplitConfig("coco.json", "images")
+    data = DataConfig(root=str(moved), train=split, cache_dir=str(tmp_path / "other"))
+    assert load_split(data, "train").fingerprint() == first
+
+
+def test_a_fingerprint_tells_what_is_other(coco_folder: Any, rewrite_later: Any) -> None:
+    data = coco_folder.config().data
+    first = load_split(data, "train").fingerprint()
+    path = coco_folder.root / "images" / "2.png"
+    image = cv2.imread(str(path))
+    cv2.imwrite(str(path), image, [cv2.IMWRITE_PNG_COMPRESSION, 0])  # the same picture, in other bytes
+    rewrite_later(path)
+    other = load_split(data, "train").fingerprint()
+    assert [name for name in first if first[name] != other[name]] == ["SHA-256 of the image files"]
+    only = dataclasses.replace(data, train=dataclasses.replace(data.train, image_ids=(100, 98)))
+    fewer = load_split(only, "train").fingerprint()
+    assert [name for name in first if other[name] == fewer[name]] == ["categories", "SHA-256 of the annotation file"]

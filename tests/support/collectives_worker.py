@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 
 import jax
 import numpy as np
 
 from mrcnn_jax import cluster, command_line, processes
+from mrcnn_jax.config import ConfigError
 
 LEAVES = {
     "float32": np.array([-0.0, np.nan, np.inf, 1e-45], np.float32),
@@ -35,6 +37,10 @@ def talk() -> None:
         assert processes.gather_bytes(ours) == [b"", b"\1" * 1_500_000]
         assert processes.gather_bytes(b"") == [b"", b""]
         assert processes.on_main(lambda: f"by {index}".encode()) == b"by 0"
+    processes.check_same({"seed": 0, "rate": float("nan")}, "configuration")
+    with contextlib.suppress(ConfigError):
+        processes.check_same({"seed": index}, "configuration")
+        raise AssertionError("a difference was not found")
     print(f"process {index} has talked", flush=True)
     processes.on_main(_read)
 

@@ -168,6 +168,60 @@ def test_rows_after_the_restored_step_come_again(config, tmp_path, held_back, mo
     assert [row["step"] for row in rows(tmp_path)] == [2]
 
 
+def test_the_best_that_is_named_is_the_one_that_is_kept(config, tmp_path, held_back, monkeypatch, caplog):
+    """After a change of the metric: the first best step by the new one has been overwritten."""
+    Script(monkeypatch, precision={2: 0.9, 4: 0.1, 6: 0.2, 8: 0.3}, loss={2: 3.0, 4: 2.0, 6: 2.5, 8: 2.6})
+    both = measuring(config, validate_every=2, evaluate_every=2)
+    first, _, _ = run(measuring(both, best_metric="validation/loss"), tmp_path, held_back, steps=4)
+    assert first.best() == (4, 2.0)
+    precise = measuring(both, best_metric="bbox/AP", patience=2)
+    evaluations = opened(precise, tmp_path, held_back, step=4)
+    assert evaluations.best() == (4, 0.1)
+    assert kept(tmp_path) == 4
+    assert "bbox/AP was best at step 2 (0.900), whose weights were not kept" in caplog.text
+    assert "those of step 4 (0.100) are the ones to beat" in caplog.text
+    assert not evaluations.exhausted()
+    evaluations, step, _ = run(precise, tmp_path, held_back, steps=20, begin=4)
+    assert step == 6  # two measurements after step 2 were not better than it
+    assert evaluations.best() == (6, 0.2)
+    assert kept(tmp_path) == 6
+
+
+def test_a_metric_that_is_set_later_begins_with_the_next_measurement(config, tmp_path, held_back, monkeypatch, caplog):
+    Script(monkeypatch, precision={2: 0.9, 4: 0.1, 6: 0.2, 8: 0.15})
+    run(measuring(config, evaluate_every=2), tmp_path, held_back, steps=4)
+    evaluations, _, _ = run(
+        measuring(config, evaluate_every=2, best_metric="bbox/AP"), tmp_path, held_back, steps=8, begin=4
+    )
+    assert "those of the next measurement will be" in caplog.text
+    assert evaluations.best() == (6, 0.2)
+    assert kept(tmp_path) == 6
+
+
+def test_nothing_to_measure_is_no_value(config, tmp_path, held_back, monkeypatch):
+    """pycocotools gives -1 where no object of a kind is annotated."""
+    Script(monkeypatch, precision={2: -1, 4: -1, 6: -1, 8: -1})
+    patient = measuring(config, evaluate_every=2, best_metric="bbox/AP", patience=2)
+    evaluations, step, _ = run(patient, tmp_path, held_back, steps=8)
+    assert step == 8
+    assert evaluations.best() is None
+    assert not (tmp_path / "best").exists()
+
+
+@pytest.mark.parametrize(
+    "tail", [b'{"step": 6, "bbox/AP": 0.', b"\0" * 300, b'"torn"\n[1]\n{"bbox/AP": 1}\n', b"\xff\xfe"]
+)
+def test_torn_rows_are_dropped(tail, config, tmp_path, held_back, monkeypatch, caplog):
+    Script(monkeypatch, precision={2: 0.1, 4: 0.3})
+    best = measuring(config, evaluate_every=2, best_metric="bbox/AP")
+    run(best, tmp_path, held_back, steps=4)
+    with (tmp_path / EVALUATIONS).open("ab") as file:
+        file.write(tail)
+    assert opened(best, tmp_path, held_back, step=8).best() == (4, 0.3)
+    assert f"{tmp_path / EVALUATIONS}: " in caplog.text
+    assert [row["step"] for row in rows(tmp_path)] == [2, 4]
+
+
 @pytest.mark.parametrize("where", ["save_best", "write_text"])
 def test_killed_between_measuring_and_writing(where, config, tmp_path, held_back, monkeypatch):
     """Before or after the best variables are kept: the row is not there, so the step is measured again."""

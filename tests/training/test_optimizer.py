@@ -221,18 +221,6 @@ def test_no_warmup_and_no_milestones():
     assert {float(schedule(step)) for step in (0, 5, 9)} == {float(np.float32(0.3))}
 
 
-@pytest.mark.parametrize(
-    ("config", "field"),
-    [
-        (OptimizerConfig(milestones=(20, 10)), "milestones"),
-        (OptimizerConfig(schedule="cosine", milestones=(), warmup_steps=100), "warmup_steps"),
-    ],
-)
-def test_refused_schedules(config, field):
-    with pytest.raises(ConfigError, match=f"optimizer.{field}"):
-        make_schedule(config, 100)
-
-
 @pytest.mark.parametrize(("stages", "names"), [(0, set()), (1, {"stem"}), (3, {"stem", "res2", "res3"})])
 def test_frozen_paths(stages, names):
     frozen = frozen_paths(ModelConfig(backbone=BackboneConfig(frozen_stages=stages)))

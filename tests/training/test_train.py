@@ -5,9 +5,11 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
+import shutil
 import signal
 from pathlib import Path
 
+import cv2
 import jax
 import numpy as np
 import pytest
@@ -55,6 +57,23 @@ def test_finished_run_leaves_everything_behind(finished_run):
     )
     assert finished_run.output.index("Boxes (bbox)") < finished_run.output.index("Masks (segm)")
     assert SUMMARY.search(finished_run.output.splitlines()[-1])
+
+
+def test_data_may_move_between_two_sessions_but_not_change(finished_run, tmp_path):
+    config, workdir, root = finished_run.config, tmp_path / "run", tmp_path / "moved"
+    shutil.copytree(finished_run.workdir, workdir)
+    shutil.copytree(config.data.root, root)  # new files, of another time
+    data = dataclasses.replace(config.data, root=str(root), cache_dir=str(tmp_path / "cache"))
+    moved = dataclasses.replace(config, data=data)
+    state = train(moved, workdir)
+    assert int(state.step) == 10
+    assert read_config(workdir).data == data
+    image = root / "train" / "000001.png"
+    pixels = cv2.imread(str(image))
+    pixels[0, 0] ^= 1
+    cv2.imwrite(str(image), pixels)
+    with pytest.raises(ConfigError, match=r"other training data: SHA-256 of the image files was .*, is "):
+        train(moved, workdir)
 
 
 def test_readme_of_a_run_names_all_that_is_there(finished_run):
