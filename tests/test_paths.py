@@ -79,7 +79,7 @@ def test_every_command_refuses_before_it_works(
     there = str(folder)
     monkeypatch.setattr(check.sources, "find", never)
     monkeypatch.setattr(convert, "_read", never)
-    monkeypatch.setattr(report, "read", never)
+    monkeypatch.setattr(report.result_file, "read", never)
     monkeypatch.setattr(weights, "load_variables", never)
     (folder / "a.json").mkdir()
     assert check.main([there, f"--output={there}"]) == 2

@@ -57,7 +57,7 @@ def test_masks_lie_where_the_results_say(first: str, analysis: Analysis) -> None
 def test_a_picture_that_cannot_be_drawn_is_named_in_its_place(
     analysis: Analysis, made: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    def fail(content: bytes) -> None:
+    def fail(*_: object, **__: object) -> None:
         raise MemoryError
 
     monkeypatch.setattr(image_files, "decode", fail)
