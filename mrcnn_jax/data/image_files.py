@@ -30,6 +30,7 @@ _REDUCED = {
     4: cv2.IMREAD_REDUCED_COLOR_4,
     8: cv2.IMREAD_REDUCED_COLOR_8,
 }
+_ADD = "add them, or take them out of the JSON"  # of images that are missing
 _ORIENTATION = 0x0112  # the EXIF tag
 _UPRIGHT = {  # what to do with the stored pixels, by orientation
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -108,6 +109,15 @@ def examine(folder: Path, images: Sequence[ImageEntry]) -> Iterator[Refusal | No
         pool.shutdown(cancel_futures=True)
 
 
+def refusals(examined: Sequence[Refusal | None]) -> list[Refusal]:
+    """What `examine` refused of a data set; where every image is missing, the advice is to give another folder."""
+    found = [refusal for refusal in examined if refusal is not None]
+    if len(found) < len(examined) or any(refusal.advice != _ADD for refusal in found):
+        return found
+    advice = "it has none of the images: give their folder as data.root and data.train/eval.images, or as --images"
+    return [refusal._replace(advice=advice) for refusal in found]
+
+
 def _read_and_judge(folder: Path, image: ImageEntry) -> Refusal | None:
     try:
         content = (folder / image.file_name).read_bytes()
@@ -119,8 +129,7 @@ def _read_and_judge(folder: Path, image: ImageEntry) -> Refusal | None:
 
 
 def _absent(folder: Path, name: str, image_id: int) -> Refusal:
-    culprit, advice = f"{shown(name)} (id {image_id})", "add them, or take them out of the JSON"
-    return Refusal(f"images that are not in {folder}", culprit, advice, image_id)
+    return Refusal(f"images that are not in {folder}", f"{shown(name)} (id {image_id})", _ADD, image_id)
 
 
 def _unreadable(name: str, reason: str, image_id: int) -> Refusal:

@@ -150,7 +150,7 @@ def _prepare(json_path: Path, images: Path, image_ids: Sequence[int], place: Pat
     stamp = _stamp(digest, [image.file_name for image in content.images], statuses)
     examined = image_files.examine(images, content.images)
     found = list(track(examined, len(content.images), "images examined"))
-    raise_refusals(json_path, [*content.refusals, *(refusal for refusal in found if refusal is not None)])
+    raise_refusals(json_path, [*content.refusals, *image_files.refusals(found)])
     log.info("preparing %d images of %s in %s", len(content.images), json_path, place)
     with record_files.written(content.images, images, statuses, place, _records_folder(stamp)) as building:
         index = _make_index(content, stamp, _sizes(building / _records_folder(stamp)))

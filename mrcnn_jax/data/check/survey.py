@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
@@ -16,6 +16,7 @@ from mrcnn_jax.data.annotations import AnnotationFile, ImageEntry
 from mrcnn_jax.data.check.sources import Source, split_of
 from mrcnn_jax.data.findings import Refusal, describe_problems, describe_refusals, no_masks, nothing_to_learn
 from mrcnn_jax.data.instances import MASK_FAULTS
+from mrcnn_jax.data.masks import area
 
 SLOTS = DataConfig.max_instances  # instances of an image that training sees, unless it is told otherwise
 SMALL, LARGE = 32**2, 96**2  # square pixels: COCO's small, medium and large objects
@@ -81,7 +82,7 @@ def survey(sources: Sequence[Source], watch: Watch) -> list[Survey]:
     surveys = []
     for source in sources:
         found = [judged[source.folder, _key(image)] for image in source.content.images]
-        surveys.append(_count(source, [*source.content.refusals, *(r for r in found if r is not None)]))
+        surveys.append(_count(source, [*source.content.refusals, *image_files.refusals(found)]))
     return surveys
 
 
@@ -168,21 +169,13 @@ def _gather(images: Sequence[ImageEntry], class_of: dict[int, int]) -> Annotated
     return Annotated(
         images=np.array([i for i, _ in rows], np.int64),
         classes=np.array([class_of[a["category_id"]] for _, a in rows], np.int64),
-        areas=np.array([_area(a) for _, a in rows], np.float64),
+        areas=np.array([area(a, images[i].height, images[i].width) for i, a in rows], np.float64),
         boxes=np.array([a["bbox"] for _, a in rows], np.float64).reshape(-1, 4),
         crowd=np.array([bool(a.get("iscrowd")) for _, a in rows], bool),
         rle=np.array([isinstance(mask, dict) for mask in masks], bool),
         outlined=np.array([bool(mask) for mask in masks], bool),
         keypoints=np.array([sum(v > 0 for v in (a.get("keypoints") or ())[2::3]) for _, a in rows], np.int64),
     )
-
-
-def _area(annotation: dict[str, Any]) -> float:
-    """As the file says, which is what COCO's evaluation goes by; of the box where it says nothing sensible."""
-    area = annotation.get("area")
-    if isinstance(area, (int, float)) and math.isfinite(area) and area > 0:
-        return float(area)
-    return float(annotation["bbox"][2] * annotation["bbox"][3])
 
 
 def _of(count: int, what: str) -> str:

@@ -256,6 +256,8 @@ def test_images_that_are_nowhere(coco_folder: Any, tmp_path: Path, capsys: pytes
     assert f"{path}: none of its images (0.png, 1.png, 2.png, and 4 more) is in {coco_folder.root}; give" in printed
     assert "give their folder as --images=FOLDER" in printed
     assert run(coco_folder, "--images", str(tmp_path / "elsewhere")) == 0
+    assert run(coco_folder, "--images", str(tmp_path)) == 1
+    assert "it has none of the images: give their folder as" in capsys.readouterr().out
 
 
 def test_interrupted(coco_folder: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
