@@ -13,7 +13,7 @@ import numpy as np
 from mrcnn_jax.config import DataConfig
 from mrcnn_jax.data import image_files
 from mrcnn_jax.data.annotations import AnnotationFile, ImageEntry
-from mrcnn_jax.data.check.sources import Source, split_of
+from mrcnn_jax.data.check.sources import Source, split_of, words
 from mrcnn_jax.data.findings import Refusal, describe_problems, describe_refusals, no_masks, nothing_to_learn
 from mrcnn_jax.data.instances import MASK_FAULTS
 from mrcnn_jax.data.masks import area
@@ -154,7 +154,7 @@ def _count(source: Source, refusals: list[Refusal]) -> Survey:
 
 def _nothing(source: Source, annotated: Annotated) -> str:
     """`Survey.nothing` of a file that is meant for training, as far as its name says."""
-    if split_of(source.path) in ("val", "test"):
+    if split_of(source.path) in ("val", "test") or "unlabeled" in words(source.path.stem):
         return ""
     plain, problems = ~annotated.crowd, source.content.problems
     instances, crowds = int(plain.sum()), int(annotated.crowd.sum())

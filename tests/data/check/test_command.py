@@ -190,9 +190,10 @@ def test_boxes_are_learned_where_all_masks_are_lost(coco_folder: Any) -> None:
         assert next(batches).ground_truth.valid.sum(axis=1).tolist() == [2, 2]
 
 
-def test_a_test_split_needs_no_annotations(coco_folder: Any) -> None:
+@pytest.mark.parametrize("name", ["image_info_test2017.json", "image_info_unlabeled2017.json", "val.json"])
+def test_what_is_not_for_training_needs_no_annotations(coco_folder: Any, name: str) -> None:
     no_annotations(coco_folder)
-    coco_folder.save().rename(coco_folder.root / "image_info_test.json")
+    coco_folder.save().rename(coco_folder.root / name)
     assert command.main([str(coco_folder.root)]) == 0
 
 
