@@ -35,6 +35,7 @@ _REDUCED = {  # in which OpenCV turns nothing: it knows EXIF alone
     4: cv2.IMREAD_REDUCED_COLOR_4,
     8: cv2.IMREAD_REDUCED_COLOR_8,
 }
+_ADD = "add them, or take them out of the JSON"  # of images that are missing
 _TURNED: dict[int, Callable[[np.ndarray], np.ndarray]] = {  # by orientation, as `UPRIGHT`
     2: lambda pixels: cv2.flip(pixels, 1),
     3: lambda pixels: cv2.rotate(pixels, cv2.ROTATE_180),
@@ -135,6 +136,15 @@ def examine(folder: Path, images: Sequence[ImageEntry]) -> Iterator[Examined]:
         pool.shutdown(cancel_futures=True)
 
 
+def refusals(examined: Sequence[Examined]) -> list[Refusal]:
+    """What `examine` refused of a data set; where every image is missing, the advice is to give another folder."""
+    found = [one.refusal for one in examined if one.refusal is not None]
+    if len(found) < len(examined) or any(refusal.advice != _ADD for refusal in found):
+        return found
+    advice = "it has none of the images: give their folder as data.root and data.train/eval.images, or as --images"
+    return [refusal._replace(advice=advice) for refusal in found]
+
+
 def _read_and_judge(folder: Path, image: ImageEntry) -> Examined:
     try:
         content = (folder / image.file_name).read_bytes()
@@ -149,7 +159,7 @@ def _read_and_judge(folder: Path, image: ImageEntry) -> Examined:
 def _absent(folder: Path, name: str, image_id: int) -> Refusal:
     hint = file_names.near(folder, name)
     culprit = f"{shown(name)} (id {image_id}{f'; {hint}' if hint else ''})"
-    advice = "add them, or take them out of the JSON" if hint is None else "write the names that the files have"
+    advice = _ADD if hint is None else "write the names that the files have"
     return Refusal(f"images that are not in {folder}", culprit, advice, image_id)
 
 

@@ -45,6 +45,7 @@ BAD_KEYPOINTS = "keypoints that are not finite numbers"
 MISCOUNTED_KEYPOINTS = "wrong number of keypoints"
 OUTER_KEYPOINTS = "keypoints outside the image"
 BAD_AREA = "area that is not a finite number"
+ZERO_AREA = "area of 0 (that of the mask or the box counts)"
 
 # What leaves an instance that has a segmentation without a mask.
 MASK_FAULTS = (
@@ -97,8 +98,9 @@ class Judge:
             kind, what = "unknown category ids", f"category {annotation['category_id']}"
             advice = "add the category to 'categories', or correct the id"
         elif annotation.get("iscrowd") not in (0, 1, None):
-            kind, what = "iscrowd that is neither 0 nor 1", shown(annotation["iscrowd"])
-            advice = "write 1 for a group of objects that share a mask, else 0"
+            crowd = annotation["iscrowd"]
+            kind, what = "iscrowd that is neither 0 nor 1", f'"{shown(crowd)}"' if type(crowd) is str else shown(crowd)
+            advice = "write the number 1 for a group of objects that share a mask, else 0, without quotes"
         elif size is not None and size != [height, width]:
             kind, what = "RLE of another size than its image", f"{size[0]}x{size[1]}, not {height}x{width}"
             advice = "encode the masks anew, or correct the image's height and width"
@@ -148,11 +150,11 @@ class Judge:
 
 
 def _with_values(annotation: Entry, kinds: list[str]) -> Entry:
-    """Without fields that may be missing and are null, and without an area that is no number."""
+    """Without fields that may be missing and are null, and without an area that is 0 or no number."""
     unfit = [name for name in ("area", "iscrowd") if annotation.get(name, 0) is None]
     area = annotation.get("area")
-    if area is not None and not _is_area(area):
-        kinds.append(BAD_AREA)
+    if area is not None and (area == 0 or not _is_area(area)):
+        kinds.append(ZERO_AREA if _is_area(area) else BAD_AREA)
         unfit.append("area")
     return {name: value for name, value in annotation.items() if name not in unfit} if unfit else annotation
 

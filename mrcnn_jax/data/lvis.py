@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from mrcnn_jax.data.entries import is_id
 from mrcnn_jax.data.findings import Refusal
 
-_ABSENT, _PARTIAL = "neg_category_ids", "not_exhaustive_category_ids"
+LISTS = _ABSENT, _PARTIAL = "neg_category_ids", "not_exhaustive_category_ids"  # of an image
 FREQUENCIES = "rcf"  # rare, common, frequent: in at most 10, at most 100, in more images of the training set
 
 

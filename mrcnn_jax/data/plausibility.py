@@ -86,7 +86,7 @@ def _format(images: Sequence[Any], by_image: Mapping[int, Sequence[Entry]]) -> s
     for image in images[:: max(1, len(images) // _EXAMINED)]:
         for annotation in by_image[image.id]:
             box = annotation["bbox"]
-            if not annotation.get("iscrowd") and _are_numbers(box) and len(box) == 4:
+            if not annotation.get("iscrowd") and _are_numbers(box) and len(box) == 4 and min(box[2:]) > 0:
                 boxes.append([float(number) for number in box])
                 extents.append(_extent(annotation.get("segmentation"), image.height))
                 sizes.append((image.width, image.height))
@@ -94,13 +94,13 @@ def _format(images: Sequence[Any], by_image: Mapping[int, Sequence[Entry]]) -> s
         return ""
     masked = np.array([extent is not None for extent in extents])
     arrays = np.array(boxes), np.array(sizes, float)
-    if not masked.any():
-        return _format_without_masks(*arrays)
-    return box_format(arrays[0][masked], np.array([e for e in extents if e is not None]), arrays[1][masked])
+    known = np.array([extent for extent in extents if extent is not None]).reshape(-1, 4)
+    line = box_format(arrays[0][masked], known, arrays[1][masked]) if masked.any() else ""
+    return line or _format_by_images(*arrays)
 
 
-def _format_without_masks(boxes: np.ndarray, sizes: np.ndarray) -> str:
-    """As `box_format`, where nothing but the image can be compared with."""
+def _format_by_images(boxes: np.ndarray, sizes: np.ndarray) -> str:
+    """As `box_format`, where masks say nothing and the size of the image is all that can be compared with."""
     if np.all(boxes <= 1):
         return f"no box has a number above 1; they look like fractions of the image: {_ADVICE}"
     beyond = np.any(boxes[:, :2] + boxes[:, 2:] > sizes + 1, axis=1)

@@ -154,7 +154,7 @@ def _prepare(json_path: Path, images: Path, image_ids: Sequence[int], place: Pat
     stamp = _stamp(digest, [image.file_name for image in content.images], statuses)
     examined = image_files.examine(images, content.images)
     found = list(track(examined, len(content.images), "images examined"))
-    raise_refusals(json_path, [*content.refusals, *(one.refusal for one in found if one.refusal is not None)])
+    raise_refusals(json_path, [*content.refusals, *image_files.refusals(found)])
     log.info("preparing %d images of %s in %s", len(content.images), json_path, place)
     with record_files.written(content.images, images, statuses, place, _records_folder(stamp)) as (building, written):
         values = value_range.merge(one.values for one in found)

@@ -15,6 +15,7 @@ from typing import Any
 from pycocotools.coco import COCO
 
 from mrcnn_jax.config.metrics import LVIS_METRICS
+from mrcnn_jax.data.lvis import LISTS
 
 MOST = 300  # detections of an image
 # Where LVIS_METRICS stand among the numbers of faster-coco-eval.
@@ -46,14 +47,30 @@ def accumulated(truth: COCO, results: Sequence[dict[str, Any]], iou_type: str) -
     import faster_coco_eval  # here: only LVIS needs it
 
     fields = {*_OF_ALL, "bbox" if iou_type == "bbox" else "segmentation"}
-    # It writes into what it is given.
-    annotations = [dict(annotation) for annotation in truth.dataset["annotations"]]
-    known = faster_coco_eval.COCO({**truth.dataset, "annotations": annotations})
-    found = known.loadRes([{k: v for k, v in record.items() if k in fields} for record in results])
+    # It keeps ids as floats, in which two of more than 53 bits may be one: it is given small ones, in the same order.
+    image = {image_id: k for k, image_id in enumerate(sorted(truth.imgs), 1)}
+    category = {category_id: k for k, category_id in enumerate(sorted(truth.cats), 1)}
+
+    def renumbered(record: dict[str, Any]) -> dict[str, Any]:
+        return {**record, "image_id": image[record["image_id"]], "category_id": category[record["category_id"]]}
+
+    def renumbered_image(entry: dict[str, Any]) -> dict[str, Any]:
+        lists = {name: [category[i] for i in entry[name] if i in category] for name in LISTS}
+        return {**entry, "id": image[entry["id"]], **lists}
+
+    known = faster_coco_eval.COCO(
+        {
+            "images": [renumbered_image(entry) for entry in truth.dataset["images"]],
+            "categories": [{**entry, "id": category[entry["id"]]} for entry in truth.dataset["categories"]],
+            "annotations": [renumbered(annotation) for annotation in truth.dataset["annotations"]],
+        }
+    )
+    found = known.loadRes([renumbered({k: v for k, v in record.items() if k in fields}) for record in results])
     evaluation = faster_coco_eval.COCOeval_faster(known, found, iou_type, lvis_style=True, print_function=_silent)
     evaluation.params.maxDets = [MOST]
     evaluation.evaluate()
     evaluation.accumulate()
+    evaluation.params.catIds = sorted(truth.cats)
     evaluation.cocoGt = evaluation.cocoDt = None  # only the numbers are wanted from here on
     evaluation.gt_dataset.clean()
     evaluation.dt_dataset.clean()

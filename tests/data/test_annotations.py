@@ -25,6 +25,14 @@ def test_missing_image_is_refused(coco_folder: Any) -> None:
         load_split(coco_folder.config().data, "train")
 
 
+def test_where_all_images_are_missing_the_folder_is_wrong(coco_folder: Any) -> None:
+    advice = r"it has none of the images: give their folder as data\.root and data\.train/eval\.images"
+    for images in ("nowhere", "."):
+        config = coco_folder.config(train=SplitConfig("coco.json", images))
+        with pytest.raises(DataError, match=rf"coco\.json: images that are not in .* \(7\): 0\.png .*; {advice}"):
+            load_split(config.data, "train")
+
+
 def test_image_that_goes_missing_after_preparation_is_refused(coco_folder: Any) -> None:
     load_split(coco_folder.config().data, "train")
     (coco_folder.root / "images" / "3.png").unlink()

@@ -58,7 +58,7 @@ def counted(mask: np.ndarray) -> dict[str, Any]:
         {"iscrowd": False, "area": 3},
         {"iscrowd": 1, "segmentation": counted(filled(4, 6, 24, 16))},
         {"segmentation": encoded(filled(4, 6, 24, 16))},
-        {"segmentation": [POLYGON, [30, 30, 35, 30, 35, 35]], "area": 0.0},
+        {"segmentation": [POLYGON, [30, 30, 35, 30, 35, 35]], "area": 0.25},
         {"segmentation": [POLYGON, [70, 30, 75, 30, 75, 35]]},  # a part outside does no harm
         {"segmentation": [[4, 6, 24, 16, 24, 6, 4, 16]]},  # crosses itself
         {"bbox": [4.5, 6.25, 0.02, 0.5], "segmentation": [[4, 6, 5, 6, 5, 7, 4, 7]]},
@@ -236,6 +236,16 @@ def test_an_area_that_is_no_number_is_dropped(area: Any) -> None:
     assert judge.problems == [Problem(instances.BAD_AREA, 500, 98)]
 
 
+@pytest.mark.parametrize("scoring", [False, True])
+def test_an_area_of_0_is_taken_as_missing(scoring: bool) -> None:
+    judge = instances.Judge(CATEGORIES, masks=True, scoring=scoring)
+    assert judge.usable([annotated(area=0), annotated(area=0.0, id=501)], HEIGHT, WIDTH) == [
+        annotated(),
+        annotated(id=501),
+    ]
+    assert [problem.kind for problem in judge.problems] == [instances.ZERO_AREA] * 2
+
+
 @pytest.mark.parametrize(
     ("fields", "left"),
     [
@@ -284,9 +294,12 @@ def test_without_masks_boxes_alone_will_do() -> None:
                 {"iscrowd": crowd},
                 "iscrowd that is neither 0 nor 1",
                 f"annotation 500 (image 98) has {text}",
-                "write 1 for a group of objects that share a mask, else 0",
+                "write the number 1 for a group of objects that share a mask, else 0, without quotes",
             )
-            for crowd, text in ((2, "2"), (-1, "-1"), ("1", "1"), ("yes", "yes"), ([], "a list"), (NAN, "NaN"))
+            for crowd, text in (
+                *((2, "2"), (-1, "-1"), ("1", '"1"'), ("0", '"0"'), ("", '""')),
+                *(("yes", '"yes"'), ([], "a list"), (NAN, "NaN")),
+            )
         ],
         *[
             (

@@ -66,6 +66,20 @@ def test_slips_of_a_few_boxes_are_no_convention(coco_folder: Any, share: float, 
     assert [line.split(" do not")[0] for line in lines] == ([said] if said else [])
 
 
+def test_what_is_said_of_single_boxes_is_no_convention(coco_folder: Any) -> None:
+    """Without area, no numbers, of a crowd, with a mask that cannot be read."""
+    for fields in (
+        {"bbox": [40, 30, 0, 5]},
+        {"bbox": [40, 30, float("nan"), 5]},
+        {"bbox": "40 30 5 5"},
+        {"bbox": [40, 30, 5, 5], "iscrowd": 1},
+        {"bbox": [40, 30, 5, 5], "segmentation": {"size": [40, 60], "counts": [7]}},
+        {"bbox": [40, 30, 5, 5], "segmentation": [[1, 2, None, 4, 5, 6]]},
+    ):
+        coco_folder.add(100, [1, 1, 5, 5]).update(fields)
+    assert suspicions(coco_folder) == []
+
+
 def test_boxes_that_fit_in_no_convention(coco_folder: Any) -> None:
     spread(coco_folder, 1.0, lambda x, y, w, h, width, height: [1, 1, 3, 3])
     assert suspicions(coco_folder) == [
@@ -86,6 +100,15 @@ def test_boxes_alone_that_cannot_be_pixels_or_sizes(coco_folder: Any) -> None:
             annotation["segmentation"] = []
             annotation["keypoints"] = [annotation["id"]]  # else they are the same
         assert [line[: len(said)] for line in suspicions(coco_folder)] == [said]
+
+
+def test_boxes_and_masks_as_fractions(coco_folder: Any) -> None:
+    spread(coco_folder)
+    for annotation in coco_folder.content["annotations"]:
+        annotation["bbox"] = [number / 64 for number in annotation["bbox"]]
+        annotation["segmentation"] = [[number / 64 for number in annotation["segmentation"][0]]]
+    (line,) = suspicions(coco_folder)
+    assert line == f"no box has a number above 1; they look like fractions of the image: {ADVICE}"
 
 
 def test_sound_data_raise_no_suspicion(coco_folder: Any, shared_data: Callable[[str], Any]) -> None:

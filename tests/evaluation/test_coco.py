@@ -314,6 +314,21 @@ def test_oks_with_sigmas_of_ones_own(tmp_path):
         assert metrics["keypoints/AP"] == pytest.approx(ap)
 
 
+@pytest.mark.parametrize("area", [{}, {"area": 0}, {"area": 0.0}, {"area": None}])
+@pytest.mark.parametrize("masked", [False, True])
+def test_an_area_of_0_is_no_area(tmp_path, area, masked):
+    """OKS takes the pixels of the mask, or the box: 800 or 1600; just below and above the distance of an OKS of 1/2."""
+    path = keypoint_truth(tmp_path, labelled(2, 2, 2))
+    content = json.loads(path.read_text())
+    half = [[10, 20, 30, 20, 30, 60, 10, 60]] if masked else []
+    content["annotations"][0].update(area, segmentation=half)
+    path.write_text(json.dumps(content))
+    for factor, ap50 in ((0.999, 1), (1.001, 0)):
+        distance = np.sqrt(-2 * (800 if masked else 1600) * (2 * 0.1 * factor) ** 2 * np.log(0.5))
+        metrics = evaluate(path, [found(distance)], iou_types=("keypoints",), keypoint_sigmas=(0.1, 0.1, 0.1))
+        assert metrics["keypoints/AP50"] == pytest.approx(ap50)
+
+
 def test_keypoints_that_are_not_labelled_do_not_count(tmp_path):
     wrong = found(0)
     wrong["keypoints"][0] = 500

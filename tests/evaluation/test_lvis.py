@@ -160,6 +160,32 @@ def test_no_detections_at_all(lvis_file):
     assert score(lvis_file(), [], iou_types=("bbox",)).metrics["bbox/AP"] == 0
 
 
+@pytest.mark.parametrize(("images", "categories"), [(2**53, 1), (2**62, 1), (1, 2**53), (2**62, 2**62)])
+def test_ids_that_no_float_can_hold_stay_apart(tmp_path, images, categories):
+    """One of two classes is found in one of two images: the scores are those of small ids, by hand."""
+    lists = {"neg_category_ids": [], "not_exhaustive_category_ids": []}
+    size = {"height": 100, "width": 100}
+    content = {
+        "images": [{"id": images + i, "file_name": f"{i}.png", **size, **lists} for i in range(2)],
+        "categories": [{"id": categories + k, "name": name, "frequency": "f"} for k, name in enumerate("ab")],
+        "annotations": [
+            {"id": 1 + 2 * i + k, "image_id": images + i, "category_id": categories + k, "bbox": BOX, "area": 1600}
+            for i in range(2)
+            for k in range(2)
+        ],
+    }
+    (tmp_path / "lvis.json").write_text(json.dumps(content))
+    results = [{"image_id": images, "category_id": categories, "bbox": BOX, "score": 0.9}]
+    scores = score(tmp_path / "lvis.json", results, iou_types=("bbox",))
+    # Precision 1 up to a recall of 1/2, which are 51 of 101 recalls, for one class of two.
+    assert scores.metrics["bbox/AP"] == pytest.approx(51 / 101 / 2)
+    assert scores.metrics["bbox/AR300"] == pytest.approx(1 / 4)
+    assert [(row.category_id, row.AR) for row in analyse(scores).tables[0].classes] == [
+        (categories, pytest.approx(0.5)),
+        (categories + 1, 0),
+    ]
+
+
 def test_a_list_that_is_none_is_refused_by_name(lvis_file):
     with pytest.raises(DataError, match=r"lvis\.json: images whose neg_category_ids is no list of ids \(1\): image 1"):
         score(lvis_file(neg_category_ids="3"), [], iou_types=("bbox",))

@@ -6,17 +6,18 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
 from mrcnn_jax.config import DataConfig
 from mrcnn_jax.data import image_files, value_range
 from mrcnn_jax.data.annotations import AnnotationFile, ImageEntry
-from mrcnn_jax.data.check.sources import Source, split_of
+from mrcnn_jax.data.check.sources import Source, split_of, words
 from mrcnn_jax.data.findings import Refusal, describe_problems, describe_refusals, no_masks, nothing_to_learn
 from mrcnn_jax.data.image_files import Examined
 from mrcnn_jax.data.instances import MASK_FAULTS
+from mrcnn_jax.data.masks import area
 from mrcnn_jax.data.value_range import Range, Values
 
 SLOTS = DataConfig.max_instances  # instances of an image that training sees, unless it is told otherwise
@@ -134,8 +135,8 @@ def _examine(wanted: dict[Path, dict[_Key, ImageEntry]]) -> Iterator[Examined]:
 
 def _count(source: Source, found: Sequence[Examined], scale: Range | None) -> Survey:
     images, values = source.content.images, value_range.merge(one.values for one in found)
-    judged = [*(one.refusal for one in found), value_range.refusal(values, scale)]
-    refusals = [*source.content.refusals, *(refusal for refusal in judged if refusal is not None)]
+    unscaled = value_range.refusal(values, scale)
+    refusals = [*source.content.refusals, *image_files.refusals(found), *([unscaled] if unscaled else [])]
     remarks = describe_refusals(source.path, [warning for one in found for warning in one.warnings], None)
     suspicions = [*source.content.suspicions, *value_range.warnings(values, scale)]
     annotated = _gather(images, source.content.categories.class_of())
@@ -161,7 +162,7 @@ def _count(source: Source, found: Sequence[Examined], scale: Range | None) -> Su
 
 def _nothing(source: Source, annotated: Annotated) -> str:
     """`Survey.nothing` of a file that is meant for training, as far as its name says."""
-    if split_of(source.path) in ("val", "test"):
+    if split_of(source.path) in ("val", "test") or "unlabeled" in words(source.path.stem):
         return ""
     plain, problems = ~annotated.crowd, source.content.problems
     instances, crowds = int(plain.sum()), int(annotated.crowd.sum())
@@ -176,21 +177,13 @@ def _gather(images: Sequence[ImageEntry], class_of: dict[int, int]) -> Annotated
     return Annotated(
         images=np.array([i for i, _ in rows], np.int64),
         classes=np.array([class_of[a["category_id"]] for _, a in rows], np.int64),
-        areas=np.array([_area(a) for _, a in rows], np.float64),
+        areas=np.array([area(a, images[i].height, images[i].width) for i, a in rows], np.float64),
         boxes=np.array([a["bbox"] for _, a in rows], np.float64).reshape(-1, 4),
         crowd=np.array([bool(a.get("iscrowd")) for _, a in rows], bool),
         rle=np.array([isinstance(mask, dict) for mask in masks], bool),
         outlined=np.array([bool(mask) for mask in masks], bool),
         keypoints=np.array([sum(v > 0 for v in (a.get("keypoints") or ())[2::3]) for _, a in rows], np.int64),
     )
-
-
-def _area(annotation: dict[str, Any]) -> float:
-    """As the file says, which is what COCO's evaluation goes by; of the box where it says nothing sensible."""
-    area = annotation.get("area")
-    if isinstance(area, (int, float)) and math.isfinite(area) and area > 0:
-        return float(area)
-    return float(annotation["bbox"][2] * annotation["bbox"][3])
 
 
 def _of(count: int, what: str) -> str:

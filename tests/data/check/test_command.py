@@ -190,9 +190,10 @@ def test_boxes_are_learned_where_all_masks_are_lost(coco_folder: Any) -> None:
         assert next(batches).ground_truth.valid.sum(axis=1).tolist() == [2, 2]
 
 
-def test_a_test_split_needs_no_annotations(coco_folder: Any) -> None:
+@pytest.mark.parametrize("name", ["image_info_test2017.json", "image_info_unlabeled2017.json", "val.json"])
+def test_what_is_not_for_training_needs_no_annotations(coco_folder: Any, name: str) -> None:
     no_annotations(coco_folder)
-    coco_folder.save().rename(coco_folder.root / "image_info_test.json")
+    coco_folder.save().rename(coco_folder.root / name)
     assert command.main([str(coco_folder.root)]) == 0
 
 
@@ -259,6 +260,8 @@ def test_images_that_are_nowhere(coco_folder: Any, tmp_path: Path, capsys: pytes
     assert f"{path}: none of its images (0.png, 1.png, 2.png, and 4 more) is in {coco_folder.root}; give" in printed
     assert "give their folder as --images=FOLDER" in printed
     assert run(coco_folder, "--images", str(tmp_path / "elsewhere")) == 0
+    assert run(coco_folder, "--images", str(tmp_path)) == 1
+    assert "it has none of the images: give their folder as" in capsys.readouterr().out
 
 
 def test_interrupted(coco_folder: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

@@ -8,10 +8,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+from pycocotools import mask as coco_mask
 
 from mrcnn_jax.data import image_files
 from mrcnn_jax.data.check import sources
 from mrcnn_jax.data.check.survey import Survey, area_groups, by_frequency, facts, surplus, survey
+from mrcnn_jax.evaluation.coco import ground_truth
 
 
 def surveyed(folder: Any) -> Survey:
@@ -49,6 +51,19 @@ def test_areas_are_those_of_the_file_where_it_has_some(coco_folder: Any) -> None
     assert found.annotated.areas.tolist()[4:] == [25] * (len(found.annotated.areas) - 4)
     small, medium, large = area_groups(found.annotated)
     assert (small, medium, large) == (1 + len(found.annotated.areas) - 4, 2, 1)
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_an_area_that_is_missing_is_that_of_the_evaluation(coco_folder: Any, packed: bool) -> None:
+    """The pixels of the mask, by pycocotools."""
+    triangle = [1, 1, 21, 1, 1, 21]
+    rle = coco_mask.frPyObjects([triangle], 48, 64)[0]
+    mask = {"size": [48, 64], "counts": rle["counts"].decode()} if packed else [triangle]
+    coco_folder.content["annotations"].clear()
+    coco_folder.add(98, [1, 1, 20, 20], area=0, segmentation=mask)
+    assert surveyed(coco_folder).annotated.areas.tolist() == [coco_mask.area(rle)]
+    (annotation,) = ground_truth(coco_folder.root / "coco.json").anns.values()
+    assert annotation["area"] == coco_mask.area(rle)
 
 
 def test_keypoints(coco_folder: Any) -> None:

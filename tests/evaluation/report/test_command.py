@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from mrcnn_jax.data import DataError, annotations
 from mrcnn_jax.evaluation.report import __main__ as command
 
 
@@ -103,3 +104,16 @@ def test_keypoints_in_cocos_own_form(folder: Path) -> None:
     assert "AP of keypoints" in page
     assert "AP of boxes" not in page
     assert "<b>1.000</b>" in page
+
+
+def test_annotations_are_refused_in_the_words_of_training(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def quoted(content: Any) -> Any:
+        content["annotations"][0]["iscrowd"] = "0"
+        return content
+
+    change(folder / "annotations.json", quoted)
+    assert run(folder) == 2
+    with pytest.raises(DataError) as refused:
+        annotations.read(folder / "annotations.json")
+    assert capsys.readouterr().err == f"error: {refused.value}\n"
+    assert 'has "0"; write the number 1' in str(refused.value)
