@@ -45,6 +45,7 @@ _TURNED: dict[int, Callable[[np.ndarray], np.ndarray]] = {  # by orientation, as
     8: lambda pixels: cv2.rotate(pixels, cv2.ROTATE_90_COUNTERCLOCKWISE),
 }
 _BITS_PER_SAMPLE, _PHOTOMETRIC, _SAMPLE_FORMAT = 258, 262, 339  # TIFF tags
+_FLOAT = 3  # a sample format
 _FEW = 8  # an image of no more distinct values is named by check
 
 
@@ -236,6 +237,8 @@ def _decode_any(content: bytes) -> Stored:
         upright = image.transpose(UPRIGHT[turn]) if turn > 1 else image
         tags = getattr(image, "tag_v2", {})
         bits, kind = tags.get(_BITS_PER_SAMPLE, (8,))[0], tags.get(_SAMPLE_FORMAT, (1,))[0]
+        if image.mode == "F":  # also of other files than TIFF
+            kind = _FLOAT
         if image.mode[0] in "IF" or (image.mode == "L" and kind == 2):
             white = tags.get(_PHOTOMETRIC) == 0  # Pillow turns around 8 bits only
             return ranges.stored_numbers(np.asarray(upright), bits if tags else 16, kind, zero_is_white=white)
