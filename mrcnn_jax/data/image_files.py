@@ -23,10 +23,10 @@ from PIL import Image
 from mrcnn_jax.data import file_names
 from mrcnn_jax.data import image_formats as formats
 from mrcnn_jax.data import value_range as ranges
-from mrcnn_jax.data.annotations import MOST_PIXELS, ImageEntry, too_large
+from mrcnn_jax.data.annotations import ImageEntry, too_large
 from mrcnn_jax.data.errors import shown
 from mrcnn_jax.data.findings import Refusal
-from mrcnn_jax.data.image_formats import FORMATS, JPEG, UPRIGHT, orientation
+from mrcnn_jax.data.image_formats import FORMATS, JPEG, MOST_PIXELS, UPRIGHT, orientation
 from mrcnn_jax.data.value_range import Range, Stored, Values
 
 _REDUCED = {  # in which OpenCV turns nothing: it knows EXIF alone
@@ -92,8 +92,6 @@ def explain(content: bytes, value_range: Range | None = None) -> str:
     """Why `decode` returns None for this file."""
     try:
         ranges.to_8_bits(_decode_strictly(content), value_range)
-    except Image.DecompressionBombError:
-        return f"it has more than {MOST_PIXELS} pixels: cut it into tiles, or scale it down"
     except Exception as error:  # see `decode`
         return formats.reason(content, error)
     return "it is cut off or broken"

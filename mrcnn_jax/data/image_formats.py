@@ -11,6 +11,8 @@ from PIL import Image, UnidentifiedImageError, features
 from mrcnn_jax.data.errors import shown
 from mrcnn_jax.data.value_range import RangeError
 
+# More than this Pillow takes for an attempt to fill the memory, and refuses to decode. OpenCV's own bound is higher.
+MOST_PIXELS = 2 * 89_478_485
 MOST_BYTES = 64  # of a file's beginning that say what it is
 JPEG = b"\xff\xd8\xff"
 _USUAL = (".bmp", ".gif", ".jfif", ".jp2", ".jpe", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
@@ -68,6 +70,8 @@ def reason(content: bytes, error: Exception) -> str:
         return "it is empty"
     if isinstance(error, RangeError):
         return str(error)
+    if isinstance(error, Image.DecompressionBombError):
+        return f"it has more than {MOST_PIXELS} pixels: cut it into tiles, or scale it down"
     if isinstance(error, UnidentifiedImageError):
         brand = _brand(content[:MOST_BYTES])
         if brand in _HEIC and "HEIF" not in FORMATS:

@@ -352,13 +352,19 @@ def bomb(kind: str) -> bytes:
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG"])
-def test_a_picture_too_large_for_the_memory_is_refused_unread(kind: str) -> None:
+def test_a_picture_too_large_for_the_memory_is_refused_unread(tmp_path: Path, kind: str) -> None:
     assert image_files.decode(bomb(kind)) is None
     refusal = image_files.judge(bomb(kind), entry()).refusal
     assert refusal is not None
     assert refusal.kind == f"images of more than {MOST_PIXELS} pixels"
     assert refusal.culprit == "a.jpg (id 7)"
     assert refusal.advice == "cut them into tiles, or scale them down"
+    words = f"it has more than {MOST_PIXELS} pixels: cut it into tiles, or scale it down"
+    assert image_files.explain(bomb(kind)) == words
+    (tmp_path / "a").write_bytes(bomb(kind))
+    with pytest.raises(files.Rejected) as rejected:
+        files.image_size(tmp_path / "a")
+    assert rejected.value.refusal.culprit == f"a ({words})"
 
 
 def test_another_size_is_refused() -> None:
