@@ -22,10 +22,8 @@ from mrcnn_jax.data.categories import Categories, inspect_categories
 from mrcnn_jax.data.entries import Entry, is_id, sound
 from mrcnn_jax.data.errors import DataError, shown
 from mrcnn_jax.data.findings import Problem, Refusal, raise_refusals
+from mrcnn_jax.data.image_formats import MOST_PIXELS
 from mrcnn_jax.data.lvis import Judgements, judgements
-
-# More than this Pillow takes for an attempt to fill the memory, and refuses to decode. OpenCV's own bound is higher.
-MOST_PIXELS = 2 * 89_478_485
 
 
 @dataclass(frozen=True)

@@ -79,6 +79,11 @@ class Dataset:
         """Pixels of the encoded file of one of these images, see `image_files.decode`."""
         return image_files.decode(content, reduction, self.value_range)
 
+    def why_undecodable(self, index: int) -> str:
+        """What is wrong with an image of which `decode` makes nothing, and what to do."""
+        reason = image_files.explain(self.record(index)[0], self.value_range)
+        return f"{self.name(index)} cannot be decoded: {reason}; replace the file, or take it out of the JSON"
+
     def name(self, index: int) -> str:
         """What an image is called in messages."""
         return f"{self.image_path(index)} (image id {self.ids[index]})"

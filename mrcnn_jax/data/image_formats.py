@@ -11,6 +11,8 @@ from PIL import Image, UnidentifiedImageError, features
 from mrcnn_jax.data.errors import shown
 from mrcnn_jax.data.value_range import RangeError
 
+# More than this Pillow takes for an attempt to fill the memory, and refuses to decode. OpenCV's own bound is higher.
+MOST_PIXELS = 2 * 89_478_485
 MOST_BYTES = 64  # of a file's beginning that say what it is
 JPEG = b"\xff\xd8\xff"
 _USUAL = (".bmp", ".gif", ".jfif", ".jp2", ".jpe", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
@@ -28,6 +30,7 @@ UPRIGHT = {  # what to do with the stored pixels, by orientation
 _ORIENTATION = 0x0112  # the EXIF tag
 _TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 _IMAGES = (b"GIF8", JPEG, b"\0\0\0\x0cjP  ", b"\xff\x4f\xff\x51", b"\x89PNG\r\n\x1a\n", *_TIFF)
+_LFS = b"version https://git-lfs"
 _BMP_HEADERS = (12, 40, 52, 56, 64, 108, 124)  # bytes
 _VIDEOS = (b"\x1aE\xdf\xa3", b"\0\0\1\xba", b"\0\0\1\xb3", b"0&\xb2u\x8ef\xcf\x11", b"FLV\1")
 _AVIF, _HEIC = (b"avif", b"avis"), (b"heic", b"heix", b"hevc", b"heim", b"heis", b"hevm", b"hevs", b"mif1", b"msf1")
@@ -67,14 +70,22 @@ def reason(content: bytes, error: Exception) -> str:
         return "it is empty"
     if isinstance(error, RangeError):
         return str(error)
+    if isinstance(error, Image.DecompressionBombError):
+        return f"it has more than {MOST_PIXELS} pixels: cut it into tiles, or scale it down"
     if isinstance(error, UnidentifiedImageError):
         brand = _brand(content[:MOST_BYTES])
         if brand in _HEIC and "HEIF" not in FORMATS:
             return "it is a HEIC picture, which takes a package: pip install pillow-heif"
         if brand in _AVIF and "AVIF" not in FORMATS:
             return "it is an AVIF picture, which takes a newer Pillow: pip install 'pillow>=11.3'"
+        if brand in _AVIF + _HEIC:
+            return "it is cut off or broken"
+        if content.startswith(_LFS):
+            return "it is a Git LFS pointer, not the file itself: git lfs pull"
         if content.startswith(_TIFF):
-            return "it is a TIFF file whose kind of pixels cannot be read: write 8 or 16 bits, or one channel of floats"
+            return (
+                "it is a TIFF file of a kind that cannot be read: write 8 or 16 bits, or one channel of 32-bit floats"
+            )
         if kind(content[:MOST_BYTES]) == "video":
             return "it is a video"
         return f"it is none of {', '.join(FORMATS)}"
@@ -111,7 +122,7 @@ def _is_bmp(head: bytes) -> bool:
 
 
 def _is_pnm(head: bytes) -> bool:
-    return head[:1] == b"P" and head[1:2] in b"123456" and head[2:3].isspace()
+    return head[:1] == b"P" and head[1:2] in b"123456f" and head[2:3].isspace()
 
 
 def _brand(head: bytes) -> bytes:

@@ -59,10 +59,9 @@ class Loader:
     def why_missing(self, index: int) -> str:
         """What is wrong with image `index`, whose slot stayed empty, and what to do."""
         try:
-            self._dataset.record(index)
+            return self._dataset.why_undecodable(index)
         except UnreadableRecordError as error:
             return str(error)
-        return f"{self._dataset.name(index)} cannot be decoded; replace the file, or take it out of the JSON"
 
     def planned(self, step: int) -> PlannedBatch:
         """This process's part of what is to be in the batch of `step`."""

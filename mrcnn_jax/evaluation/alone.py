@@ -54,7 +54,7 @@ def _load(dataset: Dataset, config: Config, make: Prepare, slot: tuple[int, bool
     index, valid = slot
     image = dataset.decode(dataset.record(index)[0])
     if image is None:
-        raise DataError(f"{dataset.name(index)} cannot be decoded; replace the file, or take it out of the JSON")
+        raise DataError(dataset.why_undecodable(index))
     return make(image, index, config)._replace(valid=np.array([valid]))
 
 

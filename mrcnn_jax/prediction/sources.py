@@ -50,19 +50,21 @@ def find(inputs: Sequence[str], output: Path) -> tuple[list[Source], list[str]]:
         elif "://" in given:
             found = []
             nothing.append(f"{given}: addresses are not read; save it to a file first (ffmpeg -i ADDRESS FILE.mp4)")
-            continue
         elif glob.has_magic(given):
             matches = sorted(glob.glob(given, recursive=True))
             found = [source for match in matches for source in _of_path(match, output, nothing)]
         else:
             found = [_of_file(given, Path(given).name, _kind(Path(given)))]
         sources += found
-        if not found:
+        if not found and not any(message.startswith(f"{given}: ") for message in nothing):
             nothing.append(f"{given}: no image or video is there")
     return sources, nothing
 
 
 def _of_path(path: str, output: Path, nothing: list[str]) -> list[Source]:
+    if os.path.exists(path) and not os.path.isdir(path) and not os.path.isfile(path):
+        nothing.append(f"{path}: it is a device or a pipe, not a file; a camera is given by its number")
+        return []
     if not os.path.isdir(path):
         return [_of_file(path, Path(path).name, _kind(Path(path)))]
 

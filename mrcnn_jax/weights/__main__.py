@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 
-from mrcnn_jax import command_line
+from mrcnn_jax import command_line, paths
 from mrcnn_jax.training.checkpoint import load_variables
 from mrcnn_jax.weights import detectron2, files, torchvision
 
@@ -21,7 +21,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     export.add_argument("file", help="what to write: .safetensors or .npz")
     export.add_argument("--format", choices=_EXPORT, required=True, help="whose names and layouts to use")
     options = parser.parse_args(arguments)
-    files.check_output(options.file, "FILE")
+    files.check_name(options.file)
+    paths.check_output(options.file, "FILE", parents=False)
     config, variables = load_variables(options.workdir)
     state = _EXPORT[options.format](variables)
     files.write(options.file, state)

@@ -17,7 +17,6 @@ from typing import Any
 
 import numpy as np
 
-from mrcnn_jax import paths
 from mrcnn_jax.weights import npz_files, numpy_pickles, safetensors_files, torch_files, unpickler, zip_files
 from mrcnn_jax.weights.deferred import finished
 from mrcnn_jax.weights.errors import WeightsError, shown
@@ -59,7 +58,7 @@ def read(path: str | os.PathLike[str]) -> Any:
 def write(path: str | os.PathLike[str], state: Mapping[str, Any]) -> None:
     """Write arrays by name as .npz or .safetensors, whichever the path ends in; a file there is replaced at the end."""
     path = Path(path)
-    check_output(path, "FILE")
+    check_name(path)
     arrays = {name: np.asarray(value) for name, value in state.items()}
     for name, array in arrays.items():
         if not isinstance(name, str):
@@ -74,11 +73,10 @@ def write(path: str | os.PathLike[str], state: Mapping[str, Any]) -> None:
         unfinished.unlink(missing_ok=True)
 
 
-def check_output(path: str | os.PathLike[str], option: str) -> None:
-    """Raise WeightsError or ConfigError where `write` could not write; see `paths.check_output`."""
+def check_name(path: str | os.PathLike[str]) -> None:
+    """Raise WeightsError for a name that does not end as `write` needs it."""
     if Path(path).suffix not in _WRITERS:
         raise WeightsError(f"{path}: weights are written as {' or '.join(_WRITERS)}")
-    paths.check_output(path, option, parents=False)
 
 
 def _content(data: memoryview) -> Any:

@@ -297,7 +297,8 @@ def test_a_png_whose_bits_are_flipped_is_refused() -> None:
         (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "it is none of BMP, GIF, JPEG"),  # never run
         (b"\xff\xd8\xff", "it is none of"),
         (bytes(4) + b"ftypisom" + bytes(50), "it is a video"),
-        (b"II*\0" + bytes(50), "it is a TIFF file whose kind of pixels cannot be read"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "it is a Git LFS pointer, not the file itself"),
+        (b"II*\0" + bytes(50), "it is a TIFF file of a kind that cannot be read"),
         (b"\x89PNG\r\n\x1a\n" + bytes(50), ""),
     ],
 )
@@ -309,8 +310,10 @@ def test_a_file_that_is_no_picture_is_refused(content: bytes, reason: str) -> No
     assert refusal.culprit.startswith(f"a.jpg (id 7): {reason}")
 
 
-def test_a_heic_picture_is_read_with_its_plugin_and_else_names_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The same words from prediction (`explain`), check and training (`judge`)."""
+def test_a_heic_picture_is_read_with_its_plugin_and_else_names_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same words from prediction (`explain`), check and training (`judge`), and conversion."""
     content = bytes(4) + b"ftypheic" + bytes(50)
     monkeypatch.setattr(image_formats, "FORMATS", tuple(name for name in FORMATS if name != "HEIF"))
     monkeypatch.setattr(image_files, "FORMATS", image_formats.FORMATS)
@@ -320,6 +323,10 @@ def test_a_heic_picture_is_read_with_its_plugin_and_else_names_it(monkeypatch: p
     refusal = image_files.judge(content, entry(name="a.heic")).refusal
     assert refusal is not None
     assert refusal.culprit == f"a.heic (id 7): {words}"
+    (tmp_path / "a.heic").write_bytes(content)
+    with pytest.raises(files.Rejected) as rejected:
+        files.image_size(tmp_path / "a.heic")
+    assert rejected.value.refusal.culprit == f"a.heic ({words})"
 
 
 def test_heic_pictures_are_read_where_the_plugin_is_installed(tmp_path: Path) -> None:
@@ -345,13 +352,19 @@ def bomb(kind: str) -> bytes:
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG"])
-def test_a_picture_too_large_for_the_memory_is_refused_unread(kind: str) -> None:
+def test_a_picture_too_large_for_the_memory_is_refused_unread(tmp_path: Path, kind: str) -> None:
     assert image_files.decode(bomb(kind)) is None
     refusal = image_files.judge(bomb(kind), entry()).refusal
     assert refusal is not None
     assert refusal.kind == f"images of more than {MOST_PIXELS} pixels"
     assert refusal.culprit == "a.jpg (id 7)"
     assert refusal.advice == "cut them into tiles, or scale them down"
+    words = f"it has more than {MOST_PIXELS} pixels: cut it into tiles, or scale it down"
+    assert image_files.explain(bomb(kind)) == words
+    (tmp_path / "a").write_bytes(bomb(kind))
+    with pytest.raises(files.Rejected) as rejected:
+        files.image_size(tmp_path / "a")
+    assert rejected.value.refusal.culprit == f"a ({words})"
 
 
 def test_another_size_is_refused() -> None:

@@ -113,6 +113,12 @@ def test_what_pillow_hides_of_a_tiff_file_is_respected() -> None:
     np.testing.assert_array_equal(seen(tiff(GRAY, 8, 1, photometric=0)), 255 - GRAY)  # this one Pillow does
 
 
+def test_floats_of_other_files_than_tiff_have_no_scale_either() -> None:
+    content = b"Pf\n64 48\n-1.0\n" + (GRAY[::-1] / np.float32(255)).tobytes()  # rows from the bottom
+    assert image_files.decode(content) is None
+    np.testing.assert_array_equal(seen(content, (0.0, 1.0)), GRAY)
+
+
 def test_colors_of_16_bits_follow_the_value_range() -> None:
     colors = np.stack([GRAY, GRAY[::-1], GRAY[:, ::-1]], axis=2)
     content = cv2.imencode(".png", colors[..., ::-1].astype(np.uint16) * 257)[1].tobytes()

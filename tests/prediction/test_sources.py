@@ -91,6 +91,13 @@ def test_addresses_are_told(tree, address):
     assert message.startswith(f"{address}: addresses are not read; save it to a file first")
 
 
+def test_what_is_no_file_is_not_opened(tree):
+    os.mkfifo("pipe")
+    sources, (message,) = find(["pipe"], Path("found"))
+    assert not sources
+    assert message == "pipe: it is a device or a pipe, not a file; a camera is given by its number"
+
+
 def test_a_bare_number_is_a_camera_unless_it_is_a_file(tree):
     assert found("0", "7") == [("camera", "0"), ("image", "7")]
     assert find(["0"], Path("found"))[0][0].name == "camera-0"
