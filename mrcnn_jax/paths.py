@@ -11,6 +11,11 @@ from pathlib import Path
 from etils import epath
 
 
+def user_path(text: str) -> Path:
+    """The path that a person wrote; "~" is the home directory, which shells leave alone in `--flag=~/folder`."""
+    return Path(os.path.expanduser(text))
+
+
 def is_remote(path: epath.PathLike) -> bool:
     """Whether `path` is in a remote store, whose objects are written whole and cannot grow."""
     return "://" in str(path)
