@@ -69,7 +69,7 @@ def unpack(batch: Batch) -> Batch:
     masks = np.zeros((*truth.valid.shape, *truth.masks.shape[2:]), np.uint8)
     masks[:, : truth.masks.shape[1]] = truth.masks
     truth = GroundTruth(*map(np.array, truth._replace(masks=np.empty(0))))._replace(masks=masks)
-    return Batch(*map(np.array, batch[:-1]), ground_truth=truth)
+    return Batch._make([*map(np.array, batch[:-1]), truth])
 
 
 def lost(error: Exception, worker: int) -> DataError:
