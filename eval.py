@@ -17,6 +17,7 @@ from etils import epath
 
 from mrcnn_jax import cluster, command_line, compilation_cache, peers
 from mrcnn_jax.config import apply_overrides, load_config
+from mrcnn_jax.paths import user_path
 
 
 def main() -> None:
@@ -25,7 +26,9 @@ def main() -> None:
     )
     command_line.add_model(parser)
     parser.add_argument(
-        "--config", help="with --weights: a recipe that says which images, and how large (default: COCO 2017)"
+        "--config",
+        type=user_path,
+        help="with --weights: a recipe that says which images, and how large (default: COCO 2017)",
     )
     parser.add_argument("--report", action="store_true", help="also write a page to look at: evaluation/report.html")
     command_line.add_profile(parser)

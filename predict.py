@@ -16,20 +16,27 @@ What cannot be read is named, and named again at the end; the exit status is 1 t
 from __future__ import annotations
 
 import argparse
+import os
 import sys
-from pathlib import Path
 
 from mrcnn_jax import command_line, compilation_cache
 from mrcnn_jax.config import apply_overrides
+from mrcnn_jax.paths import user_path
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("inputs", nargs="+", metavar="INPUT", help="images, videos, folders, patterns, a camera")
+    parser.add_argument(
+        "inputs",
+        type=os.path.expanduser,
+        nargs="+",
+        metavar="INPUT",
+        help="images, videos, folders, patterns, a camera",
+    )
     command_line.add_model(parser)
-    parser.add_argument("--output", required=True, type=Path, metavar="DIR", help="folder for all that is written")
+    parser.add_argument("--output", required=True, type=user_path, metavar="DIR", help="folder for all that is written")
     parser.add_argument("--save", default="overlay,coco", help="overlay,coco (default), json, mask")
     parser.add_argument("--threshold", type=float, default=0.5, help="lowest score, but for coco (default 0.5)")
     arguments, overrides = command_line.parse(parser)

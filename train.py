@@ -7,16 +7,20 @@ Several processes, on one or many hosts, train together: see docs/scaling.md, wh
 from __future__ import annotations
 
 import argparse
+import os
 
 from mrcnn_jax import cluster, command_line, compilation_cache
 from mrcnn_jax.config import load_config
+from mrcnn_jax.paths import user_path
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
-    parser.add_argument("--config", required=True, help="recipe: a Python file with get_config()")
+    parser.add_argument("--config", type=user_path, required=True, help="recipe: a Python file with get_config()")
     parser.add_argument(
-        "--workdir", help="folder for checkpoints, metrics and pictures (default: runs/ and the recipe's name)"
+        "--workdir",
+        type=os.path.expanduser,
+        help="folder for checkpoints, metrics and pictures (default: runs/ and the recipe's name)",
     )
     command_line.add_profile(parser)
     cluster.add_flags(parser)

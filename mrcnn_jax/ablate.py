@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import math
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -27,14 +28,23 @@ def main() -> None:
     )
     parser.add_argument("table", metavar="TABLE", help=f"one of {', '.join(tables.TABLES)}")
     parser.add_argument(
-        "--data", default="shapes", metavar="DIR", help="a folder in COCO's layout; default: procedural images"
+        "--data",
+        type=os.path.expanduser,
+        default="shapes",
+        metavar="DIR",
+        help="a folder in COCO's layout; default: procedural images",
     )
     parser.add_argument(
         "--scale", default="", choices=("coco", "small"), help="the paper's setting (default with --data=DIR), or small"
     )
     parser.add_argument("--seeds", default="0", help="such as 0,1 (default: 0)")
     parser.add_argument("--rows", default="", help="only these rows, such as roi_pool_max,roi_align_average")
-    parser.add_argument("--workdir", default="runs/ablations", help="folder of all tables (default: runs/ablations)")
+    parser.add_argument(
+        "--workdir",
+        type=os.path.expanduser,
+        default="runs/ablations",
+        help="folder of all tables (default: runs/ablations)",
+    )
     parser.add_argument(
         "--init",
         action="append",

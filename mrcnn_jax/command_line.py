@@ -35,11 +35,16 @@ def parse(parser: argparse.ArgumentParser) -> tuple[argparse.Namespace, list[str
 
 def add_model(parser: argparse.ArgumentParser) -> None:
     """The arguments that say which model a command uses, for `load_model`."""
-    parser.add_argument("--workdir", help="folder that train.py wrote")
+    parser.add_argument("--workdir", type=os.path.expanduser, help="folder that train.py wrote")
     parser.add_argument(
         "--checkpoint", metavar="WHICH", default="latest", help="of the run: latest (default), best, or a step"
     )
-    parser.add_argument("--weights", metavar="FILE", help="or weights of a peer: .pth, .pkl, .npz or .safetensors")
+    parser.add_argument(
+        "--weights",
+        type=os.path.expanduser,
+        metavar="FILE",
+        help="or weights of a peer: .pth, .pkl, .npz or .safetensors",
+    )
     parser.add_argument(
         "--model",
         metavar="NAME",

@@ -16,7 +16,7 @@ _SHORT = 1.0  # seconds of a compilation that leaves nothing worth giving back
 
 def cache_root() -> Path:
     """The folder of everything that can be made again: $MRCNN_JAX_CACHE, or ~/.cache/mrcnn_jax."""
-    return Path(os.environ.get("MRCNN_JAX_CACHE") or Path.home() / ".cache" / "mrcnn_jax")
+    return Path(os.environ.get("MRCNN_JAX_CACHE") or os.path.join("~", ".cache", "mrcnn_jax")).expanduser()
 
 
 def enable() -> None:

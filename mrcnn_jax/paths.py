@@ -17,6 +17,11 @@ _ROOM = 16  # bytes of a name that unfinished files add to it
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # errors that room mends
 
 
+def user_path(text: str) -> Path:
+    """The path that a person wrote; "~" is the home directory, which shells leave alone in `--flag=~/folder`."""
+    return Path(os.path.expanduser(text))
+
+
 def is_remote(path: epath.PathLike) -> bool:
     """Whether `path` is in a remote store, whose objects are written whole and cannot grow."""
     return "://" in str(path)

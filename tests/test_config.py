@@ -255,6 +255,14 @@ def test_values_of_other_types_are_refused_by_field(settings, fields, message):
         settings(**fields)
 
 
+def test_tilde_is_the_home_directory_in_places_alone(monkeypatch):
+    monkeypatch.setenv("HOME", "/home/eve")
+    config = override("init=~/w.pth", "data.root=~", "data.train.images=a/~/b", "name=~", "data.cache_dir=gs://b/~")
+    assert (config.init, config.data.root, config.name) == ("/home/eve/w.pth", "/home/eve", "~")
+    assert (config.data.train.images, config.data.cache_dir) == ("a/~/b", "gs://b/~")
+    assert DataConfig(root="~/shapes").root == "/home/eve/shapes"
+
+
 def test_quotes_around_text_are_optional():
     assert override("init='my weights.npz'").init == "my weights.npz"
 

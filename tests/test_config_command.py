@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import argparse
 import ast
 import re
 import runpy
+import shutil
 import sys
 from pathlib import Path
 
 import pytest
 
-from mrcnn_jax import presets
+from mrcnn_jax import command_line, presets
+from mrcnn_jax.compilation_cache import cache_root
 from mrcnn_jax.config import __main__ as command
 from mrcnn_jax.config import apply_overrides, load_config
+from mrcnn_jax.data.records import default_cache
+from mrcnn_jax.training.workdir import locate
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 RECIPES = sorted(CONFIGS.glob("*.py"))
@@ -39,6 +44,23 @@ def test_every_recipe_has_a_line(uncounted, capsys):
     assert set(ruler) == {"-", " "}
     assert [line.split()[0].removesuffix("*") for line in lines] == [path.stem for path in RECIPES]
     assert all("12.3 M" in line for line in lines)
+
+
+def test_tilde_is_the_home_directory(uncounted, capsys, tmp_path, monkeypatch):
+    """Shells leave it alone in `--flag=~/folder`, and do not see what other programs start."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    shutil.copy(CONFIGS / "quickstart.py", tmp_path / "own.py")
+    assert command.main(["~/own.py"]) == 0
+    assert "quickstart" in capsys.readouterr().out
+    assert load_config("~/own.py") == load_config(tmp_path / "own.py")
+    parser = argparse.ArgumentParser()
+    command_line.add_model(parser)
+    given = parser.parse_args(["--workdir=~/run", "--weights=~/a.pth"])
+    assert (given.workdir, given.weights) == (f"{tmp_path}/run", f"{tmp_path}/a.pth")
+    assert locate("~/run") == tmp_path / "run"
+    monkeypatch.setenv("MRCNN_JAX_CACHE", "~/cache")
+    assert default_cache() == tmp_path / "cache" / "datasets"
+    assert cache_root() == tmp_path / "cache"
 
 
 def test_invalid_files_are_all_named(uncounted, capsys, tmp_path):

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from mrcnn_jax.config import Config, ModelConfig, OptimizerConfig, load_config, needs_initial_weights, validate
+from mrcnn_jax.paths import user_path
 
 _BACKBONES = {"efficientnet_lite0": "EfficientNet-Lite0"}
 _NOTES = (
@@ -31,7 +32,9 @@ class Recipe(NamedTuple):
 def main(arguments: Sequence[str] | None = None) -> int:
     """Check recipes, and say in a line each what they are. Exit status 1 if any of them is invalid."""
     parser = argparse.ArgumentParser(prog="python -m mrcnn_jax.config", description=main.__doc__)
-    parser.add_argument("recipes", nargs="+", type=Path, metavar="FILE", help="a recipe, such as configs/quickstart.py")
+    parser.add_argument(
+        "recipes", nargs="+", type=user_path, metavar="FILE", help="a recipe, such as configs/quickstart.py"
+    )
     recipes, problems = [], []
     for path in parser.parse_args(arguments).recipes:
         try:

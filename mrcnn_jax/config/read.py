@@ -29,7 +29,7 @@ def load_config(path: str | Path, overrides: typing.Sequence[str] = ()) -> Confi
     Raises ConfigError for a missing file, a file without a `get_config` that returns a Config, an unknown field or a
     value of the wrong type; and whatever the file itself raises.
     """
-    path = Path(path)
+    path = Path(path).expanduser()
     if not path.is_file():
         raise ConfigError(f"no configuration file {path}; recipes are in configs/")
     spec = importlib.util.spec_from_file_location(f"mrcnn_jax_recipe_{path.stem}", path)

@@ -105,7 +105,7 @@ def load_split(data: DataConfig, split: Literal["train", "eval"]) -> Dataset:
         shapes.write(data.shapes, Path(data.root))
     chosen = data.train if split == "train" else data.eval
     json_path, images = Path(data.root) / chosen.annotations, Path(data.root) / chosen.images
-    cache = Path(data.cache_dir).expanduser() if data.cache_dir else records.default_cache()
+    cache = Path(data.cache_dir) if data.cache_dir else records.default_cache()
     folder, index = records.open_prepared(json_path, images, chosen.image_ids, cache)
     _check_values(json_path, index.values, data)
     categories = index.categories.select(data.categories)

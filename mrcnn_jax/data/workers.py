@@ -13,7 +13,7 @@ import cv2
 import numpy as np
 
 from mrcnn_jax.data.errors import DataError
-from mrcnn_jax.structures import Batch
+from mrcnn_jax.structures import Batch, GroundTruth
 
 _LEFT_TO_MAIN = (signal.SIGINT, signal.SIGTERM)
 _ELSE = "data.workers=0 reads in threads of one process"
@@ -60,11 +60,16 @@ def pack(batch: Batch) -> Batch:
 
 
 def unpack(batch: Batch) -> Batch:
-    """A batch as it was before `pack`."""
+    """A batch as it was before `pack`, in memory of this process alone.
+
+    Shared memory is freed with the array that uses it. One that an exception keeps until the process ends would be
+    left to Python's resource tracker, which warns of a leak.
+    """
     truth = batch.ground_truth
     masks = np.zeros((*truth.valid.shape, *truth.masks.shape[2:]), np.uint8)
     masks[:, : truth.masks.shape[1]] = truth.masks
-    return batch._replace(ground_truth=truth._replace(masks=masks))
+    truth = GroundTruth(*map(np.array, truth._replace(masks=np.empty(0))))._replace(masks=masks)
+    return Batch._make([*map(np.array, batch[:-1]), truth])
 
 
 def lost(error: Exception, worker: int) -> DataError:

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mrcnn_jax.config import ModelConfig
+from mrcnn_jax.config import ConfigError, ModelConfig
 from mrcnn_jax.models.box_head import BoxHead
 from mrcnn_jax.models.efficientnet import EfficientNetLite
 from mrcnn_jax.models.fpn import FPN
@@ -38,10 +38,28 @@ Variables = Any  # {"params": ..., "frozen": constants of frozen batch norm, "ba
 
 
 def build_model(config: ModelConfig) -> MaskRCNN:
-    """The network that a configuration describes. Raises ValueError while the number of classes is unknown."""
+    """The network that a configuration describes.
+
+    Raises ValueError while the number of classes is unknown, ConfigError for settings of JAX that it cannot have.
+    """
+    check_jax_settings()
     if config.num_classes <= 0:
         raise ValueError("model.num_classes is not set: give it, or take it from a data set's categories")
     return MaskRCNN(config)
+
+
+def check_jax_settings() -> None:
+    """Raise ConfigError for settings of JAX, of this process or its environment, that the networks cannot have."""
+    wrong = {
+        "jax_enable_x64": (jax.config.jax_enable_x64, False),  # type: ignore[attr-defined]
+        "jax_numpy_dtype_promotion": (jax.config.jax_numpy_dtype_promotion, "standard"),  # type: ignore[attr-defined]
+    }
+    for name, (value, needed) in wrong.items():
+        if value != needed:
+            raise ConfigError(
+                f"JAX's setting {name} is {value}, but parameters and losses are float32 here, and types are promoted:"
+                f" unset {name.upper()} in the environment, or call jax.config.update({name!r}, {needed!r})"
+            )
 
 
 class MaskRCNN(nn.Module):

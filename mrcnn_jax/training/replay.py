@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import functools
+import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -33,7 +34,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Exit status: 1 if it is not finite again, 0 if all is finite here, 2 if the file cannot be used.
     """
     parser = argparse.ArgumentParser(prog="python -m mrcnn_jax.training.replay", description=main.__doc__)
-    parser.add_argument("file", help="failures/step_NNNNNN.npz in a run's folder")
+    parser.add_argument("file", type=os.path.expanduser, help="failures/step_NNNNNN.npz in a run's folder")
     try:
         saved = load_failure(parser.parse_args(arguments).file)
     except FailureFileError as error:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import os
 from collections.abc import Sequence
 from typing import Any
 
@@ -18,7 +19,7 @@ from mrcnn_jax.data.coco import Dataset, load_split
 from mrcnn_jax.data.pipeline import train_batches
 from mrcnn_jax.evaluation.coco import check_keypoints
 from mrcnn_jax.evaluation.run import check_evaluation, check_same_configuration, check_same_data
-from mrcnn_jax.models.rcnn import build_model, variable_shapes
+from mrcnn_jax.models.rcnn import build_model, check_jax_settings, variable_shapes
 from mrcnn_jax.training import parallel
 from mrcnn_jax.training.checkpoint import Checkpointer
 from mrcnn_jax.training.evaluations import Evaluations
@@ -46,6 +47,8 @@ def train(
     Raises ConfigError or DataError before training for what cannot work, NonFiniteLossError during it, and `Stopped`
     when a signal ended it: the same call goes on.
     """
+    check_jax_settings()
+    workdir = os.path.expanduser(workdir)
     with Interruptions() as interruptions:
         check_same_configuration(config)
         validate(config)

@@ -161,8 +161,8 @@ def resumable(workdir: epath.PathLike) -> Config | None:
 
 
 def locate(workdir: epath.PathLike) -> epath.Path:
-    """The absolute path of a workdir; in a remote store every path is."""
-    workdir = epath.Path(workdir)
+    """The absolute path of a workdir; in a remote store every path is. "~" is the home directory."""
+    workdir = epath.Path(os.path.expanduser(workdir))
     return workdir if paths.is_remote(workdir) else workdir.absolute()
 
 

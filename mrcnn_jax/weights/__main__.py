@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 from collections.abc import Sequence
 
 from mrcnn_jax import command_line, paths
@@ -17,8 +18,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m mrcnn_jax.weights", description=main.__doc__)
     commands = parser.add_subparsers(required=True)
     export = commands.add_parser("export", help=main.__doc__)
-    export.add_argument("workdir", help="folder of a run of train.py")
-    export.add_argument("file", help="what to write: .safetensors or .npz")
+    export.add_argument("workdir", type=os.path.expanduser, help="folder of a run of train.py")
+    export.add_argument("file", type=os.path.expanduser, help="what to write: .safetensors or .npz")
     export.add_argument("--format", choices=_EXPORT, required=True, help="whose names and layouts to use")
     options = parser.parse_args(arguments)
     files.check_name(options.file)

@@ -218,6 +218,15 @@ def test_a_worker_ends_with_a_main_process_that_is_killed(program: Any) -> None:
         time.sleep(0.1)
 
 
+def test_batches_hold_no_shared_memory(shared_folder: Any) -> None:
+    """A process that ends with a batch at hand, as after a signal, would leave it to Python's resource tracker."""
+    with begin(shared_folder.config(), 1) as batches:
+        batch = next(batches)
+    for array in (*batch[:-1], *batch.ground_truth):
+        assert type(array) is np.ndarray
+        assert array.base is None
+
+
 @pytest.mark.parametrize("instances", [(0, 0), (3, 1), (2, 4)])
 def test_masks_of_unused_slots_do_not_travel_and_come_back(instances: tuple[int, int]) -> None:
     rng = np.random.default_rng(0)

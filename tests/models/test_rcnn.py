@@ -11,8 +11,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mrcnn_jax.config import ModelConfig
+from mrcnn_jax.config import Config, ConfigError, ModelConfig
 from mrcnn_jax.models.rcnn import build_model, detect, init_variables, normalize, variable_shapes
+from mrcnn_jax.training.run import train
 
 pytestmark = pytest.mark.medium
 
@@ -32,6 +33,22 @@ def test_faster_rcnn_lacks_only_the_mask_head():
 def test_unknown_classes_are_refused():
     with pytest.raises(ValueError, match=r"model\.num_classes is not set"):
         build_model(ModelConfig())
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        (lambda: jax.enable_x64(True), r"jax_enable_x64 is True, .* unset JAX_ENABLE_X64 in the environment"),
+        (lambda: jax.numpy_dtype_promotion("strict"), r"jax_numpy_dtype_promotion is strict, .*'standard'\)"),
+    ],
+)
+def test_settings_of_jax_that_the_network_cannot_have(setting, message, tmp_path):
+    """At once, not out of a trace: both come with the environment of other programs."""
+    with setting(), pytest.raises(ConfigError, match=message):
+        build_model(ModelConfig(num_classes=1))
+    with setting(), pytest.raises(ConfigError, match=message):
+        train(Config(), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 def test_images_must_be_padded(model, variables):

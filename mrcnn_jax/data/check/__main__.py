@@ -15,6 +15,7 @@ from mrcnn_jax.data.check import compare, page, sources, table
 from mrcnn_jax.data.check.survey import Survey, survey
 from mrcnn_jax.data.errors import DataError
 from mrcnn_jax.data.value_range import Range
+from mrcnn_jax.paths import user_path
 from mrcnn_jax.progress import track
 
 _INTERRUPTED = 130  # what a shell says of a command that Ctrl-C ended
@@ -25,10 +26,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     would refuse it or leave something out, 2 if there is nothing to check or nothing to learn from."""
     parser = argparse.ArgumentParser(prog="python -m mrcnn_jax.data.check", description=main.__doc__)
     parser.add_argument(
-        "data", type=Path, metavar="DATA", help="a folder with COCO JSON files and their images, or a JSON"
+        "data", type=user_path, metavar="DATA", help="a folder with COCO JSON files and their images, or a JSON"
     )
-    parser.add_argument("--images", type=Path, metavar="FOLDER", help="where the images are, if not found by itself")
-    parser.add_argument("--output", type=Path, metavar="FILE", help="the page (default: check-<name>.html here)")
+    parser.add_argument(
+        "--images", type=user_path, metavar="FOLDER", help="where the images are, if not found by itself"
+    )
+    parser.add_argument("--output", type=user_path, metavar="FILE", help="the page (default: check-<name>.html here)")
     parser.add_argument(
         "--accept-dropped", action="store_true", help="exit status 0 whenever training would start, whatever it drops"
     )

@@ -5,12 +5,12 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 from mrcnn_jax.config import ConfigError
 from mrcnn_jax.data.convert import categories, cityscapes, masks, voc, writer
 from mrcnn_jax.data.convert.writer import Conversion
 from mrcnn_jax.data.errors import DataError
+from mrcnn_jax.paths import user_path
 
 _VALUES = (
     "what the values of the masks mean. instances: each value but 0 is one instance. classes: each value but 0 is a"
@@ -50,8 +50,8 @@ def _parser() -> argparse.ArgumentParser:
     formats = parser.add_subparsers(dest="format", required=True, metavar="FORMAT")
 
     label_masks = formats.add_parser("masks", help="a folder of images and a folder of label masks")
-    label_masks.add_argument("images", type=Path, metavar="IMAGES")
-    label_masks.add_argument("masks", type=Path, metavar="MASKS", help="PNG, TIFF or BMP, named like the images")
+    label_masks.add_argument("images", type=user_path, metavar="IMAGES")
+    label_masks.add_argument("masks", type=user_path, metavar="MASKS", help="PNG, TIFF or BMP, named like the images")
     label_masks.add_argument("--values", required=True, choices=("instances", "classes", "files"), help=_VALUES)
     label_masks.add_argument("--categories", help=_CATEGORIES)
     label_masks.add_argument("--ignore", type=_value, help="the value of pixels that are to count for nothing: 255")
@@ -60,21 +60,21 @@ def _parser() -> argparse.ArgumentParser:
     )
 
     pascal = formats.add_parser("voc", help="PASCAL VOC, and the XML files of labelling tools")
-    pascal.add_argument("root", type=Path, metavar="VOC2012", help="the folder with Annotations/ and JPEGImages/")
+    pascal.add_argument("root", type=user_path, metavar="VOC2012", help="the folder with Annotations/ and JPEGImages/")
     pascal.add_argument("--split", default="", help="a list in ImageSets: train, val, trainval; else every image")
     pascal.add_argument("--boxes", action="store_true", help="leave masks alone, and take images without them too")
-    pascal.add_argument("--images", type=Path, help="the folder of images, where it is another")
+    pascal.add_argument("--images", type=user_path, help="the folder of images, where it is another")
     pascal.add_argument("--categories", help="names or a file as for masks; else VOC's, or all in alphabetical order")
     pascal.add_argument("--zero-based", action="store_true", help="boxes are positions, not pixels counted from 1")
 
     streets = formats.add_parser("cityscapes", help="Cityscapes with its fine annotations")
-    streets.add_argument("root", type=Path, metavar="ROOT", help="the folder with gtFine/ and leftImg8bit/")
+    streets.add_argument("root", type=user_path, metavar="ROOT", help="the folder with gtFine/ and leftImg8bit/")
     streets.add_argument("--split", default="train", help="train (default) or val")
 
     for each in (label_masks, pascal, streets):
         each.add_argument(
             "--output",
-            type=Path,
+            type=user_path,
             required=True,
             metavar="FILE.json",
             help="the COCO JSON to write; or a folder for train.json and val.json, with --holdout",

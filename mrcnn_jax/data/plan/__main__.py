@@ -24,6 +24,7 @@ from mrcnn_jax.data.annotations import read as read_annotations
 from mrcnn_jax.data.errors import DataError
 from mrcnn_jax.data.plan.costs import Buckets, Cost, cost
 from mrcnn_jax.data.plan.search import needed, propose
+from mrcnn_jax.paths import user_path
 
 _MOST = 6
 _REMAINDERS = {"repeat": "repeated", "pad": "empty", "drop": "left out"}
@@ -38,7 +39,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    parser.add_argument("data", nargs="+", type=Path, metavar="DATA", help="a recipe, or COCO JSON files")
+    parser.add_argument("data", nargs="+", type=user_path, metavar="DATA", help="a recipe, or COCO JSON files")
     parser.add_argument(
         "--buckets", type=int, default=4, choices=range(1, _MOST + 1), help="how many to adopt at most (default: 4)"
     )

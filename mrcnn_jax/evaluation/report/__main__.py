@@ -14,6 +14,7 @@ from mrcnn_jax.config import ConfigError
 from mrcnn_jax.data.errors import DataError, listing
 from mrcnn_jax.evaluation import coco, result_file
 from mrcnn_jax.evaluation.report import write
+from mrcnn_jax.paths import user_path
 
 log = logging.getLogger(__name__)
 
@@ -22,11 +23,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Score COCO results, of whatever program, and write a page of tables, curves, errors and pictures. Exit status 2
     for files that cannot be used."""
     parser = argparse.ArgumentParser(prog="python -m mrcnn_jax.evaluation.report", description=main.__doc__)
-    parser.add_argument("results", type=Path, metavar="RESULTS.json", help="a list of COCO result records")
-    parser.add_argument("annotations", type=Path, metavar="ANNOTATIONS.json", help="what is true, in COCO's format")
-    parser.add_argument("--images", type=Path, metavar="DIR", required=True, help="the folder with the images")
+    parser.add_argument("results", type=user_path, metavar="RESULTS.json", help="a list of COCO result records")
     parser.add_argument(
-        "--output", type=Path, metavar="FILE", default=Path("report.html"), help="(default: %(default)s)"
+        "annotations", type=user_path, metavar="ANNOTATIONS.json", help="what is true, in COCO's format"
+    )
+    parser.add_argument("--images", type=user_path, metavar="DIR", required=True, help="the folder with the images")
+    parser.add_argument(
+        "--output", type=user_path, metavar="FILE", default=Path("report.html"), help="(default: %(default)s)"
     )
     given = parser.parse_args(arguments)
     try:
