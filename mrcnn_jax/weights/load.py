@@ -151,7 +151,8 @@ def _matched_classes(
 def _as_in_file(model: ModelConfig, found: Source) -> ModelConfig:
     """`model` with heads for the classes and keypoints of a file, whose numbers tell whether they are COCO's."""
     rows = {layer: _rows(found, layer) for layer in CLASS_LAYERS}
-    classes, keypoints = max(rows["box_head/logits"] - 1, 0), rows["keypoint_head/deconv"]
+    classes = rows["box_head/logits"] - 1 if rows["box_head/logits"] else model.num_classes
+    keypoints = rows["keypoint_head/deconv"]
     keypoint_names = KEYPOINTS if keypoints == len(KEYPOINTS) else ()
     _, names = categories(classes, of_persons=bool(keypoint_names))
     if names or keypoint_names:

@@ -285,6 +285,17 @@ def test_what_does_not_fit_is_listed_with_the_file(network, tmp_path):
     ]
 
 
+@pytest.mark.parametrize("value", [np.float32(np.nan), np.float64(1e300)])
+def test_weights_of_a_training_that_failed_are_refused(network, value):
+    """A network with NaN in it finds nothing anywhere."""
+    config, variables = network
+    state = detectron2.export_state(variables)
+    name = "roi_heads.box_head.fc1.bias"
+    state[name] = np.where(np.arange(len(state[name])) == 3, value, state[name])
+    with pytest.raises(WeightsError, match=f"\n  not finite: {name} holds NaN or infinity$"):
+        import_weights(state, config)
+
+
 # --- the beginning of a training
 
 
