@@ -503,11 +503,12 @@ def test_half_a_head_is_refused(network):
         initial(config, state, jax.random.key(0))
 
 
-def test_norms_frozen_and_learned_take_each_other_over(variant, random_variables):
+def test_norms_frozen_and_learned_take_each_other_over(variant, random_variables, messages):
     """The same constants and statistics, in other collections."""
     frozen, learned = variant("frozen"), variant("bn")
     theirs = random_variables(learned)
     _, variables = initial_from_run(frozen, learned, theirs, jax.random.key(0), "run")
+    assert "run: model.backbone.norm is frozen_bn, was bn: constants and statistics are kept" in said(messages)
     ours, params = variables["frozen"]["backbone"], theirs["params"]["backbone"]
     norm = {**params["stem"]["norm"]["norm"], **theirs["batch_stats"]["backbone"]["stem"]["norm"]["norm"]}
     assert_equal(ours["stem"]["norm"], norm)
