@@ -101,7 +101,11 @@ def initial_from_run(
     leaves = flax.traverse_util.flatten_dict(jax.device_get(variables))
     names = naming.OURS.names(leaves, naming.describe(shapes))
     state = {names[path]: leaf for path, leaf in leaves.items()}
-    return model, _taken_over(model, run, shapes, naming.OURS, state, key, label)
+    begun = _taken_over(model, run, shapes, naming.OURS, state, key, label)
+    before, after = run.backbone.norm, model.backbone.norm
+    if before != after:
+        log.info("%s: model.backbone.norm is %s, was %s: constants and statistics are kept", label, after, before)
+    return model, begun
 
 
 def _taken_over(
@@ -151,7 +155,8 @@ def _matched_classes(
 def _as_in_file(model: ModelConfig, found: Source) -> ModelConfig:
     """`model` with heads for the classes and keypoints of a file, whose numbers tell whether they are COCO's."""
     rows = {layer: _rows(found, layer) for layer in CLASS_LAYERS}
-    classes, keypoints = max(rows["box_head/logits"] - 1, 0), rows["keypoint_head/deconv"]
+    classes = rows["box_head/logits"] - 1 if rows["box_head/logits"] else model.num_classes
+    keypoints = rows["keypoint_head/deconv"]
     keypoint_names = KEYPOINTS if keypoints == len(KEYPOINTS) else ()
     _, names = categories(classes, of_persons=bool(keypoint_names))
     if names or keypoint_names:
@@ -187,6 +192,7 @@ def _rows(found: Source, layer: str) -> int:
 
 
 def _with_outputs(path: Path, shape: tuple[int, ...], theirs: ModelConfig) -> tuple[int, ...]:
+    """The shape that a variable of this path has in `theirs`, if only classes and keypoints differ."""
     layer = naming.module_of(path)
     return (*shape[:-1], len(outputs(theirs, layer))) if layer in CLASS_LAYERS else shape
 

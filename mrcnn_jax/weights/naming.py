@@ -142,7 +142,10 @@ def match(naming: Naming, shapes: Mapping[Path, tuple[int, ...]], state: State, 
     for path in (path for path in shapes if names[path] in state):
         value = naming.to_ours(path, state[names[path]], network)
         if value.shape == shapes[path] and value.dtype.kind == "f":
-            variables[path] = np.array(value, np.float32, order="C")
+            with np.errstate(over="ignore"):  # of float64: found in the next line
+                variables[path] = np.array(value, np.float32, order="C")
+            if not np.isfinite(variables[path]).all():
+                problems.append(f"not finite: {names[path]} holds NaN or infinity")
         else:
             problems.append(f"shape: {_complaint(names[path], state[names[path]], value, shapes[path])}")
     if problems:

@@ -6,7 +6,7 @@ Names decide. Where a side has none, outputs are matched by position if there ar
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Hashable, Iterable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -18,7 +18,7 @@ CLASS_LAYERS = ("box_head/logits", "box_head/deltas", "mask_head/logits", "keypo
 _BACKGROUND, _ANY = 0, -1  # beside classes 1..C; _ANY: the output of a class-agnostic layer
 _SHOWN = 10  # names in a message
 
-Output = tuple[int, int]  # its class or keypoint, counted from 1, and which of its numbers it is
+Output = tuple[int, Hashable]  # its class or keypoint, counted from 1, and which of its numbers it is
 
 
 class Matched(NamedTuple):
@@ -57,7 +57,8 @@ def outputs(model: ModelConfig, layer: str) -> list[Output]:
     if model.mask.activation == "softmax":
         masks = [_BACKGROUND, *masks]
     cells = (2 * model.mask.pool_size) ** 2 if model.mask.fc_layers else 1
-    return [(k, cell) for cell in range(cells) for k in masks]
+    # Logits that compete in a softmax are no log-odds on their own: neither kind takes the other's place.
+    return [(k, (model.mask.activation, cell)) for cell in range(cells) for k in masks]
 
 
 def source_of(ours: list[Output], theirs: list[Output], pairs: dict[int, int]) -> np.ndarray:
@@ -68,7 +69,7 @@ def source_of(ours: list[Output], theirs: list[Output], pairs: dict[int, int]) -
     place = {output: i for i, output in enumerate(theirs)}
     same = {**pairs, _BACKGROUND: _BACKGROUND} if pairs else {}
 
-    def find(k: int, part: int) -> int:
+    def find(k: int, part: Hashable) -> int:
         own = place.get((same[k], part), -1) if k in same else -1
         return place.get((_ANY, part), -1) if own < 0 and k != _BACKGROUND else own
 

@@ -53,6 +53,17 @@ class _Place(NamedTuple):
     kind: Kind | None
     prefix: str = ""  # what the names of the network begin with
 
+    def network(self) -> dict[str, Any]:
+        """The tensors of the network under its own names; those of a pretraining are left out of a classifier."""
+        named = {
+            name.removeprefix(self.prefix): value
+            for name, value in self.tensors.items()
+            if name.startswith(self.prefix)
+        }
+        if self.kind is not None and not self.kind.whole:
+            named = {name: value for name, value in named.items() if not _PRETRAINING.fullmatch(name)}
+        return named
+
     def __str__(self) -> str:
         under = f"under {'.'.join(map(str, self.keys))}" if self.keys else "at the top"
         return _printable(f"{under} (names after {self.prefix!r})" if self.prefix else under)
@@ -174,13 +185,11 @@ def recognise(weights: Weights, label: str = "") -> Source:
     label = label or ("the state dict" if path is None else os.fspath(path))
     content = weights if path is None else files.read(path)
     place, kind = _only_network(list(_places(content)), content, label)
-    names = [name for name in place.tensors if name.startswith(place.prefix)]
-    if not kind.whole:
-        names = [name for name in names if not _PRETRAINING.fullmatch(name.removeprefix(place.prefix))]
-    left_out = place.tensors.keys() - set(names)
+    network = place.network()
+    left_out = place.tensors.keys() - {place.prefix + name for name in network}
     if place.keys or place.prefix or left_out:
         log.info("%s: read %s%s", label, place, f"; left out: {_listed(left_out)}" if left_out else "")
-    state = kind.convert({name.removeprefix(place.prefix): _array(place.tensors[name]) for name in names})
+    state = kind.convert({name: _array(value) for name, value in network.items()})
     return Source(label, path, kind, state, kind.preprocessing(state, place.author))
 
 
@@ -214,10 +223,13 @@ def _network(names: Iterable[str]) -> tuple[Kind | None, list[str]]:
 
 def _only_network(places: list[_Place], content: Any, label: str) -> tuple[_Place, Kind]:
     """The one network of a file. Raises WeightsError if there is none, or several, or others' tensors beside it."""
-    known = [(place, place.kind) for place in places if place.kind is not None]
+    known: list[tuple[_Place, Kind]] = []
+    for place in places:
+        if place.kind is not None and not any(_equal(place, other) for other, _ in known):
+            known.append((place, place.kind))
     if len(known) > 1:
         where = "; ".join(str(place) for place, _ in known)
-        advice = _advice(known[-1][0], whole=len({place.keys for place, _ in known}) == len(known))
+        advice = _advice(known[0][0], whole=len({place.keys for place, _ in known}) == len(known))
         raise WeightsError(f"{label} holds more than one set of weights: {where}. {advice}")
     if not known:
         kinds = ", ".join(kind.description for kind in KINDS)
@@ -234,6 +246,12 @@ def _only_network(places: list[_Place], content: Any, label: str) -> tuple[_Plac
             f" {_advice(place, whole=False)}"
         )
     return place, kind
+
+
+def _equal(first: _Place, second: _Place) -> bool:
+    """Whether it is the same network twice."""
+    a, b = first.network(), second.network()
+    return a.keys() == b.keys() and all(np.array_equal(_array(a[name]), _array(b[name])) for name in a)
 
 
 def _unknown(places: list[_Place], content: Any) -> str:

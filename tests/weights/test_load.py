@@ -285,6 +285,17 @@ def test_what_does_not_fit_is_listed_with_the_file(network, tmp_path):
     ]
 
 
+@pytest.mark.parametrize("value", [np.float32(np.nan), np.float64(1e300)])
+def test_weights_of_a_training_that_failed_are_refused(network, value):
+    """A network with NaN in it finds nothing anywhere."""
+    config, variables = network
+    state = detectron2.export_state(variables)
+    name = "roi_heads.box_head.fc1.bias"
+    state[name] = np.where(np.arange(len(state[name])) == 3, value, state[name])
+    with pytest.raises(WeightsError, match=f"\n  not finite: {name} holds NaN or infinity$"):
+        import_weights(state, config)
+
+
 # --- the beginning of a training
 
 
@@ -492,11 +503,12 @@ def test_half_a_head_is_refused(network):
         initial(config, state, jax.random.key(0))
 
 
-def test_norms_frozen_and_learned_take_each_other_over(variant, random_variables):
+def test_norms_frozen_and_learned_take_each_other_over(variant, random_variables, messages):
     """The same constants and statistics, in other collections."""
     frozen, learned = variant("frozen"), variant("bn")
     theirs = random_variables(learned)
     _, variables = initial_from_run(frozen, learned, theirs, jax.random.key(0), "run")
+    assert "run: model.backbone.norm is frozen_bn, was bn: constants and statistics are kept" in said(messages)
     ours, params = variables["frozen"]["backbone"], theirs["params"]["backbone"]
     norm = {**params["stem"]["norm"]["norm"], **theirs["batch_stats"]["backbone"]["stem"]["norm"]["norm"]}
     assert_equal(ours["stem"]["norm"], norm)

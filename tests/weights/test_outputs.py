@@ -85,8 +85,10 @@ def test_a_class_agnostic_layer_serves_each_class():
 def test_rows_of_the_mask_head():
     """Competing masks have the background first; a perceptron has all masks of one cell, then those of the next."""
     competing = MaskHeadConfig(activation="softmax")
-    assert moved(model(2), model(3, mask=competing), "mask_head/logits", {1: 3, 2: 1}) == [103, 101]
-    assert moved(model(2, mask=competing), model(2), "mask_head/logits", {1: 2}) == [0, 101, 0]
+    assert moved(model(2), model(3), "mask_head/logits", {1: 3, 2: 1}) == [102, 100]
+    assert moved(model(2, mask=competing), model(3, mask=competing), "mask_head/logits", {1: 3}) == [100, 103, 0]
+    assert moved(model(2), model(3, mask=competing), "mask_head/logits", {1: 3, 2: 1}) == [0, 0]
+    assert moved(model(2, mask=competing), model(2), "mask_head/logits", {1: 2}) == [0, 0, 0]
     perceptron = MaskHeadConfig(fc_layers=2, pool_size=1)
     ours, theirs = model(2, mask=perceptron), model(3, mask=perceptron)
     assert moved(ours, theirs, "mask_head/logits", {1: 3, 2: 1}) == [102, 100, 105, 103, 108, 106, 111, 109]

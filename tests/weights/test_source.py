@@ -18,6 +18,9 @@ NETWORK = {
 DETECTOR = {"backbone.body.conv1.weight": np.ones((4, 3, 7, 7), np.float32), "rpn.head.conv.0.0.bias": np.ones(4)}
 
 
+TWICE = {name: 2 * value + 1 for name, value in NETWORK.items()}
+
+
 def prefixed(prefix, state=NETWORK):
     return {prefix + name: value for name, value in state.items()}
 
@@ -98,16 +101,20 @@ def test_heads_of_pretraining_are_left_out():
 
 def test_several_sets_of_weights_are_named():
     """Averaged weights or not is for the user to say."""
-    averaged = {"n_averaged": np.int64(5), **prefixed("module.")}
+    averaged = {"n_averaged": np.int64(5), **prefixed("module.", TWICE)}
     assert refusal({"model": NETWORK, "model_ema": averaged, "epoch": 1}) == (
         "the state dict holds more than one set of weights: under model; under model_ema (names after 'module.')."
-        " Save the one to use alone, such as: torch.save(torch.load(FILE)['model_ema'], NEW)"
+        " Save the one to use alone, such as: torch.save(torch.load(FILE)['model'], NEW)"
     )
-    assert refusal({**prefixed("student."), **prefixed("teacher.")}) == (
+    assert refusal({**prefixed("student."), **prefixed("teacher.", TWICE)}) == (
         "the state dict holds more than one set of weights: at the top (names after 'student.'); at the top (names"
         " after 'teacher.'). Save the one to use alone, such as: torch.save({k: v for k, v in torch.load(FILE).items()"
-        " if k.startswith('teacher.')}, NEW)"
+        " if k.startswith('student.')}, NEW)"
     )
+
+
+def test_the_same_weights_twice_are_one_set():
+    assert_read({"model": NETWORK, "ema": prefixed("module.")})
 
 
 def test_a_backbone_within_a_network_of_another_kind_is_named():
@@ -124,8 +131,8 @@ def test_a_backbone_within_a_network_of_another_kind_is_named():
 def test_advice_can_be_followed():
     """The expressions of two messages, evaluated on what they are about."""
     for content in (
-        {"a": {"student": NETWORK}, "b": [prefixed("module.")]},
-        {**prefixed("student."), **prefixed("teacher.")},
+        {"a": {"student": NETWORK}, "b": [prefixed("module.", TWICE)]},
+        {**prefixed("student."), **prefixed("teacher.", TWICE)},
         {"state_dict": {**prefixed("backbone."), "neck.bias": np.ones(3)}},
     ):
         expression = re.search(r"torch\.save\((.*), NEW\)", refusal(content))[1]
@@ -144,4 +151,4 @@ def test_no_tensors_is_only_said_when_there_are_none():
 
 def test_names_of_a_file_command_no_terminal():
     assert refusal({"\x1b[2J": {"\x07": np.ones(2)}}).isprintable()
-    assert refusal({"\x1b[2J": NETWORK, "b": NETWORK}).isprintable()
+    assert refusal({"\x1b[2J": NETWORK, "b": TWICE}).isprintable()
