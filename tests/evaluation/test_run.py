@@ -243,6 +243,7 @@ def test_several_processes_find_what_one_finds(config, tmp_path, monkeypatch, ca
 
 def test_a_batch_that_does_not_divide_over_processes_is_refused(config, tmp_path, monkeypatch):
     monkeypatch.setattr(jax, "process_count", lambda: 2)
+    monkeypatch.setattr(processes, "check_folder", lambda *_: None)  # the other process is not there
     with pytest.raises(ConfigError, match=r"eval\.batch_size=3 does not divide over 2 processes: give a multiple of 2"):
         evaluate_model(config, {}, tmp_path)
 
