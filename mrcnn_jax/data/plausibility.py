@@ -153,7 +153,10 @@ def _repeated(images: Sequence[Any], by_image: Mapping[int, Sequence[Entry]]) ->
     for image in images:
         earlier: dict[Hashable, list[Entry]] = defaultdict(list)
         for annotation in by_image[image.id]:
-            alike = earlier[annotation["category_id"], str(annotation["bbox"])]
+            try:
+                alike = earlier[annotation["category_id"], *annotation["bbox"]]
+            except TypeError:  # something else than a list of numbers, which is named elsewhere
+                continue
             if same := next((other for other in alike if _same(annotation, other)), None):
                 named.append(f"{annotation['id']} = {same['id']} (image {image.id})")
             alike.append(annotation)
