@@ -49,7 +49,15 @@ ZERO_AREA = "area of 0 (that of the mask or the box counts)"
 
 # What leaves an instance that has a segmentation without a mask.
 MASK_FAULTS = (
-    *(BAD_MASK, BAD_RLE, SHORT_POLYGON, ODD_POLYGON, BAD_POLYGON, FAR_POLYGON, LONG_POLYGON, UNSEEN_MASK, STRAY_MASK),
+    BAD_MASK,
+    BAD_RLE,
+    SHORT_POLYGON,
+    ODD_POLYGON,
+    BAD_POLYGON,
+    FAR_POLYGON,
+    LONG_POLYGON,
+    UNSEEN_MASK,
+    STRAY_MASK,
 )
 
 

@@ -31,14 +31,14 @@ def suspicions(categories: Categories, images: Sequence[Any], by_image: Mapping[
     files = [(os.path.normpath(image.file_name), image.id) for image in images]
     lines = [
         _format(images, by_image),
-        _twice("categories of the same name", "merge each into one", "ids", names),
-        _twice("image files with several ids", "give each file one id", "ids", files),
+        _twice("categories of the same name", "merge each into one", names),
+        _twice("image files with several ids", "give each file one id", files),
         _repeated(images, by_image),
     ]
     return [line for line in lines if line]
 
 
-def box_format(boxes: np.ndarray, extents: np.ndarray, sizes: np.ndarray) -> str:
+def _box_format(boxes: np.ndarray, extents: np.ndarray, sizes: np.ndarray) -> str:
     """A line about `bbox` (n, 4) of which too many do not fit `extents` (n, 4), x0 y0 x1 y1 of their masks; or nothing.
 
     sizes: (n, 2), width and height of the image of each.
@@ -95,12 +95,12 @@ def _format(images: Sequence[Any], by_image: Mapping[int, Sequence[Entry]]) -> s
     masked = np.array([extent is not None for extent in extents])
     arrays = np.array(boxes), np.array(sizes, float)
     known = np.array([extent for extent in extents if extent is not None]).reshape(-1, 4)
-    line = box_format(arrays[0][masked], known, arrays[1][masked]) if masked.any() else ""
+    line = _box_format(arrays[0][masked], known, arrays[1][masked]) if masked.any() else ""
     return line or _format_by_images(*arrays)
 
 
 def _format_by_images(boxes: np.ndarray, sizes: np.ndarray) -> str:
-    """As `box_format`, where masks say nothing and the size of the image is all that can be compared with."""
+    """As `_box_format`, where masks say nothing and the size of the image is all that can be compared with."""
     if np.all(boxes <= 1):
         return f"no box has a number above 1; they look like fractions of the image: {_ADVICE}"
     beyond = np.any(boxes[:, :2] + boxes[:, 2:] > sizes + 1, axis=1)
@@ -122,8 +122,9 @@ def _extent(segmentation: Any, height: int) -> list[float] | None:
         ends = np.cumsum(rle.runs(segmentation)) if isinstance(segmentation, dict) else np.zeros(0, int)
     except (KeyError, TypeError, ValueError):
         return None
-    first, last = ends[0::2], ends[1::2] - 1  # of each run of ones
-    first, last = first[: len(last)][last >= first[: len(last)]], last[last >= first[: len(last)]]
+    stop = ends[1::2]  # of each run of ones
+    first = ends[0::2][: len(stop)]
+    first, last = first[first < stop], stop[first < stop] - 1
     if not len(first):
         return None
     columns, rows = (first // height, last // height), (first % height, last % height)
@@ -138,12 +139,12 @@ def _are_numbers(values: Any) -> bool:
     return all(abs(value) <= 1e9 for value in values)  # NaN is not
 
 
-def _twice(kind: str, advice: str, what: str, pairs: Iterable[tuple[str, int]]) -> str:
+def _twice(kind: str, advice: str, pairs: Iterable[tuple[str, int]]) -> str:
     """A line about names that several ids have; or nothing."""
     owners: dict[str, list[int]] = defaultdict(list)
     for name, number in pairs:
         owners[name].append(number)
-    named = [f"{shown(name)} ({what} {listing(ids)})" for name, ids in owners.items() if len(ids) > 1]
+    named = [f"{shown(name)} (ids {listing(ids)})" for name, ids in owners.items() if len(ids) > 1]
     return f"{kind} ({len(named)}): {listing(named)}; {advice}" if named else ""
 
 
@@ -153,7 +154,10 @@ def _repeated(images: Sequence[Any], by_image: Mapping[int, Sequence[Entry]]) ->
     for image in images:
         earlier: dict[Hashable, list[Entry]] = defaultdict(list)
         for annotation in by_image[image.id]:
-            alike = earlier[annotation["category_id"], str(annotation["bbox"])]
+            try:
+                alike = earlier[annotation["category_id"], *annotation["bbox"]]
+            except TypeError:  # something else than a list of numbers, which is named elsewhere
+                continue
             if same := next((other for other in alike if _same(annotation, other)), None):
                 named.append(f"{annotation['id']} = {same['id']} (image {image.id})")
             alike.append(annotation)

@@ -20,7 +20,7 @@ from pycocotools.cocoeval import COCOeval, Params
 from mrcnn_jax.config import ConfigError, ModelConfig
 from mrcnn_jax.config.metrics import KEYPOINT_METRICS, METRICS
 from mrcnn_jax.data.annotations import read
-from mrcnn_jax.data.categories import are_cocos
+from mrcnn_jax.data.categories import are_cocos, keypoint_words
 from mrcnn_jax.data.errors import listing
 from mrcnn_jax.data.lvis import Judgements
 from mrcnn_jax.data.masks import area
@@ -288,8 +288,15 @@ def check_categories(model: ModelConfig, ids: Sequence[int], names: Sequence[str
 
 
 def check_keypoints(model: ModelConfig, names: Sequence[str]) -> None:
-    """Raise ConfigError unless a model with keypoints has those of the data, in their order; data may have none."""
-    if model.keypoint is None or not names or tuple(names) == model.keypoint_names:
+    """Raise ConfigError unless a model with keypoints has those of the data, in their order; data may have none.
+
+    How the words of a name are joined does not matter.
+    """
+    if (
+        model.keypoint is None
+        or not names
+        or [*map(keypoint_words, names)] == [*map(keypoint_words, model.keypoint_names)]
+    ):
         return
     if model.keypoint_names or len(names) != model.num_keypoints:
         ours = ", ".join(model.keypoint_names) or "names unknown"

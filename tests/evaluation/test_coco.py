@@ -268,6 +268,7 @@ def test_a_model_of_other_keypoints_is_refused():
     head = KeypointHeadConfig(num_keypoints=2, flip_map=(1, 0))
     model = ModelConfig(keypoint=head, keypoint_names=("left", "right"))
     check_keypoints(model, ("left", "right"))
+    check_keypoints(model, ("Left", "RIGHT"))
     check_keypoints(model, ())  # data without keypoints: boxes and masks can be scored
     check_keypoints(ModelConfig(keypoint=head), ("top", "bottom"))  # a model that was never told their names
     check_keypoints(ModelConfig(), ("nose",))

@@ -63,7 +63,8 @@ class Survey:
     def findings(self) -> list[str]:
         """A line for each kind of finding, all of them by name, in the words of training."""
         dropped = [f"{self.path}: {line}" for line in describe_problems(self.content.problems, None)]
-        return describe_refusals(self.path, self.refusals, None) + [self.nothing][: bool(self.nothing)] + dropped
+        refused = [*describe_refusals(self.path, self.refusals, None), self.nothing]
+        return [line for line in (*refused, *dropped) if line]
 
     @property
     def status(self) -> str:
