@@ -385,6 +385,8 @@ def test_training_from_random_weights_is_valid():
         ("model.rpn.positive_iou=0.2", r"negative_iou=0\.3 must not be above model\.rpn\.positive_iou=0\.2"),
         ("model.rpn.pre_nms_top_k_train=199", r"post_nms_top_k_train=1000 is more than the 5 \* .*_train=199 boxes"),
         ("model.rpn.post_nms_top_k_test=5001", r"post_nms_top_k_test=5001 is more than the 5 \* .*_test=1000 boxes"),
+        ("model.rpn.batch_size=1", r"rpn\.batch_size=1 \* model\.rpn\.positive_fraction=0\.5 samples no positive"),
+        ("model.roi.batch_size=3", r"roi\.batch_size=3 \* model\.roi\.positive_fraction=0\.25 samples no positive"),
         ("model.box.nms_candidates=99", r"model\.box\.max_detections=100 is more than model\.box\.nms_candidates=99"),
         ("model.anchors.sizes=((8,),(16,))", r"model\.anchors\.sizes.*got 2"),
         ("model.anchors.sizes=((8,),(16,),(32,),(64,),(8,16))", r"model\.anchors\.sizes.*equally many"),

@@ -102,13 +102,20 @@ def _check_anchors(model: ModelConfig) -> None:
 
 
 def _check_proposals(model: ModelConfig) -> None:
-    """Bounds the right way round, and no slots that nothing could ever fill."""
+    """Bounds the right way round, samples with positives, and no slots that nothing could ever fill."""
     rpn, box, levels = model.rpn, model.box, len(model.anchors.sizes)
     if rpn.negative_iou > rpn.positive_iou:
         raise ConfigError(
             f"model.rpn.negative_iou={rpn.negative_iou} must not be above model.rpn.positive_iou={rpn.positive_iou}:"
             " an anchor between them would be both"
         )
+    for name, sampling in {"rpn": rpn, "roi": model.roi}.items():
+        if sampling.batch_size * sampling.positive_fraction < 1:
+            raise ConfigError(
+                f"model.{name}.batch_size={sampling.batch_size} *"
+                f" model.{name}.positive_fraction={sampling.positive_fraction} samples no positive: nothing would be"
+                " learned from"
+            )
     for phase in ("train", "test"):
         before, after = getattr(rpn, f"pre_nms_top_k_{phase}"), getattr(rpn, f"post_nms_top_k_{phase}")
         if after > before * levels:

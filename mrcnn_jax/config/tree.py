@@ -219,7 +219,7 @@ class ShapesConfig(Settings):
 
     train_images: Count = 400
     eval_images: Count = 100
-    image_size: Count = 128
+    image_size: Annotated[int, "[16, inf)"] = 128
     seed: Seed = 0
     # Of the kind "outlines":
     outlines: tuple[str, ...] = ()  # which of them there are; empty: all
