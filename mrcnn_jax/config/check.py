@@ -109,12 +109,14 @@ def _check_proposals(model: ModelConfig) -> None:
             f"model.rpn.negative_iou={rpn.negative_iou} must not be above model.rpn.positive_iou={rpn.positive_iou}:"
             " an anchor between them would be both"
         )
-    for name, sampling in {"rpn": rpn, "roi": model.roi}.items():
-        if sampling.batch_size * sampling.positive_fraction < 1:
+    for name, count, fraction in (
+        ("rpn", rpn.batch_size, rpn.positive_fraction),
+        ("roi", model.roi.batch_size, model.roi.positive_fraction),
+    ):
+        if count * fraction < 1:
             raise ConfigError(
-                f"model.{name}.batch_size={sampling.batch_size} *"
-                f" model.{name}.positive_fraction={sampling.positive_fraction} samples no positive: nothing would be"
-                " learned from"
+                f"model.{name}.batch_size={count} * model.{name}.positive_fraction={fraction} samples no positive:"
+                " there would be no object to learn from"
             )
     for phase in ("train", "test"):
         before, after = getattr(rpn, f"pre_nms_top_k_{phase}"), getattr(rpn, f"post_nms_top_k_{phase}")

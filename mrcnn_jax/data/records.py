@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -19,7 +20,6 @@ from typing import Any, NamedTuple
 import tensorflow_datasets as tfds
 
 from mrcnn_jax import paths
-from mrcnn_jax.compilation_cache import cache_root
 from mrcnn_jax.data import annotations as coco
 from mrcnn_jax.data import image_files, record_files, value_range
 from mrcnn_jax.data.annotations import AnnotationFile
@@ -136,7 +136,8 @@ def open_prepared(json_path: Path, images: Path, image_ids: Sequence[int], cache
 
 def default_cache() -> Path:
     """Where prepared data sets go unless the configuration says otherwise."""
-    return cache_root() / "datasets"
+    root = os.environ.get("MRCNN_JAX_CACHE") or os.path.join("~", ".cache", "mrcnn_jax")
+    return Path(root).expanduser() / "datasets"
 
 
 def _prepare(json_path: Path, images: Path, image_ids: Sequence[int], place: Path) -> Index:

@@ -73,7 +73,7 @@ class Evaluations:
         self._rows = {row["step"]: row for row in rows}
         self._held = held if held in self._rows else None
         best, highest, metric = self.best(), self._highest(), self._config.train.best_metric
-        if highest is not None and highest != best and processes.is_main():
+        if highest is not None and (best is None or highest[1] != best[1]) and processes.is_main():
             now = f"those of step {best[0]} ({best[1]:.3f}) are" if best else "those of the next measurement will be"
             logger.warning(
                 "%s was best at step %d (%.3f), whose weights were not kept (another step was the best in"

@@ -25,7 +25,6 @@ from etils import epath
 
 from mrcnn_jax import paths
 from mrcnn_jax.config import PLACES, Config, ConfigError, flatten, from_json, to_json
-from mrcnn_jax.data.errors import shown
 from mrcnn_jax.training import readme
 
 CHECKPOINTS, BEST, CORRUPT = "checkpoints", "best", "corrupt"
@@ -89,7 +88,7 @@ def _check_content(path: epath.Path, content: Mapping[str, Any] | None) -> None:
         return
     before = _read_json(path)
     if changes := [
-        f"{name} was {shown(json.dumps(before.get(name)))}, is {shown(json.dumps(value))}"
+        f"{name} was {json.dumps(before.get(name)):.80}, is {json.dumps(value):.80}"
         for name, value in content.items()
         if before.get(name) != value
     ]:
