@@ -171,7 +171,12 @@ def _check_keypoints(config: Config) -> None:
     model, head, count = config.model, config.model.keypoint, config.model.num_keypoints
     if head is None:
         return
-    if sorted(head.flip_map) != list(range(count)) or any(head.flip_map[head.flip_map[i]] != i for i in range(count)):
+    pairs = head.flip_map
+    if (
+        len(pairs) != count
+        or sorted(pairs) != list(range(count))
+        or any(pairs[other] != i for i, other in enumerate(pairs))
+    ):
         raise ConfigError(
             f"model.keypoint.flip_map={head.flip_map} does not exchange the {count} keypoints of"
             " model.keypoint.num_keypoints in pairs: for each it says which one it becomes in a mirrored image"
@@ -195,15 +200,6 @@ def _check_buckets(config: Config) -> None:
             raise ConfigError(f"data.buckets names {height}x{width} twice; the second would hold nothing")
     if not data.shortest_edge_train:
         raise ConfigError("data.shortest_edge_train is empty; give at least one number of pixels")
-    for name, edge in {
-        "train": max(data.shortest_edge_train),
-        "eval": data.shortest_edge_eval,
-    }.items():
-        if edge > data.longest_edge:
-            raise ConfigError(
-                f"data.shortest_edge_{name}={edge} is more than data.longest_edge={data.longest_edge}, which would"
-                " always decide; set them to the same if that is meant"
-            )
 
 
 def _check_shapes(shapes: ShapesConfig | None) -> None:

@@ -11,6 +11,7 @@ from mrcnn_jax.config.values import Settings
 # Types of fields, with the interval that their values must be in; what depends on several fields: `check`.
 Whole = Annotated[int, "[0, inf)"]
 Count = Annotated[int, "[1, inf)"]
+Edge = Annotated[int, "[8, 65535]"]  # pixels
 Seed = Annotated[int, "[0, 4294967295]"]  # of jax.random.key, which drops what is above 32 bits
 Id = Annotated[int, "[-9223372036854775808, 9223372036854775808)"]
 Finite = Annotated[float, "(-inf, inf)"]
@@ -33,7 +34,7 @@ class BackboneConfig(Settings):
     groups: Count = 1  # of the 3 x 3 convolutions; ResNeXt-101-32x8d has 32 groups of 8 channels in res2
     width_per_group: Count = 64  # channels of a group in res2 where width is 64
     norm: NormName = "frozen_bn"
-    norm_eps: Positive = 1e-5
+    norm_eps: NotNegative = 1e-5
     stride_in_1x1: bool = False  # True: the MSRA/Detectron2 placement, False: torchvision's
     frozen_stages: Annotated[int, "[0, 5]"] = 2  # 0: everything trains; 1: the stem is frozen; 2: stem and res2; ...
 
@@ -258,9 +259,9 @@ class DataConfig(Settings):
     min_keypoints: Whole = 0  # train on images with at least so many labeled keypoints (Detectron2: 1, torchvision 10)
     cache_dir: Place = ""  # prepared records; empty: ~/.cache/mrcnn_jax/datasets
     buckets: tuple[tuple[Count, Count], ...] = ((800, 1088), (1088, 800), (800, 1344), (1344, 800))  # height, width
-    shortest_edge_train: tuple[Count, ...] = (640, 672, 704, 736, 768, 800)  # one is drawn for each image
-    shortest_edge_eval: Count = 800
-    longest_edge: Count = 1333
+    shortest_edge_train: tuple[Edge, ...] = (640, 672, 704, 736, 768, 800)  # one is drawn for each image
+    shortest_edge_eval: Edge = 800
+    longest_edge: Edge = 1333
     horizontal_flip: Fraction = 0.5  # probability
     vertical_flip: Fraction = 0.0
     augment: AugmentConfig = field(default_factory=AugmentConfig)
@@ -321,7 +322,7 @@ class EvalConfig(Settings):
     resize: Literal["bucket", "torchvision", "detectron2"] = "bucket"
     # Test-time augmentation: what is found at each of these shortest edges (empty: data.shortest_edge_eval alone), and
     # in the mirror images of them, is put together. Each image is then alone, whatever batch_size.
-    scales: tuple[Count, ...] = ()
+    scales: tuple[Edge, ...] = ()
     flip: bool = False
     overlays: Whole = 8  # pictures with predictions drawn, written to the workdir
     keypoint_sigmas: tuple[Positive, ...] = ()  # of OKS, one a keypoint; empty: COCO's for COCO's 17, else their mean

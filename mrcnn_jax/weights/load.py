@@ -171,7 +171,9 @@ def _as_in_file(model: ModelConfig, found: Source) -> ModelConfig:
     if mask is not None:
         activation: Literal["sigmoid", "softmax"] = "softmax" if masks == classes + 1 else "sigmoid"
         mask = dataclasses.replace(mask, class_agnostic=is_agnostic(masks, mask), activation=activation)
-    keypoint = model.keypoint and dataclasses.replace(model.keypoint, num_keypoints=keypoints)
+    keypoint = model.keypoint if keypoints else None
+    if keypoint is not None:
+        keypoint = dataclasses.replace(keypoint, num_keypoints=keypoints)
     return dataclasses.replace(
         model,
         num_classes=classes,

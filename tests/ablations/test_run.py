@@ -278,16 +278,16 @@ def command(monkeypatch, tmp_path):
 def test_the_command_trains_all_rows(command, monkeypatch, tmp_path):
     train = Pretended()
     monkeypatch.setattr(training, "train", train)
-    assert command("agnostic", "--seeds=0,1", "--config.train.steps=3") == 0
+    assert command("agnostic", "--seeds=0,1", "--config.train.steps=30") == 0
     assert [seed for _, seed in train.runs] == [0, 0, 1, 1]
     assert set(command.taught) == {"runs/ablations/classifiers/resnet18.npz"}
     record = json.loads((tmp_path / "runs/ablations/agnostic/class_agnostic/seed1/ablation.json").read_text())
-    assert record["config"]["train"]["steps"] == 3
-    assert command("agnostic", "--only-report", "--config.train.steps=3") == 0
+    assert record["config"]["train"]["steps"] == 30
+    assert command("agnostic", "--only-report", "--config.train.steps=30") == 0
     assert len(train.runs) == 4
     command.taught.clear()
-    assert command("agnostic", "--seeds=0,1", "--config.train.steps=3") == 0  # all is done
-    assert command("agnostic", "--seeds=2", "--init=FILE", "--config.train.steps=3") == 0  # begins with something else
+    assert command("agnostic", "--seeds=0,1", "--config.train.steps=30") == 0  # all is done
+    assert command("agnostic", "--seeds=2", "--init=FILE", "--config.train.steps=30") == 0  # begins with something else
     assert not command.taught
 
 

@@ -208,6 +208,7 @@ def test_pictures_that_cannot_be_drawn_cost_nothing_else(config, tmp_path, monke
 def evaluated_by(count, config, folder, monkeypatch):
     """Metrics, result records and pictures of an evaluation by `count` processes, played one after the other."""
     monkeypatch.setattr(jax, "process_count", lambda: count)
+    monkeypatch.setattr(processes, "check_same", lambda *_: None)  # the other process is not there
     monkeypatch.setattr(processes, "broadcast_bytes", lambda content: content)
     shares = []
     monkeypatch.setattr(processes, "gather_bytes", lambda content: [*shares, content][::-1])
@@ -243,7 +244,8 @@ def test_several_processes_find_what_one_finds(config, tmp_path, monkeypatch, ca
 
 def test_a_batch_that_does_not_divide_over_processes_is_refused(config, tmp_path, monkeypatch):
     monkeypatch.setattr(jax, "process_count", lambda: 2)
-    monkeypatch.setattr(processes, "check_folder", lambda *_: None)  # the other process is not there
+    for name in ("check_folder", "check_same"):
+        monkeypatch.setattr(processes, name, lambda *_: None)  # the other process is not there
     with pytest.raises(ConfigError, match=r"eval\.batch_size=3 does not divide over 2 processes: give a multiple of 2"):
         evaluate_model(config, {}, tmp_path)
 
