@@ -280,4 +280,4 @@ def test_images_of_few_values_are_named_by_check(
     printed = capsys.readouterr().out.splitlines()
     kind = "images of no more than 8 distinct values (1): 2.png (id 98): 1; look whether they are what they should be"
     assert f"warning: {coco_folder.root / 'coco.json'}: {kind}" in printed
-    assert printed[-1].startswith("training starts, with 1 warnings")
+    assert printed[-1].startswith("training starts, with 1 warning; ")

@@ -86,7 +86,9 @@ def _verdict(surveys: Sequence[Survey], broken: Sequence[str], warnings: Sequenc
         return f"refused: training does not start, for {len(refused):,} reasons"
     if dropped:
         return f"training starts, without {len(dropped):,} things that are wrong"
-    return f"training starts, with {len(warnings):,} warnings" if warnings else "nothing is wrong"
+    if warnings:
+        return f"training starts, with {len(warnings):,} warning{'s' if len(warnings) > 1 else ''}"
+    return "nothing is wrong"
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ _TEXT = 600_000  # and all findings
 _ROOM = 150_000  # and a single picture
 _LAYERS = ("masks", "boxes", "skeletons", "names")
 _VERDICTS = {
-    "clean": "Nothing is wrong: training starts, and sees all of it.",
+    "clean": "Training starts, and sees all of it.",
     "dropped": "Training starts without what is listed here.",
     "refused": "Training does not start with this.",
 }

@@ -21,7 +21,7 @@ def checked(folder: Any, status: int = 0) -> Page:
 
 def test_page_of_a_clean_set(coco_folder: Any) -> None:
     page = checked(coco_folder)
-    assert "Nothing is wrong: training starts, and sees all of it." in page.text
+    assert "Training starts, and sees all of it." in page.text
     for text in ("Image sizes", "Aspect ratios", "Instances per image", "Object areas", "Class frequencies", "kite"):
         assert text in page.text
     assert page.counts["image"] == page.counts["figure"] - 5  # beside the charts
