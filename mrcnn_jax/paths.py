@@ -6,6 +6,8 @@ import contextlib
 import errno
 import fcntl
 import os
+import shutil
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -113,6 +115,18 @@ def alone(folder: Path) -> Iterator[None]:
         yield
     finally:
         os.close(descriptor)
+
+
+def replace(building: Path, place: Path) -> None:
+    """Rename the local folder `building`, which `tempfile.mkdtemp` made, to `place`; what was there is removed."""
+    outdated = Path(tempfile.mkdtemp(prefix=f".{place.name}-old-", dir=place.parent))
+    try:
+        if place.exists():
+            place.rename(outdated / "data")
+        building.chmod(0o755)  # mkdtemp makes it private
+        building.rename(place)
+    finally:
+        shutil.rmtree(outdated, ignore_errors=True)
 
 
 def move(source: epath.Path, target: epath.Path) -> None:

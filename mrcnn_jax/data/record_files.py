@@ -139,18 +139,6 @@ def written(
             shutil.rmtree(building, ignore_errors=True)
 
 
-def replace(building: Path, place: Path) -> None:
-    """Rename `building` to `place`; what was there is removed."""
-    outdated = Path(tempfile.mkdtemp(prefix=f".{place.name}-old-", dir=place.parent))
-    try:
-        if place.exists():
-            place.rename(outdated / "data")
-        building.chmod(0o755)  # mkdtemp makes it private
-        building.rename(place)
-    finally:
-        shutil.rmtree(outdated, ignore_errors=True)
-
-
 @contextlib.contextmanager
 def quiet_tfds() -> Iterator[None]:
     """tfds draws progress bars and logs through absl; none of it is for our users."""

@@ -177,7 +177,7 @@ def _move_into_place(building: Path, place: Path, index: Index) -> None:
     """Put `building` at `place`, instead of an outdated one; another process may have been faster with the same."""
     with paths.alone(place.parent):
         if not _is_whole(place, _read_index(place), index.stamp):
-            record_files.replace(building, place)
+            paths.replace(building, place)
 
 
 def _is_whole(place: Path, index: Index | None, stamp: str) -> bool:

@@ -20,6 +20,7 @@ import cv2
 import numpy as np
 from pycocotools import mask as mask_utils
 
+from mrcnn_jax import paths
 from mrcnn_jax.config import ShapesConfig
 from mrcnn_jax.data.drawing import outlines, people, simple
 from mrcnn_jax.data.drawing.scene import Figure
@@ -48,7 +49,6 @@ def write(config: ShapesConfig, root: Path) -> None:
         _write_split(building, config, "train", config.train_images, [config.seed, 0])
         _write_split(building, config, "val", config.eval_images, [config.seed, 1])
         (building / "shapes.json").write_text(json.dumps(recipe))
-        building.chmod(0o755)  # mkdtemp makes it private
         _replace(building, root, recipe)
     finally:
         shutil.rmtree(building, ignore_errors=True)
@@ -71,13 +71,9 @@ def _recipe_of(root: Path) -> dict[str, Any] | None:
 
 def _replace(building: Path, root: Path, recipe: dict[str, Any]) -> None:
     """Put `building` in the place of `root`, unless another process has just put the same there."""
-    if root.exists() and _recipe_of(root) != recipe:
-        shutil.rmtree(root)
-    try:
-        building.rename(root)
-    except OSError:  # there is a folder that is not empty
+    with paths.alone(root.parent):
         if _recipe_of(root) != recipe:
-            raise
+            paths.replace(building, root)
 
 
 def _write_split(root: Path, config: ShapesConfig, name: str, count: int, seed: list[int]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Literal
@@ -198,6 +199,17 @@ def test_the_faster_of_two_processes_wins(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setattr(shapes, "_replace", slower)
     shapes.write(tiny, root)
     assert (root / "train.json").stat().st_ino == inodes[0]
+    assert [path.name for path in tmp_path.iterdir()] == ["set"]
+
+
+def test_several_that_replace_one_set_at_once(tmp_path: Path) -> None:
+    """None of them falls over files that another one is removing."""
+    root = tmp_path / "set"
+    shapes.write(ShapesConfig(train_images=100, eval_images=1, image_size=32), root)
+    renewed = ShapesConfig(train_images=1, eval_images=1, image_size=32)
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda _: shapes.write(renewed, root), range(8)))
+    assert [path.name for path in (root / "train").iterdir()] == ["000001.png"]
     assert [path.name for path in tmp_path.iterdir()] == ["set"]
 
 
