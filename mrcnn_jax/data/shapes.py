@@ -38,12 +38,13 @@ def write(config: ShapesConfig, root: Path) -> None:
     if not str(root) or root == Path():
         raise DataError("data.root is empty; name a folder for the procedural data set")
     recipe = _recipe(config)
-    if root.exists():
-        if _recipe_of(root) == recipe:
-            return
-        if any(root.iterdir()) and _recipe_of(root) is None:
-            raise DataError(f"data.root={root} holds other files; name an empty folder for the procedural data set")
     root.parent.mkdir(parents=True, exist_ok=True)
+    with paths.alone(root.parent):  # nobody replaces it meanwhile
+        there = _recipe_of(root)
+        if there == recipe:
+            return
+        if there is None and root.exists() and any(root.iterdir()):
+            raise DataError(f"data.root={root} holds other files; name an empty folder for the procedural data set")
     building = Path(tempfile.mkdtemp(prefix=f".{root.name}-", dir=root.parent))
     try:
         _write_split(building, config, "train", config.train_images, [config.seed, 0])
