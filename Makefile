@@ -7,6 +7,9 @@ RUN := $(VENV)/bin/python
 # The reference of some tests, which skip without it. `make test TORCH=` leaves out a large download.
 TORCH ?= $(if $(filter python3,$(PYTHON)),torch==2.13.0 efficientnet-lite-pytorch==0.1.0)
 
+# Containers often set it; the tests start some hundred processes, each of which would compile every module anew.
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: quickstart test-fast test test-slow lint format docs bench clean
 
 quickstart: $(VENV)/.user

@@ -52,11 +52,6 @@ def test_counts_of_the_images_differ(whole):
     assert metrics["loss_mask"] > 0
 
 
-@pytest.mark.slow  # the loop below is the same arithmetic
-def test_parts_make_the_step_of_the_whole(whole):
-    assert_equal_steps(one_step(make_config(), programs.one_device().state, parts=2), whole)
-
-
 def test_loop_of_parts_makes_the_step_of_the_whole(whole, monkeypatch):
     """As on accelerators, where the parts are a loop in the compiled program; here each of them is one image."""
     monkeypatch.setattr(gradients, "_loop", jax.lax.scan)

@@ -1,4 +1,4 @@
-"""1 process with 4 devices, 2 with 2 and 4 with 1 are the same run, and so is one that moves between them.
+"""A run that moves from 1 process with 4 devices to 2 with 2 is the run that does not move.
 
 The program of a device is the same in all layouts, and what it gets is equal to the bit. Only the sums over devices
 are added up in another order, which changes their last digit. That a digit stays a digit over some steps is up to the
@@ -22,7 +22,7 @@ from mrcnn_jax.training.checkpoint import load_variables
 
 pytestmark = pytest.mark.slow
 
-LAYOUTS = {"1x4": (1, 4), "2x2": (2, 2), "4x1": (4, 1)}  # processes, devices of each
+LAYOUTS = {"1x4": (1, 4), "2x2": (2, 2)}  # processes, devices of each
 STEPS, SAVED = 9, 3
 TOLERANCE = 1e-5
 
@@ -123,17 +123,7 @@ def check_results(first: Path, second: Path) -> None:
     assert json.loads((first / "metrics.json").read_text()) == json.loads((second / "metrics.json").read_text())
 
 
-@pytest.fixture(scope="module")
-def runs(tiny_config: Config, tmp_path_factory: pytest.TempPathFactory) -> Runs:
-    runs = Runs(steady(tiny_config), tmp_path_factory.mktemp("layouts"))
-    runs.train("1x4", "1x4")
-    return runs
-
-
-def test_two_processes_make_the_same_run(runs: Runs) -> None:
-    check_equal(runs.folder / "1x4", runs.train("2x2", "2x2"))
-
-
-def test_a_run_may_move_between_layouts(runs: Runs) -> None:
-    """Three steps in one process, six in four."""
-    check_equal(runs.folder / "1x4", runs.move("1x4", SAVED, "4x1"))
+def test_a_run_may_move_between_layouts(tiny_config: Config, tmp_path: Path) -> None:
+    """Three steps in one process, six in two."""
+    runs = Runs(steady(tiny_config), tmp_path)
+    check_equal(runs.train("1x4", "1x4"), runs.move("1x4", SAVED, "2x2"))

@@ -4,38 +4,56 @@ from __future__ import annotations
 
 import json
 import logging
+from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
 from etils import epath
+from support import linear
 from support.gcs_store import BUCKET, serve
 from support.launch import free_port, launch, write_recipe
 
+from mrcnn_jax.config import Config
 from mrcnn_jax.training.checkpoint import load_variables
+from mrcnn_jax.training.run import train
 
 pytest.importorskip("gcp_storage_emulator", reason="the emulator of a store comes with the extra `test`")
 WORKDIR = f"gs://{BUCKET}/runs/tiny"
+LINEAR_GRADIENTS = """
+from support import linear
+linear.replace_gradients()
+"""
 
 
 @pytest.mark.slow
-def test_run_in_a_bucket_is_the_run_in_a_folder(finished_run, tmp_path, monkeypatch):
+def test_run_in_a_bucket_is_the_run_in_a_folder(
+    tiny_config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All parameters of the network, with the gradients of a linear model: it is the files that matter."""
     logging.getLogger("gcp_storage_emulator").setLevel(logging.ERROR)
-    recipe = write_recipe(finished_run.config, tmp_path / "recipe.py")
-    train = ["train.py", f"--config={recipe}", f"--workdir={WORKDIR}"]
+    linear.replace_gradients(monkeypatch.setattr)
+    folder = tmp_path / "run"
+    state = train(tiny_config, folder)
+
+    recipe = write_recipe(tiny_config, tmp_path / "recipe.py")
+    command = ["train.py", f"--config={recipe}", f"--workdir={WORKDIR}"]
     with serve(free_port()) as environment:
         for name, value in environment.items():
             monkeypatch.setenv(name, value)
-        with launch([*train, "--config.train.steps=7"], tmp_path / "first", devices=2) as job:
+        first, second = tmp_path / "first", tmp_path / "second"
+        with launch([*command, "--config.train.steps=7"], first, devices=2, prelude=LINEAR_GRADIENTS) as job:
             assert "step 7/7" in job.succeed()
-        with launch(train, tmp_path / "second", devices=2) as job:
+        with launch(command, second, devices=2, prelude=LINEAR_GRADIENTS) as job:
             assert "step 7 of 10" in job.succeed()
-        lines = (epath.Path(WORKDIR) / "metrics.jsonl").read_text().splitlines()
+        lines = (epath.Path(WORKDIR) / "metrics.jsonl").read_text()
         _, variables = load_variables(WORKDIR)
         scores = json.loads((epath.Path(WORKDIR) / "evaluation" / "metrics.json").read_text())
-    local = [json.loads(line) for line in (finished_run.workdir / "metrics.jsonl").read_text().splitlines()]
-    assert [(row["step"], row["loss"]) for row in map(json.loads, lines)] == [
-        (row["step"], row["loss"]) for row in local
-    ]
-    jax.tree.map(np.testing.assert_array_equal, variables["params"], jax.device_get(finished_run.state.params))
-    assert scores == json.loads((finished_run.workdir / "evaluation" / "metrics.json").read_text())
+
+    assert steps_and_losses(lines) == steps_and_losses((folder / "metrics.jsonl").read_text())
+    jax.tree.map(np.testing.assert_array_equal, variables["params"], jax.device_get(state.params))
+    assert scores == json.loads((folder / "evaluation" / "metrics.json").read_text())
+
+
+def steps_and_losses(lines: str) -> list[tuple[int, float]]:
+    return [(row["step"], row["loss"]) for row in map(json.loads, lines.splitlines())]

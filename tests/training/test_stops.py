@@ -26,6 +26,7 @@ signal.signal(signal.SIGINT, signal.default_int_handler)  # the tests may run in
 def stop(number=signal.SIGTERM, send=os.kill, to=os.getpid()):
     print(f"signal at {time.monotonic()}", flush=True)
     send(to, number)
+    time.sleep(0.2)  # another thread may have got it; Python's handler runs in the main one, which is to go no further
 """
 PREPARATION = """
 from mrcnn_jax.training import run
