@@ -34,6 +34,7 @@ lint: $(VENV)/.test
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check .
 	$(RUN) -m mypy
+	$(VENV)/bin/lint-imports
 
 format: $(VENV)/.test
 	$(RUN) -m ruff check --fix .

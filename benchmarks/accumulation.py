@@ -22,9 +22,8 @@ import jax
 import numpy as np
 import optax
 
-from mrcnn_jax import presets
-from mrcnn_jax.config import Config, ModelConfig, TrainConfig
-from mrcnn_jax.models.rcnn import build_model, variable_shapes
+from mrcnn_jax.config import Config, ModelConfig, TrainConfig, presets
+from mrcnn_jax.models.mask_rcnn import build_model, variable_shapes
 from mrcnn_jax.structures import Batch, GroundTruth
 from mrcnn_jax.training import gradients
 from mrcnn_jax.training.step import TrainState, create_state, make_train_step

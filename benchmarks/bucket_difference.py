@@ -11,22 +11,25 @@ the average precisions of both modes are the last word.
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import dataclasses
 import io
+import sys
 from typing import Any
 
 import numpy as np
 from pycocotools import mask as coco_mask
 
-from mrcnn_jax import command_line, compilation_cache, peer_models
+from mrcnn_jax.cli import common
 from mrcnn_jax.config import Config, apply_overrides
 from mrcnn_jax.data.batching import choose_buckets
-from mrcnn_jax.data.coco import Dataset, load_split
-from mrcnn_jax.evaluation import coco, exact
-from mrcnn_jax.evaluation.postprocess import Prediction
-from mrcnn_jax.predictor import Predictor
+from mrcnn_jax.data.dataset import Dataset, load_split
+from mrcnn_jax.evaluation import coco_metrics
+from mrcnn_jax.inference import exact
+from mrcnn_jax.inference.postprocess import Prediction
+from mrcnn_jax.inference.predictor import Predictor
+from mrcnn_jax.runtime import compilation_cache
+from mrcnn_jax.weights import reference_models
 
 _IOUS = (0.5, 0.9)
 _THRESHOLDS = (0.05, 0.5)
@@ -91,7 +94,7 @@ def average_precisions(config: Config, dataset: Dataset, chosen: list[int], pred
     records = [r for image_id, p in zip(ids, predictions, strict=True) for r in p.to_coco(image_id)]
     masks = dataset.has_masks and any(p.mask_probabilities is not None for p in predictions)
     with contextlib.redirect_stdout(io.StringIO()):
-        metrics = coco.evaluate(
+        metrics = coco_metrics.evaluate(
             dataset.annotations_path,
             records,
             iou_types=["bbox", "segm"] if masks else ["bbox"],
@@ -119,16 +122,17 @@ def padded_alike(config: Config, peer: Any, sizes: np.ndarray) -> list[bool]:
 
 def main() -> None:
     """Print what has a partner, and both modes' average precisions."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    command_line.add_model(parser)
-    parser.add_argument("--exact", choices=peer_models.PEERS, help="whose resize; default: the --model's")
+    parser = common.make_parser("", __doc__, overrides=True)
+    parser.prog = "bucket_difference.py"
+    common.add_model(parser)
+    parser.add_argument("--exact", choices=reference_models.ORIGINS, help="whose resize; default: the --model's")
     parser.add_argument("--images", type=int, help="only so many, the first ones")
-    arguments, overrides = command_line.parse(parser)
+    arguments, overrides = common.parse(parser, sys.argv[1:])
     if not arguments.exact and not arguments.model:
         parser.error("whose exact mode? --exact=torchvision or detectron2")
-    peer = arguments.exact or peer_models.peer_of(arguments.model)
+    peer = arguments.exact or reference_models.origin_of(arguments.model)
     compilation_cache.enable()
-    config, variables = command_line.load_model(parser, arguments)
+    config, variables = common.model_source(parser, arguments).load()
     config = apply_overrides(config, overrides)
     dataset = load_split(config.data, "eval")
     chosen = list(range(len(dataset)))[: arguments.images]
@@ -141,4 +145,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    command_line.run(main)
+    sys.exit(common.run(main))

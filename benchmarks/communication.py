@@ -17,9 +17,8 @@ import jax
 import numpy as np
 
 from benchmarks import remat
-from mrcnn_jax import presets
-from mrcnn_jax.config import Config, ModelConfig
-from mrcnn_jax.models.rcnn import build_model, variable_shapes
+from mrcnn_jax.config import Config, ModelConfig, presets
+from mrcnn_jax.models.mask_rcnn import build_model, variable_shapes
 from mrcnn_jax.training import parallel
 from mrcnn_jax.training.optimizer import frozen_paths, make_optimizer, make_schedule
 from mrcnn_jax.training.step import create_state, make_train_step

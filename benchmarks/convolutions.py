@@ -18,7 +18,7 @@ import jax
 import numpy as np
 from jax import lax
 
-from mrcnn_jax.ops.conv import conv2d
+from mrcnn_jax.ops.xla_cpu.conv import conv2d
 
 
 class Case(NamedTuple):

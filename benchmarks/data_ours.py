@@ -22,10 +22,14 @@ def main() -> None:
     # After the choice of cores, by which some libraries count their threads.
     from mrcnn_jax.config import from_json
     from mrcnn_jax.data import load_split, train_batches
-    from mrcnn_jax.data.augment import draw
+    from mrcnn_jax.data.augment import random_choices
 
     config = from_json(arguments.config)
-    whole = mock.patch.object(draw, "reduction", return_value=1) if arguments.full_decode else contextlib.nullcontext()
+    whole = (
+        mock.patch.object(random_choices, "reduction", return_value=1)
+        if arguments.full_decode
+        else contextlib.nullcontext()
+    )
     with whole, train_batches(load_split(config.data, "train"), config) as batches:
         serve(batches, config.train.batch_size, arguments.images)
 

@@ -14,7 +14,7 @@ import cv2
 
 from mrcnn_jax.config import Config
 from mrcnn_jax.data import image_files, load_split, loader, pipeline, records, sample
-from mrcnn_jax.data.augment import draw, geometry
+from mrcnn_jax.data.augment import geometry, random_choices
 from mrcnn_jax.data.batching import BatchPlan
 
 # The function is looked up there, and its time without that of those inside it counts as this.
@@ -26,7 +26,7 @@ STAGES: dict[str, list[tuple[Any, str]]] = {
     "flipping": [(cv2, "flip")],
     "resizing": [(geometry, "resample")],
     "mask crops": [(sample, "crop_masks")],
-    "drawing and moving": [(draw, "draw"), (draw, "apply"), (loader, "write")],
+    "drawing and moving": [(random_choices, "draw"), (random_choices, "apply"), (loader, "write")],
     "empty batches": [(loader.Loader, "_empty")],
 }
 

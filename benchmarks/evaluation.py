@@ -24,9 +24,10 @@ import cv2
 import numpy as np
 
 from mrcnn_jax.config import ModelConfig
-from mrcnn_jax.evaluation import coco, inference
-from mrcnn_jax.evaluation.analysis import analyse
-from mrcnn_jax.evaluation.postprocess import postprocess
+from mrcnn_jax.evaluation import coco_metrics
+from mrcnn_jax.evaluation.analysis.analyze import analyze
+from mrcnn_jax.inference import detector
+from mrcnn_jax.inference.postprocess import postprocess
 from mrcnn_jax.structures import Detections
 
 SIZES = ((480, 640), (640, 480), (427, 640), (600, 800), (800, 1088))  # of images, equally often
@@ -146,14 +147,14 @@ def detect_all(pool: Pool, count: int, device: float, file: IO[bytes]) -> None:
         time.sleep(device)
         return Detections(*(np.stack(field) for field in zip(*(pool[i % POOL][0] for i in images), strict=True)))
 
-    def batches() -> Iterator[inference.Images]:
+    def batches() -> Iterator[detector.Images]:
         for start in range(0, count, BATCH):
             indices = np.arange(start, min(start + BATCH, count))
             sizes = np.array([pool[i % POOL][1] for i in indices], np.int32)
-            yield inference.Images(indices, sizes, indices, np.ones(len(indices), bool))
+            yield detector.Images(indices, sizes, indices, np.ones(len(indices), bool))
 
     start = time.perf_counter()
-    for done, records in enumerate(inference.run(detect, batches(), finish), 1):
+    for done, records in enumerate(detector.run(detect, batches(), finish), 1):
         file.write(records + b"\n")
         if done % max(count // 10, 1) == 0:
             print(f"{done:6d} images: resident {resident():5.0f} MB, records {file.tell() / 1e6:4.0f} MB", flush=True)
@@ -164,19 +165,19 @@ def detect_all(pool: Pool, count: int, device: float, file: IO[bytes]) -> None:
 
 
 def score_all(truth: Path, count: int, file: IO[bytes]) -> None:
-    """Score the records, then analyse them; print what it took."""
+    """Score the records, then analyze them; print what it took."""
     scoring, whole, report = Clock(), Clock(), Clock()
     for name in ("evaluate", "accumulate"):
-        setattr(coco.COCOeval, name, scoring.timed(getattr(coco.COCOeval, name)))
+        setattr(coco_metrics.COCOeval, name, scoring.timed(getattr(coco_metrics.COCOeval, name)))
     file.seek(0)
     results = [record for line in file for record in json.loads(line)]
     print(f"records as Python's objects: resident {resident():.0f} MB")
     with contextlib.redirect_stdout(io.StringIO()):
-        scores = whole.timed(coco.score)(truth, results)
+        scores = whole.timed(coco_metrics.score)(truth, results)
     print(f"segm/AP {scores.metrics['segm/AP']:.3f}, resident {resident():.0f} MB")
     print(f"pycocotools, boxes and masks: {1000 * scoring.seconds / count:.1f} ms of CPU an image")
     print(f"with reading and indexing: {1000 * whole.seconds / count:.1f} ms of CPU an image")
-    report.timed(analyse)(scores)
+    report.timed(analyze)(scores)
     print(f"analysis: {1000 * report.seconds / count:.1f} ms of CPU an image")
     print(f"at most resident: {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3:.0f} MB")
 

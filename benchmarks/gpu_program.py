@@ -30,9 +30,8 @@ import optax
 from jax.experimental import topologies
 
 from benchmarks.hlo_text import Kernel, Program
-from mrcnn_jax import presets
-from mrcnn_jax.config import Config, ModelConfig, TrainConfig
-from mrcnn_jax.models.rcnn import build_model, detect, variable_shapes
+from mrcnn_jax.config import Config, ModelConfig, TrainConfig, presets
+from mrcnn_jax.models.mask_rcnn import build_model, detect, variable_shapes
 from mrcnn_jax.ops.masks import paste
 from mrcnn_jax.structures import Batch, GroundTruth
 from mrcnn_jax.training.step import create_state, make_train_step

@@ -20,8 +20,8 @@ import time
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from mrcnn_jax import compilation_cache
 from mrcnn_jax.config import Config, SplitConfig, load_config
+from mrcnn_jax.runtime import compilation_cache
 
 _RECIPE = Path(__file__).resolve().parent.parent / "configs" / "light_mask_rcnn.py"
 _ANNOTATIONS = "annotations.json"
@@ -71,7 +71,7 @@ def recipe(folder: Path, category: str, steps: int, seed: int, weights: str) -> 
 
 def run(config: Config, workdir: Path) -> Outcome:
     """Train and evaluate in a new folder."""
-    from mrcnn_jax.training.run import train
+    from mrcnn_jax.training.train import train
 
     start = time.perf_counter()
     train(config, workdir)
@@ -101,8 +101,8 @@ def inference(folder: Path, rounds: int = 5) -> None:
     import cv2
     import jax
 
-    from mrcnn_jax.models.rcnn import build_model, init_variables
-    from mrcnn_jax.predictor import Predictor
+    from mrcnn_jax.inference.predictor import Predictor
+    from mrcnn_jax.models.mask_rcnn import build_model, init_variables
 
     pictures = sorted((folder / "images").iterdir())[:rounds]
     photographs = [cv2.cvtColor(cv2.imread(str(path)), cv2.COLOR_BGR2RGB) for path in pictures]

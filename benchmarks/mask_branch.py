@@ -19,9 +19,8 @@ import jax
 import numpy as np
 
 from benchmarks import remat, side_ours, surroundings
-from mrcnn_jax import presets
-from mrcnn_jax.config import ModelConfig
-from mrcnn_jax.models import rcnn
+from mrcnn_jax.config import ModelConfig, presets
+from mrcnn_jax.models import mask_rcnn
 
 SHAPE = (800, 1088)
 NETWORKS = {
@@ -50,7 +49,7 @@ def row(config: ModelConfig, shape: tuple[int, int], rounds: int) -> str:
     config = dataclasses.replace(config, num_classes=80)
     rng = np.random.default_rng(0)
     picture = rng.integers(0, 256, (1, *shape, 3), dtype=np.uint8)
-    variables = remat.make_variables(rcnn.build_model(config))
+    variables = remat.make_variables(mask_rcnn.build_model(config))
     runs = [inference(model, variables, picture) for model in (dataclasses.replace(config, mask=None), config)]
     plain, masked = (run() for run in runs)
     for field in ("boxes", "scores", "classes", "valid"):
@@ -64,7 +63,7 @@ def row(config: ModelConfig, shape: tuple[int, int], rounds: int) -> str:
 
 def inference(config: ModelConfig, variables: Any, picture: np.ndarray) -> Callable[[], Any]:
     """A compiled inference of one picture, whose result is on the host."""
-    detect = jax.jit(functools.partial(rcnn.detect, rcnn.build_model(config)))
+    detect = jax.jit(functools.partial(mask_rcnn.detect, mask_rcnn.build_model(config)))
     placed = jax.device_put((variables, picture, np.int32([picture.shape[1:3]])))
     return lambda: jax.tree.map(np.asarray, detect(*placed))
 

@@ -21,7 +21,7 @@ import numpy as np
 
 from mrcnn_jax.config import MaskHeadConfig
 from mrcnn_jax.data import annotations
-from mrcnn_jax.data.masks import Masks, crop_masks
+from mrcnn_jax.data.mask_crops import Masks, crop_masks
 from mrcnn_jax.data.sample import make_sample
 from mrcnn_jax.structures import GroundTruth, SampledRoIs
 from mrcnn_jax.targets import mask_targets

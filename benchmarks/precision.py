@@ -17,9 +17,9 @@ import numpy as np
 from benchmarks import work
 from benchmarks.side_ours import model_config, sizes_of
 from benchmarks.work import Case
-from mrcnn_jax.models.rcnn import build_model, detect
+from mrcnn_jax.models.mask_rcnn import build_model, detect
 from mrcnn_jax.structures import Detections
-from mrcnn_jax.weights import torchvision as names
+from mrcnn_jax.weights import torchvision_names as names
 
 SCORE = 0.3  # of the detections that are looked for
 

@@ -24,9 +24,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from mrcnn_jax import presets
-from mrcnn_jax.config import Config, ModelConfig, TrainConfig
-from mrcnn_jax.models.rcnn import MaskRCNN, build_model, variable_shapes
+from mrcnn_jax.config import Config, ModelConfig, TrainConfig, presets
+from mrcnn_jax.models.mask_rcnn import MaskRCNN, build_model, variable_shapes
 from mrcnn_jax.structures import Batch, GroundTruth
 from mrcnn_jax.training.optimizer import frozen_paths, make_optimizer, make_schedule
 from mrcnn_jax.training.step import create_state, make_train_step

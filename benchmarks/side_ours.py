@@ -17,19 +17,19 @@ import optax
 from benchmarks import work
 from benchmarks.turns import Task, serve
 from benchmarks.work import Case
-from mrcnn_jax import compilation_cache, presets
-from mrcnn_jax.config import Config, ModelConfig
-from mrcnn_jax.evaluation.paste import paste
-from mrcnn_jax.models import rcnn
+from mrcnn_jax.config import Config, ModelConfig, presets
+from mrcnn_jax.inference.paste import paste
+from mrcnn_jax.models import mask_rcnn
 from mrcnn_jax.ops import boxes as box_ops
 from mrcnn_jax.ops import masks as mask_ops
 from mrcnn_jax.ops.matching import match
 from mrcnn_jax.ops.nms import batched_nms
-from mrcnn_jax.ops.roi_align import multilevel_roi_align
+from mrcnn_jax.ops.roi.align import multilevel_roi_align
+from mrcnn_jax.runtime import compilation_cache
 from mrcnn_jax.structures import Batch, Detections, GroundTruth, Proposals
 from mrcnn_jax.training import forward
 from mrcnn_jax.training.step import create_state, make_train_step
-from mrcnn_jax.weights import torchvision as names
+from mrcnn_jax.weights import torchvision_names as names
 
 SLOTS = 100  # for objects, most of them empty, as the recipes have
 
@@ -136,8 +136,8 @@ def full_frames(masks: np.ndarray, boxes: np.ndarray, shape: tuple[int, int]) ->
     return frames
 
 
-def network(case: Case) -> tuple[rcnn.MaskRCNN, Any]:
-    model = rcnn.build_model(model_config(case.low_precision))
+def network(case: Case) -> tuple[mask_rcnn.MaskRCNN, Any]:
+    model = mask_rcnn.build_model(model_config(case.low_precision))
     return model, names.import_state(model, work.weights())
 
 
@@ -150,11 +150,11 @@ def backbone(case: Case) -> Task:
 def rpn(case: Case) -> Task:
     model, variables = network(case)
     features = tuple(np.asarray(level, model.config.compute_dtype) for level in work.maps(case))
-    anchors = rcnn.level_anchors(model.config, case.shape, [level.shape[1:3] for level in features])
+    anchors = mask_rcnn.level_anchors(model.config, case.shape, [level.shape[1:3] for level in features])
 
     def run(variables: Any, features: Any, sizes: Any) -> Proposals:
         logits, deltas = model.apply(variables, features, method=model.rpn)
-        return rcnn.propose(model.config, logits, deltas, anchors, sizes, train=False)
+        return mask_rcnn.propose(model.config, logits, deltas, anchors, sizes, train=False)
 
     return program_task(run, variables, features, sizes_of(case))
 
@@ -167,8 +167,8 @@ def heads(case: Case) -> Task:
     mask_size = config.mask.pool_size
 
     def run(variables: Any, features: Any, boxes: Any, found: Any) -> Any:
-        seen = rcnn.pool_rois(config, features, boxes, config.box.pool_size)
-        outlined = rcnn.pool_rois(config, features, found, mask_size)
+        seen = mask_rcnn.pool_rois(config, features, boxes, config.box.pool_size)
+        outlined = mask_rcnn.pool_rois(config, features, found, mask_size)
         classes = jnp.ones(len(outlined), jnp.int32)
         return model.apply(variables, seen, method=model.box), model.apply(
             variables, outlined, classes, method=model.mask
@@ -183,7 +183,7 @@ def inference(case: Case) -> Task:
     placed = jax.device_put((variables, work.pictures(case), sizes_of(case)))
     if jax.default_backend() != "cpu":
         return program_task(functools.partial(detect_and_paste, model, case.shape), *placed)
-    program, facts = compiled(functools.partial(rcnn.detect, model), *placed)
+    program, facts = compiled(functools.partial(mask_rcnn.detect, model), *placed)
 
     def run() -> list[np.ndarray]:
         found = jax.tree.map(np.asarray, program(*placed))
@@ -193,17 +193,17 @@ def inference(case: Case) -> Task:
 
 
 def detect_and_paste(
-    model: rcnn.MaskRCNN, shape: tuple[int, int], variables: Any, images: Any, sizes: Any
+    model: mask_rcnn.MaskRCNN, shape: tuple[int, int], variables: Any, images: Any, sizes: Any
 ) -> tuple[Detections, jax.Array]:
     """Detections, and their masks (B, D, H, W) bool."""
-    found = rcnn.detect(model, variables, images, sizes)
+    found = mask_rcnn.detect(model, variables, images, sizes)
     masks = jax.lax.map(lambda one: mask_ops.paste(*one, shape, rule="torchvision") >= 0.5, (found.masks, found.boxes))
     return found, masks
 
 
 def training(case: Case) -> Task:
     config = Config(model=model_config(case.low_precision))
-    model = rcnn.build_model(config.model)
+    model = mask_rcnn.build_model(config.model)
     optimizer = optax.sgd(1e-4, momentum=0.9)
     step = make_train_step(model, config, optimizer, optax.constant_schedule(1e-4))
     batch, key = jax.device_put((training_batch(case), jax.random.key(0)))

@@ -16,7 +16,7 @@ from typing import Any
 
 from jax.profiler import ProfileData
 
-from mrcnn_jax.profiling import WAITING
+from mrcnn_jax.runtime.profiling import WAITING
 
 # The names in the paths of operations: modules of the network, and the scopes of `models.rcnn` and `training`.
 PARTS = (

@@ -10,8 +10,7 @@ Command: `python train.py --config=configs/faster_rcnn_r50_fpn_1x.py --config.da
 
 import dataclasses
 
-from mrcnn_jax import presets
-from mrcnn_jax.config import Config
+from mrcnn_jax.config import Config, presets
 
 
 def get_config() -> Config:

@@ -11,8 +11,7 @@ Command: `python train.py --config=configs/keypoint_mask_rcnn_r50_fpn.py --confi
 --workdir=DIR`.
 """
 
-from mrcnn_jax import presets
-from mrcnn_jax.config import Config
+from mrcnn_jax.config import Config, presets
 
 
 def get_config() -> Config:

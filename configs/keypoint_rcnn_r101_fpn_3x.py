@@ -12,8 +12,7 @@ Command: `python train.py --config=configs/keypoint_rcnn_r101_fpn_3x.py --config
 
 import dataclasses
 
-from mrcnn_jax import presets
-from mrcnn_jax.config import Config
+from mrcnn_jax.config import Config, presets
 
 
 def get_config() -> Config:

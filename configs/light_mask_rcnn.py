@@ -6,8 +6,7 @@ Command: `pip install -e '.[data,viz,light]'`, then
 `python train.py --config=configs/light_mask_rcnn.py --config.data.root=DIR --workdir=runs/light`.
 """
 
-from mrcnn_jax import presets
-from mrcnn_jax.config import Config, DataConfig, EvalConfig, OptimizerConfig, SplitConfig, TrainConfig
+from mrcnn_jax.config import Config, DataConfig, EvalConfig, OptimizerConfig, SplitConfig, TrainConfig, presets
 
 
 def get_config() -> Config:

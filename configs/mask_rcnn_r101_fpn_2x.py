@@ -12,8 +12,7 @@ Command: `python train.py --config=configs/mask_rcnn_r101_fpn_2x.py --config.dat
 
 import dataclasses
 
-from mrcnn_jax import presets
-from mrcnn_jax.config import Config
+from mrcnn_jax.config import Config, presets
 
 
 def get_config() -> Config:

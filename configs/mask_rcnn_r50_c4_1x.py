@@ -9,8 +9,7 @@ Command: `python train.py --config=configs/mask_rcnn_r50_c4_1x.py --config.data.
 --workdir=DIR`.
 """
 
-from mrcnn_jax import presets
-from mrcnn_jax.config import Config
+from mrcnn_jax.config import Config, presets
 
 
 def get_config() -> Config:

@@ -13,8 +13,7 @@ Command: `python train.py --config=configs/mask_rcnn_r50_fpn_lsj.py --config.dat
 
 import dataclasses
 
-from mrcnn_jax import presets
-from mrcnn_jax.config import AugmentConfig, Config, DataConfig, OptimizerConfig, TrainConfig
+from mrcnn_jax.config import AugmentConfig, Config, DataConfig, OptimizerConfig, TrainConfig, presets
 
 
 def get_config() -> Config:

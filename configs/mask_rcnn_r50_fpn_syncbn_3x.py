@@ -10,8 +10,7 @@ Command: `python train.py --config=configs/mask_rcnn_r50_fpn_syncbn_3x.py --conf
 --workdir=DIR`.
 """
 
-from mrcnn_jax import presets
-from mrcnn_jax.config import Config
+from mrcnn_jax.config import Config, presets
 
 
 def get_config() -> Config:

@@ -12,8 +12,7 @@ Command: `python train.py --config=configs/mask_rcnn_r50_fpn_v2.py --config.data
 --workdir=DIR`.
 """
 
-from mrcnn_jax import presets
-from mrcnn_jax.config import AugmentConfig, Config, DataConfig, OptimizerConfig, TrainConfig
+from mrcnn_jax.config import AugmentConfig, Config, DataConfig, OptimizerConfig, TrainConfig, presets
 
 EPOCH = 1833  # steps of 64 of the 117,266 training images that have an annotation
 

@@ -12,8 +12,7 @@ Command: `python train.py --config=configs/mask_rcnn_x101_64x4d_fpn_1x.py --conf
 
 import dataclasses
 
-from mrcnn_jax import presets
-from mrcnn_jax.config import Config
+from mrcnn_jax.config import Config, presets
 
 
 def get_config() -> Config:

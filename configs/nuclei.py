@@ -5,8 +5,7 @@ Hardware, time and accuracy: docs/recipes.md, "nuclei".
 Command: `python train.py --config=configs/nuclei.py --config.data.root=DIR --workdir=runs/nuclei`.
 """
 
-from mrcnn_jax import presets
-from mrcnn_jax.config import Config, DataConfig, EvalConfig, OptimizerConfig, SplitConfig, TrainConfig
+from mrcnn_jax.config import Config, DataConfig, EvalConfig, OptimizerConfig, SplitConfig, TrainConfig, presets
 
 
 def get_config() -> Config:

@@ -5,8 +5,7 @@ Hardware, time and accuracy: docs/recipes.md, "overfit".
 Command: `python train.py --config=configs/overfit.py --config.data.root=DIR --workdir=runs/overfit`.
 """
 
-from mrcnn_jax import presets
-from mrcnn_jax.config import Config, DataConfig, EvalConfig, OptimizerConfig, SplitConfig, TrainConfig
+from mrcnn_jax.config import Config, DataConfig, EvalConfig, OptimizerConfig, SplitConfig, TrainConfig, presets
 
 PHOTOGRAPHS = (5001, 60623, 62554, 107438, 129648, 214753, 458756, 491525)  # the first and the fifth have crowds
 

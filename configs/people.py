@@ -7,7 +7,8 @@ Command: `python train.py --config=configs/people.py --workdir=runs/people`.
 
 import dataclasses
 
-from mrcnn_jax import config, presets
+from mrcnn_jax import config
+from mrcnn_jax.config import presets
 
 
 def get_config() -> config.Config:

@@ -5,8 +5,16 @@ Hardware, time and accuracy: docs/recipes.md, "quickstart".
 Command: `python train.py --config=configs/quickstart.py --workdir=runs/quickstart`, or `make quickstart`.
 """
 
-from mrcnn_jax import presets
-from mrcnn_jax.config import Config, DataConfig, EvalConfig, OptimizerConfig, ShapesConfig, SplitConfig, TrainConfig
+from mrcnn_jax.config import (
+    Config,
+    DataConfig,
+    EvalConfig,
+    OptimizerConfig,
+    ShapesConfig,
+    SplitConfig,
+    TrainConfig,
+    presets,
+)
 
 
 def get_config() -> Config:

@@ -50,7 +50,7 @@ def on_page_markdown(markdown: str, **_: object) -> str:
 
 def _tables() -> Iterator[str]:
     """A heading and a table for each part of the configuration, under the names that overrides use."""
-    tree = griffe.load("mrcnn_jax.config.tree", extensions=griffe.load_extensions(FieldComments))
+    tree = griffe.load("mrcnn_jax.config.schema", extensions=griffe.load_extensions(FieldComments))
     for part, names in _parts(tree, "Config", "").items():
         rows = [_row(tree, field) for field in _fields(tree, part)]
         heading = ", ".join(f"`{name}`" for name in names if name) or "The recipe"

@@ -1,6 +1,6 @@
 """A hook of mkdocs: what the documents link to elsewhere in the repository becomes part of the site.
 
-On a code host `[the tree](../mrcnn_jax/config/tree.py)` leads to the file. Here the file gets a page of its own, in
+On a code host `[the tree](../mrcnn_jax/config/schema.py)` leads to the file. Here the file gets a page of its own, in
 `repository/`: Markdown as it is, anything else as code, pictures as they are. So links need no address of a host, and
 they show the version that the site was built from. A link to what is not there fails the build, as does a page that
 would fetch anything from elsewhere.

@@ -12,7 +12,7 @@ import cv2
 import numpy as np
 
 from mrcnn_jax import Predictor, read_image, visualize
-from mrcnn_jax.data.coco import load_split
+from mrcnn_jax.data.dataset import load_split
 
 PICTURES = 4
 GAP = 16  # pixels, of white

@@ -9,9 +9,9 @@ __version__ = "0.1.0"
 
 _PUBLIC = {
     "load_config": "mrcnn_jax.config",
-    "build_model": "mrcnn_jax.models.rcnn",
-    "Predictor": "mrcnn_jax.predictor",
-    "read_image": "mrcnn_jax.predictor",
+    "build_model": "mrcnn_jax.models.mask_rcnn",
+    "Predictor": "mrcnn_jax.inference.predictor",
+    "read_image": "mrcnn_jax.inference.predictor",
 }
 _MODULES = ("visualize",)
 __all__ = [*_PUBLIC, *_MODULES, "__version__"]

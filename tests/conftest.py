@@ -1,15 +1,19 @@
-"""Shared set-up: two virtual CPU devices, strict rank promotion, the persistent compilation cache, golden arrays."""
+"""Shared set-up: two virtual CPU devices, strict rank promotion, the persistent compilation cache; golden arrays,
+a finished training run, a small COCO dataset, results of an evaluation.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import importlib.metadata
 import importlib.util
+import io
 import os
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, NamedTuple
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
@@ -17,9 +21,10 @@ import hypothesis
 import jax
 import numpy as np
 import pytest
-from support import tiny
+from support import fake_results, programs, tiny
+from support.coco_folder import CocoFolder
 
-from mrcnn_jax.config import ModelConfig
+from mrcnn_jax.config import Config, ModelConfig
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -107,3 +112,66 @@ def shared_data() -> Callable[[str], Path]:
 def tiny_model_config() -> ModelConfig:
     """A whole Mask R-CNN for images of 64 x 64 pixels, as small as it can be; its classes are not set."""
     return tiny.model()
+
+
+class Run(NamedTuple):
+    """A run that has been trained to its end."""
+
+    config: Config
+    workdir: Path
+    state: Any
+    output: str
+
+
+@pytest.fixture(scope="session")
+def tiny_config(tiny_model_config: ModelConfig, tmp_path_factory: pytest.TempPathFactory) -> Config:
+    return tiny.config(tiny_model_config, tmp_path_factory.mktemp("tiny"))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def shared_programs() -> Iterator[None]:
+    """Runs of the same network in this process share its train step."""
+    with pytest.MonkeyPatch.context() as patch:
+        programs.share_train_steps(patch.setattr)
+        yield
+
+
+@pytest.fixture(scope="session")
+def finished_run(tiny_config: Config, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """The tiny recipe, trained on both virtual devices without interruption."""
+    from mrcnn_jax.training.train import train
+
+    workdir = tmp_path_factory.mktemp("runs") / "finished"
+    with contextlib.redirect_stdout(io.StringIO()) as output, programs.first_use():
+        state = train(tiny_config, workdir)
+    return Run(tiny_config, workdir, state, output.getvalue())
+
+
+@pytest.fixture
+def coco_folder(tmp_path: Path) -> CocoFolder:
+    return CocoFolder(tmp_path / "coco")
+
+
+@pytest.fixture(scope="module")
+def shared_folder(tmp_path_factory: pytest.TempPathFactory) -> CocoFolder:
+    """The same for tests that only read it."""
+    return CocoFolder(tmp_path_factory.mktemp("coco") / "coco")
+
+
+@pytest.fixture
+def rewrite_later() -> Callable[[Path], None]:
+    """Give a file another time of change, as an edit would."""
+
+    def touch(path: Path) -> None:
+        status = path.stat()
+        os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns + 1_000_000))
+
+    return touch
+
+
+@pytest.fixture(scope="session")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with images/, annotations.json and results.json."""
+    folder = tmp_path_factory.mktemp("report") / "made"
+    fake_results.make(folder)
+    return folder

@@ -14,9 +14,9 @@ import numpy as np
 import pytest
 from support.golden_models import share_found
 
+from mrcnn_jax.checkpoints.manager import load_variables
 from mrcnn_jax.data.image_files import decode
-from mrcnn_jax.evaluation import inference
-from mrcnn_jax.training.checkpoint import load_variables
+from mrcnn_jax.inference import detector
 
 ROOT = Path(__file__).resolve().parent.parent
 STEPS = 150
@@ -60,7 +60,7 @@ def found_in_bfloat16(run, images):
     config, variables = load_variables(run)
     sizes = np.tile(np.int32(images.shape[1:3]), (len(images), 1))
     wide, narrow = (
-        jax.device_get(inference.compile_detect(replace(config.model, compute_dtype=dtype), variables)(images, sizes))
+        jax.device_get(detector.compile_detect(replace(config.model, compute_dtype=dtype), variables)(images, sizes))
         for dtype in ("float32", "bfloat16")
     )
     found, count = share_found(*((one.boxes, one.scores, one.classes, one.valid) for one in (wide, narrow)))

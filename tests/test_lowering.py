@@ -14,9 +14,8 @@ import jax
 import numpy as np
 import pytest
 
-from mrcnn_jax import presets
-from mrcnn_jax.config import Config, FPNConfig, ModelConfig
-from mrcnn_jax.models.rcnn import build_model, detect, variable_shapes
+from mrcnn_jax.config import Config, FPNConfig, ModelConfig, presets
+from mrcnn_jax.models.mask_rcnn import build_model, detect, variable_shapes
 from mrcnn_jax.structures import Batch, GroundTruth
 from mrcnn_jax.training import parallel
 from mrcnn_jax.training.optimizer import frozen_paths, make_optimizer, make_schedule

@@ -80,9 +80,9 @@ def test_files_of_the_repository_are_in_the_site(site):
 
 def test_links_lead_to_pages_and_code_is_left_alone(links):
     page = SimpleNamespace(file=SimpleNamespace(src_uri="data.md"))
-    text = "[a](../benchmarks/RESULTS.md#x) [b](../mrcnn_jax/config/tree.py) [c](recipes.md) [d](#here) `[e](f)`"
+    text = "[a](../benchmarks/RESULTS.md#x) [b](../mrcnn_jax/losses.py) [c](recipes.md) [d](#here) `[e](f)`"
     assert links.on_page_markdown(text, page=page) == (
-        "[a](repository/benchmarks/RESULTS.md#x) [b](repository/mrcnn_jax/config/tree.py.md) [c](recipes.md) [d](#here)"
+        "[a](repository/benchmarks/RESULTS.md#x) [b](repository/mrcnn_jax/losses.py.md) [c](recipes.md) [d](#here)"
         " `[e](f)`"
     )
     page.file.src_uri = "repository/README.md"

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from mrcnn_jax.config import AnchorConfig, BoxHeadConfig, KeypointHeadConfig, MaskHeadConfig, RoIConfig, RPNConfig
-from mrcnn_jax.models.rcnn import FPN_STRIDES
+from mrcnn_jax.models.mask_rcnn import FPN_STRIDES
 from mrcnn_jax.ops.anchors import grid_anchors
 from mrcnn_jax.structures import GroundTruth, Proposals, SampledRoIs
 from mrcnn_jax.targets import box_targets, keypoint_targets, mask_targets, rpn_targets, sample_rois

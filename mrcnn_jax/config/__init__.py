@@ -4,9 +4,9 @@ A recipe is a Python file with `get_config() -> Config`. One override mechanism,
 commands and `load_config`; values are checked against the type of the field.
 """
 
-from mrcnn_jax.config.check import needs_initial_weights, validate
-from mrcnn_jax.config.read import PLACES, apply_overrides, flatten, from_json, load_config, to_json
-from mrcnn_jax.config.tree import (
+from mrcnn_jax.config.checks import needs_initial_weights, validate
+from mrcnn_jax.config.load import PLACES, apply_overrides, flatten, from_json, load_config, to_json
+from mrcnn_jax.config.schema import (
     AnchorConfig,
     AugmentConfig,
     BackboneConfig,
@@ -27,7 +27,6 @@ from mrcnn_jax.config.tree import (
     SplitConfig,
     TrainConfig,
 )
-from mrcnn_jax.config.values import ConfigError
 
 __all__ = [
     "PLACES",
@@ -36,7 +35,6 @@ __all__ = [
     "BackboneConfig",
     "BoxHeadConfig",
     "Config",
-    "ConfigError",
     "DataConfig",
     "EvalConfig",
     "FPNConfig",

@@ -11,9 +11,7 @@ import typing
 from collections.abc import Callable, Iterable
 from typing import Annotated, Any, Literal
 
-
-class ConfigError(ValueError):
-    """A configuration that cannot be used; the message names the field and says what to do."""
+from mrcnn_jax.errors import ConfigError
 
 
 @dataclasses.dataclass(frozen=True)

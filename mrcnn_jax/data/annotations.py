@@ -17,13 +17,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from mrcnn_jax.data import file_names, instances, plausibility
+from mrcnn_jax.data import annotation_checks, file_names, plausibility
 from mrcnn_jax.data.categories import Categories, inspect_categories
-from mrcnn_jax.data.entries import Entry, is_id, sound
-from mrcnn_jax.data.errors import DataError, shown
 from mrcnn_jax.data.findings import Problem, Refusal, raise_refusals
 from mrcnn_jax.data.image_formats import MOST_PIXELS
-from mrcnn_jax.data.lvis import Judgements, judgements
+from mrcnn_jax.data.json_entries import Entry, is_id, sound
+from mrcnn_jax.data.lvis_labels import Judgements, judgements
+from mrcnn_jax.errors import DataError, shown
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,7 @@ def inspect(
     refusals += found
     by_image, found = _by_image(content, images, image_ids)
     refusals += found
-    judge = instances.Judge(
+    judge = annotation_checks.Judge(
         categories,
         masks=any(a.get("segmentation") for annotations in by_image.values() for a in annotations),
         refused=_ids(content["categories"]) - set(categories.ids),

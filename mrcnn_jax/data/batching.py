@@ -12,7 +12,7 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
-from mrcnn_jax.data.errors import DataError
+from mrcnn_jax.errors import DataError
 
 
 class PlannedBatch(NamedTuple):
@@ -131,5 +131,5 @@ class BatchPlan:
                 f"data.remainder=drop leaves out batches that are not full, and a bucket with fewer images than the"
                 f" batch of {self._batch_size} has no full one; bucket {', '.join(small)}: set"
                 " data.remainder=repeat or pad, train.batch_size to less, or other data.buckets"
-                " (`python -m mrcnn_jax.data.plan` proposes some)"
+                " (`mrcnn plan` proposes some)"
             )

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from mrcnn_jax.data.entries import Entry, sound
-from mrcnn_jax.data.errors import DataError, listing
 from mrcnn_jax.data.findings import Refusal
+from mrcnn_jax.data.json_entries import Entry, sound
+from mrcnn_jax.errors import DataError, listing
 
 # In the order of COCO, which the default of model.keypoint.flip_map and COCO's sigmas of OKS go by.
 COCO_KEYPOINTS = (

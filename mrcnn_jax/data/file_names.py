@@ -10,8 +10,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from urllib.parse import unquote
 
-from mrcnn_jax.data.errors import shown
 from mrcnn_jax.data.image_formats import SUFFIXES
+from mrcnn_jax.errors import shown
 
 log = logging.getLogger(__name__)
 

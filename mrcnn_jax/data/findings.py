@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from mrcnn_jax.data.errors import DataError, listing
+from mrcnn_jax.errors import DataError, listing
 
 
 class Refusal(NamedTuple):

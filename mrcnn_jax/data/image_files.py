@@ -24,10 +24,10 @@ from mrcnn_jax.data import file_names
 from mrcnn_jax.data import image_formats as formats
 from mrcnn_jax.data import value_range as ranges
 from mrcnn_jax.data.annotations import ImageEntry, too_large
-from mrcnn_jax.data.errors import shown
 from mrcnn_jax.data.findings import Refusal
 from mrcnn_jax.data.image_formats import FORMATS, JPEG, MOST_PIXELS, UPRIGHT, orientation
 from mrcnn_jax.data.value_range import Range, Stored, Values
+from mrcnn_jax.errors import shown
 
 _REDUCED = {  # in which OpenCV turns nothing: it knows EXIF alone
     1: cv2.IMREAD_COLOR,

@@ -8,8 +8,7 @@ from typing import Literal
 
 from PIL import Image, UnidentifiedImageError, features
 
-from mrcnn_jax.data.errors import shown
-from mrcnn_jax.data.value_range import RangeError
+from mrcnn_jax.errors import PixelRangeError, shown
 
 # More than this Pillow takes for an attempt to fill the memory, and refuses to decode. OpenCV's own bound is higher.
 MOST_PIXELS = 2 * 89_478_485
@@ -68,7 +67,7 @@ def reason(content: bytes, error: Exception) -> str:
     """Why a file cannot be read, of which Pillow says `error`."""
     if not content:
         return "it is empty"
-    if isinstance(error, RangeError):
+    if isinstance(error, PixelRangeError):
         return str(error)
     if isinstance(error, Image.DecompressionBombError):
         return f"it has more than {MOST_PIXELS} pixels: cut it into tiles, or scale it down"

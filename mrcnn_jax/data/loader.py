@@ -9,15 +9,14 @@ from __future__ import annotations
 import numpy as np
 
 from mrcnn_jax.config import Config, KeypointHeadConfig
-from mrcnn_jax.data.augment import draw
+from mrcnn_jax.data.augment import random_choices
 from mrcnn_jax.data.augment.copy_paste import paste
 from mrcnn_jax.data.batching import BatchPlan, PlannedBatch
 from mrcnn_jax.data.categories import mirrored
-from mrcnn_jax.data.coco import Dataset
-from mrcnn_jax.data.errors import DataError
+from mrcnn_jax.data.dataset import Dataset
 from mrcnn_jax.data.findings import no_masks
-from mrcnn_jax.data.records import UnreadableRecordError
 from mrcnn_jax.data.sample import Sample, make_sample, write
+from mrcnn_jax.errors import DataError, UnreadableRecordError
 from mrcnn_jax.structures import Batch, GroundTruth
 
 
@@ -97,9 +96,9 @@ class Loader:
         """Image `index` as it goes into a batch, its pixels at the top left of `canvas` (H, W, 3)."""
         data, size = self._config.data, self._dataset.sizes[index]
         if not self._training:
-            return self._apply(index, draw.without_chance(data, size, planned.bucket), canvas)
+            return self._apply(index, random_choices.without_chance(data, size, planned.bucket), canvas)
         rng = self._generator(planned.epoch, index)
-        choices = draw.draw(data, rng, size, planned.bucket)
+        choices = random_choices.draw(data, rng, size, planned.bucket)
         if choices.partner is None:
             return self._apply(index, choices, canvas)
         sample = self._apply(index, choices, None)
@@ -111,20 +110,20 @@ class Loader:
     def _paste(self, sample: Sample, index: int, partner: int, planned: PlannedBatch) -> Sample:
         """`sample`, with some instances of the image `partner` laid over it."""
         rng = self._generator(planned.epoch, index, partner)
-        choices = draw.draw(self._config.data, rng, self._dataset.sizes[partner], planned.bucket)
+        choices = random_choices.draw(self._config.data, rng, self._dataset.sizes[partner], planned.bucket)
         other = self._apply(partner, choices, None)
         if other is None:  # what is wrong with it is said where it has a slot of its own
             return sample
-        return paste(sample, other, draw.draw_some(rng, len(other.boxes)))
+        return paste(sample, other, random_choices.draw_some(rng, len(other.boxes)))
 
-    def _apply(self, index: int, choices: draw.Choices, canvas: np.ndarray | None) -> Sample | None:
+    def _apply(self, index: int, choices: random_choices.Choices, canvas: np.ndarray | None) -> Sample | None:
         """Image `index`, decoded and as `choices` say; None if it cannot be decoded."""
         try:
             content, annotations = self._dataset.record(index)
         except UnreadableRecordError:
             return None
         # Evaluation sees the pixels that the predictor sees, which is given decoded images.
-        reduced = draw.reduction(choices) if self._training else 1
+        reduced = random_choices.reduction(choices) if self._training else 1
         image = self._dataset.decode(content, reduced)
         if image is None:
             return None
@@ -139,10 +138,10 @@ class Loader:
         )
         height, width = choices.scaled
         out = None if canvas is None else canvas[:height, :width]
-        return draw.apply(choices, sample, reduced=reduced, flip_map=self._flip_map, out=out)
+        return random_choices.apply(choices, sample, reduced=reduced, flip_map=self._flip_map, out=out)
 
     def _generator(self, epoch: int, *indices: int) -> np.random.Generator:
-        return draw.generator(self._config.train.seed, epoch, *(int(self._dataset.ids[i]) for i in indices))
+        return random_choices.generator(self._config.train.seed, epoch, *(int(self._dataset.ids[i]) for i in indices))
 
 
 def _check(dataset: Dataset, config: Config) -> None:

@@ -19,9 +19,9 @@ from absl import flags
 from mrcnn_jax.config import Config
 from mrcnn_jax.data import workers
 from mrcnn_jax.data.batching import BatchPlan, choose_buckets
-from mrcnn_jax.data.coco import Dataset
-from mrcnn_jax.data.errors import DataError
+from mrcnn_jax.data.dataset import Dataset
 from mrcnn_jax.data.loader import Loader
+from mrcnn_jax.errors import DataError
 from mrcnn_jax.structures import Batch
 
 log = logging.getLogger(__name__)

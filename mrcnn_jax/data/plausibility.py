@@ -14,8 +14,8 @@ import numpy as np
 
 from mrcnn_jax.data import rle
 from mrcnn_jax.data.categories import Categories
-from mrcnn_jax.data.entries import Entry
-from mrcnn_jax.data.errors import listing, shown
+from mrcnn_jax.data.json_entries import Entry
+from mrcnn_jax.errors import listing, shown
 
 _EXAMINED = 1000  # images whose boxes are held against their masks
 _SHARE = 0.05  # of the boxes, from which on it is no slip

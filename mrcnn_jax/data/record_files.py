@@ -23,8 +23,8 @@ from typing import Any, NamedTuple
 import tensorflow_datasets as tfds
 
 from mrcnn_jax.data.annotations import ImageEntry
-from mrcnn_jax.data.errors import DataError
-from mrcnn_jax.progress import track
+from mrcnn_jax.errors import DataError
+from mrcnn_jax.runtime.progress import track
 
 # tfds holds a split in memory while it writes it, and beyond 1 GB it spills to files through TensorFlow, which is not
 # there. So the records go to as many splits as keep each one well below that.

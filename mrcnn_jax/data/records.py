@@ -19,16 +19,16 @@ from typing import Any, NamedTuple
 
 import tensorflow_datasets as tfds
 
-from mrcnn_jax import paths
 from mrcnn_jax.data import annotations as coco
 from mrcnn_jax.data import image_files, record_files, value_range
 from mrcnn_jax.data.annotations import AnnotationFile
 from mrcnn_jax.data.categories import Categories, Pose
-from mrcnn_jax.data.errors import DataError
 from mrcnn_jax.data.findings import Problem, raise_refusals
 from mrcnn_jax.data.record_files import CocoRecords, Status
 from mrcnn_jax.data.value_range import Values
-from mrcnn_jax.progress import track
+from mrcnn_jax.errors import DataError, UnreadableRecordError
+from mrcnn_jax.runtime import files
+from mrcnn_jax.runtime.progress import track
 
 log = logging.getLogger(__name__)
 
@@ -62,10 +62,6 @@ class Index:
     suspicions: list[str]
     values: list[Values]  # of images of more than 8 bits
     sizes: dict[str, int]  # of the files of the records
-
-
-class UnreadableRecordError(DataError):
-    """One record that cannot be read, among others that can."""
 
 
 class RecordReader:
@@ -175,9 +171,9 @@ def _is_current(json_path: Path, images: Path, index: Index) -> bool:
 
 def _move_into_place(building: Path, place: Path, index: Index) -> None:
     """Put `building` at `place`, instead of an outdated one; another process may have been faster with the same."""
-    with paths.alone(place.parent):
+    with files.alone(place.parent):
         if not _is_whole(place, _read_index(place), index.stamp):
-            paths.replace(building, place)
+            files.replace(building, place)
 
 
 def _is_whole(place: Path, index: Index | None, stamp: str) -> bool:

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from mrcnn_jax.data.masks import Masks, crop_masks, move_masks, read_masks, select_masks
+from mrcnn_jax.data.mask_crops import Masks, crop_masks, move_masks, read_masks, select_masks
 from mrcnn_jax.structures import GroundTruth
 
 Annotation = dict[str, Any]

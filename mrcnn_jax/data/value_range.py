@@ -14,6 +14,7 @@ from typing import NamedTuple
 import numpy as np
 
 from mrcnn_jax.data.findings import Refusal
+from mrcnn_jax.errors import PixelRangeError
 
 Range = tuple[float, float]
 
@@ -37,10 +38,6 @@ class Stored(NamedTuple):
     bits: int  # as in `Values`; 8: nothing is to be done. Colors of 16 bits are there with their upper 8 only
 
 
-class RangeError(ValueError):
-    """Pixels that cannot become 8 bits without a value range."""
-
-
 def stored_numbers(pixels: np.ndarray, bits: int, kind: int, *, zero_is_white: bool) -> Stored:
     """Gray samples (h, w) as their file means them.
 
@@ -57,7 +54,7 @@ def stored_numbers(pixels: np.ndarray, bits: int, kind: int, *, zero_is_white: b
 
 
 def to_8_bits(stored: Stored, value_range: Range | None) -> np.ndarray:
-    """(h, w, 3) uint8 RGB by the rule. Raises RangeError; what is not a number becomes 0."""
+    """(h, w, 3) uint8 RGB by the rule. Raises PixelRangeError; what is not a number becomes 0."""
     pixels, bits = stored
     colors = pixels.ndim == 3
     if bits == 8 or (colors and value_range is None):
@@ -70,7 +67,7 @@ def to_8_bits(stored: Stored, value_range: Range | None) -> np.ndarray:
     elif bits:
         pixels = np.clip(pixels.astype(np.int32) >> (bits - 8), 0, 255).astype(np.uint8)
     else:
-        raise RangeError(f"{_NO_SCALE}: set data.value_range; `python -m mrcnn_jax.data.check` measures it")
+        raise PixelRangeError(f"{_NO_SCALE}: set data.value_range; `mrcnn check` measures it")
     return pixels if colors else np.repeat(pixels[..., None], 3, axis=2)
 
 

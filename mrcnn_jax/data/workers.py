@@ -12,7 +12,7 @@ from multiprocessing import connection
 import cv2
 import numpy as np
 
-from mrcnn_jax.data.errors import DataError
+from mrcnn_jax.errors import DataError
 from mrcnn_jax.structures import Batch, GroundTruth
 
 _LEFT_TO_MAIN = (signal.SIGINT, signal.SIGTERM)

@@ -8,7 +8,7 @@ from typing import Any
 
 from pycocotools.coco import COCO
 
-from mrcnn_jax.data.errors import listing
+from mrcnn_jax.errors import listing
 
 Record = dict[str, Any]
 NAMES = {"bbox": "boxes", "segm": "masks", "keypoints": "keypoints"}  # of what a table scores

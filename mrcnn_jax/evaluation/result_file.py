@@ -12,9 +12,9 @@ from typing import Any
 from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 
-from mrcnn_jax.data.errors import DataError, listing, shown
-from mrcnn_jax.data.instances import readable_mask
-from mrcnn_jax.progress import track
+from mrcnn_jax.data.annotation_checks import readable_mask
+from mrcnn_jax.errors import DataError, listing, shown
+from mrcnn_jax.runtime.progress import track
 
 Record = dict[str, Any]
 

@@ -7,8 +7,8 @@ import jax
 import jax.numpy as jnp
 
 from mrcnn_jax.models.layers import Conv, add_bias, relu
-from mrcnn_jax.ops.conv import deconv4x4
 from mrcnn_jax.ops.image import double_bilinear
+from mrcnn_jax.ops.xla_cpu.conv import deconv4x4
 
 
 class KeypointHead(nn.Module):

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from mrcnn_jax.models.norms import NormFactory
-from mrcnn_jax.ops.conv import conv2d, deconv2x2
+from mrcnn_jax.ops.xla_cpu.conv import conv2d, deconv2x2
 
 Initializer = Callable[..., jax.Array]
 

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from mrcnn_jax.config import MaskHeadConfig
 from mrcnn_jax.models.layers import Deconv2x2, Dense, PointwiseParameters, add_bias, conv_norm_relu, relu
 from mrcnn_jax.models.norms import NormFactory
-from mrcnn_jax.ops.conv import interleave
+from mrcnn_jax.ops.xla_cpu.conv import interleave
 
 _small_normal = nn.initializers.normal(0.001)
 

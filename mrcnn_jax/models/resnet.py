@@ -10,7 +10,7 @@ import jax
 from mrcnn_jax.config import BackboneConfig
 from mrcnn_jax.models.layers import Conv, relu, rematerialized
 from mrcnn_jax.models.norms import NormFactory
-from mrcnn_jax.ops.conv import max_pool_3x3
+from mrcnn_jax.ops.xla_cpu.conv import max_pool_3x3
 
 _DEPTHS = {
     "resnet18": (2, 2, 2, 2),

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from mrcnn_jax.models.layers import Conv, PointwiseParameters, add_bias, relu
-from mrcnn_jax.ops.conv import conv2d
+from mrcnn_jax.ops.xla_cpu.conv import conv2d
 
 _INIT = nn.initializers.normal(0.01)
 

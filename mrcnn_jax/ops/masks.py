@@ -10,7 +10,7 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 
-from mrcnn_jax.ops.roi_axis import Axis, cell_weights, sample_axis
+from mrcnn_jax.ops.roi.axis import Axis, cell_weights, sample_axis
 
 PasteRule = Literal["detectron2", "torchvision"]
 

@@ -11,17 +11,19 @@ from typing import Any
 import jax
 from etils import epath
 
-from mrcnn_jax import paths, processes
-from mrcnn_jax.config import Config, ConfigError
-from mrcnn_jax.config.metrics import VALIDATION_LOSS
-from mrcnn_jax.data.coco import Dataset
+from mrcnn_jax.checkpoints.manager import best_step, save_best
+from mrcnn_jax.checkpoints.workdir import BEST
+from mrcnn_jax.config import Config
+from mrcnn_jax.config.metric_names import VALIDATION_LOSS
+from mrcnn_jax.data.dataset import Dataset
 from mrcnn_jax.data.pipeline import eval_batches
-from mrcnn_jax.evaluation.devices import dividing
-from mrcnn_jax.evaluation.run import FOLDER, OVERLAYS, check_evaluation, evaluate_model, tables
-from mrcnn_jax.models.rcnn import Variables
-from mrcnn_jax.training.checkpoint import best_step, save_best
+from mrcnn_jax.distributed import collectives
+from mrcnn_jax.errors import ConfigError
+from mrcnn_jax.evaluation.evaluate import FOLDER, OVERLAYS, check_evaluation, evaluate_model, tables
+from mrcnn_jax.inference.devices import dividing
+from mrcnn_jax.models.mask_rcnn import Variables
+from mrcnn_jax.runtime import files
 from mrcnn_jax.training.validation import Validation
-from mrcnn_jax.training.workdir import BEST
 
 logger = logging.getLogger(__name__)
 
@@ -69,11 +71,11 @@ class Evaluations:
         def read() -> bytes:
             return json.dumps([_keep_until(self._path, step), best_step(self._workdir)]).encode()
 
-        rows, held = json.loads(processes.on_main(read))
+        rows, held = json.loads(collectives.on_main(read))
         self._rows = {row["step"]: row for row in rows}
         self._held = held if held in self._rows else None
         best, highest, metric = self.best(), self._highest(), self._config.train.best_metric
-        if highest is not None and (best is None or highest[1] != best[1]) and processes.is_main():
+        if highest is not None and (best is None or highest[1] != best[1]) and collectives.is_main():
             now = f"those of step {best[0]} ({best[1]:.3f}) are" if best else "those of the next measurement will be"
             logger.warning(
                 "%s was best at step %d (%.3f), whose weights were not kept (another step was the best in"
@@ -101,7 +103,7 @@ class Evaluations:
 
     def pictures(self, step: int) -> dict[str, bytes]:
         """Pictures of what this process's evaluation after `step` steps found: by name, PNG. None without one."""
-        if self._now.get("step") != step or _PRECISION not in self._now or not processes.is_main():
+        if self._now.get("step") != step or _PRECISION not in self._now or not collectives.is_main():
             return {}
         return {path.stem: path.read_bytes() for path in (epath.Path(self._workdir) / FOLDER / OVERLAYS).glob("*.png")}
 
@@ -196,7 +198,7 @@ class Evaluations:
             _write(self._path, [row for _, row in sorted(self._rows.items())])
             return b""
 
-        processes.on_main(write)
+        collectives.on_main(write)
 
 
 def _check_best(config: Config, dataset: Dataset) -> None:
@@ -231,4 +233,4 @@ def _row(line: str) -> Row | None:
 
 
 def _write(path: epath.Path, rows: Iterable[Row]) -> None:
-    paths.write_text(path, "".join(json.dumps(row) + "\n" for row in rows))
+    files.write_text(path, "".join(json.dumps(row) + "\n" for row in rows))

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from mrcnn_jax import losses, targets
 from mrcnn_jax.config import ModelConfig
-from mrcnn_jax.models.rcnn import MaskRCNN, Variables, level_anchors, pool_rois, propose
+from mrcnn_jax.models.mask_rcnn import MaskRCNN, Variables, level_anchors, pool_rois, propose
 from mrcnn_jax.structures import Batch, GroundTruth, Proposals, SampledRoIs
 
 Metrics = dict[str, jax.Array]

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 
 from mrcnn_jax import losses
 from mrcnn_jax.config import Config
-from mrcnn_jax.models.rcnn import MaskRCNN
+from mrcnn_jax.models.mask_rcnn import MaskRCNN
 from mrcnn_jax.structures import Batch
 from mrcnn_jax.training.forward import Metrics, draw_rois, forward_losses
 

@@ -21,25 +21,14 @@ from types import FrameType, TracebackType
 import jax
 from jax.experimental import multihost_utils
 
-from mrcnn_jax import processes
+from mrcnn_jax.distributed import collectives
+from mrcnn_jax.errors import Interrupted
 
 _SPOKEN = {signal.SIGTERM: "SIGTERM", signal.SIGINT: "Ctrl-C"}
 
 
-class Stopped(KeyboardInterrupt):
-    """A signal ended the run; everything that `step` says is saved, and the same command goes on."""
-
-    def __init__(self, number: int, step: int | None = None):
-        what = "stopped; the same command continues from the last checkpoint, if there is one"
-        if step is not None:
-            what = f"saved at step {step}; the same command continues"
-        super().__init__(f"{_SPOKEN[signal.Signals(number)]}: {what}")
-        self.exit_status = 128 + number
-        self.everywhere = False  # of several processes: whether all of them stop, at this point
-
-
 class Interruptions:
-    """While open, SIGTERM and SIGINT raise `Stopped`; within `postponed()` they wait for the caller to ask.
+    """While open, SIGTERM and SIGINT raise Interrupted; within `postponed()` they wait for the caller to ask.
 
     A second Ctrl-C always raises at once. With several processes a signal to one of them stops all, at the same call of
     `reached`: JAX's preemption service agrees on it, and so does the cloud's notice. Outside the main thread (a
@@ -71,7 +60,7 @@ class Interruptions:
 
     @contextlib.contextmanager
     def postponed(self) -> Iterator[None]:
-        """Within, signals are noted; whoever asks `reached` at safe points answers them. Raises `Stopped` on leaving
+        """Within, signals are noted; whoever asks `reached` at safe points answers them. Raises Interrupted on leaving
         when nobody did. May be nested."""
         if self._postponed:
             yield
@@ -98,9 +87,9 @@ class Interruptions:
                 self._note(signal.SIGTERM)
         return self._agreed
 
-    def stopped(self, step: int | None = None) -> Stopped:
+    def stopped(self, step: int | None = None) -> Interrupted:
         """The exception to raise when `reached`; `step` is that of the state that is saved now, if one had to be."""
-        stopped = Stopped(signal.SIGTERM if self._number is None else self._number, step)
+        stopped = _interrupted(signal.SIGTERM if self._number is None else self._number, step)
         stopped.everywhere = self._agreed
         return stopped
 
@@ -108,7 +97,7 @@ class Interruptions:
         """From now on JAX hears SIGTERM (its handler replaces ours) and chooses where all processes stop."""
         if self._together or jax.process_count() == 1:
             return
-        processes.watch_preemption()
+        collectives.watch_preemption()
         self._together = True
         if self._number is not None:
             os.kill(os.getpid(), signal.SIGTERM)
@@ -119,7 +108,7 @@ class Interruptions:
             return
         if not self._postponed or not first:
             self._number = number
-            raise Stopped(number)  # in this process alone
+            raise _interrupted(number)  # in this process alone
         self._note(number)
         if self._together:  # Ctrl-C in one of the processes
             os.kill(os.getpid(), signal.SIGTERM)
@@ -130,3 +119,8 @@ class Interruptions:
         said = f"{_SPOKEN[signal.Signals(number)]}: finishing this step, then saving ({again}Ctrl-C: stop at once)\n"
         with contextlib.suppress(OSError):
             os.write(2, said.encode())  # `print` may be what the signal interrupted
+
+
+def _interrupted(number: int, step: int | None = None) -> Interrupted:
+    what = "stopped; the same command continues from the last checkpoint, if there is one"
+    return Interrupted(number, what if step is None else f"saved at step {step}; the same command continues")

@@ -13,39 +13,22 @@ from typing import Any
 import jax
 import numpy as np
 
-from mrcnn_jax import processes, profiling
-from mrcnn_jax.config import ConfigError, TrainConfig
+from mrcnn_jax.checkpoints.manager import Checkpointer
+from mrcnn_jax.config import TrainConfig
+from mrcnn_jax.distributed import collectives
+from mrcnn_jax.errors import ConfigError, NonFiniteLossError
+from mrcnn_jax.runtime import profiling
 from mrcnn_jax.structures import Batch
 from mrcnn_jax.training import parallel
-from mrcnn_jax.training.checkpoint import Checkpointer
 from mrcnn_jax.training.evaluations import Evaluations
-from mrcnn_jax.training.failure import Failure
 from mrcnn_jax.training.interruption import Interruptions
-from mrcnn_jax.training.logging import MetricsLog
+from mrcnn_jax.training.logs.metrics_log import MetricsLog
+from mrcnn_jax.training.nonfinite_dump import Failure
 
 logger = logging.getLogger(__name__)
 
 ImageIds = Callable[[np.ndarray], list[Any]]  # positions in the data set -> ids of its images
 SaveFailure = Callable[[Failure], str]  # -> path of the file, or "" if it cannot be written
-
-
-class NonFiniteLossError(RuntimeError):
-    """Training met a loss or gradient that is not finite; says at which step, for which images."""
-
-    exit_status, everywhere = 1, True
-
-    def __init__(self, step: int, image_ids: list[Any], metrics: dict[str, Any], saved: str):
-        self.step, self.image_ids, self.saved = step, image_ids, saved
-        before = int(metrics["skipped"]) - 1
-        replay = f"python -m mrcnn_jax.training.replay {shlex.quote(saved)}"
-        super().__init__(
-            f"the loss or its gradient is not finite at step {step} ({_describe(metrics)}), images {image_ids}."
-            + (f" Such steps that were left out before it, as train.max_skipped allows: {before}." if before else "")
-            + (f" `{replay}` does the step again and says which image and which loss it is." if saved else "")
-            + " The last checkpoint is from before it: the same command goes on from there, and meets it again."
-            f" train.max_skipped={before + 1} leaves it out. A new run with a lower learning rate, a longer warmup or"
-            " optimizer.clip_norm often helps; init=WORKDIR begins it with the weights of this one"
-        )
 
 
 @dataclasses.dataclass
@@ -79,8 +62,8 @@ class Loop:
     def run(self, state: Any, batches: Iterator[Batch], key: jax.Array) -> Any:
         """The final state, which is saved; `batches` starts at `state.step`.
 
-        Raises NonFiniteLossError, one step late; `Stopped` after a signal, when the state is saved; ConfigError if more
-        steps were left out already than `config.max_skipped`.
+        Raises NonFiniteLossError, one step late; Interrupted after a signal, when the state is saved; ConfigError if
+        more steps were left out already than `config.max_skipped`.
         """
         start, skipped = int(state.step), int(state.skipped)
         if skipped > self.config.max_skipped:  # the train step would change nothing any more
@@ -152,7 +135,7 @@ class Loop:
                 # Since then the state has not changed: see `training.step`.
                 devices = len(self.devices) * jax.process_count()
                 saved = self.save_failure(Failure(state, pending.batch, key, images, metrics, devices))
-                raise NonFiniteLossError(pending.step, images, metrics, saved)
+                raise non_finite(pending.step, images, metrics, saved)
         logger.warning(
             "step %d is left out, its loss or gradient is not finite (%s), images %s: %d of at most %d such steps",
             *(pending.step, _describe(metrics), images, metrics["skipped"], self.config.max_skipped),
@@ -162,8 +145,23 @@ class Loop:
     def _all_image_ids(self, batch: Batch) -> list[Any]:
         """Ids of the images in the global batch."""
         ours = self.image_ids(np.asarray(batch.indices)[np.asarray(batch.valid)])
-        shares = processes.gather_bytes(json.dumps(ours).encode())
+        shares = collectives.gather_bytes(json.dumps(ours).encode())
         return [image for share in shares for image in json.loads(share)]
+
+
+def non_finite(step: int, image_ids: list[Any], metrics: dict[str, Any], saved: str) -> NonFiniteLossError:
+    """The error of a step whose loss or gradient is not finite; `saved` is the file that contains it, or empty."""
+    before = int(metrics["skipped"]) - 1
+    replay = f"mrcnn replay {shlex.quote(saved)}"
+    message = (
+        f"the loss or its gradient is not finite at step {step} ({_describe(metrics)}), images {image_ids}."
+        + (f" Such steps that were left out before it, as train.max_skipped allows: {before}." if before else "")
+        + (f" `{replay}` does the step again and says which image and which loss it is." if saved else "")
+        + " The last checkpoint is from before it: the same command goes on from there, and meets it again."
+        f" train.max_skipped={before + 1} leaves it out. A new run with a lower learning rate, a longer warmup or"
+        " optimizer.clip_norm often helps; init=WORKDIR begins it with the weights of this one"
+    )
+    return NonFiniteLossError(message, step=step, image_ids=image_ids, saved=saved)
 
 
 def _describe(metrics: dict[str, Any]) -> str:

@@ -10,7 +10,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from mrcnn_jax.config import ConfigError, ModelConfig, OptimizerConfig
+from mrcnn_jax.config import ModelConfig, OptimizerConfig
+from mrcnn_jax.errors import ConfigError
 from mrcnn_jax.models.efficientnet import BLOCKS
 
 PyTree = Any

@@ -14,8 +14,8 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from mrcnn_jax.compilations import compilations
-from mrcnn_jax.config import ConfigError
+from mrcnn_jax.errors import ConfigError, RecompilationError
+from mrcnn_jax.runtime.compile_counter import compilations
 from mrcnn_jax.structures import Batch
 
 AXIS_NAME = "devices"
@@ -23,21 +23,6 @@ _SHOWN = 4  # changes in a message
 
 PyTree = Any
 StepFunction = Callable[[PyTree, PyTree, jax.Array], tuple[PyTree, dict[str, jax.Array]]]
-
-
-class RecompilationError(RuntimeError):
-    """The train step was compiled once more for a shape of batches that it had been compiled for."""
-
-    exit_status = 1
-
-    def __init__(self, batch: PyTree, changes: list[str]):
-        shape = jax.tree.leaves(batch)[0].shape
-        shown = "; ".join(changes[:_SHOWN]) + (f"; and {len(changes) - _SHOWN} more" if len(changes) > _SHOWN else "")
-        super().__init__(
-            f"the train step was compiled a second time for batches of shape {shape} (devices first). Every such time"
-            " takes as long as the first, so the run stops. This is a fault of the program, not of the data or the"
-            " settings. What has changed since: " + (shown or "nothing that goes in; JAX's caches or settings have")
-        )
 
 
 class CompiledTrainStep:
@@ -97,7 +82,7 @@ class CompiledTrainStep:
             changes = [
                 f"{n} was {first.get(n, 'absent')}, is {now}" for n, now in inputs.items() if first.get(n) != now
             ]
-            raise RecompilationError(batch, changes)
+            raise _recompiled(batch, changes)
         self._first[shapes] = inputs
 
 
@@ -170,3 +155,13 @@ def _describe(tree: PyTree) -> dict[str, str]:
 
     leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
     return {jax.tree_util.keystr(path, simple=True, separator="/"): one(leaf) for path, leaf in leaves}
+
+
+def _recompiled(batch: PyTree, changes: list[str]) -> RecompilationError:
+    shape = jax.tree.leaves(batch)[0].shape
+    shown = "; ".join(changes[:_SHOWN]) + (f"; and {len(changes) - _SHOWN} more" if len(changes) > _SHOWN else "")
+    return RecompilationError(
+        f"the train step was compiled a second time for batches of shape {shape} (devices first). Every such time"
+        " takes as long as the first, so the run stops. This is a fault of the program, not of the data or the"
+        " settings. What has changed since: " + (shown or "nothing that goes in; JAX's caches or settings have")
+    )

@@ -1,47 +1,24 @@
-"""`python -m mrcnn_jax.training.replay FILE`: a step that was not finite, done again, and what is to blame for it.
-
-The file holds all that it takes (`training.failure`): neither the data set nor the run's folder is needed.
-"""
+"""Repeats a training step that was not finite, from the file that `nonfinite_dump` wrote, and finds the cause."""
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import functools
-import os
-import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
 import numpy as np
 
-from mrcnn_jax import compilation_cache
 from mrcnn_jax.config import Config, ModelConfig
-from mrcnn_jax.models.rcnn import build_model
+from mrcnn_jax.models.mask_rcnn import build_model
 from mrcnn_jax.structures import Batch
-from mrcnn_jax.training.failure import FailureFile, FailureFileError, load_failure, versions
 from mrcnn_jax.training.gradients import make_gradients
+from mrcnn_jax.training.nonfinite_dump import FailureFile, versions
 from mrcnn_jax.training.step import image_keys, judge
 
 _SHOWN = 10  # arrays in a list
 Outcome = tuple[dict[str, Any], Any]  # metrics of a step, and its gradients
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Do a training step again that was not finite, on one device, and say which image, loss and parameters it was.
-
-    Exit status: 1 if it is not finite again, 0 if all is finite here, 2 if the file cannot be used.
-    """
-    parser = argparse.ArgumentParser(prog="python -m mrcnn_jax.training.replay", description=main.__doc__)
-    parser.add_argument("file", type=os.path.expanduser, help="failures/step_NNNNNN.npz in a run's folder")
-    try:
-        saved = load_failure(parser.parse_args(arguments).file)
-    except FailureFileError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    compilation_cache.enable()
-    return 1 if replay(saved) else 0
 
 
 def replay(saved: FailureFile) -> bool:
@@ -195,7 +172,3 @@ def _conclusion(metrics: dict[str, Any], bad_state: bool, blamed: list[Any], ima
     if blamed:
         return said + f"Not finite alone: {', '.join(f'image {image}' for image in blamed)}"
     return said + "Each image alone is finite: it takes all of them"
-
-
-if __name__ == "__main__":
-    sys.exit(main())

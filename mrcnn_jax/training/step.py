@@ -9,10 +9,10 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from mrcnn_jax.checkpoints.ema import averaged_variables, start_average, update_average
 from mrcnn_jax.config import Config
-from mrcnn_jax.models.rcnn import MaskRCNN, Variables
+from mrcnn_jax.models.mask_rcnn import MaskRCNN, Variables
 from mrcnn_jax.structures import Batch
-from mrcnn_jax.training.average import averaged_variables, start_average, update_average
 from mrcnn_jax.training.forward import Metrics
 from mrcnn_jax.training.gradients import Gradients, make_gradients
 

@@ -9,10 +9,11 @@ from typing import Any
 
 import jax
 
-from mrcnn_jax import losses, processes
+from mrcnn_jax import losses
 from mrcnn_jax.config import ModelConfig
-from mrcnn_jax.evaluation.devices import replicate, spread
-from mrcnn_jax.models.rcnn import Variables, build_model
+from mrcnn_jax.distributed import collectives
+from mrcnn_jax.inference.devices import replicate, spread
+from mrcnn_jax.models.mask_rcnn import Variables, build_model
 from mrcnn_jax.structures import Batch
 from mrcnn_jax.training.forward import Forward, losses_from_features
 
@@ -53,7 +54,7 @@ class Validation:
             _add(totals, waiting)
             waiting = begun
         _add(totals, waiting)
-        shares = [json.loads(share) for share in processes.gather_bytes(json.dumps(totals).encode())]
+        shares = [json.loads(share) for share in collectives.gather_bytes(json.dumps(totals).encode())]
         means = {name: _mean([share[name] for share in shares]) for name in totals}
         return {"validation/loss": sum(means.values()), **{f"validation/{name}": mean for name, mean in means.items()}}
 

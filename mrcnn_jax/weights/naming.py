@@ -16,8 +16,8 @@ import flax
 import jax
 import numpy as np
 
-from mrcnn_jax.models.rcnn import MaskRCNN, Variables, variable_shapes
-from mrcnn_jax.weights.errors import WeightsError
+from mrcnn_jax.errors import WeightsError
+from mrcnn_jax.models.mask_rcnn import MaskRCNN, Variables, variable_shapes
 
 Path = tuple[str, ...]  # of a variable: its collection, modules, name
 Flat = dict[Path, np.ndarray]

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from mrcnn_jax.config import ModelConfig
-from mrcnn_jax.weights.errors import WeightsError
+from mrcnn_jax.errors import WeightsError
 from mrcnn_jax.weights.naming import State
 
 log = logging.getLogger(__name__)

@@ -11,8 +11,9 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from mrcnn_jax.weights import caffe2, detectron2, efficientnet, files, preprocessing, torchvision
-from mrcnn_jax.weights.errors import WeightsError
+from mrcnn_jax.errors import WeightsError
+from mrcnn_jax.weights import caffe2_names, detectron2_names, efficientnet_names, preprocessing, torchvision_names
+from mrcnn_jax.weights.io import weight_files
 from mrcnn_jax.weights.naming import Naming, State
 from mrcnn_jax.weights.preprocessing import Preprocessing
 
@@ -101,8 +102,8 @@ KINDS = [
         "torchvision",
         True,
         "backbone.body.conv1.weight",
-        torchvision.DETECTION,
-        torchvision.with_new_names,
+        torchvision_names.DETECTION,
+        torchvision_names.with_new_names,
         _torchvision,
     ),
     Kind(
@@ -110,7 +111,7 @@ KINDS = [
         "detectron2",
         True,
         "proposal_generator.rpn_head.objectness_logits.weight",
-        detectron2.DETECTION,
+        detectron2_names.DETECTION,
         _unchanged,
         preprocessing.of_detectron2,
     ),
@@ -119,8 +120,8 @@ KINDS = [
         "detectron2",
         True,
         "cls_score_w",
-        detectron2.DETECTION,
-        caffe2.to_detectron2,
+        detectron2_names.DETECTION,
+        caffe2_names.to_detectron2,
         _detectron,
     ),
     Kind(
@@ -128,7 +129,7 @@ KINDS = [
         "torchvision",
         False,
         "layer1.0.conv1.weight",
-        torchvision.CLASSIFIER,
+        torchvision_names.CLASSIFIER,
         _unchanged,
         _torchvision,
     ),
@@ -137,7 +138,7 @@ KINDS = [
         "detectron2",
         False,
         "res2.0.conv1.weight",
-        detectron2.CLASSIFIER,
+        detectron2_names.CLASSIFIER,
         _unchanged,
         preprocessing.of_detectron2,
     ),
@@ -147,8 +148,8 @@ KINDS = [
         "detectron2",
         False,
         "res2_0_branch2a_bn_(rm|running_mean)",
-        detectron2.CLASSIFIER,
-        caffe2.to_detectron2,
+        detectron2_names.CLASSIFIER,
+        caffe2_names.to_detectron2,
         preprocessing.of_detectron2,
     ),
     Kind(
@@ -156,8 +157,8 @@ KINDS = [
         "detectron2",
         False,
         "res2_0_branch2a_w",
-        detectron2.CLASSIFIER,
-        caffe2.to_detectron2,
+        detectron2_names.CLASSIFIER,
+        caffe2_names.to_detectron2,
         _detectron,
     ),
     Kind(
@@ -165,7 +166,7 @@ KINDS = [
         "efficientnet",
         False,
         "_blocks.0._depthwise_conv.weight",
-        efficientnet.CLASSIFIER,
+        efficientnet_names.CLASSIFIER,
         _unchanged,
         _efficientnet,
     ),
@@ -183,7 +184,7 @@ def recognise(weights: Weights, label: str = "") -> Source:
     """
     path = None if isinstance(weights, Mapping) else Path(weights)
     label = label or ("the state dict" if path is None else os.fspath(path))
-    content = weights if path is None else files.read(path)
+    content = weights if path is None else weight_files.read(path)
     place, kind = _only_network(list(_places(content)), content, label)
     network = place.network()
     left_out = place.tensors.keys() - {place.prefix + name for name in network}

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from mrcnn_jax.config import SplitConfig
-from mrcnn_jax.data import DataError, Problem, eval_batches, load_split, train_batches
+from mrcnn_jax.data import Problem, eval_batches, load_split, train_batches
+from mrcnn_jax.errors import DataError
 from mrcnn_jax.structures import Batch
 
 

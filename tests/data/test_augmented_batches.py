@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 
 from mrcnn_jax.config import AugmentConfig, Config, KeypointHeadConfig, SplitConfig
-from mrcnn_jax.data import DataError, eval_batches, load_split, train_batches
+from mrcnn_jax.data import eval_batches, load_split, train_batches
+from mrcnn_jax.errors import DataError
 from mrcnn_jax.structures import Batch, GroundTruth
 
 EVERYTHING = AugmentConfig(

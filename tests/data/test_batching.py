@@ -12,8 +12,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mrcnn_jax.data import DataError, load_split, train_batches
+from mrcnn_jax.data import load_split, train_batches
 from mrcnn_jax.data.batching import BatchPlan, PlannedBatch, choose_buckets, scale_for, scaled_size
+from mrcnn_jax.errors import DataError
 
 BUCKETS = ((800, 1088), (1088, 800), (800, 1344), (1344, 800))
 

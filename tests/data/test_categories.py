@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from mrcnn_jax.config import KeypointHeadConfig
-from mrcnn_jax.data import DataError
 from mrcnn_jax.data.categories import Categories, Pose, are_cocos, inspect_categories, mirrored
+from mrcnn_jax.errors import DataError
 
 KITE: dict[str, Any] = {"id": 20, "name": "kite", "keypoints": ["nose", "left_tip", "right_tip"], "skeleton": [[1, 3]]}
 BOAT: dict[str, Any] = {"id": 3, "name": "boat"}

@@ -13,8 +13,10 @@ import numpy as np
 import pytest
 
 from mrcnn_jax.config import AugmentConfig, Config
-from mrcnn_jax.data import DataError, coco, eval_batches, load_split, train_batches
-from mrcnn_jax.evaluation import alone
+from mrcnn_jax.data import dataset as dataset_module
+from mrcnn_jax.data import eval_batches, load_split, train_batches
+from mrcnn_jax.errors import DataError
+from mrcnn_jax.inference import single_image
 from mrcnn_jax.structures import Batch
 
 pytestmark = pytest.mark.medium
@@ -24,7 +26,7 @@ ODD = 0  # another, of a bucket of three: some epochs show it twice to fill thei
 STEPS = 24  # six epochs of four batches
 
 
-def damage(dataset: coco.Dataset, *rows: int) -> coco.Dataset:
+def damage(dataset: dataset_module.Dataset, *rows: int) -> dataset_module.Dataset:
     """The same, but that half of the bytes of some images are missing."""
     reader = dataset.reader
 
@@ -36,7 +38,7 @@ def damage(dataset: coco.Dataset, *rows: int) -> coco.Dataset:
     return dataclasses.replace(dataset, reader=Damaged())
 
 
-def take(dataset: coco.Dataset, config: Config, count: int = STEPS) -> Iterator[Batch]:
+def take(dataset: dataset_module.Dataset, config: Config, count: int = STEPS) -> Iterator[Batch]:
     with train_batches(dataset, config) as batches:
         yield from itertools.islice(batches, count)
 
@@ -126,7 +128,7 @@ def test_evaluation_stops_since_its_scores_would_be_others(shared_folder: Any) -
         list(it)
     exact = dataclasses.replace(config, eval=dataclasses.replace(config.eval, resize="detectron2"))
     with pytest.raises(DataError, match=r"3\.png \(image id 97\) cannot be decoded"):
-        list(alone.batches(dataset, exact))
+        list(single_image.batches(dataset, exact))
 
 
 def test_a_record_that_the_disk_has_damaged_is_an_empty_slot(
@@ -149,6 +151,6 @@ def test_a_record_that_the_disk_has_damaged_is_an_empty_slot(
     assert "hash mismatch" in words
     assert "delete the folder" in words
     exact = dataclasses.replace(config, eval=dataclasses.replace(config.eval, resize="detectron2"))
-    for batches in (eval_batches(dataset, config), alone.batches(dataset, exact)):
+    for batches in (eval_batches(dataset, config), single_image.batches(dataset, exact)):
         with contextlib.closing(batches), pytest.raises(DataError, match=r"3\.png.*cannot be read .*hash mismatch"):
             list(batches)

@@ -12,10 +12,10 @@ from support.convert_folders import photograph
 
 from mrcnn_jax.config import Config, DataConfig, EvalConfig, ModelConfig, SplitConfig, from_json, to_json
 from mrcnn_jax.data import eval_batches, load_split
-from mrcnn_jax.evaluation import coco
-from mrcnn_jax.evaluation.postprocess import Prediction, postprocess
+from mrcnn_jax.evaluation import coco_metrics
+from mrcnn_jax.inference.postprocess import Prediction, postprocess
 from mrcnn_jax.structures import Detections
-from mrcnn_jax.training.run import with_categories
+from mrcnn_jax.training.train import with_categories
 
 # Out of order, with gaps, with 0 and a negative one, and more than 16 bits; names of all kinds.
 CATEGORIES = {300: "Möwe", 7: "traffic light", -4: 'a, "quoted" name', 0: "鳥 🐦", 70_000: "person"}
@@ -56,7 +56,7 @@ def detected(config: Config) -> list[Prediction | int]:
     dataset = load_split(config.data, "eval")
     # As training fills it in, saves it, and evaluation reads it again.
     model = from_json(to_json(with_categories(config, dataset.categories))).model
-    coco.check_categories(model, dataset.categories.ids, dataset.categories.names)
+    coco_metrics.check_categories(model, dataset.categories.ids, dataset.categories.names)
     found: list[Any] = []
     with eval_batches(dataset, config) as batches:
         for batch in batches:
@@ -99,7 +99,7 @@ def test_ids_and_names_come_back(chosen: tuple[str, ...], tmp_path: Path) -> Non
     wanted = [a for a in content["annotations"] if not chosen or CATEGORIES[a["category_id"]] in chosen]
     assert wanted
     assert sorted(map(key, records)) == sorted(map(key, wanted))
-    metrics = coco.evaluate(tmp_path / "coco.json", records, category_names=chosen)
+    metrics = coco_metrics.evaluate(tmp_path / "coco.json", records, category_names=chosen)
     assert metrics["bbox/AP"] == pytest.approx(1)
     assert metrics["segm/AP"] == pytest.approx(1)
 
@@ -110,4 +110,4 @@ def test_one_wrong_id_costs_its_category(tmp_path: Path) -> None:
     records = [{k: a[k] for k in ("image_id", "category_id", "bbox")} | {"score": 0.9} for a in content["annotations"]]
     for record in records:
         record["category_id"] = {7: 300, 300: 7}.get(record["category_id"], record["category_id"])
-    assert coco.evaluate(tmp_path / "coco.json", records, iou_types=["bbox"])["bbox/AP"] == pytest.approx(3 / 5)
+    assert coco_metrics.evaluate(tmp_path / "coco.json", records, iou_types=["bbox"])["bbox/AP"] == pytest.approx(3 / 5)

@@ -10,10 +10,11 @@ from typing import Any
 
 import pytest
 
-from mrcnn_jax.data import DataError, file_names, load_split
-from mrcnn_jax.data.check import __main__ as command
-from mrcnn_jax.data.convert import files
-from mrcnn_jax.predictor import ImageError, read_image
+from mrcnn_jax.cli import main as mrcnn
+from mrcnn_jax.data import file_names, load_split
+from mrcnn_jax.errors import DataError, ImageError
+from mrcnn_jax.inference.predictor import read_image
+from mrcnn_jax.tools.convert import files
 
 COMPOSED, DECOMPOSED = (unicodedata.normalize(form, "\u00fcber.png") for form in ("NFC", "NFD"))
 
@@ -65,7 +66,7 @@ def test_the_same_hint_from_training_check_and_prediction(
     hint = "2.PNG is there; the names differ in upper and lower case"
     with pytest.raises(DataError, match=rf"2\.png \(id 98; {hint}\); write the names that the files have") as refused:
         load_split(coco_folder.config().data, "train")
-    assert command.main([str(coco_folder.root)]) == 1
+    assert mrcnn(["check", str(coco_folder.root)]) == 1
     assert str(refused.value) in capsys.readouterr().out.splitlines()
     with pytest.raises(ImageError, match=hint):
         read_image(images / "2.png")

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from mrcnn_jax.data.errors import DataError, listing, shown
 from mrcnn_jax.data.findings import Problem, Refusal, describe_problems, describe_refusals, raise_refusals
+from mrcnn_jax.errors import DataError, listing, shown
 
 PATH = Path("coco.json")
 

@@ -38,12 +38,13 @@ from mrcnn_jax.config import (
     SplitConfig,
     TrainConfig,
 )
-from mrcnn_jax.data import DataError, annotations, image_files, load_split, records, train_batches
+from mrcnn_jax.data import annotations, image_files, load_split, records, train_batches
 from mrcnn_jax.data.batching import BatchPlan
 from mrcnn_jax.data.findings import raise_refusals
 from mrcnn_jax.data.loader import Loader
 from mrcnn_jax.data.pipeline import _assign
-from mrcnn_jax.evaluation import coco as evaluation
+from mrcnn_jax.errors import DataError
+from mrcnn_jax.evaluation import coco_metrics as evaluation
 from mrcnn_jax.structures import Batch
 
 pytestmark = pytest.mark.medium

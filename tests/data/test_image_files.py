@@ -13,8 +13,8 @@ from PIL import Image, ImageOps, PngImagePlugin
 
 from mrcnn_jax.data import image_files, image_formats
 from mrcnn_jax.data.annotations import MOST_PIXELS, ImageEntry
-from mrcnn_jax.data.convert import files
 from mrcnn_jax.data.image_formats import FORMATS
+from mrcnn_jax.tools.convert import files
 
 RNG = np.random.default_rng(0)
 # Smooth, so that JPEG comes close, and of odd sides.

@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 
-from mrcnn_jax.data import DataError, load_split
+from mrcnn_jax.data import load_split
+from mrcnn_jax.data.annotation_checks import STRAY_MASK
 from mrcnn_jax.data.annotations import AnnotationFile, inspect, read
-from mrcnn_jax.data.errors import shown
 from mrcnn_jax.data.findings import Refusal, describe_refusals
-from mrcnn_jax.data.instances import STRAY_MASK
+from mrcnn_jax.errors import DataError, shown
 
 CATEGORIES = [{"id": 20, "name": "kite"}, {"id": 3, "name": "boat"}]
 WHOLE = "write them as numbers without quotes or decimals, of at most 64 bits"

@@ -1,40 +1,138 @@
-"""Mask targets from the crops of a batch against polygons rasterised where the RoI lies, over 80 photographs."""
+"""Masks of instances as bitmaps: the same as in the full frame, of any polygon, and many of them in little time."""
 
 from __future__ import annotations
 
-import importlib.util
-from collections.abc import Callable
-from pathlib import Path
-from typing import Any
+import time
 
+import hypothesis.strategies as st
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from support.samples import assert_same_mask, full_frame, rle_of, some_masks, star
+
+from mrcnn_jax.data import mask_crops as masks_module
+from mrcnn_jax.data.mask_crops import (
+    Masks,
+    bitmaps,
+    crop_masks,
+    join_masks,
+    pixel_windows,
+    read_masks,
+    replace_masks,
+    select_masks,
+    visible_boxes,
+)
 
 
-@pytest.fixture(scope="module")
-def compared(shared_data: Callable[[str], Path]) -> Any:
-    """What `benchmarks/mask_crops.py` measures."""
-    path = Path(__file__).resolve().parents[2] / "benchmarks" / "mask_crops.py"
-    spec = importlib.util.spec_from_file_location("mask_crops", path)
-    assert spec is not None
-    assert spec.loader is not None
-    benchmark = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(benchmark)
-    return benchmark.compare(shared_data("coco_by") / "annotations.json")
+@settings(max_examples=30)
+@given(seed=st.integers(0, 2**32))
+def test_bitmaps_are_cut_out_of_the_full_frame(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    segmentations, boxes = some_masks(rng, 4, (40, 40))
+    masks, windows = read_masks(segmentations, boxes, 40), pixel_windows(boxes)
+    whole = [full_frame(segmentation, 40, 40) for segmentation in segmentations]
+    visible = visible_boxes(masks, boxes)
+    for i, ((x0, y0, x1, y1), bitmap) in enumerate(zip(windows, bitmaps(masks, windows), strict=True)):
+        found = np.zeros((40, 40), np.uint8)
+        found[y0:y1, x0:x1] = bitmap
+        assert_same_mask(found, whole[i], masks, i)
+        rows, columns = np.flatnonzero(found.any(axis=1)), np.flatnonzero(found.any(axis=0))
+        if len(rows):
+            bounds = [columns[0], rows[0], columns[-1] + 1, rows[-1] + 1]
+            np.testing.assert_array_equal(pixel_windows(visible[i]), bounds)
+        else:
+            assert not visible[i].any()
+
+
+@settings(max_examples=20)
+@given(seed=st.integers(0, 2**32))
+def test_selecting_joining_and_replacing(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    segmentations, boxes = some_masks(rng, 6, (40, 40))
+    masks = read_masks(segmentations, boxes, 40)
+    crops = crop_masks(masks, boxes, 16)
+    keep, rest = np.flatnonzero(rng.permutation(6) < 3), np.flatnonzero(rng.random(6) < 0.5)
+    first, second = select_masks(masks, keep, 6), select_masks(masks, rest, 6)
+    np.testing.assert_array_equal(crop_masks(first, boxes[keep], 16), crops[keep])
+    both = np.concatenate([keep, rest])
+    np.testing.assert_array_equal(crop_masks(join_masks(first, second, len(keep)), boxes[both], 16), crops[both])
+    others = {r.owner: r for r in read_masks([rle_of(np.ones((40, 40), bool))] * 6, boxes, 40).rasters}
+    some = {int(i): others[int(i)] for i in rest}
+    replaced = replace_masks(masks, some)
+    expected = crops.copy()
+    expected[rest] = 1
+    np.testing.assert_array_equal(crop_masks(replaced, boxes, 16), expected)
+    for changed in (first, second, replaced):
+        assert (np.diff(changed.owners) >= 0).all()
+        assert (np.diff([r.owner for r in changed.rasters]) > 0).all()
+
+
+def test_an_instance_without_outline_or_an_empty_window_has_no_pixels() -> None:
+    masks = Masks(np.array([[0.0, 0], [9, 0], [9, 9]]), np.array([3]), np.array([1]))
+    empty, cut, filled = bitmaps(masks, np.array([[0, 0, 4, 3], [5, 5, 5, 9], [0, 0, 2, 2]])[[0, 1, 2]])
+    assert (empty.shape, cut.shape, filled.shape) == ((3, 4), (4, 0), (2, 2))
+    assert not empty.any()
+    assert not filled.any()  # of instance 2
+
+
+@pytest.mark.parametrize("far", [200.0, 1e4, 1e9])
+def test_polygons_may_reach_far_out(far: float) -> None:
+    """Half planes, a corner and frames, whose far ends do not matter; pycocotools would write beyond its memory."""
+    polygons = [
+        [10, -far, far, -far, far, far, 10, far],  # x > 10
+        [-far, -far, far, -far, far, 12, -far, 12],  # y < 12
+        [-far, -far, far, -far, far, far, -far, far],  # everything
+        [far, far, 2 * far, far, 2 * far, 2 * far],  # nothing
+        [16, 16, 16 + far, 16, 16 + far, 16 + far, 16, 16 + far],  # a corner
+        [-far, -far, far, far, far, -far],  # above the diagonal
+    ]
+    y, x = np.mgrid[:32, :32]
+    expected = [x >= 10, y < 12, x >= 0, x < 0, (x >= 16) & (y >= 16), x > y]
+    masks = read_masks([[polygon] for polygon in polygons], np.zeros((6, 4)), 32)
+    found = list(bitmaps(masks, np.tile([0, 0, 32, 32], (6, 1))))
+    crops = crop_masks(masks, np.tile([0.0, 0, 32, 32], (6, 1)), 32)
+    for bitmap, crop, mask in zip(found, crops, expected, strict=True):
+        np.testing.assert_array_equal(bitmap, crop)
+        differ = bitmap.astype(bool) != mask
+        assert not (differ & (x != y)).any()  # pixels that the diagonal cuts in two are nobody's
+
+
+@settings(max_examples=60)
+@given(seed=st.integers(0, 2**32))
+def test_cutting_polygons_off_does_not_change_what_is_seen(seed: int) -> None:
+    """Stars twenty times as large as the picture, against pycocotools on a frame that holds all of them."""
+    rng = np.random.default_rng(seed)
+    polygon = star(rng, -200, 220)
+    size, shift = 20, 500
+    frame = full_frame([(np.array(polygon) + shift).tolist()], 2 * shift + size, 2 * shift + size)
+    expected = frame[shift : shift + size, shift : shift + size]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(masks_module, "_REACH", size)
+        masks = read_masks([[polygon]], np.zeros((1, 4)), size)
+        found = next(bitmaps(masks, np.array([[0, 0, size, size]])))
+    assert_same_mask(found, expected, masks, 0)
 
 
 @pytest.mark.medium
-def test_targets_from_crops_are_close_to_exact_ones(compared):
-    assert len(compared.crops) == 707
-    assert compared.crops.mean() >= 0.98
-    assert np.quantile(compared.crops, 0.05) >= 0.955
-    # Crops lose at most as much again as pycocotools' rule of what a polygon covers, which takes part in both.
-    assert 1 - compared.crops.mean() <= 2 * (1 - compared.fine.mean())
+def test_ten_thousand_instances_take_time_in_proportion() -> None:
+    """Ten times the instances may take about ten times as long (a hundred times if each looked at all others)."""
+    rng = np.random.default_rng(0)
 
+    def seconds(count: int) -> float:
+        corners = rng.integers(0, 600, (count, 2))
+        boxes = np.concatenate([corners, corners + rng.integers(4, 20, (count, 2))], axis=1).astype(np.float64)
+        x0, y0, x1, y1 = boxes.T
+        polygons = np.stack([x0, y0, x1, y0, x1, y1, x0, y1], axis=1)[:, None].tolist()
+        runs = {"size": [640, 640], "counts": [0, 640 * 640]}
+        segmentations = [runs if i % 2 else polygons[i] for i in range(count)]
+        start = time.process_time()
+        masks = read_masks(segmentations, boxes, 640)
+        found = visible_boxes(select_masks(masks, np.arange(0, count, 2), count), boxes[::2])
+        found2 = visible_boxes(masks, boxes)
+        duration = time.process_time() - start
+        np.testing.assert_array_equal(found, boxes[::2])
+        np.testing.assert_array_equal(found2, boxes)
+        return duration
 
-@pytest.mark.parametrize("area", [16**2, 32**2])
-def test_small_instances_lose_no_more_than_others(compared, area):
-    small = compared.crops[compared.areas < area]
-    assert len(small) > 100
-    assert small.mean() >= 0.98
-    assert np.quantile(small, 0.05) >= 0.955
+    seconds(100)
+    assert seconds(10_000) < 30 * min(seconds(1000) for _ in range(3))

@@ -17,7 +17,8 @@ import pytest
 from pycocotools import mask as mask_utils
 
 from mrcnn_jax.config import AugmentConfig, Config, DataConfig, KeypointHeadConfig, SplitConfig
-from mrcnn_jax.data import DataError, eval_batches, load_split, train_batches
+from mrcnn_jax.data import eval_batches, load_split, train_batches
+from mrcnn_jax.errors import DataError
 from mrcnn_jax.structures import Batch
 from mrcnn_jax.training.parallel import place_batch
 

@@ -18,8 +18,9 @@ import pytest
 from tensorflow_datasets.core import shuffle
 
 from mrcnn_jax.config import DataConfig, SplitConfig
-from mrcnn_jax.data import DataError, annotations, image_files, load_split, record_files, records
+from mrcnn_jax.data import annotations, image_files, load_split, record_files, records
 from mrcnn_jax.data.findings import describe_refusals
+from mrcnn_jax.errors import DataError
 
 
 @pytest.fixture

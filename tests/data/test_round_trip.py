@@ -31,9 +31,9 @@ import pytest
 
 from mrcnn_jax.config import Config, DataConfig, MaskHeadConfig, ModelConfig, SplitConfig
 from mrcnn_jax.data import eval_batches, load_split
-from mrcnn_jax.data.coco import Dataset
-from mrcnn_jax.evaluation.coco import evaluate
-from mrcnn_jax.evaluation.postprocess import postprocess
+from mrcnn_jax.data.dataset import Dataset
+from mrcnn_jax.evaluation.coco_metrics import evaluate
+from mrcnn_jax.inference.postprocess import postprocess
 from mrcnn_jax.ops.masks import crop_targets
 from mrcnn_jax.structures import Batch, Detections, GroundTruth
 

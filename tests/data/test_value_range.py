@@ -14,13 +14,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from mrcnn_jax.cli import main as mrcnn
 from mrcnn_jax.config import ModelConfig
-from mrcnn_jax.data import DataError, image_files, load_split, value_range
+from mrcnn_jax.data import image_files, load_split, value_range
 from mrcnn_jax.data.annotations import ImageEntry
-from mrcnn_jax.data.check import __main__ as command
 from mrcnn_jax.data.value_range import Values
-from mrcnn_jax.evaluation import alone
-from mrcnn_jax.predictor import ImageError, Predictor, read_image
+from mrcnn_jax.errors import DataError, ImageError
+from mrcnn_jax.inference import single_image
+from mrcnn_jax.inference.predictor import Predictor, read_image
 
 # Gray levels that any of the types below can hold.
 GRAY = np.random.default_rng(0).integers(0, 256, (48, 64)).astype(np.uint8)
@@ -206,13 +207,13 @@ def test_training_refuses_floats_without_a_range_and_says_which(
     monkeypatch.chdir(tmp_path)
     with pytest.raises(DataError, match=r"float.* set data\.value_range=\(0\.0, 1\.0\)") as refused:
         load_split(with_range(deep, None).data, "train")
-    assert command.main([str(deep.root)]) == 1
+    assert mrcnn(["check", str(deep.root)]) == 1
     assert str(refused.value) in capsys.readouterr().out.splitlines()
-    assert command.main([str(deep.root), "--value_range", "0", "1"]) == 0
+    assert mrcnn(["check", str(deep.root), "--value_range", "0", "1"]) == 0
     assert capsys.readouterr().out.splitlines()[-1].startswith("nothing is wrong")
-    assert command.main([str(deep.root), "--value_range", "0", "255"]) == 0
+    assert mrcnn(["check", str(deep.root), "--value_range", "0", "255"]) == 0
     assert "warning: " in capsys.readouterr().out
-    assert command.main([str(deep.root), "--value_range", "1", "0"]) == 2
+    assert mrcnn(["check", str(deep.root), "--value_range", "1", "0"]) == 2
 
 
 def test_training_evaluation_and_prediction_see_the_same_pixels(deep: Any) -> None:
@@ -220,7 +221,7 @@ def test_training_evaluation_and_prediction_see_the_same_pixels(deep: Any) -> No
     dataset = load_split(config.data, "train")
     files = [Path(deep.root, "images", f"{i}.png") for i in range(len(dataset))]
     gray = [np.asarray(Image.open(file).convert("L")) for file in files]
-    evaluated = [batch.images for batch in alone.batches(dataset, config, lambda pixels, *_: _As(pixels))]
+    evaluated = [batch.images for batch in single_image.batches(dataset, config, lambda pixels, *_: _As(pixels))]
     for i, expected in enumerate(gray):
         np.testing.assert_array_equal(
             dataset.decode(dataset.record(i)[0]), read_image(files[i].with_suffix(".tif"), (0, 1))
@@ -247,7 +248,7 @@ def test_a_run_hands_its_range_to_prediction(deep: Any, monkeypatch: pytest.Monk
         given.append(pixels)
         raise InterruptedError
 
-    monkeypatch.setattr(alone, "prepare", prepare)
+    monkeypatch.setattr(single_image, "prepare", prepare)
     with pytest.raises(InterruptedError):
         predict([path])
     np.testing.assert_array_equal(given[0][..., 0], np.asarray(Image.open(path.with_suffix(".png")).convert("L")))
@@ -276,7 +277,7 @@ def test_images_of_few_values_are_named_by_check(
     black = np.zeros_like(np.asarray(Image.open(coco_folder.root / "images" / "2.png")))
     Image.fromarray(black).save(coco_folder.root / "images" / "2.png")
     coco_folder.save()
-    assert command.main([str(coco_folder.root)]) == 0
+    assert mrcnn(["check", str(coco_folder.root)]) == 0
     printed = capsys.readouterr().out.splitlines()
     kind = "images of no more than 8 distinct values (1): 2.png (id 98): 1; look whether they are what they should be"
     assert f"warning: {coco_folder.root / 'coco.json'}: {kind}" in printed

@@ -20,7 +20,8 @@ import numpy as np
 import pytest
 
 from mrcnn_jax.config import Config
-from mrcnn_jax.data import Batches, DataError, load_split, train_batches, workers
+from mrcnn_jax.data import Batches, load_split, train_batches, workers
+from mrcnn_jax.errors import DataError
 from mrcnn_jax.structures import Batch, GroundTruth
 
 pytestmark = pytest.mark.medium

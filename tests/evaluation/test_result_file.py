@@ -13,9 +13,9 @@ from PIL import Image, ImageDraw
 from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 
-from mrcnn_jax.data.errors import DataError
-from mrcnn_jax.evaluation import coco
-from mrcnn_jax.evaluation.analysis import analyse
+from mrcnn_jax.errors import DataError
+from mrcnn_jax.evaluation import coco_metrics
+from mrcnn_jax.evaluation.analysis.analyze import analyze
 from mrcnn_jax.evaluation.result_file import check_names, doubts, read, with_run_lengths
 
 HEIGHT, WIDTH = 40, 60
@@ -208,14 +208,14 @@ def test_any_value_anywhere_is_scored_or_refused(annotated, damages):
     results.write_text(json.dumps(records))
     try:
         found = read(results)
-        truth = coco.ground_truth(path)
+        truth = coco_metrics.ground_truth(path)
         check_names(truth, found)
         found = with_run_lengths(truth, found)
         doubts(truth, found)
-        scores = coco.score(path, found, iou_types=("bbox", "segm", "keypoints"), quiet=True)
+        scores = coco_metrics.score(path, found, iou_types=("bbox", "segm", "keypoints"), quiet=True)
     except ValueError:  # DataError is one
         return
     assert all(value == -1 or 0 <= value <= 1 for value in scores.metrics.values())
-    analysis = analyse(scores)
+    analysis = analyze(scores)
     for image in analysis.images:
         assert image.correct + image.missed == 1

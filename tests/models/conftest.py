@@ -9,7 +9,7 @@ import jax
 import numpy as np
 import pytest
 
-from mrcnn_jax.models.rcnn import build_model, detect, init_variables
+from mrcnn_jax.models.mask_rcnn import build_model, detect, init_variables
 
 
 @pytest.fixture(scope="session")

@@ -19,10 +19,10 @@ from support import detectron2_config
 from support.golden_models import run_once, share_found
 from support.torchvision_settings import NAMES, configured
 
-from mrcnn_jax import presets
-from mrcnn_jax.models import rcnn
-from mrcnn_jax.models.rcnn import build_model
-from mrcnn_jax.weights import detectron2, torchvision
+from mrcnn_jax.config import presets
+from mrcnn_jax.models import mask_rcnn
+from mrcnn_jax.models.mask_rcnn import build_model
+from mrcnn_jax.weights import detectron2_names, torchvision_names
 
 pytestmark = pytest.mark.optimized  # convolutions in bfloat16 are many times slower without
 
@@ -33,12 +33,12 @@ def find(config, variables, images, sizes, proposals=None):
     features = model.apply(variables, images, method=model.feature_maps)
     if proposals is None:
         logits, deltas = model.apply(variables, features, method=model.rpn)
-        anchors = rcnn.level_anchors(config, images.shape[1:3], [level.shape[1:3] for level in features])
-        proposals = rcnn.propose(config, logits, deltas, anchors, sizes, train=False)
-    pooled = rcnn.pool_rois(config, features, proposals.boxes, config.box.pool_size)
+        anchors = mask_rcnn.level_anchors(config, images.shape[1:3], [level.shape[1:3] for level in features])
+        proposals = mask_rcnn.propose(config, logits, deltas, anchors, sizes, train=False)
+    pooled = mask_rcnn.pool_rois(config, features, proposals.boxes, config.box.pool_size)
     seen = model.apply(variables, pooled, method=model.roi_features)
     class_logits, box_deltas = model.apply(variables, seen, method=model.box)
-    return rcnn._final_boxes(config, class_logits, box_deltas, proposals, sizes)[:4], proposals
+    return mask_rcnn._final_boxes(config, class_logits, box_deltas, proposals, sizes)[:4], proposals
 
 
 def torchvision_case(golden, name):
@@ -46,13 +46,13 @@ def torchvision_case(golden, name):
     num_classes = len(state["roi_heads.box_predictor.cls_score.bias"]) - 1
     base = replace(presets.torchvision_model(NAMES[name]), num_classes=num_classes)
     config = configured(base, golden.file("README.md").read_text())
-    return config, torchvision.import_state(build_model(config), state), golden(f"tv_model_{name}_eval.npz")
+    return config, torchvision_names.import_state(build_model(config), state), golden(f"tv_model_{name}_eval.npz")
 
 
 def detectron2_case(golden, name):
     config = detectron2_config.read(golden.file(f"d2_cfg_{name}.yaml"))
     state = golden.recipe().state(json.loads(golden.file(f"d2_keys_{name}.json").read_text()))
-    return config, detectron2.import_state(build_model(config), state), golden(f"d2_model_{name}_eval.npz")
+    return config, detectron2_names.import_state(build_model(config), state), golden(f"d2_model_{name}_eval.npz")
 
 
 @pytest.mark.parametrize(

@@ -31,9 +31,9 @@ from support.golden_models import (
 )
 
 from mrcnn_jax import targets
-from mrcnn_jax.evaluation.postprocess import postprocess
-from mrcnn_jax.models.rcnn import build_model, normalize
-from mrcnn_jax.weights import detectron2
+from mrcnn_jax.inference.postprocess import postprocess
+from mrcnn_jax.models.mask_rcnn import build_model, normalize
+from mrcnn_jax.weights import detectron2_names
 
 pytestmark = (
     pytest.mark.slow
@@ -68,7 +68,7 @@ def case(request, golden):
     config = detectron2_config.read(golden.file(f"d2_cfg_{name}.yaml"))
     state = golden.recipe().state(json.loads(golden.file(f"d2_keys_{name}.json").read_text()))
     model = build_model(config)
-    network = Network(model, config, detectron2.import_state(model, state))
+    network = Network(model, config, detectron2_names.import_state(model, state))
     return SimpleNamespace(name=name, network=network, evaluation=evaluation, inputs=golden("d2_model_inputs.npz"))
 
 
@@ -222,4 +222,4 @@ def test_golden_losses(case, training_run):
 
 def test_golden_gradients(training_run):
     theirs, gradients, _, _ = training_run
-    assert_same_gradients(detectron2.export_state({"params": gradients}), theirs)
+    assert_same_gradients(detectron2_names.export_state({"params": gradients}), theirs)

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 
 from mrcnn_jax.config import ModelConfig, RoIConfig
-from mrcnn_jax.models.rcnn import build_model, init_variables, pool_rois
-from mrcnn_jax.ops.roi_align import multilevel_roi_align
-from mrcnn_jax.ops.roi_pooling import multilevel_roi_pooling
+from mrcnn_jax.models.mask_rcnn import build_model, init_variables, pool_rois
+from mrcnn_jax.ops.roi.align import multilevel_roi_align
+from mrcnn_jax.ops.roi.pooling import multilevel_roi_pooling
 from mrcnn_jax.structures import Batch, GroundTruth
 from mrcnn_jax.training.forward import forward_losses
 

@@ -32,10 +32,10 @@ from support.golden_models import (
 )
 from support.torchvision_settings import NAMES, configured
 
-from mrcnn_jax import presets
-from mrcnn_jax.evaluation.postprocess import postprocess
-from mrcnn_jax.models.rcnn import build_model
-from mrcnn_jax.weights import torchvision
+from mrcnn_jax.config import presets
+from mrcnn_jax.inference.postprocess import postprocess
+from mrcnn_jax.models.mask_rcnn import build_model
+from mrcnn_jax.weights import torchvision_names
 
 pytestmark = pytest.mark.medium
 
@@ -60,7 +60,7 @@ def case(request, golden):
     base = presets.torchvision_model(NAMES[name])
     config = replace(configured(base, golden.file("README.md").read_text()), num_classes=num_classes)
     model = build_model(config)
-    network = Network(model, config, torchvision.import_state(model, state))
+    network = Network(model, config, torchvision_names.import_state(model, state))
     return SimpleNamespace(name=name, network=network, evaluation=evaluation, inputs=golden("tv_model_inputs.npz"))
 
 
@@ -157,7 +157,7 @@ def assert_same_training(case, theirs, run, bound=LOSSES):
     assert len(parts) == sum(name.startswith("loss/") for name in theirs)
     for ours, value in parts.items():
         np.testing.assert_allclose(value, theirs[LOSS_NAMES[ours]], rtol=bound, err_msg=ours)
-    assert_same_gradients(torchvision.export_state({"params": gradients}), theirs)
+    assert_same_gradients(torchvision_names.export_state({"params": gradients}), theirs)
 
 
 def test_golden_training(case, golden, train_batch):

@@ -218,7 +218,7 @@ def _arrays(folder: Path) -> dict[str, bytes]:
     import jax
     from etils import epath
 
-    from mrcnn_jax.training.storage import read_checksums, read_item
+    from mrcnn_jax.checkpoints.storage import read_checksums, read_item
 
     arrays = {}
     for item, recorded in read_checksums(epath.Path(folder)).items():

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import sys
 
 import jax
 import numpy as np
 
-from mrcnn_jax import cluster, command_line, processes
-from mrcnn_jax.config import ConfigError
+from mrcnn_jax.cli import common
+from mrcnn_jax.distributed import cluster, collectives
+from mrcnn_jax.errors import ConfigError
 
 LEAVES = {
     "float32": np.array([-0.0, np.nan, np.inf, 1e-45], np.float32),
@@ -23,26 +25,26 @@ LEAVES = {
 
 
 def talk() -> None:
-    processes._PIECE = 1 << 20  # so that what is large here goes in pieces
-    index, main = jax.process_index(), processes.is_main()
+    collectives._PIECE = 1 << 20  # so that what is large here goes in pieces
+    index, main = jax.process_index(), collectives.is_main()
     assert main == (index == 0)
     # As in the training loop, where nothing may be moved unasked.
     with jax.transfer_guard("disallow"):
-        got = processes.broadcast(LEAVES if main else jax.tree.map(np.zeros_like, LEAVES))
+        got = collectives.broadcast(LEAVES if main else jax.tree.map(np.zeros_like, LEAVES))
         for name, leaf in LEAVES.items():
             assert (got[name].dtype, got[name].shape) == (leaf.dtype, leaf.shape), name
             assert got[name].tobytes() == leaf.tobytes(), name
-        assert processes.broadcast_bytes(b"\0said" if main else None) == b"\0said"
+        assert collectives.broadcast_bytes(b"\0said" if main else None) == b"\0said"
         ours = bytes([index]) * 1_500_000 * index  # of different lengths, one of them empty
-        assert processes.gather_bytes(ours) == [b"", b"\1" * 1_500_000]
-        assert processes.gather_bytes(b"") == [b"", b""]
-        assert processes.on_main(lambda: f"by {index}".encode()) == b"by 0"
-    processes.check_same({"seed": 0, "rate": float("nan")}, "configuration")
+        assert collectives.gather_bytes(ours) == [b"", b"\1" * 1_500_000]
+        assert collectives.gather_bytes(b"") == [b"", b""]
+        assert collectives.on_main(lambda: f"by {index}".encode()) == b"by 0"
+    collectives.check_same({"seed": 0, "rate": float("nan")}, "configuration")
     with contextlib.suppress(ConfigError):
-        processes.check_same({"seed": index}, "configuration")
+        collectives.check_same({"seed": index}, "configuration")
         raise AssertionError("a difference was not found")
     print(f"process {index} has talked", flush=True)
-    processes.on_main(_read)
+    collectives.on_main(_read)
 
 
 def _read() -> bytes:
@@ -52,9 +54,9 @@ def _read() -> bytes:
 def main() -> None:
     parser = argparse.ArgumentParser()
     cluster.add_flags(parser)
-    command_line.join(parser.parse_args())
+    common.join(parser.parse_args())
     talk()
 
 
 if __name__ == "__main__":
-    command_line.run(main)
+    sys.exit(common.run(main))

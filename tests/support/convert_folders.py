@@ -11,10 +11,10 @@ import pytest
 from PIL import Image
 from pycocotools import mask as coco_mask
 
+from mrcnn_jax.cli import main
 from mrcnn_jax.config import DataConfig, SplitConfig
 from mrcnn_jax.data import load_split
 from mrcnn_jax.data.annotations import read
-from mrcnn_jax.data.convert.__main__ import main
 
 
 def save(path: Path, pixels: Any, **options: Any) -> Path:
@@ -42,14 +42,14 @@ class Command:
 
     def run(self, *arguments: object) -> str:
         """What it printed."""
-        status = main([*map(str, arguments), "--output", str(self.output)])
+        status = main(["convert", *map(str, arguments), "--output", str(self.output)])
         printed = self.capsys.readouterr()
         assert (status, printed.err) == (0, "")
         return printed.out
 
     def refused(self, *arguments: object) -> str:
         """What it said; it must have written nothing."""
-        assert main([*map(str, arguments), "--output", str(self.output)]) == 2
+        assert main(["convert", *map(str, arguments), "--output", str(self.output)]) == 2
         assert not self.output.exists()
         said = self.capsys.readouterr().err
         assert said.startswith("error: ")

@@ -24,7 +24,7 @@ from scipy.sparse import csr_array
 from scipy.sparse.csgraph import maximum_bipartite_matching
 
 from mrcnn_jax.config import ModelConfig
-from mrcnn_jax.models import rcnn
+from mrcnn_jax.models import mask_rcnn
 from mrcnn_jax.structures import Batch, Detections, GroundTruth, Proposals
 from mrcnn_jax.training.forward import Forward, losses_from_features
 
@@ -66,9 +66,9 @@ def trace(network: Network, images: np.ndarray, sizes: np.ndarray, their_proposa
         stages = model.apply(variables, x, method=lambda m, x: m.backbone(x))
         features = model.apply(variables, x, method=model.feature_maps)
         logits, deltas = model.apply(variables, features, method=model.rpn)
-        anchors = rcnn.level_anchors(config, x.shape[1:3], [level.shape[1:3] for level in features])
-        proposals = rcnn.propose(config, logits, deltas, anchors, sizes, train=False)
-        pooled = rcnn.pool_rois(config, features, boxes, config.box.pool_size)
+        anchors = mask_rcnn.level_anchors(config, x.shape[1:3], [level.shape[1:3] for level in features])
+        proposals = mask_rcnn.propose(config, logits, deltas, anchors, sizes, train=False)
+        pooled = mask_rcnn.pool_rois(config, features, boxes, config.box.pool_size)
         seen = model.apply(variables, pooled, method=model.roi_features)
         class_logits, box_deltas = model.apply(variables, seen, method=model.box)
         shape = boxes.shape[:2]
@@ -80,7 +80,7 @@ def trace(network: Network, images: np.ndarray, sizes: np.ndarray, their_proposa
             proposals,
             class_logits.reshape(*shape, -1),
             box_deltas.reshape(*shape, -1, 4),
-            rcnn.detect(model, variables, x, sizes),
+            mask_rcnn.detect(model, variables, x, sizes),
         )
 
     return run_once(run, variables, images, sizes, boxes)

@@ -17,14 +17,14 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from mrcnn_jax.checkpoints.manager import Checkpointer
 from mrcnn_jax.config import Config, ModelConfig, TrainConfig
-from mrcnn_jax.evaluation import inference
-from mrcnn_jax.models.rcnn import build_model
+from mrcnn_jax.inference import detector
+from mrcnn_jax.models.mask_rcnn import build_model
 from mrcnn_jax.structures import Batch, Detections
-from mrcnn_jax.training import gradients, initial, parallel, run, step
-from mrcnn_jax.training.checkpoint import Checkpointer
+from mrcnn_jax.training import gradients, init, parallel, step, train
 from mrcnn_jax.training.interruption import Interruptions
-from mrcnn_jax.training.logging import MetricsLog
+from mrcnn_jax.training.logs.metrics_log import MetricsLog
 from mrcnn_jax.training.loop import Loop
 from mrcnn_jax.training.step import TrainState, TrainStep, create_state
 
@@ -136,14 +136,14 @@ def fit(
 def replace_network(change: Callable[[Any, str, Any], None] = setattr) -> None:
     """Let `train` train the three parameters, and detect nothing; `change` may be a MonkeyPatch's `setattr`."""
     replace_gradients(change)
-    change(run, "variable_shapes", lambda model: jax.eval_shape(variables))
-    change(initial, "init_variables", lambda model, key: variables())
+    change(train, "variable_shapes", lambda model: jax.eval_shape(variables))
+    change(init, "init_variables", lambda model, key: variables())
 
 
 def replace_gradients(change: Callable[[Any, str, Any], None] = setattr) -> None:
     """The same for the parameters of the network, which are those of a real run in form and number."""
     change(step, "make_gradients", make_gradients)
-    change(inference, "compile_detect", lambda *_: detect_nothing)
+    change(detector, "compile_detect", lambda *_: detect_nothing)
 
 
 def detect_nothing(images: Any, image_sizes: Any) -> Detections:

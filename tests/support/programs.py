@@ -16,12 +16,14 @@ import jax
 import numpy as np
 import optax
 
-from mrcnn_jax import paths
 from mrcnn_jax.config import Config, DataConfig, EvalConfig, KeypointHeadConfig, ModelConfig, TrainConfig
-from mrcnn_jax.models.rcnn import build_model, init_variables
+from mrcnn_jax.models.mask_rcnn import build_model, init_variables
+from mrcnn_jax.runtime import files
 from mrcnn_jax.structures import Batch, GroundTruth
-from mrcnn_jax.training import initial, parallel, run
+from mrcnn_jax.training import init as init_module
+from mrcnn_jax.training import parallel
 from mrcnn_jax.training import step as train_step
+from mrcnn_jax.training import train as train_module
 from mrcnn_jax.training.step import TrainState, TrainStep, create_state, make_train_step
 from support import tiny
 
@@ -35,14 +37,14 @@ def first_use() -> contextlib.AbstractContextManager[None]:
     """A lock for the first call of a shared program: whoever waits for it finds the program in the cache."""
     cache = Path(jax.config.jax_compilation_cache_dir)
     cache.mkdir(parents=True, exist_ok=True)
-    return paths.alone(cache)
+    return files.alone(cache)
 
 
 def share_train_steps(change: Callable[[Any, str, Any], None]) -> None:
     """Let `train` trace and compile a step, and the initialization of parameters, once for all runs of a process that
     need the same program. `change` is a MonkeyPatch's `setattr`.
     """
-    make, spread, init = run.make_train_step, parallel.compile_train_step, initial.init_variables
+    make, spread, init = train_module.make_train_step, parallel.compile_train_step, init_module.init_variables
     steps: dict[Any, Any] = {}
     compiled: dict[Any, Any] = {}
     begun: dict[Any, Any] = {}
@@ -62,8 +64,8 @@ def share_train_steps(change: Callable[[Any, str, Any], None]) -> None:
             begun[known] = jax.device_get(init(model, key))
         return jax.tree.map(np.copy, begun[known])
 
-    change(initial, "init_variables", init_once)
-    change(run, "make_train_step", make_once)
+    change(init_module, "init_variables", init_once)
+    change(train_module, "make_train_step", make_once)
     change(parallel, "compile_train_step", compile_once)
 
 

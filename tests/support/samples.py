@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from pycocotools import mask as coco_mask
 
-from mrcnn_jax.data.masks import Masks
+from mrcnn_jax.data.mask_crops import Masks
 from mrcnn_jax.structures import GroundTruth
 
 

@@ -11,8 +11,9 @@ import pytest
 from support import programs
 from support.programs import IMAGES, make_config, make_state, make_step
 
-from mrcnn_jax.config import BackboneConfig, Config, ConfigError, ModelConfig, TrainConfig, validate
-from mrcnn_jax.models.rcnn import build_model
+from mrcnn_jax.config import BackboneConfig, Config, ModelConfig, TrainConfig, validate
+from mrcnn_jax.errors import ConfigError
+from mrcnn_jax.models.mask_rcnn import build_model
 from mrcnn_jax.structures import Batch
 from mrcnn_jax.training import gradients, parallel
 from mrcnn_jax.training.forward import draw_rois, forward_losses

@@ -10,14 +10,14 @@ import numpy as np
 import pytest
 from support import programs
 
+from mrcnn_jax.checkpoints.workdir import read_config
 from mrcnn_jax.config import TrainConfig
 from mrcnn_jax.data import load_split, train_batches
-from mrcnn_jax.models.rcnn import build_model, init_variables
-from mrcnn_jax.training import gradients, parallel, run
+from mrcnn_jax.models.mask_rcnn import build_model, init_variables
+from mrcnn_jax.training import gradients, parallel, train
 from mrcnn_jax.training.optimizer import make_optimizer, make_schedule
-from mrcnn_jax.training.run import with_categories
 from mrcnn_jax.training.step import create_state, make_train_step
-from mrcnn_jax.training.workdir import read_config
+from mrcnn_jax.training.train import with_categories
 
 pytestmark = pytest.mark.medium
 
@@ -83,7 +83,7 @@ def test_where_the_images_lie_does_not_matter(finished_run):
     devices = jax.local_devices()[:2]
     # That of the run, which is compiled already.
     step = parallel.compile_train_step(
-        run.make_train_step(model, config, optimizer, schedule, axis_name=parallel.AXIS_NAME), devices
+        train.make_train_step(model, config, optimizer, schedule, axis_name=parallel.AXIS_NAME), devices
     )
     with train_batches(load_split(config.data, "train"), config) as stream:
         batch = next(stream)

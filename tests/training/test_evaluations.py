@@ -12,14 +12,15 @@ import jax
 import numpy as np
 import pytest
 
-from mrcnn_jax.config import ConfigError, EvalConfig
+from mrcnn_jax.checkpoints.manager import load_variables
+from mrcnn_jax.config import EvalConfig
 from mrcnn_jax.data import load_split
 from mrcnn_jax.data.pipeline import eval_batches
+from mrcnn_jax.errors import ConfigError
 from mrcnn_jax.training import evaluations as module
 from mrcnn_jax.training import validation
-from mrcnn_jax.training.checkpoint import load_variables
 from mrcnn_jax.training.evaluations import EVALUATIONS, Evaluations
-from mrcnn_jax.training.run import train, with_categories
+from mrcnn_jax.training.train import train, with_categories
 from mrcnn_jax.training.validation import Validation
 
 pytestmark = pytest.mark.medium

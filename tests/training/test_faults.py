@@ -22,9 +22,9 @@ from support import linear
 from support.launch import ROOT, write_recipe
 
 from mrcnn_jax.data import load_split, train_batches
-from mrcnn_jax.training import run
+from mrcnn_jax.training import train
 from mrcnn_jax.training.evaluations import Evaluations
-from mrcnn_jax.training.logging import MetricsLog
+from mrcnn_jax.training.logs.metrics_log import MetricsLog
 
 pytestmark = pytest.mark.medium
 
@@ -114,14 +114,14 @@ def test_records_deleted_meanwhile_are_read_to_the_end(training, undisturbed):
 
 def test_records_deleted_before_a_worker_opens_them(training, undisturbed):
     """Worker processes open the records when they begin, here after the folder is gone."""
-    opened = run.train_batches
+    opened = train.train_batches
 
     def later(*arguments, **named):
         shutil.rmtree(training.folder / "cache")
         return opened(*arguments, **named)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(run, "train_batches", later)
+        patch.setattr(train, "train_batches", later)
         status, said = training(workers=1)
     assert status == 2
     assert "the prepared records are gone" in said

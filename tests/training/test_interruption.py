@@ -16,10 +16,11 @@ import pytest
 from jax.experimental import multihost_utils
 from support import linear
 
-from mrcnn_jax import processes
+from mrcnn_jax.checkpoints.manager import Checkpointer
 from mrcnn_jax.config import TrainConfig
-from mrcnn_jax.training.checkpoint import Checkpointer
-from mrcnn_jax.training.interruption import Interruptions, Stopped
+from mrcnn_jax.distributed import collectives
+from mrcnn_jax.errors import Interrupted
+from mrcnn_jax.training.interruption import Interruptions
 from mrcnn_jax.training.step import TrainState
 
 pytestmark = pytest.mark.medium
@@ -42,14 +43,14 @@ def handlers():
     assert left == usual
 
 
-def end(body: Callable[[Interruptions], None]) -> Stopped:
+def end(body: Callable[[Interruptions], None]) -> Interrupted:
     """The exception that ends `body`."""
 
     def run() -> None:
         with Interruptions() as interruptions:
             body(interruptions)
 
-    with pytest.raises(Stopped) as stopped:
+    with pytest.raises(Interrupted) as stopped:
         run()
     return stopped.value
 
@@ -129,7 +130,7 @@ def test_what_a_destructor_swallowed_is_raised_at_the_next_point(then, monkeypat
 
     def run(interruptions):
         Array()
-        assert swallowed == [Stopped]
+        assert swallowed == [Interrupted]
         if then == "train":
             with interruptions.postponed():
                 raise AssertionError("went on")
@@ -173,7 +174,7 @@ class Service:
     def __init__(self, monkeypatch, ahead: int):
         self.ahead, self.heard, self.ticks, self.agreed = ahead, 0, [], -1
         monkeypatch.setattr(jax, "process_count", lambda: 2)
-        monkeypatch.setattr(processes, "watch_preemption", self.watch)
+        monkeypatch.setattr(collectives, "watch_preemption", self.watch)
         monkeypatch.setattr(multihost_utils, "reached_preemption_sync_point", self.reached)
 
     def watch(self) -> None:
@@ -223,7 +224,7 @@ def test_a_signal_right_before_the_loop_reaches_all_processes(monkeypatch):
             assert [interruptions.reached() for _ in range(2)] == [False, True]
             raise interruptions.stopped(0)
 
-    monkeypatch.setattr(processes, "watch_preemption", late)
+    monkeypatch.setattr(collectives, "watch_preemption", late)
     end(train)
     assert service.heard == 1
 
@@ -312,7 +313,7 @@ def whole(tmp_path_factory) -> TrainState:
     ],
 )
 def test_the_same_call_goes_on_after_a_signal(when, said, saved, number, status, tmp_path, whole):
-    with pytest.raises(Stopped, match=rf": {said}; the same command") as stopped:
+    with pytest.raises(Interrupted, match=rf": {said}; the same command") as stopped:
         fit(tmp_path / "parts", Calls(when, number))
     assert stopped.value.exit_status == status
     assert saved_steps(tmp_path / "parts") == saved
@@ -327,7 +328,7 @@ def test_the_same_call_goes_on_after_a_signal(when, said, saved, number, status,
 
 def test_no_more_than_the_queued_step_is_done_after_a_signal(tmp_path):
     calls = Calls("log 4")
-    with pytest.raises(Stopped):
+    with pytest.raises(Interrupted):
         fit(tmp_path, calls, every=100)
     made = calls.made[calls.made.index("log 4") + 1 :]
     assert made == ["log 5", "save 5"]

@@ -17,8 +17,8 @@ import numpy as np
 import pytest
 from support.launch import launch, write_recipe
 
+from mrcnn_jax.checkpoints.manager import load_variables
 from mrcnn_jax.config import Config
-from mrcnn_jax.training.checkpoint import load_variables
 
 pytestmark = pytest.mark.slow
 

@@ -11,13 +11,14 @@ import numpy as np
 import pytest
 from support import linear
 
-from mrcnn_jax.config import Config, ConfigError, KeypointHeadConfig, ModelConfig, TrainConfig
+from mrcnn_jax.checkpoints.manager import Checkpointer
+from mrcnn_jax.config import Config, KeypointHeadConfig, ModelConfig, TrainConfig
 from mrcnn_jax.data.categories import Categories, Pose
+from mrcnn_jax.errors import ConfigError, NonFiniteLossError
 from mrcnn_jax.training import parallel
-from mrcnn_jax.training.checkpoint import Checkpointer
-from mrcnn_jax.training.loop import NonFiniteLossError
-from mrcnn_jax.training.run import with_categories
+from mrcnn_jax.training.loop import non_finite
 from mrcnn_jax.training.step import TrainState
+from mrcnn_jax.training.train import with_categories
 
 pytestmark = pytest.mark.medium
 
@@ -100,9 +101,9 @@ def test_bad_steps_are_left_out_up_to_a_limit_that_outlives_a_restart(tmp_path, 
 
 
 def test_error_without_a_file_speaks_of_none():
-    error = NonFiniteLossError(3, [7], {"loss": np.inf, "skipped": 1}, "")
+    error = non_finite(3, [7], {"loss": np.inf, "skipped": 1}, "")
     assert "replay" not in str(error)
-    assert "replay 'a b.npz'" in str(NonFiniteLossError(3, [7], {"loss": np.inf, "skipped": 1}, "a b.npz"))
+    assert "replay 'a b.npz'" in str(non_finite(3, [7], {"loss": np.inf, "skipped": 1}, "a b.npz"))
 
 
 def test_array_of_the_host_that_gets_into_the_loop_is_an_error(tmp_path, monkeypatch):

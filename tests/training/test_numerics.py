@@ -12,8 +12,8 @@ from jax.sharding import Mesh, PartitionSpec
 from support import programs
 
 from mrcnn_jax.config import FPNConfig
+from mrcnn_jax.models.mask_rcnn import build_model, variable_shapes
 from mrcnn_jax.models.norms import Norm
-from mrcnn_jax.models.rcnn import build_model, variable_shapes
 from mrcnn_jax.training.forward import Forward
 from mrcnn_jax.training.step import TrainState, create_state
 

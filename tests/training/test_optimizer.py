@@ -11,7 +11,8 @@ import numpy as np
 import optax
 import pytest
 
-from mrcnn_jax.config import BackboneConfig, ConfigError, ModelConfig, OptimizerConfig
+from mrcnn_jax.config import BackboneConfig, ModelConfig, OptimizerConfig
+from mrcnn_jax.errors import ConfigError
 from mrcnn_jax.training.optimizer import frozen_paths, make_optimizer, make_schedule
 
 # One float32 rounding in each of a step's few operations: 25 steps stay within some 100 units in the last place.

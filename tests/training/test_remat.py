@@ -18,10 +18,10 @@ import pytest
 
 from mrcnn_jax.config import BackboneConfig, Config, FPNConfig, ModelConfig, TrainConfig
 from mrcnn_jax.models import efficientnet, resnet
+from mrcnn_jax.models.mask_rcnn import MaskRCNN, build_model, variable_shapes
 from mrcnn_jax.models.norms import make_norm
-from mrcnn_jax.models.rcnn import MaskRCNN, build_model, variable_shapes
 from mrcnn_jax.models.resnet import ResNet
-from mrcnn_jax.ops import roi_kernels
+from mrcnn_jax.ops.roi import kernels
 from mrcnn_jax.structures import Batch, GroundTruth
 from mrcnn_jax.training import step as training_step
 from mrcnn_jax.training.gradients import make_gradients
@@ -44,8 +44,8 @@ def _quick(monkeypatch):
     for name in resnet._DEPTHS:
         monkeypatch.setitem(resnet._DEPTHS, name, (1, 2, 1, 1))
     monkeypatch.setattr(efficientnet, "BLOCKS", tuple(efficientnet.BLOCKS[i] for i in (0, 1, 3, 4, 5, 11)))
-    monkeypatch.setattr(roi_kernels, "forward", roi_kernels._forward_wide)
-    monkeypatch.setattr(roi_kernels, "backward", roi_kernels._backward_wide)
+    monkeypatch.setattr(kernels, "forward", kernels._forward_wide)
+    monkeypatch.setattr(kernels, "backward", kernels._backward_wide)
 
 
 def configure(model: ModelConfig, backbone: str) -> ModelConfig:

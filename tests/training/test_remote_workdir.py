@@ -14,9 +14,9 @@ from support import linear
 from support.gcs_store import BUCKET, serve
 from support.launch import free_port, launch, write_recipe
 
+from mrcnn_jax.checkpoints.manager import load_variables
 from mrcnn_jax.config import Config
-from mrcnn_jax.training.checkpoint import load_variables
-from mrcnn_jax.training.run import train
+from mrcnn_jax.training.train import train
 
 pytest.importorskip("gcp_storage_emulator", reason="the emulator of a store comes with the extra `test`")
 WORKDIR = f"gs://{BUCKET}/runs/tiny"

@@ -19,16 +19,18 @@ import numpy as np
 import pytest
 from support import linear
 
-from mrcnn_jax import processes
+from mrcnn_jax.checkpoints.manager import Checkpointer
+from mrcnn_jax.cli import main as mrcnn
 from mrcnn_jax.config import to_json
-from mrcnn_jax.training import failure, replay, run
-from mrcnn_jax.training.checkpoint import Checkpointer
-from mrcnn_jax.training.failure import FailureFile, load_failure, save_failure
-from mrcnn_jax.training.loop import NonFiniteLossError
+from mrcnn_jax.distributed import collectives
+from mrcnn_jax.errors import NonFiniteLossError
+from mrcnn_jax.training import nonfinite_dump, replay
+from mrcnn_jax.training import train as train_module
+from mrcnn_jax.training.nonfinite_dump import FailureFile, load_failure, save_failure
 
 pytestmark = pytest.mark.medium
 
-ROOT = Path(__file__).resolve().parent.parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 POISONED = (3, 6)  # batches (from 0) with a bad image
 SLOT = 2  # of the bad image
 # What a batch norm in two devices' programs and in the one of replay leaves of the same sums in another order.
@@ -85,7 +87,7 @@ def poisoned_run(config, workdir, poison) -> Stopped:
     """With an average of the weights."""
     train = dataclasses.replace(config.train, checkpoint_every=1, max_skipped=1, ema_decay=0.9)
     states, batches, warnings = {}, {}, []
-    open_batches, save = run.train_batches, Checkpointer.save
+    open_batches, save = train_module.train_batches, Checkpointer.save
 
     def poisoned_batches(dataset, config, *, start_step, **others):
         return Poisoned(open_batches(dataset, config, start_step=start_step, **others), start_step, poison, batches)
@@ -95,11 +97,11 @@ def poisoned_run(config, workdir, poison) -> Stopped:
         save(self, step, state)
 
     with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(io.StringIO()) as output:
-        patch.setattr(run, "train_batches", poisoned_batches)
+        patch.setattr(train_module, "train_batches", poisoned_batches)
         patch.setattr(Checkpointer, "save", save_and_keep)
         patch.setattr("mrcnn_jax.training.loop.logger.warning", lambda text, *values: warnings.append(text % values))
         with pytest.raises(NonFiniteLossError) as error:
-            run.train(dataclasses.replace(config, train=train), workdir)
+            train_module.train(dataclasses.replace(config, train=train), workdir)
     return Stopped(error.value, output.getvalue(), states, batches, workdir, warnings)
 
 
@@ -164,7 +166,7 @@ def test_error_names_step_images_and_file(stopped):
     error, path = stopped.error, stopped.workdir / "failures" / "step_000007.npz"
     assert (error.step, error.saved) == (7, str(path))
     assert [p.name for p in path.parent.iterdir()] == [path.name]
-    assert f"python -m mrcnn_jax.training.replay {path}" in str(error)
+    assert f"mrcnn replay {path}" in str(error)
     assert str(error.image_ids) in str(error)
     assert "loss_linear inf" in str(error)
     assert sorted(stopped.states) == [1, 2, 3, 4, 5, 6]  # the bad step is in no checkpoint
@@ -194,7 +196,7 @@ def test_file_holds_the_step(stopped, saved):
 
 @pytest.mark.slow
 def test_replay_finds_image_and_loss(stopped_network, saved_network, capsys):
-    assert replay.main([stopped_network.error.saved]) == 1
+    assert mrcnn(["replay", stopped_network.error.saved]) == 1
     said = capsys.readouterr().out
     assert (
         said.splitlines()[-1]
@@ -281,7 +283,7 @@ def damaged(path: Path, target: Path, kind: str) -> Path:
 )
 def test_file_that_is_no_step_is_told_in_one_line(stopped, tmp_path, capsys, kind, told):
     path = damaged(Path(stopped.error.saved), tmp_path / "step.npz", kind)
-    assert replay.main([str(path)]) == 2
+    assert mrcnn(["replay", str(path)]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith(f"error: {path} ")
     assert told in line
@@ -297,8 +299,8 @@ def test_file_that_cannot_be_written_leaves_the_error_as_it_is(stopped, saved, t
 def test_parts_of_several_processes_come_together(stopped, saved, tmp_path, monkeypatch):
     """As if the batch lay with two processes; the other one sends its own half."""
     halves = [jax.tree.map(lambda x, half=half: x[2 * half : 2 * half + 2], saved.failure.batch) for half in (0, 1)]
-    other = failure._packed(halves[1])
-    monkeypatch.setattr(processes, "gather_bytes", lambda content: [content, other])
+    other = nonfinite_dump._packed(halves[1])
+    monkeypatch.setattr(collectives, "gather_bytes", lambda content: [content, other])
     ours = saved.failure._replace(state=stopped.states[6], batch=halves[0])
     loaded = load_failure(save_failure(tmp_path, saved.config, ours))
     jax.tree.map(np.testing.assert_array_equal, loaded.failure.batch, saved.failure.batch)
@@ -311,8 +313,8 @@ def test_command_needs_no_packages_for_data(stopped_network):
     script = f"""
         import sys
         sys.modules.update(dict.fromkeys({blocked}))
-        from mrcnn_jax.training.replay import main
-        sys.exit(main(sys.argv[1:]))
+        from mrcnn_jax.cli import main
+        sys.exit(main(["replay", *sys.argv[1:]]))
     """
     done = subprocess.run(
         [sys.executable, "-c", textwrap.dedent(script), stopped_network.error.saved],

@@ -14,7 +14,7 @@ from support import programs
 from support.programs import IMAGES, LEARNING_RATE
 
 from mrcnn_jax.config import Config
-from mrcnn_jax.models.rcnn import build_model, variable_shapes
+from mrcnn_jax.models.mask_rcnn import build_model, variable_shapes
 from mrcnn_jax.structures import Batch
 from mrcnn_jax.training.step import create_state, make_train_step
 

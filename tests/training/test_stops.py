@@ -14,8 +14,8 @@ import pytest
 from support import linear
 from support.launch import LINEAR, launch, write_recipe
 
-from mrcnn_jax.training.checkpoint import Checkpointer
-from mrcnn_jax.training.run import train
+from mrcnn_jax.checkpoints.manager import Checkpointer
+from mrcnn_jax.training.train import train
 
 pytestmark = pytest.mark.slow
 
@@ -55,7 +55,7 @@ def step(*arguments):
 Loop._start_step = step
 """
 SAVE = """
-from mrcnn_jax.training.checkpoint import Checkpointer
+from mrcnn_jax.checkpoints.manager import Checkpointer
 rename, save = os.rename, Checkpointer.save
 def slow_rename(source, target):
     if os.path.basename(target) == "6":  # all is written, and nothing counts before it is renamed

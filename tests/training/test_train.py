@@ -16,18 +16,18 @@ import pytest
 from support import linear
 from support.launch import LINEAR, launch, write_recipe
 
-from mrcnn_jax.config import ConfigError
-from mrcnn_jax.data import shapes
-from mrcnn_jax.training.checkpoint import Checkpointer, load_variables
-from mrcnn_jax.training.run import train
-from mrcnn_jax.training.workdir import read_config
+from mrcnn_jax.checkpoints.manager import Checkpointer, load_variables
+from mrcnn_jax.checkpoints.workdir import read_config
+from mrcnn_jax.data.synthetic import generate
+from mrcnn_jax.errors import ConfigError
+from mrcnn_jax.training.train import train
 
 pytestmark = pytest.mark.medium
 
 SUMMARY = re.compile(r"step 10, box AP -?\d\.\d{3}, mask AP -?\d\.\d{3}")
 KILL = """
 import os, signal
-from mrcnn_jax.training.logging import MetricsLog
+from mrcnn_jax.training.logs.metrics_log import MetricsLog
 
 log_step = MetricsLog.step
 
@@ -143,7 +143,7 @@ def losses_of(workdir: Path) -> dict[int, float]:
 
 def test_evaluation_data_with_other_categories_are_refused_before_training(tiny_config, tmp_path):
     root = tmp_path / "shapes"
-    shapes.write(tiny_config.data.shapes, root)
+    generate.write(tiny_config.data.shapes, root)
     annotations = json.loads((root / "val.json").read_text())
     annotations["categories"][0]["name"] = "somebody else's"
     (root / "val.json").write_text(json.dumps(annotations))

@@ -11,13 +11,13 @@ import cv2
 import numpy as np
 import pytest
 
-from mrcnn_jax.data.coco import load_split
-from mrcnn_jax.predictor import Predictor
-from mrcnn_jax.training.workdir import read_config
+from mrcnn_jax.checkpoints.workdir import read_config
+from mrcnn_jax.data.dataset import load_split
+from mrcnn_jax.inference.predictor import Predictor
 
 pytestmark = pytest.mark.medium
 
-ROOT = Path(__file__).resolve().parent.parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def command(monkeypatch, name, *arguments):

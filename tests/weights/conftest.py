@@ -17,9 +17,10 @@ import numpy as np
 import pytest
 
 from mrcnn_jax.config import AnchorConfig, FPNConfig, KeypointHeadConfig, ModelConfig
-from mrcnn_jax.models.rcnn import MaskRCNN, build_model, variable_shapes
-from mrcnn_jax.weights import files, naming
-from mrcnn_jax.weights.errors import WeightsError
+from mrcnn_jax.errors import WeightsError
+from mrcnn_jax.models.mask_rcnn import MaskRCNN, build_model, variable_shapes
+from mrcnn_jax.weights import naming
+from mrcnn_jax.weights.io import weight_files
 from mrcnn_jax.weights.preprocessing import TORCHVISION, follow
 
 
@@ -201,7 +202,7 @@ def _read_watched(path: Path) -> Any:
     tracemalloc.start()
     _watched = []
     try:
-        return files.read(path)
+        return weight_files.read(path)
     finally:
         deeds, _watched = _watched, None
         _, peak = tracemalloc.get_traced_memory()

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from mrcnn_jax.config import BoxHeadConfig, KeypointHeadConfig, MaskHeadConfig, ModelConfig
-from mrcnn_jax.models.rcnn import build_model
+from mrcnn_jax.models.mask_rcnn import build_model
 from mrcnn_jax.weights import naming
 from mrcnn_jax.weights.outputs import CLASS_LAYERS, matched, outputs, source_of
 

@@ -8,7 +8,7 @@ import re
 import numpy as np
 import pytest
 
-from mrcnn_jax.weights.errors import WeightsError
+from mrcnn_jax.errors import WeightsError
 from mrcnn_jax.weights.source import recognise
 
 NETWORK = {

@@ -9,7 +9,7 @@ import cv2
 import numpy as np
 
 from mrcnn_jax.data.augment.geometry import crop
-from mrcnn_jax.data.masks import (
+from mrcnn_jax.data.mask_crops import (
     Masks,
     Raster,
     bitmaps,

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import cv2
 import numpy as np
 
-from mrcnn_jax.data.masks import move_masks, select_masks, visible_boxes
+from mrcnn_jax.data.mask_crops import move_masks, select_masks, visible_boxes
 from mrcnn_jax.data.sample import Sample, Size, select
 
 _SMALLEST = 1.0  # pixels of the result: what a crop leaves of an instance is kept from this width and height on

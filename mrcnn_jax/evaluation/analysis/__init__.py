@@ -1,6 +1,5 @@
 """Result records examined: which errors they make, in which classes, in which images."""
 
-from mrcnn_jax.evaluation.analysis.analyse import analyse
 from mrcnn_jax.evaluation.analysis.results import (
     ERRORS,
     SPECIAL_ERRORS,
@@ -23,5 +22,4 @@ __all__ = [
     "ImageResult",
     "Instance",
     "Table",
-    "analyse",
 ]

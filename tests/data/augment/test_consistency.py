@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from support.samples import assert_same_mask, some_annotations
 
 from mrcnn_jax.data.augment.geometry import crop, flip, view
-from mrcnn_jax.data.masks import bitmaps, pixel_windows
+from mrcnn_jax.data.mask_crops import bitmaps, pixel_windows
 from mrcnn_jax.data.sample import Sample, make_sample, select
 
 SIZE, POINTS = 60, 4

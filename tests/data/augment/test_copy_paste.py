@@ -12,7 +12,7 @@ from support.samples import annotation, empty_truth, rle_of, some_annotations
 
 from mrcnn_jax.data.augment.copy_paste import paste
 from mrcnn_jax.data.augment.geometry import crop, flip, resize
-from mrcnn_jax.data.masks import bitmaps, pixel_windows
+from mrcnn_jax.data.mask_crops import bitmaps, pixel_windows
 from mrcnn_jax.data.sample import Sample, make_sample, select, write
 
 SIZE, POINTS = 48, 3

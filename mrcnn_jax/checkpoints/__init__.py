@@ -1,0 +1,1 @@
+"""What a run leaves behind: its work directory, checkpoints, checksums and averaged weights."""

@@ -1,0 +1,129 @@
+"""Check recipes and print one line about each: network, parameters, training, published accuracy.
+
+The exit status is 1 if any of them is invalid.
+"""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import functools
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from mrcnn_jax.cli import common
+from mrcnn_jax.config import Config, ModelConfig, OptimizerConfig, load_config, needs_initial_weights, validate
+from mrcnn_jax.runtime.files import user_path
+
+_BACKBONES = {"efficientnet_lite0": "EfficientNet-Lite0"}
+_NOTES = (
+    "* starts from a file: --config.init=FILE",
+    "Parameters: with COCO's 80 classes, or its one class with keypoints, where the data decide.",
+)
+
+
+class Recipe(NamedTuple):
+    """A valid recipe: its configuration, and what its file says."""
+
+    config: Config
+    docstring: str
+
+
+def main(arguments: Sequence[str]) -> int:
+    parser = common.make_parser("config", __doc__)
+    parser.add_argument(
+        "recipes", nargs="+", type=user_path, metavar="FILE", help="a recipe, such as configs/quickstart.py"
+    )
+    recipes, problems = [], []
+    options, _ = common.parse(parser, arguments)
+    for path in options.recipes:
+        try:
+            recipes.append(read(path))
+        except Exception as error:  # a recipe is a program: it may fail in any way
+            problems.append(f"{path}: {type(error).__name__}: {error}")
+    if recipes:
+        print_table(recipes)
+    for problem in problems:
+        print(problem, file=sys.stderr)
+    return 1 if problems else 0
+
+
+def read(path: Path) -> Recipe:
+    """A recipe, validated as if it had been given the weights that it needs. Raises what is wrong with it."""
+    config = load_config(path)
+    validate(dataclasses.replace(config, init=config.init or "FILE"))
+    return Recipe(config, ast.get_docstring(ast.parse(path.read_text())) or "")
+
+
+def print_table(recipes: Sequence[Recipe]) -> None:
+    """A line for each recipe, as soon as its parameters are counted."""
+    heads = ("recipe", "network", "training", "published")
+    rows = [(name(r.config), network(r.config.model), training(r.config), published(r.docstring)) for r in recipes]
+    widths = [max(map(len, column)) for column in zip(heads, *rows, strict=True)]
+
+    def line(row: Sequence[str], count: str) -> str:
+        cells = [cell.ljust(width) for cell, width in zip(row, widths, strict=True)]
+        return "  ".join([*cells[:2], count.rjust(10), *cells[2:]]).rstrip()
+
+    print(line(heads, "parameters"))
+    print("  ".join("-" * width for width in (*widths[:2], 10, *widths[2:])))
+    for recipe, row in zip(recipes, rows, strict=True):
+        print(line(row, f"{parameters(recipe.config.model) / 1e6:.1f} M"), flush=True)
+    print("", *_NOTES, sep="\n")
+
+
+def name(config: Config) -> str:
+    """With a star if the recipe cannot start from random weights, and names no others."""
+    return config.name + ("*" if needs_initial_weights(config.model) and not config.init else "")
+
+
+def network(model: ModelConfig) -> str:
+    """Such as "R50-FPN, box mask" or "X101-32x8d-FPN, box 17 keypoints"."""
+    backbone = model.backbone
+    short = _BACKBONES.get(backbone.name, backbone.name.replace("resnet", "R"))
+    if backbone.groups > 1:
+        short = f"{short.replace('R', 'X')}-{backbone.groups}x{backbone.width_per_group}d"
+    parts = [f"{short}-{model.features.upper()}", "" if backbone.norm == "frozen_bn" else f" {backbone.norm}", ", box"]
+    parts += [" mask"] if model.mask is not None else []
+    parts += [f" {model.num_keypoints} keypoints"] if model.keypoint is not None else []
+    return "".join(parts)
+
+
+def training(config: Config) -> str:
+    """Such as "90k x 16, sgd 0.02, 60k 80k": steps, images in each, optimiser, where the rate falls."""
+    steps, optimizer = config.train.steps, config.optimizer
+    return f"{_thousands(steps)} x {config.train.batch_size}, {optimizer.name} {optimizer.learning_rate:g}, " + (
+        _milestones(optimizer)
+    )
+
+
+def _milestones(optimizer: OptimizerConfig) -> str:
+    if optimizer.schedule == "cosine":
+        return "cosine"
+    return " ".join(map(_thousands, optimizer.milestones)) or "constant"
+
+
+def _thousands(steps: int) -> str:
+    return f"{steps // 1000}k" if steps % 1000 == 0 else f"{steps:,}"
+
+
+def published(docstring: str) -> str:
+    """The average precisions after "Published:" in a recipe's docstring, without their source."""
+    _, found, text = docstring.partition("Published: ")
+    return " ".join(text.partition(" (")[0].split()) if found else "-"
+
+
+@functools.cache
+def parameters(model: ModelConfig) -> int:
+    """Trainable and frozen parameters, counted without making them."""
+    os.environ.setdefault("JAX_PLATFORMS", "cpu")  # nothing is computed: leave the accelerator to those who do
+    import jax
+
+    from mrcnn_jax.models.mask_rcnn import build_model, variable_shapes
+
+    classes = model.num_classes or (80 if model.keypoint is None else 1)
+    shapes = variable_shapes(build_model(dataclasses.replace(model, num_classes=classes)))
+    return sum(leaf.size for leaf in jax.tree.leaves(shapes["params"]))

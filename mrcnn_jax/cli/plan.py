@@ -1,0 +1,27 @@
+"""Choose the few padded image shapes that waste least on a dataset, and print what each choice costs.
+
+DATA is a recipe, such as configs/mask_rcnn_r50_fpn_1x.py, or COCO JSON files (images are not read).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from mrcnn_jax.cli import common
+from mrcnn_jax.runtime.files import user_path
+from mrcnn_jax.tools.plan import proposals
+
+
+def main(arguments: Sequence[str]) -> None:
+    parser = common.make_parser("plan", __doc__, overrides=True)
+    parser.add_argument("data", nargs="+", type=user_path, metavar="DATA", help="a recipe, or COCO JSON files")
+    parser.add_argument(
+        "--buckets",
+        type=int,
+        default=4,
+        choices=range(1, proposals.MOST + 1),
+        help="how many to adopt at most (default: 4)",
+    )
+    options, overrides = common.parse(parser, arguments)
+    config, sizes, others = proposals.read(options.data, overrides)
+    proposals.report(config, sizes, others, options.buckets)

@@ -1,0 +1,66 @@
+"""Write an HTML report of COCO results, of any program: tables, curves, errors and images."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+
+from mrcnn_jax.cli import common
+from mrcnn_jax.errors import DataError, listing
+from mrcnn_jax.evaluation import coco_metrics, result_file
+from mrcnn_jax.runtime import files
+from mrcnn_jax.runtime.files import user_path
+from mrcnn_jax.tools.report.write import write_report
+
+log = logging.getLogger(__name__)
+
+
+def main(arguments: Sequence[str]) -> None:
+    parser = common.make_parser("report", __doc__)
+    parser.add_argument("results", type=user_path, metavar="RESULTS.json", help="a list of COCO result records")
+    parser.add_argument(
+        "annotations", type=user_path, metavar="ANNOTATIONS.json", help="the ground truth, in COCO's format"
+    )
+    parser.add_argument("--images", type=user_path, metavar="DIR", required=True, help="the folder with the images")
+    parser.add_argument(
+        "--output", type=user_path, metavar="FILE", default=Path("report.html"), help="(default: %(default)s)"
+    )
+    options, _ = common.parse(parser, arguments)
+    report(options.results, options.annotations, options.images, options.output)
+    print(f"the report is in {options.output}")
+
+
+def report(results: Path, annotations: Path, images: Path, output: Path) -> None:
+    """The command without its command line. Raises DataError, FileNotFoundError or ConfigError for wrong arguments."""
+    if not images.is_dir():
+        raise DataError(f"no folder {images}; make it, or give another --images")
+    files.check_output(output, "--output", parents=False)
+    records = result_file.read(results)
+    truth = coco_metrics.ground_truth(annotations)
+    if not any(record["category_id"] in truth.cats for record in records):
+        found = listing(sorted({record["category_id"] for record in records}))
+        known = listing(sorted(truth.cats))
+        raise DataError(f"all results of {results} are of categories ({found}) that {annotations} has not ({known})")
+    iou_types = [name for name in coco_metrics.FIELDS if coco_metrics.with_field(records, name)]
+    annotated = truth.dataset["annotations"]
+    scored = [
+        name
+        for name in iou_types
+        if any(coco_metrics.counts(a, name) for a in coco_metrics.with_field(annotated, name))
+    ]
+    if not scored:
+        raise DataError(
+            f"{annotations} has nothing of what {results} has ({listing(iou_types)}); give other annotations"
+        )
+    try:
+        result_file.check_names(truth, records)
+        records = result_file.with_run_lengths(truth, records)
+        doubts = result_file.doubts(truth, records)
+        for note in doubts:
+            log.warning("%s", note)
+        scores = coco_metrics.score(annotations, records, iou_types=scored, images=images)
+    except ValueError as error:
+        raise DataError(f"{results} does not fit {annotations}: {error}") from error
+    write_report(dataclasses.replace(scores, notes=(*doubts, *scores.notes)), images, output, title=results.name)

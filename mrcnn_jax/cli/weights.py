@@ -1,0 +1,36 @@
+"""Export the weights of the newest checkpoint of a run as a state dict of torchvision or Detectron2."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+
+from mrcnn_jax.checkpoints.manager import load_variables
+from mrcnn_jax.cli import common
+from mrcnn_jax.runtime import files
+from mrcnn_jax.weights import detectron2_names, torchvision_names
+from mrcnn_jax.weights.io import weight_files
+
+_EXPORT = {"torchvision": torchvision_names.export_state, "detectron2": detectron2_names.export_state}
+
+
+def main(arguments: Sequence[str]) -> None:
+    parser = common.make_parser("weights", __doc__)
+    commands = parser.add_subparsers(required=True, metavar="export")
+    export = commands.add_parser("export", help="write a .safetensors or .npz file")
+    export.add_argument("workdir", type=os.path.expanduser, help="directory of a run")
+    export.add_argument("file", type=os.path.expanduser, help="the file to write: .safetensors or .npz")
+    export.add_argument("--format", choices=_EXPORT, required=True, help="names and layouts of the tensors")
+    options, _ = common.parse(parser, arguments)
+    weight_files.check_name(options.file)
+    files.check_output(options.file, "FILE", parents=False)
+    config, variables = load_variables(options.workdir)
+    state = _EXPORT[options.format](variables)
+    weight_files.write(options.file, state)
+    model = config.model
+    print(
+        f"{options.file}: {len(state)} tensors under {options.format}'s names. The network wants {model.channel_order}"
+        f" pixels of 0..255 with mean {model.pixel_mean} and std {model.pixel_std}; stride in the 1x1 convolutions:"
+        f" {model.backbone.stride_in_1x1}; epsilon of norms: {model.backbone.norm_eps:g}; classes:"
+        f" {dict(zip(model.category_ids, model.category_names, strict=False))}"
+    )

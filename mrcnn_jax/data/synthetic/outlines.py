@@ -1,0 +1,195 @@
+"""The kind "outlines": many classes that only their outline tells apart, thin ones and some with holes among them.
+
+Objects are small and large, and often several of one class lie across one another. Size says little about the class,
+colour and texture nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from mrcnn_jax.data.synthetic import scene
+from mrcnn_jax.data.synthetic.figures import (
+    Inside,
+    crescent,
+    cross,
+    gear,
+    half_disc,
+    heart,
+    polygon,
+    regular,
+    ring,
+    star,
+    strokes,
+)
+from mrcnn_jax.data.synthetic.scene import Figure
+
+_NEIGHBOUR = 0.4  # probability that an object is put across one of its own class
+_ATTEMPTS = 30  # at placing one object
+_LINE = 0.06  # half the width of a thin figure's lines, as part of its radius; but at least a pixel
+
+
+class Choice(NamedTuple):
+    """What is drawn of all that could be."""
+
+    names: tuple[str, ...]
+    diameters: tuple[float, float] = (0.0, 0.6)  # as parts of the image's side
+    objects: tuple[int, int] = (4, 10)  # in an image, both included
+
+
+class Outline(NamedTuple):
+    """A class of figures."""
+
+    inside: Callable[[float], Inside]  # given half the width of thin lines, in radii
+    smallest: float = 12.0  # pixels of diameter at which it is still told apart from all others
+
+
+def _solid(inside: Inside, smallest: float = 12.0) -> Outline:
+    return Outline(lambda line: inside, smallest)
+
+
+def _thin(*lines: tuple[tuple[float, float], ...], smallest: float = 12.0) -> Outline:
+    """Lines whose round ends stay within the radius."""
+    return Outline(
+        lambda line: strokes(line, *(tuple(((1 - line) * x, (1 - line) * y) for x, y in points) for points in lines)),
+        smallest,
+    )
+
+
+OUTLINES: dict[str, Outline] = {
+    "circle": _solid(lambda x, y: np.hypot(x, y) <= 0.9),
+    "triangle": _solid(regular(3)),
+    "square": _solid(regular(4)),
+    "pentagon": _solid(regular(5), 20),
+    "hexagon": _solid(regular(6), 24),
+    "star4": _solid(star(4, 0.35), 16),
+    "star5": _solid(star(5, 0.4), 16),
+    "star6": _solid(star(6, 0.5), 20),
+    "star8": _solid(star(8, 0.6), 24),
+    "cross": _solid(cross(0.32, 0.92)),
+    "crescent": _solid(crescent),
+    "ring": _solid(ring(0.45)),
+    "half disc": _solid(half_disc),
+    "heart": _solid(heart, 16),
+    "gear": _solid(gear, 28),
+    "arrow": _solid(
+        polygon((1, 0), (0.15, -0.75), (0.15, -0.28), (-0.95, -0.28), (-0.95, 0.28), (0.15, 0.28), (0.15, 0.75)), 16
+    ),
+    "L": _solid(polygon((-0.5, -0.86), (-0.1, -0.86), (-0.1, 0.46), (0.6, 0.46), (0.6, 0.8), (-0.5, 0.8)), 14),
+    "T": _solid(
+        polygon(
+            *((-0.75, -0.65), (0.75, -0.65), (0.75, -0.25), (0.2, -0.25)),
+            *((0.2, 0.9), (-0.2, 0.9), (-0.2, -0.25), (-0.75, -0.25)),
+        ),
+        14,
+    ),
+    "U": _solid(
+        polygon(
+            *((-0.68, -0.72), (-0.3, -0.72), (-0.3, 0.35), (0.3, 0.35)),
+            *((0.3, -0.72), (0.68, -0.72), (0.68, 0.72), (-0.68, 0.72)),
+        ),
+        16,
+    ),
+    "H": _solid(
+        lambda x, y: (abs(x) <= 0.64) & (abs(y) <= 0.76) & ((abs(x) >= 0.26) | (abs(y) <= 0.18)),
+        18,
+    ),
+    "bar": _thin(((-1, 0), (1, 0))),
+    "hoop": Outline(lambda line: ring(1 - 2 * line)),
+    "zigzag": _thin(((-0.95, 0.3), (-0.48, -0.4), (0, 0.35), (0.48, -0.4), (0.95, 0.3)), smallest=20),
+    "stick cross": _thin(((-1, 0), (1, 0)), ((0, -1), (0, 1)), smallest=16),
+    "antenna": _thin(
+        *(((0, 1), (0, -1)), ((-0.6, -0.7), (0.6, -0.7)), ((-0.45, -0.2), (0.45, -0.2)), ((-0.3, 0.3), (0.3, 0.3))),
+        smallest=28,
+    ),
+}
+CATEGORIES: list[dict[str, Any]] = [{"id": k, "name": name} for k, name in enumerate(OUTLINES, 1)]
+
+
+ALL = Choice(tuple(OUTLINES))
+
+
+def render(rng: np.random.Generator, size: int, choice: Choice = ALL) -> tuple[np.ndarray, list[Figure]]:
+    """One image (S, S, 3) uint8 RGB and its figures, back to front."""
+    image = scene.ground(rng, size)
+    figures: list[Figure] = []
+    for _ in range(rng.integers(choice.objects[0], choice.objects[1] + 1)):
+        if figures and rng.random() < _NEIGHBOUR:
+            name, mask = _place_across(rng, figures[rng.integers(len(figures))], figures, choice)
+        else:
+            name, mask = place_anywhere(rng, size, figures, choice)
+        if mask is None:
+            continue
+        paint(rng, image, mask, figures)
+        figures = [figure._replace(mask=figure.mask & ~mask) for figure in figures]
+        figures.append(Figure(name, mask, int(mask.sum())))
+    return scene.develop(rng, image), figures
+
+
+def paint(rng: np.random.Generator, image: np.ndarray, mask: np.ndarray, others: list[Figure]) -> None:
+    """Fill `mask` with a texture that stands out from the ground and from each of the others that it covers."""
+    covered = [mask & other.mask for other in others]
+    grounds = [image[area].mean(axis=0) for area in [mask, *covered] if area.any()]
+    scene.fill(rng, image, mask, scene.distinct(rng, *grounds), contrast=0.2)
+
+
+def outline(
+    name: str, angle: float, centre: np.ndarray, radius: float, size: int, *, mirrored: bool = False
+) -> np.ndarray:
+    """Mask (S, S) of the pixels whose centre lies within the figure of this radius."""
+    low = np.clip(np.floor(centre - radius), 0, size).astype(int)
+    high = np.clip(np.ceil(centre + radius), 0, size).astype(int)
+    x = (np.arange(low[0], high[0])[None, :] + 0.5 - centre[0]) / radius
+    y = (np.arange(low[1], high[1])[:, None] + 0.5 - centre[1]) / radius
+    across, down = x * np.cos(angle) + y * np.sin(angle), y * np.cos(angle) - x * np.sin(angle)
+    inside = OUTLINES[name].inside(max(_LINE, 1 / radius))
+    mask = np.zeros((size, size), bool)
+    mask[low[1] : high[1], low[0] : high[0]] = inside(-across if mirrored else across, down)
+    return mask
+
+
+def place_anywhere(
+    rng: np.random.Generator, size: int, others: list[Figure], choice: Choice = ALL
+) -> tuple[str, np.ndarray | None]:
+    """A class and a mask that leaves enough of the others visible; None for the mask if no place was found."""
+    name = str(rng.choice(choice.names))
+    for _ in range(_ATTEMPTS):
+        radius = float(np.exp(rng.uniform(*np.log(_radii(name, size, choice)))))  # as many small ones as large ones
+        centre = rng.uniform(0.8 * radius, size - 0.8 * radius, 2)  # some reach a little beyond the edge
+        mask = _turned(rng, name, centre, radius, size)
+        if mask.any() and scene.leaves_visible(mask, others):
+            return name, mask
+    return name, None
+
+
+def _place_across(
+    rng: np.random.Generator, other: Figure, others: list[Figure], choice: Choice
+) -> tuple[str, np.ndarray | None]:
+    """The class of `other` and a mask that covers some of it, but leaves enough of all visible."""
+    size = len(other.mask)
+    ys, xs = np.nonzero(other.mask)
+    middle = np.array([xs.mean(), ys.mean()]) + 0.5
+    reach = np.hypot(xs + 0.5 - middle[0], ys + 0.5 - middle[1]).max()
+    for _ in range(_ATTEMPTS):
+        radius = np.clip(reach * rng.uniform(0.6, 1.6), *_radii(other.name, size, choice))
+        away, direction = rng.uniform(0.2, 1) * (reach + radius), rng.uniform(0, 2 * np.pi)
+        centre = middle + away * np.array([np.cos(direction), np.sin(direction)])
+        if (centre < 0.8 * radius).any() or (centre > size - 0.8 * radius).any():
+            continue
+        mask = _turned(rng, other.name, centre, radius, size)
+        if (mask & other.mask).any() and scene.leaves_visible(mask, others):
+            return other.name, mask
+    return other.name, None
+
+
+def _turned(rng: np.random.Generator, name: str, centre: np.ndarray, radius: float, size: int) -> np.ndarray:
+    """The figure at any angle. No two classes are one another's turned or mirrored image."""
+    return outline(name, rng.uniform(0, 2 * np.pi), centre, radius, size, mirrored=rng.random() < 0.5)
+
+
+def _radii(name: str, size: int, choice: Choice) -> tuple[float, float]:
+    low, high = (part * size / 2 for part in choice.diameters)
+    return min(max(low, OUTLINES[name].smallest / 2), high), high

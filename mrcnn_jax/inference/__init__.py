@@ -1,0 +1,1 @@
+"""From images to predictions: preprocessing, detection in batches, test-time augmentation, pasting."""

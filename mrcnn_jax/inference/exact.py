@@ -1,0 +1,35 @@
+"""Exact mode: each image alone, resized and padded as the peer would do it, for the peer's own detections.
+
+Every shape of padded image is a program of its own. Images of COCO make some forty of them, where the network needs
+multiples of 32; C4 and DC5, which Detectron2 does not pad, have a shape for nearly every size of image.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mrcnn_jax.config import Config
+from mrcnn_jax.inference import reference_preprocessing
+from mrcnn_jax.models.mask_rcnn import size_divisibility
+
+
+def network_input(image: NDArray[np.uint8], config: Config) -> reference_preprocessing.NetworkInput:
+    """The padded image (H, W, 3) and the size of the picture in it."""
+    model, data = config.model, config.data
+    edges = {"shortest_edge": data.shortest_edge_eval, "longest_edge": data.longest_edge}
+    if config.eval.resize == "detectron2":
+        return reference_preprocessing.detectron2_input(image, divisor=size_divisibility(model), **edges)
+    return reference_preprocessing.torchvision_input(
+        image, mean=model.pixel_mean, std=model.pixel_std, channel_order=model.channel_order, **edges
+    )
+
+
+def network_size(size: reference_preprocessing.Size, config: Config) -> reference_preprocessing.Size:
+    """The size that `network_input` gives to a picture of `size`."""
+    rule = (
+        reference_preprocessing.detectron2_size
+        if config.eval.resize == "detectron2"
+        else reference_preprocessing.torchvision_size
+    )
+    return rule(size, config.data.shortest_edge_eval, config.data.longest_edge)

@@ -1,0 +1,1 @@
+"""Convolutions and their gradients in the form that XLA:CPU is fast with."""

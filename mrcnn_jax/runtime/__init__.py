@@ -1,0 +1,1 @@
+"""The process around the computation: files, compilation cache, profiler and progress."""

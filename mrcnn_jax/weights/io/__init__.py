@@ -1,0 +1,1 @@
+"""Reads weight files of other programs. Nothing in a file is executed."""

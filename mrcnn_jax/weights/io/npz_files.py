@@ -1,0 +1,58 @@
+"""NumPy's .npz archives: arrays of numbers only.
+
+The header of an array is a Python literal; here it is matched, not evaluated. Facts: numpy.lib.format.
+"""
+
+from __future__ import annotations
+
+import re
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+
+from mrcnn_jax.errors import WeightsError
+from mrcnn_jax.weights.io import zip_files
+from mrcnn_jax.weights.io.arrays import flat, number, shaped
+from mrcnn_jax.weights.io.messages import shown
+
+_SUFFIX = ".npy"
+_MAGIC = b"\x93NUMPY"
+_LENGTHS = {1: 2, 2: 4, 3: 4}  # bytes of the header's length, by version
+_MAX_HEADER = 4096
+# Python 2 wrote long integers with an L.
+_SHAPE = rb"\(((?:\d{1,18}L?, ?)*(?:\d{1,18}L?)?)\)"
+_HEADER = re.compile(
+    rb"\{'descr': '([<>|=])([a-z]\d)', 'fortran_order': (True|False), 'shape': " + _SHAPE + rb", ?\}\s*"
+)
+
+
+def read(data: memoryview, members: dict[str, zip_files.Member]) -> dict[str, np.ndarray]:
+    """The arrays of an archive, by name."""
+    return {name.removesuffix(_SUFFIX): _array(zip_files.contents(data, member)) for name, member in members.items()}
+
+
+def write(path: Path, state: Mapping[str, np.ndarray]) -> None:
+    """Write an uncompressed archive."""
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, array in state.items():
+            with archive.open(name + _SUFFIX, "w", force_zip64=True) as member:
+                np.lib.format.write_array(member, array, allow_pickle=False)
+
+
+def _array(content: memoryview) -> np.ndarray:
+    version = content[len(_MAGIC)] if len(content) > len(_MAGIC) else 0
+    if content[: len(_MAGIC)] != _MAGIC or version not in _LENGTHS:
+        raise WeightsError("it holds something that is no array, or an array of an unknown version")
+    begin = len(_MAGIC) + 2 + _LENGTHS[version]
+    end = begin + int.from_bytes(content[begin - _LENGTHS[version] : begin], "little")
+    header = bytes(content[begin : min(end, begin + _MAX_HEADER)])
+    found = _HEADER.fullmatch(header)
+    if not found:
+        raise WeightsError(
+            f"it holds an array that is not of plain numbers ({shown(header.decode('latin-1').strip())})"
+        )
+    byte_order, kind, fortran, shape = (group.decode() for group in found.groups())
+    sizes = tuple(int(size) for size in re.findall(r"\d+", shape))
+    return shaped(flat(content[end:], number(kind, byte_order)), sizes, "F" if fortran == "True" else "C")

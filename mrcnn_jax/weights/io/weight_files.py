@@ -1,0 +1,125 @@
+"""Files of weights, read by what they contain, whatever they are called, and without running any of it.
+
+    read(path)           nested dictionaries, lists, tuples, strings, numbers and NumPy arrays
+    write(path, state)   .npz or .safetensors
+
+Formats: `torch.save` (zip, and the older one), pickles of NumPy arrays (protocols 2 to 5, those of Python 2 included),
+.npz and .safetensors. Neither torch nor Python's unpickler is used: `unpickler` says what takes its place.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mrcnn_jax.errors import WeightsError
+from mrcnn_jax.weights.io import npz_files, numpy_pickles, safetensors_files, torch_files, unpickler, zip_files
+from mrcnn_jax.weights.io.deferred import finished
+from mrcnn_jax.weights.io.messages import shown
+
+__all__ = ["WeightsError", "read", "write"]
+
+_WRITERS = {".npz": npz_files.write, ".safetensors": safetensors_files.write}
+# A copy that stopped half-way may have its full length all the same. No tensor of this size is zero at a file's end.
+_ZERO_TAIL = 1 << 20
+_OTHERS = {
+    b"<": "it is a web page, not weights: download the file itself",
+    b"version https://git-lfs": "it only stands for the file, which is in Git LFS: run `git lfs pull`",
+    b"\x1f\x8b": "it is compressed with gzip: unpack it first",
+    b"BZh": "it is compressed with bzip2: unpack it first",
+    b"\xfd7zXZ": "it is compressed with xz: unpack it first",
+    b"\x89HDF": "it is an HDF5 file; Keras and TensorFlow weights are not read",
+    b"\x93NUMPY": "it is a single array; weights have names: use an .npz",
+    b"\0" * 16: "it is filled with zeros, as an interrupted download is: get the file again",
+}
+
+
+def read(path: str | os.PathLike[str]) -> Any:
+    """What a file of weights holds: mostly a dictionary of arrays, or one with such dictionaries inside.
+
+    Arrays are read-only and may be windows on the file, which must not be changed while they are used (`write` replaces
+    a file and does no harm). bfloat16 becomes float32. Raises WeightsError, with the file's name and what to do, for a
+    file that is damaged, cut short, of no known format, or that asks for anything but arrays and plain values.
+    """
+    with Path(path).open("rb") as file:
+        if not os.fstat(file.fileno()).st_size:
+            raise WeightsError(f"{path}: it is empty: get the file again")
+        data = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+    try:
+        return _content(data)
+    except WeightsError as error:
+        raise WeightsError(f"{path}: {error}") from None
+
+
+def write(path: str | os.PathLike[str], state: Mapping[str, Any]) -> None:
+    """Write arrays by name as .npz or .safetensors, whichever the path ends in; a file there is replaced at the end."""
+    path = Path(path)
+    check_name(path)
+    arrays = {name: np.asarray(value) for name, value in state.items()}
+    for name, array in arrays.items():
+        if not isinstance(name, str):
+            raise WeightsError(f"{path}: {name!r} is no name")
+        if array.dtype.kind not in "biuf" or array.itemsize > 8:
+            raise WeightsError(f"{path}: {name} is {array.dtype}, which is not written: make it float32")
+    unfinished = path.with_name(path.name + ".unfinished")
+    try:
+        _WRITERS[path.suffix](unfinished, arrays)
+        unfinished.replace(path)
+    finally:
+        unfinished.unlink(missing_ok=True)
+
+
+def check_name(path: str | os.PathLike[str]) -> None:
+    """Raise WeightsError for a name that does not end as `write` needs it."""
+    if Path(path).suffix not in _WRITERS:
+        raise WeightsError(f"{path}: weights are written as {' or '.join(_WRITERS)}")
+
+
+def _content(data: memoryview) -> Any:
+    if data[:2] == b"PK":
+        return _zip(data)
+    if data[:1] == b"\x80":
+        value, end = unpickler.load(data, numpy_pickles.NAMES)
+        if value != torch_files.LEGACY_MAGIC:
+            return finished(value, end)
+        _refuse_zero_tail(data)
+        return torch_files.read_legacy(data, end)
+    if safetensors_files.is_safetensors(data):
+        _refuse_zero_tail(data)
+        return safetensors_files.read(data)
+    raise WeightsError(_other(bytes(data[:512])))
+
+
+def _zip(data: memoryview) -> Any:
+    members = zip_files.members(data)
+    roots = [name.removesuffix("/data.pkl") for name in members if name.endswith("/data.pkl")]
+    if len(roots) == 1:
+        return torch_files.read_zip(data, members, roots[0])
+    if members and all(name.endswith(".npy") for name in members):
+        return npz_files.read(data, members)
+    raise WeightsError("it is a zip archive, but neither of torch nor of NumPy: perhaps the weights are inside it")
+
+
+def _refuse_zero_tail(data: memoryview) -> None:
+    """For the formats that have no checksum."""
+    if len(data) > _ZERO_TAIL and not np.frombuffer(data[-_ZERO_TAIL:], np.uint8).any():
+        raise WeightsError("it ends in zeros, as an interrupted download or copy does: get the file again")
+
+
+def _other(begin: bytes) -> str:
+    for magic, reason in _OTHERS.items():
+        if begin.startswith(magic):
+            return reason
+    if begin[257:262] == b"ustar":
+        return (
+            "it is a tar archive: unpack it first (torch before 0.4 wrote such files: save it again with a newer one)"
+        )
+    return (
+        f"it is of no known format (it begins with {shown(begin[:16])}); read are .pth, .pkl, .npz and .safetensors. "
+        "If it should be one of them, get the file again"
+    )

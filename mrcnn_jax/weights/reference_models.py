@@ -1,0 +1,55 @@
+"""torchvision and Detectron2 models by their own names."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from pathlib import PurePath
+from typing import TYPE_CHECKING, Any, Literal
+
+from mrcnn_jax.config import Config, presets
+
+if TYPE_CHECKING:
+    from mrcnn_jax.weights.source import Weights
+
+Origin = Literal["torchvision", "detectron2"]
+ORIGINS: tuple[Origin, ...] = ("torchvision", "detectron2")
+
+
+def origin_of(name: str) -> Origin:
+    """Which reference implementation a model name is from: torchvision writes maskrcnn_..., Detectron2 mask_rcnn_..."""
+    return "torchvision" if re.match("(mask|faster|keypoint)rcnn", name) else "detectron2"
+
+
+def is_name(text: str) -> bool:
+    """Whether `text` has the form of a model name of torchvision or Detectron2."""
+    return re.fullmatch(r"(\w+-\w+/)?(mask|faster|keypoint)_?rcnn_\w+(\.yaml)?", text) is not None
+
+
+def load(
+    source: Weights,
+    origin: Origin,
+    name: str,
+    recipe: Config | None = None,
+    *,
+    exact: bool = True,
+    frozen_bn_eps: float | None = None,
+) -> tuple[Config, Any]:
+    """Configuration and variables of a reference model.
+
+    Args:
+      source: a file of weights (.pth, .pkl, .npz, .safetensors), or a state dict of arrays or torch tensors.
+      name: of the model, such as "maskrcnn_resnet50_fpn" or "mask_rcnn_R_50_FPN"; see `presets`.
+      recipe: where data and settings come from, all but the model. Default: COCO 2017.
+      exact: resize and pad every image as the reference implementation does; otherwise into the buckets.
+      frozen_bn_eps: epsilon of frozen batch norms; default: what the weights were made with.
+
+    Raises ConfigError for an unknown name, WeightsError for weights that cannot be used.
+    """
+    from mrcnn_jax.weights.transfer import import_weights  # here: it needs jax
+
+    model = presets.torchvision_model(name) if origin == "torchvision" else presets.detectron2_model(name)
+    model, variables = import_weights(source, model, format=origin, frozen_bn_eps=frozen_bn_eps)
+    recipe = recipe or presets.coco(name, model, "1x")
+    settings = dataclasses.replace(recipe.eval, resize=origin if exact else "bucket")
+    return dataclasses.replace(recipe, name=PurePath(name).stem, model=model, eval=settings), variables

@@ -1,0 +1,128 @@
+"""Names and layouts of torchvision: its detection models, and its ResNet and ResNeXt classifiers.
+
+torchvision keeps a background row in its box deltas and a background channel in its mask predictor; neither is ever
+read, so they are dropped on import and written as zeros on export. Its class scores have the background first, as ours.
+Sources: torchvision 0.29.2, models/detection (names; the older ones in rpn.py, mask_rcnn.py and
+ops/feature_pyramid_network.py), models/resnet.py.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+
+from mrcnn_jax.errors import WeightsError
+from mrcnn_jax.models.mask_rcnn import MaskRCNN, Variables
+from mrcnn_jax.weights import naming
+from mrcnn_jax.weights.naming import Naming, Network, Rows, Rules, State
+
+
+def resnet_rules(prefix: str, stages: str = "backbone/") -> Rules:
+    """A residual network under `prefix`; `stages`: the pattern of where our res2..res5 are."""
+    block = rf"{stages}res(\d)/block(\d+)"
+    return [
+        (r"backbone/stem/conv", lambda: f"{prefix}conv1"),
+        (r"backbone/stem/norm", lambda: f"{prefix}bn1"),
+        (rf"{block}/conv(\d)", lambda stage, i, n: f"{prefix}layer{stage - 1}.{i}.conv{n}"),
+        (rf"{block}/norm(\d)", lambda stage, i, n: f"{prefix}layer{stage - 1}.{i}.bn{n}"),
+        (rf"{block}/shortcut", lambda stage, i: f"{prefix}layer{stage - 1}.{i}.downsample.0"),
+        (rf"{block}/shortcut_norm", lambda stage, i: f"{prefix}layer{stage - 1}.{i}.downsample.1"),
+    ]
+
+
+def _detection_rules(network: Network) -> Rules:
+    return [
+        *resnet_rules("backbone.body."),
+        (r"fpn/lateral(\d)", lambda level: f"backbone.fpn.inner_blocks.{level - 2}.0"),
+        (r"fpn/lateral(\d)_norm", lambda level: f"backbone.fpn.inner_blocks.{level - 2}.1"),
+        (r"fpn/output(\d)", lambda level: f"backbone.fpn.layer_blocks.{level - 2}.0"),
+        (r"fpn/output(\d)_norm", lambda level: f"backbone.fpn.layer_blocks.{level - 2}.1"),
+        (r"rpn_head/conv(\d)", lambda i: f"rpn.head.conv.{i - 1}.0"),
+        (r"rpn_head/objectness", lambda: "rpn.head.cls_logits"),
+        (r"rpn_head/deltas", lambda: "rpn.head.bbox_pred"),
+        *_box_layers(network.box_convs),
+        (r"box_head/logits", lambda: "roi_heads.box_predictor.cls_score"),
+        (r"box_head/deltas", lambda: "roi_heads.box_predictor.bbox_pred"),
+        (r"mask_head/conv(\d)", lambda i: f"roi_heads.mask_head.{i - 1}.0"),
+        (r"mask_head/norm(\d)", lambda i: f"roi_heads.mask_head.{i - 1}.1"),
+        (r"mask_head/deconv", lambda: "roi_heads.mask_predictor.conv5_mask"),
+        (r"mask_head/logits", lambda: "roi_heads.mask_predictor.mask_fcn_logits"),
+        (r"keypoint_head/conv(\d)", lambda i: f"roi_heads.keypoint_head.{2 * (i - 1)}"),
+        (r"keypoint_head/deconv", lambda: "roi_heads.keypoint_predictor.kps_score_lowres"),
+    ]
+
+
+def _box_layers(convs: int) -> Rules:
+    """Two named layers; or one sequence of blocks (convolution, norm, ReLU), a flattening, and layers with ReLUs."""
+    if not convs:
+        return [(r"box_head/fc(\d)", lambda i: f"roi_heads.box_head.fc{i + 5}")]
+    return [
+        (r"box_head/conv(\d)", lambda i: f"roi_heads.box_head.{i - 1}.0"),
+        (r"box_head/norm(\d)", lambda i: f"roi_heads.box_head.{i - 1}.1"),
+        (r"box_head/fc(\d)", lambda i: f"roi_heads.box_head.{convs + 2 * i - 1}"),
+    ]
+
+
+def _without(rows: int) -> Rows:
+    return lambda value: value[rows:]
+
+
+def _with_zeros(rows: int) -> Rows:
+    return lambda value: np.concatenate([np.zeros((rows, *value.shape[1:]), value.dtype), value])
+
+
+_BACKGROUND = {"box_head/deltas": 4, "mask_head/logits": 1}
+DETECTION = Naming(
+    "torchvision",
+    _detection_rules,
+    rows_in={module: _without(rows) for module, rows in _BACKGROUND.items()},
+    rows_out={module: _with_zeros(rows) for module, rows in _BACKGROUND.items()},
+    class_scores="roi_heads.box_predictor.cls_score.bias",
+)
+# A classifier; its last stage is the head of a C4 model.
+CLASSIFIER = Naming("torchvision's classifier", lambda _: resnet_rules("", "(?:backbone/)?"))
+
+# Older names, which its published COCO_V1 files may have; the newer ones wrap a layer in a block.
+_OLD_NAMES: list[tuple[re.Pattern[str], str | Callable[[re.Match[str]], str]]] = [
+    (re.compile(r"(backbone\.fpn\.(?:inner|layer)_blocks\.\d)\.(weight|bias)"), r"\1.0.\2"),
+    (re.compile(r"rpn\.head\.conv\.(weight|bias)"), r"rpn.head.conv.0.0.\1"),
+    (re.compile(r"(roi_heads\.mask_head)\.mask_fcn(\d)\.(weight|bias)"), lambda m: f"{m[1]}.{int(m[2]) - 1}.0.{m[3]}"),
+]
+
+
+def with_new_names(state: State) -> dict[str, np.ndarray]:
+    """A state dict of any version of torchvision under its present names."""
+    renamed = {}
+    for name, value in state.items():
+        for pattern, replacement in _OLD_NAMES:
+            if pattern.fullmatch(name):
+                name = pattern.sub(replacement, name)
+        renamed[name] = value
+    return renamed
+
+
+def import_state(model: MaskRCNN, state: State) -> Variables:
+    """Our variables from the state dict of a torchvision detection model of the same architecture, old names or new.
+
+    Raises WeightsError that lists every missing, unexpected and wrongly shaped tensor.
+    """
+    return naming.import_state(DETECTION, model, with_new_names(state))
+
+
+def export_state(tree: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    """The arrays of `tree` (`{collection: ...}`, variables or gradients) under torchvision's names and layouts.
+
+    Raises WeightsError for what torchvision has no model for: C4, class-agnostic heads.
+    """
+    state = naming.export_state(DETECTION, tree)
+    classes = len(state["roi_heads.box_predictor.cls_score.bias"])
+    for name, outputs in (
+        ("roi_heads.box_predictor.bbox_pred.bias", 4 * classes),
+        ("roi_heads.mask_predictor.mask_fcn_logits.bias", classes),
+    ):
+        if name in state and len(state[name]) != outputs:
+            raise WeightsError(f"torchvision has no class-agnostic heads: {name} would be {state[name].shape}")
+    return state

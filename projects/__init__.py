@@ -1,0 +1,1 @@
+"""Projects that use mrcnn_jax; not part of the package."""

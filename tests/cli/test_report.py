@@ -1,0 +1,120 @@
+"""The command: anybody's results in, a page out; what cannot be used is named."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mrcnn_jax.cli import main as mrcnn
+from mrcnn_jax.data import annotations
+from mrcnn_jax.errors import DataError
+
+
+@pytest.fixture
+def folder(made: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(made, tmp_path / "own"))
+
+
+def run(folder: Path, *more: str) -> int:
+    arguments = [str(folder / "results.json"), str(folder / "annotations.json"), f"--images={folder / 'images'}"]
+    return mrcnn(["report", *arguments, f"--output={folder / 'page.html'}", *more])
+
+
+def change(path: Path, act: Any) -> None:
+    path.write_text(json.dumps(act(json.loads(path.read_text()))))
+
+
+def test_boxes_of_another_program(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Nothing but what COCO asks of boxes."""
+    needed = ("image_id", "category_id", "bbox", "score")
+    change(folder / "results.json", lambda records: [{name: record[name] for name in needed} for record in records])
+    assert run(folder) == 0
+    written = (folder / "page.html").read_text()
+    assert "AP of boxes" in written
+    assert "AP of masks" not in written
+    assert str(folder / "page.html") in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("act", "said"),
+    [
+        (lambda records: {"results": records, "others": records}, "is no list of result records"),
+        (lambda records: {"annotations": records[0]}, "is no list of result records"),
+        (lambda records: [records], "is no list of result records"),
+        (lambda records: [{**record, "score": None} for record in records], "score"),
+        (lambda records: [{"image_id": 1, "category_id": 3, "bbox": [0, 0, 1, 1]}], "without a usable score (1): 0"),
+        (lambda records: [{**records[0], "bbox": [1, 2, 3]}], "without a usable bbox (1): 0"),
+        (lambda records: [{**records[0], "segmentation": [[1, 2, 3]]}], "nor polygons (1): 0 (image 100), from 0"),
+        (lambda records: [], "has no records"),
+        (lambda records: [{**records[0], "image_id": 77}], "ids [77]"),
+        (
+            lambda records: [{**records[0], "bbox": [], "segmentation": None, "keypoints": None}],
+            "without bbox, segmentation, keypoints (1):",
+        ),
+        (lambda records: [{**records[0], "category_id": 1}] * 2, "are of categories (1) that"),
+        (lambda records: [{**records[0], "segmentation": {"size": [9, 9], "counts": "00"}}], "(1): 0 (image 100)"),
+    ],
+)
+def test_results_that_cannot_be_used(folder: Path, capsys: pytest.CaptureFixture[str], act: Any, said: str) -> None:
+    change(folder / "results.json", act)
+    assert run(folder) == 2
+    error = capsys.readouterr().err
+    assert said in error
+    assert str(folder / "results.json") in error
+    assert not (folder / "page.html").exists()
+
+
+def test_files_that_are_not_there(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(folder, "--images=/no/such/folder") == 2
+    assert "no folder /no/such/folder; make it, or give another --images" in capsys.readouterr().err
+    (folder / "results.json").write_text("[{]")
+    assert run(folder) == 2
+    assert f"{folder / 'results.json'} is no JSON" in capsys.readouterr().err
+    (folder / "results.json").unlink()
+    assert run(folder) == 2
+    assert str(folder / "results.json") in capsys.readouterr().err
+
+
+def test_what_no_table_counts_is_on_the_page(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Half of the results are of a category that counts from 0, as other programs write it; one has no mask."""
+
+    def altered(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        masked = [{**record, "category_id": 0} for record in records]
+        return [*records[1:], {**records[0], "segmentation": []}, *masked]
+
+    change(folder / "results.json", altered)
+    count = len(json.loads((folder / "results.json").read_text()))
+    assert run(folder) == 0
+    page = (folder / "page.html").read_text()
+    assert f"{count // 2} of {count} results are of categories that the annotations do not have: left out (" in page
+    assert f"1 of {count // 2} results have no masks: left out of the table of masks" in page
+
+
+def test_keypoints_in_cocos_own_form(folder: Path) -> None:
+    """Neither boxes nor masks; what is found lies where it is annotated."""
+    truth = json.loads((folder / "annotations.json").read_text())
+    names = ("image_id", "category_id", "keypoints")
+    people = [entry for entry in truth["annotations"] if "keypoints" in entry]
+    change(folder / "results.json", lambda _: [{**{name: one[name] for name in names}, "score": 0.9} for one in people])
+    assert run(folder) == 0
+    page = (folder / "page.html").read_text()
+    assert "AP of keypoints" in page
+    assert "AP of boxes" not in page
+    assert "<b>1.000</b>" in page
+
+
+def test_annotations_are_refused_in_the_words_of_training(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def quoted(content: Any) -> Any:
+        content["annotations"][0]["iscrowd"] = "0"
+        return content
+
+    change(folder / "annotations.json", quoted)
+    assert run(folder) == 2
+    with pytest.raises(DataError) as refused:
+        annotations.read(folder / "annotations.json")
+    assert capsys.readouterr().err == f"error: {refused.value}\n"
+    assert 'has "0"; write the number 1' in str(refused.value)

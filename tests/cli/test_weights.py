@@ -1,0 +1,141 @@
+"""eval.py and predict.py with a peer's weights; what they say when the arguments do not fit."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import runpy
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from mrcnn_jax.config import Config, DataConfig, ShapesConfig, SplitConfig, presets, to_json
+from mrcnn_jax.data.dataset import load_split
+from mrcnn_jax.inference import detector
+from mrcnn_jax.models.mask_rcnn import build_model, variable_shapes
+from mrcnn_jax.runtime import compilation_cache
+from mrcnn_jax.structures import Detections
+from mrcnn_jax.weights.detectron2_names import export_state
+from mrcnn_jax.weights.io import weight_files
+
+pytestmark = pytest.mark.medium
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture
+def case(tmp_path, monkeypatch):
+    """A recipe of procedural pictures, a small model of Detectron2's flavour for them, its weights in a file.
+
+    The network is replaced by one that finds nothing, and notes what it is given.
+    """
+    data = DataConfig(
+        root=str(tmp_path / "data"),
+        train=SplitConfig("train.json", "train"),
+        eval=SplitConfig("val.json", "val"),
+        shapes=ShapesConfig(train_images=1, eval_images=2, image_size=48),
+        cache_dir=str(tmp_path / "cache"),
+        shortest_edge_eval=60,
+        longest_edge=90,
+    )
+    categories = load_split(data, "eval").categories
+    base = presets.detectron2()
+    model = dataclasses.replace(
+        base,
+        num_classes=len(categories.ids),
+        category_ids=categories.ids,
+        category_names=categories.names,
+        backbone=dataclasses.replace(base.backbone, name="resnet18", width=8),
+        fpn=dataclasses.replace(base.fpn, channels=16),
+        box=dataclasses.replace(base.box, hidden=8),
+        mask=dataclasses.replace(base.mask, channels=8),
+    )
+    monkeypatch.setattr(presets, "detectron2_model", {"small_R_18": model}.__getitem__)
+    shapes = variable_shapes(build_model(model))
+    state = export_state(jax.tree.map(lambda leaf: np.ones(leaf.shape, np.float32), shapes))
+    weight_files.write(tmp_path / "weights.npz", state)
+    recipe = tmp_path / "recipe.py"
+    settings = to_json(Config(data=data))
+    recipe.write_text(f"from mrcnn_jax.config import from_json\ndef get_config(): return from_json('''{settings}''')\n")
+
+    seen = []
+
+    def detect(images, image_sizes):
+        seen.append(images)
+        return Detections(
+            *(np.zeros(shape, np.float32) for shape in [(1, 1, 4), (1, 1), (1, 1), (1, 1, 28, 28), (1, 1, 0, 3)]),
+            valid=np.zeros((1, 1), bool),
+            truncated=np.zeros(1, bool),
+        )
+
+    monkeypatch.setattr(detector, "compile_detect", lambda *_: detect)
+    monkeypatch.setattr(compilation_cache, "enable", lambda: None)
+    monkeypatch.chdir(tmp_path)
+    weights = ["--weights=weights.npz", "--model=small_R_18"]
+    return weights, recipe, seen
+
+
+def command(monkeypatch, name, *arguments):
+    """Run a top-level command in this process; its exit status."""
+    monkeypatch.setattr(sys, "argv", [name, *map(str, arguments)])
+    with pytest.raises(SystemExit) as stop:
+        runpy.run_path(str(ROOT / name), run_name="__main__")
+    return stop.value.code or 0
+
+
+def test_evaluation_of_a_peers_weights(case, monkeypatch, capsys):
+    weights, recipe, seen = case
+    assert command(monkeypatch, "eval.py", *weights, f"--config={recipe}", "--config.eval.overlays=1") == 0
+    assert [images.shape for images in seen] == [(1, 64, 64, 3)] * 2  # 60 x 60, each alone: exact mode
+    assert "runs/small_R_18/evaluation" in capsys.readouterr().out
+    assert json.loads(Path("runs/small_R_18/evaluation/metrics.json").read_text())["bbox/AP"] == 0
+    assert len(list(Path("runs/small_R_18/evaluation/overlays").iterdir())) == 1
+    buckets = [
+        "--config.eval.resize=bucket",
+        "--config.data.buckets=((96, 96),)",
+        "--config.eval.batch_size=1",
+        "--workdir=elsewhere",
+    ]
+    assert command(monkeypatch, "eval.py", *weights, f"--config={recipe}", *buckets) == 0
+    assert seen[2].shape[1:] == (96, 96, 3)
+    assert Path("elsewhere/evaluation/metrics.json").is_file()
+
+
+def test_prediction_with_a_peers_weights(case, monkeypatch):
+    weights, _, seen = case
+    image = next(Path("data/val").iterdir())
+    assert command(monkeypatch, "predict.py", *weights, image, "--output=found") == 0
+    assert seen[0].shape == (1, 800, 800, 3)
+    assert json.loads(Path("found/results.json").read_text()) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "message"),
+    [
+        ("eval.py", [], "--workdir=RUN, or --weights=FILE"),
+        ("eval.py", ["--weights=a.pth"], "--model missing"),
+        ("eval.py", ["--model=a"], "--weights missing"),
+        ("eval.py", ["--weights=a.pth", "--model=mask_rcnn_R_50"], "mask_rcnn_R_50_DC5"),
+        ("eval.py", ["--workdir=a", "--config=b.py"], "--config=FILE goes with --weights"),
+        ("eval.py", ["--weights=a.pth", "--model=maskrcnn"], "maskrcnn_resnet50_fpn_v2"),
+        ("eval.py", ["--weights=a.pth", "--model=maskrcnn_resnet50_fpn"], "a.pth"),
+        ("predict.py", ["a.jpg", "--output=b"], "--workdir=RUN, or --weights=FILE"),
+        ("predict.py", ["a.jpg", "--output=b", "--workdir=c", "--weights=d.pth"], "one model"),
+    ],
+)
+def test_arguments_that_do_not_fit(name, arguments, message, monkeypatch, capsys, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(compilation_cache, "enable", lambda: None)
+    assert command(monkeypatch, name, *arguments) == 2
+    assert message in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+def test_weights_of_another_model_are_refused(case, monkeypatch, capsys):
+    weights, recipe, _ = case
+    monkeypatch.setattr(presets, "torchvision_model", lambda name: presets.torchvision())
+    assert command(monkeypatch, "eval.py", weights[0], "--model=maskrcnn", f"--config={recipe}") == 2
+    assert "weights.npz" in capsys.readouterr().err

@@ -1,0 +1,188 @@
+"""The peers' models by name: their own configuration files, their parameter counts, and names that are not known."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import pytest
+import yaml
+from support import detectron2_config
+
+from mrcnn_jax.config import ModelConfig, presets
+from mrcnn_jax.errors import ConfigError
+from mrcnn_jax.models.mask_rcnn import build_model, variable_shapes
+
+pytestmark = pytest.mark.medium
+
+# What the reference runs changed (the README beside the arrays): fewer proposals, all RoIs sampled, more positives.
+CHANGED = {
+    "rpn": (
+        "batch_size",
+        "pre_nms_top_k_train",
+        "pre_nms_top_k_test",
+        "post_nms_top_k_train",
+        "post_nms_top_k_test",
+    ),
+    "roi": ("batch_size", "positive_fraction", "positive_iou"),
+    "box": ("max_detections",),
+}
+
+
+def parameters(config: ModelConfig) -> int:
+    """Trainable and frozen parameters; the constants of frozen batch norm and running statistics are none."""
+    return sum(leaf.size for leaf in jax.tree.leaves(variable_shapes(build_model(config))["params"]))
+
+
+def test_golden_configurations_of_detectron2(golden):
+    """Field by field but for what the reference runs changed."""
+    files = sorted(golden.path.glob("d2_cfg_*.yaml"))
+    if not files:
+        pytest.skip(f"{golden.path} has no d2_cfg_*.yaml")
+    for path in files:
+        theirs = detectron2_config.read(path)
+        ours = presets.detectron2_model(path.stem.removeprefix("d2_cfg_"))
+        for part, names in CHANGED.items():
+            changed = {name: getattr(getattr(theirs, part), name) for name in names}
+            ours = dataclasses.replace(ours, **{part: dataclasses.replace(getattr(ours, part), **changed)})
+        assert dataclasses.asdict(ours) == dataclasses.asdict(theirs), path.name
+
+
+def test_what_the_reference_runs_changed():
+    """So it cannot be read from their files: Detectron2's defaults and its base configurations."""
+    for name, topk in {
+        "mask_rcnn_R_50_FPN": (2000, 1000, 1000, 1000),
+        "mask_rcnn_R_50_C4": (12_000, 6000, 2000, 1000),
+        "faster_rcnn_R_101_DC5": (12_000, 6000, 2000, 1000),
+        "keypoint_rcnn_R_50_FPN": (2000, 1000, 1500, 1000),
+    }.items():
+        model = presets.detectron2_model(name)
+        rpn = model.rpn
+        counts = (rpn.pre_nms_top_k_train, rpn.pre_nms_top_k_test, rpn.post_nms_top_k_train, rpn.post_nms_top_k_test)
+        assert counts == topk
+        assert (rpn.batch_size, rpn.positive_fraction) == (256, 0.5)
+        assert (model.roi.batch_size, model.roi.positive_fraction, model.roi.positive_iou) == (512, 0.25, 0.5)
+        assert model.box.max_detections == 100
+
+
+# Counted in the peers' own models; torchvision's also have box deltas and a mask for the background, which ours lack.
+BACKGROUND_DELTAS, BACKGROUND_MASK = 4 * (1024 + 1), 256 + 1
+
+
+@pytest.mark.parametrize(
+    ("name", "count"),
+    [
+        ("mask_rcnn_R_50_FPN", 44_343_216),
+        ("mask_rcnn_R_50_C4", 35_909_612),
+        ("mask_rcnn_R_50_DC5", 172_353_516),
+        ("mask_rcnn_R_101_FPN", 63_283_120),
+        ("mask_rcnn_X_101_32x8d_FPN", 107_427_760),
+        ("keypoint_rcnn_R_50_FPN", 59_133_158),
+        ("mask_rcnn_R_50_FPN_gn", 45_711_152),
+    ],
+)
+def test_parameter_counts_of_detectron2(name, count):
+    assert parameters(presets.detectron2_model(name)) == count
+
+
+@pytest.mark.parametrize(
+    ("name", "count", "background"),
+    [
+        ("maskrcnn_resnet50_fpn", 44_401_393, BACKGROUND_DELTAS + BACKGROUND_MASK),
+        ("maskrcnn_resnet50_fpn_v2", 46_359_409, BACKGROUND_DELTAS + BACKGROUND_MASK),
+        ("keypointrcnn_resnet50_fpn", 59_137_258, BACKGROUND_DELTAS),
+    ],
+)
+def test_parameter_counts_of_torchvision(name, count, background):
+    assert parameters(presets.torchvision_model(name)) + background == count
+
+
+@pytest.mark.parametrize(
+    ("mask", "boxes"),
+    [
+        ("maskrcnn_resnet50_fpn", "fasterrcnn_resnet50_fpn"),
+        ("maskrcnn_resnet50_fpn_v2", "fasterrcnn_resnet50_fpn_v2"),
+        ("mask_rcnn_R_101_C4", "faster_rcnn_R_101_C4"),
+        ("mask_rcnn_X_101_32x8d_FPN", "faster_rcnn_X_101_32x8d_FPN"),
+    ],
+)
+def test_faster_rcnn_differs_in_the_masks_only(mask, boxes):
+    find = presets.torchvision_model if "resnet50" in mask else presets.detectron2_model
+    assert find(mask).mask is not None
+    assert find(boxes) == dataclasses.replace(find(mask), mask=None)
+
+
+@pytest.mark.parametrize(
+    ("name", "short"),
+    [
+        ("COCO-InstanceSegmentation/mask_rcnn_X_101_32x8d_FPN_3x.yaml", "mask_rcnn_X_101_32x8d_FPN"),
+        ("configs/COCO-Detection/faster_rcnn_R_50_DC5_1x", "faster_rcnn_R_50_DC5"),
+        ("COCO-Keypoints/keypoint_rcnn_R_50_FPN_1x.yaml", "keypoint_rcnn_R_50_FPN"),
+        ("Misc/mask_rcnn_R_50_FPN_3x_gn.yaml", "mask_rcnn_R_50_FPN_gn"),
+        ("mask_rcnn_R_50_FPN_1x_cls_agnostic", "mask_rcnn_R_50_FPN_cls_agnostic"),
+    ],
+)
+def test_names_of_the_zoo(name, short):
+    assert presets.detectron2_model(name) == presets.detectron2_model(short)
+
+
+@pytest.mark.parametrize(
+    "name", ["LVISv0.5-InstanceSegmentation/mask_rcnn_R_50_FPN_1x", "Cityscapes/mask_rcnn_R_50_FPN"]
+)
+def test_other_data_sets_of_the_zoo_are_refused(name):
+    with pytest.raises(ConfigError, match="is not of Detectron2's COCO models, but of the folder"):
+        presets.detectron2_model(name)
+
+
+@pytest.mark.parametrize(
+    ("find", "name", "known"),
+    [
+        (presets.torchvision_model, "maskrcnn_resnet101_fpn", "fasterrcnn_resnet50_fpn_v2"),
+        (presets.torchvision_model, "mask_rcnn_R_50_FPN", "keypointrcnn_resnet50_fpn"),
+        (presets.detectron2_model, "retinanet_R_50_FPN_1x", "mask_rcnn_R_50_DC5"),
+        (presets.detectron2_model, "keypoint_rcnn_R_50_C4", "keypoint_rcnn_R_101_FPN"),
+        (presets.detectron2_model, "mask_rcnn_R_50_FPN_9x", "mask_rcnn_R_50_FPN_syncbn"),
+    ],
+)
+def test_unknown_names_are_refused_with_those_that_are_known(find, name, known):
+    with pytest.raises(ConfigError, match=rf"'{name}' is no model of .*\b{known}\b"):
+        find(name)
+
+
+def test_classes_are_those_of_the_published_weights():
+    assert presets.torchvision_model("maskrcnn_resnet50_fpn").num_classes == 90
+    assert presets.detectron2_model("faster_rcnn_R_101_FPN").num_classes == 80
+    for model in (
+        presets.torchvision_model("keypointrcnn_resnet50_fpn"),
+        presets.detectron2_model("keypoint_rcnn_X_101_32x8d_FPN"),
+    ):
+        assert (model.num_classes, model.num_keypoints, model.mask) == (1, 17, None)
+
+
+def test_golden_schedules_of_detectron2(golden):
+    """`presets.coco` trains as the zoo's configurations say, whatever the model."""
+    for path in sorted(golden.path.glob("d2_cfg_*.yaml")):
+        theirs = yaml.safe_load(path.read_text())
+        solver, sizes = theirs["SOLVER"], theirs["INPUT"]
+        schedule = {90_000: "1x", 270_000: "3x"}[solver["MAX_ITER"]]
+        ours = presets.coco("any", presets.detectron2_model(path.stem.removeprefix("d2_cfg_")), schedule)
+        assert (ours.train.steps, ours.train.batch_size) == (solver["MAX_ITER"], solver["IMS_PER_BATCH"])
+        assert dataclasses.asdict(ours.optimizer) == {
+            "name": "sgd",
+            "learning_rate": solver["BASE_LR"],
+            "momentum": solver["MOMENTUM"],
+            "weight_decay": solver["WEIGHT_DECAY"],
+            "schedule": "multistep",
+            "milestones": tuple(solver["STEPS"]),
+            "milestone_factor": solver["GAMMA"],
+            "warmup_steps": solver["WARMUP_ITERS"],
+            "warmup_factor": solver["WARMUP_FACTOR"],
+            "clip_norm": None,
+            "rate_factors": (),
+        }
+        assert ours.data.shortest_edge_train == tuple(sizes["MIN_SIZE_TRAIN"])
+        assert (ours.data.shortest_edge_eval, ours.data.longest_edge) == (sizes["MIN_SIZE_TEST"], 1333)
+        persons = theirs["DATASETS"]["TRAIN"] == ["keypoints_coco_2017_train"]
+        assert ("person_keypoints" in ours.data.train.annotations) == persons
+        least = theirs["MODEL"]["ROI_KEYPOINT_HEAD"]["MIN_KEYPOINTS_PER_IMAGE"]
+        assert ours.data.min_keypoints == (least if persons else 0)

@@ -1,0 +1,155 @@
+"""Views of an image put together: geometry on a hand-made network that draws what it sees, and merging by hand."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import jax.scipy.ndimage as ndimage
+import numpy as np
+import pytest
+
+from mrcnn_jax.config import BoxHeadConfig, KeypointHeadConfig, ModelConfig
+from mrcnn_jax.inference import view_transforms
+from mrcnn_jax.models import mask_rcnn
+from mrcnn_jax.ops import boxes as box_ops
+from mrcnn_jax.structures import Detections
+
+pytestmark = pytest.mark.medium
+
+FRAME = (60, 100)  # height, width
+SIDE = 16  # of the masks and heat maps drawn here
+BOX = (13.0, 8.0, 61.0, 44.0)
+MODEL = ModelConfig(
+    num_classes=3,
+    box=BoxHeadConfig(max_detections=3),
+    keypoint=KeypointHeadConfig(num_keypoints=3, flip_map=(0, 2, 1)),
+)
+POSES = [(FRAME, False), (FRAME, True), ((120, 200), False), ((120, 200), True), ((45, 80), True)]
+
+
+def draw(size):
+    """A picture of `size` of a smooth blob beside the middle of BOX, as a canvas (1, H, W, 1)."""
+    height, width = size
+    y, x = np.mgrid[:height, :width] + 0.5
+    x, y = x * FRAME[1] / width, y * FRAME[0] / height
+    return np.exp(-((x - 28) ** 2) / 150 - ((y - 30) ** 2) / 80).astype(np.float32)[None, :, :, None]
+
+
+def look(features, boxes):
+    """The picture inside each box (1, D, 4), as (1, D, SIDE, SIDE)."""
+    x0, y0, x1, y1 = (boxes[0, :, i, None] for i in range(4))
+    cells = (jnp.arange(SIDE) + 0.5)[None] / SIDE
+    columns, rows = x0 + cells * (x1 - x0) - 0.5, y0 + cells * (y1 - y0) - 0.5
+    shape = (len(boxes[0]), SIDE, SIDE)
+    places = [jnp.broadcast_to(rows[:, :, None], shape), jnp.broadcast_to(columns[:, None, :], shape)]
+    return ndimage.map_coordinates(features[0][0, :, :, 0], places, order=1, mode="nearest")[None]
+
+
+@pytest.fixture
+def drawing_network(monkeypatch):
+    """Masks are the picture. The first keypoint is what is bright; of the others, which mirror images exchange, one is
+    bright on the left of what the network sees, and one on the right."""
+
+    def heatmaps(model, variables, features, boxes):
+        seen = look(features, boxes)
+        left = jnp.arange(SIDE) < SIDE // 2
+        return jnp.stack([seen, jnp.where(left, seen, 0.0), jnp.where(left, 0.0, seen)], axis=-1)
+
+    monkeypatch.setattr(
+        mask_rcnn, "mask_probabilities", lambda model, variables, features, boxes, _: look(features, boxes)
+    )
+    monkeypatch.setattr(mask_rcnn, "keypoint_heatmaps", heatmaps)
+
+
+def detections(boxes, scores, classes, valid=None, *, truncated=False):
+    count = len(boxes)
+    return Detections(
+        jnp.asarray(boxes, jnp.float32).reshape(1, count, 4),
+        jnp.asarray(scores, jnp.float32)[None],
+        jnp.asarray(classes, jnp.int32)[None],
+        jnp.zeros((1, count, 0, 0)),
+        jnp.zeros((1, count, 0, 3)),
+        jnp.ones((1, count), bool) if valid is None else jnp.asarray(valid)[None],
+        jnp.array([truncated]),
+    )
+
+
+def pose(size, mirrored):
+    return view_transforms.Pose(np.array(FRAME), np.array(size), np.array(mirrored))
+
+
+def asked(size, mirrored):
+    canvas = draw(size)
+    features = (jnp.asarray(canvas[:, :, ::-1] if mirrored else canvas),)
+    merged = detections([BOX], [0.9], [1])
+    return view_transforms.ask(mask_rcnn.build_model(MODEL), {}, features, merged, pose(size, mirrored))
+
+
+@pytest.mark.parametrize(("size", "mirrored"), POSES)
+def test_masks_and_keypoints_of_all_views_line_up(drawing_network, size, mirrored):
+    masks, heatmaps = asked(FRAME, mirrored=False)
+    assert abs(masks - masks[..., ::-1]).max() > 0.5  # a view that is not mirrored back would be seen
+    assert abs(heatmaps[..., 1] - heatmaps[..., 2]).max() > 0.5
+    tolerance = 1e-6 if size == FRAME else 0.02  # the picture drawn with other pixels
+    for found, expected in zip(asked(size, mirrored), (masks, heatmaps), strict=True):
+        np.testing.assert_allclose(found, expected, atol=tolerance)
+
+
+@pytest.mark.parametrize(("size", "mirrored"), POSES)
+def test_boxes_come_into_the_frame(monkeypatch, size, mirrored):
+    """The network finds, in the view's pixels, the box where the view shows it."""
+    seen = jnp.asarray(BOX) * np.tile(np.divide(size, FRAME)[::-1], 2)
+    seen = box_ops.mirror(seen, size[1]) if mirrored else seen
+
+    def find(model, variables, image, image_sizes):
+        assert image_sizes.tolist() == [list(size)]
+        return ("features",), detections([seen], [0.5], [2])
+
+    monkeypatch.setattr(mask_rcnn, "find", find)
+    features, found = view_transforms.find(
+        mask_rcnn.build_model(MODEL), {}, jnp.zeros((1, 128, 224, 3)), pose(size, mirrored)
+    )
+    assert features == ("features",)
+    np.testing.assert_allclose(found.boxes[0, 0], BOX, rtol=1e-5)
+
+
+def test_detections_of_all_views_are_merged():
+    """Of one object the better box stays; another class and another place stay, as many as there is room for."""
+    one = detections(
+        [[10, 10, 50, 50], [60, 10, 100.01, 40], [0, 0, 60, 60]], [0.8, 0.6, 0.95], [1, 2, 1], [True, True, False]
+    )
+    two = detections([[11, 10, 51, 50], [10, 10, 50, 50], [70, 50, 90, 60]], [0.9, 0.7, 0.5], [1, 3, 2], truncated=True)
+    merged = jax.jit(functools.partial(view_transforms.merge, MODEL))([one, two], np.array(FRAME))
+    np.testing.assert_allclose(merged.scores[0], [0.9, 0.7, 0.6])
+    assert merged.classes.tolist() == [[1, 3, 2]]
+    assert merged.boxes[0].tolist() == [[11, 10, 51, 50], [10, 10, 50, 50], [60, 10, 100, 40]]
+    assert merged.valid.all()
+    assert merged.truncated.tolist() == [True]
+
+
+def test_means_are_read_in_the_frame():
+    """Two views that see the keypoint one cell to the left and to the right of the middle, and half a mask each."""
+    maps = np.zeros((2, 1, 1, SIDE, SIDE, 3), np.float32)
+    maps[0, ..., 7, 6, :] = maps[1, ..., 7, 8, :] = 9
+    maps[:, ..., 7, 7, :] = 8
+    masks = np.stack([np.zeros((1, 1, SIDE, SIDE), np.float32), np.ones((1, 1, SIDE, SIDE), np.float32)])
+    merged = detections([[10, 20, 26, 36]], [0.9], [1])
+    found = jax.jit(functools.partial(view_transforms.finish, MODEL, views=2))(merged, (masks.sum(0), maps.sum(0)))
+    np.testing.assert_array_equal(found.masks, 0.5)
+    np.testing.assert_allclose(found.keypoints[0, 0, :, :2], [[17.5, 27.5]] * 3)
+    weights = np.exp([8, 4.5, 4.5, *[0] * (SIDE**2 - 3)])
+    np.testing.assert_allclose(found.keypoints[0, 0, :, 2], weights[0] / weights.sum(), rtol=1e-5)
+
+
+def test_models_of_boxes_alone():
+    model = dataclasses.replace(MODEL, mask=None, keypoint=None)
+    merged = detections([BOX], [0.9], [1])
+    heads = view_transforms.ask(
+        mask_rcnn.build_model(model), {}, (jnp.asarray(draw(FRAME)),), merged, pose(FRAME, True)
+    )
+    found = view_transforms.finish(model, merged, heads, 2)
+    assert found.masks.shape == (1, 1, 0, 0)
+    assert found.keypoints.shape == (1, 1, 0, 3)

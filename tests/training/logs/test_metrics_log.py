@@ -1,0 +1,290 @@
+"""What a run says: means, rates, files that survive a restart."""
+
+from __future__ import annotations
+
+import json
+import re
+import struct
+import sys
+import time
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from mrcnn_jax.runtime import files
+from mrcnn_jax.runtime.progress import track
+from mrcnn_jax.training.logs import console as module
+from mrcnn_jax.training.logs.console import JsonLines, Lines, ProgressDisplay, Sink
+from mrcnn_jax.training.logs.metrics_log import MetricsLog, default_sinks
+from mrcnn_jax.training.logs.tensorboard import TensorBoard, record_measured
+from mrcnn_jax.training.memory import MEMORY, peak_memory
+
+METRICS = {"loss": 1.5, "loss_box": 0.5, "learning_rate": 0.01, "images_per_second": 8.0, "data_wait_fraction": 0.25}
+
+
+class Recorder(Sink):
+    def __init__(self):
+        self.advanced, self.written, self.found, self.shown, self.closed = [], [], [], [], False
+
+    def advance(self, step):
+        self.advanced.append(step)
+
+    def write(self, step, metrics):
+        self.written.append((step, dict(metrics)))
+
+    def measured(self, step, metrics):
+        self.found.append((step, metrics))
+
+    def pictured(self, step, pictures):
+        self.shown.append((step, pictures))
+
+    def close(self):
+        self.closed = True
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """A clock that only moves when it is told to."""
+    now = [100.0]
+    monkeypatch.setattr(time, "perf_counter", lambda: now[0])
+
+    def pass_time(seconds):
+        now[0] += seconds
+
+    return pass_time
+
+
+def test_means_and_rates(clock):
+    sink = Recorder()
+    with MetricsLog([sink], every=2, last_step=5, batch_size=4) as log:
+        for step in range(1, 6):
+            with log.waiting():
+                clock(1.0)
+            clock(3.0)
+            if step == 1:
+                clock(50.0)
+                log.exclude(50.0)  # a compilation
+            log.step(step, {"loss": step, "learning_rate": 0.1 * step})
+    assert sink.advanced == [1, 2, 3, 4, 5]
+    assert [step for step, _ in sink.written] == [2, 4, 5]
+    assert [values["loss"] for _, values in sink.written] == [1.5, 3.5, 5.0]
+    assert [values["learning_rate"] for _, values in sink.written] == pytest.approx([0.2, 0.4, 0.5])
+    # two steps of four images in eight seconds, two of which were spent waiting
+    assert [values["images_per_second"] for _, values in sink.written] == pytest.approx([1.0, 1.0, 1.0])
+    assert [values["data_wait_fraction"] for _, values in sink.written] == pytest.approx([0.25, 0.25, 0.25])
+    assert sink.closed
+
+
+def test_plain_line(capsys):
+    Lines(steps=100, batch_size=4).write(40, METRICS)
+    # 60 steps of 4 images at 8 images a second: half a minute
+    expected = "step 40/100  loss 1.5000 (box 0.500)  lr 0.01  8.00 images/s  data wait 25%  0:00:30 left\n"
+    assert capsys.readouterr().out == expected
+
+
+MEASURED = {"validation/loss": 1.25, "validation/loss_box": 0.5, "bbox/AP": 0.31, "bbox/AP50": 0.5, "segm/AP": 0.29}
+
+
+def test_measurements_are_said_and_their_time_is_left_out(clock, capsys):
+    recorder = Recorder()
+    with MetricsLog([recorder, Lines(100, 4)], every=2, last_step=100, batch_size=4) as log:
+        clock(1.0)
+        log.step(1, {"loss": 1.0})
+        with log.measuring():
+            clock(500.0)
+        log.measured(1, MEASURED, {"7": b"a picture"})
+        clock(1.0)
+        log.step(2, {"loss": 1.0})
+    assert recorder.found == [(1, MEASURED)]
+    assert recorder.shown == [(1, {"7": b"a picture"})]
+    assert recorder.written[0][1]["images_per_second"] == pytest.approx(4.0)
+    assert capsys.readouterr().out.splitlines()[0] == "step 1/100  box AP 0.310, mask AP 0.290, validation loss 1.250"
+
+
+def test_json_lines_of_a_resumed_run_continue_at_the_checkpoint(tmp_path):
+    first = JsonLines(tmp_path, start=0)
+    for step in (2, 4, 6):
+        first.write(step, {"loss": float(step)})
+    first.close()
+    path = tmp_path / "metrics.jsonl"
+    with path.open("a") as file:
+        file.write('{"step": 8, "lo')  # killed while writing
+    resumed = JsonLines(tmp_path, start=4)
+    resumed.write(6, {"loss": 60.0})
+    resumed.close()
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    assert lines == [{"step": 2, "loss": 2.0}, {"step": 4, "loss": 4.0}, {"step": 6, "loss": 60.0}]
+
+
+def values(folder):
+    """(step, value) of every scalar and picture in TensorBoard's event files: length, checksum, event, checksum."""
+    event_pb2 = pytest.importorskip("tensorboardX.proto.event_pb2")
+    for path in folder.iterdir():
+        data = path.read_bytes()
+        while data:
+            (length,) = struct.unpack("<Q", data[:8])
+            event = event_pb2.Event.FromString(data[12 : 12 + length])
+            yield from ((event.step, value) for value in event.summary.value)
+            data = data[16 + length :]
+
+
+def scalars(folder):
+    return [(value.tag, step, value.simple_value) for step, value in values(folder) if value.HasField("simple_value")]
+
+
+def test_tensorboard_scalars(tmp_path):
+    board = TensorBoard(tmp_path, start=0)
+    board.write(3, {**METRICS, MEMORY: 1.5})
+    board.measured(3, {**MEASURED, "bbox/APl": -1.0})
+    board.close()
+    found = scalars(tmp_path / "tensorboard")
+    assert ("losses/loss", 3, 1.5) in found
+    assert ("bbox/AP", 3, pytest.approx(0.31)) in found
+    assert "bbox/APl" not in [name for name, _, _ in found]  # there are no large objects
+    assert ("speed/images_per_second", 3, 8.0) in found
+    assert ("memory/peak_memory_gib", 3, 1.5) in found
+    assert ("train/learning_rate", 3, pytest.approx(0.01)) in found
+
+
+def picture(height, width):
+    return cv2.imencode(".png", np.full((height, width, 3), (10, 120, 240), np.uint8))[1].tobytes()
+
+
+def test_tensorboard_pictures_are_bounded_in_size_and_number(tmp_path):
+    pictures = {f"image {i}": picture(60, 90) for i in range(1, 13)} | {"image 0": picture(1000, 3200)}
+    record_measured(tmp_path, 5, MEASURED, pictures)
+    assert ("segm/AP", 5, pytest.approx(0.29)) in scalars(tmp_path / "tensorboard")
+    found = {value.tag: value.image for step, value in values(tmp_path / "tensorboard") if value.HasField("image")}
+    assert len(found) == 8
+    for name, shape in {"found/image 0": (500, 1600, 3), "found/image 1": (60, 90, 3)}.items():
+        shown = cv2.imdecode(np.frombuffer(found[name].encoded_image_string, np.uint8), cv2.IMREAD_COLOR)
+        assert shown.shape == (found[name].height, found[name].width, 3) == shape
+        np.testing.assert_allclose(shown.mean(axis=(0, 1)), (10, 120, 240), atol=3)
+
+
+def test_a_picture_that_cannot_be_shown_costs_the_others_nothing(tmp_path, caplog):
+    record_measured(tmp_path, 5, MEASURED, {"7": b"no picture", "8": picture(1, 3200)})
+    found = {value.tag: value.image for _, value in values(tmp_path / "tensorboard") if value.HasField("image")}
+    assert {name: (image.height, image.width) for name, image in found.items()} == {"found/8": (1, 1600)}
+    assert len(caplog.messages) == 1
+    assert caplog.messages[0].startswith("picture 7 is not in the TensorBoard files: ")
+
+
+def test_tensorboard_files_that_cannot_be_written_any_more_end_nothing(tmp_path, monkeypatch, caplog):
+    """A full disk, for example: said once, and what was written before it stays."""
+    board = TensorBoard(tmp_path, start=0)
+    board.measured(3, MEASURED)
+
+    def fail(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(board._file, "write_event", fail)
+    board.write(4, METRICS)
+    board.pictured(4, {"7": picture(60, 90)})
+    board.close()
+    assert caplog.messages == ["no more TensorBoard files are written: OSError: [Errno 28] No space left on device"]
+
+
+class Device:
+    def __init__(self, platform, peak=None):
+        self.platform, self._peak = platform, peak
+
+    def memory_stats(self):
+        return None if self._peak is None else {"peak_bytes_in_use": self._peak, "bytes_in_use": 0}
+
+
+def test_memory_is_that_of_the_fullest_device():
+    assert peak_memory([Device("gpu", 2**30), Device("gpu", 3 * 2**30)]) == {MEMORY: 3.0}
+    assert peak_memory([Device("tpu")]) == {}  # it does not say
+
+
+def test_memory_of_a_cpu_is_that_of_the_process():
+    status = Path("/proc/self/status")
+    if not status.is_file():
+        pytest.skip("only Linux tells it twice")
+    (kilobytes,) = re.findall(r"VmHWM:\s+(\d+) kB", status.read_text())
+    assert peak_memory([Device("cpu")]) == {MEMORY: pytest.approx(int(kilobytes) / 2**20, rel=0.1)}
+
+
+def test_gauges_are_read_when_something_is_reported(clock):
+    recorder, asked = Recorder(), iter((0.5, 0.75))
+    with MetricsLog([recorder], every=2, last_step=4, batch_size=4, gauges=lambda: {MEMORY: next(asked)}) as log:
+        for step in range(1, 5):
+            clock(1.0)
+            log.step(step, {"loss": 1.0})
+    assert [metrics[MEMORY] for _, metrics in recorder.written] == [0.5, 0.75]
+    assert "  memory 0.8 GiB" in module.describe(recorder.written[-1][1])
+
+
+def test_missing_packages_are_named_and_not_needed(tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "tensorboardX", None)
+    monkeypatch.setitem(sys.modules, "rich.progress", None)
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    sinks = default_sinks(tmp_path, steps=10, start=0, batch_size=4)
+    assert [type(sink) for sink in sinks] == [JsonLines, Lines]
+    said = capsys.readouterr().out
+    assert "tensorboardX is not installed" in said
+    assert "rich is not installed" in said
+    assert module.INSTALL in said
+    for sink in sinks:
+        sink.close()
+
+
+def test_terminal_shows_a_display(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    sinks = default_sinks(tmp_path, steps=10, start=4, batch_size=4)
+    assert isinstance(sinks[-1], ProgressDisplay)
+    for sink in sinks:
+        sink.advance(6)
+        sink.write(6, METRICS)
+        with sink.measuring():
+            assert list(track("abc", 3, "images evaluated")) == list("abc")  # has a display of its own
+        sink.measured(6, MEASURED)
+        sink.close()
+    said = " ".join(capsys.readouterr().out.split())
+    assert " 6/10" in said
+    assert "loss 1.5000" in said
+    assert "images evaluated" in said
+    assert "step 6/10 box AP 0.310" in said
+
+
+def test_display_comes_back_below_what_was_said_meanwhile(capsys, monkeypatch):
+    console = pytest.importorskip("rich.console")
+    monkeypatch.setattr("rich._console", console.Console(force_terminal=True, width=100))
+    display = ProgressDisplay(steps=10, start=0)
+    display.write(5, METRICS)
+    with display.measuring():
+        print("a table of eight lines")
+    display.measured(5, MEASURED)
+    display.close()
+    _, _, after = capsys.readouterr().out.partition("a table of eight lines\n")
+    before_the_bar, _, _ = after.partition("step")
+    assert "\x1b[1A" not in before_the_bar  # the cursor goes up to write over lines
+    assert "box AP 0.310" in after
+    # The losses have a line for themselves.
+    assert re.search(r"loss 1\.5000 \(box 0\.500\)\s*\n\S*lr 0\.01", after)
+
+
+def test_json_lines_in_a_remote_store_are_written_whole(tmp_path, monkeypatch, clock):
+    """An object of a store cannot be appended to: the file is replaced, now and then and at the end."""
+    monkeypatch.setattr(files, "is_remote", lambda path: True)
+    monkeypatch.setattr(time, "monotonic", time.perf_counter)  # both are the clock of the test
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"step": 1, "loss": 1.0}\n{"step": 9, "loss": 9.0}\n')
+    lines = JsonLines(tmp_path, start=4)
+    lines.write(5, {"loss": 5.0})
+    assert "5.0" not in path.read_text()
+    clock(61.0)
+    lines.write(6, {"loss": 6.0})
+    assert [json.loads(line)["step"] for line in path.read_text().splitlines()] == [1, 5, 6]
+    lines.write(7, {"loss": 7.0})
+    lines.close()
+    assert [json.loads(line)["step"] for line in path.read_text().splitlines()] == [1, 5, 6, 7]
+    assert [file.name for file in tmp_path.iterdir()] == ["metrics.jsonl"]
+
+
+def test_line_counts_steps_that_were_left_out():
+    assert "skipped" not in module.describe({**METRICS, "skipped": 0.0})
+    assert module.describe({**METRICS, "skipped": 2.0}).endswith("skipped 2")

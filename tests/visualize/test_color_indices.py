@@ -1,0 +1,51 @@
+"""Colours of a film: they stay with what moves, whatever the order of the scores."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from mrcnn_jax.inference.postprocess import Prediction
+from mrcnn_jax.visualize.color_indices import Colours
+
+
+def frame(*boxes, labels=None):
+    count = len(boxes)
+    return Prediction(
+        image_size=(100, 100),
+        boxes=np.array(boxes, np.float32).reshape(-1, 4),
+        scores=np.linspace(0.9, 0.5, count, dtype=np.float32),
+        labels=np.array(labels or [1] * count, np.int32),
+        category_ids=np.ones(count, np.int64),
+        names=("dog",) * count,
+        mask_probabilities=None,
+    )
+
+
+A, B, C = (0, 0, 20, 20), (40, 0, 60, 20), (80, 0, 100, 20)
+
+
+def moved(box, by=4):
+    return (box[0] + by, box[1], box[2] + by, box[3])
+
+
+def test_colours_follow_the_boxes():
+    colours = Colours()
+    assert colours.of(frame(A, B)) == [0, 1]
+    assert colours.of(frame(moved(B), moved(A))) == [1, 0]
+    assert colours.of(frame(C, moved(A, 8), moved(B, 8))) == [2, 0, 1]
+    assert colours.of(frame()) == []
+    assert colours.of(frame(B)) == [0]
+
+
+def test_a_new_instance_takes_no_colour_of_the_frame_before():
+    colours = Colours()
+    assert colours.of(frame(A, B)) == [0, 1]
+    assert colours.of(frame(C)) == [2]
+    assert colours.of(frame(A)) == [0]
+
+
+def test_one_colour_goes_to_one_instance_of_the_same_class():
+    colours = Colours()
+    colours.of(frame(A))
+    assert colours.of(frame(A, moved(A))) == [0, 1]
+    assert colours.of(frame(A, moved(A), labels=[2, 1])) == [2, 1]
