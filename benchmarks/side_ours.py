@@ -263,5 +263,5 @@ def prepare(**fields: Any) -> Task:
 
 
 if __name__ == "__main__":
-    compilation_cache.give_back()  # as the commands do
+    compilation_cache.trim_heap()  # as the commands do
     serve(prepare)

@@ -63,7 +63,7 @@ def mask_loss(logits: jax.Array, targets: jax.Array, rois: SampledRoIs) -> Loss:
     return jnp.sum(cost), jnp.sum(positive) * cost.shape[1] * cost.shape[2]
 
 
-def competing_mask_loss(logits: jax.Array, targets: jax.Array, rois: SampledRoIs) -> Loss:
+def softmax_mask_loss(logits: jax.Array, targets: jax.Array, rois: SampledRoIs) -> Loss:
     """Cross-entropy of each pixel's softmax over background and classes (Long et al. 2015; He et al. 2017, table 2b).
 
     A pixel of a positive RoI is of the RoI's class where its target is 1, background where it is 0; in between, both.

@@ -111,10 +111,10 @@ def test_competing_masks_by_hand():
     targets = np.zeros((3, 2, 2), np.float32)
     targets[0] = [[1, 0], [0.5, 0]]
     rois = rois_of([2, 0, 1], [1, 1, 0])
-    total, count = losses.competing_mask_loss(logits, targets, rois)
+    total, count = losses.softmax_mask_loss(logits, targets, rois)
     assert int(count) == 4
     np.testing.assert_allclose(total, -2 * np.log(5 / 8) - 0.5 * np.log(1 / 2 * 1 / 4) - np.log(1 / 3), rtol=1e-6)
-    _, gradient = mean_and_gradient(losses.competing_mask_loss, logits, targets, rois)
+    _, gradient = mean_and_gradient(losses.softmax_mask_loss, logits, targets, rois)
     np.testing.assert_allclose(gradient[0, 0, 0], np.float32([1, 2, 5 - 8]) / 8 / 4, rtol=1e-5)
     np.testing.assert_allclose(gradient[0, 0, 1], np.float32([5 - 8, 2, 1]) / 8 / 4, rtol=1e-5)
     np.testing.assert_allclose(gradient[0, 1, 0], np.float32([-1, 1, 0]) / 4 / 4, rtol=1e-5, atol=1e-7)
@@ -126,7 +126,7 @@ def test_two_competing_masks_are_a_sigmoid():
     rng = np.random.default_rng(0)
     logits = rng.standard_normal((3, 2, 2, 2)).astype(np.float32)
     targets, rois = rng.random((3, 2, 2)).astype(np.float32), rois_of([5, 0, 1])
-    two = losses.competing_mask_loss(logits, targets, rois)
+    two = losses.softmax_mask_loss(logits, targets, rois)
     one = losses.mask_loss(logits[..., 1] - logits[..., 0], targets, rois)
     np.testing.assert_allclose(two, one, rtol=1e-6)
 
@@ -158,7 +158,7 @@ def test_padding_of_rois_is_free():
             [
                 mean_and_gradient(losses.box_loss, deltas, box_goals, rois, beta=0.0),
                 mean_and_gradient(losses.mask_loss, masks, mask_goals, rois),
-                mean_and_gradient(losses.competing_mask_loss, competing, mask_goals, rois),
+                mean_and_gradient(losses.softmax_mask_loss, competing, mask_goals, rois),
                 mean_and_gradient(losses.class_loss, logits, rois),
             ]
         )
@@ -175,7 +175,7 @@ def test_nothing_to_learn_is_zero_with_zero_gradient():
         mean_and_gradient(losses.class_loss, np.ones((2, 3), np.float32), rois),
         mean_and_gradient(losses.box_loss, np.ones((2, 2, 4), np.float32), np.ones((2, 4)), rois, beta=0.0),
         mean_and_gradient(losses.mask_loss, np.ones((2, 2, 2), np.float32), np.ones((2, 2, 2)), rois),
-        mean_and_gradient(losses.competing_mask_loss, np.ones((2, 2, 2, 3), np.float32), np.ones((2, 2, 2)), rois),
+        mean_and_gradient(losses.softmax_mask_loss, np.ones((2, 2, 2, 3), np.float32), np.ones((2, 2, 2)), rois),
     ]
     for value, gradient in outcomes:
         assert value == 0

@@ -64,7 +64,7 @@ def check_workdir(path: epath.PathLike) -> None:
     collectives.on_main(check)
 
 
-def claim_workdir(workdir: epath.PathLike, config: Config, content: Mapping[str, Any] | None = None) -> None:
+def prepare_workdir(workdir: epath.PathLike, config: Config, content: Mapping[str, Any] | None = None) -> None:
     """Record `config` in `workdir`, or refuse to continue a run that was started with another one.
 
     `content` is that of the training data (`Dataset.fingerprint`), which is recorded and compared likewise.

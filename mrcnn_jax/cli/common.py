@@ -107,7 +107,7 @@ def model_source(
 
 def load_on_main(load: Callable[[], tuple[Config, Any]]) -> tuple[Config, Any]:
     """What `load` returns in the main process, which alone has to see the files, in every process."""
-    if not failure.joined():
+    if not failure.is_distributed():
         return load()
     import jax
     import numpy as np
@@ -155,7 +155,7 @@ def run(main: Callable[[], int | None]) -> int:
     sys.unraisablehook = functools.partial(_tell_unraisable, sys.unraisablehook)
     try:
         status = main() or 0
-        failure.leave()
+        failure.exit_barrier()
     except (Exception, KeyboardInterrupt) as error:
         status = _fail(error)
     return status
@@ -165,16 +165,16 @@ def _fail(error: BaseException) -> int:
     """Say what happened, in all processes where they are several; the exit status."""
     status, text = classify_error(error)
     if status == failure.LOST:
-        failure.heed()  # who ends breaks the connections, but leaves word before
+        failure.raise_if_process_failed()  # who ends breaks the connections, but leaves word before
     if text is None:
-        if not failure.joined():
+        if not failure.is_distributed():
             raise error
         traceback.print_exception(error)
         text = f"{type(error).__name__}: {error}"
     elif failure.is_main() or not getattr(error, "everywhere", False):
-        _tell(failure.signed(text if isinstance(error, KeyboardInterrupt) else f"error: {text}"))
+        _tell(failure.prefix_rank(text if isinstance(error, KeyboardInterrupt) else f"error: {text}"))
     if getattr(error, "everywhere", False):
-        failure.leave()
+        failure.exit_barrier()
     else:
         failure.end(status, text)
     return status
@@ -205,7 +205,7 @@ def classify_error(error: BaseException) -> tuple[int, str | None]:
         return 2, str(error)
     if isinstance(error, OSError) and error.errno in DISK_FULL:
         return 74, f"{error}; make room, then the same command continues"
-    if failure.joined() and failure.is_lost(error):
+    if failure.is_distributed() and failure.is_lost(error):
         return failure.LOST, f"a collective operation failed, another process is gone: {error}. {failure.AGAIN}"
     if isinstance(error, KeyboardInterrupt):
         return 130, str(error) or "Ctrl-C: interrupted"

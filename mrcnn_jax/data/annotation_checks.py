@@ -65,7 +65,7 @@ class _Unusable(Exception):
     """A box or a mask cannot be used; its argument, if any, is the kind of problem."""
 
 
-class Judge:
+class AnnotationValidator:
     """Goes through annotations whose ids are known to be sound, and collects what is wrong with them.
 
     A mask or keypoints that cannot be used are left out, and the box stays. Without a usable box nothing can be learned

@@ -21,8 +21,8 @@ from mrcnn_jax.data import annotation_checks, file_names, plausibility
 from mrcnn_jax.data.categories import Categories, inspect_categories
 from mrcnn_jax.data.findings import Problem, Refusal, raise_refusals
 from mrcnn_jax.data.image_formats import MOST_PIXELS
-from mrcnn_jax.data.json_entries import Entry, is_id, sound
-from mrcnn_jax.data.lvis_labels import Judgements, judgements
+from mrcnn_jax.data.json_entries import Entry, is_id, validate_entries
+from mrcnn_jax.data.lvis_labels import FederatedLabels, federated_labels
 from mrcnn_jax.errors import DataError, shown
 
 
@@ -46,7 +46,7 @@ class AnnotationFile:
     problems: list[Problem]
     refusals: list[Refusal] = field(default_factory=list)
     suspicions: list[str] = field(default_factory=list)  # see `plausibility`; not for scoring
-    lvis: Judgements | None = None  # read for scoring alone
+    lvis: FederatedLabels | None = None  # read for scoring alone
 
 
 def read(
@@ -88,7 +88,7 @@ def inspect(
     refusals += found
     by_image, found = _by_image(content, images, image_ids)
     refusals += found
-    judge = annotation_checks.Judge(
+    judge = annotation_checks.AnnotationValidator(
         categories,
         masks=any(a.get("segmentation") for annotations in by_image.values() for a in annotations),
         refused=_ids(content["categories"]) - set(categories.ids),
@@ -97,7 +97,7 @@ def inspect(
     for image in images:
         image.annotations.extend(judge.usable(by_image[image.id], image.height, image.width))
     chosen = {image.id for image in images}
-    lvis, found = judgements(content["images"], content["categories"], chosen) if scoring else (None, [])
+    lvis, found = federated_labels(content["images"], content["categories"], chosen) if scoring else (None, [])
     suspicions = [] if scoring else plausibility.suspicions(categories, images, by_image)
     return AnnotationFile(categories, images, judge.problems, refusals + judge.refusals + found, suspicions, lvis)
 
@@ -133,7 +133,7 @@ def _images(
     wanted = set(chosen)
     if wanted:
         entries = [e for e in entries if type(e) is dict and is_id(e.get("id")) and e["id"] in wanted]
-    found, refusals = sound("images", entries, ("id",), ("height", "width"))
+    found, refusals = validate_entries("images", entries, ("id",), ("height", "width"))
     advice = "correct data.*.image_ids"
     kind = "image_ids asks for images that the file does not have"
     there = {entry["id"] for entry in entries} if wanted else set()
@@ -203,7 +203,7 @@ def _by_image(
     entries = content["annotations"]
     if chosen:
         entries = [e for e in entries if type(e) is dict and is_id(e.get("image_id")) and e["image_id"] in by_image]
-    found, refusals = sound("annotations", entries, ("id", "image_id", "category_id"), ("bbox",))
+    found, refusals = validate_entries("annotations", entries, ("id", "image_id", "category_id"), ("bbox",))
     present = _ids(content["images"])
     kind, advice = "annotations of images that the file does not have", "add the image, or take them out"
     for annotation in found:

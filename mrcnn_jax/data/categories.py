@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from mrcnn_jax.data.findings import Refusal
-from mrcnn_jax.data.json_entries import Entry, sound
+from mrcnn_jax.data.json_entries import Entry, validate_entries
 from mrcnn_jax.errors import DataError, listing
 
 # In the order of COCO, which the default of model.keypoint.flip_map and COCO's sigmas of OKS go by.
@@ -20,7 +20,7 @@ COCO_KEYPOINTS = (
 _SIDES = {"left": "right", "right": "left", "l": "r", "r": "l"}
 
 
-class Pose(NamedTuple):
+class KeypointSchema(NamedTuple):
     """The keypoints of a category; empty where it has none."""
 
     names: tuple[str, ...] = ()
@@ -33,17 +33,17 @@ class Categories:
 
     ids: tuple[int, ...]
     names: tuple[str, ...]
-    poses: tuple[Pose, ...] = ()  # one a category, or none at all
+    poses: tuple[KeypointSchema, ...] = ()  # one a category, or none at all
 
     def class_of(self) -> dict[int, int]:
         """Contiguous class 1..C of each category id."""
         return {category_id: k + 1 for k, category_id in enumerate(self.ids)}
 
     @property
-    def pose(self) -> Pose:
+    def pose(self) -> KeypointSchema:
         """The keypoints that all categories share which have any; empty when there are none, or they differ."""
         distinct = {pose for pose in self.poses if pose.names}
-        return distinct.pop() if len(distinct) == 1 else Pose()
+        return distinct.pop() if len(distinct) == 1 else KeypointSchema()
 
     def keypoint_counts(self) -> dict[int, int]:
         """Number of keypoints of each category id that has some."""
@@ -60,7 +60,7 @@ class Categories:
 
 def inspect_categories(entries: Sequence[Any]) -> tuple[Categories, list[Refusal]]:
     """The list `categories` of a COCO JSON: those that can be used, and why the others cannot."""
-    found, refusals = sound("categories", entries, ("id",), ("name",))
+    found, refusals = validate_entries("categories", entries, ("id",), ("name",))
     ids, names, poses = [], [], []
     for category in sorted(found, key=lambda category: category["id"]):
         name, pose = category["name"], _pose(category)
@@ -99,14 +99,14 @@ def are_cocos(names: Sequence[str]) -> bool:
     return [keypoint_words(name) for name in names] == [keypoint_words(name) for name in COCO_KEYPOINTS]
 
 
-def _pose(category: Entry) -> Pose | None:
+def _pose(category: Entry) -> KeypointSchema | None:
     """Its keypoints; None if they are not written as COCO writes them, the skeleton counting from 1."""
     names, skeleton = category.get("keypoints") or [], category.get("skeleton") or []
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         return None
     if not isinstance(skeleton, list) or not all(_is_pair(pair) for pair in skeleton):
         return None
-    return Pose(tuple(names), tuple((a - 1, b - 1) for a, b in skeleton))
+    return KeypointSchema(tuple(names), tuple((a - 1, b - 1) for a, b in skeleton))
 
 
 def _is_pair(pair: Any) -> bool:

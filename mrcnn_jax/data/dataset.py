@@ -145,7 +145,7 @@ def _check_values(path: Path, values: Sequence[value_range.Values], data: DataCo
         log.warning("%s: %s", path, line)
 
 
-def _sums(tallies: Sequence[Sequence[records.Tally]], categories: Categories) -> np.ndarray:
+def _sums(tallies: Sequence[Sequence[records.InstanceCounts]], categories: Categories) -> np.ndarray:
     """Instances, those with a segmentation, labelled keypoints, and crowds of each image: (n, 4) int32."""
     chosen = set(categories.ids)
     rows = [(i, *tally[1:]) for i, image in enumerate(tallies) for tally in image if tally.category_id in chosen]

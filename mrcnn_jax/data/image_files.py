@@ -98,7 +98,7 @@ def explain(content: bytes, value_range: Range | None = None) -> str:
     return "it is cut off or broken"
 
 
-def judge(content: bytes, image: ImageEntry) -> Examined:
+def validate_image(content: bytes, image: ImageEntry) -> Examined:
     """Whether an image file can be used as the image that the JSON describes.
 
     Stricter than `decode` with broken JPEG files: what Pillow cannot decode to the end is refused, too.
@@ -117,7 +117,7 @@ def judge(content: bytes, image: ImageEntry) -> Examined:
 
 
 def examine(folder: Path, images: Sequence[ImageEntry]) -> Iterator[Examined]:
-    """Read and fully decode every image: one result each, in their order, as `judge` has it.
+    """Read and fully decode every image: one result each, in their order, as `validate_image` has it.
 
     A few files are read ahead in threads, and no more than these are in memory.
     """
@@ -152,7 +152,7 @@ def _read_and_judge(folder: Path, image: ImageEntry) -> Examined:
     except OSError as error:
         name = f"{shown(image.file_name)} (id {image.id})"
         return Examined(_unreadable(name, error.strerror or str(error), image.id))
-    return judge(content, image)
+    return validate_image(content, image)
 
 
 def _absent(folder: Path, name: str, image_id: int) -> Refusal:

@@ -14,7 +14,7 @@ Fault = tuple[str, str, str]  # what is wrong, with which field, what to do
 _SINGULAR = {"images": "image", "annotations": "annotation", "categories": "category"}
 
 
-def sound(
+def validate_entries(
     name: str, entries: Iterable[Any], ids: Sequence[str], others: Sequence[str] = ()
 ) -> tuple[list[Entry], list[Refusal]]:
     """Those of the list `name` that are objects with all the fields, of which `ids` are whole numbers of 64 bits.

@@ -55,7 +55,7 @@ class Loader:
                 raise DataError(words).with_traceback(error.__traceback__) from None
         return batch
 
-    def why_missing(self, index: int) -> str:
+    def describe_failure(self, index: int) -> str:
         """What is wrong with image `index`, whose slot stayed empty, and what to do."""
         try:
             return self._dataset.why_undecodable(index)
@@ -96,7 +96,7 @@ class Loader:
         """Image `index` as it goes into a batch, its pixels at the top left of `canvas` (H, W, 3)."""
         data, size = self._config.data, self._dataset.sizes[index]
         if not self._training:
-            return self._apply(index, random_choices.without_chance(data, size, planned.bucket), canvas)
+            return self._apply(index, random_choices.deterministic_choices(data, size, planned.bucket), canvas)
         rng = self._generator(planned.epoch, index)
         choices = random_choices.draw(data, rng, size, planned.bucket)
         if choices.partner is None:

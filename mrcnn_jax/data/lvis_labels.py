@@ -15,7 +15,7 @@ LISTS = _ABSENT, _PARTIAL = "neg_category_ids", "not_exhaustive_category_ids"  #
 FREQUENCIES = "rcf"  # rare, common, frequent: in at most 10, at most 100, in more images of the training set
 
 
-class Judgements(NamedTuple):
+class FederatedLabels(NamedTuple):
     """By image id: categories that are known not to be in it, and such that not every instance is annotated."""
 
     absent: dict[int, list[int]]
@@ -23,9 +23,9 @@ class Judgements(NamedTuple):
     frequencies: dict[int, str]  # by category id: "r", "c", "f"
 
 
-def judgements(
+def federated_labels(
     images: Sequence[Any], categories: Sequence[Any], chosen: Set[int]
-) -> tuple[Judgements | None, list[Refusal]]:
+) -> tuple[FederatedLabels | None, list[Refusal]]:
     """What the lists of an annotation file say of the `chosen` images, by their ids, and what is wrong with it.
 
     None for a file that is not LVIS's.
@@ -49,7 +49,7 @@ def judgements(
     if refusals:
         return None, refusals
     absent, partial = ({image["id"]: image.get(field, []) for image in images} for field in (_ABSENT, _PARTIAL))
-    return Judgements(absent, partial, {category["id"]: category["frequency"] for category in categories}), []
+    return FederatedLabels(absent, partial, {category["id"]: category["frequency"] for category in categories}), []
 
 
 def _ids(value: Any) -> bool:

@@ -29,7 +29,7 @@ log = logging.getLogger(__name__)
 _THREADS = 8  # at most, each making one batch; 16 large images with their masks take 70 MB
 _BATCHES_AHEAD = 2  # of one worker process
 _ENDLESS = 2**40
-_IN_VAIN = 16  # images in a row that cannot be loaded: then it is not the images
+MAX_CONSECUTIVE_FAILURES = 16  # images in a row that cannot be loaded: then it is not the images
 
 
 class Batches(Iterator[Batch]):
@@ -80,15 +80,16 @@ class Batches(Iterator[Batch]):
         planned = self._loader.planned(self._steps[self._position])
         for index in np.unique(planned.indices[planned.valid & ~batch.valid]).tolist():
             self._name_corrupt(index, planned.epoch)
-        self._check_hope(batch.valid[planned.valid], planned.indices[planned.valid])
+        self._check_consecutive_failures(batch.valid[planned.valid], planned.indices[planned.valid])
         return batch
 
-    def _check_hope(self, loaded: np.ndarray, indices: np.ndarray) -> None:
+    def _check_consecutive_failures(self, loaded: np.ndarray, indices: np.ndarray) -> None:
         """Raise DataError when nothing can be loaded any more: a run would go on with nothing but empty slots."""
         for done, index in zip(loaded.tolist(), indices.tolist(), strict=True):
             self._in_vain = 0 if done else self._in_vain + 1
-            if self._in_vain == _IN_VAIN:
-                raise DataError(f"{_IN_VAIN} images in a row cannot be loaded; {self._loader.why_missing(index)}")
+            if self._in_vain == MAX_CONSECUTIVE_FAILURES:
+                reason = self._loader.describe_failure(index)
+                raise DataError(f"{MAX_CONSECUTIVE_FAILURES} images in a row cannot be loaded; {reason}")
 
     def _name_corrupt(self, index: int, epoch: int) -> None:
         """Say that an image could not be loaded, once in an epoch. Raises DataError if that is to stop everything."""
@@ -98,7 +99,7 @@ class Batches(Iterator[Batch]):
         if index in named:
             return
         named.add(index)
-        reason = self._loader.why_missing(index)
+        reason = self._loader.describe_failure(index)
         if self._stop:
             raise DataError(reason)
         log.warning("%s. Its slot stays empty (epoch %d: %d so far)", reason, epoch, len(named))

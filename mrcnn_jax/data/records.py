@@ -22,7 +22,7 @@ import tensorflow_datasets as tfds
 from mrcnn_jax.data import annotations as coco
 from mrcnn_jax.data import image_files, record_files, value_range
 from mrcnn_jax.data.annotations import AnnotationFile
-from mrcnn_jax.data.categories import Categories, Pose
+from mrcnn_jax.data.categories import Categories, KeypointSchema
 from mrcnn_jax.data.findings import Problem, raise_refusals
 from mrcnn_jax.data.record_files import CocoRecords, Status
 from mrcnn_jax.data.value_range import Values
@@ -35,7 +35,7 @@ log = logging.getLogger(__name__)
 _FORMAT = 4  # raise it when the records change their meaning: caches of other formats are then prepared again
 
 
-class Tally(NamedTuple):
+class InstanceCounts(NamedTuple):
     """What one image has of one category; crowds are counted apart."""
 
     category_id: int
@@ -56,7 +56,7 @@ class Index:
     file_names: list[str]
     heights: list[int]
     widths: list[int]
-    tallies: list[list[Tally]]  # of each image, one for each category it has
+    tallies: list[list[InstanceCounts]]  # of each image, one for each category it has
     categories: Categories
     problems: list[Problem]
     suspicions: list[str]
@@ -171,7 +171,7 @@ def _is_current(json_path: Path, images: Path, index: Index) -> bool:
 
 def _move_into_place(building: Path, place: Path, index: Index) -> None:
     """Put `building` at `place`, instead of an outdated one; another process may have been faster with the same."""
-    with files.alone(place.parent):
+    with files.folder_lock(place.parent):
         if not _is_whole(place, _read_index(place), index.stamp):
             files.replace(building, place)
 
@@ -202,12 +202,12 @@ def _make_index(
     )
 
 
-def _tally(annotations: Sequence[dict[str, Any]]) -> list[Tally]:
+def _tally(annotations: Sequence[dict[str, Any]]) -> list[InstanceCounts]:
     """Sums over the annotations of one image."""
-    tallies: dict[int, Tally] = {}
+    tallies: dict[int, InstanceCounts] = {}
     for annotation in annotations:
         category_id = annotation["category_id"]
-        before = tallies.get(category_id, Tally(category_id, 0, 0, 0, 0))
+        before = tallies.get(category_id, InstanceCounts(category_id, 0, 0, 0, 0))
         if annotation.get("iscrowd"):
             tallies[category_id] = before._replace(crowds=before.crowds + 1)
             continue
@@ -225,11 +225,13 @@ def _read_index(place: Path) -> Index | None:
     try:
         fields = json.loads((place / "index.json").read_text())
         categories = fields["categories"]
-        poses = tuple(Pose(tuple(names), tuple(map(tuple, skeleton))) for names, skeleton in categories["poses"])
+        poses = tuple(
+            KeypointSchema(tuple(names), tuple(map(tuple, skeleton))) for names, skeleton in categories["poses"]
+        )
         return Index(
             **{
                 **fields,
-                "tallies": [[Tally(*tally) for tally in image] for image in fields["tallies"]],
+                "tallies": [[InstanceCounts(*tally) for tally in image] for image in fields["tallies"]],
                 "categories": Categories(tuple(categories["ids"]), tuple(categories["names"]), poses),
                 "problems": [Problem(*problem) for problem in fields["problems"]],
                 "values": [Values(*values) for values in fields["values"]],

@@ -192,7 +192,7 @@ def join(cluster: Cluster | None, *, peer_timeout: int = PEER_TIMEOUT, start_tim
         except (ValueError, RuntimeError) as error:
             raise ConfigError(f"the processes cannot meet ({cluster.source}): {error}") from error
         failure.watch(store(), _runtime().process_id, _runtime().num_processes)
-        _shake_hands()
+        _warm_up_collectives()
     if is_main():
         print(
             f"{jax.process_count()} processes ({cluster.source}), {jax.device_count()} devices; when one is silent for"
@@ -232,7 +232,7 @@ def tpu_hosts() -> int:
         ) from error
 
 
-def _shake_hands() -> None:
+def _warm_up_collectives() -> None:
     """A sum over all devices, and what `broadcast` does: gloo connects the devices of a sum at the first, for 30 s.
 
     Later a process that finds its program in the compilation cache may be minutes ahead of one that does not.

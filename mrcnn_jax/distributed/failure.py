@@ -64,7 +64,7 @@ def expected(cluster: Cluster, timeout: float) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def finishing(duty: Callable[[], None]) -> Iterator[None]:
+def finish_before_exit(duty: Callable[[], None]) -> Iterator[None]:
     """Within, `duty` (waiting for a save that is running) is done before this process ends for another's sake."""
     _duties.append(duty)
     try:
@@ -80,7 +80,7 @@ def watch(store: Any, index: int, count: int) -> None:
     _watch.start()
 
 
-def joined() -> bool:
+def is_distributed() -> bool:
     """Whether this process is one of several."""
     return _watch is not None
 
@@ -90,7 +90,7 @@ def is_main() -> bool:
     return _watch is None or _watch.index == 0
 
 
-def signed(text: str) -> str:
+def prefix_rank(text: str) -> str:
     """`text`, and if this process is one of several, which."""
     return text if _watch is None else f"process {_watch.index} of {_watch.count}: {text}"
 
@@ -109,13 +109,13 @@ def end(status: int, why: str) -> None:
     _exit(status)
 
 
-def heed() -> None:
+def raise_if_process_failed() -> None:
     """End as another process did, if one has left word: to be asked when it is gone, before anything is said of it."""
     if _watch is not None:
         _watch.look()
 
 
-def leave() -> None:
+def exit_barrier() -> None:
     """Before all processes end together: wait for the main process, which may have more to do, and part."""
     if _watch is not None:
         _watch.part()
@@ -146,16 +146,16 @@ class _Watch(threading.Thread):
         again = "" if status in (1, 2) else f". {AGAIN}"
         _say(f"process {index} of {self.count} has ended ({why}), and so does process {self.index}{again}")
         _do_duties()
-        self._farewell()
+        self._announce_exit()
         _exit(status)
 
     def leave_word(self, status: int, why: str) -> None:
         """Tell the others."""
         with contextlib.suppress(RuntimeError):  # the store may be gone
             self._store.key_value_set(f"{_ENDED}{self.index}", json.dumps([status, why]))
-        self._farewell()
+        self._announce_exit()
 
-    def _farewell(self) -> None:
+    def _announce_exit(self) -> None:
         """The main process keeps the store until all others have read the word, but not for long."""
         end = time.monotonic() + _FAREWELL
         with contextlib.suppress(RuntimeError):

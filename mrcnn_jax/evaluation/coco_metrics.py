@@ -21,7 +21,7 @@ from mrcnn_jax.config import ModelConfig
 from mrcnn_jax.config.metric_names import KEYPOINT_METRICS, METRICS
 from mrcnn_jax.data.annotations import read
 from mrcnn_jax.data.categories import are_cocos, keypoint_words
-from mrcnn_jax.data.lvis_labels import Judgements
+from mrcnn_jax.data.lvis_labels import FederatedLabels
 from mrcnn_jax.data.mask_crops import area
 from mrcnn_jax.errors import ConfigError, listing
 from mrcnn_jax.evaluation import lvis_metrics, notes
@@ -218,7 +218,7 @@ def _restricted(truth: COCO, iou_type: str) -> COCO:
     return part
 
 
-def _add_judgements(dataset: dict[str, Any], judgements: Judgements | None) -> None:
+def _add_judgements(dataset: dict[str, Any], judgements: FederatedLabels | None) -> None:
     """Put what LVIS says of images and categories into their entries, where it put them."""
     if judgements is None:
         return

@@ -27,7 +27,7 @@ from mrcnn_jax.distributed import collectives
 from mrcnn_jax.errors import ConfigError, described
 from mrcnn_jax.evaluation import class_scores, coco_metrics, ground_truth, notes
 from mrcnn_jax.inference import detector, single_image, tta
-from mrcnn_jax.inference.devices import dividing
+from mrcnn_jax.inference.devices import largest_divisor
 from mrcnn_jax.inference.postprocess import Prediction, postprocess
 from mrcnn_jax.runtime import profiling
 from mrcnn_jax.runtime.progress import track
@@ -113,7 +113,7 @@ def evaluate_model(
     detect = compiled(config.model, variables, _devices(config, devices))
     with tempfile.TemporaryFile() as records:
         share = _Share(config, dataset, folder, records)
-        share.see_all(detect, check, profiling.rounds(folder / profiling.FOLDER, "evaluate", recorded=profile))
+        share.see_all(detect, check, profiling.profile_steps(folder / profiling.FOLDER, "evaluate", recorded=profile))
         shares = collectives.gather_bytes(share.packed())
     return dict(json.loads(collectives.on_main(lambda: _score(config, dataset, folder, shares, report, quiet))))
 
@@ -137,7 +137,7 @@ class _Share:
         self._records.seek(0)
         return json.dumps([self._truncated, self._full, self._pictures]).encode() + b"\n" + self._records.read()
 
-    def see_all(self, detect: detector.Detect, check: Callable[[], None], profile: profiling.Rounds) -> None:
+    def see_all(self, detect: detector.Detect, check: Callable[[], None], profile: profiling.StepProfiler) -> None:
         """Detect in all images of the share. Only the main process says how far it is."""
         index, count = jax.process_index(), jax.process_count()
         words = "images evaluated" if count == 1 else f"images evaluated by process {index} of {count}"
@@ -262,7 +262,7 @@ def _warn_of_truncated(config: Config, dataset: Dataset, indices: Sequence[int])
 def _devices(config: Config, devices: Sequence[jax.Device] | None) -> tuple[jax.Device, ...]:
     """Those that share this process's part of a batch, which may be one image."""
     images = 1 if config.eval.alone else config.eval.batch_size // jax.process_count()
-    return dividing(jax.local_devices() if devices is None else devices, images)
+    return largest_divisor(jax.local_devices() if devices is None else devices, images)
 
 
 def _open(dataset: Dataset, config: Config) -> tuple[AbstractContextManager[Iterator[Any]], int]:

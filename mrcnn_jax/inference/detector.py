@@ -14,7 +14,7 @@ import jax
 import numpy as np
 
 from mrcnn_jax.config import ModelConfig
-from mrcnn_jax.inference.devices import replicate, spread
+from mrcnn_jax.inference.devices import replicate, shard_over_batch
 from mrcnn_jax.models import mask_rcnn
 from mrcnn_jax.runtime import profiling
 from mrcnn_jax.structures import Batch, Detections
@@ -23,7 +23,7 @@ A = TypeVar("A")
 T = TypeVar("T")
 Detect = Callable[[Any, Any], Detections]  # images (B, H, W, 3), image sizes (B, 2) -> batched Detections
 Finish = Callable[[int, Detections, Any], T]  # index of the image, its Detections in NumPy, its network size (2,)
-UNRECORDED = profiling.Rounds()
+UNRECORDED = profiling.StepProfiler()
 
 
 class Images(NamedTuple):
@@ -49,14 +49,14 @@ def compile_detect(model: ModelConfig, variables: Any, devices: Sequence[jax.Dev
 @functools.lru_cache(maxsize=8)
 def _program(model: ModelConfig, devices: tuple[jax.Device, ...]) -> Callable[..., Detections]:
     detect = functools.partial(mask_rcnn.detect, mask_rcnn.build_model(model))
-    return spread(detect, devices) if devices else jax.jit(detect)
+    return shard_over_batch(detect, devices) if devices else jax.jit(detect)
 
 
 def run(
     detect: Detect,
     batches: Iterable[Batch | Images],
     finish: Finish[T],
-    profile: profiling.Rounds = UNRECORDED,
+    profile: profiling.StepProfiler = UNRECORDED,
 ) -> Generator[T, None, None]:
     """Yield `finish(...)` of every valid image, in the order of the batches.
 

@@ -16,17 +16,17 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 _AXIS = "devices"
 
 
-def dividing(devices: Sequence[jax.Device], images: int) -> tuple[jax.Device, ...]:
+def largest_divisor(devices: Sequence[jax.Device], images: int) -> tuple[jax.Device, ...]:
     """The first of `devices`, as many as can take equal shares of a batch of `images`."""
     return tuple(devices[: max(n for n in range(1, len(devices) + 1) if images % n == 0)])
 
 
 def replicate(tree: Any, devices: Sequence[jax.Device]) -> Any:
-    """A copy on each device, as the variables that `spread` wants."""
+    """A copy on each device, as the variables that `shard_over_batch` wants."""
     return jax.device_put(tree, NamedSharding(_mesh(devices), PartitionSpec()))
 
 
-def spread(function: Callable[..., Any], devices: Sequence[jax.Device]) -> Callable[..., Any]:
+def shard_over_batch(function: Callable[..., Any], devices: Sequence[jax.Device]) -> Callable[..., Any]:
     """`function(variables, *batch)`, compiled; each device sees an equal share of every array of the batch.
 
     The arrays come from the host. What the shares give is joined along the first axis.

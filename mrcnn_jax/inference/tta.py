@@ -100,9 +100,9 @@ class _Programs(NamedTuple):
 def _programs(config: ModelConfig) -> _Programs:
     model = mask_rcnn.build_model(config)
     return _Programs(
-        find=jax.jit(functools.partial(view_transforms.find, model)),
+        find=jax.jit(functools.partial(view_transforms.detect_boxes, model)),
         merge=jax.jit(functools.partial(view_transforms.merge, config)),
-        ask=jax.jit(functools.partial(view_transforms.ask, model)),
+        ask=jax.jit(functools.partial(view_transforms.run_heads, model)),
         add=jax.jit(lambda total, more: jax.tree.map(jnp.add, total, more), donate_argnums=0),
         finish=jax.jit(functools.partial(view_transforms.finish, config), static_argnums=2),
     )
@@ -124,7 +124,9 @@ class _Detect:
     def _dispatch(self, image: Views, frame: Any) -> Detections:
         """The features of a view wait on the device for the heads, so that the backbone runs once for each view."""
         run, variables = self._programs, self._variables
-        poses = [view_transforms.Pose(frame, *place) for place in zip(image.sizes, image.mirrored, strict=True)]
+        poses = [
+            view_transforms.ViewTransform(frame, *place) for place in zip(image.sizes, image.mirrored, strict=True)
+        ]
         looks = [run.find(variables, canvas, pose) for canvas, pose in zip(image.canvases, poses, strict=True)]
         merged = run.merge([found for _, found in looks], frame)
         total: view_transforms.Heads | None = None

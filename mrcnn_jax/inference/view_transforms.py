@@ -26,7 +26,7 @@ from mrcnn_jax.structures import Detections
 Heads = tuple[jax.Array, jax.Array]  # mask probabilities (1, D, S, S), heat maps (1, D, S, S, K)
 
 
-class Pose(NamedTuple):
+class ViewTransform(NamedTuple):
     """Where a view shows what lies in the frame."""
 
     frame: Any  # (2,) height and width of the picture that the boxes are told in
@@ -34,11 +34,11 @@ class Pose(NamedTuple):
     mirrored: Any  # () bool, left-right
 
 
-def find(
-    model: mask_rcnn.MaskRCNN, variables: mask_rcnn.Variables, image: jax.Array, pose: Pose
+def detect_boxes(
+    model: mask_rcnn.MaskRCNN, variables: mask_rcnn.Variables, image: jax.Array, pose: ViewTransform
 ) -> tuple[tuple[jax.Array, ...], Detections]:
     """Features of a view (1, H, W, 3), and what is found in it without masks and keypoints; boxes in the frame."""
-    features, found = mask_rcnn.find(model, variables, image, pose.size[None])
+    features, found = mask_rcnn.detect_boxes(model, variables, image, pose.size[None])
     boxes = _mirrored(found.boxes, pose) * _stretch(pose.frame / pose.size)
     return features, found._replace(boxes=boxes)
 
@@ -58,12 +58,12 @@ def merge(config: ModelConfig, views: Sequence[Detections], frame: jax.Array) ->
     return Detections(boxes, scores, classes, views[0].masks, views[0].keypoints, valid, truncated)
 
 
-def ask(
+def run_heads(
     model: mask_rcnn.MaskRCNN,
     variables: mask_rcnn.Variables,
     features: Sequence[jax.Array],
     merged: Detections,
-    pose: Pose,
+    pose: ViewTransform,
 ) -> Heads:
     """What the heads say of a view's features at boxes in the frame: masks and heat maps as they lie in the frame."""
     boxes = _mirrored(merged.boxes * _stretch(pose.size / pose.frame), pose)
@@ -83,7 +83,7 @@ def finish(config: ModelConfig, merged: Detections, total: Heads, views: int) ->
     return merged._replace(masks=masks, keypoints=keypoints)
 
 
-def _mirrored(boxes: jax.Array, pose: Pose) -> jax.Array:
+def _mirrored(boxes: jax.Array, pose: ViewTransform) -> jax.Array:
     """Boxes in pixels of the view as they lie there when it is mirrored, or from there back."""
     return jnp.where(pose.mirrored, box_ops.mirror(boxes, pose.size[1]), boxes)
 

@@ -295,18 +295,18 @@ def pool_rois(config: ModelConfig, features: Sequence[jax.Array], boxes: jax.Arr
 
 
 def detect(model: MaskRCNN, variables: Variables, images: jax.Array, image_sizes: jax.Array) -> Detections:
-    """Inference on a batch in one shape -> Detections with leading B. Arguments as of `find`.
+    """Inference on a batch in one shape -> Detections with leading B. Arguments as of `detect_boxes`.
 
     Masks and keypoints are computed for the final detections only (He et al. 2017, section 3.1, "Inference").
     """
-    features, found = find(model, variables, images, image_sizes)
+    features, found = detect_boxes(model, variables, images, image_sizes)
     masks = mask_probabilities(model, variables, features, found.boxes, found.classes)
     heatmaps = keypoint_heatmaps(model, variables, features, found.boxes)
     keypoints = decode_keypoints(model.config, heatmaps, found.boxes, found.valid)
     return found._replace(masks=masks, keypoints=keypoints)
 
 
-def find(
+def detect_boxes(
     model: MaskRCNN, variables: Variables, images: jax.Array, image_sizes: jax.Array
 ) -> tuple[tuple[jax.Array, ...], Detections]:
     """The features of a batch, and its detections without masks (B, D, 0, 0) and keypoints (B, D, 0, 3).
@@ -320,7 +320,7 @@ def find(
     logits, deltas = model.apply(variables, features, method=model.rpn)
     anchors = level_anchors(config, x.shape[1:3], [level.shape[1:3] for level in features])
     proposals = propose(config, logits, deltas, anchors, image_sizes, train=False)
-    seen = _look_at(model, variables, features, proposals.boxes, config.box.pool_size)
+    seen = _roi_head_inputs(model, variables, features, proposals.boxes, config.box.pool_size)
     class_logits, box_deltas = model.apply(variables, seen, method=model.box)
     boxes, scores, classes, valid, truncated = _final_boxes(config, class_logits, box_deltas, proposals, image_sizes)
     masks, keypoints = jnp.zeros((*valid.shape, 0, 0)), jnp.zeros((*valid.shape, 0, 3))
@@ -358,7 +358,7 @@ def mask_probabilities(
     """Masks (B, D, S, S) of boxes (B, D, 4) of `classes` (B, D); (B, D, 0, 0) for a model without masks."""
     if model.config.mask is None:
         return jnp.zeros((*classes.shape, 0, 0))
-    seen = _look_at(model, variables, features, boxes, model.config.mask.pool_size)
+    seen = _roi_head_inputs(model, variables, features, boxes, model.config.mask.pool_size)
     masks = jax.nn.sigmoid(model.apply(variables, seen, classes.reshape(-1), method=model.mask))
     return masks.reshape(*classes.shape, *masks.shape[1:])
 
@@ -369,7 +369,7 @@ def keypoint_heatmaps(
     """Heat maps (B, D, S, S, K) in boxes (B, D, 4), logits; (B, D, 0, 0, 0) for a model without keypoints."""
     if model.config.keypoint is None:
         return jnp.zeros((*boxes.shape[:2], 0, 0, 0))
-    seen = _look_at(model, variables, features, boxes, model.config.keypoint.pool_size)
+    seen = _roi_head_inputs(model, variables, features, boxes, model.config.keypoint.pool_size)
     logits = model.apply(variables, seen, method=model.keypoints)
     return logits.reshape(*boxes.shape[:2], *logits.shape[1:])
 
@@ -384,7 +384,7 @@ def decode_keypoints(config: ModelConfig, heatmaps: jax.Array, boxes: jax.Array,
     return found.reshape(*valid.shape, *found.shape[1:])
 
 
-def _look_at(
+def _roi_head_inputs(
     model: MaskRCNN, variables: Variables, features: Sequence[jax.Array], boxes: jax.Array, size: int
 ) -> jax.Array:
     """What a head sees of boxes (B, R, 4) that are pooled to `size`: (B * R, S, S, F)."""

@@ -20,17 +20,17 @@ def cache_root() -> Path:
 
 
 def enable() -> None:
-    """Keep compiled programs in `cache_root()/xla`, unless JAX has been told of another place; see `give_back` too."""
+    """Keep compiled programs in `cache_root()/xla`, unless JAX has been told of another place; see `trim_heap` too."""
     import jax
 
-    give_back()
+    trim_heap()
 
     if jax.config.jax_compilation_cache_dir is None:  # type: ignore[attr-defined]
         jax.config.update("jax_compilation_cache_dir", str(cache_root() / "xla"))
 
 
 @functools.cache
-def give_back() -> None:
+def trim_heap() -> None:
     """From now on, give the memory that a compilation has used back to the system when it is done.
 
     The compiler frees it in pieces too small for the C library to do that by itself: a gigabyte after the training step

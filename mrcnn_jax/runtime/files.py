@@ -104,7 +104,7 @@ def claimed(folder: Path) -> Iterator[bool]:
 
 
 @contextlib.contextmanager
-def alone(folder: Path) -> Iterator[None]:
+def folder_lock(folder: Path) -> Iterator[None]:
     """Within, no other process is within with the same local folder. File systems without locks go without."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:

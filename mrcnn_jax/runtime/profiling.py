@@ -27,7 +27,7 @@ WAITING = "IteratorGetNext"
 logger = logging.getLogger(__name__)
 
 
-class Rounds:
+class StepProfiler:
     """The rounds of a loop, unrecorded."""
 
     def begin(self, number: int) -> None:
@@ -39,7 +39,7 @@ class Rounds:
     def stop(self) -> None:
         """End a recording that has begun, because something else follows. The devices have nothing left to do."""
 
-    def __enter__(self) -> Rounds:
+    def __enter__(self) -> StepProfiler:
         return self
 
     def __exit__(
@@ -48,7 +48,7 @@ class Rounds:
         self.stop()
 
 
-class Profile(Rounds):
+class Profile(StepProfiler):
     """Records `ROUNDS` rounds into a folder, as soon as there was one that compiled nothing, or those that there are.
 
     The devices are idle when the recording begins and ends, so that it holds the work of whole rounds.
@@ -113,6 +113,6 @@ class Profile(Rounds):
             logger.info("nothing of %s was recorded: it ended before a round that compiled nothing", self._name)
 
 
-def rounds(folder: epath.PathLike, name: str, *, recorded: bool) -> Rounds:
+def profile_steps(folder: epath.PathLike, name: str, *, recorded: bool) -> StepProfiler:
     """A loop's rounds, which the main process records into `folder` if they are to be."""
-    return Profile(folder, name) if recorded and collectives.is_main() else Rounds()
+    return Profile(folder, name) if recorded and collectives.is_main() else StepProfiler()

@@ -20,7 +20,7 @@ from mrcnn_jax.data.pipeline import eval_batches
 from mrcnn_jax.distributed import collectives
 from mrcnn_jax.errors import ConfigError
 from mrcnn_jax.evaluation.evaluate import FOLDER, OVERLAYS, check_evaluation, evaluate_model, tables
-from mrcnn_jax.inference.devices import dividing
+from mrcnn_jax.inference.devices import largest_divisor
 from mrcnn_jax.models.mask_rcnn import Variables
 from mrcnn_jax.runtime import files
 from mrcnn_jax.training.validation import Validation
@@ -175,7 +175,7 @@ class Evaluations:
         if self._validation is None:
             self._validation = Validation(
                 self._config.model,
-                dividing(self._devices, self._config.eval.batch_size // count),
+                largest_divisor(self._devices, self._config.eval.batch_size // count),
                 masks=self._dataset.has_masks,
                 keypoints=bool(self._dataset.categories.pose.names),
             )

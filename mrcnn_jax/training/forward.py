@@ -28,7 +28,7 @@ def forward_losses(
 
     keys: (B,) PRNG keys, one for each image. rois: those of `draw_rois`, which are drawn again without them.
     """
-    forward = Forward(model, variables)
+    forward = StatefulApply(model, variables)
     features = forward(model.features, batch.images, batch.image_sizes, batch.valid)
     parts, counts = losses_from_features(forward, config, features, batch, keys, rois)
     return parts, (forward.statistics(), counts)
@@ -41,13 +41,13 @@ def draw_rois(
 
     No count depends on what the heads say, so the heads are dead code here, which JAX removes.
     """
-    forward = Forward(model, variables)
+    forward = StatefulApply(model, variables)
     features = forward(model.features, batch.images, batch.image_sizes, batch.valid)
-    parts, rois = _both_stages(forward, config, features, batch, keys, None)
+    parts, rois = two_stage_losses(forward, config, features, batch, keys, None)
     return rois, {name: count for name, (_, count) in parts.items()}
 
 
-class Forward:
+class StatefulApply:
     """Calls a model's methods, each with the running statistics that the one before left.
 
     With `train=False` batch norms use the running statistics, and leave them as they are.
@@ -69,7 +69,7 @@ class Forward:
 
 
 def losses_from_features(
-    forward: Forward,
+    forward: StatefulApply,
     config: ModelConfig,
     features: tuple[jax.Array, ...],
     batch: Batch,
@@ -77,12 +77,12 @@ def losses_from_features(
     rois: SampledRoIs | None = None,
 ) -> tuple[dict[str, losses.Loss], Metrics]:
     """Everything after the features: RPN, proposals, targets, heads, losses. Of the images only their shape is used."""
-    parts, rois = _both_stages(forward, config, features, batch, keys, rois)
+    parts, rois = two_stage_losses(forward, config, features, batch, keys, rois)
     return parts, {"num_rois": jnp.sum(rois.valid), "num_positive_rois": jnp.sum(rois.classes > 0)}
 
 
-def _both_stages(
-    forward: Forward,
+def two_stage_losses(
+    forward: StatefulApply,
     config: ModelConfig,
     features: tuple[jax.Array, ...],
     batch: Batch,
@@ -133,7 +133,7 @@ def _sample_rois(config: ModelConfig, keys: jax.Array, proposals: Proposals, tru
 
 
 def _head_losses(
-    forward: Forward,
+    forward: StatefulApply,
     config: ModelConfig,
     features: tuple[jax.Array, ...],
     rois: SampledRoIs,
@@ -162,7 +162,7 @@ def _head_losses(
 
 
 def _box_losses(
-    forward: Forward, config: ModelConfig, x: jax.Array, rois: SampledRoIs, truth: GroundTruth
+    forward: StatefulApply, config: ModelConfig, x: jax.Array, rois: SampledRoIs, truth: GroundTruth
 ) -> dict[str, losses.Loss]:
     class_logits, deltas = forward(forward.model.box, x, _join(rois.valid))
     shape = rois.valid.shape
@@ -177,7 +177,7 @@ def _box_losses(
 
 
 def _mask_losses(
-    forward: Forward, config: ModelConfig, x: jax.Array, rois: SampledRoIs, truth: GroundTruth
+    forward: StatefulApply, config: ModelConfig, x: jax.Array, rois: SampledRoIs, truth: GroundTruth
 ) -> dict[str, losses.Loss]:
     mask_config = config.mask
     assert mask_config is not None
@@ -189,12 +189,12 @@ def _mask_losses(
         goals = jax.vmap(lambda r, t: targets.mask_targets(r, t, mask_config, config.mask_size))(rois, truth)
         taught = jax.vmap(targets.with_masks)(rois, truth)
     with jax.named_scope("losses"):
-        loss = losses.competing_mask_loss if competing else losses.mask_loss
+        loss = losses.softmax_mask_loss if competing else losses.mask_loss
         return {"loss_mask": loss(logits, *jax.tree.map(_join, (goals, taught)))}
 
 
 def _keypoint_losses(
-    forward: Forward, config: ModelConfig, x: jax.Array, rois: SampledRoIs, truth: GroundTruth, valid: jax.Array
+    forward: StatefulApply, config: ModelConfig, x: jax.Array, rois: SampledRoIs, truth: GroundTruth, valid: jax.Array
 ) -> dict[str, losses.Loss]:
     keypoint_config = config.keypoint
     assert keypoint_config is not None

@@ -15,7 +15,7 @@ from mrcnn_jax.config import Config
 from mrcnn_jax.errors import ConfigError, WeightsError
 from mrcnn_jax.models.mask_rcnn import Variables, build_model, init_variables
 from mrcnn_jax.weights import efficientnet_names, transfer
-from mrcnn_jax.weights.preprocessing import follow, followed_by
+from mrcnn_jax.weights.preprocessing import apply_preprocessing, preprocessing_of
 
 log = logging.getLogger(__name__)
 
@@ -30,7 +30,7 @@ def starting_point(config: Config, workdir: epath.PathLike, key: jax.Array) -> t
     if before is None:
         return initial_variables(config, key)
     if config.init:
-        config = dataclasses.replace(config, model=follow(config.model, followed_by(before.model)))
+        config = dataclasses.replace(config, model=apply_preprocessing(config.model, preprocessing_of(before.model)))
     return config, None
 
 
@@ -44,14 +44,16 @@ def initial_variables(config: Config, key: jax.Array) -> tuple[Config, Variables
         return config, init_variables(build_model(config.model), key)
     try:
         if config.init == efficientnet_names.PACKAGED:
-            model, variables = transfer.initial(config.model, efficientnet_names.weights_file(), key, config.init)
+            model, variables = transfer.initial_from_file(
+                config.model, efficientnet_names.weights_file(), key, config.init
+            )
         elif (epath.Path(config.init) / CONFIG).is_file():
             run, variables = load_variables(config.init)
             averaged = ", the averaged weights (train.ema_decay)" if run.train.ema_decay else ""
             log.info("%s: the newest checkpoint%s", config.init, averaged)
             model, variables = transfer.initial_from_run(config.model, run.model, variables, key, config.init)
         elif Path(config.init).is_file():
-            model, variables = transfer.initial(config.model, config.init, key)
+            model, variables = transfer.initial_from_file(config.model, config.init, key)
         else:
             raise ConfigError(f"init: there is neither a file nor a workdir {config.init}")
     except WeightsError as error:

@@ -56,7 +56,7 @@ class Interruptions:
         for number, before in self._before.items():
             signal.signal(number, before)
         if kind is None and self._number is not None:  # raised by the handler, but into a destructor
-            raise self.stopped()
+            raise self.interrupted()
 
     @contextlib.contextmanager
     def postponed(self) -> Iterator[None]:
@@ -69,10 +69,10 @@ class Interruptions:
         try:
             self._agree_with_others()
             if self._number is not None and not self._together:
-                raise self.stopped()
+                raise self.interrupted()
             yield
             if self.reached():
-                raise self.stopped()
+                raise self.interrupted()
         finally:
             self._postponed = False
 
@@ -87,7 +87,7 @@ class Interruptions:
                 self._note(signal.SIGTERM)
         return self._agreed
 
-    def stopped(self, step: int | None = None) -> Interrupted:
+    def interrupted(self, step: int | None = None) -> Interrupted:
         """The exception to raise when `reached`; `step` is that of the state that is saved now, if one had to be."""
         stopped = _interrupted(signal.SIGTERM if self._number is None else self._number, step)
         stopped.everywhere = self._agreed

@@ -57,7 +57,7 @@ class Loop:
     interruptions: Interruptions
     evaluations: Evaluations
     devices: Sequence[jax.Device]
-    profile: profiling.Rounds = dataclasses.field(default_factory=profiling.Rounds)
+    profile: profiling.StepProfiler = dataclasses.field(default_factory=profiling.StepProfiler)
 
     def run(self, state: Any, batches: Iterator[Batch], key: jax.Array) -> Any:
         """The final state, which is saved; `batches` starts at `state.step`.
@@ -82,22 +82,22 @@ class Loop:
         for step in range(start, self.config.steps):
             stop, measure = self.interruptions.reached(), self.evaluations.due(step)
             if stop or measure or (step > start and step % self.config.checkpoint_every == 0):
-                self._settle(pending, state, key)
+                self._flush_metrics(pending, state, key)
                 pending = None
                 self.checkpointer.save(step, state)
             if stop:
                 self.checkpointer.wait()
-                raise self.interruptions.stopped(step)
+                raise self.interruptions.interrupted(step)
             if measure and self._measure(step, state):
                 return state, step
             self.profile.begin(step + 1)
             with self.log.waiting(), jax.profiler.TraceAnnotation(profiling.WAITING):
                 batch = next(batches)
             state, metrics = self._start_step(state, batch, key)
-            self._settle(pending, state, key)
+            self._flush_metrics(pending, state, key)
             pending = Pending(step + 1, metrics, batch)
             self.profile.end(metrics)
-        self._settle(pending, state, key)
+        self._flush_metrics(pending, state, key)
         return state, max(start, self.config.steps)
 
     def _measure(self, step: int, state: Any) -> bool:
@@ -105,7 +105,7 @@ class Loop:
         self.profile.stop()
         with jax.transfer_guard("allow"), self.log.measuring():
             metrics = self.evaluations.measure(step, state)
-        self.log.measured(step, metrics, self.evaluations.pictures(step))
+        self.log.write_scalars(step, metrics, self.evaluations.pictures(step))
         return self.evaluations.exhausted()
 
     def _start_step(self, state: Any, batch: Batch, key: jax.Array) -> tuple[Any, dict[str, jax.Array]]:
@@ -116,7 +116,7 @@ class Loop:
             self.log.exclude(time.perf_counter() - before)
         return state, metrics
 
-    def _settle(self, pending: Pending | None, state: Any, key: jax.Array) -> None:
+    def _flush_metrics(self, pending: Pending | None, state: Any, key: jax.Array) -> None:
         """Read the metrics of a step (waits for it) and log them. Raises NonFiniteLossError."""
         if pending is None:
             return
@@ -125,9 +125,9 @@ class Loop:
         if metrics.pop("finite"):
             self.log.step(pending.step, metrics)
         else:
-            self._pass_over(pending, metrics, state, key)
+            self._record_skipped_step(pending, metrics, state, key)
 
-    def _pass_over(self, pending: Pending, metrics: dict[str, Any], state: Any, key: jax.Array) -> None:
+    def _record_skipped_step(self, pending: Pending, metrics: dict[str, Any], state: Any, key: jax.Array) -> None:
         """Say which step was left out; with more of them than allowed, keep what met it and raise."""
         with jax.transfer_guard("allow"):
             images = self._all_image_ids(pending.batch)

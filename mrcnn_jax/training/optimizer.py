@@ -88,7 +88,7 @@ def frozen_paths(config: ModelConfig) -> Callable[[ParameterPath], bool]:
 
 
 def check_rate_factors(config: OptimizerConfig, params: PyTree) -> None:
-    """Raise ConfigError for a path of `rate_factors` below which there are no parameters, naming the nearest one."""
+    """Raise ConfigError for a path of `lr_multipliers` below which there are no parameters, naming the nearest one."""
     leaves, _ = jax.tree_util.tree_flatten_with_path(params)
     full = [tuple(str(key.key) for key in path) for path, _ in leaves]
     known = sorted({"/".join(path[:depth]) for path in full for depth in range(1, len(path) + 1)})

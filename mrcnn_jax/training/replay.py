@@ -15,7 +15,7 @@ from mrcnn_jax.models.mask_rcnn import build_model
 from mrcnn_jax.structures import Batch
 from mrcnn_jax.training.gradients import make_gradients
 from mrcnn_jax.training.nonfinite_dump import FailureFile, versions
-from mrcnn_jax.training.step import image_keys, judge
+from mrcnn_jax.training.step import image_keys, loss_and_grad_norm
 
 _SHOWN = 10  # arrays in a list
 Outcome = tuple[dict[str, Any], Any]  # metrics of a step, and its gradients
@@ -74,7 +74,7 @@ def _step_function(config: Config, parts: int) -> Callable[..., Any]:
     @jax.jit
     def step(batch: Batch, params: Any, model_state: Any, index: jax.Array, key: jax.Array) -> Outcome:
         found = gradients(params, model_state, batch, image_keys(key, index, batch.indices))
-        loss, norm, finite = judge(found)
+        loss, norm, finite = loss_and_grad_norm(found)
         return {"loss": loss, **found.losses, "grad_norm": norm, "finite": finite}, found.gradients
 
     return step

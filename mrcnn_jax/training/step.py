@@ -65,7 +65,7 @@ def make_train_step(
     def train_step(state: TrainState, batch: Batch, key: jax.Array) -> tuple[TrainState, Metrics]:
         keys = image_keys(key, state.step, batch.indices)
         found = gradients(state.params, state.model_state, batch, keys)
-        total, grad_norm, finite = judge(found)
+        total, grad_norm, finite = loss_and_grad_norm(found)
 
         with jax.named_scope("optimizer"):
             updates, opt_state = optimizer.update(found.gradients, state.opt_state, state.params)
@@ -94,7 +94,7 @@ def image_keys(key: jax.Array, step: jax.Array, indices: jax.Array) -> jax.Array
     return jax.vmap(lambda index: jax.random.fold_in(step_key, index))(indices)
 
 
-def judge(found: Gradients) -> tuple[jax.Array, jax.Array, jax.Array]:
+def loss_and_grad_norm(found: Gradients) -> tuple[jax.Array, jax.Array, jax.Array]:
     """The loss, the norm of its gradient, and whether the step can be made with them: both are finite."""
     total = jnp.sum(jnp.stack(list(found.losses.values())))
     norm = optax.global_norm(found.gradients)

@@ -13,7 +13,7 @@ import numpy as np
 from etils import epath
 
 from mrcnn_jax.checkpoints.manager import Checkpointer
-from mrcnn_jax.checkpoints.workdir import check_workdir, claim_workdir
+from mrcnn_jax.checkpoints.workdir import check_workdir, prepare_workdir
 from mrcnn_jax.config import Config, from_json, to_json, validate
 from mrcnn_jax.data.categories import Categories
 from mrcnn_jax.data.dataset import Dataset, load_split
@@ -97,14 +97,14 @@ class _Run:
     def _check(self) -> None:
         """Raise Interrupted if a signal came. Asked by all processes together."""
         if self.interruptions.reached():
-            raise self.interruptions.stopped()
+            raise self.interruptions.interrupted()
 
     def train(self, profile: bool) -> TrainState:
         """The final state: restored, or trained to the end."""
         train = self.config.train
         with (
             Checkpointer(self.workdir, train.keep_checkpoints) as checkpointer,
-            failure.finishing(checkpointer.wait),
+            failure.finish_before_exit(checkpointer.wait),
         ):
             state, self._fresh = self._begin(checkpointer), None
             self._evaluations.begin(int(state.step))
@@ -152,7 +152,7 @@ class _Run:
             batch_size=train.batch_size,
             gauges=lambda: peak_memory(self.devices),
         )
-        recorded = profiling.rounds(epath.Path(self.workdir) / profiling.FOLDER, "train", recorded=profile)
+        recorded = profiling.profile_steps(epath.Path(self.workdir) / profiling.FOLDER, "train", recorded=profile)
         with batches, log, recorded:
             loop = Loop(
                 train_step=parallel.compile_train_step(self._step, self.devices),
@@ -202,7 +202,7 @@ def _claim(config: Config, workdir: epath.PathLike, dataset: Dataset) -> tuple[C
     def claim() -> bytes:
         nonlocal variables
         resolved, variables = starting_point(config, workdir, _keys(config)[0])
-        claim_workdir(workdir, resolved, dataset.fingerprint())
+        prepare_workdir(workdir, resolved, dataset.fingerprint())
         return to_json(resolved).encode()
 
     return from_json(collectives.on_main(claim).decode()), variables

@@ -12,10 +12,10 @@ import jax
 from mrcnn_jax import losses
 from mrcnn_jax.config import ModelConfig
 from mrcnn_jax.distributed import collectives
-from mrcnn_jax.inference.devices import replicate, spread
+from mrcnn_jax.inference.devices import replicate, shard_over_batch
 from mrcnn_jax.models.mask_rcnn import Variables, build_model
 from mrcnn_jax.structures import Batch
-from mrcnn_jax.training.forward import Forward, losses_from_features
+from mrcnn_jax.training.forward import StatefulApply, losses_from_features
 
 _SEED = 0  # of the sampling of anchors and RoIs, which is the same at each measurement
 
@@ -33,12 +33,12 @@ class Validation:
         def share(variables: Variables, *fields: Any) -> dict[str, losses.Loss]:
             batch = Batch(*fields)
             keys = jax.vmap(lambda index: jax.random.fold_in(jax.random.key(_SEED), index))(batch.indices)
-            forward = Forward(model, variables, train=False)
+            forward = StatefulApply(model, variables, train=False)
             features = forward(model.features, batch.images, batch.image_sizes)
             parts, _ = losses_from_features(forward, measured, features, batch, keys)
             return jax.tree.map(lambda number: number[None], parts)  # one of each device
 
-        self._devices, self._losses = devices, spread(share, devices)
+        self._devices, self._losses = devices, shard_over_batch(share, devices)
 
     def __call__(self, variables: Variables, batches: Iterable[Batch], check: Callable[[], None]) -> dict[str, float]:
         """`validation/loss` and its parts over all `batches` of all processes: every sum over every count.

@@ -10,7 +10,7 @@ from mrcnn_jax.inference.postprocess import Prediction
 _SAME = 0.3  # IoU of boxes in consecutive pictures from which they are one instance
 
 
-class Colours:
+class ColorIndices:
     """Numbers of colours for the instances of one picture after the other: frames of a film, or truth and prediction.
 
     An instance takes the number of the box of its class in the picture before that it overlaps most, the better score

@@ -12,7 +12,7 @@ import supervision as sv
 from numpy.typing import NDArray
 
 from mrcnn_jax.inference.postprocess import Prediction
-from mrcnn_jax.visualize.color_indices import Colours
+from mrcnn_jax.visualize.color_indices import ColorIndices
 
 # Scores from which keypoints are drawn: the defaults of Detectron2's visualizer and of Detectron's.
 _SEEN = {"probability": 0.05, "logit": 2.0}
@@ -66,7 +66,7 @@ def compare(
     rest has colours that the left side lacks. Returns uint8 RGB; each side is as `draw` makes it, plus a title.
     """
     found = found[found.scores >= threshold]
-    colours = Colours()
+    colours = ColorIndices()
     left = draw(image, truth, threshold=0, colours=colours.of(truth), scores=False)
     right = draw(image, found, threshold=0, colours=colours.of(found))
     sides = [_titled(left, "ground truth"), _titled(right, f"found, score {threshold:g} or more")]

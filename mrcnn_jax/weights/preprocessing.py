@@ -78,7 +78,7 @@ def of_detectron(state: State) -> Preprocessing:
     return Preprocessing("bgr", _DETECTRON_MEAN, _UNSCALED, stride_in_1x1=_residual_network(state) == "resnet")
 
 
-def follow(model: ModelConfig, chosen: Preprocessing) -> ModelConfig:
+def apply_preprocessing(model: ModelConfig, chosen: Preprocessing) -> ModelConfig:
     """The configuration with the fields that follow the weights set."""
     backbone = dataclasses.replace(model.backbone, stride_in_1x1=chosen.stride_in_1x1, norm_eps=chosen.norm_eps)
     return dataclasses.replace(
@@ -90,7 +90,7 @@ def follow(model: ModelConfig, chosen: Preprocessing) -> ModelConfig:
     )
 
 
-def followed_by(model: ModelConfig) -> Preprocessing:
+def preprocessing_of(model: ModelConfig) -> Preprocessing:
     """The fields that follow the weights, of a model that has been given some: `follow(m, followed_by(m)) == m`."""
     backbone = model.backbone
     return Preprocessing(

@@ -173,7 +173,7 @@ KINDS = [
 ]
 
 
-def recognise(weights: Weights, label: str = "") -> Source:
+def detect_format(weights: Weights, label: str = "") -> Source:
     """Read a file (or take a state dict), find out whose it is, and bring its names up to date.
 
     The state dict may lie in other dictionaries, under any key, and all its names may have one prefix (`module.` of

@@ -23,8 +23,8 @@ from mrcnn_jax.weights import caffe2_names, naming, preprocessing
 from mrcnn_jax.weights.coco_categories import KEYPOINTS, SKELETON, categories
 from mrcnn_jax.weights.naming import Flat, Naming, Path, State
 from mrcnn_jax.weights.outputs import CLASS_LAYERS, matched, outputs, source_of
-from mrcnn_jax.weights.preprocessing import Preprocessing, follow, followed_by
-from mrcnn_jax.weights.source import Source, Weights, recognise
+from mrcnn_jax.weights.preprocessing import Preprocessing, apply_preprocessing, preprocessing_of
+from mrcnn_jax.weights.source import Source, Weights, detect_format
 
 log = logging.getLogger(__name__)
 
@@ -52,7 +52,7 @@ def import_weights(
     Raises WeightsError for a file that cannot be read, is of another format, holds no whole model, or does not fit
     `model`; in the last case with the list of all that is missing, unexpected or of another shape.
     """
-    found = recognise(source)
+    found = detect_format(source)
     if not found.kind.whole:
         raise WeightsError(
             f"{found.label} is {found.kind.description}, not a detection model; a training can start from it (init)"
@@ -65,7 +65,9 @@ def import_weights(
     return model, flax.traverse_util.unflatten_dict(given)
 
 
-def initial(model: ModelConfig, source: Weights, key: jax.Array, label: str = "") -> tuple[ModelConfig, Variables]:
+def initial_from_file(
+    model: ModelConfig, source: Weights, key: jax.Array, label: str = ""
+) -> tuple[ModelConfig, Variables]:
     """What a training of `model`, whose classes are known, starts from: weights of a whole model or of a classifier.
 
     Classes and keypoints are matched by name (`outputs`). Classes and heads that the weights lack, and all that a
@@ -75,7 +77,7 @@ def initial(model: ModelConfig, source: Weights, key: jax.Array, label: str = ""
 
     Raises WeightsError for a file that cannot be read, is of no known kind, or does not fit; see `import_weights`.
     """
-    found = recognise(source, label)
+    found = detect_format(source, label)
     model = _follow(model, found, None)
     log.info("%s: %s", found.label, found.kind.description)
     if model.backbone.norm in ("bn", "sync_bn") and caffe2_names.has_fused_norms(found.state):
@@ -89,14 +91,14 @@ def initial(model: ModelConfig, source: Weights, key: jax.Array, label: str = ""
         return model, _taken_over(model, theirs, shapes, found.kind.naming, found.state, key, found.label)
     wanted = {path: shape for path, shape in shapes.items() if _in_backbone(path)}
     given = naming.match(found.kind.naming, wanted, found.state, source=found.label)
-    return model, _completed(model, shapes, given, key, found.label)
+    return model, _fill_missing(model, shapes, given, key, found.label)
 
 
 def initial_from_run(
     model: ModelConfig, run: ModelConfig, variables: Variables, key: jax.Array, label: str
 ) -> tuple[ModelConfig, Variables]:
-    """As `initial`, from the configuration and the variables of another run of ours."""
-    model = follow(model, followed_by(run))
+    """As `initial_from_file`, from the configuration and the variables of another run of ours."""
+    model = apply_preprocessing(model, preprocessing_of(run))
     shapes = naming.template(build_model(model))
     leaves = flax.traverse_util.flatten_dict(jax.device_get(variables))
     names = naming.OURS.names(leaves, naming.describe(shapes))
@@ -131,7 +133,7 @@ def _taken_over(
             given[path] = value[..., places]
         elif (places >= 0).any():
             partial[path] = value[..., places], places >= 0
-    return _completed(model, shapes, given, key, label, partial)
+    return _fill_missing(model, shapes, given, key, label, partial)
 
 
 def _matched_classes(
@@ -209,12 +211,12 @@ def _follow(model: ModelConfig, found: Source, frozen_bn_eps: float | None) -> M
     path = found.path if found.kind.format == "torchvision" and found.kind.whole else None
     chosen = preprocessing.with_eps(found.preprocessing, model.backbone.norm, path, frozen_bn_eps)
     _report(found.label, model, chosen)
-    return follow(model, chosen)
+    return apply_preprocessing(model, chosen)
 
 
 def _report(label: str, model: ModelConfig, chosen: Preprocessing) -> None:
     """Log which fields of the configuration the weights change."""
-    before = followed_by(model)
+    before = preprocessing_of(model)
     fields = zip(chosen._fields, map(_shown, before), map(_shown, chosen), strict=True)
     changes = [f"{name} is {new}, was {old}" for name, old, new in fields if old != new]
     if changes:
@@ -249,7 +251,7 @@ def _in_backbone(path: Path) -> bool:
     return path[1] in ("backbone", "res5")
 
 
-def _completed(
+def _fill_missing(
     model: ModelConfig, shapes: Shapes, given: Flat, key: jax.Array, label: str, partial: Mapping[Path, Partial] = {}
 ) -> Variables:
     """The given variables, and random ones for the rest, which is logged by modules."""

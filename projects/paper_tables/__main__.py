@@ -69,7 +69,7 @@ def main() -> None:
     if not arguments.only_report:
         files.check_output(request.workdir, "--workdir", folder=True)
         _prepare([job.config for job in run.plan(request)])
-        run.teach(request)
+        run.pretrain(request)
     run.run(request, _train, only_report=arguments.only_report)
 
 

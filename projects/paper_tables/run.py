@@ -106,18 +106,18 @@ def run(request: Request, train: Train, *, only_report: bool = False) -> Results
             flush=True,
         )
         _train(job, train)
-        tell(request)
+        write_report(request)
     if not waiting:
-        tell(request)
+        write_report(request)
     return results(request)
 
 
-def teach(request: Request) -> None:
+def pretrain(request: Request) -> None:
     """Make what the runs of the small scale begin with, if `--init` names nothing else."""
     for job in plan(request):
         file = Path(job.config.init)
         if file.parent == request.workdir / small.CLASSIFIERS and finished(job) is None:
-            small.teach(file, job.config, request.workdir / "data" / small.CLASSIFIERS)
+            small.pretrain(file, job.config, request.workdir / "data" / small.CLASSIFIERS)
 
 
 def results(request: Request) -> Results:
@@ -157,7 +157,7 @@ def check_unchanged(job: Job) -> None:
         )
 
 
-def tell(request: Request) -> None:
+def write_report(request: Request) -> None:
     """Print the table so far, and write it beside its runs."""
     found = results(request)
     folder = request.workdir / request.table.name

@@ -137,7 +137,7 @@ def config(row: tables.Row, name: str = "") -> Config:
     )
 
 
-def teach(file: Path, config: Config, root: Path) -> None:
+def pretrain(file: Path, config: Config, root: Path) -> None:
     """Write the classifier that a recipe of this scale begins with to `file`, if it is not there; images to `root`."""
     from projects.paper_tables import classifier  # here: a recipe needs no jax
 
@@ -147,7 +147,7 @@ def teach(file: Path, config: Config, root: Path) -> None:
     data = dataclasses.replace(config.data, root=str(root), train=_SPLITS[0], eval=_SPLITS[1], shapes=shapes)
     file.parent.mkdir(parents=True, exist_ok=True)
     print(f"{file}: a classifier of single figures, for all rows; while another shard makes it, this waits", flush=True)
-    with files.alone(file.parent):
+    with files.folder_lock(file.parent):
         if file.exists():  # by another shard, which was waited for
             return
         right = classifier.train(file, config.model, data, steps=CLASSIFIER_STEPS)

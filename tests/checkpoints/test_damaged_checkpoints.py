@@ -16,7 +16,7 @@ from support.checkpoint_states import assert_same, make_state
 
 from mrcnn_jax.checkpoints.checksums import make_record, verify
 from mrcnn_jax.checkpoints.manager import Checkpointer, load_variables, save_best
-from mrcnn_jax.checkpoints.workdir import claim_workdir
+from mrcnn_jax.checkpoints.workdir import prepare_workdir
 from mrcnn_jax.config import Config
 from mrcnn_jax.errors import ConfigError, DamagedCheckpointError
 from mrcnn_jax.training.step import TrainState
@@ -26,7 +26,7 @@ from mrcnn_jax.training.step import TrainState
 def two_steps(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A workdir with the checkpoints of steps 1 and 2."""
     workdir = tmp_path_factory.mktemp("two") / "run"
-    claim_workdir(workdir, Config())
+    prepare_workdir(workdir, Config())
     with Checkpointer(workdir, keep=2) as checkpointer:
         for step in (1, 2):
             checkpointer.save(step, make_state(step))

@@ -9,7 +9,7 @@ import pytest
 
 from mrcnn_jax.checkpoints.ema import start_average, update_average
 from mrcnn_jax.checkpoints.manager import Checkpointer, load_variables
-from mrcnn_jax.checkpoints.workdir import claim_workdir
+from mrcnn_jax.checkpoints.workdir import prepare_workdir
 from mrcnn_jax.config import Config
 from mrcnn_jax.training.step import TrainState, create_state
 
@@ -101,7 +101,7 @@ def test_average_is_what_is_evaluated():
 @pytest.mark.parametrize("decay", [0, DECAY])
 def test_average_is_saved_and_what_is_loaded(tmp_path, decay):
     state = moved(state_of(draw(0), decay))
-    claim_workdir(tmp_path, Config())
+    prepare_workdir(tmp_path, Config())
     with Checkpointer(tmp_path, keep=1) as checkpointer:
         checkpointer.save(5, state)
         restored = checkpointer.restore_latest(jax.eval_shape(lambda: state))

@@ -15,7 +15,7 @@ import pytest
 from support.checkpoint_states import assert_same, make_state
 
 from mrcnn_jax.checkpoints.manager import Checkpointer, load_variables, save_best
-from mrcnn_jax.checkpoints.workdir import claim_workdir
+from mrcnn_jax.checkpoints.workdir import prepare_workdir
 from mrcnn_jax.config import Config, ModelConfig
 
 pytestmark = pytest.mark.medium
@@ -81,7 +81,7 @@ def test_interrupted_save_never_counts(tmp_path):
 
 def test_variables_load_without_training_packages(tmp_path):
     config = Config(model=ModelConfig(num_classes=1, category_ids=(7,), category_names=("cell",)))
-    claim_workdir(tmp_path, config)
+    prepare_workdir(tmp_path, config)
     with Checkpointer(tmp_path, keep=1) as checkpointer:
         checkpointer.save(4, make_state(4))
     script = """
@@ -116,13 +116,13 @@ def run_python(script: str, folder: Path) -> subprocess.CompletedProcess[str]:
 def test_folders_that_cannot_be_loaded(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"not a workdir of train\.py"):
         load_variables(tmp_path)
-    claim_workdir(tmp_path, Config())
+    prepare_workdir(tmp_path, Config())
     with pytest.raises(FileNotFoundError, match="no complete checkpoint"):
         load_variables(tmp_path)
 
 
 def test_checkpoint_is_chosen_by_its_step_or_as_the_best(tmp_path):
-    claim_workdir(tmp_path, Config())
+    prepare_workdir(tmp_path, Config())
     with Checkpointer(tmp_path, keep=2) as checkpointer:
         for step in (3, 4):
             checkpointer.save(step, make_state(step))
@@ -142,7 +142,7 @@ def test_checkpoint_is_chosen_by_its_step_or_as_the_best(tmp_path):
 
 def test_averaged_weights_are_loaded_and_both_are_restored(tmp_path):
     """What is not needed is not read: the parameters themselves may be gone."""
-    claim_workdir(tmp_path, Config())
+    prepare_workdir(tmp_path, Config())
     statistics = {"frozen": make_state(2).model_state["frozen"], "batch_stats": {"mean": np.full(2, 7, np.float32)}}
     average = {"params": make_state(5).params, "model_state": {"batch_stats": {"mean": np.full(2, 8, np.float32)}}}
     state = make_state(2)._replace(model_state=statistics, ema=average)

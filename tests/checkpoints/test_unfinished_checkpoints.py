@@ -18,7 +18,7 @@ from support.checkpoint_states import assert_same, make_state
 from support.launch import launch, write_recipe
 
 from mrcnn_jax.checkpoints.manager import Checkpointer, load_variables, save_best
-from mrcnn_jax.checkpoints.workdir import claim_workdir
+from mrcnn_jax.checkpoints.workdir import prepare_workdir
 from mrcnn_jax.cli import common
 from mrcnn_jax.config import Config
 from mrcnn_jax.errors import CheckpointError, ConfigError
@@ -88,7 +88,7 @@ def listing(folder: Path) -> list[tuple[str, int]]:
 def test_killed_at_any_moment_of_a_save(tmp_path):
     """Whatever is on the disk while checkpoint 3 is written and 1 removed: the state of 2 or 3, to the bit."""
     workdir = tmp_path / "run"
-    claim_workdir(workdir, Config())
+    prepare_workdir(workdir, Config())
     with Checkpointer(workdir, keep=2) as checkpointer:
         for step in (1, 2):
             checkpointer.save(step, make_state(step, 50_000))
@@ -238,10 +238,10 @@ def fail_once():
 def test_folders_that_cannot_be_written_to(tmp_path, monkeypatch):
     (tmp_path / "file").touch()
     with pytest.raises(ConfigError, match=r"file/run.* cannot be written to"):
-        claim_workdir(tmp_path / "file" / "run", Config())
+        prepare_workdir(tmp_path / "file" / "run", Config())
     monkeypatch.setattr(os, "access", lambda path, mode: False)
     with pytest.raises(ConfigError, match=r"run/checkpoints cannot be written to \(it is read-only"):
-        claim_workdir(tmp_path / "run", Config())
+        prepare_workdir(tmp_path / "run", Config())
     with pytest.raises(ConfigError, match="use another --workdir"):
         Checkpointer(tmp_path / "run", keep=1)
 
@@ -252,12 +252,12 @@ def test_errors_while_a_workdir_is_claimed(tmp_path, monkeypatch, capsys, number
         raise OSError(number, os.strerror(number))
 
     monkeypatch.setattr("mrcnn_jax.runtime.files.write_text", refuse)
-    assert common.run(lambda: claim_workdir(tmp_path / "run", Config())) == status
+    assert common.run(lambda: prepare_workdir(tmp_path / "run", Config())) == status
     assert os.strerror(number) in capsys.readouterr().err
 
 
 def test_older_best_stays_until_the_new_one_is_complete(tmp_path, monkeypatch):
-    claim_workdir(tmp_path, Config())
+    prepare_workdir(tmp_path, Config())
     save_best(tmp_path, 4, {"params": make_state(4).params, **make_state(4).model_state})
 
     def fail(*_: object, **__: object) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from mrcnn_jax.checkpoints.manager import load_variables
-from mrcnn_jax.checkpoints.workdir import claim_workdir, differing_fields, read_config
+from mrcnn_jax.checkpoints.workdir import differing_fields, prepare_workdir, read_config
 from mrcnn_jax.config import Config, apply_overrides
 from mrcnn_jax.errors import ConfigError
 
@@ -21,17 +21,17 @@ def save_one(workdir: Path) -> None:
 
 def test_other_configuration_is_refused_by_the_names_of_its_fields(tmp_path):
     config = Config()
-    claim_workdir(tmp_path, config)
+    prepare_workdir(tmp_path, config)
     save_one(tmp_path)
     other = apply_overrides(config, ["optimizer.learning_rate=0.5", "model.box.hidden=7", "train.steps=5"])
     with pytest.raises(ConfigError) as error:
-        claim_workdir(tmp_path, other)
+        prepare_workdir(tmp_path, other)
     message = str(error.value)
     assert "optimizer.learning_rate was 0.02, is 0.5" in message
     assert "model.box.hidden was 1024, is 7" in message
     assert "train.steps" not in message
     with pytest.raises(ConfigError, match=r"model\.mask\.pool_size was 14, is None"):
-        claim_workdir(tmp_path, dataclasses.replace(config, model=dataclasses.replace(config.model, mask=None)))
+        prepare_workdir(tmp_path, dataclasses.replace(config, model=dataclasses.replace(config.model, mask=None)))
     assert read_config(tmp_path) == config
 
 
@@ -51,10 +51,10 @@ def test_other_configuration_is_refused_by_the_names_of_its_fields(tmp_path):
     ],
 )
 def test_length_logging_and_evaluation_may_change(tmp_path, override):
-    claim_workdir(tmp_path, Config())
+    prepare_workdir(tmp_path, Config())
     save_one(tmp_path)
     changed = apply_overrides(Config(), [override])
-    claim_workdir(tmp_path, changed)
+    prepare_workdir(tmp_path, changed)
     assert read_config(tmp_path) == changed
     assert differing_fields(Config(), changed) == [override.partition("=")[0]]
 
@@ -63,40 +63,40 @@ CONTENT = {"images": 3, "SHA-256 of the annotation file": "0123", "SHA-256 of th
 
 
 def test_other_training_data_is_refused_wherever_it_is(tmp_path):
-    claim_workdir(tmp_path, Config(), CONTENT)
+    prepare_workdir(tmp_path, Config(), CONTENT)
     save_one(tmp_path)
-    claim_workdir(tmp_path, apply_overrides(Config(), ["data.root=/elsewhere"]), CONTENT)
+    prepare_workdir(tmp_path, apply_overrides(Config(), ["data.root=/elsewhere"]), CONTENT)
     with pytest.raises(ConfigError) as error:
-        claim_workdir(tmp_path, Config(), {**CONTENT, "images": 2, "SHA-256 of the annotation file": "89ab"})
+        prepare_workdir(tmp_path, Config(), {**CONTENT, "images": 2, "SHA-256 of the annotation file": "89ab"})
     message = str(error.value)
     assert "other training data: images was 3, is 2; " in message
     assert 'annotation file was "0123", is "89ab"' in message
     assert "image files" not in message
     assert f"init={tmp_path}" in message
-    claim_workdir(tmp_path, Config(), CONTENT)  # nothing was recorded of the others
+    prepare_workdir(tmp_path, Config(), CONTENT)  # nothing was recorded of the others
 
 
 def test_data_binds_from_the_first_checkpoint_that_knows_of_it(tmp_path):
     """Runs of earlier versions do not say what they were trained on."""
-    claim_workdir(tmp_path, Config(), CONTENT)
-    claim_workdir(tmp_path, Config(), {**CONTENT, "images": 2})
+    prepare_workdir(tmp_path, Config(), CONTENT)
+    prepare_workdir(tmp_path, Config(), {**CONTENT, "images": 2})
     save_one(tmp_path)
     with pytest.raises(ConfigError, match="images was 2, is 3"):
-        claim_workdir(tmp_path, Config(), CONTENT)
+        prepare_workdir(tmp_path, Config(), CONTENT)
     (tmp_path / "data.json").unlink()
-    claim_workdir(tmp_path, Config(), CONTENT)
+    prepare_workdir(tmp_path, Config(), CONTENT)
     with pytest.raises(ConfigError, match="images was 3, is 2"):
-        claim_workdir(tmp_path, Config(), {**CONTENT, "images": 2})
+        prepare_workdir(tmp_path, Config(), {**CONTENT, "images": 2})
 
 
 @pytest.mark.parametrize("content", [b"", b"\0" * 100, b'{"name": "a', b"\xff\xfe", b"[]", b'"a"'])
 @pytest.mark.parametrize("name", ["config.json", "data.json"])
 def test_torn_files_are_named_with_what_to_do(tmp_path, name, content):
-    claim_workdir(tmp_path, Config(), CONTENT)
+    prepare_workdir(tmp_path, Config(), CONTENT)
     save_one(tmp_path)
     (tmp_path / name).write_bytes(content)
     with pytest.raises(ConfigError, match=rf"{tmp_path / name} is damaged \(.*\)\. Put a copy there"):
-        claim_workdir(tmp_path, Config(), CONTENT)
+        prepare_workdir(tmp_path, Config(), CONTENT)
     assert (tmp_path / name).read_bytes() == content
     if name == "config.json":
         with pytest.raises(ConfigError, match="is damaged"):
@@ -112,41 +112,41 @@ def test_settings_that_cannot_be_are_named_with_their_file(tmp_path):
 
 
 def test_checkpoints_without_a_configuration_are_not_begun_anew(tmp_path):
-    claim_workdir(tmp_path, Config())
+    prepare_workdir(tmp_path, Config())
     save_one(tmp_path)
     (tmp_path / "config.json").unlink()
     with pytest.raises(ConfigError, match=r"config\.json is missing, beside checkpoints"):
-        claim_workdir(tmp_path, Config())
+        prepare_workdir(tmp_path, Config())
 
 
 def test_nothing_binds_before_the_first_checkpoint(tmp_path):
-    claim_workdir(tmp_path, Config())
+    prepare_workdir(tmp_path, Config())
     changed = apply_overrides(Config(), ["optimizer.learning_rate=0.5"])
-    claim_workdir(tmp_path, changed)
+    prepare_workdir(tmp_path, changed)
     assert read_config(tmp_path) == changed
 
 
 def test_readme_is_written_at_the_beginning_and_tells_the_command(tmp_path, monkeypatch):
     workdir = tmp_path / "my run"
     monkeypatch.setattr(sys, "argv", ["train.py", "--config=a b.py", "--config.init="])
-    claim_workdir(workdir, Config(name="first"))
+    prepare_workdir(workdir, Config(name="first"))
     text = (workdir / "README.md").read_text()
     assert text.startswith("# first\n")
     assert "\npython train.py '--config=a b.py' --config.init=\n" in text
     assert f"python eval.py --workdir='{workdir}' --report" in text
     assert f"from_checkpoint('{workdir}')" in text
-    claim_workdir(workdir, Config(name="second"))  # nothing was kept of the first
+    prepare_workdir(workdir, Config(name="second"))  # nothing was kept of the first
     assert (workdir / "README.md").read_text().startswith("# second\n")
 
 
 def test_readme_of_a_run_that_goes_on_belongs_to_the_people(tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["ipython"])
-    claim_workdir(tmp_path, Config())
+    prepare_workdir(tmp_path, Config())
     assert "It was begun with" not in (tmp_path / "README.md").read_text()
     save_one(tmp_path)
     (tmp_path / "README.md").write_text("my notes")
-    claim_workdir(tmp_path, Config())
+    prepare_workdir(tmp_path, Config())
     assert (tmp_path / "README.md").read_text() == "my notes"
     (tmp_path / "README.md").unlink()  # as in runs of an earlier version
-    claim_workdir(tmp_path, Config())
+    prepare_workdir(tmp_path, Config())
     assert "evaluations.jsonl" in (tmp_path / "README.md").read_text()

@@ -130,7 +130,7 @@ def test_what_nobody_foresaw_keeps_its_traceback(command, monkeypatch):
 
 def test_a_running_save_is_finished_first():
     done = []
-    with failure.finishing(lambda: done.append("saved")):
+    with failure.finish_before_exit(lambda: done.append("saved")):
         failure._do_duties()
     failure._do_duties()
     assert done == ["saved"]

@@ -12,11 +12,13 @@ from hypothesis import strategies as st
 from pycocotools import mask as coco_mask
 
 from mrcnn_jax.data import annotation_checks
-from mrcnn_jax.data.categories import Categories, Pose
+from mrcnn_jax.data.categories import Categories, KeypointSchema
 from mrcnn_jax.data.findings import Problem
 
 HEIGHT, WIDTH = 40, 60
-CATEGORIES = Categories((3, 20), ("boat", "kite"), (Pose(), Pose(("nose", "left_tip", "right_tip"))))
+CATEGORIES = Categories(
+    (3, 20), ("boat", "kite"), (KeypointSchema(), KeypointSchema(("nose", "left_tip", "right_tip")))
+)
 BOX = [4, 6, 20, 10]
 POLYGON = [4, 6, 24, 6, 24, 16, 4, 16]
 NAN, INF = math.nan, math.inf
@@ -26,8 +28,10 @@ def annotated(**fields: Any) -> dict[str, Any]:
     return {"id": 500, "image_id": 98, "category_id": 20, "bbox": BOX, "segmentation": [POLYGON], **fields}
 
 
-def judged(*annotations: dict[str, Any], masks: bool = True) -> tuple[list[dict[str, Any]], annotation_checks.Judge]:
-    judge = annotation_checks.Judge(CATEGORIES, masks=masks)
+def judged(
+    *annotations: dict[str, Any], masks: bool = True
+) -> tuple[list[dict[str, Any]], annotation_checks.AnnotationValidator]:
+    judge = annotation_checks.AnnotationValidator(CATEGORIES, masks=masks)
     return judge.usable(annotations, HEIGHT, WIDTH), judge
 
 
@@ -244,7 +248,7 @@ def test_an_area_that_is_no_number_is_dropped(area: Any) -> None:
 
 @pytest.mark.parametrize("scoring", [False, True])
 def test_an_area_of_0_is_taken_as_missing(scoring: bool) -> None:
-    judge = annotation_checks.Judge(CATEGORIES, masks=True, scoring=scoring)
+    judge = annotation_checks.AnnotationValidator(CATEGORIES, masks=True, scoring=scoring)
     assert judge.usable([annotated(area=0), annotated(area=0.0, id=501)], HEIGHT, WIDTH) == [
         annotated(),
         annotated(id=501),
@@ -332,7 +336,7 @@ def test_what_does_not_fit_together_is_refused(fields: dict[str, Any], kind: str
 
 
 def test_of_a_category_that_is_refused_nothing_more_is_said() -> None:
-    judge = annotation_checks.Judge(CATEGORIES, masks=True, refused={7})
+    judge = annotation_checks.AnnotationValidator(CATEGORIES, masks=True, refused={7})
     assert not judge.usable([annotated(category_id=7)], HEIGHT, WIDTH)
     assert not judge.refusals
     assert not judge.usable([annotated(category_id=8)], HEIGHT, WIDTH)
@@ -382,7 +386,7 @@ def test_what_can_be_scored_stays_as_it_is_for_evaluation(fields: dict[str, Any]
     annotation = annotated(**fields)
     _, judge = judged(annotation)
     assert judge.problems  # of training
-    scoring = annotation_checks.Judge(CATEGORIES, masks=True, scoring=True)
+    scoring = annotation_checks.AnnotationValidator(CATEGORIES, masks=True, scoring=True)
     assert scoring.usable([annotation], HEIGHT, WIDTH) == [annotation]
     assert not scoring.problems
 
@@ -396,7 +400,7 @@ def test_what_can_be_scored_stays_as_it_is_for_evaluation(fields: dict[str, Any]
     ],
 )
 def test_of_what_cannot_be_scored_the_rest_stays_in_evaluation(fields: dict[str, Any], left: dict[str, Any]) -> None:
-    scoring = annotation_checks.Judge(CATEGORIES, masks=True, scoring=True)
+    scoring = annotation_checks.AnnotationValidator(CATEGORIES, masks=True, scoring=True)
     assert scoring.usable([annotated(**fields)], HEIGHT, WIDTH) == [annotated(**left)]
     assert len(scoring.problems) == 1
 

@@ -7,17 +7,17 @@ from typing import Any
 import pytest
 
 from mrcnn_jax.config import KeypointHeadConfig
-from mrcnn_jax.data.categories import Categories, Pose, are_cocos, inspect_categories, mirrored
+from mrcnn_jax.data.categories import Categories, KeypointSchema, are_cocos, inspect_categories, mirrored
 from mrcnn_jax.errors import DataError
 
 KITE: dict[str, Any] = {"id": 20, "name": "kite", "keypoints": ["nose", "left_tip", "right_tip"], "skeleton": [[1, 3]]}
 BOAT: dict[str, Any] = {"id": 3, "name": "boat"}
-POSE = Pose(("nose", "left_tip", "right_tip"), ((0, 2),))
+POSE = KeypointSchema(("nose", "left_tip", "right_tip"), ((0, 2),))
 
 
 def test_keypoints_are_read_with_a_skeleton_that_counts_from_0() -> None:
     categories = inspect_categories([KITE, BOAT])[0]
-    assert categories == Categories((3, 20), ("boat", "kite"), (Pose(), POSE))
+    assert categories == Categories((3, 20), ("boat", "kite"), (KeypointSchema(), POSE))
     assert categories.pose == POSE  # the boat has none, and does not differ
     assert categories.keypoint_counts() == {20: 3}
 
@@ -25,15 +25,15 @@ def test_keypoints_are_read_with_a_skeleton_that_counts_from_0() -> None:
 def test_categories_whose_keypoints_differ_share_none() -> None:
     other = {"id": 7, "name": "gull", "keypoints": ["beak"], "skeleton": []}
     categories = inspect_categories([KITE, BOAT, other])[0]
-    assert categories.pose == Pose()
+    assert categories.pose == KeypointSchema()
     assert categories.select(["kite", "boat"]).pose == POSE
     assert categories.select(["gull"]).pose.names == ("beak",)
     assert categories.keypoint_counts() == {20: 3, 7: 1}
 
 
 def test_no_category_has_keypoints() -> None:
-    assert inspect_categories([BOAT])[0].pose == Pose()
-    assert Categories((3,), ("boat",)).pose == Pose()
+    assert inspect_categories([BOAT])[0].pose == KeypointSchema()
+    assert Categories((3,), ("boat",)).pose == KeypointSchema()
     assert Categories((3,), ("boat",)).keypoint_counts() == {}
 
 

@@ -210,7 +210,9 @@ class InMemory:
         for image in content.images:
             if image.file_name not in self._images:
                 raise DataError(f"{image.file_name} is not there")
-        refusals = [image_files.judge(self._images[image.file_name], image).refusal for image in content.images]
+        refusals = [
+            image_files.validate_image(self._images[image.file_name], image).refusal for image in content.images
+        ]
         raise_refusals(path, [*content.refusals, *filter(None, refusals)])
         self._entries = content.images
         return Path(), records._make_index(content, "", ("", ""), [], {})

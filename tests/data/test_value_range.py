@@ -73,7 +73,7 @@ def seen(content: bytes, scale: tuple[float, float] | None = None) -> np.ndarray
 
 
 def judged(content: bytes) -> image_files.Examined:
-    return image_files.judge(content, ImageEntry(7, "a.tif", 48, 64, []))
+    return image_files.validate_image(content, ImageEntry(7, "a.tif", 48, 64, []))
 
 
 @pytest.mark.parametrize("name", FULL)

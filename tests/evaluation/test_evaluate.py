@@ -273,7 +273,7 @@ def test_two_devices_find_what_one_finds(config, tmp_path):
 
 
 def test_as_many_devices_as_divide_the_batch():
-    assert [len(devices.dividing(range(4), images)) for images in (1, 2, 3, 4, 6, 8)] == [1, 2, 3, 4, 3, 4]
+    assert [len(devices.largest_divisor(range(4), images)) for images in (1, 2, 3, 4, 6, 8)] == [1, 2, 3, 4, 3, 4]
 
 
 def test_it_can_be_ended_between_batches(config, tmp_path, monkeypatch):

@@ -78,14 +78,14 @@ def detections(boxes, scores, classes, valid=None, *, truncated=False):
 
 
 def pose(size, mirrored):
-    return view_transforms.Pose(np.array(FRAME), np.array(size), np.array(mirrored))
+    return view_transforms.ViewTransform(np.array(FRAME), np.array(size), np.array(mirrored))
 
 
 def asked(size, mirrored):
     canvas = draw(size)
     features = (jnp.asarray(canvas[:, :, ::-1] if mirrored else canvas),)
     merged = detections([BOX], [0.9], [1])
-    return view_transforms.ask(mask_rcnn.build_model(MODEL), {}, features, merged, pose(size, mirrored))
+    return view_transforms.run_heads(mask_rcnn.build_model(MODEL), {}, features, merged, pose(size, mirrored))
 
 
 @pytest.mark.parametrize(("size", "mirrored"), POSES)
@@ -108,8 +108,8 @@ def test_boxes_come_into_the_frame(monkeypatch, size, mirrored):
         assert image_sizes.tolist() == [list(size)]
         return ("features",), detections([seen], [0.5], [2])
 
-    monkeypatch.setattr(mask_rcnn, "find", find)
-    features, found = view_transforms.find(
+    monkeypatch.setattr(mask_rcnn, "detect_boxes", find)
+    features, found = view_transforms.detect_boxes(
         mask_rcnn.build_model(MODEL), {}, jnp.zeros((1, 128, 224, 3)), pose(size, mirrored)
     )
     assert features == ("features",)
@@ -147,7 +147,7 @@ def test_means_are_read_in_the_frame():
 def test_models_of_boxes_alone():
     model = dataclasses.replace(MODEL, mask=None, keypoint=None)
     merged = detections([BOX], [0.9], [1])
-    heads = view_transforms.ask(
+    heads = view_transforms.run_heads(
         mask_rcnn.build_model(model), {}, (jnp.asarray(draw(FRAME)),), merged, pose(FRAME, True)
     )
     found = view_transforms.finish(model, merged, heads, 2)

@@ -89,10 +89,10 @@ def test_it_ends_where_something_else_follows(tmp_path):
 
 
 def test_only_the_main_process_records(tmp_path, monkeypatch):
-    assert isinstance(profiling.rounds(tmp_path, "count", recorded=True), Profile)
-    assert not isinstance(profiling.rounds(tmp_path, "count", recorded=False), Profile)
+    assert isinstance(profiling.profile_steps(tmp_path, "count", recorded=True), Profile)
+    assert not isinstance(profiling.profile_steps(tmp_path, "count", recorded=False), Profile)
     monkeypatch.setattr(collectives, "is_main", lambda: False)
-    assert not isinstance(profiling.rounds(tmp_path, "count", recorded=True), Profile)
+    assert not isinstance(profiling.profile_steps(tmp_path, "count", recorded=True), Profile)
 
 
 def test_a_recorded_run_trains_as_usual(finished_run, tmp_path):

@@ -26,7 +26,7 @@ from scipy.sparse.csgraph import maximum_bipartite_matching
 from mrcnn_jax.config import ModelConfig
 from mrcnn_jax.models import mask_rcnn
 from mrcnn_jax.structures import Batch, Detections, GroundTruth, Proposals
-from mrcnn_jax.training.forward import Forward, losses_from_features
+from mrcnn_jax.training.forward import StatefulApply, losses_from_features
 
 FEATURES, RPN, BOX_HEAD, LOGITS = 6e-6, 7e-6, 1.3e-5, 1e-4  # relative to the largest value of an array
 BOXES = 4e-5  # relative to the longer side of a box
@@ -195,7 +195,7 @@ def losses_and_gradients(
     keys = jax.random.split(jax.random.key(0), len(images))
 
     def loss(params, variables, images):
-        forward = Forward(model, {**variables, "params": params}, train=batch_statistics)
+        forward = StatefulApply(model, {**variables, "params": params}, train=batch_statistics)
         features = forward(model.feature_maps, images)
         parts, counts = losses_from_features(forward, config, features, batch, keys)
         parts = {name: total / jnp.maximum(count, 1) for name, (total, count) in parts.items()}

@@ -37,7 +37,7 @@ def first_use() -> contextlib.AbstractContextManager[None]:
     """A lock for the first call of a shared program: whoever waits for it finds the program in the cache."""
     cache = Path(jax.config.jax_compilation_cache_dir)
     cache.mkdir(parents=True, exist_ok=True)
-    return files.alone(cache)
+    return files.folder_lock(cache)
 
 
 def share_train_steps(change: Callable[[Any, str, Any], None]) -> None:

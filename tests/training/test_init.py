@@ -21,7 +21,7 @@ from mrcnn_jax.training.init import initial_variables, starting_point
 from mrcnn_jax.training.train import train
 from mrcnn_jax.weights import detectron2_names, torchvision_names
 from mrcnn_jax.weights.io import weight_files
-from mrcnn_jax.weights.preprocessing import TORCHVISION, followed_by
+from mrcnn_jax.weights.preprocessing import TORCHVISION, preprocessing_of
 from mrcnn_jax.weights.transfer import import_weights
 
 pytestmark = pytest.mark.medium
@@ -75,7 +75,7 @@ def test_fine_tuning_from_a_head_of_90_classes(fine_tuned, coco_model):
     """What is frozen stays the file's, the rest has moved on from it, the head is that of the data."""
     config, variables = load_variables(fine_tuned[1])
     assert config.model.num_classes == 5
-    assert followed_by(config.model) == TORCHVISION
+    assert preprocessing_of(config.model) == TORCHVISION
     params, theirs = variables["params"], coco_model["params"]
     jax.tree.map(np.testing.assert_array_equal, variables["frozen"], coco_model["frozen"])
     jax.tree.map(np.testing.assert_array_equal, params["backbone"]["stem"], theirs["backbone"]["stem"])
@@ -87,13 +87,13 @@ def test_fine_tuning_from_a_head_of_90_classes(fine_tuned, coco_model):
 def test_going_on_needs_no_file(fine_tuned):
     """And the recipe as it was given, without what the file decided, is still the same run."""
     config, workdir = fine_tuned
-    assert followed_by(config.model) != TORCHVISION
+    assert preprocessing_of(config.model) != TORCHVISION
     longer = dataclasses.replace(config, train=dataclasses.replace(config.train, steps=3))
     resolved, variables = starting_point(longer, workdir, jax.random.key(0))
     assert variables is None
-    assert followed_by(resolved.model) == TORCHVISION
+    assert preprocessing_of(resolved.model) == TORCHVISION
     assert int(train(longer, workdir).step) == 3
-    assert followed_by(read_config(workdir).model) == TORCHVISION
+    assert preprocessing_of(read_config(workdir).model) == TORCHVISION
 
 
 def test_training_from_a_classifier(recipe, coco_model, tmp_path):
@@ -103,7 +103,7 @@ def test_training_from_a_classifier(recipe, coco_model, tmp_path):
     weight_files.write(tmp_path / "resnet.npz", {**network, "fc.bias": np.zeros(1000, np.float32)})
     train(dataclasses.replace(recipe, init=str(tmp_path / "resnet.npz")), tmp_path / "run")
     config, variables = load_variables(tmp_path / "run")
-    assert followed_by(config.model) == TORCHVISION
+    assert preprocessing_of(config.model) == TORCHVISION
     jax.tree.map(np.testing.assert_array_equal, variables["frozen"], coco_model["frozen"])
 
 
@@ -111,7 +111,7 @@ def test_beginning_from_another_run(fine_tuned, recipe, caplog):
     caplog.set_level(logging.INFO, logger="mrcnn_jax")
     other = dataclasses.replace(recipe, init=str(fine_tuned[1]), model=dataclasses.replace(recipe.model, num_classes=2))
     config, variables = initial_variables(other, jax.random.key(0))
-    assert followed_by(config.model) == TORCHVISION
+    assert preprocessing_of(config.model) == TORCHVISION
     kept = load_variables(fine_tuned[1])[1]
     jax.tree.map(np.testing.assert_array_equal, variables["params"]["fpn"], kept["params"]["fpn"])
     assert variables["params"]["box_head"]["logits"]["bias"].shape == (3,)

@@ -76,7 +76,7 @@ def test_a_postponed_signal_waits_until_it_is_asked_for(number, status, capfd):
             send(number)
             said.append(capfd.readouterr().err)
             assert interruptions.reached()
-            raise interruptions.stopped(7)
+            raise interruptions.interrupted(7)
 
     stopped = end(train)
     name = {signal.SIGTERM: "SIGTERM", signal.SIGINT: "Ctrl-C"}[number]
@@ -202,7 +202,7 @@ def test_several_processes_stop_where_they_agree(number, status, monkeypatch, ca
             while not asked[-1]:
                 asked.append(interruptions.reached())
             assert interruptions.reached()
-            raise interruptions.stopped(4)
+            raise interruptions.interrupted(4)
 
     assert end(train).exit_status == status  # of Ctrl-C only where it was typed
     assert asked == [False, False, False, True]
@@ -222,7 +222,7 @@ def test_a_signal_right_before_the_loop_reaches_all_processes(monkeypatch):
     def train(interruptions):
         with interruptions.postponed():
             assert [interruptions.reached() for _ in range(2)] == [False, True]
-            raise interruptions.stopped(0)
+            raise interruptions.interrupted(0)
 
     monkeypatch.setattr(collectives, "watch_preemption", late)
     end(train)
@@ -269,7 +269,7 @@ def fit(workdir, calls: Calls, *, steps=8, every=3) -> TrainState:
         for image in range(4):
             calls(f"image {image}")
             if interruptions.reached():
-                raise interruptions.stopped()
+                raise interruptions.interrupted()
         return {}
 
     sink = MagicMock()

@@ -13,7 +13,7 @@ from support import linear
 
 from mrcnn_jax.checkpoints.manager import Checkpointer
 from mrcnn_jax.config import Config, KeypointHeadConfig, ModelConfig, TrainConfig
-from mrcnn_jax.data.categories import Categories, Pose
+from mrcnn_jax.data.categories import Categories, KeypointSchema
 from mrcnn_jax.errors import ConfigError, NonFiniteLossError
 from mrcnn_jax.training import parallel
 from mrcnn_jax.training.loop import non_finite
@@ -128,8 +128,8 @@ def test_other_categories_are_refused(model):
 
 
 def test_keypoint_names_and_skeleton_come_from_the_data():
-    pose = Pose(("head", "left_hand", "right_hand"), ((0, 1), (0, 2)))
-    categories = dataclasses.replace(CATEGORIES, poses=(Pose(), pose))
+    pose = KeypointSchema(("head", "left_hand", "right_hand"), ((0, 1), (0, 2)))
+    categories = dataclasses.replace(CATEGORIES, poses=(KeypointSchema(), pose))
     model = ModelConfig(keypoint=KeypointHeadConfig(num_keypoints=3, flip_map=(0, 2, 1)))
     filled = with_categories(Config(model=model), categories).model
     assert (filled.keypoint_names, filled.skeleton) == pose

@@ -14,7 +14,7 @@ from support import programs
 from mrcnn_jax.config import FPNConfig
 from mrcnn_jax.models.mask_rcnn import build_model, variable_shapes
 from mrcnn_jax.models.norms import Norm
-from mrcnn_jax.training.forward import Forward
+from mrcnn_jax.training.forward import StatefulApply
 from mrcnn_jax.training.step import TrainState, create_state
 
 pytestmark = pytest.mark.medium
@@ -89,7 +89,7 @@ def test_empty_slot_has_no_part_in_batch_statistics():
 
     def run(axis_name, params, images, sizes, valid):
         def loss(params):
-            forward = Forward(model.clone(axis_name=axis_name), {"params": params, **state})
+            forward = StatefulApply(model.clone(axis_name=axis_name), {"params": params, **state})
             features = forward(forward.model.features, images, sizes, valid)
             cost = sum(jnp.sum(jnp.where(valid[:, None, None, None], level, 0.0) ** 2) for level in features)
             return cost / 1000, (features[-1], forward.statistics())

@@ -106,7 +106,7 @@ def poisoned_run(config, workdir, poison) -> Stopped:
 
 
 @pytest.fixture(scope="module")
-def stopped(tiny_config, tmp_path_factory) -> Stopped:
+def interrupted(tiny_config, tmp_path_factory) -> Stopped:
     """A run of the linear model, which has running statistics, as a bad step must leave those alone too."""
     with pytest.MonkeyPatch.context() as patch:
         linear.replace_network(patch.setattr)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from mrcnn_jax.inference.postprocess import Prediction
-from mrcnn_jax.visualize.color_indices import Colours
+from mrcnn_jax.visualize.color_indices import ColorIndices
 
 
 def frame(*boxes, labels=None):
@@ -29,7 +29,7 @@ def moved(box, by=4):
 
 
 def test_colours_follow_the_boxes():
-    colours = Colours()
+    colours = ColorIndices()
     assert colours.of(frame(A, B)) == [0, 1]
     assert colours.of(frame(moved(B), moved(A))) == [1, 0]
     assert colours.of(frame(C, moved(A, 8), moved(B, 8))) == [2, 0, 1]
@@ -38,14 +38,14 @@ def test_colours_follow_the_boxes():
 
 
 def test_a_new_instance_takes_no_colour_of_the_frame_before():
-    colours = Colours()
+    colours = ColorIndices()
     assert colours.of(frame(A, B)) == [0, 1]
     assert colours.of(frame(C)) == [2]
     assert colours.of(frame(A)) == [0]
 
 
 def test_one_colour_goes_to_one_instance_of_the_same_class():
-    colours = Colours()
+    colours = ColorIndices()
     colours.of(frame(A))
     assert colours.of(frame(A, moved(A))) == [0, 1]
     assert colours.of(frame(A, moved(A), labels=[2, 1])) == [2, 1]

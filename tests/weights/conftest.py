@@ -21,7 +21,7 @@ from mrcnn_jax.errors import WeightsError
 from mrcnn_jax.models.mask_rcnn import MaskRCNN, build_model, variable_shapes
 from mrcnn_jax.weights import naming
 from mrcnn_jax.weights.io import weight_files
-from mrcnn_jax.weights.preprocessing import TORCHVISION, follow
+from mrcnn_jax.weights.preprocessing import TORCHVISION, apply_preprocessing
 
 
 def _variant(tiny: ModelConfig, name: str) -> ModelConfig:
@@ -89,7 +89,9 @@ def _shapes(config: ModelConfig) -> Any:
 
 def shapes_of(model: MaskRCNN) -> Any:
     """`variable_shapes(model)`, the same for networks that differ only in their pixels and in the names of classes."""
-    return _shapes(dataclasses.replace(follow(model.config, TORCHVISION), category_ids=(), category_names=()))
+    return _shapes(
+        dataclasses.replace(apply_preprocessing(model.config, TORCHVISION), category_ids=(), category_names=())
+    )
 
 
 @pytest.fixture(scope="module", autouse=True)

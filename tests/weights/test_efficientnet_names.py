@@ -40,7 +40,7 @@ def classifier(random_variables):
 def test_the_backbone_comes_from_the_file_and_the_rest_is_random(classifier):
     model, backbone, state = classifier
     other = dataclasses.replace(model, pixel_mean=(1.0, 2.0, 3.0), channel_order="bgr")
-    loaded_model, variables = transfer.initial(other, state, jax.random.key(1))
+    loaded_model, variables = transfer.initial_from_file(other, state, jax.random.key(1))
     assert loaded_model == model  # the preprocessing is that of the weights
     loaded = {kind: {"backbone": variables[kind]["backbone"]} for kind in backbone}
     jax.tree.map(np.testing.assert_array_equal, loaded, backbone)
@@ -53,7 +53,7 @@ def test_what_does_not_fit_is_listed(classifier):
     state["_blocks.3._unknown.weight"] = state.pop("_blocks.3._depthwise_conv.weight")
     state["_conv_stem.weight"] = state["_conv_stem.weight"][:, :2]
     with pytest.raises(WeightsError) as refusal:
-        transfer.initial(model, state, jax.random.key(0))
+        transfer.initial_from_file(model, state, jax.random.key(0))
     text = str(refusal.value)
     assert "missing: _blocks.3._depthwise_conv.weight" in text
     assert "unexpected: _blocks.3._unknown.weight" in text

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from mrcnn_jax.errors import WeightsError
-from mrcnn_jax.weights.source import recognise
+from mrcnn_jax.weights.source import detect_format
 
 NETWORK = {
     "conv1.weight": np.ones((4, 3, 7, 7), np.float32),
@@ -26,7 +26,7 @@ def prefixed(prefix, state=NETWORK):
 
 
 def assert_read(content, state=NETWORK):
-    found = recognise(content).state
+    found = detect_format(content).state
     assert found.keys() == state.keys()
     for name, value in state.items():
         np.testing.assert_array_equal(found[name], value)
@@ -34,7 +34,7 @@ def assert_read(content, state=NETWORK):
 
 def refusal(content):
     with pytest.raises(WeightsError) as error:
-        recognise(content)
+        detect_format(content)
     return str(error.value)
 
 

@@ -17,8 +17,8 @@ from mrcnn_jax.errors import WeightsError
 from mrcnn_jax.weights import detectron2_names, preprocessing, torchvision_names, transfer
 from mrcnn_jax.weights.coco_categories import COCO, categories
 from mrcnn_jax.weights.io import weight_files
-from mrcnn_jax.weights.preprocessing import TORCHVISION, Preprocessing, follow, followed_by
-from mrcnn_jax.weights.transfer import import_weights, initial, initial_from_run
+from mrcnn_jax.weights.preprocessing import TORCHVISION, Preprocessing, apply_preprocessing, preprocessing_of
+from mrcnn_jax.weights.transfer import import_weights, initial_from_file, initial_from_run
 
 pytestmark = pytest.mark.medium
 
@@ -46,7 +46,7 @@ def assert_equal(ours, theirs):
 def differently_configured(config):
     """The same network with everything that weights decide set to something else."""
     odd = Preprocessing("rgb", (1.0, 2.0, 3.0), (4.0, 5.0, 6.0), stride_in_1x1=False, norm_eps=0.5)
-    return dataclasses.replace(follow(config, odd), num_classes=7)
+    return dataclasses.replace(apply_preprocessing(config, odd), num_classes=7)
 
 
 def saved(folder, name, content):
@@ -71,8 +71,8 @@ def test_files_decide(network, tmp_path, name, export, expected):
     assert_equal(imported, variables)
     assert model.num_classes == 3
     assert (model.category_ids, model.category_names) == ((1, 2, 3), ())
-    assert followed_by(model) == expected
-    assert dataclasses.replace(follow(model, followed_by(config)), category_ids=()) == config
+    assert preprocessing_of(model) == expected
+    assert dataclasses.replace(apply_preprocessing(model, preprocessing_of(config)), category_ids=()) == config
 
 
 def test_detectron2_pickle_and_torch_checkpoint(network, tmp_path):
@@ -104,7 +104,7 @@ def test_detectron_blobs(network, as_blobs, tmp_path):
     path = saved(tmp_path, "model_final.pkl", {"blobs": blobs, "cfg": "MODEL: {}"})
     model, imported = import_weights(path, config, format="detectron2")
     assert_equal(imported["params"], variables["params"])
-    assert followed_by(model) == DETECTRON
+    assert preprocessing_of(model) == DETECTRON
 
 
 @pytest.mark.parametrize(
@@ -120,7 +120,7 @@ def test_detectron2_networks_tell_their_pixels(variant, random_variables, name, 
     config = variant(name)
     state = detectron2_names.export_state(random_variables(config))
     model, _ = import_weights({"model": state, "__author__": author}, config)
-    assert followed_by(model) == expected
+    assert preprocessing_of(model) == expected
 
 
 @pytest.mark.parametrize(
@@ -150,8 +150,8 @@ def test_detectron_without_msras_network_has_its_stride_in_3x3(variant, random_v
 
 def test_presets_are_what_their_files_decide():
     """A preset's pixels and stride are those of the peer's own initial weights: the two tables agree."""
-    assert followed_by(presets.torchvision()) == TORCHVISION
-    assert followed_by(presets.detectron2()) == MSRA
+    assert preprocessing_of(presets.torchvision()) == TORCHVISION
+    assert preprocessing_of(presets.detectron2()) == MSRA
 
 
 # --- the epsilon of frozen batch norms
@@ -315,11 +315,11 @@ def test_whole_model_with_other_classes(network, random_variables, messages):
     """A head for 90 classes is replaced by a new one; all the rest is the file's."""
     config, _ = network
     theirs = random_variables(dataclasses.replace(config, num_classes=90))
-    model, variables = initial(
+    model, variables = initial_from_file(
         differently_configured(config), torchvision_names.export_state(theirs), jax.random.key(0)
     )
     assert model.num_classes == 7  # that of the data, which a training knows
-    assert followed_by(model) == TORCHVISION
+    assert preprocessing_of(model) == TORCHVISION
     new = {("box_head", "logits"), ("box_head", "deltas"), ("mask_head", "logits")}
     for part, modules in variables["params"].items():
         for module, ours in modules.items():
@@ -337,7 +337,7 @@ def test_whole_model_with_other_classes(network, random_variables, messages):
 
 def test_whole_model_with_the_same_classes_is_taken_whole(network, messages):
     config, variables = network
-    assert_equal(initial(config, detectron2_names.export_state(variables), jax.random.key(0))[1], variables)
+    assert_equal(initial_from_file(config, detectron2_names.export_state(variables), jax.random.key(0))[1], variables)
     assert not any("random" in record.getMessage() for record in messages.records)
 
 
@@ -345,7 +345,7 @@ def test_other_keypoints(variant, random_variables):
     theirs = random_variables(variant("keypoints", 1))
     config = variant("keypoints", 1)
     config = dataclasses.replace(config, keypoint=dataclasses.replace(config.keypoint, num_keypoints=5, flip_map=()))
-    _, variables = initial(config, detectron2_names.export_state(theirs), jax.random.key(0))
+    _, variables = initial_from_file(config, detectron2_names.export_state(theirs), jax.random.key(0))
     assert variables["params"]["keypoint_head"]["deconv"]["kernel"].shape[-1] == 5
     assert_equal(variables["params"]["box_head"], theirs["params"]["box_head"])
 
@@ -378,7 +378,7 @@ def test_coco_out_of_torchvisions_90(network, random_variables, messages):
     config, _ = network
     ids, names = tuple(COCO), tuple(COCO.values())
     state = torchvision_names.export_state(random_variables(dataclasses.replace(config, num_classes=90)))
-    _, variables = initial(named(config, *names, category_ids=ids), state, jax.random.key(0))
+    _, variables = initial_from_file(named(config, *names, category_ids=ids), state, jax.random.key(0))
     for ours, theirs in zip(predictor(torchvision_names.export_state(variables)), predictor(state), strict=True):
         for value, source in zip(ours, theirs, strict=True):
             np.testing.assert_array_equal(value[1:], source[list(ids)])
@@ -412,7 +412,7 @@ def test_other_classes_of_the_same_number_begin_anew(variant, random_variables, 
 def test_without_a_class_in_common_the_layers_begin_anew(variant, random_variables, messages):
     """80 classes under Detectron2's names are COCO's."""
     config = named(variant("frozen"), *(f"cell {i}" for i in range(80)))
-    _, variables = initial(config, detectron2_names.export_state(random_variables(config)), jax.random.key(0))
+    _, variables = initial_from_file(config, detectron2_names.export_state(random_variables(config)), jax.random.key(0))
     assert np.abs(variables["params"]["box_head"]["logits"]["kernel"]).max() < 0.1
     assert "80 begin anew: cell 0, " in said(messages)
     assert "random initial values for box_head/deltas, box_head/logits, mask_head/logits" in said(messages)
@@ -444,14 +444,14 @@ def test_heads_of_peers_that_disagree_are_refused(network):
     state = torchvision_names.export_state(variables)
     state |= {name: value[:-4] for name, value in state.items() if "bbox_pred" in name}
     with pytest.raises(WeightsError, match=r"box_predictor\.bbox_pred\.weight is \(12, 32\)"):
-        initial(config, state, jax.random.key(0))
+        initial_from_file(config, state, jax.random.key(0))
 
 
 def test_class_agnostic_weights(variant, random_variables):
     """Of a peer's file, whose only sign is their number: one box and one mask for any class serve each class."""
     theirs = random_variables(variant("agnostic", 5))
     config = dataclasses.replace(variant("gn"), num_classes=2)
-    _, variables = initial(config, detectron2_names.export_state(theirs), jax.random.key(0))
+    _, variables = initial_from_file(config, detectron2_names.export_state(theirs), jax.random.key(0))
     deltas, logits = variables["params"]["box_head"]["deltas"], variables["params"]["mask_head"]["logits"]
     np.testing.assert_array_equal(deltas["bias"], np.tile(theirs["params"]["box_head"]["deltas"]["bias"], 2))
     np.testing.assert_array_equal(logits["bias"], np.tile(theirs["params"]["mask_head"]["logits"]["bias"], 2))
@@ -491,7 +491,7 @@ def test_heads_more_or_fewer(variant, random_variables, messages, monkeypatch, s
         _, variables = initial_from_run(kinds[target], kinds[source], theirs, jax.random.key(0), "run")
     else:
         state = {"torchvision": torchvision_names, "detectron2": detectron2_names}[peer].export_state(theirs)
-        _, variables = initial(kinds[target], state, jax.random.key(0))
+        _, variables = initial_from_file(kinds[target], state, jax.random.key(0))
     assert set(drawn) == new
     assert_equal(variables["frozen"], theirs["frozen"])
     ours = variables["params"]
@@ -507,7 +507,7 @@ def test_half_a_head_is_refused(network):
     state = torchvision_names.export_state(variables)
     del state["roi_heads.mask_predictor.conv5_mask.bias"]
     with pytest.raises(WeightsError, match=r"missing: roi_heads\.mask_predictor\.conv5_mask\.bias"):
-        initial(config, state, jax.random.key(0))
+        initial_from_file(config, state, jax.random.key(0))
 
 
 def test_norms_frozen_and_learned_take_each_other_over(variant, random_variables, messages):
@@ -532,7 +532,7 @@ def test_only_heads_may_differ(network, random_variables):
     config, variables = network
     narrower = dataclasses.replace(config, box=dataclasses.replace(config.box, hidden=16), num_classes=5)
     with pytest.raises(WeightsError, match=r"shape: roi_heads.box_predictor.bbox_pred.weight is \(16, 32\)"):
-        initial(narrower, torchvision_names.export_state(variables), jax.random.key(0))
+        initial_from_file(narrower, torchvision_names.export_state(variables), jax.random.key(0))
 
 
 def test_classifier_of_detectron2(variant, random_variables):
@@ -546,8 +546,8 @@ def test_classifier_of_detectron2(variant, random_variables):
         if tensor.startswith(("stem.", "res")):
             bare[tensor] = value
     bare["stem.fc.weight"] = np.zeros((10, 4), np.float32)
-    model, variables = initial(config, {"model": bare, "__author__": "torchvision"}, jax.random.key(0))
-    assert followed_by(model) == TORCHVISION
+    model, variables = initial_from_file(config, {"model": bare, "__author__": "torchvision"}, jax.random.key(0))
+    assert preprocessing_of(model) == TORCHVISION
     for collection in ("params", "frozen"):
         for part in ("backbone", "res5"):
             assert_equal(variables[collection].get(part), theirs[collection].get(part))
@@ -558,8 +558,8 @@ def test_torchvision_classifier(network, messages):
     config, theirs = network
     state = classifier(torchvision_names.export_state(theirs))
     state["bn1.num_batches_tracked"] = np.int64(3)
-    model, variables = initial(config, state, jax.random.key(0))
-    assert followed_by(model) == TORCHVISION
+    model, variables = initial_from_file(config, state, jax.random.key(0))
+    assert preprocessing_of(model) == TORCHVISION
     assert "random initial values for box_head, fpn, mask_head, rpn_head" in messages.messages[-1]
     assert_equal(variables["params"]["backbone"], theirs["params"]["backbone"])
     assert_equal(variables["frozen"], theirs["frozen"])
@@ -578,8 +578,8 @@ def test_msra_classifier(network, as_blobs, fused):
             blobs |= {f"{prefix}gamma": scale, f"{prefix}beta": offset, f"{prefix}running_mean": 0 * scale}
             blobs[f"{prefix}running_var"] = 0 * scale + 1
     blobs |= {"conv1_b": np.zeros(8, np.float32), "fc1000_w": np.zeros((10, 4), np.float32)}
-    model, variables = initial(config, blobs, jax.random.key(0))
-    assert followed_by(model) == (DETECTRON if fused else MSRA)
+    model, variables = initial_from_file(config, blobs, jax.random.key(0))
+    assert preprocessing_of(model) == (DETECTRON if fused else MSRA)
     assert_equal(variables["params"]["backbone"], theirs["params"]["backbone"])
 
 
@@ -590,7 +590,7 @@ def test_fused_norms_are_not_trained(variant, network, as_blobs, norm):
     config = variant("bn")
     config = dataclasses.replace(config, backbone=dataclasses.replace(config.backbone, norm=norm))
     with pytest.raises(WeightsError, match=rf"fused .*: set model\.backbone\.norm=frozen_bn instead of {norm}"):
-        initial(config, {"blobs": blobs}, jax.random.key(0))
+        initial_from_file(config, {"blobs": blobs}, jax.random.key(0))
 
 
 def test_backbones_of_another_depth_or_norm_are_named(variant, network, random_variables):
@@ -599,7 +599,7 @@ def test_backbones_of_another_depth_or_norm_are_named(variant, network, random_v
     last = "set model.backbone.name to the depth of the weights"
     for export in (torchvision_names.export_state, detectron2_names.export_state):
         with pytest.raises(WeightsError, match=f"\n  only the model has these blocks of the backbone: {last}$"):
-            initial(deeper, export(variables), jax.random.key(0))
+            initial_from_file(deeper, export(variables), jax.random.key(0))
     with pytest.raises(WeightsError, match=f"\n  only the weights have these blocks of the backbone: {last}$"):
         initial_from_run(config, deeper, random_variables(deeper), jax.random.key(0), "run")
     with pytest.raises(
@@ -614,7 +614,7 @@ def test_incomplete_classifier_is_refused(network):
     del state["layer3.1.bn2.bias"]
     state["layer5.0.conv1.weight"] = np.zeros(3, np.float32)
     with pytest.raises(WeightsError) as error:
-        initial(config, state, jax.random.key(0))
+        initial_from_file(config, state, jax.random.key(0))
     assert str(error.value).splitlines()[1:] == [
         "  missing: layer3.1.bn2.bias",
         "  unexpected: layer5.0.conv1.weight",
@@ -624,9 +624,9 @@ def test_incomplete_classifier_is_refused(network):
 def test_another_run_of_ours(network):
     """Its weights and its preprocessing, a new head where it had other classes."""
     run, theirs = network
-    run = follow(run, MSRA)
+    run = apply_preprocessing(run, MSRA)
     model, variables = initial_from_run(differently_configured(run), run, theirs, jax.random.key(0), "runs/first")
-    assert followed_by(model) == MSRA
+    assert preprocessing_of(model) == MSRA
     assert_equal(variables["params"]["fpn"], theirs["params"]["fpn"])
     assert variables["params"]["box_head"]["logits"]["bias"].shape == (8,)
     smaller = dataclasses.replace(run, box=dataclasses.replace(run.box, hidden=16))

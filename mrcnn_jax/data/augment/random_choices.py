@@ -71,7 +71,7 @@ def draw_some(rng: np.random.Generator, count: int) -> np.ndarray:
     return np.flatnonzero(rng.random(count) < 0.5)
 
 
-def without_chance(data: DataConfig, size: Size, bucket: Sequence[int]) -> Choices:
+def deterministic_choices(data: DataConfig, size: Size, bucket: Sequence[int]) -> Choices:
     """What evaluation does with an image: the whole of it, scaled."""
     scale = scale_for(np.asarray(size), bucket, shortest_edge=data.shortest_edge_eval, longest_edge=data.longest_edge)
     height, width = scaled_size(np.asarray(size), scale, bucket).tolist()

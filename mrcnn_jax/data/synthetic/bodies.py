@@ -33,7 +33,7 @@ class Limb(NamedTuple):
     lower: tuple[float, float]
 
 
-class Pose(NamedTuple):
+class BodyPose(NamedTuple):
     """How a body holds itself. `arms` and `legs` are left and right."""
 
     lean: float  # degrees that the trunk leans forward
@@ -72,10 +72,10 @@ _POSES: tuple[tuple[float, tuple[Limb, Limb], tuple[Limb, Limb]], ...] = (  # le
 )
 
 
-def draw_pose(rng: np.random.Generator) -> Pose:
+def draw_pose(rng: np.random.Generator) -> BodyPose:
     """A pose that somebody may hold: standing, waving, walking, sitting, bent."""
     lean, arms, legs = _POSES[rng.integers(len(_POSES))]
-    pose = Pose(
+    pose = BodyPose(
         lean + _SPREAD * rng.standard_normal() / 2,
         _SPREAD * rng.standard_normal() / 2,
         (rng.uniform(-15, 15), rng.uniform(-12, 12)),
@@ -85,13 +85,13 @@ def draw_pose(rng: np.random.Generator) -> Pose:
     return mirrored(pose) if rng.random() < 0.5 else pose
 
 
-def mirrored(pose: Pose) -> Pose:
+def mirrored(pose: BodyPose) -> BodyPose:
     """The pose of its mirror image."""
     (turn, tilt), (left_arm, right_arm), (left_leg, right_leg) = pose.nod, pose.arms, pose.legs
-    return Pose(pose.lean, -pose.tilt, (-turn, -tilt), (right_arm, left_arm), (right_leg, left_leg))
+    return BodyPose(pose.lean, -pose.tilt, (-turn, -tilt), (right_arm, left_arm), (right_leg, left_leg))
 
 
-def seen(pose: Pose, yaw: float, pitch: float) -> Body:
+def seen(pose: BodyPose, yaw: float, pitch: float) -> Body:
     """The body turned by `yaw` degrees to its left, 0 facing the viewer, who looks down at it by `pitch` degrees."""
     trunk = _rotation(0, pose.tilt, pose.lean)
     head = trunk @ _rotation(pose.nod[0], pose.nod[1], -0.5 * pose.lean)  # people look where they go

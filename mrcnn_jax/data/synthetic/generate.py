@@ -39,7 +39,7 @@ def write(config: ShapesConfig, root: Path) -> None:
         raise DataError("data.root is empty; name a folder for the procedural data set")
     recipe = _recipe(config)
     root.parent.mkdir(parents=True, exist_ok=True)
-    with files.alone(root.parent):  # nobody replaces it meanwhile
+    with files.folder_lock(root.parent):  # nobody replaces it meanwhile
         there = _recipe_of(root)
         if there == recipe:
             return
@@ -72,7 +72,7 @@ def _recipe_of(root: Path) -> dict[str, Any] | None:
 
 def _replace(building: Path, root: Path, recipe: dict[str, Any]) -> None:
     """Put `building` in the place of `root`, unless another process has just put the same there."""
-    with files.alone(root.parent):
+    with files.folder_lock(root.parent):
         if _recipe_of(root) != recipe:
             files.replace(building, root)
 

@@ -6,7 +6,7 @@ from collections import defaultdict
 from typing import Any
 
 from mrcnn_jax.evaluation.analysis.class_tables import annotated, table
-from mrcnn_jax.evaluation.analysis.image_overlaps import Record, scene
+from mrcnn_jax.evaluation.analysis.image_overlaps import Record, image_overlaps
 from mrcnn_jax.evaluation.analysis.image_results import image_result
 from mrcnn_jax.evaluation.analysis.match_detections import match
 from mrcnn_jax.evaluation.analysis.results import Analysis, Category
@@ -34,7 +34,7 @@ def analyze(scores: Scores, *, threshold: float = 0.5) -> Analysis:
         for iou_type in iou_types:
             counted = [truth for truth in truths if counts(truth, iou_type)]
             best = found[iou_type][image["id"]]
-            seen = scene(iou_type, counted, best, class_of, scores.keypoint_sigmas, partial)
+            seen = image_overlaps(iou_type, counted, best, class_of, scores.keypoint_sigmas, partial)
             matches = match(seen)
             if iou_type == telling:
                 images.append(image_result(image, seen, matches, threshold))

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from mrcnn_jax.evaluation.analysis.image_overlaps import Scene, ignored
+from mrcnn_jax.evaluation.analysis.image_overlaps import ImageOverlaps, ignored
 from mrcnn_jax.evaluation.analysis.match_detections import CORRECT, Matches, greedy
 from mrcnn_jax.evaluation.analysis.results import ClassScores, Table
 from mrcnn_jax.evaluation.analysis.tide_errors import errors
@@ -18,7 +18,7 @@ from mrcnn_jax.evaluation.coco_metrics import Scores, counts, left_out
 _BINS = 20  # of the histogram
 
 
-def table(scores: Scores, iou_type: str, scenes: Sequence[tuple[Scene, Matches]], threshold: float) -> Table:
+def table(scores: Scores, iou_type: str, scenes: Sequence[tuple[ImageOverlaps, Matches]], threshold: float) -> Table:
     """Everything that `scores` and the scenes of all images say by one measure of overlap."""
     evaluation = scores.evaluations[iou_type]
     classes = len(evaluation.params.catIds)
@@ -85,7 +85,7 @@ def _mean(values: NDArray[np.float64]) -> float:
     return float(known.mean()) if known.size else -1.0
 
 
-def _confusion(scenes: Sequence[tuple[Scene, Matches]], classes: int, threshold: float) -> NDArray[np.int64]:
+def _confusion(scenes: Sequence[tuple[ImageOverlaps, Matches]], classes: int, threshold: float) -> NDArray[np.int64]:
     """`Table.confusion` of all images."""
     matrix = np.zeros((classes + 1, classes + 1), np.int64)
     for scene, _ in scenes:
@@ -99,7 +99,7 @@ def _confusion(scenes: Sequence[tuple[Scene, Matches]], classes: int, threshold:
     return matrix
 
 
-def _histogram(scenes: Sequence[tuple[Scene, Matches]]) -> NDArray[np.int64]:
+def _histogram(scenes: Sequence[tuple[ImageOverlaps, Matches]]) -> NDArray[np.int64]:
     """`Table.histogram`. What is excused is neither true nor false."""
     histogram = np.zeros((2, _BINS), np.int64)
     for scene, matches in scenes:

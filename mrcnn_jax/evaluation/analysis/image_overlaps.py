@@ -16,7 +16,7 @@ FOREGROUND = 0.5  # overlap from which a detection has found an instance
 Record = dict[str, Any]  # an annotation or a result record
 
 
-class Scene(NamedTuple):
+class ImageOverlaps(NamedTuple):
     """Detections best first. Classes are places in `Analysis.categories`."""
 
     found: list[Record]  # D
@@ -29,14 +29,14 @@ class Scene(NamedTuple):
     excused: NDArray[np.bool_]  # (D,), lies in something ignored of its class: no error where it finds nothing
 
 
-def scene(
+def image_overlaps(
     iou_type: str,
     truths: Sequence[Record],
     found: Sequence[Record],
     class_of: dict[int, int],
     sigmas: NDArray[np.float64],
     partial: frozenset[int] = frozenset(),
-) -> Scene:
+) -> ImageOverlaps:
     """Annotations and detections, best first, of one image; masks are run lengths in both.
 
     `partial`: categories of which not every instance is annotated.
@@ -46,7 +46,7 @@ def scene(
     ids = np.array([record["category_id"] for record in found], np.int64)
     of_class = ids[:, None] == np.array([truth["category_id"] for truth in left_out], np.int64)[None]
     inside = overlaps(iou_type, found, left_out, True, sigmas) > FOREGROUND
-    return Scene(
+    return ImageOverlaps(
         found=list(found),
         truths=counted,
         ignored=left_out,

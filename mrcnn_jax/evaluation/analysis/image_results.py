@@ -7,12 +7,12 @@ from typing import Any
 import numpy as np
 from pycocotools import mask as coco_mask
 
-from mrcnn_jax.evaluation.analysis.image_overlaps import Record, Scene
+from mrcnn_jax.evaluation.analysis.image_overlaps import ImageOverlaps, Record
 from mrcnn_jax.evaluation.analysis.match_detections import CORRECT, Matches, outcomes
 from mrcnn_jax.evaluation.analysis.results import ImageResult, Instance
 
 
-def image_result(image: dict[str, Any], scene: Scene, matches: Matches, threshold: float) -> ImageResult:
+def image_result(image: dict[str, Any], scene: ImageOverlaps, matches: Matches, threshold: float) -> ImageResult:
     """An entry of the list `images` of a COCO JSON, and what became of its detections of at least `threshold`."""
     count = int(np.sum(scene.scores >= threshold))  # the best come first
     kinds = matches.kinds[:count]

@@ -18,7 +18,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from mrcnn_jax.evaluation.analysis.image_overlaps import FOREGROUND, Scene
+from mrcnn_jax.evaluation.analysis.image_overlaps import FOREGROUND, ImageOverlaps
 from mrcnn_jax.evaluation.analysis.results import ERRORS
 
 BACKGROUND = 0.1  # overlap up to which a detection has to do with nothing
@@ -36,7 +36,7 @@ class Matches(NamedTuple):
     found: NDArray[np.bool_]  # (G,)
 
 
-def match(scene: Scene) -> Matches:
+def match(scene: ImageOverlaps) -> Matches:
     """Every detection with the instance of its class that it overlaps most, the best first, each instance once."""
     same = scene.classes[:, None] == scene.true_classes[None]
     targets = greedy(scene.overlaps * same)
@@ -76,7 +76,7 @@ def _error(overlaps: NDArray[np.float64], same: NDArray[np.bool_]) -> tuple[int,
     return (_BACKGROUND if overlaps.max() <= BACKGROUND else _BOTH), -1
 
 
-def outcomes(scene: Scene, matches: Matches) -> list[str]:
+def outcomes(scene: ImageOverlaps, matches: Matches) -> list[str]:
     """`Instance.outcome` of each detection."""
     names = ["correct" if kind == CORRECT else ERRORS[kind] for kind in matches.kinds]
     return [

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from mrcnn_jax.evaluation.analysis.image_overlaps import Scene
+from mrcnn_jax.evaluation.analysis.image_overlaps import ImageOverlaps
 from mrcnn_jax.evaluation.analysis.match_detections import CORRECT, Matches
 from mrcnn_jax.evaluation.analysis.results import ERRORS, SPECIAL_ERRORS, Errors
 
@@ -36,7 +36,7 @@ class _Found(NamedTuple):
     missed: NDArray[np.int64]  # (C,), of these: that no mended detection would find
 
 
-def errors(scenes: Sequence[tuple[Scene, Matches]], classes: int) -> Errors:
+def errors(scenes: Sequence[tuple[ImageOverlaps, Matches]], classes: int) -> Errors:
     """The errors of all images, of so many classes (C)."""
     found = _gather(scenes, classes)
     ap = _remaining(found, found.positives)
@@ -50,7 +50,7 @@ def errors(scenes: Sequence[tuple[Scene, Matches]], classes: int) -> Errors:
     return Errors(ap, gains, {**counts, "missed": int(found.missed.sum())})
 
 
-def _gather(scenes: Sequence[tuple[Scene, Matches]], classes: int) -> _Found:
+def _gather(scenes: Sequence[tuple[ImageOverlaps, Matches]], classes: int) -> _Found:
     def together(parts: list[NDArray], kind: type) -> NDArray:  # type: ignore[type-arg]
         return np.concatenate([np.zeros(0, kind), *parts])
 
@@ -81,7 +81,7 @@ def _wrong_first(found: _Found) -> _Found:
     )
 
 
-def _mended(scene: Scene, matches: Matches) -> NDArray[np.int64]:
+def _mended(scene: ImageOverlaps, matches: Matches) -> NDArray[np.int64]:
     """Of the detections that would hit the same instance if they were mended, the best does."""
     classes = np.full(len(scene.scores), -1)
     taken = matches.found.copy()

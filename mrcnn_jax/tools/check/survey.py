@@ -20,7 +20,7 @@ from mrcnn_jax.data.mask_crops import area
 from mrcnn_jax.data.value_range import Range, Values
 from mrcnn_jax.tools.check.sources import Source, split_of, words
 
-SLOTS = DataConfig.max_instances  # instances of an image that training sees, unless it is told otherwise
+MAX_INSTANCES = DataConfig.max_instances  # instances of an image that training sees, unless it is told otherwise
 SMALL, LARGE = 32**2, 96**2  # square pixels: COCO's small, medium and large objects
 AREAS = ("small", "medium", "large")
 
@@ -120,7 +120,7 @@ def area_groups(annotated: Annotated) -> list[int]:
 
 def surplus(survey: Survey) -> tuple[int, int]:
     """How many images have more instances than slots, and how many instances are too many."""
-    beyond = survey.instances - SLOTS
+    beyond = survey.instances - MAX_INSTANCES
     return int((beyond > 0).sum()), int(beyond[beyond > 0].sum())
 
 
@@ -246,7 +246,6 @@ def _crowding(survey: Survey) -> str:
     most = int(counts.argmax())
     text = f"median {np.median(counts):g}, most {counts[most]:,} (image {survey.content.images[most].id})"
     if images:
-        text += (
-            f"; {images:,} images have more than data.max_instances={SLOTS}, the {instances:,} smallest not trained on"
-        )
+        text += f"; {images:,} images have more than data.max_instances={MAX_INSTANCES}"
+        text += f", the {instances:,} smallest not trained on"
     return text

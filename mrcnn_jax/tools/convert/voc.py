@@ -27,7 +27,7 @@ from mrcnn_jax.errors import DataError, listing
 from mrcnn_jax.tools.convert import files, labels, voc_xml
 from mrcnn_jax.tools.convert.categories import Named
 from mrcnn_jax.tools.convert.files import Rejected
-from mrcnn_jax.tools.convert.voc_xml import Record, Thing
+from mrcnn_jax.tools.convert.voc_xml import Record, VOCObject
 from mrcnn_jax.tools.convert.writer import Conversion, Picture
 
 NAMES = (
@@ -183,7 +183,7 @@ def _image(source: Source, stem: str, record: Record) -> tuple[str, tuple[int, i
 
 def _boxes(
     source: Source, record: Record, size: tuple[int, int], notes: list[tuple[str, str]]
-) -> list[tuple[Thing, np.ndarray]]:
+) -> list[tuple[VOCObject, np.ndarray]]:
     """Objects with their boxes (4,), continuous and inside the image; `notes` says what was left out or changed."""
     kept = []
     for thing in record.things:
@@ -227,7 +227,7 @@ def _named_by_class(source: Source, stem: str, instances: np.ndarray, values: Se
     return names
 
 
-def _overlaps(regions: Sequence[Sequence[float]], boxes: Sequence[tuple[Thing, np.ndarray]]) -> np.ndarray:
+def _overlaps(regions: Sequence[Sequence[float]], boxes: Sequence[tuple[VOCObject, np.ndarray]]) -> np.ndarray:
     """IoU (n, m) of regions (x y width height) and boxes."""
     ours = np.array(regions, np.float64).reshape(-1, 1, 4)
     ours[..., 2:] += ours[..., :2]
@@ -242,7 +242,7 @@ def _check_classes(
     path: Path,
     values: Sequence[int],
     named: Sequence[str],
-    boxes: Sequence[tuple[Thing, np.ndarray]],
+    boxes: Sequence[tuple[VOCObject, np.ndarray]],
     overlaps: np.ndarray,
 ) -> None:
     """Raise Rejected where a region is of one class by its pixels, and clearly of another by its box."""
@@ -254,7 +254,7 @@ def _check_classes(
             raise Rejected("classes in SegmentationClass that are others in the XML file", culprit, advice)
 
 
-def _match(overlaps: np.ndarray, named: Sequence[str], boxes: Sequence[tuple[Thing, np.ndarray]]) -> list[int]:
+def _match(overlaps: np.ndarray, named: Sequence[str], boxes: Sequence[tuple[VOCObject, np.ndarray]]) -> list[int]:
     """For each of n regions (of the class `named`, if any) the number of its box or -1, by overlaps (n, m)."""
     owners = [-1] * len(named)
     for negative, i, j in sorted((-overlaps[i, j], i, j) for i, j in zip(*np.nonzero(overlaps), strict=True)):

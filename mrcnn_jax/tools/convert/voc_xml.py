@@ -15,7 +15,7 @@ from xml.parsers import expat
 from mrcnn_jax.tools.convert.files import Rejected
 
 
-class Thing(NamedTuple):
+class VOCObject(NamedTuple):
     """One <object>."""
 
     where: str  # for messages: the file, and which of its objects
@@ -30,7 +30,7 @@ class Record(NamedTuple):
     path: Path
     file_name: str  # of the image, without folders; empty where it is not said
     size: tuple[int, int] | None  # height and width; None where they are not said, or zero
-    things: tuple[Thing, ...]
+    things: tuple[VOCObject, ...]
 
 
 def read(path: Path) -> Record:
@@ -39,7 +39,9 @@ def read(path: Path) -> Record:
     if root.tag != "annotation":
         raise Rejected("files that are no VOC annotations", f"{path} (<{root.tag}>)", "take them out")
     things = tuple(
-        Thing(f"{path.name} object {i}", _name(path, i, thing), _box(thing), _text(thing, "difficult") in ("1", "true"))
+        VOCObject(
+            f"{path.name} object {i}", _name(path, i, thing), _box(thing), _text(thing, "difficult") in ("1", "true")
+        )
         for i, thing in enumerate(root.findall("object"), 1)
     )
     file_name = _text(root, "filename").replace("\\", "/").rpartition("/")[2]

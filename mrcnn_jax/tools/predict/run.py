@@ -24,8 +24,8 @@ from mrcnn_jax.runtime import files
 from mrcnn_jax.runtime.progress import track
 from mrcnn_jax.tools.predict import sources, writers
 from mrcnn_jax.tools.predict.signals import Stopping
-from mrcnn_jax.tools.predict.sources import Film, Source
-from mrcnn_jax.visualize.color_indices import Colours
+from mrcnn_jax.tools.predict.sources import Source, VideoReader
+from mrcnn_jax.visualize.color_indices import ColorIndices
 
 log = logging.getLogger(__name__)
 
@@ -34,7 +34,7 @@ RESULTS = "results.json"
 SUMMARY = "summary.json"
 
 
-class Shot(NamedTuple):
+class Frame(NamedTuple):
     """One picture to predict on."""
 
     source: Source
@@ -50,10 +50,10 @@ class Shot(NamedTuple):
         return {"image_id": self.image_id, "file_name": self.source.path, **frame}
 
 
-class Made(NamedTuple):
+class Rendered(NamedTuple):
     """What is left to be written in order."""
 
-    shot: Shot
+    shot: Frame
     records: list[dict[str, Any]]
     shown: int  # instances
     full: bool  # as many detections as the model gives of a picture
@@ -216,11 +216,11 @@ class _Run:
     def _images(self, images: Sequence[tuple[Source, Path]]) -> None:
         failed: list[str] = []
 
-        def shots() -> Iterator[Shot]:
+        def shots() -> Iterator[Frame]:
             for source, stem in self._until_stopped(images):
                 self._last_id += 1
                 try:
-                    yield Shot(source, stem, self._last_id, read_image(source.path, self._value_range))
+                    yield Frame(source, stem, self._last_id, read_image(source.path, self._value_range))
                 except ImageError as error:
                     failed.append(str(error))
                     self._outcome.failed(str(error))
@@ -230,17 +230,17 @@ class _Run:
             yield from failed  # they count as done
 
         for made in track(done(), len(images), "images"):
-            if isinstance(made, Made):
+            if isinstance(made, Rendered):
                 self._outcome.images += 1
                 self._record(made)
 
     def _film(self, source: Source, stem: Path) -> None:
         with contextlib.ExitStack() as stack:
-            film = stack.enter_context(Film(source))
+            film = stack.enter_context(VideoReader(source))
             drawn = "overlay" in self._save
             video = stack.enter_context(writers.Video(Path(f"{stem}.mp4"), film.rate)) if drawn else None
             before = self._last_id
-            finished = self._made(self._frames(film, source, stem), Colours())
+            finished = self._made(self._frames(film, source, stem), ColorIndices())
             for made in track(finished, film.total, f"frames of {film.title}"):
                 self._outcome.frames += 1
                 self._record(made)
@@ -254,10 +254,10 @@ class _Run:
         if message is not None and self._stopping.number is None:
             self._outcome.failed(message)
 
-    def _frames(self, film: Film, source: Source, stem: Path) -> Iterator[Shot]:
+    def _frames(self, film: VideoReader, source: Source, stem: Path) -> Iterator[Frame]:
         for number, pixels in self._until_stopped(film.frames()):
             self._last_id += 1
-            yield Shot(source, Path(f"{stem}.frames", f"{number:06}"), self._last_id, pixels, number)
+            yield Frame(source, Path(f"{stem}.frames", f"{number:06}"), self._last_id, pixels, number)
 
     def _until_stopped(self, items: Iterable[Any]) -> Iterator[Any]:
         for item in items:
@@ -265,7 +265,7 @@ class _Run:
                 return
             yield item
 
-    def _record(self, made: Made) -> None:
+    def _record(self, made: Rendered) -> None:
         self._outcome.instances += made.shown
         self._outcome.full += made.full
         for failure in made.failures:
@@ -273,19 +273,19 @@ class _Run:
         if self._results is not None:
             self._results.add(made.records)
 
-    def _made(self, shots: Iterator[Shot], colours: Colours | None = None) -> Iterator[Made]:
+    def _made(self, shots: Iterator[Frame], colours: ColorIndices | None = None) -> Iterator[Rendered]:
         """Predicted, and drawn and written on threads: all that needs no order. Holds a few batches at a time.
 
         Those of a film come in its order and get `colours`.
         """
-        held: dict[int, Shot] = {}
+        held: dict[int, Frame] = {}
 
         def pixels() -> Iterator[NDArray[np.uint8]]:
             for order, shot in enumerate(shots):
                 held[order] = shot
                 yield shot.pixels
 
-        def predicted() -> Iterator[tuple[Shot, Prediction, list[int] | None]]:
+        def predicted() -> Iterator[tuple[Frame, Prediction, list[int] | None]]:
             for order, prediction in self._predict.stream(pixels()):
                 yield held.pop(order), prediction, None if colours is None else colours.of(self._shown(prediction))
 
@@ -294,7 +294,7 @@ class _Run:
     def _shown(self, prediction: Prediction) -> Prediction:
         return prediction[prediction.scores >= self._threshold]
 
-    def _finish(self, shot: Shot, prediction: Prediction, colours: list[int] | None) -> Made:
+    def _finish(self, shot: Frame, prediction: Prediction, colours: list[int] | None) -> Rendered:
         shown = self._shown(prediction)
         failures: list[str] = []
         picture = None
@@ -309,9 +309,9 @@ class _Run:
                 picture = self._draw(shot, shown, colours)
         records = _records(shot, prediction) if "coco" in self._save else []
         # The pixels are let go: what waits to be written may be a few batches.
-        return Made(shot._replace(pixels=shot.pixels[:0]), records, len(shown), prediction.full, picture, failures)
+        return Rendered(shot._replace(pixels=shot.pixels[:0]), records, len(shown), prediction.full, picture, failures)
 
-    def _draw(self, shot: Shot, shown: Prediction, colours: list[int] | None) -> NDArray[np.uint8] | None:
+    def _draw(self, shot: Frame, shown: Prediction, colours: list[int] | None) -> NDArray[np.uint8] | None:
         """The picture of a frame; that of an image is written."""
         from mrcnn_jax import visualize  # here: it needs the packages of the extra `viz`
 
@@ -338,7 +338,7 @@ def _unwritten(error: OSError) -> str:
     return f"{error.filename}: {error.strerror}; it is not written"
 
 
-def _records(shot: Shot, prediction: Prediction) -> list[dict[str, Any]]:
+def _records(shot: Frame, prediction: Prediction) -> list[dict[str, Any]]:
     return [
         {**record, **shot.about, "category": name}
         for record, name in zip(prediction.to_coco(shot.image_id), prediction.names, strict=True)

@@ -98,7 +98,7 @@ def _of_file(path: str, name: str, kind: Literal["image", "video"] | None) -> So
     return Source(kind or "image", path, name.removesuffix(Path(path).suffix) or name)
 
 
-class Film(AbstractContextManager["Film"]):
+class VideoReader(AbstractContextManager["VideoReader"]):
     """The frames of a video file or a camera, by OpenCV. Raises ImageError, naming it, when it cannot be opened."""
 
     def __init__(self, source: Source):

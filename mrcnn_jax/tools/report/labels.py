@@ -67,7 +67,7 @@ def overlap(iou_type: str) -> str:
     return "OKS" if iou_type == "keypoints" else "IoU"
 
 
-def telling(analysis: Analysis) -> Table:
+def primary_table(analysis: Analysis) -> Table:
     """The table that outcomes in the pictures go by: of masks, or of boxes, or what there is."""
     tables: Mapping[str, Table] = {table.iou_type: table for table in analysis.tables}
     return next(tables[name] for name in ("segm", "bbox", "keypoints") if name in tables)

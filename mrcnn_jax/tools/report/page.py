@@ -12,7 +12,7 @@ from mrcnn_jax.evaluation.analysis import Analysis
 from mrcnn_jax.tools.pages.document import document
 from mrcnn_jax.tools.pages.html import Child, Html, join, tag
 from mrcnn_jax.tools.report import charts, confusion, pictures, tables
-from mrcnn_jax.tools.report.labels import HEADINGS, OUTCOMES, telling
+from mrcnn_jax.tools.report.labels import HEADINGS, OUTCOMES, primary_table
 from mrcnn_jax.tools.report.select_images import GROUPS, choose
 
 T = TypeVar("T")
@@ -89,7 +89,9 @@ def _classes(analysis: Analysis) -> Html:
     hint = "Click on the head of a column to sort, on a class to see its curves and its pictures."
     iou_types = [table.iou_type for table in analysis.tables]
     drawn = [tables.classes(table, _CLASSES // len(analysis.tables)) for table in analysis.tables]
-    return tables.tabs("classes", iou_types, telling(analysis).iou_type, tag("p", hint, class_="scripted where"), drawn)
+    return tables.tabs(
+        "classes", iou_types, primary_table(analysis).iou_type, tag("p", hint, class_="scripted where"), drawn
+    )
 
 
 def _errors(analysis: Analysis) -> _Section | None:
@@ -103,7 +105,7 @@ def _errors(analysis: Analysis) -> _Section | None:
 
 
 def _confusion(analysis: Analysis) -> Html:
-    table = telling(analysis)
+    table = primary_table(analysis)
     about = (
         f"{HEADINGS[table.iou_type]} predicted with a score of at least {analysis.threshold:g}, each held against the "
         "instance that it overlaps most, by at least 0.5, of whatever class. The darker a cell, the larger its share "
@@ -134,7 +136,7 @@ def _pictures(analysis: Analysis, folder: Path, bones: Bones, watch: Watch[Html]
     )
     drawn = zip((group for group, _ in chosen), watch(made, len(chosen)), strict=True)
     groups = [_group(name, [figure for _, figure in found]) for name, found in _grouped(drawn)]
-    what = HEADINGS[telling(analysis).iou_type].lower()
+    what = HEADINGS[primary_table(analysis).iou_type].lower()
     about = (
         f"Predictions with a score of at least {analysis.threshold:g}, judged by their {what} at an overlap of 0.5. "
         "Best and worst by F1. Click on a picture to enlarge it."

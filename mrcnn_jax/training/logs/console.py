@@ -28,10 +28,10 @@ class Sink:
     def write(self, step: int, metrics: Mapping[str, float]) -> None:
         """Record the metrics of the steps up to `step`."""
 
-    def measured(self, step: int, metrics: Mapping[str, float]) -> None:
+    def write_scalars(self, step: int, metrics: Mapping[str, float]) -> None:
         """Record what was measured on held-back images after `step` steps."""
 
-    def pictured(self, step: int, pictures: Mapping[str, bytes]) -> None:
+    def write_images(self, step: int, pictures: Mapping[str, bytes]) -> None:
         """Record pictures of what was found then: by name, encoded."""
 
     def measuring(self) -> AbstractContextManager[object]:
@@ -53,7 +53,7 @@ class Lines(Sink):
         left = timedelta(seconds=round(seconds))
         print(f"step {step}/{self._steps}  {describe(metrics)}  {left} left", flush=True)
 
-    def measured(self, step: int, metrics: Mapping[str, float]) -> None:
+    def write_scalars(self, step: int, metrics: Mapping[str, float]) -> None:
         print(f"step {step}/{self._steps}  {describe_measured(metrics)}", flush=True)
 
 
@@ -90,7 +90,7 @@ class ProgressDisplay(Sink):
     def write(self, step: int, metrics: Mapping[str, float]) -> None:
         self._metrics.plain = "\n".join(_describe(metrics))
 
-    def measured(self, step: int, metrics: Mapping[str, float]) -> None:
+    def write_scalars(self, step: int, metrics: Mapping[str, float]) -> None:
         self._console.print(f"step {step}/{self._steps}  {describe_measured(metrics)}", highlight=False)
 
     @contextmanager

@@ -70,11 +70,11 @@ class MetricsLog:
             yield
         self.exclude(time.perf_counter() - start)
 
-    def measured(self, step: int, metrics: Mapping[str, float], pictures: Mapping[str, bytes]) -> None:
+    def write_scalars(self, step: int, metrics: Mapping[str, float], pictures: Mapping[str, bytes]) -> None:
         """What was measured on held-back images after `step` steps, and pictures of what was found in some of them."""
         for sink in self._sinks:
-            sink.measured(step, metrics)
-            sink.pictured(step, pictures)
+            sink.write_scalars(step, metrics)
+            sink.write_images(step, pictures)
 
     def _flush(self, step: int, metrics: Mapping[str, float]) -> None:
         means = {name: sum(values) / len(values) for name, values in self._values.items()}

@@ -54,12 +54,12 @@ class TensorBoard(Sink):
             self._do(lambda file: file.flush())
             self._written = time.monotonic()
 
-    def measured(self, step: int, metrics: Mapping[str, float]) -> None:
+    def write_scalars(self, step: int, metrics: Mapping[str, float]) -> None:
         for name, value in metrics.items():  # their names have groups: bbox/AP, validation/loss
             if value != -1:  # which says of a precision that there is no such truth
                 self._add(step, tag=name, simple_value=value)
 
-    def pictured(self, step: int, pictures: Mapping[str, bytes]) -> None:
+    def write_images(self, step: int, pictures: Mapping[str, bytes]) -> None:
         for name in sorted(pictures)[:_PICTURES]:
             try:
                 content, height, width = _shrink(pictures[name])
@@ -101,8 +101,8 @@ def record_measured(
     except Exception as error:
         log.warning("no TensorBoard files: %s", described(error))
         return
-    board.measured(step, metrics)
-    board.pictured(step, pictures)
+    board.write_scalars(step, metrics)
+    board.write_images(step, pictures)
     board.close()
 
 

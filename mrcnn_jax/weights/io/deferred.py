@@ -88,7 +88,7 @@ def decoded(view: memoryview, encoding: str) -> str:
         raise WeightsError("a string in it is damaged") from None
 
 
-def finished(value: Any, size: int) -> Any:
+def materialize(value: Any, size: int) -> Any:
     """Plain dictionaries, lists, tuples, strings, numbers and arrays of what was unpickled.
 
     `size`: bytes of the pickle. What a pickler wrote has no more bytes of strings and arrays, and, but for a few that

@@ -16,7 +16,7 @@ from mrcnn_jax.errors import WeightsError
 from mrcnn_jax.weights.io import numpy_pickles, unpickler, zip_files
 from mrcnn_jax.weights.io.arrays import NUMBERS, Number, flat, strided
 from mrcnn_jax.weights.io.constructors import Constructor, Names
-from mrcnn_jax.weights.io.deferred import Deferred, finished
+from mrcnn_jax.weights.io.deferred import Deferred, materialize
 from mrcnn_jax.weights.io.messages import TRUNCATED, shown
 
 LEGACY_MAGIC = 0x1950A86A20F9469CFC6C  # the first pickle of a file of the older format
@@ -92,7 +92,7 @@ def read_zip(data: memoryview, members: dict[str, zip_files.Member], root: str) 
 
     pickle = zip_files.contents(data, members[f"{root}/data.pkl"])
     value, _ = unpickler.load(pickle, NAMES, persistent=_Storages(find))
-    return finished(value, len(pickle))
+    return materialize(value, len(pickle))
 
 
 def read_legacy(data: memoryview, start: int) -> Any:
@@ -109,7 +109,7 @@ def read_legacy(data: memoryview, start: int) -> Any:
         raise WeightsError("its storages are not those that its tensors use: get the file again")
     for key in keys:
         position = _place(data, position, storages.known[key], places)
-    return finished(value, end - start)
+    return materialize(value, end - start)
 
 
 def _place(data: memoryview, position: int, storage: Storage, places: dict[str, memoryview]) -> int:

@@ -25,7 +25,7 @@ _OPERATIONS: dict[int, Callable[[Machine], None]] = {}
 
 
 def load(data: memoryview, names: Names, *, start: int = 0, persistent: Persistent | None = None) -> tuple[Any, int]:
-    """What is pickled at `start`, for `deferred.finished`, and the position after it.
+    """What is pickled at `start`, for `deferred.materialize`, and the position after it.
 
     names: what the pickle may ask for. persistent: answers for objects that lie outside the pickle.
     Raises WeightsError for whatever is unknown, out of bounds or cut short.

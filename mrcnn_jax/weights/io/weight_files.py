@@ -19,7 +19,7 @@ import numpy as np
 
 from mrcnn_jax.errors import WeightsError
 from mrcnn_jax.weights.io import npz_files, numpy_pickles, safetensors_files, torch_files, unpickler, zip_files
-from mrcnn_jax.weights.io.deferred import finished
+from mrcnn_jax.weights.io.deferred import materialize
 from mrcnn_jax.weights.io.messages import shown
 
 __all__ = ["WeightsError", "read", "write"]
@@ -86,7 +86,7 @@ def _content(data: memoryview) -> Any:
     if data[:1] == b"\x80":
         value, end = unpickler.load(data, numpy_pickles.NAMES)
         if value != torch_files.LEGACY_MAGIC:
-            return finished(value, end)
+            return materialize(value, end)
         _refuse_zero_tail(data)
         return torch_files.read_legacy(data, end)
     if safetensors_files.is_safetensors(data):

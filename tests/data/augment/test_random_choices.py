@@ -92,7 +92,9 @@ def test_colors_do_not_change_each_other() -> None:
 def test_without_augmentation_the_whole_image_is_scaled() -> None:
     data = DataConfig(horizontal_flip=0.0, shortest_edge_train=(640,))
     assert choose(data, 3) == [Choices(window=(0, 0, 640, 480), scaled=(640, 853))] * 3
-    assert random_choices.without_chance(DATA, SIZE, BUCKET) == Choices(window=(0, 0, 640, 480), scaled=(800, 1067))
+    assert random_choices.deterministic_choices(DATA, SIZE, BUCKET) == Choices(
+        window=(0, 0, 640, 480), scaled=(800, 1067)
+    )
 
 
 @pytest.mark.medium

@@ -19,13 +19,13 @@ def scenes() -> list[list[Figure]]:
     return [people.render(np.random.default_rng([3, k]), 160)[1] for k in range(60)]
 
 
-def standing(seed: int, yaw: float, size: int = 200, height: float = 120) -> tuple[people.Drawing, bodies.Pose]:
+def standing(seed: int, yaw: float, size: int = 200, height: float = 120) -> tuple[people.Drawing, bodies.BodyPose]:
     """Somebody in the middle of an image, alone."""
     pose = bodies.draw_pose(np.random.default_rng(seed))
     return drawn(pose, yaw, size, height), pose
 
 
-def drawn(pose: bodies.Pose, yaw: float, size: int, height: float) -> people.Drawing:
+def drawn(pose: bodies.BodyPose, yaw: float, size: int, height: float) -> people.Drawing:
     body = bodies.seen(pose, yaw, 8)
     keypoints = people.keypoints_of(body, height)
     keypoints[:, :2] += size / 2
@@ -45,7 +45,7 @@ def test_a_mirrored_picture_is_that_of_the_mirrored_person(seed: int, yaw: float
 
 
 def test_the_left_of_somebody_who_faces_us_is_on_the_right() -> None:
-    pose = bodies.Pose(0, 0, (0, 0), (bodies._HANGING, bodies._HANGING), (bodies._STRAIGHT, bodies._STRAIGHT))
+    pose = bodies.BodyPose(0, 0, (0, 0), (bodies._HANGING, bodies._HANGING), (bodies._STRAIGHT, bodies._STRAIGHT))
     front, back = bodies.seen(pose, 0, 0).joints[:, 0], bodies.seen(pose, 180, 0).joints[:, 0]
     assert (front[LEFT] > 0).all()
     assert (back[LEFT] < 0).all()

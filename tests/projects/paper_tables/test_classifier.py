@@ -130,6 +130,6 @@ def test_it_is_made_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
 
     monkeypatch.setattr(classifier, "train", train)
     for _ in range(2):
-        small.teach(tmp_path / "resnet18.npz", small.row("2e", "fcn"), tmp_path / "data")
+        small.pretrain(tmp_path / "resnet18.npz", small.row("2e", "fcn"), tmp_path / "data")
     assert calls == [tmp_path / "resnet18.npz"]
     assert "50 % of the last crops were right" in capsys.readouterr().out

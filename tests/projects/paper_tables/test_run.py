@@ -17,7 +17,7 @@ from mrcnn_jax.training import train as training
 from projects.paper_tables import classifier, report, run, small, tables
 from projects.paper_tables.run import Request
 
-TEACH = small.teach
+TEACH = small.pretrain
 
 
 class Pretended:
@@ -261,7 +261,7 @@ def command(monkeypatch, tmp_path):
     assert jax.config.jax_compilation_cache_dir is not None  # so that the command leaves the tests' cache alone
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(jax, "clear_caches", lambda: None)
-    monkeypatch.setattr(small, "teach", lambda file, config, root: taught.append(file.as_posix()))
+    monkeypatch.setattr(small, "pretrain", lambda file, config, root: taught.append(file.as_posix()))
     taught: list[str] = []
 
     def call(*arguments: str) -> int:
@@ -316,7 +316,7 @@ def test_ctrl_c_ends_the_command_with_its_status(command, monkeypatch, capsys):
 @pytest.mark.slow
 def test_two_real_steps(command, tmp_path, monkeypatch):
     """Of a classifier, then of a row that begins with it."""
-    monkeypatch.setattr(small, "teach", TEACH)
+    monkeypatch.setattr(small, "pretrain", TEACH)
     monkeypatch.setattr(small, "TRAIN_IMAGES", 10)
     monkeypatch.setattr(small, "CLASSIFIER_STEPS", 2)
     monkeypatch.setattr(classifier, "BATCH", 8)

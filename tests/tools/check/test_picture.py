@@ -13,10 +13,10 @@ from pycocotools import mask as coco_mask
 from support.outlines import corners, filled
 
 from mrcnn_jax.data.annotations import ImageEntry
-from mrcnn_jax.data.categories import Categories, Pose
+from mrcnn_jax.data.categories import Categories, KeypointSchema
 from mrcnn_jax.tools.check.picture import draw
 
-CATEGORIES = Categories((3, 20), ("boat", "kite"), (Pose(), Pose(("nose", "tail"), ((0, 1),))))
+CATEGORIES = Categories((3, 20), ("boat", "kite"), (KeypointSchema(), KeypointSchema(("nose", "tail"), ((0, 1),))))
 HEIGHT, WIDTH = 48, 64
 SCALE = 640 / WIDTH  # units of the page a pixel
 ALL = (0.0, 0.0, float(WIDTH), float(HEIGHT))

@@ -34,10 +34,10 @@ class Recorder(Sink):
     def write(self, step, metrics):
         self.written.append((step, dict(metrics)))
 
-    def measured(self, step, metrics):
+    def write_scalars(self, step, metrics):
         self.found.append((step, metrics))
 
-    def pictured(self, step, pictures):
+    def write_images(self, step, pictures):
         self.shown.append((step, pictures))
 
     def close(self):
@@ -94,7 +94,7 @@ def test_measurements_are_said_and_their_time_is_left_out(clock, capsys):
         log.step(1, {"loss": 1.0})
         with log.measuring():
             clock(500.0)
-        log.measured(1, MEASURED, {"7": b"a picture"})
+        log.write_scalars(1, MEASURED, {"7": b"a picture"})
         clock(1.0)
         log.step(2, {"loss": 1.0})
     assert recorder.found == [(1, MEASURED)]
@@ -137,7 +137,7 @@ def scalars(folder):
 def test_tensorboard_scalars(tmp_path):
     board = TensorBoard(tmp_path, start=0)
     board.write(3, {**METRICS, MEMORY: 1.5})
-    board.measured(3, {**MEASURED, "bbox/APl": -1.0})
+    board.write_scalars(3, {**MEASURED, "bbox/APl": -1.0})
     board.close()
     found = scalars(tmp_path / "tensorboard")
     assert ("losses/loss", 3, 1.5) in found
@@ -175,14 +175,14 @@ def test_a_picture_that_cannot_be_shown_costs_the_others_nothing(tmp_path, caplo
 def test_tensorboard_files_that_cannot_be_written_any_more_end_nothing(tmp_path, monkeypatch, caplog):
     """A full disk, for example: said once, and what was written before it stays."""
     board = TensorBoard(tmp_path, start=0)
-    board.measured(3, MEASURED)
+    board.write_scalars(3, MEASURED)
 
     def fail(*_):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(board._file, "write_event", fail)
     board.write(4, METRICS)
-    board.pictured(4, {"7": picture(60, 90)})
+    board.write_images(4, {"7": picture(60, 90)})
     board.close()
     assert caplog.messages == ["no more TensorBoard files are written: OSError: [Errno 28] No space left on device"]
 
@@ -241,7 +241,7 @@ def test_terminal_shows_a_display(tmp_path, monkeypatch, capsys):
         sink.write(6, METRICS)
         with sink.measuring():
             assert list(track("abc", 3, "images evaluated")) == list("abc")  # has a display of its own
-        sink.measured(6, MEASURED)
+        sink.write_scalars(6, MEASURED)
         sink.close()
     said = " ".join(capsys.readouterr().out.split())
     assert " 6/10" in said
@@ -257,7 +257,7 @@ def test_display_comes_back_below_what_was_said_meanwhile(capsys, monkeypatch):
     display.write(5, METRICS)
     with display.measuring():
         print("a table of eight lines")
-    display.measured(5, MEASURED)
+    display.write_scalars(5, MEASURED)
     display.close()
     _, _, after = capsys.readouterr().out.partition("a table of eight lines\n")
     before_the_bar, _, _ = after.partition("step")
