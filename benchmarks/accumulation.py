@@ -116,7 +116,7 @@ def measure(parts: int, loop: bool, rounds: int) -> dict[str, Any]:
 
 
 def make_state(shapes: TrainState) -> TrainState:
-    """Small random kernels, scales of one: quicker than compiling the networks' own initialisation."""
+    """Small random kernels, scales of one: quicker than compiling the networks' own initialization."""
     rng = np.random.default_rng(0)
 
     def value(path: Any, leaf: jax.ShapeDtypeStruct) -> np.ndarray:

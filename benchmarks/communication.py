@@ -32,7 +32,7 @@ NETWORKS = {
 WIDTHS = {"f32": 4, "bf16": 2, "i32": 4, "ui32": 4, "s32": 4, "u32": 4}  # bytes; names of StableHLO and of HLO
 
 IMAGE = 1.38e12  # operations of R50-FPN for a training image of 800x1088 (512 RoIs, 128 masks, stem and res2 frozen)
-UTILISATION = 0.3  # of the peak; a lower one makes the network look better
+UTILIZATION = 0.3  # of the peak; a lower one makes the network look better
 BACKWARD = 2 / 3  # of a step: what gradients can travel beside
 # Bandwidths: NVIDIA's data sheet (NVLink 900 GB/s, half of it each way; 989 TFLOP/s) and DGX H100's eight adapters of
 # 400 Gb/s; cloud.google.com/tpu/docs/v5e and /v5p (1600 and 4800 Gbit/s a chip over 4 and 6 links, both ways). Of a
@@ -137,7 +137,7 @@ def print_efficiency(size: int) -> None:
     print("|---|---|---|---|---|---|---|")
     for system in SYSTEMS:
         for images in (1, 2, 4):
-            alone = images * IMAGE / (system.peak * UTILISATION)
+            alone = images * IMAGE / (system.peak * UTILIZATION)
             gradients, small = reduction_time(system, size)
             exposed = max(0.0, gradients - BACKWARD * alone) + small
             cells = [alone * 1e3, (gradients + small) * 1e3]

@@ -65,12 +65,12 @@ def convert(image: Image.Image, annotations: list[dict[str, Any]]) -> dict[str, 
     boxes[:, 0::2].clamp_(min=0, max=width)
     boxes[:, 1::2].clamp_(min=0, max=height)
     classes = torch.tensor([a["category_id"] for a in instances], dtype=torch.int64)
-    masks = rasterise([a["segmentation"] for a in instances], height, width)
+    masks = rasterize([a["segmentation"] for a in instances], height, width)
     keep = (boxes[:, 3] > boxes[:, 1]) & (boxes[:, 2] > boxes[:, 0])
     return {"boxes": boxes[keep], "labels": classes[keep], "masks": masks[keep]}
 
 
-def rasterise(segmentations: list[list[list[float]]], height: int, width: int) -> torch.Tensor:
+def rasterize(segmentations: list[list[list[float]]], height: int, width: int) -> torch.Tensor:
     """`convert_coco_poly_to_mask`: (n, height, width), each instance over the whole picture."""
     masks = []
     for polygons in segmentations:
@@ -80,7 +80,7 @@ def rasterise(segmentations: list[list[list[float]]], height: int, width: int) -
 
 
 class Collate:
-    """The reference's tuples, and then the beginning of the model: resized, normalised and padded to one shape."""
+    """The reference's tuples, and then the beginning of the model: resized, normalized and padded to one shape."""
 
     def __init__(self, scaled: bool):
         mean, std = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]

@@ -22,7 +22,7 @@ STAGES: dict[str, list[tuple[Any, str]]] = {
     "reading records": [(records.RecordReader, "__getitem__")],
     "parsing annotations": [(json, "loads"), (loader, "make_sample")],
     "decoding": [(image_files, "decode")],
-    "colour conversion": [(cv2, "cvtColor")],
+    "color conversion": [(cv2, "cvtColor")],
     "flipping": [(cv2, "flip")],
     "resizing": [(geometry, "resample")],
     "mask crops": [(sample, "crop_masks")],

@@ -1,10 +1,10 @@
-"""Mask targets resampled from crops, against polygons rasterised where the RoI lies.
+"""Mask targets resampled from crops, against polygons rasterized where the RoI lies.
 
     python benchmarks/mask_crops.py FOLDER [--annotations=annotations.json] [--crops=112] [--size=28]
 
 Every RoI is the box of an instance with each corner moved by up to a tenth of its width and height. The reference is
-the instance's polygons, scaled and rasterised by pycocotools inside this RoI at the size of the mask head's output.
-What is compared with it is the training step's `targets.mask_targets`, from the crop that a batch carries. "Rasteriser"
+the instance's polygons, scaled and rasterized by pycocotools inside this RoI at the size of the mask head's output.
+What is compared with it is the training step's `targets.mask_targets`, from the crop that a batch carries. "Rasterizer"
 is what pycocotools and the area disagree on, which no crop can mend: the reference against the same polygons drawn on
 a grid 16 times finer, where a cell counts when it is covered by half or more.
 """
@@ -46,7 +46,7 @@ def compare(path: Path, *, crops: int = 112, size: int = 28, seed: int = 0) -> C
 
 def lines(compared: Compared) -> Iterator[str]:
     """A table in Markdown: the IoUs of all instances and of those of each size."""
-    yield "| area of the instance | RoIs | mean IoU | 5th percentile | least | rasteriser: mean | its 5th percentile |"
+    yield "| area of the instance | RoIs | mean IoU | 5th percentile | least | rasterizer: mean | its 5th percentile |"
     yield "|---|---|---|---|---|---|---|"
     edges = {"all": (0, np.inf), "below 16^2": (0, 16**2), "16^2 to 32^2": (16**2, 32**2)}
     edges |= {"32^2 to 96^2": (32**2, 96**2), "above 96^2": (96**2, np.inf)}

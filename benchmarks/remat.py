@@ -1,8 +1,8 @@
 """Memory and time of a training step with and without `train.remat`: `python -m benchmarks.remat`.
 
-Each case is a process of its own, so that its peak is its own: R50-FPN (or another of MODELS) of Detectron2's flavour,
+Each case is a process of its own, so that its peak is its own: R50-FPN (or another of MODELS) of Detectron2's flavor,
 a batch in one bucket, one device. "Temporary" is what XLA's plan of the compiled program asks for beside arguments and
-results; "resident" is the largest resident size of the process in a step, which adds weights, gradients, optimiser
+results; "resident" is the largest resident size of the process in a step, which adds weights, gradients, optimizer
 state, the compiled program and Python. It is Linux's own count (VmHWM, set back before each step).
 
 XLA:CPU removes the barriers before the second computation and then shares it with the first, so there `train.remat`
@@ -111,7 +111,7 @@ def resident_peak() -> int:
 
 
 def make_variables(model: MaskRCNN) -> Any:
-    """Small random kernels, and norms that do nothing yet: quicker than compiling the networks' own initialisation."""
+    """Small random kernels, and norms that do nothing yet: quicker than compiling the networks' own initialization."""
     rng = np.random.default_rng(0)
 
     def value(path: Any, leaf: jax.ShapeDtypeStruct) -> np.ndarray:

@@ -46,7 +46,7 @@ def compiled(function: Callable[..., Any], *arguments: Any, **options: Any) -> t
     lowered = jax.jit(function, **options).lower(*arguments)
     program = lowered.compile()
     seconds = time.perf_counter() - start
-    # Operations are counted before optimisation, which hides convolutions in calls of libraries; bytes after it.
+    # Operations are counted before optimization, which hides convolutions in calls of libraries; bytes after it.
     flop = (lowered.cost_analysis() or {}).get("flops", 0.0)
     moved = (program.cost_analysis() or {}).get("bytes accessed", 0.0)
     return program, {"compile": seconds, "flop": flop, "bytes": moved}

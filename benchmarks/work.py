@@ -102,8 +102,8 @@ def rois(case: Case, count: int) -> Array:
 def crowd(case: Case, groups: int) -> tuple[Array, Array, NDArray[np.int64]]:
     """`case.size` boxes (K, 4) that crowd around a hundred places, scores (K,), and groups (K,)."""
     rng = np.random.default_rng(5)
-    centres = rois(case, 100)[0][rng.integers(0, 100, case.size)]
-    boxes = centres + rng.normal(0, 0.1, centres.shape) * (centres[:, 2:] - centres[:, :2])[:, [0, 1, 0, 1]]
+    centers = rois(case, 100)[0][rng.integers(0, 100, case.size)]
+    boxes = centers + rng.normal(0, 0.1, centers.shape) * (centers[:, 2:] - centers[:, :2])[:, [0, 1, 0, 1]]
     return boxes.astype(np.float32), rng.random(case.size, dtype=np.float32), rng.integers(0, groups, case.size)
 
 
@@ -126,9 +126,9 @@ def anchors(case: Case) -> Array:
     levels = []
     for stride in STRIDES:
         y, x = np.mgrid[0 : case.height : stride, 0 : case.width : stride]
-        centre = np.repeat(np.stack([x, y], axis=-1).reshape(-1, 2), 3, axis=0)
-        half = 4 * stride * rng.uniform(0.7, 1.4, (len(centre), 2))
-        levels.append(np.concatenate([centre - half, centre + half], axis=-1))
+        center = np.repeat(np.stack([x, y], axis=-1).reshape(-1, 2), 3, axis=0)
+        half = 4 * stride * rng.uniform(0.7, 1.4, (len(center), 2))
+        levels.append(np.concatenate([center - half, center + half], axis=-1))
     return np.concatenate(levels).astype(np.float32)
 
 

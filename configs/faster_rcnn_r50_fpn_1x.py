@@ -1,4 +1,4 @@
-"""Faster R-CNN R50-FPN on COCO 2017, Detectron2's flavour and 1x schedule: Mask R-CNN without the mask head.
+"""Faster R-CNN R50-FPN on COCO 2017, Detectron2's flavor and 1x schedule: Mask R-CNN without the mask head.
 
 Published: box AP 37.9 (Detectron2's zoo, val2017; 8 V100, .210 s a step, 3.0 GB each).
 Training: batch 16, SGD .02, 90,000 steps, / 10 at 60,000 and 80,000; shorter side 640..800.

@@ -4,7 +4,7 @@ Published: box AP 52.0, mask AP 45.1, keypoint AP 64.7 (the paper, table 5, mini
 On test-dev keypoint AP 63.1 (table 4). The paper names 90,000 steps for it, and no hardware; settings here are
 Detectron2's.
 Training: batch 16, SGD .02, 90,000 steps, / 10 at 60,000 and 80,000; shorter side 640..800. Persons only, images with
-a labelled keypoint.
+a labeled keypoint.
 By us: not trained. The tests compare each of its heads with Detectron2's own runs, and take a step of it, small.
 Initial weights (`init`): MSRA's ImageNet R-50, in Detectron2's file or Detectron's (R-50.pkl).
 Command: `python train.py --config=configs/keypoint_mask_rcnn_r50_fpn.py --config.data.root=COCO --config.init=FILE

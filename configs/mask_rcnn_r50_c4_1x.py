@@ -1,4 +1,4 @@
-"""Mask R-CNN R50-C4 on COCO 2017: features of res4, res5 as the head. Detectron2's flavour and 1x schedule.
+"""Mask R-CNN R50-C4 on COCO 2017: features of res4, res5 as the head. Detectron2's flavor and 1x schedule.
 
 Published: box AP 36.8, mask AP 32.2 (Detectron2's zoo, val2017; 8 V100, .584 s a step, 5.2 GB each).
 The paper: mask AP 30.3 (table 2a, minival), with 64 RoIs an image and 300 proposals at test.

@@ -1,4 +1,4 @@
-"""Mask R-CNN R50-DC5 on COCO 2017: one map of stride 16 from a dilated res5. Detectron2's flavour, 1x.
+"""Mask R-CNN R50-DC5 on COCO 2017: one map of stride 16 from a dilated res5. Detectron2's flavor, 1x.
 
 Published: box AP 38.3, mask AP 34.2 (Detectron2's zoo, val2017; 8 V100, .471 s a step, 6.5 GB each).
 Training: batch 16, SGD .02, 90,000 steps, / 10 at 60,000 and 80,000; shorter side 640..800.

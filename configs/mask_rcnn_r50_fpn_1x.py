@@ -1,4 +1,4 @@
-"""Mask R-CNN R50-FPN on COCO 2017, Detectron2's flavour and 1x schedule.
+"""Mask R-CNN R50-FPN on COCO 2017, Detectron2's flavor and 1x schedule.
 
 Published: box AP 38.6, mask AP 35.2 (Detectron2's zoo, val2017; 8 V100, .261 s a step, 3.4 GB each).
 The paper: mask AP 33.6 (table 2a, minival).

@@ -1,4 +1,4 @@
-"""Mask R-CNN R50-FPN on COCO 2017, Detectron2's flavour and 3x schedule.
+"""Mask R-CNN R50-FPN on COCO 2017, Detectron2's flavor and 3x schedule.
 
 Published: box AP 41.0, mask AP 37.2 (Detectron2's zoo, val2017; 8 V100, .261 s a step, 3.4 GB each).
 Training: batch 16, SGD .02, 270,000 steps, / 10 at 210,000 and 250,000; shorter side 640..800.

@@ -1,4 +1,4 @@
-"""Mask R-CNN R50-FPN with group norm (Wu and He 2018) on COCO 2017, Detectron2's flavour and 3x schedule.
+"""Mask R-CNN R50-FPN with group norm (Wu and He 2018) on COCO 2017, Detectron2's flavor and 3x schedule.
 
 Published: box AP 42.6, mask AP 38.6 (Detectron2's zoo, val2017; 8 V100, .356 s a step, 7.3 GB each).
 The norm is in pyramid and heads, too, and the box head has four convolutions and one layer.

@@ -1,4 +1,4 @@
-"""Mask R-CNN R50-FPN with batch norm over all devices on COCO 2017, Detectron2's flavour and 3x schedule.
+"""Mask R-CNN R50-FPN with batch norm over all devices on COCO 2017, Detectron2's flavor and 3x schedule.
 
 Published: box AP 41.9, mask AP 37.8 (Detectron2's zoo, val2017; 8 V100, .371 s a step, 5.5 GB each).
 The norm is in pyramid and heads, too. Detectron2 recomputes the statistics of 200 batches at the end; this does not.

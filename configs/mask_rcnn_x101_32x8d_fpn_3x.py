@@ -1,4 +1,4 @@
-"""Mask R-CNN X101-32x8d-FPN on COCO 2017: a ResNeXt. Detectron2's flavour and 3x schedule.
+"""Mask R-CNN X101-32x8d-FPN on COCO 2017: a ResNeXt. Detectron2's flavor and 3x schedule.
 
 Published: box AP 44.3, mask AP 39.5 (Detectron2's zoo, val2017; 8 V100, .690 s a step, 7.2 GB each).
 Training: batch 16, SGD .02, 270,000 steps, / 10 at 210,000 and 250,000; shorter side 640..800.

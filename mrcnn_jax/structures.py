@@ -28,7 +28,7 @@ class GroundTruth(NamedTuple):
     classes: Array  # (N,) int32, 1..C (0 in the padding)
     masks: Array  # (N, Mh, Mw) uint8, 0 or 1; (N, 0, 0) when the data has no masks
     mask_windows: Array  # (N, 4) float32, the part of the image that each raster covers
-    keypoints: Array  # (N, K, 3) float32: x, y in pixels of the padded network image, visibility (0: not labelled)
+    keypoints: Array  # (N, K, 3) float32: x, y in pixels of the padded network image, visibility (0: not labeled)
     valid: Array  # (N,) bool
 
 

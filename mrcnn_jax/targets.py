@@ -30,7 +30,7 @@ class KeypointTargets(NamedTuple):
     """The right cell of each heat map of R RoIs; nothing is asked for where `valid` is False."""
 
     cell: jax.Array  # (R, K) int32, row * S + column, S the side of a heat map
-    valid: jax.Array  # (R, K) bool, a labelled keypoint that lies inside of a positive RoI
+    valid: jax.Array  # (R, K) bool, a labeled keypoint that lies inside of a positive RoI
 
 
 def rpn_targets(key: jax.Array, anchors: jax.Array, truth: GroundTruth, config: RPNConfig) -> RPNTargets:

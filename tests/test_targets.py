@@ -127,7 +127,7 @@ def test_box_targets_have_the_weights_of_the_head():
     truth = truth_of([[0, 0, 10, 10], [20, 20, 40, 40]])
     rois = SampledRoIs(np.float32([[20, 20, 30, 40]]), np.int32([1]), np.int32([1]), np.ones(1, bool))
     goals = jitted(box_targets, BoxHeadConfig(delta_weights=(10, 5, 2, 1)))(rois, truth)
-    # the centre moves half a width to the right, the width doubles
+    # the center moves half a width to the right, the width doubles
     np.testing.assert_allclose(goals, [[10 * 0.5, 0, 2 * np.log(2), 0]], rtol=1e-6)
 
 

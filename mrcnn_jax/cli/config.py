@@ -93,7 +93,7 @@ def network(model: ModelConfig) -> str:
 
 
 def training(config: Config) -> str:
-    """Such as "90k x 16, sgd 0.02, 60k 80k": steps, images in each, optimiser, where the rate falls."""
+    """Such as "90k x 16, sgd 0.02, 60k 80k": steps, images in each, optimizer, where the rate falls."""
     steps, optimizer = config.train.steps, config.optimizer
     return f"{_thousands(steps)} x {config.train.batch_size}, {optimizer.name} {optimizer.learning_rate:g}, " + (
         _milestones(optimizer)

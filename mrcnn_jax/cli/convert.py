@@ -20,7 +20,7 @@ _VALUES = (
 )
 _CATEGORIES = (
     'names, such as cat,dog for 1 and 2; or a file: .json as {"7": "cat"} or ["cat", "dog"], .txt with lines as'
-    " '7 cat' or 'cat'. A value may be a colour: {\"#ff0080\": \"cat\"}"
+    " '7 cat' or 'cat'. A value may be a color: {\"#ff0080\": \"cat\"}"
 )
 
 
@@ -51,7 +51,7 @@ def _parser() -> argparse.ArgumentParser:
         "--suffix", default="", help="what the names of masks have more than those of images: _mask"
     )
 
-    pascal = formats.add_parser("voc", help="PASCAL VOC, and the XML files of labelling tools")
+    pascal = formats.add_parser("voc", help="PASCAL VOC, and the XML files of labeling tools")
     pascal.add_argument("root", type=user_path, metavar="VOC2012", help="the folder with Annotations/ and JPEGImages/")
     pascal.add_argument("--split", default="", help="a list in ImageSets: train, val, trainval; else every image")
     pascal.add_argument("--boxes", action="store_true", help="leave masks alone, and take images without them too")
@@ -95,5 +95,5 @@ def _read(given: argparse.Namespace) -> Conversion:
 
 
 def _value(text: str) -> int:
-    """Of a pixel: a number, or a colour such as #ff0080."""
+    """Of a pixel: a number, or a color such as #ff0080."""
     return int(text[1:], 16) if text.startswith("#") else int(text)

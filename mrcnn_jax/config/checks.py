@@ -160,7 +160,7 @@ def _check_heads(model: ModelConfig) -> None:
     for name, head in {"box": model.box, "mask": model.mask}.items():
         if head is not None and head.norm != "none" and not head.conv_layers:
             raise ConfigError(
-                f"model.{name}.norm={head.norm}, but model.{name}.conv_layers=0: there is nothing to normalise. Set"
+                f"model.{name}.norm={head.norm}, but model.{name}.conv_layers=0: there is nothing to normalize. Set"
                 f" model.{name}.norm=none, or add layers"
             )
 

@@ -1,4 +1,4 @@
-"""What several recipes share: the peers' flavours and models by name, COCO's schedules, a small network for a CPU."""
+"""What several recipes share: the peers' flavors and models by name, COCO's schedules, a small network for a CPU."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def detectron2(
 def detectron2_normed(norm: Literal["gn", "sync_bn"]) -> ModelConfig:
     """Detectron2's R50-FPN with a norm that learns, in pyramid and heads too; the box head has four convolutions.
 
-    Its group-norm backbone has the stride in the 3 x 3 convolution; synchronised batch norm starts from MSRA's.
+    Its group-norm backbone has the stride in the 3 x 3 convolution; synchronized batch norm starts from MSRA's.
     """
     return dataclasses.replace(
         detectron2(dataclasses.replace(RESNET50, norm=norm, stride_in_1x1=norm == "sync_bn")),
@@ -85,7 +85,7 @@ def detectron2_normed(norm: Literal["gn", "sync_bn"]) -> ModelConfig:
 
 
 def with_keypoints(model: ModelConfig) -> ModelConfig:
-    """A model of Detectron2's flavour with its keypoint head, its milder box loss and its more proposals."""
+    """A model of Detectron2's flavor with its keypoint head, its milder box loss and its more proposals."""
     return dataclasses.replace(
         model,
         keypoint=KeypointHeadConfig(),
@@ -194,7 +194,7 @@ def _with_classes(model: ModelConfig, count: int) -> ModelConfig:
 def coco(name: str, model: ModelConfig, schedule: Literal["1x", "2x", "3x"]) -> Config:
     """Detectron2's training on COCO 2017: batches of 16, SGD .02, shorter side 640..800.
 
-    A model with keypoints trains on the persons, in images where at least one keypoint is labelled.
+    A model with keypoints trains on the persons, in images where at least one keypoint is labeled.
     """
     data = DataConfig(workers=4)
     if model.keypoint is not None:

@@ -292,9 +292,9 @@ def _keypoint_fault(points: Any, count: int) -> str | None:
 
 
 def _are_inside(points: list[float], height: int, width: int) -> bool:
-    """Whether the labelled keypoints are in the image, from the edge of its first pixel to that of its last."""
-    labelled = zip(points[0::3], points[1::3], points[2::3], strict=True)
-    return all(v <= 0 or (-0.5 <= x <= width - 0.5 and -0.5 <= y <= height - 0.5) for x, y, v in labelled)
+    """Whether the labeled keypoints are in the image, from the edge of its first pixel to that of its last."""
+    labeled = zip(points[0::3], points[1::3], points[2::3], strict=True)
+    return all(v <= 0 or (-0.5 <= x <= width - 0.5 and -0.5 <= y <= height - 0.5) for x, y, v in labeled)
 
 
 def _all_finite(numbers: list[Any]) -> bool:

@@ -146,7 +146,7 @@ def _check_values(path: Path, values: Sequence[value_range.Values], data: DataCo
 
 
 def _sums(tallies: Sequence[Sequence[records.InstanceCounts]], categories: Categories) -> np.ndarray:
-    """Instances, those with a segmentation, labelled keypoints, and crowds of each image: (n, 4) int32."""
+    """Instances, those with a segmentation, labeled keypoints, and crowds of each image: (n, 4) int32."""
     chosen = set(categories.ids)
     rows = [(i, *tally[1:]) for i, image in enumerate(tallies) for tally in image if tally.category_id in chosen]
     flat = np.array(rows, np.int32).reshape(-1, 5)
@@ -156,14 +156,14 @@ def _sums(tallies: Sequence[Sequence[records.InstanceCounts]], categories: Categ
 
 
 def _rows_to_use(path: Path, keypoints: np.ndarray, fewest: int) -> np.ndarray:
-    """Which images (m,) of n have at least `fewest` of the labelled `keypoints` (n,). Raises DataError for none."""
+    """Which images (m,) of n have at least `fewest` of the labeled `keypoints` (n,). Raises DataError for none."""
     rows = np.flatnonzero(keypoints >= fewest)
     if not len(rows):
         raise DataError(
-            f"{path}: no image has the data.min_keypoints={fewest} labelled keypoints that training asks for"
+            f"{path}: no image has the data.min_keypoints={fewest} labeled keypoints that training asks for"
         )
     if len(rows) < len(keypoints):
-        log.info("%s: %d of %d images have %d labelled keypoints or more", path, len(rows), len(keypoints), fewest)
+        log.info("%s: %d of %d images have %d labeled keypoints or more", path, len(rows), len(keypoints), fewest)
     return rows
 
 

@@ -1,7 +1,7 @@
 """Encoded image files: their pixels as a viewer shows them, and whether they are what the JSON says.
 
 JPEG files are decoded by OpenCV, which is the fastest, everything else by Pillow, which notices whatever is missing.
-Of JPEG files OpenCV fills up with grey what is missing: before, the end of the picture is looked for.
+Of JPEG files OpenCV fills up with gray what is missing: before, the end of the picture is looked for.
 
 Images of more than 8 bits become 8 bits by the rule of `value_range`.
 """
@@ -238,7 +238,7 @@ def _jpeg_orientation(content: bytes) -> int:
 
 
 def _decode_any(content: bytes) -> Stored:
-    """By Pillow, which knows every kind of colour. Raises anything."""
+    """By Pillow, which knows every kind of color. Raises anything."""
     with Image.open(io.BytesIO(content), formats=FORMATS) as image:
         image.load()
         turn = orientation(image)

@@ -1,6 +1,6 @@
 """The masks of the instances of one image: corners of polygons, or a bitmap of a part of the picture.
 
-They stay what they came as through any flip, crop and scale, so that nothing is lost on the way; rasterised they are at
+They stay what they came as through any flip, crop and scale, so that nothing is lost on the way; rasterized they are at
 the end, inside boxes or windows, never in the full frame.
 """
 
@@ -186,13 +186,13 @@ def pixel_windows(boxes: np.ndarray) -> np.ndarray:
 
 
 def _look_up(raster: Raster, box: np.ndarray, height: int, width: int) -> np.ndarray:
-    """Raster (height, width) of a bitmap inside `box`: its pixel under the centre of each cell, 0 outside of it."""
+    """Raster (height, width) of a bitmap inside `box`: its pixel under the center of each cell, 0 outside of it."""
     picked, inside = [], []
     for axis, cells in ((0, width), (1, height)):
-        centres = box[axis] + (np.arange(cells) + 0.5) / max(cells, 1) * (box[axis + 2] - box[axis])
+        centers = box[axis] + (np.arange(cells) + 0.5) / max(cells, 1) * (box[axis + 2] - box[axis])
         pixels = raster.bitmap.shape[1 - axis]
         low, high = raster.window[axis], raster.window[axis + 2]
-        index = np.floor((centres - low) * (pixels / (high - low))).astype(np.intp)
+        index = np.floor((centers - low) * (pixels / (high - low))).astype(np.intp)
         inside.append((index >= 0) & (index < pixels))
         picked.append(index)
     bitmap = raster.bitmap.take(picked[1], axis=0, mode="clip").take(picked[0], axis=1, mode="clip")

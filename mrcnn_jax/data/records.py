@@ -41,7 +41,7 @@ class InstanceCounts(NamedTuple):
     category_id: int
     instances: int
     segmented: int  # instances with a segmentation
-    keypoints: int  # labelled keypoints of all of them
+    keypoints: int  # labeled keypoints of all of them
     crowds: int
 
 
@@ -211,11 +211,11 @@ def _tally(annotations: Sequence[dict[str, Any]]) -> list[InstanceCounts]:
         if annotation.get("iscrowd"):
             tallies[category_id] = before._replace(crowds=before.crowds + 1)
             continue
-        labelled = sum(visibility > 0 for visibility in (annotation.get("keypoints") or ())[2::3])
+        labeled = sum(visibility > 0 for visibility in (annotation.get("keypoints") or ())[2::3])
         tallies[category_id] = before._replace(
             instances=before.instances + 1,
             segmented=before.segmented + bool(annotation.get("segmentation")),
-            keypoints=before.keypoints + labelled,
+            keypoints=before.keypoints + labeled,
         )
     return list(tallies.values())
 

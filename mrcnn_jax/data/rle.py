@@ -56,5 +56,5 @@ def _unpack(packed: bytes) -> np.ndarray:
     values = np.add.reduceat((groups & 31) << (5 * place), starts) if len(starts) else starts
     values -= np.where(groups[lasts] & 16, 1 << (5 * (lasts - starts + 1)), 0)
     values[1::2] = np.cumsum(values[1::2])  # from the fourth run on, each is stored as the difference to the run
-    values[2::2] = np.cumsum(values[2::2])  # of the same colour before it
+    values[2::2] = np.cumsum(values[2::2])  # of the same color before it
     return values

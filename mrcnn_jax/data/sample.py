@@ -1,7 +1,7 @@
 """One image with its instances, as the augmentations see it, and how it becomes ground truth of a batch.
 
 Coordinates are continuous pixels of the sample's own image (pixel i covers [i, i + 1]). Masks stay what they came as,
-corners of polygons or a bitmap of a part of the picture, through any flip, crop and scale: they are rasterised once,
+corners of polygons or a bitmap of a part of the picture, through any flip, crop and scale: they are rasterized once,
 at the end, inside their boxes.
 """
 
@@ -44,7 +44,7 @@ def make_sample(
     size: height and width of the original; `image` may have been decoded at 1 / `reduction` of it, rounded up. Boxes
     are clipped to the picture. COCO gives the pixel that a keypoint lies on, counted from 0, so that the middle of
     this pixel is where it is: 1/2 is added (as Detectron2 does; torchvision does not, and loses one pixel in mirrored
-    images), and `Prediction.to_coco` takes it away again. Keypoints outside the image count as not labelled.
+    images), and `Prediction.to_coco` takes it away again. Keypoints outside the image count as not labeled.
     """
     instances = [a for a in annotations if not a.get("iscrowd")]
     boxes = np.array([a["bbox"] for a in instances], np.float64).reshape(-1, 4)

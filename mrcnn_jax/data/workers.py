@@ -52,7 +52,7 @@ class Start:
 def pack(batch: Batch) -> Batch:
     """A batch as it travels: without masks for the slots that no image uses, which are a third of its bytes.
 
-    Every page of shared memory costs more than the copy: of an image's time, travelling takes half as much again.
+    Every page of shared memory costs more than the copy: of an image's time, traveling takes half as much again.
     """
     truth = batch.ground_truth
     used = int(np.asarray(truth.valid).sum(axis=1).max(initial=0))  # instances come first

@@ -89,12 +89,12 @@ def score(
         accumulate = lvis_metrics.accumulated if own else functools.partial(_accumulated, sigmas=sigmas)
         restricted = _restricted(truth, iou_type)
         evaluations[iou_type] = accumulate(restricted, counted, iou_type)
-        summarise = lvis_metrics.summarised if own else functools.partial(_summarised, iou_type=iou_type)
+        summarize = lvis_metrics.summarized if own else functools.partial(_summarized, iou_type=iou_type)
         with _silent() if quiet else contextlib.nullcontext():
             heading = f"\n{HEADINGS[iou_type]} ({iou_type}), {len(truth.imgs)} images, {len(counted)} detections"
             remarks = [left_out(truth, iou_type), whose if iou_type == "keypoints" else ""]
             print("\n".join(filter(None, [heading, *remarks])), flush=True)
-            numbers = summarise(evaluations[iou_type])
+            numbers = summarize(evaluations[iou_type])
         metrics.update({f"{iou_type}/{name}": value for name, value in numbers.items()})
         most = evaluations[iou_type].params.maxDets[-1]
         usable = with_field(known, iou_type)
@@ -111,7 +111,7 @@ def with_field(results: Sequence[dict[str, Any]], iou_type: str) -> list[dict[st
     return [record for record, value in values if value is not None and len(value)]
 
 
-def _summarised(evaluation: COCOeval, iou_type: str) -> dict[str, float]:
+def _summarized(evaluation: COCOeval, iou_type: str) -> dict[str, float]:
     """Print the table; its numbers by name."""
     evaluation.summarize()
     names = KEYPOINT_METRICS if iou_type == "keypoints" else METRICS
@@ -156,20 +156,20 @@ def ground_truth(
         "annotations": [],
         "unscored": 0,
     }
-    known, unlabelled = set(categories.ids), [0] * 3 * len(categories.pose.names)
+    known, unlabeled = set(categories.ids), [0] * 3 * len(categories.pose.names)
     for annotation in (annotation for image in content.images for annotation in image.annotations):
         if annotation["category_id"] in known:
             number = len(truth.dataset["annotations"]) + 1
-            keypoints = annotation.get("keypoints") or unlabelled
-            labelled = sum(visibility > 0 for visibility in keypoints[2::3])
-            ours = {"id": number, "keypoints": keypoints, "num_keypoints": labelled}
+            keypoints = annotation.get("keypoints") or unlabeled
+            labeled = sum(visibility > 0 for visibility in keypoints[2::3])
+            ours = {"id": number, "keypoints": keypoints, "num_keypoints": labeled}
             scored = {"iscrowd": 0, **annotation, **ours}
             scored["tables"] = _tables(scored)
             if scored["tables"]:
                 truth.dataset["annotations"].append(scored)
             else:
                 truth.dataset["unscored"] += not scored["iscrowd"]
-    _add_judgements(truth.dataset, content.lvis)
+    _add_judgments(truth.dataset, content.lvis)
     with _silent():
         truth.createIndex()
     for annotation in truth.dataset["annotations"]:
@@ -218,15 +218,15 @@ def _restricted(truth: COCO, iou_type: str) -> COCO:
     return part
 
 
-def _add_judgements(dataset: dict[str, Any], judgements: FederatedLabels | None) -> None:
+def _add_judgments(dataset: dict[str, Any], judgments: FederatedLabels | None) -> None:
     """Put what LVIS says of images and categories into their entries, where it put them."""
-    if judgements is None:
+    if judgments is None:
         return
     for image in dataset["images"]:
-        image["neg_category_ids"] = judgements.absent[image["id"]]
-        image["not_exhaustive_category_ids"] = judgements.partial[image["id"]]
+        image["neg_category_ids"] = judgments.absent[image["id"]]
+        image["not_exhaustive_category_ids"] = judgments.partial[image["id"]]
     for category in dataset["categories"]:
-        category["frequency"] = judgements.frequencies[category["id"]]
+        category["frequency"] = judgments.frequencies[category["id"]]
 
 
 def _extent(truth: COCO, annotation: dict[str, Any]) -> list[float]:
@@ -234,8 +234,8 @@ def _extent(truth: COCO, annotation: dict[str, Any]) -> list[float]:
     if annotation.get("segmentation"):
         return [float(number) for number in coco_mask.toBbox(truth.annToRLE(annotation))]
     points = np.array(annotation["keypoints"], float).reshape(-1, 3)
-    labelled = points[points[:, 2] > 0, :2]
-    return [*labelled.min(axis=0).tolist(), *np.ptp(labelled, axis=0).tolist()]
+    labeled = points[points[:, 2] > 0, :2]
+    return [*labeled.min(axis=0).tolist(), *np.ptp(labeled, axis=0).tolist()]
 
 
 def _check_results(truth: COCO, results: Sequence[dict[str, Any]], iou_types: Sequence[str]) -> None:

@@ -17,7 +17,7 @@ _SIDE = 112  # of the rasters that stand for masks: the default of those that ar
 def read(dataset: Dataset, index: int, model: ModelConfig) -> tuple[NDArray[np.uint8], Prediction]:
     """Image `index`, uint8 RGB (height, width, 3), and its instances, no crowds, as if `model` were sure of them.
 
-    Scores are 1, of keypoints too; those of keypoints that are not labelled are 0. Masks are rasters inside their
+    Scores are 1, of keypoints too; those of keypoints that are not labeled are 0. Masks are rasters inside their
     boxes, as the training sees them. The data's categories must be among the model's.
     """
     content, annotations = dataset.record(index)

@@ -78,7 +78,7 @@ def accumulated(truth: COCO, results: Sequence[dict[str, Any]], iou_type: str) -
     return evaluation
 
 
-def summarised(evaluation: Any) -> dict[str, float]:
+def summarized(evaluation: Any) -> dict[str, float]:
     """Print the table; its numbers by the names of LVIS_METRICS."""
     evaluation.print_function = print
     evaluation.summarize()

@@ -29,7 +29,7 @@ UNRECORDED = profiling.StepProfiler()
 class Images(NamedTuple):
     """A `Batch` without ground truth."""
 
-    images: Any  # (B, H, W, 3), resized and padded: uint8 RGB, or what `models.rcnn.detect` takes as normalised
+    images: Any  # (B, H, W, 3), resized and padded: uint8 RGB, or what `models.rcnn.detect` takes as normalized
     image_sizes: Any  # (B, 2) int32
     indices: Any  # (B,) int32
     valid: Any  # (B,) bool

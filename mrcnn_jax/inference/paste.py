@@ -32,7 +32,7 @@ def paste_soft(
 ) -> Region:
     """Probabilities of one mask (S, S) over its box (4,) in an image of (height, width).
 
-    "detectron2" samples the mask at pixel centres (layers/mask_ops.py, the CPU path); "torchvision" stretches it, with
+    "detectron2" samples the mask at pixel centers (layers/mask_ops.py, the CPU path); "torchvision" stretches it, with
     a border of zeros, over the box in whole pixels (roi_heads.py, `paste_masks_in_image`, padding 1). What lies outside
     the image is cut off. The region may be empty.
     """
@@ -94,26 +94,26 @@ def _runs(region: Region, height: int) -> tuple[NDArray[np.int64], NDArray[np.in
 
 
 def _sampled(low: np.float32, high: np.float32, size: int, limit: int) -> tuple[int, NDArray[Any]]:
-    """First pixel of one axis, and the position of every pixel on the mask: its pixel k (0..S-1) has its centre at k.
+    """First pixel of one axis, and the position of every pixel on the mask: its pixel k (0..S-1) has its center at k.
 
-    The arithmetic goes through the normalised coordinates of `grid_sample` in the same order as there, so that it
+    The arithmetic goes through the normalized coordinates of `grid_sample` in the same order as there, so that it
     rounds alike. A box without extent gets no pixels.
     """
     start = max(int(np.floor(low)) - 1, 0)
     if not high > low:
         return start, np.zeros(0, dtype=np.float32)
     stop = min(int(np.ceil(high)) + 1, limit)
-    centres = np.arange(start, stop, dtype=np.float32) + np.float32(0.5)
+    centers = np.arange(start, stop, dtype=np.float32) + np.float32(0.5)
     with np.errstate(over="ignore"):  # a box far thinner than a pixel: its samples are infinitely far away
-        normalised = (centres - low) / (high - low) * 2 - 1
-    return start, ((normalised + 1) * size - 1) / 2
+        normalized = (centers - low) / (high - low) * 2 - 1
+    return start, ((normalized + 1) * size - 1) / 2
 
 
 def _stretched(low: np.float32, high: np.float32, size: int, limit: int) -> tuple[int, NDArray[Any]]:
     """As `_sampled`, for a mask with a border of one zero stretched over a box in whole pixels."""
-    centre = (high + low) * np.float32(0.5)
+    center = (high + low) * np.float32(0.5)
     half = (high - low) * np.float32(0.5) * np.float32((size + 2) / size)
-    first, last = int(centre - half), int(centre + half)  # truncated towards zero, as torch's int64
+    first, last = int(center - half), int(center + half)  # truncated towards zero, as torch's int64
     length = max(last - first + 1, 1)
     start, stop = max(first, 0), min(last + 1, limit)
     pixels = np.arange(start - first, max(stop, start) - first, dtype=np.float32)

@@ -1,6 +1,6 @@
-"""An image as the peers hand it to their networks: resized, padded and, for torchvision, normalised on the host.
+"""An image as the peers hand it to their networks: resized, padded and, for torchvision, normalized on the host.
 
-The two differ in the rounding of the size, in the order of resizing and normalising, and in the filter: torchvision
+The two differ in the rounding of the size, in the order of resizing and normalizing, and in the filter: torchvision
 interpolates floats between the two nearest pixels; Detectron2 asks Pillow, which averages over the pixels that an
 output pixel covers and rounds to 8 bits. Sources: torchvision 0.29, models/detection/transform.py; Detectron2,
 data/transforms/augmentation_impl.py (`ResizeShortestEdge`), data/transforms/transform.py, structures/image_list.py.
@@ -50,7 +50,7 @@ def torchvision_input(
     std: Sequence[float],
     channel_order: Literal["rgb", "bgr"] = "rgb",
 ) -> NetworkInput:
-    """(h, w, 3) uint8 RGB -> (H, W, 3) float32 in `channel_order`: normalised, then resized, then padded with zeros.
+    """(h, w, 3) uint8 RGB -> (H, W, 3) float32 in `channel_order`: normalized, then resized, then padded with zeros.
 
     mean, std: on the scale 0..255, in `channel_order`. H and W are multiples of 32.
     """
@@ -90,8 +90,8 @@ def resize_bilinear(image: NDArray[np.float32], size: Size) -> NDArray[np.float3
 
 def _taps(old: int, new: int) -> tuple[NDArray[np.intp], NDArray[np.intp], NDArray[np.float32]]:
     """For each of `new` output pixels along an axis: the two source pixels and the weight of the second."""
-    centres = np.arange(new, dtype=np.float32) + np.float32(0.5)
-    position = (np.float32(old) / np.float32(new) * centres - np.float32(0.5)).clip(0)
+    centers = np.arange(new, dtype=np.float32) + np.float32(0.5)
+    position = (np.float32(old) / np.float32(new) * centers - np.float32(0.5)).clip(0)
     low = np.minimum(position.astype(np.intp), old - 1)
     return low, np.minimum(low + 1, old - 1), position - low.astype(np.float32)
 

@@ -46,7 +46,7 @@ BLOCKS = (
 
 
 class EfficientNetLite(nn.Module):
-    """(B, H, W, 3) normalised images -> (C2, C3, C4, C5), at strides 4, 8, 16 and 32; H and W divisible by 32.
+    """(B, H, W, 3) normalized images -> (C2, C3, C4, C5), at strides 4, 8, 16 and 32; H and W divisible by 32.
 
     Frozen stages are those of a residual network: 1 is the stem, 2 also the blocks up to C2, 3 those up to C3, and so
     on. They end in a `stop_gradient`, so they cost no backward pass, and their batch norms keep their statistics.

@@ -1,4 +1,4 @@
-"""Convolutions, fully connected layers and initialisers that the networks are made of."""
+"""Convolutions, fully connected layers and initializers that the networks are made of."""
 
 from __future__ import annotations
 

@@ -108,14 +108,14 @@ class MaskRCNN(nn.Module):
     def features(
         self, images: jax.Array, image_sizes: jax.Array, valid: jax.Array | None = None, *, train: bool = False
     ) -> tuple[jax.Array, ...]:
-        """Normalise the images, zero their padding, and compute the features in the compute dtype."""
+        """Normalize the images, zero their padding, and compute the features in the compute dtype."""
         x = normalize(self.config, images, image_sizes)
         return self.feature_maps(x, valid, train=train)
 
     def feature_maps(
         self, x: jax.Array, valid: jax.Array | None = None, *, train: bool = False
     ) -> tuple[jax.Array, ...]:
-        """Normalised images (B, H, W, 3) -> the features that RPN and heads look at."""
+        """Normalized images (B, H, W, 3) -> the features that RPN and heads look at."""
         divisor = size_divisibility(self.config)
         if x.shape[1] % divisor or x.shape[2] % divisor:
             raise ValueError(f"images must be padded to multiples of {divisor}, got {x.shape[1]}x{x.shape[2]}")
@@ -148,7 +148,7 @@ class MaskRCNN(nn.Module):
         return self.keypoint_head(x)
 
     def __call__(self, images: jax.Array, image_sizes: jax.Array) -> None:
-        """Touch every parameter once; for initialisation only."""
+        """Touch every parameter once; for initialization only."""
         features = self.features(images, image_sizes)
         self.rpn(features)
         config, channels = self.config, features[0].shape[-1]
@@ -212,7 +212,7 @@ def size_divisibility(config: ModelConfig) -> int:
 
 @jax.named_scope("normalize")
 def normalize(config: ModelConfig, images: jax.Array, image_sizes: jax.Array) -> jax.Array:
-    """(B, H, W, 3) uint8 RGB -> float32, normalised in the model's channel order, zero in the padding."""
+    """(B, H, W, 3) uint8 RGB -> float32, normalized in the model's channel order, zero in the padding."""
 
     def one(image: jax.Array, size: jax.Array) -> jax.Array:
         return image_ops.normalize(
@@ -311,7 +311,7 @@ def detect_boxes(
 ) -> tuple[tuple[jax.Array, ...], Detections]:
     """The features of a batch, and its detections without masks (B, D, 0, 0) and keypoints (B, D, 0, 3).
 
-    images: (B, H, W, 3), uint8 RGB; or float32 that is normalised and padded with zeros already, in the model's channel
+    images: (B, H, W, 3), uint8 RGB; or float32 that is normalized and padded with zeros already, in the model's channel
     order. image_sizes: (B, 2).
     """
     config = model.config

@@ -1,4 +1,4 @@
-"""Normalisation layers: frozen batch norm, batch norm on one or all devices, group norm."""
+"""Normalization layers: frozen batch norm, batch norm on one or all devices, group norm."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def make_norm(kind: HeadNormName | NormName, eps: float = 1e-5, axis_name: str |
 
 
 class Norm(nn.Module):
-    """A normalisation layer by name.
+    """A normalization layer by name.
 
     `frozen_bn`: batch norm whose statistics and affine constants never change (collection `frozen`, not `params`);
     `bn`: batch norm over the batch of this device when `train`, else with running statistics; `sync_bn`: the same over

@@ -22,7 +22,7 @@ _BASIC = ("resnet18", "resnet34")
 
 
 class ResNet(nn.Module):
-    """(B, H, W, 3) normalised images -> (C2, C3, ...), at strides 4, 8, 16 and 32.
+    """(B, H, W, 3) normalized images -> (C2, C3, ...), at strides 4, 8, 16 and 32.
 
     `stages` of them, from res2 on. `res5_dilation` of 2 leaves res5 at stride 16 and spreads its kernels instead.
     Frozen stages end in a `stop_gradient`, so they cost no backward pass, and their batch norms keep their statistics.

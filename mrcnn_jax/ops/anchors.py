@@ -15,7 +15,7 @@ Stride = Literal["nominal", "image_over_grid"]
 
 
 def cell_anchors(sizes: Sequence[float], aspect_ratios: Sequence[float], *, rounded: bool, order: Order) -> np.ndarray:
-    """Anchors (A, 4) float32 of one cell, centred at 0, for every size (side of the square) and ratio h / w.
+    """Anchors (A, 4) float32 of one cell, centerd at 0, for every size (side of the square) and ratio h / w.
 
     `rounded` puts the corners on integers. `order`: which of size and ratio changes slowest. Detectron2 is
     ("size_major", not rounded), torchvision ("ratio_major", rounded).
@@ -46,14 +46,14 @@ def grid_anchors(
 
     image_shape: (H, W) of the padded image. grid_shapes: (h, w) of each level. `stride`: "nominal" takes `strides`;
     "image_over_grid" divides the image by the grid in integers, as torchvision does (128 x 160 over 2 x 3: 64, 53).
-    offset: place of the first centre, in strides.
+    offset: place of the first center, in strides.
     """
     levels = []
     for level, ((rows, columns), level_sizes) in enumerate(zip(grid_shapes, sizes, strict=True)):
         steps = (strides[level],) * 2 if stride == "nominal" else (image_shape[0] // rows, image_shape[1] // columns)
         y = ((np.arange(rows) + offset) * steps[0]).astype(np.float32)
         x = ((np.arange(columns) + offset) * steps[1]).astype(np.float32)
-        centres = np.stack(np.broadcast_arrays(x[None, :], y[:, None]), axis=-1)
+        centers = np.stack(np.broadcast_arrays(x[None, :], y[:, None]), axis=-1)
         cell = cell_anchors(level_sizes, aspect_ratios, rounded=rounded, order=order)
-        levels.append((np.tile(centres, 2)[:, :, None] + cell).reshape(-1, 4))
+        levels.append((np.tile(centers, 2)[:, :, None] + cell).reshape(-1, 4))
     return np.concatenate(levels)

@@ -62,8 +62,8 @@ def encode(boxes: jax.Array, anchors: jax.Array, *, weights: tuple[float, float,
 
     `weights` multiply the four deltas. Always finite for finite boxes: see MIN_SIDE.
     """
-    x, y, w, h = _centre_and_size(boxes)
-    ax, ay, aw, ah = _centre_and_size(anchors)
+    x, y, w, h = _center_and_size(boxes)
+    ax, ay, aw, ah = _center_and_size(anchors)
     w, h, aw, ah = (jnp.maximum(side, MIN_SIDE) for side in (w, h, aw, ah))
     deltas = ((x - ax) / aw, (y - ay) / ah, jnp.log(w / aw), jnp.log(h / ah))
     return jnp.stack([weight * delta for weight, delta in zip(weights, deltas, strict=True)], axis=-1)
@@ -80,14 +80,14 @@ def decode(
 
     dw and dh are cut at `clamp` from above, so that the exponential cannot overflow.
     """
-    x, y, w, h = _centre_and_size(anchors)
+    x, y, w, h = _center_and_size(anchors)
     dx, dy, dw, dh = (deltas[..., i] / weight for i, weight in enumerate(weights))
     x, y = dx * w + x, dy * h + y
     w, h = jnp.exp(jnp.minimum(dw, clamp)) * w, jnp.exp(jnp.minimum(dh, clamp)) * h
     return jnp.stack([x - 0.5 * w, y - 0.5 * h, x + 0.5 * w, y + 0.5 * h], axis=-1)
 
 
-def _centre_and_size(boxes: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
+def _center_and_size(boxes: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
     w, h = boxes[..., 2] - boxes[..., 0], boxes[..., 3] - boxes[..., 1]
     return boxes[..., 0] + 0.5 * w, boxes[..., 1] + 0.5 * h, w, h
 

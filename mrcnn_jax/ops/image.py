@@ -1,4 +1,4 @@
-"""Pixels: normalisation on the device, and resizing with torch's conventions."""
+"""Pixels: normalization on the device, and resizing with torch's conventions."""
 
 from __future__ import annotations
 

@@ -24,12 +24,12 @@ def heatmap_targets(keypoints: jax.Array, rois: jax.Array, *, size: int) -> tupl
     """The cell of its RoI's heat map that each keypoint falls into; one on the far edge belongs to the last cell.
 
     Args:
-        keypoints: (R, K, 3) float32, the keypoints of each RoI's instance: x, y, visibility (0: not labelled).
+        keypoints: (R, K, 3) float32, the keypoints of each RoI's instance: x, y, visibility (0: not labeled).
         rois: (R, 4) float32. One without area holds only what lies exactly on its far corner.
         size: side S of a heat map.
 
     Returns:
-        index (R, K) int32, row * S + column, 0 where not valid; and valid (R, K) bool: labelled and inside.
+        index (R, K) int32, row * S + column, 0 where not valid; and valid (R, K) bool: labeled and inside.
     """
     points, low, high = keypoints[..., :2], rois[:, None, :2], rois[:, None, 2:]
     cells = jnp.floor((points - low) * (size / (high - low)))

@@ -79,7 +79,7 @@ def paste(
         masks: (D, S, S) float probabilities inside the box.
         boxes: (D, 4) float32 in pixels of the image. A box without area pastes nothing.
         image_shape: static height and width.
-        rule: "detectron2" samples the mask at the pixels' centres; "torchvision" truncates the box to whole pixels,
+        rule: "detectron2" samples the mask at the pixels' centers; "torchvision" truncates the box to whole pixels,
             takes one more in each direction, and resizes the mask (with a border of one) to it.
 
     Returns:
@@ -93,10 +93,10 @@ def paste(
 
 
 def _weights_detectron2(low: jax.Array, high: jax.Array, side: int, extent: int) -> jax.Array:
-    """Bilinear weights (D, extent, side) of mask cells at pixel centres; outside of the mask there is zero."""
+    """Bilinear weights (D, extent, side) of mask cells at pixel centers; outside of the mask there is zero."""
     size = (high - low)[:, None]
-    centres = jnp.arange(extent, dtype=jnp.float32)[None, :] + 0.5 - low[:, None]
-    position = centres / jnp.where(size > 0, size, 1.0) * side - 0.5
+    centers = jnp.arange(extent, dtype=jnp.float32)[None, :] + 0.5 - low[:, None]
+    position = centers / jnp.where(size > 0, size, 1.0) * side - 0.5
     weights = _hat(position[:, :, None] - jnp.arange(side, dtype=jnp.float32)[None, None, :])
     return jnp.where(size[:, :, None] > 0, weights, 0.0)
 
@@ -104,9 +104,9 @@ def _weights_detectron2(low: jax.Array, high: jax.Array, side: int, extent: int)
 def _weights_torchvision(low: jax.Array, high: jax.Array, side: int, extent: int) -> jax.Array:
     """The same by torchvision's rule: grow box and mask by a border, truncate, resize, cut to the image."""
     padded = side + 2
-    half, centre = (high - low) * 0.5 * (padded / side), (high + low) * 0.5
-    begin = jnp.trunc(centre - half)[:, None]
-    count = jnp.maximum(jnp.trunc(centre + half)[:, None] - begin + 1.0, 1.0)
+    half, center = (high - low) * 0.5 * (padded / side), (high + low) * 0.5
+    begin = jnp.trunc(center - half)[:, None]
+    count = jnp.maximum(jnp.trunc(center + half)[:, None] - begin + 1.0, 1.0)
     offset = jnp.arange(extent, dtype=jnp.float32)[None, :] - begin
     position = jnp.maximum((offset + 0.5) * (padded / count) - 0.5, 0.0)
     # The border is zero, so only the cells inside (1..side of the padded mask) carry weight.

@@ -1,4 +1,4 @@
-"""Learning-rate schedules and optimisers, with torch's arithmetic: decay, then momentum, then the learning rate."""
+"""Learning-rate schedules and optimizers, with torch's arithmetic: decay, then momentum, then the learning rate."""
 
 from __future__ import annotations
 

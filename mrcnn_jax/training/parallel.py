@@ -1,4 +1,4 @@
-"""Data parallelism: the only file that knows `pmap`.
+"""Data parallelizm: the only file that knows `pmap`.
 
 The state is not replicated by hand: it enters with `in_axes=None` and leaves with `out_axes=None`, one logical value
 that every device holds. It must enter as NumPy or replicated arrays, because it is donated.
@@ -91,7 +91,7 @@ def use_cpu_cores(batch_size: int, *, parts: int = 1) -> None:
 
     Call it before JAX starts its backends.
 
-    XLA:CPU leaves cores idle in much of a step, data parallelism does not: a step of the quickstart on two cores takes
+    XLA:CPU leaves cores idle in much of a step, data parallelizm does not: a step of the quickstart on two cores takes
     0.69 s with two devices, 0.89 s with one. $JAX_NUM_CPU_DEVICES, or a count in $XLA_FLAGS, comes first. Accelerators
     are not affected.
     """

@@ -46,7 +46,7 @@ def whole_step(saved: FailureFile) -> Outcome:
     config, failure = saved.config, saved.failure
     parts = config.train.accumulate
     batch = failure.batch
-    if _synchronised(config.model):
+    if _synchronized(config.model):
         # Their statistics are of the k-th parts of all devices: these come together.
         order = np.arange(len(batch.valid)).reshape(failure.devices, parts, -1).swapaxes(0, 1).ravel()
         batch = jax.tree.map(lambda array: array[order], batch)
@@ -91,7 +91,7 @@ def _outcome(outcome: Outcome) -> Outcome:
     return {name: value.item() for name, value in metrics.items()}, gradients
 
 
-def _synchronised(model: ModelConfig) -> bool:
+def _synchronized(model: ModelConfig) -> bool:
     """Whether any norm takes its statistics from all devices."""
     parts = (model.backbone, model.fpn, model.box, model.mask)
     return any(part is not None and part.norm == "sync_bn" for part in parts)

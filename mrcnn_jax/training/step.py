@@ -58,7 +58,7 @@ def make_train_step(
     Loss sums and counts are summed over devices and divided once, so images with few positives weigh as they should.
     A step whose loss or gradient is not finite changes nothing but its counter, see `_guard`.
     """
-    # The name tells synchronised batch norm where to find the other devices.
+    # The name tells synchronized batch norm where to find the other devices.
     gradients = make_gradients(model.clone(axis_name=axis_name, remat=config.train.remat), config, axis_name)
     train = config.train
 

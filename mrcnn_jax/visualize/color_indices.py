@@ -1,4 +1,4 @@
-"""Colours that stay with their instances from picture to picture."""
+"""Colors that stay with their instances from picture to picture."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _SAME = 0.3  # IoU of boxes in consecutive pictures from which they are one inst
 
 
 class ColorIndices:
-    """Numbers of colours for the instances of one picture after the other: frames of a film, or truth and prediction.
+    """Numbers of colors for the instances of one picture after the other: frames of a film, or truth and prediction.
 
     An instance takes the number of the box of its class in the picture before that it overlaps most, the better score
     first; a new one takes the least number that neither picture uses. This is for the eye; it is no tracker.

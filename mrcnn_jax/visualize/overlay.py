@@ -25,12 +25,12 @@ def draw(
     prediction: Prediction,
     *,
     threshold: float = 0.5,
-    colours: Sequence[int] | None = None,
+    colors: Sequence[int] | None = None,
     scores: bool = True,
 ) -> NDArray[np.uint8]:
     """Masks, boxes, skeletons, names and, unless `scores` is False, scores of the instances from `threshold` on.
 
-    Each instance has one colour: `colours` are their numbers in supervision's palette, which starts again at its end;
+    Each instance has one color: `colors` are their numbers in supervision's palette, which starts again at its end;
     by default 0, 1, ... Keypoints that score less than a fixed value of their kind are left out.
     image: (height, width, 3) uint8 RGB, the one that was predicted on. Returns a new picture, uint8 RGB; one whose
     longer side is below 512 pixels is enlarged by a whole factor, since the text would cover it otherwise.
@@ -40,7 +40,7 @@ def draw(
         raise ValueError(f"the prediction is for {prediction.image_size} pixels, the image has {image.shape[:2]}")
     strong = np.flatnonzero(prediction.scores >= threshold)
     shown = prediction[strong]
-    numbers = list(range(len(shown))) if colours is None else [colours[i] for i in strong.tolist()]
+    numbers = list(range(len(shown))) if colors is None else [colors[i] for i in strong.tolist()]
     factor = max(1, -(-_READABLE // max(image.shape[:2])))
     enlarged = dataclasses.replace(
         shown,
@@ -62,13 +62,13 @@ def compare(
 ) -> NDArray[np.uint8]:
     """Two pictures side by side: what is there, as `evaluation.truth` reads it, and what was found there.
 
-    What scores at least `threshold` has the colour of the true instance of its class that it overlaps most, if any; the
-    rest has colours that the left side lacks. Returns uint8 RGB; each side is as `draw` makes it, plus a title.
+    What scores at least `threshold` has the color of the true instance of its class that it overlaps most, if any; the
+    rest has colors that the left side lacks. Returns uint8 RGB; each side is as `draw` makes it, plus a title.
     """
     found = found[found.scores >= threshold]
-    colours = ColorIndices()
-    left = draw(image, truth, threshold=0, colours=colours.of(truth), scores=False)
-    right = draw(image, found, threshold=0, colours=colours.of(found))
+    colors = ColorIndices()
+    left = draw(image, truth, threshold=0, colors=colors.of(truth), scores=False)
+    right = draw(image, found, threshold=0, colors=colors.of(found))
     sides = [_titled(left, "ground truth"), _titled(right, f"found, score {threshold:g} or more")]
     gap = np.full((len(sides[0]), max(4, left.shape[1] // 100), 3), 255, np.uint8)
     return np.concatenate([sides[0], gap, sides[1]], axis=1)
@@ -85,12 +85,12 @@ def _titled(picture: NDArray[np.uint8], title: str) -> NDArray[np.uint8]:
     return np.concatenate([strip, picture])
 
 
-def _detections(boxes: Any, colours: Sequence[int], mask: Any = None) -> sv.Detections:
-    """supervision's record of some instances, whose colours it takes from the class."""
-    return sv.Detections(xyxy=np.asarray(boxes, dtype=np.float32), mask=mask, class_id=np.asarray(colours, dtype=int))
+def _detections(boxes: Any, colors: Sequence[int], mask: Any = None) -> sv.Detections:
+    """supervision's record of some instances, whose colors it takes from the class."""
+    return sv.Detections(xyxy=np.asarray(boxes, dtype=np.float32), mask=mask, class_id=np.asarray(colors, dtype=int))
 
 
-def _paint_masks(canvas: NDArray[np.uint8], prediction: Prediction, colours: Sequence[int]) -> None:
+def _paint_masks(canvas: NDArray[np.uint8], prediction: Prediction, colors: Sequence[int]) -> None:
     """Large masks first, each on its own part of the picture only."""
     annotator = sv.MaskAnnotator(opacity=0.45)
     regions = prediction.regions()
@@ -99,19 +99,17 @@ def _paint_masks(canvas: NDArray[np.uint8], prediction: Prediction, colours: Seq
         if pixels.any():
             part = canvas[top : top + pixels.shape[0], left : left + pixels.shape[1]]
             box = [[0, 0, pixels.shape[1], pixels.shape[0]]]
-            part[:] = annotator.annotate(
-                part.copy(), _detections(box, [colours[i]], np.ascontiguousarray(pixels)[None])
-            )
+            part[:] = annotator.annotate(part.copy(), _detections(box, [colors[i]], np.ascontiguousarray(pixels)[None]))
 
 
-def _paint_boxes(canvas: NDArray[np.uint8], prediction: Prediction, colours: Sequence[int]) -> None:
+def _paint_boxes(canvas: NDArray[np.uint8], prediction: Prediction, colors: Sequence[int]) -> None:
     last_pixel = np.array([canvas.shape[1], canvas.shape[0]] * 2) - 1
     boxes = np.minimum(prediction.boxes, last_pixel)
-    sv.BoxAnnotator(thickness=_line(canvas)).annotate(canvas, _detections(boxes, colours))
+    sv.BoxAnnotator(thickness=_line(canvas)).annotate(canvas, _detections(boxes, colors))
 
 
-def _paint_skeletons(canvas: NDArray[np.uint8], prediction: Prediction, colours: Sequence[int]) -> None:
-    """Lines in the instance's colour between its keypoints, and the keypoints, on white to stand out from its mask."""
+def _paint_skeletons(canvas: NDArray[np.uint8], prediction: Prediction, colors: Sequence[int]) -> None:
+    """Lines in the instance's color between its keypoints, and the keypoints, on white to stand out from its mask."""
     if prediction.keypoints is None:
         return
     extents = np.max(prediction.boxes[:, 2:] - prediction.boxes[:, :2], axis=1, initial=0)
@@ -120,13 +118,13 @@ def _paint_skeletons(canvas: NDArray[np.uint8], prediction: Prediction, colours:
         seen = instance[:, 2:] >= _SEEN[prediction.keypoint_score]
         points = sv.KeyPoints(xy=np.where(seen, instance[:, :2], 0)[None])  # to supervision (0, 0) is no point
         line = int(np.clip(extents[i] / 100, 1, _line(canvas)))  # thin on a small person
-        for paint, margin in ((sv.Color.WHITE, (line + 1) // 2), (sv.ColorPalette.DEFAULT.by_idx(colours[i]), 0)):
+        for paint, margin in ((sv.Color.WHITE, (line + 1) // 2), (sv.ColorPalette.DEFAULT.by_idx(colors[i]), 0)):
             if edges:
                 sv.EdgeAnnotator(paint, line + 2 * margin, edges).annotate(canvas, points)
             sv.VertexAnnotator(paint, line + 1 + margin).annotate(canvas, points)
 
 
-def _paint_labels(canvas: NDArray[np.uint8], prediction: Prediction, colours: Sequence[int], scores: bool) -> None:
+def _paint_labels(canvas: NDArray[np.uint8], prediction: Prediction, colors: Sequence[int], scores: bool) -> None:
     """Names and scores above the boxes, moved into the picture; where they would overlap, the better score is shown."""
     scale = max(0.4, max(canvas.shape[:2]) / 1600)
     thickness, padding = max(1, round(scale * 1.5)), max(2, round(scale * 6))
@@ -147,7 +145,7 @@ def _paint_labels(canvas: NDArray[np.uint8], prediction: Prediction, colours: Se
     # An anchor is the lower left corner of a label.
     anchors = np.array([(r[0], r[3], r[2], r[3]) for r in rectangles]).reshape(-1, 4)
     annotator = sv.LabelAnnotator(text_scale=scale, text_thickness=thickness, text_padding=padding)
-    annotator.annotate(canvas, _detections(anchors, [colours[i] for i in shown]), labels=[labels[i] for i in shown])
+    annotator.annotate(canvas, _detections(anchors, [colors[i] for i in shown]), labels=[labels[i] for i in shown])
 
 
 def _line(canvas: NDArray[np.uint8]) -> int:

@@ -1,6 +1,6 @@
 """An ImageNet in miniature: a residual network that learns to classify single objects before it learns to detect them.
 
-All rows of a table start from it, as the paper's start from an ImageNet classifier. It never sees a RoI, so it favours
+All rows of a table start from it, as the paper's start from an ImageNet classifier. It never sees a RoI, so it favors
 no way of pooling them. The file has torchvision's names: `config.init` reads it as it would read theirs.
 """
 
@@ -47,7 +47,7 @@ class Crops(NamedTuple):
 
 
 class Classifier(nn.Module):
-    """Normalised images (B, S, S, 3) -> logits (B, C)."""
+    """Normalized images (B, S, S, 3) -> logits (B, C)."""
 
     config: BackboneConfig
     classes: int
@@ -81,7 +81,7 @@ def train(file: Path, model: ModelConfig, data: DataConfig, *, steps: int, seed:
     Returns the accuracy over the last tenth of the batches, each looked at before it is learned from. When it is
     interrupted, the same call goes on from what was saved beside `file`.
 
-    `model` gives the network's shape and how pixels are normalised. All of it learns, with batch norm, whatever is to
+    `model` gives the network's shape and how pixels are normalized. All of it learns, with batch norm, whatever is to
     be frozen later.
     """
     file.parent.mkdir(parents=True, exist_ok=True)
@@ -188,12 +188,12 @@ def _batches(found: Crops, rng: np.random.Generator) -> Iterator[tuple[np.ndarra
 
 
 def _crop(picture: np.ndarray, box: Sequence[float]) -> np.ndarray:
-    """The square around a box `x y width height`; what lies beyond the picture is grey."""
+    """The square around a box `x y width height`; what lies beyond the picture is gray."""
     x, y, width, height = box
     side = MARGIN * max(width, height)
     scale = SIZE / side
     corner = np.array([x + width / 2 - side / 2, y + height / 2 - side / 2])
-    # Of pixel centres, which lie half a pixel in.
+    # Of pixel centers, which lie half a pixel in.
     shift = -corner * scale + 0.5 * scale - 0.5
     matrix = np.array([[scale, 0, shift[0]], [0, scale, shift[1]]])
     return cv2.warpAffine(picture, matrix, (SIZE, SIZE), flags=cv2.INTER_LINEAR, borderValue=(124, 116, 104))

@@ -1,6 +1,6 @@
 """The paper's setting on COCO 2017, for each row of its tables.
 
-Where the paper says nothing, it is Detectron2's flavour, as in the other recipes. The paper's ablations trained the
+Where the paper says nothing, it is Detectron2's flavor, as in the other recipes. The paper's ablations trained the
 RPN apart from the rest; here all is trained together.
 """
 
@@ -23,7 +23,7 @@ def row(table: str, name: str) -> Config:
 
 def config(row: tables.Row, name: str = "") -> Config:
     """Batches of 16 at .02, of 8 at .01 for ResNeXt; 160,000 steps of boxes and masks, 90,000 of persons."""
-    # Persons: the annotations of keypoints for all rows, and images where one is labelled, whatever the heads.
+    # Persons: the annotations of keypoints for all rows, and images where one is labeled, whatever the heads.
     base = presets.coco(name, presets.with_keypoints(presets.detectron2()), "1x") if row.persons else _long(name)
     if row.backbone == "X101":
         base = dataclasses.replace(

@@ -23,8 +23,8 @@ Results = dict[str, list[Result]]  # by row
 
 _WIDTH = 132  # where there is no terminal
 _NOTHING = "-"
-# Okabe and Ito's, which colour-blind people tell apart.
-_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#F0E442")
+# Okabe and Ito's, which color-blind people tell apart.
+_COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#F0E442")
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 
 
@@ -123,16 +123,16 @@ def picture(table: Table, results: Results) -> bytes:
     paper, ours = figure.subplots(1, 2, sharey=True)
     height = 0.8 / len(metrics)
     for place, metric in enumerate(metrics):
-        colour, marker = _COLOURS[place % len(_COLOURS)], _MARKERS[place % len(_MARKERS)]
+        color, marker = _COLORS[place % len(_COLORS)], _MARKERS[place % len(_MARKERS)]
         for line, row in enumerate(rows):
             at = line - 0.4 + height * (place + 0.5)
             both = cell(row, metric, results[row.name])
-            _bar(paper, at, both.published, (), height, colour)
-            _bar(ours, at, both.mean, both.values, height, colour)
+            _bar(paper, at, both.published, (), height, color)
+            _bar(ours, at, both.mean, both.values, height, color)
             ours.plot(
                 both.values, [at] * len(both.values), marker, color="black", markerfacecolor="white", markersize=4
             )
-        paper.barh([0], [0], color=colour, alpha=0.75, label=words(metric))
+        paper.barh([0], [0], color=color, alpha=0.75, label=words(metric))
     paper.set_title(f"the paper: {table.setting}", fontsize=9)
     ours.set_title("ours; a dot for each seed", fontsize=9)
     paper.set_yticks(range(len(rows)), [row.label for row in rows])
@@ -149,10 +149,10 @@ def picture(table: Table, results: Results) -> bytes:
     return content.getvalue()
 
 
-def _bar(axes: Any, at: float, value: float | None, seeds: Sequence[float], height: float, colour: str) -> None:
+def _bar(axes: Any, at: float, value: float | None, seeds: Sequence[float], height: float, color: str) -> None:
     """A bar with its number to the right of it, and of the seeds' dots."""
     if value is not None:
-        axes.barh(at, value, 0.9 * height, color=colour, alpha=0.75)
+        axes.barh(at, value, 0.9 * height, color=color, alpha=0.75)
         axes.text(max(value, *seeds, 0), at, f"   {value:.1f}", va="center", fontsize=7)
 
 

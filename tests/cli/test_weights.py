@@ -28,7 +28,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 @pytest.fixture
 def case(tmp_path, monkeypatch):
-    """A recipe of procedural pictures, a small model of Detectron2's flavour for them, its weights in a file.
+    """A recipe of procedural pictures, a small model of Detectron2's flavor for them, its weights in a file.
 
     The network is replaced by one that finds nothing, and notes what it is given.
     """

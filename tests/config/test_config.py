@@ -268,14 +268,14 @@ def test_quotes_around_text_are_optional():
     assert override("init='my weights.npz'").init == "my weights.npz"
 
 
-def test_unknown_field_names_its_neighbour():
+def test_unknown_field_names_its_neighbor():
     with pytest.raises(ConfigError, match=r"'optimizer\.learning_rat'.*did you mean 'learning_rate'"):
         override("optimizer.learning_rat=1")
     with pytest.raises(ConfigError, match=r"did you mean 'optimizer'"):
-        override("optimiser.learning_rate=1")
+        override("optimizer.learning_rate=1")
 
 
-def test_unknown_field_without_a_neighbour_lists_the_fields():
+def test_unknown_field_without_a_neighbor_lists_the_fields():
     with pytest.raises(ConfigError, match=r"'train\.zzz'.*steps, batch_size, seed"):
         override("train.zzz=1")
     with pytest.raises(ConfigError, match=r"'train\.steps\.more'"):

@@ -170,21 +170,21 @@ def test_chosen_categories_share_the_prepared_records(coco_folder: Any) -> None:
 
 
 def test_images_with_too_few_keypoints_are_not_trained_on(coco_folder: Any, caplog: pytest.LogCaptureFixture) -> None:
-    coco_folder.add_keypoints()  # two labelled in each image
+    coco_folder.add_keypoints()  # two labeled in each image
     coco_folder.add(98, [1, 1, 5, 5], category_id=20, keypoints=[2, 2, 1] * 3)
     coco_folder.add(95, [1, 1, 5, 5], category_id=20, keypoints=[2, 2, 1] * 3)
     coco_folder.add(94, [1, 1, 5, 5], category_id=20, keypoints=[2, 2, 1] * 3, iscrowd=1)
     data = coco_folder.config(min_keypoints=3).data
     with caplog.at_level(logging.INFO):
         dataset = load_split(data, "train")
-    assert "2 of 7 images have 3 labelled keypoints or more" in caplog.text
+    assert "2 of 7 images have 3 labeled keypoints or more" in caplog.text
     assert dataset.ids.tolist() == [98, 95]
     assert len(dataset.file_names) == len(dataset.sizes) == len(dataset.instances) == 2
     content, annotations = dataset.record(1)
     assert content == dataset.image_path(1).read_bytes() == (coco_folder.root / "images" / "5.png").read_bytes()
     assert {a["image_id"] for a in annotations} == {95}
     assert len(load_split(data, "eval")) == 7
-    with pytest.raises(DataError, match=r"coco\.json: no image has the data\.min_keypoints=6 labelled keypoints"):
+    with pytest.raises(DataError, match=r"coco\.json: no image has the data\.min_keypoints=6 labeled keypoints"):
         load_split(coco_folder.config(min_keypoints=6).data, "train")
 
 
@@ -235,9 +235,9 @@ def test_many_culprits_are_named_in_part(coco_folder: Any) -> None:
         load_split(coco_folder.config().data, "train")
 
 
-def test_grey_palette_and_transparent_files_become_rgb(coco_folder: Any) -> None:
-    grey = np.full((40, 60), 77, np.uint8)
-    cv2.imwrite(str(coco_folder.root / "images" / "0.png"), grey)
+def test_gray_palette_and_transparent_files_become_rgb(coco_folder: Any) -> None:
+    gray = np.full((40, 60), 77, np.uint8)
+    cv2.imwrite(str(coco_folder.root / "images" / "0.png"), gray)
     cv2.imwrite(str(coco_folder.root / "images" / "1.png"), np.full((60, 40, 4), (10, 20, 30, 0), np.uint8))
     config = coco_folder.config()
     with eval_batches(load_split(config.data, "eval"), config) as batches:

@@ -60,18 +60,18 @@ KINDS = {
     "JPEG": encoded(PICTURE, "JPEG", quality=95),
     "JPEG progressive": encoded(PICTURE, "JPEG", quality=95, progressive=True),
     "JPEG 4:4:4": encoded(PICTURE, "JPEG", quality=95, subsampling=0),
-    "JPEG grey": encoded(PICTURE.convert("L"), "JPEG", quality=95),
+    "JPEG gray": encoded(PICTURE.convert("L"), "JPEG", quality=95),
     "JPEG RGB": encoded(PICTURE, "JPEG", quality=95, keep_rgb=True),
     "JPEG CMYK": CMYK,
     "JPEG CMYK not inverted": CMYK[:ADOBE] + CMYK[ADOBE + 16 :],
     "JPEG YCCK": YCCK,
     "PNG": encoded(PICTURE, "PNG"),
-    "PNG grey": encoded(PICTURE.convert("L"), "PNG"),
+    "PNG gray": encoded(PICTURE.convert("L"), "PNG"),
     "PNG 1 bit": encoded(PICTURE.convert("1"), "PNG"),
     "PNG palette": encoded(PICTURE.quantize(16), "PNG"),
     "PNG palette, one transparent": encoded(PICTURE.quantize(16), "PNG", transparency=3),
     "PNG palette, some transparent": encoded(PICTURE.quantize(16), "PNG", transparency=bytes(range(0, 256, 16))),
-    "PNG grey, one transparent": encoded(PICTURE.convert("L"), "PNG", transparency=100),
+    "PNG gray, one transparent": encoded(PICTURE.convert("L"), "PNG", transparency=100),
     "PNG RGBA": encoded(with_alpha("RGB"), "PNG"),
     "PNG LA": encoded(with_alpha("L"), "PNG"),
     "BMP": encoded(PICTURE, "BMP"),
@@ -101,7 +101,7 @@ def test_files_are_decoded_as_a_viewer_shows_them(name: str) -> None:
     np.testing.assert_allclose(pixels, expected, atol=2)  # of decoders of JPEG
 
 
-def test_inks_become_the_colours_that_they_print() -> None:
+def test_inks_become_the_colors_that_they_print() -> None:
     printed = np.asarray(PICTURE.convert("CMYK").convert("RGB"))
     np.testing.assert_allclose(image_files.decode(CMYK), printed, atol=12)  # JPEG of quality 95
 
@@ -114,7 +114,7 @@ def test_of_sixteen_bits_the_upper_eight_are_seen(kind: str) -> None:
     np.testing.assert_array_equal(pixels, np.repeat((deep >> 8)[..., None], 3, axis=2))
 
 
-def test_sixteen_bits_of_three_colours() -> None:
+def test_sixteen_bits_of_three_colors() -> None:
     import cv2
 
     deep = np.stack([DEEP, DEEP[::-1], 65535 - DEEP], axis=2)
@@ -230,7 +230,7 @@ def test_reduced_pixels_are_means_of_squares(name: str, reduction: int) -> None:
     height, width = filled.shape[0] // reduction, filled.shape[1] // reduction
     means = filled.reshape(height, reduction, width, reduction, 3).mean(axis=(1, 3))
     inner = slice(None, -1)  # JPEG files say themselves what lies beyond the edge
-    rounding = 4 if name == "JPEG 4:4:4" else 1  # of coefficients, and of three colours made of three others
+    rounding = 4 if name == "JPEG 4:4:4" else 1  # of coefficients, and of three colors made of three others
     np.testing.assert_allclose(reduced[inner, inner], means[inner, inner], atol=rounding)  # type: ignore[index]
 
 

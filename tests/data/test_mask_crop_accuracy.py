@@ -1,4 +1,4 @@
-"""Mask targets from the crops of a batch against polygons rasterised where the RoI lies, over 80 photographs."""
+"""Mask targets from the crops of a batch against polygons rasterized where the RoI lies, over 80 photographs."""
 
 from __future__ import annotations
 

@@ -65,7 +65,7 @@ def test_crops_of_polygons_and_rle_keep_to_their_instances() -> None:
 
 
 def test_polygon_crops_resampled_agree_with_exact_rasters() -> None:
-    """M=112 crops scaled to 28 x 28 against the polygon rasterised at 28 x 28: what the mask head is taught."""
+    """M=112 crops scaled to 28 x 28 against the polygon rasterized at 28 x 28: what the mask head is taught."""
     rng = np.random.default_rng(1)
     overlaps = []
     for _ in range(30):
@@ -135,7 +135,7 @@ def test_a_keypoint_is_the_middle_of_its_pixel_scaled_like_a_box() -> None:
     assert not truth.keypoints[1:].any()
 
 
-def test_keypoints_outside_the_image_or_without_a_position_are_not_labelled() -> None:
+def test_keypoints_outside_the_image_or_without_a_position_are_not_labeled() -> None:
     nan = float("nan")
     truth = truth_of([-1, 4, 2, 30, 4, 2, 3, 20, 2, nan, 4, 2], size=(20, 30), scaled=(20, 30))
     assert not truth.keypoints.any()

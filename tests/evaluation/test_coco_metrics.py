@@ -215,7 +215,7 @@ def test_a_box_counts_for_boxes_and_a_mask_for_masks(tmp_path, capsys, fields, b
 
 def test_keypoints_beside_an_unusable_box_count(tmp_path):
     """With an area to score them by: that of the file, or of a mask."""
-    path = keypoint_truth(tmp_path, labelled(2, 2, 2))
+    path = keypoint_truth(tmp_path, labeled(2, 2, 2))
     content = json.loads(path.read_text())
     dog = content["annotations"][0]
     dog["bbox"] = [10, 20, 0, 40]
@@ -303,13 +303,13 @@ def found(offset, *, image_id=1, score=0.9):
     return {"image_id": image_id, "category_id": 5, "bbox": BOX, "keypoints": flat, "score": score}
 
 
-def labelled(*visibility):
+def labeled(*visibility):
     return [value for (x, y), v in zip(POINTS, visibility, strict=True) for value in (x, y, v)]
 
 
 def test_oks_with_sigmas_of_ones_own(tmp_path):
     """exp(-d^2 / (2 area (2 sigma)^2)) for keypoints that are `d` off; the area of the box, as there is no mask."""
-    path = keypoint_truth(tmp_path, labelled(2, 1, 2))
+    path = keypoint_truth(tmp_path, labeled(2, 1, 2))
     for oks, ap in ((0.76, 0.6), (0.96, 1.0), (0.49, 0.0)):  # thresholds 0.5, 0.55, ..., 0.95
         distance = np.sqrt(-2 * 1600 * 0.2**2 * np.log(oks))
         metrics = evaluate(path, [found(distance)], iou_types=("keypoints",), keypoint_sigmas=(0.1, 0.1, 0.1))
@@ -320,7 +320,7 @@ def test_oks_with_sigmas_of_ones_own(tmp_path):
 @pytest.mark.parametrize("masked", [False, True])
 def test_an_area_of_0_is_no_area(tmp_path, area, masked):
     """OKS takes the pixels of the mask, or the box: 800 or 1600; just below and above the distance of an OKS of 1/2."""
-    path = keypoint_truth(tmp_path, labelled(2, 2, 2))
+    path = keypoint_truth(tmp_path, labeled(2, 2, 2))
     content = json.loads(path.read_text())
     half = [[10, 20, 30, 20, 30, 60, 10, 60]] if masked else []
     content["annotations"][0].update(area, segmentation=half)
@@ -331,24 +331,24 @@ def test_an_area_of_0_is_no_area(tmp_path, area, masked):
         assert metrics["keypoints/AP50"] == pytest.approx(ap50)
 
 
-def test_keypoints_that_are_not_labelled_do_not_count(tmp_path):
+def test_keypoints_that_are_not_labeled_do_not_count(tmp_path):
     wrong = found(0)
     wrong["keypoints"][0] = 500
     # OKS is 2/3 with all of them, which passes four of the ten thresholds.
-    for points, recall in ((labelled(2, 2, 2), 0.4), (labelled(0, 2, 2), 1.0)):
+    for points, recall in ((labeled(2, 2, 2), 0.4), (labeled(0, 2, 2), 1.0)):
         metrics = evaluate(keypoint_truth(tmp_path, points), [wrong], iou_types=("keypoints",))
         assert metrics["keypoints/AR"] == pytest.approx(recall)
 
 
-def test_instances_without_labelled_keypoints_are_ignored(tmp_path):
-    for points in ([], labelled(0, 0, 0)):
-        path = keypoint_truth(tmp_path, labelled(2, 2, 2), points)
+def test_instances_without_labeled_keypoints_are_ignored(tmp_path):
+    for points in ([], labeled(0, 0, 0)):
+        path = keypoint_truth(tmp_path, labeled(2, 2, 2), points)
         assert evaluate(path, [found(0)], iou_types=("keypoints",))["keypoints/AR"] == pytest.approx(1)
 
 
 def test_sigmas_of_another_number_of_keypoints_are_the_mean_of_cocos(tmp_path):
     # The mean of COCO's table is 1.138 / 17: OKS just above and just below 0.5.
-    path = keypoint_truth(tmp_path, labelled(2, 2, 2))
+    path = keypoint_truth(tmp_path, labeled(2, 2, 2))
     for sigma, ap50 in ((1.138 / 17 * 0.999, 1), (1.138 / 17 * 1.001, 0)):
         distance = np.sqrt(-2 * 1600 * (2 * sigma) ** 2 * np.log(0.5))
         assert evaluate(path, [found(distance)], iou_types=("keypoints",))["keypoints/AP50"] == pytest.approx(ap50)
@@ -380,7 +380,7 @@ def test_cocos_sigmas_are_for_cocos_keypoints(tmp_path, capsys, named):
 
 
 def test_keypoint_results_that_do_not_fit_are_refused(tmp_path):
-    path = keypoint_truth(tmp_path, labelled(2, 2, 2))
+    path = keypoint_truth(tmp_path, labeled(2, 2, 2))
     short = {**found(0), "keypoints": [1, 2, 3]}
     none = {key: value for key, value in found(0).items() if key != "keypoints"}
     with pytest.raises(ValueError, match=r"the annotations have 3 keypoints, and not every result .* \(images 1\)"):
@@ -395,7 +395,7 @@ def test_keypoint_results_that_do_not_fit_are_refused(tmp_path):
 
 def test_each_table_counts_the_results_that_have_what_it_scores(tmp_path):
     """A person found without keypoints counts for boxes alone, and is not half a miss for keypoints."""
-    path = keypoint_truth(tmp_path, labelled(2, 2, 2))
+    path = keypoint_truth(tmp_path, labeled(2, 2, 2))
     box = {key: value for key, value in found(0).items() if key != "keypoints"}
     point = {key: value for key, value in found(0).items() if key != "bbox"}
     scores = score(path, [{**box, "score": 0.95, "image_id": 2}, point], iou_types=("bbox", "keypoints"))
@@ -445,12 +445,12 @@ def test_recall_is_bounded_by_what_a_table_counts(tmp_path, iou_type, scored, mo
 
 
 def test_no_keypoint_results_score_zero(tmp_path):
-    path = keypoint_truth(tmp_path, labelled(2, 2, 2))
+    path = keypoint_truth(tmp_path, labeled(2, 2, 2))
     assert evaluate(path, [], iou_types=("bbox", "keypoints"))["keypoints/AP"] == 0
 
 
 def test_all_three_tables_from_the_same_records(tmp_path, capsys):
-    path = keypoint_truth(tmp_path, labelled(2, 2, 2))
+    path = keypoint_truth(tmp_path, labeled(2, 2, 2))
     content = json.loads(path.read_text())
     for annotation in content["annotations"]:
         x, y, w, h = annotation["bbox"]

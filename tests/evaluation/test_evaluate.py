@@ -123,7 +123,7 @@ def test_perfect_detections_score_nearly_one_and_everything_is_written(config, t
     assert drawn.shape == (28 + 576, 576 + 5 + 576, 3)
     for side in (drawn[28:, :576], drawn[28:, -576:]):  # truth and prediction, each below its title
         shrunk = cv2.resize(side, (96, 96), interpolation=cv2.INTER_AREA)
-        for channel in range(3):  # colours in their order: the ground, most of the picture, is not painted on
+        for channel in range(3):  # colors in their order: the ground, most of the picture, is not painted on
             assert np.median(np.abs(original[:, :, channel].astype(int) - shrunk[:, :, channel])) < 8
     assert "7/7 images evaluated" in capsys.readouterr().out
 
@@ -382,7 +382,7 @@ def test_truth_of_real_people_scores_one(shared_data, tmp_path, monkeypatch):
     )
 
     def guess(detections):
-        """Half of the people have no labelled keypoints; a network sees some in their boxes nevertheless."""
+        """Half of the people have no labeled keypoints; a network sees some in their boxes nevertheless."""
         boxes, keypoints = detections.boxes[:, :, None], detections.keypoints
         middle = np.concatenate([(boxes[..., :2] + boxes[..., 2:]) / 2, np.ones_like(boxes[..., :1])], axis=-1)
         return detections._replace(keypoints=np.where(keypoints[..., 2:] > 0, keypoints, middle))

@@ -62,7 +62,7 @@ def test_instances_with_their_masks_and_the_names_of_the_model(read):
     assert true.keypoints is None
 
 
-def test_keypoints_are_sure_where_they_are_labelled(read):
+def test_keypoints_are_sure_where_they_are_labeled(read):
     pose = {"id": 9, "name": "person", "keypoints": ["nose", "hand", "foot"], "skeleton": [[1, 2]]}
     points = [12, 22, 2, 25, 35, 1, 0, 0, 0]
     _, true = read([annotation(1, 9, keypoints=points, num_keypoints=2)], [pose])

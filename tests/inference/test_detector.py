@@ -23,7 +23,7 @@ def batch(indices, valid=None):
 
 
 def detect(images, image_sizes):
-    """Scores carry the height of the image, to recognise it."""
+    """Scores carry the height of the image, to recognize it."""
     count = len(images)
     return Detections(
         np.zeros((count, 2, 4)),

@@ -69,7 +69,7 @@ def test_what_is_left_of_a_shape_uses_the_program_that_is_there(shapes):
     assert sorted(shapes) == sorted([(2, *landscape)] * 3 + [(1, *portrait)])
 
 
-def test_files_and_arrays_agree_and_colours_are_rgb(shapes, tmp_path):
+def test_files_and_arrays_agree_and_colors_are_rgb(shapes, tmp_path):
     image = picture(40, 60, 0)
     image[:, :, 0] = 200  # red
     path = tmp_path / "red.png"

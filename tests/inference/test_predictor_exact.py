@@ -62,7 +62,7 @@ def test_every_image_is_alone_in_the_peers_shape(seen, resize, dtype):
 
 @pytest.fixture(scope="module")
 def small_models():
-    """A narrow model of each peer's flavour with random weights, and its state dict under the peer's names."""
+    """A narrow model of each peer's flavor with random weights, and its state dict under the peer's names."""
 
     def make(base, export):
         model = dataclasses.replace(

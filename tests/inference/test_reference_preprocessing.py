@@ -18,7 +18,7 @@ from mrcnn_jax.inference.reference_preprocessing import (
 
 COCO = {"shortest_edge": 800, "longest_edge": 1333}
 SIZES = [(480, 640), (427, 640), (640, 425), (1000, 300), (77, 150), (500, 500), (3000, 2001)]
-# Values lie below 4, where float32 has steps of 2.4e-7; normalising and mixing along two axes round six times.
+# Values lie below 4, where float32 has steps of 2.4e-7; normalizing and mixing along two axes round six times.
 ROUNDING = 1.5e-6
 
 

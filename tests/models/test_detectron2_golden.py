@@ -79,7 +79,7 @@ def run(case):
     return trace(case.network, theirs["batched"].transpose(0, 2, 3, 1), theirs["image_sizes"], proposals)
 
 
-def test_golden_normalisation(case):
+def test_golden_normalization(case):
     """BGR files and their RGB twins: what Detectron2 fed its network is what we make of uint8 RGB."""
     theirs, sizes = case.evaluation["batched"].transpose(0, 2, 3, 1), case.evaluation["image_sizes"]
     padded = np.zeros(theirs.shape, np.uint8)
@@ -149,7 +149,7 @@ def test_golden_detections(case, run):
 
 @pytest.fixture(scope="module")
 def training_run(case, golden):
-    """Our losses and gradients, with mask targets rasterised from the polygons as Detectron2 does it."""
+    """Our losses and gradients, with mask targets rasterized from the polygons as Detectron2 does it."""
     if case.name in DEEPER:
         pytest.skip("differs from R_50_FPN in the blocks of its backbone, whose maps are compared")
     theirs = golden(f"d2_model_{case.name}_train.npz")
@@ -181,19 +181,19 @@ def polygons_of(inputs, i) -> list[list[np.ndarray]]:
 
 
 def exact_mask_targets(polygons):
-    """A stand-in for `targets.mask_targets`: polygons moved into each RoI and rasterised there, on the host.
+    """A stand-in for `targets.mask_targets`: polygons moved into each RoI and rasterized there, on the host.
 
     Training resamples a raster of the instance instead, which differs by pixels on the outline.
     """
 
-    def rasterise(rois, truth, config, size):
+    def rasterize(rois, truth, config, size):
         shape = jax.ShapeDtypeStruct((*rois.matches.shape, size, size), np.float32)
 
         def on_host(boxes, classes, matches, image):
             goals = np.zeros(shape.shape, np.float32)
             for row in np.flatnonzero(np.asarray(classes) > 0):
                 instance = polygons[int(image)][int(matches[row])]
-                goals[row] = rasterised(instance, np.asarray(boxes[row]), size)
+                goals[row] = rasterized(instance, np.asarray(boxes[row]), size)
             return goals
 
         image = truth.mask_windows[0, 0]
@@ -201,10 +201,10 @@ def exact_mask_targets(polygons):
             on_host, shape, rois.boxes, rois.classes, rois.matches, image, vmap_method="sequential"
         )
 
-    return rasterise
+    return rasterize
 
 
-def rasterised(instance, box, size) -> np.ndarray:
+def rasterized(instance, box, size) -> np.ndarray:
     low, sides = box[:2], np.maximum(box[2:] - box[:2], 0.1)
     moved = [((p.reshape(-1, 2) - low) * (size / sides)).ravel().tolist() for p in instance]
     return coco_mask.decode(coco_mask.merge(coco_mask.frPyObjects(moved, size, size)))

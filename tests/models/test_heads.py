@@ -52,7 +52,7 @@ def test_rpn_orders_row_column_anchor():
     still = apply(variables, levels)
     assert [part.shape for part in still[0]] == [(1, 72), (1, 18)]
     assert [part.shape for part in still[1]] == [(1, 72, 4), (1, 18, 4)]
-    levels[0][0, 3, 5] = 1  # the last cell: its 3 x 3 neighbourhood inside the map sees it
+    levels[0][0, 3, 5] = 1  # the last cell: its 3 x 3 neighborhood inside the map sees it
     moved = apply(variables, levels)
     near = np.zeros((4, 6), bool)
     near[2:, 4:] = True

@@ -164,7 +164,7 @@ def test_bfloat16_computes_features_and_nothing_else(model_config):
 
 
 @pytest.mark.parametrize("order", ["rgb", "bgr"])
-def test_pixels_are_normalised_in_the_channel_order(order):
+def test_pixels_are_normalized_in_the_channel_order(order):
     config = ModelConfig(channel_order=order, pixel_mean=(1.0, 2.0, 3.0), pixel_std=(1.0, 2.0, 4.0))
     images = np.zeros((1, 2, 2, 3), np.uint8)
     images[..., :] = (10, 20, 40)

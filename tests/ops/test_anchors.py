@@ -28,8 +28,8 @@ def test_hand_case():
     cell = anchor_ops.cell_anchors((16.0,), (1.0, 4.0), rounded=False, order="size_major")
     np.testing.assert_array_equal(cell, [[-8, -8, 8, 8], [-4, -16, 4, 16]])
     grid = anchor_ops.grid_anchors((8, 12), [(2, 3)], sizes=((2.0,),), aspect_ratios=(1.0,), strides=(4,), **DETECTRON2)
-    centres = (grid[:, :2] + grid[:, 2:]) / 2
-    np.testing.assert_array_equal(centres, [[0, 0], [4, 0], [8, 0], [0, 4], [4, 4], [8, 4]])
+    centers = (grid[:, :2] + grid[:, 2:]) / 2
+    np.testing.assert_array_equal(centers, [[0, 0], [4, 0], [8, 0], [0, 4], [4, 4], [8, 4]])
     assert grid.dtype == np.float32
 
 
@@ -98,12 +98,12 @@ def test_golden_detectron2(golden, offset):
         np.testing.assert_array_equal(ours, arrays[key])
 
 
-@pytest.mark.parametrize(("name", "flavour"), [("tv_op_anchors.npz", TORCHVISION), ("d2_op_anchors.npz", DETECTRON2)])
-def test_golden_c4(golden, name, flavour):
+@pytest.mark.parametrize(("name", "flavor"), [("tv_op_anchors.npz", TORCHVISION), ("d2_op_anchors.npz", DETECTRON2)])
+def test_golden_c4(golden, name, flavor):
     arrays = golden(name)
-    np.testing.assert_array_equal(anchor_ops.cell_anchors(ALL_SIZES[0], RATIOS, **flavour), arrays["c4_cell"])
+    np.testing.assert_array_equal(anchor_ops.cell_anchors(ALL_SIZES[0], RATIOS, **flavor), arrays["c4_cell"])
     for key, shape in image_shapes(arrays, "c4_anchors_"):
         ours = anchor_ops.grid_anchors(
-            shape, grids(shape, (16,)), sizes=ALL_SIZES, aspect_ratios=RATIOS, strides=(16,), **flavour
+            shape, grids(shape, (16,)), sizes=ALL_SIZES, aspect_ratios=RATIOS, strides=(16,), **flavor
         )
         np.testing.assert_array_equal(ours, arrays[key])

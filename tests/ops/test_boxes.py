@@ -141,7 +141,7 @@ def test_decode_undoes_encode(boxes, anchors):
     deltas = encode(boxes, anchors, weights=PLAIN)
     assert np.isfinite(deltas).all()
     back = decode(deltas, anchors, weights=PLAIN, clamp=10.0)
-    # Coordinates up to 70; log and exp of ratios up to 30 or 1e-6 lose a few units in the last place, centres likewise.
+    # Coordinates up to 70; log and exp of ratios up to 30 or 1e-6 lose a few units in the last place, centers likewise.
     np.testing.assert_allclose(np.asarray(back)[solid], boxes[solid], atol=1e-4)
 
 

@@ -50,7 +50,7 @@ def test_cells_by_hand():
     np.testing.assert_array_equal(index[0], [cell or 0 for cell in points.values()])
 
 
-def test_only_labelled_keypoints_count():
+def test_only_labeled_keypoints_count():
     keypoints = np.float32([[(1, 1, 0), (1, 1, 1), (1, 1, 2)]])
     _, valid = aimer(4)(keypoints, np.float32([[0, 0, 2, 2]]))
     np.testing.assert_array_equal(valid, [[False, True, True]])
@@ -92,7 +92,7 @@ def keys_matrix(old: int, new: int) -> np.ndarray:
 
 
 def check(maps: np.ndarray, boxes: np.ndarray) -> None:
-    """Decoded points are pixel centres of the resized maps, and no pixel is higher."""
+    """Decoded points are pixel centers of the resized maps, and no pixel is higher."""
     size = maps.shape[1]
     found = np.asarray(decoder("logit")(maps, boxes, np.ones(len(boxes), bool)), np.float64)
     for heatmap, box, points in zip(maps, boxes, found, strict=True):
@@ -151,7 +151,7 @@ def test_points_and_targets_agree():
     assert valid.all()
     maps = 10 * (np.arange(S * S)[:, None] == np.asarray(index)[:, None]).reshape(3, S, S, K)
     found = np.asarray(decoder("probability")(maps.astype(np.float32), boxes, np.ones(3, bool)))
-    # Half a cell to the centre of the cell, and from there at most half a pixel.
+    # Half a cell to the center of the cell, and from there at most half a pixel.
     assert np.all(np.abs(found[..., :2] - points) <= 0.5 * span / S + 0.5)
 
 

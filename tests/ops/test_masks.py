@@ -44,7 +44,7 @@ def inside(points: np.ndarray, polygon: np.ndarray) -> np.ndarray:
 
 
 def raster(instance: list[np.ndarray], window: np.ndarray, size: int) -> np.ndarray:
-    """(size, size) bool: the centres of the window's pixels that lie in the instance."""
+    """(size, size) bool: the centers of the window's pixels that lie in the instance."""
     steps = (np.arange(size) + 0.5) / size
     x = window[0] + steps * (window[2] - window[0])
     y = window[1] + steps * (window[3] - window[1])
@@ -107,7 +107,7 @@ def test_golden_bitmask_crop_and_resize_detectron2(golden, kind):
 @pytest.mark.parametrize("kind", ["tight", "jitter"])
 @pytest.mark.parametrize("size", [14, 28])
 def test_golden_crops_approximate_polygon_targets_detectron2(golden, kind, size):
-    """Training resamples a raster of the box; Detectron2 rasterises the polygons anew. They differ at the outline."""
+    """Training resamples a raster of the box; Detectron2 rasterizes the polygons anew. They differ at the outline."""
     arrays = golden("d2_op_mask_targets.npz")
     windows = arrays["polygon_bbox"]
     crops = np.stack([raster(p, w, 112) for p, w in zip(polygons(arrays), windows, strict=True)]).astype(np.uint8)

@@ -49,7 +49,7 @@ class CocoFolder:
         return annotation
 
     def add_keypoints(self) -> None:
-        """Give the kites keypoints: a nose in a corner of the box, a left tip, and a right tip that is not labelled."""
+        """Give the kites keypoints: a nose in a corner of the box, a left tip, and a right tip that is not labeled."""
         self.content["categories"] = [{**c, **KEYPOINTS} if c["id"] == 20 else c for c in CATEGORIES]
         for annotation in self.content["annotations"]:
             if annotation["category_id"] == 20:

@@ -56,7 +56,7 @@ class Trace(NamedTuple):
 
 
 def trace(network: Network, images: np.ndarray, sizes: np.ndarray, their_proposals: list[np.ndarray]) -> Trace:
-    """Inference on normalised, padded images (B, H, W, 3), in NumPy; `their_proposals` are the peer's, (P, 4) each."""
+    """Inference on normalized, padded images (B, H, W, 3), in NumPy; `their_proposals` are the peer's, (P, 4) each."""
     model, config, variables = network
     boxes = np.zeros((len(images), max(map(len, their_proposals)), 4), np.float32)
     for own, theirs in zip(boxes, their_proposals, strict=True):
@@ -179,7 +179,7 @@ def assert_same_keypoints(ours: np.ndarray, theirs: np.ndarray, scores_atol: flo
     np.testing.assert_allclose(ours[..., 2], theirs[..., 2], atol=scores_atol)
     moved = np.abs(ours[..., :2] - theirs[..., :2]).max(-1) > 1e-2
     assert moved.mean() <= 0.005, f"{moved.sum()} of {moved.size} keypoints are elsewhere"
-    assert np.all(np.abs(ours[..., :2] - theirs[..., :2]).max(-1) <= 1.5 * cell[:, None]), "not the neighbouring pixel"
+    assert np.all(np.abs(ours[..., :2] - theirs[..., :2]).max(-1) <= 1.5 * cell[:, None]), "not the neighboring pixel"
 
 
 def losses_and_gradients(

@@ -81,7 +81,7 @@ def some_masks(rng: np.random.Generator, count: int, size: tuple[int, int]) -> t
 def some_annotations(
     rng: np.random.Generator, count: int, size: tuple[int, int], points: int = 0
 ) -> list[dict[str, Any]]:
-    """Instances of category 3 in a picture of `size`, each with `points` labelled keypoints anywhere in it."""
+    """Instances of category 3 in a picture of `size`, each with `points` labeled keypoints anywhere in it."""
     segmentations, boxes = some_masks(rng, count, size)
     return [
         annotation(
@@ -104,13 +104,13 @@ def assert_same_mask(found: np.ndarray, expected: np.ndarray, masks: Masks, inst
     end = np.cumsum(masks.lengths)
     own = masks.owners == instance
     polygons = [masks.points[b - n : b] for b, n in zip(end[own], masks.lengths[own], strict=True)]
-    for centre in np.argwhere(found != expected)[:, ::-1] + 0.5:
+    for center in np.argwhere(found != expected)[:, ::-1] + 0.5:
         if instance in rasters:
             window = rasters[instance].window
-            place = (centre - window[:2]) * rasters[instance].bitmap.shape[::-1] / (window[2:] - window[:2])
-            assert np.abs(place - np.rint(place)).min() < 1e-6, f"an RLE mask is another one at {centre}"
+            place = (center - window[:2]) * rasters[instance].bitmap.shape[::-1] / (window[2:] - window[:2])
+            assert np.abs(place - np.rint(place)).min() < 1e-6, f"an RLE mask is another one at {center}"
             continue
-        assert min(_distance(centre, polygon) for polygon in polygons) < reach, f"another mask at {centre}"
+        assert min(_distance(center, polygon) for polygon in polygons) < reach, f"another mask at {center}"
 
 
 def _distance(point: np.ndarray, polygon: np.ndarray) -> float:

@@ -241,7 +241,7 @@ def test_only_images_with_keypoints_count_where_training_asks_for_them(
     assert mrcnn(["plan", str(recipe), "--config.data.min_keypoints=2"]) == 0
     assert "1 images to train on, 1 more" in capsys.readouterr().out
     assert mrcnn(["plan", str(recipe), "--config.data.min_keypoints=3"]) == 2
-    assert "no image has the data.min_keypoints=3 labelled keypoints" in capsys.readouterr().err
+    assert "no image has the data.min_keypoints=3 labeled keypoints" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

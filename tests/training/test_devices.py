@@ -101,7 +101,7 @@ def test_where_the_images_lie_does_not_matter(finished_run):
 
 
 def with_both_norms(config):
-    """Synchronised batch norm, also where the devices have different numbers of rows, and group norm."""
+    """Synchronized batch norm, also where the devices have different numbers of rows, and group norm."""
     model = config.model
     return replace(
         config,
@@ -150,7 +150,7 @@ def runs(tiny_config):
     return two, steps(alone, start, lambda batch: batch, key)
 
 
-@pytest.mark.slow  # as are the tests above, but for synchronised norms of the heads
+@pytest.mark.slow  # as are the tests above, but for synchronized norms of the heads
 def test_losses_and_counts_agree(runs):
     for (_, two), (_, one) in zip(*runs, strict=True):
         assert one.keys() == two.keys()

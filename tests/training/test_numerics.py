@@ -1,4 +1,4 @@
-"""Synchronised batch norm and bfloat16: what they have to do with one device's float32, in numbers."""
+"""Synchronized batch norm and bfloat16: what they have to do with one device's float32, in numbers."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ ROWS = {"all": [1, 1, 1, 1], "an empty slot": [1, 1, 1, 0], "an empty device": [
 
 
 @pytest.mark.parametrize("rows", ROWS.values(), ids=ROWS.keys())
-def test_synchronised_batch_norm_is_that_of_the_whole_batch(rows):
+def test_synchronized_batch_norm_is_that_of_the_whole_batch(rows):
     """Output, gradients and running statistics, against numpy's moments of the rows that count, in float64."""
     rng = np.random.default_rng(0)
     x = rng.normal(3, 2, (4, 5, 6, 8)).astype(np.float32)

@@ -1,4 +1,4 @@
-"""Optimisers and schedules against torch.optim and hand-computed values."""
+"""Optimizers and schedules against torch.optim and hand-computed values."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Colours of a film: they stay with what moves, whatever the order of the scores."""
+"""Colors of a film: they stay with what moves, whatever the order of the scores."""
 
 from __future__ import annotations
 
@@ -28,24 +28,24 @@ def moved(box, by=4):
     return (box[0] + by, box[1], box[2] + by, box[3])
 
 
-def test_colours_follow_the_boxes():
-    colours = ColorIndices()
-    assert colours.of(frame(A, B)) == [0, 1]
-    assert colours.of(frame(moved(B), moved(A))) == [1, 0]
-    assert colours.of(frame(C, moved(A, 8), moved(B, 8))) == [2, 0, 1]
-    assert colours.of(frame()) == []
-    assert colours.of(frame(B)) == [0]
+def test_colors_follow_the_boxes():
+    colors = ColorIndices()
+    assert colors.of(frame(A, B)) == [0, 1]
+    assert colors.of(frame(moved(B), moved(A))) == [1, 0]
+    assert colors.of(frame(C, moved(A, 8), moved(B, 8))) == [2, 0, 1]
+    assert colors.of(frame()) == []
+    assert colors.of(frame(B)) == [0]
 
 
-def test_a_new_instance_takes_no_colour_of_the_frame_before():
-    colours = ColorIndices()
-    assert colours.of(frame(A, B)) == [0, 1]
-    assert colours.of(frame(C)) == [2]
-    assert colours.of(frame(A)) == [0]
+def test_a_new_instance_takes_no_color_of_the_frame_before():
+    colors = ColorIndices()
+    assert colors.of(frame(A, B)) == [0, 1]
+    assert colors.of(frame(C)) == [2]
+    assert colors.of(frame(A)) == [0]
 
 
-def test_one_colour_goes_to_one_instance_of_the_same_class():
-    colours = ColorIndices()
-    colours.of(frame(A))
-    assert colours.of(frame(A, moved(A))) == [0, 1]
-    assert colours.of(frame(A, moved(A), labels=[2, 1])) == [2, 1]
+def test_one_color_goes_to_one_instance_of_the_same_class():
+    colors = ColorIndices()
+    colors.of(frame(A))
+    assert colors.of(frame(A, moved(A))) == [0, 1]
+    assert colors.of(frame(A, moved(A), labels=[2, 1])) == [2, 1]

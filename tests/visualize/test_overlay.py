@@ -1,4 +1,4 @@
-"""Pictures: right colours in the right places, at any size."""
+"""Pictures: right colors in the right places, at any size."""
 
 from __future__ import annotations
 
@@ -60,25 +60,25 @@ def test_weak_detections_are_not_drawn():
     assert np.any(draw(image, weak, threshold=0.3) != image)
 
 
-def test_two_instances_of_a_class_get_two_colours():
+def test_two_instances_of_a_class_get_two_colors():
     image = np.zeros((600, 800, 3), np.uint8)
     drawn = draw(image, prediction((600, 800), [[50, 200, 250, 400], [450, 200, 650, 400]]))
     assert np.any(drawn[300, 150] != drawn[300, 550])
 
 
-def test_colours_can_be_chosen_and_stay_with_their_instances():
+def test_colors_can_be_chosen_and_stay_with_their_instances():
     image = np.zeros((600, 800, 3), np.uint8)
     boxes, points = (
         [[50, 200, 250, 400], [450, 200, 650, 400]],
         np.array([[[150, 300, 1]], [[550, 300, 1]]], np.float32),
     )
     usual = draw(image, prediction((600, 800), boxes, keypoints=points))
-    np.testing.assert_array_equal(draw(image, prediction((600, 800), boxes, keypoints=points), colours=[0, 1]), usual)
-    swapped = draw(image, prediction((600, 800), boxes, keypoints=points), colours=[1, 0])
+    np.testing.assert_array_equal(draw(image, prediction((600, 800), boxes, keypoints=points), colors=[0, 1]), usual)
+    swapped = draw(image, prediction((600, 800), boxes, keypoints=points), colors=[1, 0])
     np.testing.assert_array_equal(swapped[:, 40:300], usual[:, 440:700])
     np.testing.assert_array_equal(swapped[:, 440:700], usual[:, 40:300])
     weak = prediction((600, 800), boxes, scores=[0.2, 0.9], keypoints=points)
-    np.testing.assert_array_equal(draw(image, weak, colours=[7, 1])[:, 440:], usual[:, 440:])
+    np.testing.assert_array_equal(draw(image, weak, colors=[7, 1])[:, 440:], usual[:, 440:])
 
 
 @pytest.mark.parametrize(("size", "expected"), [((96, 128), (384, 512)), ((1, 40), (13, 520)), ((512, 30), (512, 30))])
@@ -130,7 +130,7 @@ def test_skeletons_join_keypoints_by_lines():
     changed[440:461, 290:311] = False
     assert not changed.any()
     assert set(map(tuple, drawn[280:320, 300])) == {(0, 0, 0), (255, 255, 255), tuple(drawn[300, 300])}
-    np.testing.assert_array_equal(drawn[300, 300], drawn[50, 300])  # the colour of its box
+    np.testing.assert_array_equal(drawn[300, 300], drawn[50, 300])  # the color of its box
 
 
 def test_keypoints_without_a_skeleton_are_points():
@@ -170,7 +170,7 @@ def test_keypoints_beyond_the_picture_do_no_harm():
     assert changed[300].sum() > 500
 
 
-def test_truth_and_prediction_lie_side_by_side_in_colours_that_tell_what_belongs_together():
+def test_truth_and_prediction_lie_side_by_side_in_colors_that_tell_what_belongs_together():
     image = np.zeros((600, 600, 3), np.uint8)
     truth = prediction((600, 600), [[50, 100, 150, 200], [300, 300, 450, 450]])
     # The second was found and the first was not; another one is wrong, and the last too weak to be shown.
@@ -184,7 +184,7 @@ def test_truth_and_prediction_lie_side_by_side_in_colours_that_tell_what_belongs
     assert not left[100, 475].any()
     wrong = right[100, 475]
     assert wrong.any()
-    assert len({tuple(colour) for colour in (missed, known, wrong)}) == 3
+    assert len({tuple(color) for color in (missed, known, wrong)}) == 3
     assert not right[450, 100].any()
     assert drawn[:30].min() < 128 < drawn[:30].mean()  # titles in black on white
 

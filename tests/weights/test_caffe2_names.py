@@ -120,9 +120,9 @@ def test_whole_networks(variant, random_variables, as_blobs, name):
     for norm in {tensor.rpartition(".")[0] for tensor in state if ".norm." in tensor}:
         for number in (0.0, 3.0):
             # Four float32 operations on each side; numbers of a few units.
-            np.testing.assert_allclose(_normalise(back, norm, number), _normalise(state, norm, number), atol=1e-4)
+            np.testing.assert_allclose(_normalize(back, norm, number), _normalize(state, norm, number), atol=1e-4)
 
 
-def _normalise(state, norm, number):
+def _normalize(state, norm, number):
     mean, var = state[f"{norm}.running_mean"], state[f"{norm}.running_var"]
     return (number - mean) / np.sqrt(var + 1e-5) * state[f"{norm}.weight"] + state[f"{norm}.bias"]

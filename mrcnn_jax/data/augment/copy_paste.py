@@ -26,7 +26,7 @@ def paste(sample: Sample, other: Sample, chosen: np.ndarray) -> Sample:
     """`sample` with the instances `chosen` (k,) of `other` laid over it, top left on top left, cut at its edges.
 
     What they hide of an instance is taken from its mask to the pixel. Its box becomes that of what is left, and without
-    a pixel left the instance is gone. A hidden keypoint stays labelled, as not visible (1), COCO's own meaning. Pasted
+    a pixel left the instance is gone. A hidden keypoint stays labeled, as not visible (1), COCO's own meaning. Pasted
     instances come last; those without a pixel are not pasted. `sample` stays as it is. Raises ValueError unless both
     have masks.
     """
@@ -74,7 +74,7 @@ def _hide(sample: Sample, masks: Masks, cover: np.ndarray) -> Sample:
 
 
 def _lie_under(keypoints: np.ndarray, cover: np.ndarray) -> np.ndarray:
-    """Which labelled ones of the keypoints (n, K, 3) lie on a pixel of `cover`, (n, K)."""
+    """Which labeled ones of the keypoints (n, K, 3) lie on a pixel of `cover`, (n, K)."""
     height, width = cover.shape
     x = np.minimum(keypoints[..., 0].astype(int), width - 1)  # the right and lower edge belong to the last pixel
     y = np.minimum(keypoints[..., 1].astype(int), height - 1)

@@ -47,7 +47,7 @@ def view(sample: Sample, window: np.ndarray, size: Sequence[int], out: np.ndarra
 
     The window may begin and end inside pixels. Instances that it cuts get the box of what is seen of them (of the
     mask, to a pixel, where they have one), or are left out when that is less than a pixel wide or high; keypoints
-    outside it are not labelled any more. The image is written to `out` (height, width, 3) uint8 when it is given.
+    outside it are not labeled any more. The image is written to `out` (height, width, 3) uint8 when it is given.
     """
     height, width = int(size[0]), int(size[1])
     window = np.asarray(window, np.float64)
@@ -82,7 +82,7 @@ def resample(image: np.ndarray, window: np.ndarray, size: Size, out: np.ndarray 
         # OpenCV writes through the view; it does not make an array of its own when shape and type fit.
         cv2.resize(part, (width, height), dst=out, interpolation=cv2.INTER_LINEAR)
         return out
-    # From the centre of a pixel of the result to the image, where OpenCV counts from the centre of the first pixel.
+    # From the center of a pixel of the result to the image, where OpenCV counts from the center of the first pixel.
     step_x, step_y = (x1 - x0) / width, (y1 - y0) / height
     matrix = np.array([[step_x, 0, x0 + step_x / 2 - 0.5], [0, step_y, y0 + step_y / 2 - 0.5]])
     flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
@@ -119,7 +119,7 @@ def _trim(sample: Sample, cut: np.ndarray) -> Sample:
 
 
 def _move_keypoints(keypoints: np.ndarray, scale: np.ndarray, offset: np.ndarray) -> np.ndarray:
-    """Positions times `scale` plus `offset`; zeros stay where a keypoint is not labelled."""
+    """Positions times `scale` plus `offset`; zeros stay where a keypoint is not labeled."""
     moved = keypoints.copy()
     moved[..., :2] = np.where(keypoints[..., 2:] > 0, keypoints[..., :2] * scale + offset, 0.0)
     return moved

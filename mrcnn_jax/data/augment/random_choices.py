@@ -43,7 +43,7 @@ def draw(data: DataConfig, rng: np.random.Generator, size: Size, bucket: Sequenc
     """
     augment = data.augment
     left_right, top_bottom, edge, crops, jitter, pastes, partner = rng.random(7)
-    colours, crop_extent, crop_place, jitter_place = rng.random(4), rng.random(2), rng.random(2), rng.random(2)
+    colors, crop_extent, crop_place, jitter_place = rng.random(4), rng.random(2), rng.random(2), rng.random(2)
     window = geometry.whole(size)
     if crops < augment.crop:
         low, high = augment.crop_size
@@ -61,7 +61,7 @@ def draw(data: DataConfig, rng: np.random.Generator, size: Size, bucket: Sequenc
         window=(x0, y0, x1, y1),
         scaled=(height, width),
         flips=(bool(left_right < data.horizontal_flip), bool(top_bottom < data.vertical_flip)),
-        factors=_factors(augment, colours),
+        factors=_factors(augment, colors),
         partner=float(partner) if pastes < augment.copy_paste else None,
     )
 
@@ -88,7 +88,7 @@ def reduction(choices: Choices) -> int:
 def apply(
     choices: Choices, sample: Sample, *, reduced: int, flip_map: Sequence[int] = (), out: np.ndarray | None = None
 ) -> Sample:
-    """Colours, flips, crop and scale of a sample that was decoded at 1 / `reduced`; its image is `out` where given."""
+    """Colors, flips, crop and scale of a sample that was decoded at 1 / `reduced`; its image is `out` where given."""
     height, width = sample.image.shape[:2]
     x0, y0, x1, y1 = np.array(choices.window) / reduced
     if choices.flips[0]:

@@ -50,7 +50,7 @@ class Body(NamedTuple):
     toes: np.ndarray  # (2, 3), of the left and the right foot
     hands: np.ndarray  # (2, 3)
     neck: np.ndarray  # (3,)
-    head: np.ndarray  # (3, 3): centre, and unit vectors to the crown and where the face looks
+    head: np.ndarray  # (3, 3): center, and unit vectors to the crown and where the face looks
 
 
 _HANGING, _RAISED, _ON_HIP = Limb((5, 12), (20, 8)), Limb((0, 145), (0, 168)), Limb((-15, 42), (20, -42))
@@ -96,10 +96,10 @@ def seen(pose: BodyPose, yaw: float, pitch: float) -> Body:
     trunk = _rotation(0, pose.tilt, pose.lean)
     head = trunk @ _rotation(pose.nod[0], pose.nod[1], -0.5 * pose.lean)  # people look where they go
     neck = trunk @ np.array([0, -_SPINE, 0])
-    centre = neck + 0.5 * trunk @ np.array([0, -_NECK, 0]) + 0.5 * head @ np.array([0, -_NECK, 0])
+    center = neck + 0.5 * trunk @ np.array([0, -_NECK, 0]) + 0.5 * head @ np.array([0, -_NECK, 0])
     face = np.array([[0, 0.15, 0.98], [0.45, -0.25, 0.85], [-0.45, -0.25, 0.85], [1.02, 0, 0], [-1.02, 0, 0]]) * HEAD
     joints, hands, toes = np.empty((17, 3)), np.empty((2, 3)), np.empty((2, 3))
-    joints[:5] = centre + face @ head.T
+    joints[:5] = center + face @ head.T
     for k, side in enumerate((1, -1)):
         joints[5 + k] = neck + trunk @ np.array([side * _SHOULDER, 0, 0])
         upper, lower = (_direction(angles, side) for angles in pose.arms[k])
@@ -113,7 +113,7 @@ def seen(pose: BodyPose, yaw: float, pitch: float) -> Body:
         toes[k] = joints[15 + k] + np.array([side * 0.02, 0.03, 0.085])
     axes = np.stack([head @ np.array([0, -1, 0]), head @ np.array([0, 0, 1])])
     view = _rotation(0, 0, pitch) @ _rotation(yaw, 0, 0)
-    return Body(joints @ view.T, toes @ view.T, hands @ view.T, view @ neck, np.vstack([centre, axes]) @ view.T)
+    return Body(joints @ view.T, toes @ view.T, hands @ view.T, view @ neck, np.vstack([center, axes]) @ view.T)
 
 
 def _loosened(rng: np.random.Generator, limb: Limb) -> Limb:

@@ -1,7 +1,7 @@
 """The kind "outlines": many classes that only their outline tells apart, thin ones and some with holes among them.
 
 Objects are small and large, and often several of one class lie across one another. Size says little about the class,
-colour and texture nothing.
+color and texture nothing.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from mrcnn_jax.data.synthetic.figures import (
 )
 from mrcnn_jax.data.synthetic.scene import Figure
 
-_NEIGHBOUR = 0.4  # probability that an object is put across one of its own class
+_NEIGHBOR = 0.4  # probability that an object is put across one of its own class
 _ATTEMPTS = 30  # at placing one object
 _LINE = 0.06  # half the width of a thin figure's lines, as part of its radius; but at least a pixel
 
@@ -117,7 +117,7 @@ def render(rng: np.random.Generator, size: int, choice: Choice = ALL) -> tuple[n
     image = scene.ground(rng, size)
     figures: list[Figure] = []
     for _ in range(rng.integers(choice.objects[0], choice.objects[1] + 1)):
-        if figures and rng.random() < _NEIGHBOUR:
+        if figures and rng.random() < _NEIGHBOR:
             name, mask = _place_across(rng, figures[rng.integers(len(figures))], figures, choice)
         else:
             name, mask = place_anywhere(rng, size, figures, choice)
@@ -137,13 +137,13 @@ def paint(rng: np.random.Generator, image: np.ndarray, mask: np.ndarray, others:
 
 
 def outline(
-    name: str, angle: float, centre: np.ndarray, radius: float, size: int, *, mirrored: bool = False
+    name: str, angle: float, center: np.ndarray, radius: float, size: int, *, mirrored: bool = False
 ) -> np.ndarray:
-    """Mask (S, S) of the pixels whose centre lies within the figure of this radius."""
-    low = np.clip(np.floor(centre - radius), 0, size).astype(int)
-    high = np.clip(np.ceil(centre + radius), 0, size).astype(int)
-    x = (np.arange(low[0], high[0])[None, :] + 0.5 - centre[0]) / radius
-    y = (np.arange(low[1], high[1])[:, None] + 0.5 - centre[1]) / radius
+    """Mask (S, S) of the pixels whose center lies within the figure of this radius."""
+    low = np.clip(np.floor(center - radius), 0, size).astype(int)
+    high = np.clip(np.ceil(center + radius), 0, size).astype(int)
+    x = (np.arange(low[0], high[0])[None, :] + 0.5 - center[0]) / radius
+    y = (np.arange(low[1], high[1])[:, None] + 0.5 - center[1]) / radius
     across, down = x * np.cos(angle) + y * np.sin(angle), y * np.cos(angle) - x * np.sin(angle)
     inside = OUTLINES[name].inside(max(_LINE, 1 / radius))
     mask = np.zeros((size, size), bool)
@@ -158,8 +158,8 @@ def place_anywhere(
     name = str(rng.choice(choice.names))
     for _ in range(_ATTEMPTS):
         radius = float(np.exp(rng.uniform(*np.log(_radii(name, size, choice)))))  # as many small ones as large ones
-        centre = rng.uniform(0.8 * radius, size - 0.8 * radius, 2)  # some reach a little beyond the edge
-        mask = _turned(rng, name, centre, radius, size)
+        center = rng.uniform(0.8 * radius, size - 0.8 * radius, 2)  # some reach a little beyond the edge
+        mask = _turned(rng, name, center, radius, size)
         if mask.any() and scene.leaves_visible(mask, others):
             return name, mask
     return name, None
@@ -176,18 +176,18 @@ def _place_across(
     for _ in range(_ATTEMPTS):
         radius = np.clip(reach * rng.uniform(0.6, 1.6), *_radii(other.name, size, choice))
         away, direction = rng.uniform(0.2, 1) * (reach + radius), rng.uniform(0, 2 * np.pi)
-        centre = middle + away * np.array([np.cos(direction), np.sin(direction)])
-        if (centre < 0.8 * radius).any() or (centre > size - 0.8 * radius).any():
+        center = middle + away * np.array([np.cos(direction), np.sin(direction)])
+        if (center < 0.8 * radius).any() or (center > size - 0.8 * radius).any():
             continue
-        mask = _turned(rng, other.name, centre, radius, size)
+        mask = _turned(rng, other.name, center, radius, size)
         if (mask & other.mask).any() and scene.leaves_visible(mask, others):
             return other.name, mask
     return other.name, None
 
 
-def _turned(rng: np.random.Generator, name: str, centre: np.ndarray, radius: float, size: int) -> np.ndarray:
+def _turned(rng: np.random.Generator, name: str, center: np.ndarray, radius: float, size: int) -> np.ndarray:
     """The figure at any angle. No two classes are one another's turned or mirrored image."""
-    return outline(name, rng.uniform(0, 2 * np.pi), centre, radius, size, mirrored=rng.random() < 0.5)
+    return outline(name, rng.uniform(0, 2 * np.pi), center, radius, size, mirrored=rng.random() < 0.5)
 
 
 def _radii(name: str, size: int, choice: Choice) -> tuple[float, float]:

@@ -1,7 +1,7 @@
 """The kind "people": jointed figures with COCO's 17 keypoints, in front of figures that are no category.
 
 Which side is left shows in one thing only, whether the face is seen: both sides are drawn alike, so that a mirrored
-picture, its keypoints exchanged, is one that could have been drawn. From behind, nose and eyes are not labelled.
+picture, its keypoints exchanged, is one that could have been drawn. From behind, nose and eyes are not labeled.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _FROM_BEHIND = 0.3  # probability
 _TURNED = 40.0  # degrees, at most, from facing the viewer or from looking away
 _OUTSIDE = 0.15  # part of the figure's width or height that may lie outside the image
 _ATTEMPTS = 20  # at placing one person
-_SMALLEST_DOT = 0.8  # pixels of radius; a smaller disc could miss all pixel centres
+_SMALLEST_DOT = 0.8  # pixels of radius; a smaller disc could miss all pixel centers
 _HIDDEN_EAR = 0.55  # an ear so many half widths of the head behind its middle is covered by it
 
 _MATERIALS = ("skin", "hair", "shirt", "trousers", "shoes", "eyes", "nose")
@@ -76,7 +76,7 @@ def render(rng: np.random.Generator, size: int) -> tuple[np.ndarray, list[Figure
 
 def parts_of(body: Body, height: float, sleeves: str = "shirt", legs: str = "trousers") -> list[Part]:
     """What is drawn of a body `height` pixels tall whose hips are at the origin; the material of forearms and shins."""
-    joints, (centre, crown, look) = body.joints, body.head
+    joints, (center, crown, look) = body.joints, body.head
 
     def part(material: str, radius: float, *places: np.ndarray, depth: float | None = None) -> Part:
         points = np.array(places)
@@ -84,9 +84,9 @@ def parts_of(body: Body, height: float, sleeves: str = "shirt", legs: str = "tro
 
     parts = [
         part("shirt", 0.042, *joints[[5, 6, 12, 11]]),
-        part("skin", 0.035, body.neck, centre, depth=min(body.neck[2], centre[2]) - 0.01),
-        part("skin", bodies.HEAD, centre - 0.022 * crown, centre + 0.022 * crown, depth=centre[2]),
-        part("hair", 1.08 * bodies.HEAD, centre, centre + 0.055 * crown, depth=centre[2] - 0.03 * np.sign(look[2])),
+        part("skin", 0.035, body.neck, center, depth=min(body.neck[2], center[2]) - 0.01),
+        part("skin", bodies.HEAD, center - 0.022 * crown, center + 0.022 * crown, depth=center[2]),
+        part("hair", 1.08 * bodies.HEAD, center, center + 0.055 * crown, depth=center[2] - 0.03 * np.sign(look[2])),
     ]
     for k in (0, 1):
         shoulder, elbow, wrist, hip, knee, ankle = joints[5 + k :: 2][:6]
@@ -100,8 +100,8 @@ def parts_of(body: Body, height: float, sleeves: str = "shirt", legs: str = "tro
             part("skin", 0.027, joints[3 + k]),
         ]
     if look[2] > 0:
-        parts += [part("eyes", 0.016, joints[k], depth=centre[2] + 0.01) for k in (1, 2)]
-        parts.append(part("nose", 0.019, joints[0], depth=centre[2] + 0.02))
+        parts += [part("eyes", 0.016, joints[k], depth=center[2] + 0.01) for k in (1, 2)]
+        parts.append(part("nose", 0.019, joints[0], depth=center[2] + 0.02))
     return [p._replace(radius=max(p.radius, _SMALLEST_DOT)) for p in parts]
 
 
@@ -120,19 +120,19 @@ def draw(parts: list[Part], keypoints: np.ndarray, size: int) -> Drawing:
         inside = away <= 1
         materials[area][inside] = 1 + _MATERIALS.index(part.material)
         shade[area][inside] = (1.05 - 0.4 * away**2)[inside]  # round; and limbs stand out from what is behind them
-    labelled = (keypoints[:, 2] > 0) & ((keypoints[:, :2] >= 0) & (keypoints[:, :2] < size)).all(axis=1)
+    labeled = (keypoints[:, 2] > 0) & ((keypoints[:, :2] >= 0) & (keypoints[:, :2] < size)).all(axis=1)
     places = np.minimum(np.round(keypoints[:, :2] - 0.5, 2), size - 0.51)  # rounded, they are still inside
     written = np.column_stack([places, keypoints[:, 2]])
-    return Drawing(materials, shade, np.where(labelled[:, None], written, 0.0))
+    return Drawing(materials, shade, np.where(labeled[:, None], written, 0.0))
 
 
 def keypoints_of(body: Body, height: float) -> np.ndarray:
     """(17, 3): x and y in pixels from the hips; visibility as far as the person's own head decides it."""
     visibility = np.full(17, 2.0)
-    centre, _, look = body.head
+    center, _, look = body.head
     if look[2] <= 0:
         visibility[bodies.FACE] = 0
-    visibility[3:5][body.joints[3:5, 2] < centre[2] - _HIDDEN_EAR * bodies.HEAD] = 1
+    visibility[3:5][body.joints[3:5, 2] < center[2] - _HIDDEN_EAR * bodies.HEAD] = 1
     return np.column_stack([height * body.joints[:, :2], visibility])
 
 
@@ -156,11 +156,11 @@ def _place(rng: np.random.Generator, size: int, others: list[Figure]) -> Drawing
 
 
 def _paint(rng: np.random.Generator, image: np.ndarray, drawing: Drawing) -> None:
-    """Colour a person, in clothes of their own."""
+    """Color a person, in clothes of their own."""
     ground = image[drawing.materials > 0].mean(axis=0)
     shirt = scene.distinct(rng, ground)
     skin = np.array([240, 190, 160]) * rng.uniform(0.55, 1) + rng.uniform(-10, 10, 3)
-    colours = {
+    colors = {
         "skin": (skin, 0.03),
         "hair": (np.array([120, 85, 55]) * rng.uniform(0.15, 0.7), 0.1),
         "shirt": (shirt, 0.2),
@@ -169,13 +169,13 @@ def _paint(rng: np.random.Generator, image: np.ndarray, drawing: Drawing) -> Non
         "eyes": (np.array([15, 15, 25]), 0.0),
         "nose": (skin * [0.9, 0.55, 0.5], 0.0),
     }
-    for index, (colour, contrast) in enumerate((colours[name] for name in _MATERIALS), 1):
+    for index, (color, contrast) in enumerate((colors[name] for name in _MATERIALS), 1):
         shade = drawing.shade if contrast else None  # eyes and nose are dots
-        scene.fill(rng, image, drawing.materials == index, colour, contrast, shade)
+        scene.fill(rng, image, drawing.materials == index, color, contrast, shade)
 
 
 def _covered(person: Figure, mask: np.ndarray) -> Figure:
-    """What is left to be seen of a person behind `mask` (S, S); their keypoints there are labelled, but not visible."""
+    """What is left to be seen of a person behind `mask` (S, S); their keypoints there are labeled, but not visible."""
     assert person.keypoints is not None
     keypoints = person.keypoints.copy()
     x, y = np.floor(keypoints[:, :2].T + 0.5).astype(int)

@@ -1,4 +1,4 @@
-"""What all kinds of pictures share: ground, textures, colours, and which part of an object must stay visible."""
+"""What all kinds of pictures share: ground, textures, colors, and which part of an object must stay visible."""
 
 from __future__ import annotations
 
@@ -36,8 +36,8 @@ def develop(rng: np.random.Generator, image: np.ndarray) -> np.ndarray:
     return np.clip(image, 0, 255).astype(np.uint8)
 
 
-def texture(rng: np.random.Generator, size: int, colour: np.ndarray, contrast: float) -> np.ndarray:
-    """(S, S, 3) float32: `colour` modulated by stripes, a checkerboard or smooth noise. S is at least 8."""
+def texture(rng: np.random.Generator, size: int, color: np.ndarray, contrast: float) -> np.ndarray:
+    """(S, S, 3) float32: `color` modulated by stripes, a checkerboard or smooth noise. S is at least 8."""
     grid = np.arange(size, dtype=np.float32) * (2 * np.pi / rng.uniform(6, 16))
     angle = rng.uniform(0, 2 * np.pi)
     u = np.add.outer(grid * np.sin(angle), grid * np.cos(angle))
@@ -50,14 +50,14 @@ def texture(rng: np.random.Generator, size: int, colour: np.ndarray, contrast: f
     else:
         coarse = rng.uniform(-1, 1, (size // 8, size // 8)).astype(np.float32)
         pattern = cv2.resize(coarse, (size, size), interpolation=cv2.INTER_CUBIC)
-    return colour.astype(np.float32) * (1 + contrast * pattern[:, :, None])
+    return color.astype(np.float32) * (1 + contrast * pattern[:, :, None])
 
 
 def fill(
     rng: np.random.Generator,
     image: np.ndarray,
     mask: np.ndarray,
-    colour: np.ndarray,
+    color: np.ndarray,
     contrast: float,
     shade: np.ndarray | None = None,
 ) -> None:
@@ -66,7 +66,7 @@ def fill(
         return
     top, left, height, width = window(mask)
     area = slice(top, top + height), slice(left, left + width)
-    pattern = texture(rng, max(height, width, 16), colour, contrast)[:height, :width]  # a whole image's takes long
+    pattern = texture(rng, max(height, width, 16), color, contrast)[:height, :width]  # a whole image's takes long
     if shade is not None:
         pattern = pattern * shade[area][:, :, None]
     inside = mask[area][:, :, None]
@@ -80,12 +80,12 @@ def window(mask: np.ndarray) -> tuple[int, int, int, int]:
 
 
 def distinct(rng: np.random.Generator, *grounds: np.ndarray) -> np.ndarray:
-    """A colour (3,) in 0..255 that stands out from all colours that it lies on."""
-    colours = rng.uniform(20, 250, (8, 3))
-    distances = [np.linalg.norm(colours - ground, axis=1) for ground in grounds]
-    return colours[np.argmax(np.min(distances, axis=0) > 80)]
+    """A color (3,) in 0..255 that stands out from all colors that it lies on."""
+    colors = rng.uniform(20, 250, (8, 3))
+    distances = [np.linalg.norm(colors - ground, axis=1) for ground in grounds]
+    return colors[np.argmax(np.min(distances, axis=0) > 80)]
 
 
 def _muted(rng: np.random.Generator) -> np.ndarray:
-    """A greyish colour for the ground, (3,) in 0..255."""
+    """A grayish color for the ground, (3,) in 0..255."""
     return rng.uniform(60, 180) + rng.uniform(-20, 20, 3)

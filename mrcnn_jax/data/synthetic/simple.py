@@ -38,17 +38,17 @@ def _place(rng: np.random.Generator, size: int, name: str, others: list[Figure])
     """Mask (S, S) of a figure that leaves enough of the others visible; None if no place was found."""
     for _ in range(_ATTEMPTS):
         radius = size * rng.uniform(*_SIZES) / 2
-        centre = rng.uniform(0.8 * radius, size - 0.8 * radius, 2)  # some reach a little beyond the edge
-        mask = _outline(name, rng.uniform(0, 2 * np.pi), centre, radius, size)
+        center = rng.uniform(0.8 * radius, size - 0.8 * radius, 2)  # some reach a little beyond the edge
+        mask = _outline(name, rng.uniform(0, 2 * np.pi), center, radius, size)
         if scene.leaves_visible(mask, others):
             return mask
     return None
 
 
-def _outline(name: str, angle: float, centre: np.ndarray, radius: float, size: int) -> np.ndarray:
-    """Mask (S, S) of the pixels whose centre lies within the figure of this radius."""
+def _outline(name: str, angle: float, center: np.ndarray, radius: float, size: int) -> np.ndarray:
+    """Mask (S, S) of the pixels whose center lies within the figure of this radius."""
     grid = np.arange(size, dtype=np.float32) + 0.5
-    x, y = (grid[None, :] - centre[0]) / radius, (grid[:, None] - centre[1]) / radius
+    x, y = (grid[None, :] - center[0]) / radius, (grid[:, None] - center[1]) / radius
     return _FIGURES[name](x * np.cos(angle) + y * np.sin(angle), y * np.cos(angle) - x * np.sin(angle))
 
 

@@ -28,7 +28,7 @@ def analyze(scores: Scores, *, threshold: float = 0.5) -> Analysis:
     found = {iou_type: _by_image(scores, iou_type) for iou_type in iou_types}
     scenes: dict[str, list[Any]] = {iou_type: [] for iou_type in iou_types}
     images = []
-    for image in track(scores.truth.dataset["images"], len(scores.truth.imgs), "images analysed"):
+    for image in track(scores.truth.dataset["images"], len(scores.truth.imgs), "images analyzed"):
         truths = [_with_runs(scores, annotation) for annotation in scores.truth.imgToAnns[image["id"]]]
         partial = frozenset(image.get("not_exhaustive_category_ids", ()))
         for iou_type in iou_types:

@@ -79,15 +79,15 @@ def overlaps(
 def similarities(found: Sequence[Record], truth: Record, sigmas: NDArray[np.float64]) -> NDArray[np.float64]:
     """Object keypoint similarity (D,) with one annotation, as pycocotools has it (`COCOeval.computeOks`).
 
-    Without labelled keypoints distances are those to a box of thrice the size, for every keypoint.
+    Without labeled keypoints distances are those to a box of thrice the size, for every keypoint.
     """
     points = np.array([record["keypoints"] for record in found], np.float64).reshape(len(found), -1, 3)[:, :, :2]
     target = np.array(truth["keypoints"], np.float64).reshape(-1, 3)
-    labelled = target[:, 2] > 0
+    labeled = target[:, 2] > 0
     offsets = points - target[:, :2]
-    if not labelled.any():
+    if not labeled.any():
         corner, side = np.array(truth["bbox"], np.float64).reshape(2, 2)
         offsets = np.maximum(corner - side - points, 0) + np.maximum(points - (corner + 2 * side), 0)
-        labelled[:] = True
+        labeled[:] = True
     spread = 2 * (2 * sigmas) ** 2 * (truth["area"] + np.spacing(1))
-    return np.exp(-np.square(offsets).sum(axis=2) / spread)[:, labelled].mean(axis=1)
+    return np.exp(-np.square(offsets).sum(axis=2) / spread)[:, labeled].mean(axis=1)

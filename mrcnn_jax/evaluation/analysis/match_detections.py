@@ -4,11 +4,11 @@ The kinds of error and their order are those of TIDE (Bolya et al. 2020, section
 that found nothing is the first of these that holds; "same class" and "other class" speak of an annotated instance, and
 of the largest overlap with one.
 
-    localisation     0.1 <= overlap with the same class <= 0.5
+    localization     0.1 <= overlap with the same class <= 0.5
     classification   overlap with another class >= 0.5
     duplicate        overlap with the same class >= 0.5: a better detection has it
     background       overlap with everything <= 0.1
-    both             what is left: another class, and not well localised
+    both             what is left: another class, and not well localized
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from mrcnn_jax.evaluation.analysis.results import ERRORS
 
 BACKGROUND = 0.1  # overlap up to which a detection has to do with nothing
 CORRECT = -1
-_CLASSIFICATION, _LOCALISATION, _BOTH, _DUPLICATE, _BACKGROUND = range(5)
-assert ERRORS[:5] == ("classification", "localisation", "both", "duplicate", "background")
+_CLASSIFICATION, _LOCALIZATION, _BOTH, _DUPLICATE, _BACKGROUND = range(5)
+assert ERRORS[:5] == ("classification", "localization", "both", "duplicate", "background")
 
 
 class Matches(NamedTuple):
@@ -68,7 +68,7 @@ def _error(overlaps: NDArray[np.float64], same: NDArray[np.bool_]) -> tuple[int,
         return _BACKGROUND, -1
     own, other = overlaps * same, overlaps * ~same
     if BACKGROUND <= own.max() <= FOREGROUND:
-        return _LOCALISATION, int(own.argmax())
+        return _LOCALIZATION, int(own.argmax())
     if other.max() >= FOREGROUND:
         return _CLASSIFICATION, int(other.argmax())
     if own.max() >= FOREGROUND:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 # The kinds of error of TIDE (Bolya et al. 2020, "TIDE: A General Toolbox for Identifying Object Detection Errors").
 # Of a detection the first five, of a true instance the last.
-ERRORS = ("classification", "localisation", "both", "duplicate", "background", "missed")
+ERRORS = ("classification", "localization", "both", "duplicate", "background", "missed")
 SPECIAL_ERRORS = ("false_positives", "false_negatives")
 
 

@@ -18,7 +18,7 @@ from mrcnn_jax.evaluation.analysis.image_overlaps import ImageOverlaps
 from mrcnn_jax.evaluation.analysis.match_detections import CORRECT, Matches
 from mrcnn_jax.evaluation.analysis.results import ERRORS, SPECIAL_ERRORS, Errors
 
-_MENDED = (ERRORS.index("classification"), ERRORS.index("localisation"))  # by hitting; the others by not being there
+_MENDED = (ERRORS.index("classification"), ERRORS.index("localization"))  # by hitting; the others by not being there
 _RECALLS = np.arange(101) / 100
 
 

@@ -45,7 +45,7 @@ def roi_align(
         scale: cells of the feature map per pixel, for example 1 / 16.
         output_size: bins, one number or (height, width).
         sampling_ratio: samples per bin and direction; 0: adaptive, as many as the bin has cells.
-        aligned: True shifts by half a cell, so that cell centres are sampled where they lie (Detectron2); False is
+        aligned: True shifts by half a cell, so that cell centers are sampled where they lie (Detectron2); False is
             the original rule, which also takes boxes smaller than a cell as one cell (torchvision's default).
 
     Returns:

@@ -17,7 +17,7 @@ TINY = 1e-30  # stands for a step of zero
 
 
 class Axis(NamedTuple):
-    """The samples of R RoIs along one axis of a feature map with `extent` cells; cell i has its centre at i.
+    """The samples of R RoIs along one axis of a feature map with `extent` cells; cell i has its center at i.
 
     Sample s of bin b lies at `first[:, b] + s * step`, for 0 <= s < number. Those outside of begin..end count nothing.
     """
@@ -95,12 +95,12 @@ def cell_weights(axis: Axis, cells: jax.Array) -> jax.Array:
     """
     start = axis.first - cells.astype(jnp.float32)  # the first sample, seen from the cell
     # Where all samples coincide, dividing by a tiny step counts all or none of them, as it should. Rounding may count
-    # a sample on the wrong side of a cell's centre, which moves the result by rounding only: the hat is continuous.
+    # a sample on the wrong side of a cell's center, which moves the result by rounding only: the hat is continuous.
     inverse = 1.0 / jnp.maximum(axis.step, TINY)
     is_first, is_last = cells == 0, cells == axis.extent - 1
     below = jnp.clip(jnp.ceil((-1.0 - start) * inverse), axis.begin, axis.end)  # samples before the cell on the left
     below = jnp.where(is_first, axis.begin, below)
-    middle = jnp.clip(jnp.ceil(-start * inverse), below, axis.end)  # samples before this cell's centre
+    middle = jnp.clip(jnp.ceil(-start * inverse), below, axis.end)  # samples before this cell's center
     above = jnp.clip(jnp.ceil((1.0 - start) * inverse), middle, axis.end)  # samples before the cell on the right
     above = jnp.where(is_last, axis.end, above)
 

@@ -4,7 +4,7 @@ All take RoIs of a batch of images: maps (B, H_l, W_l, Ch) for each level, and R
 level. Sums are taken in float32; the result has the maps' dtype.
 
 On a CPU a loop over the RoIs works best, each with as many steps as it needs and everything in the cache: the forward
-pass adds cells to the bins, a few neighbours at a time; the gradient spreads the bins over square tiles by two small
+pass adds cells to the bins, a few neighbors at a time; the gradient spreads the bins over square tiles by two small
 matrix products. XLA's scatter is several times slower there. Elsewhere a square of cells of every bin of every RoI is
 taken at a time, by gathers or one scatter over all levels laid out in one array: each turn reads and writes the sums of
 all bins, or reads all their gradients, which costs more than the cells do. On a TPU the squares are single cells: XLA
@@ -23,7 +23,7 @@ import numpy as np
 
 from mrcnn_jax.ops.roi.axis import Axis, cell_range, cell_weights
 
-NEIGHBOURS = 4  # cells of a row added in one step of the CPU's forward pass
+NEIGHBORS = 4  # cells of a row added in one step of the CPU's forward pass
 TILE = 16  # side of the tiles of the CPU's gradient; see benchmarks/RESULTS.md
 SQUARE = 4  # side of the squares of cells on a GPU: most bins have no more rows and columns
 
@@ -123,7 +123,7 @@ def _edge(axis: Axis, span: tuple[jax.Array, jax.Array], square: jax.Array, side
 def _forward_cpu(features: Maps, rois: RoIs, y: Axis, x: Axis) -> jax.Array:
     shape = (y.first.shape[1], x.first.shape[1], features[0].shape[-1])
     y_range, x_range = cell_range(y), cell_range(x)
-    rows, groups = _longest(*y_range), -(-_longest(*x_range) // NEIGHBOURS)
+    rows, groups = _longest(*y_range), -(-_longest(*x_range) // NEIGHBORS)
 
     def pool(feature: jax.Array, roi: jax.Array, result: jax.Array) -> jax.Array:
         _, height, width, channels = feature.shape
@@ -133,9 +133,9 @@ def _forward_cpu(features: Maps, rois: RoIs, y: Axis, x: Axis) -> jax.Array:
         x_axis, x_span = jax.tree.map(lambda leaf: leaf[None, :], (x_axis, x_span))
 
         def add(step: jax.Array, total: jax.Array) -> jax.Array:
-            neighbours = step % groups[roi] * NEIGHBOURS + jnp.arange(NEIGHBOURS, dtype=jnp.int32)
+            neighbors = step % groups[roi] * NEIGHBORS + jnp.arange(NEIGHBORS, dtype=jnp.int32)
             y_cell, y_weight = _tap(y_axis, y_span, step // groups[roi])
-            x_cell, x_weight = _tap(x_axis, x_span, neighbours[:, None])
+            x_cell, x_weight = _tap(x_axis, x_span, neighbors[:, None])
             for cell, weight in zip(x_cell, x_weight, strict=True):
                 index = start + y_cell[:, None] * width + cell[None, :]
                 total = total + _take(flat, index) * (y_weight[:, None] * weight[None, :])[..., None]
@@ -201,7 +201,7 @@ def _tap(axis: Axis, span: tuple[jax.Array, jax.Array], k: jax.Array) -> tuple[j
 def _tile_weights(axis: Axis, start: jax.Array, size: int, extent: int) -> tuple[jax.Array, jax.Array]:
     """Weights (bins, size) of the cells start..start + size - 1 of one RoI, and where the tile begins in the map.
 
-    A tile that would leave the map is moved inside; the cells that it then shares with its neighbour weigh nothing.
+    A tile that would leave the map is moved inside; the cells that it then shares with its neighbor weigh nothing.
     """
     begin = jnp.minimum(start, extent - size)
     cells = (begin + jnp.arange(size, dtype=jnp.int32))[None, :]

@@ -27,10 +27,10 @@ def quantized_rois(low: jax.Array, high: jax.Array) -> tuple[jax.Array, jax.Arra
 
 
 def cell_axis(low: jax.Array, high: jax.Array, extent: jax.Array, *, bins: int) -> Axis:
-    """The cells of each bin of RoIPool along one axis, as samples at their centres.
+    """The cells of each bin of RoIPool along one axis, as samples at their centers.
 
     Bin i has the cells floor(i * size / bins) to ceil((i + 1) * size / bins), one past the last, counted from the
-    RoI's start: neighbours overlap where their edge cuts a cell. Cells outside of the map are left out, and do not
+    RoI's start: neighbors overlap where their edge cuts a cell. Cells outside of the map are left out, and do not
     divide in a mean; a bin may have none.
 
     Args:

@@ -1,4 +1,4 @@
-"""Histograms as SVG, in the colours of the page."""
+"""Histograms as SVG, in the colors of the page."""
 
 from __future__ import annotations
 

@@ -15,7 +15,7 @@ from mrcnn_jax.tools.pages.drawing import SIDE, Box, fitting, jpeg, names, recta
 from mrcnn_jax.tools.pages.html import Html, join, tag
 from mrcnn_jax.tools.pages.outline import path, trace
 
-COLOURS = 12  # of instances; pages/base.css names them
+COLORS = 12  # of instances; pages/base.css names them
 _STEPS = (10, 2)  # parts of a unit that outlines are written in; the second where the first takes too much room
 
 
@@ -90,7 +90,7 @@ def _items(view: _View, sample: Sample, annotations: Sequence[Annotation], names
         if seen[i]:
             crowd, name = bool(annotations[i].get("iscrowd")), names[sample.classes[i] - 1]
             title = f"{name}, annotation {annotations[i]['id']}{', crowd' if crowd else ''}"
-            items.append(_Item(i, tuple(boxes[i].tolist()), "crowd" if crowd else f"c{i % COLOURS}", name, title))
+            items.append(_Item(i, tuple(boxes[i].tolist()), "crowd" if crowd else f"c{i % COLORS}", name, title))
     return items
 
 

@@ -38,7 +38,7 @@ class Annotated(NamedTuple):
     crowd: np.ndarray  # (m,) bool
     rle: np.ndarray  # (m,) bool: its mask is run-length encoded
     outlined: np.ndarray  # (m,) bool: it has a mask
-    keypoints: np.ndarray  # (m,) int, how many are labelled
+    keypoints: np.ndarray  # (m,) int, how many are labeled
 
 
 @dataclass(frozen=True, eq=False)
@@ -125,7 +125,7 @@ def surplus(survey: Survey) -> tuple[int, int]:
 
 
 def _key(image: ImageEntry) -> _Key:
-    """Whatever a judgement depends on or names."""
+    """Whatever a judgment depends on or names."""
     return image.file_name, image.id, image.height, image.width
 
 
@@ -204,9 +204,9 @@ def _keypoints(survey: Survey) -> str:
     if not survey.content.categories.keypoint_counts():
         return "none"
     shared = f"{len(names)} keypoints" if names else "categories with different keypoints: not trainable together"
-    labelled = survey.annotated.keypoints[~survey.annotated.crowd]
-    with_some = f"{int((labelled > 0).sum()):,} instances with labelled ones"
-    return f"{shared}; {with_some}, {int(labelled.sum()):,} labelled in all"
+    labeled = survey.annotated.keypoints[~survey.annotated.crowd]
+    with_some = f"{int((labeled > 0).sum()):,} instances with labeled ones"
+    return f"{shared}; {with_some}, {int(labeled.sum()):,} labeled in all"
 
 
 def _picture_sizes(sizes: np.ndarray) -> list[tuple[str, str]]:

@@ -15,12 +15,12 @@ class Named(NamedTuple):
     """Names of values. The values are category ids too."""
 
     names: dict[int, str]
-    colours: bool = False  # the values are colours, 0xRRGGBB
+    colors: bool = False  # the values are colors, 0xRRGGBB
 
 
 def parse(text: str) -> Named:
     """`cat,dog` are the names of 1 and 2. Otherwise a file: JSON as {"7": "cat"} or ["cat", "dog"], or .txt with
-    lines as "7 cat", or the names alone. A value may be a colour, "#ff0080": then all are, and ids count from 1.
+    lines as "7 cat", or the names alone. A value may be a color, "#ff0080": then all are, and ids count from 1.
 
     The name "background" of 0, which is background always, may be there. Raises DataError for what means nothing, or
     means two things.
@@ -54,10 +54,10 @@ def _from_lines(content: str) -> list[tuple[str, str]]:
 
 
 def _checked(where: str, pairs: list[tuple[str, str]]) -> Named:
-    colours = any(value.startswith("#") for value, _ in pairs)
+    colors = any(value.startswith("#") for value, _ in pairs)
     names: dict[int, str] = {}
     for value, name in ((value.strip(), name.strip()) for value, name in pairs):
-        number = _number(where, value, colours)
+        number = _number(where, value, colors)
         if number == 0 and name.lower() in _BACKGROUND:
             continue
         if number <= 0:
@@ -67,18 +67,18 @@ def _checked(where: str, pairs: list[tuple[str, str]]) -> Named:
         names[number] = name
     if not names:
         raise DataError(f"{where}: it names nothing")
-    return Named(names, colours)
+    return Named(names, colors)
 
 
-def _number(where: str, value: str, colour: bool) -> int:
+def _number(where: str, value: str, color: bool) -> int:
     try:
-        if not colour:
+        if not color:
             return int(value)
         if len(value) != 7 or value[0] != "#":
             raise ValueError
         return int(value[1:], 16)
     except ValueError:
-        wanted = "a colour, such as #ff0080" if colour else "a whole number"
+        wanted = "a color, such as #ff0080" if color else "a whole number"
         raise DataError(f"{where}: {value!r} is not {wanted}") from None
 
 

@@ -1,7 +1,7 @@
 """Label images: a whole number for each pixel, read as it was stored, and its regions as COCO segmentations.
 
 Regions are written as run lengths, which give back every pixel. Polygons would not: they go through the pixels' corners
-or centres, and lose holes and thin parts.
+or centers, and lose holes and thin parts.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ SUFFIXES = (".png", ".tif", ".tiff", ".bmp")
 MOST_REGIONS = 10_000  # of one image: more are a photograph's values
 _FORMATS = ("PNG", "TIFF", "BMP")
 _NUMBERS = ("1", "L", "P", "I", "I;16", "I;16B", "I;16L")  # Pillow's modes with one whole number for each pixel
-_COLOURS = ("LA", "PA", "RGB", "RGBA")
+_COLORS = ("LA", "PA", "RGB", "RGBA")
 
 
-def read(path: Path, size: tuple[int, int], *, colours: bool | None = None) -> np.ndarray:
+def read(path: Path, size: tuple[int, int], *, colors: bool | None = None) -> np.ndarray:
     """The values (h, w) int32 of a label image of `size` (height, width).
 
-    Gray pictures give their numbers (8, 16 or 32 bits), palette pictures the index. Colour pictures with equal channels
-    are gray ones. Other colours are the number 0xRRGGBB. colours: True reads all pictures as colours, False refuses
+    Gray pictures give their numbers (8, 16 or 32 bits), palette pictures the index. Color pictures with equal channels
+    are gray ones. Other colors are the number 0xRRGGBB. colors: True reads all pictures as colors, False refuses
     those that are. Raises Rejected for other formats, other sizes, and what cannot be read.
     """
     try:
@@ -40,21 +40,21 @@ def read(path: Path, size: tuple[int, int], *, colours: bool | None = None) -> n
     if kind not in _FORMATS:
         advice = "save masks as PNG: lossy formats such as JPEG change the values of pixels"
         raise Rejected("masks in a format that is not for numbers", f"{path} ({kind})", advice)
-    if pages > 1 or deep or image.mode not in (*_NUMBERS, *_COLOURS):
-        what = f"{pages} pages" if pages > 1 else "colours of 16 bits" if deep else f"mode {image.mode}"
+    if pages > 1 or deep or image.mode not in (*_NUMBERS, *_COLORS):
+        what = f"{pages} pages" if pages > 1 else "colors of 16 bits" if deep else f"mode {image.mode}"
         raise Rejected("masks without one whole number for each pixel", f"{path} ({what})", "save one channel as PNG")
     if image.size != size[::-1]:
         sizes = f"{image.height}x{image.width}, the image {size[0]}x{size[1]}"
         advice = "save the mask in the size of its image as it is seen, after any EXIF rotation"
         raise Rejected("masks whose size (height x width) is not the image's", f"{path} is {sizes}", advice)
-    if image.mode in _NUMBERS and not colours:
+    if image.mode in _NUMBERS and not colors:
         return np.asarray(image).astype(np.int32)
     red, green, blue = np.moveaxis(np.asarray(image.convert("RGB")).astype(np.int32), -1, 0)
-    if not colours and np.array_equal(red, green) and np.array_equal(red, blue):
+    if not colors and np.array_equal(red, green) and np.array_equal(red, blue):
         return red
-    if colours is False:
-        advice = """name the colours in a file for --categories, as {"#ff0080": "cat"}, or save one channel"""
-        raise Rejected("masks with colours in place of numbers", path, advice)
+    if colors is False:
+        advice = """name the colors in a file for --categories, as {"#ff0080": "cat"}, or save one channel"""
+        raise Rejected("masks with colors in place of numbers", path, advice)
     return red << 16 | green << 8 | blue
 
 

@@ -54,7 +54,7 @@ def convert(
         raise DataError(f"{images}: no images that could be converted; --help says how they are to lie")
     if values == "classes":
         meaning = named if named is not None else _unnamed(images, masks, pairs[0])
-        names = dict(enumerate(meaning.names.values(), 1)) if meaning.colours else meaning.names
+        names = dict(enumerate(meaning.names.values(), 1)) if meaning.colors else meaning.names
         if ignore in meaning.names:
             raise DataError(f"--ignore={ignore} is the category {meaning.names[ignore]!r} too")
         read = functools.partial(_from_classes, images, masks, ignore, meaning)
@@ -134,16 +134,16 @@ def _from_instances(images: Path, masks: Path, ignore: int | None, pair: Pair) -
 
 
 def _from_classes(images: Path, masks: Path, ignore: int | None, meaning: Named, pair: Pair) -> Picture:
-    """`meaning` names the values; a category id is the value, or the place of its colour."""
+    """`meaning` names the values; a category id is the value, or the place of its color."""
     size = files.image_size(images / pair.image)
     path = masks / pair.masks[0]
-    values = labels.read(path, size, colours=meaning.colours)
+    values = labels.read(path, size, colors=meaning.colors)
     found = set(labels.present(values)) - {0, ignore}
     if strange := sorted(found - meaning.names.keys()):
-        shown = [f"#{value:06x}" if meaning.colours else str(value) for value in strange]
+        shown = [f"#{value:06x}" if meaning.colors else str(value) for value in strange]
         advice = "name them in --categories, or leave them out by --ignore (a single value)"
         raise Rejected("masks with values that have no name", f"{path}: {listing(shown)}", advice)
-    ids = {value: i if meaning.colours else value for i, value in enumerate(meaning.names, 1)}
+    ids = {value: i if meaning.colors else value for i, value in enumerate(meaning.names, 1)}
     annotations: list[dict[str, Any]] = []
     for value in sorted(found, key=ids.__getitem__):
         parts = labels.components(values == value)

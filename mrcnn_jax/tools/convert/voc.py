@@ -1,11 +1,11 @@
-"""VOC, as it is published (Everingham et al., The PASCAL VOC Challenge 2012) and as labelling tools write it.
+"""VOC, as it is published (Everingham et al., The PASCAL VOC Challenge 2012) and as labeling tools write it.
 
 - Boxes name their first and last pixels, counted from 1: (x0, y0, x1, y1) covers [x0 - 1, x1] x [y0 - 1, y1]. Tools
   that write positions instead (CVAT, VoTT) need `zero_based`; nothing is subtracted then.
 - `difficult` objects become ignored regions (`iscrowd`): VOC's evaluation counts neither finding nor missing them, and
   so does COCO's with crowds. They are not trained on.
 - With masks, instances are those of SegmentationObject, of which 255 (the border around objects, and what nobody
-  labelled) is no part. Their class is what SegmentationClass says of most of their pixels, or, where names are not
+  labeled) is no part. Their class is what SegmentationClass says of most of their pixels, or, where names are not
   VOC's, that of the XML's box. A box belongs to the instance with its class that overlaps it most; by an IoU of at
   least 1/2 where the box is to say the class. Files that contradict each other are refused. A difficult box without
   an instance is ignored as a rectangle; any other is left out and named.
@@ -34,7 +34,7 @@ NAMES = (
     *("aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow"),
     *("diningtable", "dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor"),
 )
-_VOID = (255, 0xE0E0C0)  # its index in the palette, and its colour where pictures were saved in colours
+_VOID = (255, 0xE0E0C0)  # its index in the palette, and its color where pictures were saved in colors
 _MATCH_IOU = 0.5  # at least, for a box to name an instance
 
 
@@ -221,7 +221,7 @@ def _named_by_class(source: Source, stem: str, instances: np.ndarray, values: Se
     names = []
     for value in values:
         counts = np.bincount(np.clip(classes[instances == value], 0, 256))
-        counts[21:] = 0  # void, and colours, which say nothing
+        counts[21:] = 0  # void, and colors, which say nothing
         best = int(counts[1:].argmax()) if counts[1:].any() else -1
         names.append(NAMES[best] if best >= 0 and NAMES[best] in source.ids else "")
     return names

@@ -5,5 +5,5 @@ html       elements, with every text escaped
 chart      the frame of a chart
 drawing    photograph, boxes, skeletons and names of a picture
 outline    masks as paths of SVG
-base.css   colours, type, tables, charts and pictures, dark and light
+base.css   colors, type, tables, charts and pictures, dark and light
 """

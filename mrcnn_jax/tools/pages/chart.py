@@ -1,4 +1,4 @@
-"""The frame of a chart as SVG: axes, grid and names, in the colours of the page; and where in it things lie."""
+"""The frame of a chart as SVG: axes, grid and names, in the colors of the page; and where in it things lie."""
 
 from __future__ import annotations
 

@@ -36,16 +36,16 @@ def rectangle(box: Box, title: str, style: str) -> Html:
     return tag("rect", tag("title", title), class_=style, **position)
 
 
-def skeleton(points: np.ndarray, labelled: np.ndarray, hidden: np.ndarray, bones: Iterable[tuple[int, int]]) -> Html:
-    """Lines between labelled keypoints, and the keypoints: full where visible, hollow where hidden.
+def skeleton(points: np.ndarray, labeled: np.ndarray, hidden: np.ndarray, bones: Iterable[tuple[int, int]]) -> Html:
+    """Lines between labeled keypoints, and the keypoints: full where visible, hollow where hidden.
 
-    points: (K, 2), units of the picture; labelled, hidden: (K,) bool. Colours are those of the element around it.
+    points: (K, 2), units of the picture; labeled, hidden: (K,) bool. Colors are those of the element around it.
     """
-    ends = [(points[a], points[b]) for a, b in bones if labelled[a] and labelled[b]]
+    ends = [(points[a], points[b]) for a, b in bones if labeled[a] and labeled[b]]
     lines = "".join("M{:.1f} {:.1f}L{:.1f} {:.1f}".format(*start, *end) for start, end in ends)
     dots = [
         tag("circle", cx=f"{x:.1f}", cy=f"{y:.1f}", r=4, class_="hidden" if unseen else None)
-        for (x, y), unseen in zip(points[labelled], hidden[labelled], strict=True)
+        for (x, y), unseen in zip(points[labeled], hidden[labeled], strict=True)
     ]
     return join(tag("path", d=lines) if lines else "", dots)
 

@@ -55,17 +55,17 @@ def _checked(config: Config) -> Config:
 
 
 def _sizes(path: Path, split: SplitConfig, config: Config, min_keypoints: int) -> np.ndarray:
-    """Height and width (n, 2) of the images of a split that have so many labelled keypoints."""
+    """Height and width (n, 2) of the images of a split that have so many labeled keypoints."""
     content = read_annotations(path, split.image_ids)
     chosen = set(content.categories.select(config.data.categories).ids)
 
-    def labelled(image: ImageEntry) -> int:
+    def labeled(image: ImageEntry) -> int:
         own = [a for a in image.annotations if a["category_id"] in chosen and not a.get("iscrowd")]
         return sum(visibility > 0 for a in own for visibility in (a.get("keypoints") or ())[2::3])
 
-    sizes = [(i.height, i.width) for i in content.images if min_keypoints == 0 or labelled(i) >= min_keypoints]
+    sizes = [(i.height, i.width) for i in content.images if min_keypoints == 0 or labeled(i) >= min_keypoints]
     if not sizes:
-        raise DataError(f"{path}: no image has the data.min_keypoints={min_keypoints} labelled keypoints")
+        raise DataError(f"{path}: no image has the data.min_keypoints={min_keypoints} labeled keypoints")
     return np.array(sizes)
 
 

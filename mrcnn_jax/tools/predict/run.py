@@ -273,10 +273,10 @@ class _Run:
         if self._results is not None:
             self._results.add(made.records)
 
-    def _made(self, shots: Iterator[Frame], colours: ColorIndices | None = None) -> Iterator[Rendered]:
+    def _made(self, shots: Iterator[Frame], colors: ColorIndices | None = None) -> Iterator[Rendered]:
         """Predicted, and drawn and written on threads: all that needs no order. Holds a few batches at a time.
 
-        Those of a film come in its order and get `colours`.
+        Those of a film come in its order and get `colors`.
         """
         held: dict[int, Frame] = {}
 
@@ -287,14 +287,14 @@ class _Run:
 
         def predicted() -> Iterator[tuple[Frame, Prediction, list[int] | None]]:
             for order, prediction in self._predict.stream(pixels()):
-                yield held.pop(order), prediction, None if colours is None else colours.of(self._shown(prediction))
+                yield held.pop(order), prediction, None if colors is None else colors.of(self._shown(prediction))
 
         return detector.on_threads(lambda work: self._finish(*work), predicted(), min(4, os.cpu_count() or 1))
 
     def _shown(self, prediction: Prediction) -> Prediction:
         return prediction[prediction.scores >= self._threshold]
 
-    def _finish(self, shot: Frame, prediction: Prediction, colours: list[int] | None) -> Rendered:
+    def _finish(self, shot: Frame, prediction: Prediction, colors: list[int] | None) -> Rendered:
         shown = self._shown(prediction)
         failures: list[str] = []
         picture = None
@@ -306,16 +306,16 @@ class _Run:
                 writers.write_picture(Path(f"{shot.stem}.mask.png"), writers.instance_numbers(shown))
         if "overlay" in self._save:
             with _noted(failures):
-                picture = self._draw(shot, shown, colours)
+                picture = self._draw(shot, shown, colors)
         records = _records(shot, prediction) if "coco" in self._save else []
         # The pixels are let go: what waits to be written may be a few batches.
         return Rendered(shot._replace(pixels=shot.pixels[:0]), records, len(shown), prediction.full, picture, failures)
 
-    def _draw(self, shot: Frame, shown: Prediction, colours: list[int] | None) -> NDArray[np.uint8] | None:
+    def _draw(self, shot: Frame, shown: Prediction, colors: list[int] | None) -> NDArray[np.uint8] | None:
         """The picture of a frame; that of an image is written."""
         from mrcnn_jax import visualize  # here: it needs the packages of the extra `viz`
 
-        picture = visualize.draw(shot.pixels, shown, threshold=self._threshold, colours=colours)
+        picture = visualize.draw(shot.pixels, shown, threshold=self._threshold, colors=colors)
         if shot.frame is not None:
             return picture
         writers.write_picture(Path(f"{shot.stem}{_picture_suffix(shot.source)}"), picture)

@@ -101,7 +101,7 @@ def representable_rate(rate: float) -> float:
 
 
 def write_picture(path: Path, pixels: NDArray[Any]) -> None:
-    """RGB or grey pixels in the format that the suffix says."""
+    """RGB or gray pixels in the format that the suffix says."""
     stored = pixels[:, :, ::-1] if pixels.ndim == 3 else pixels
     done, content = cv2.imencode(path.suffix, stored)
     if not done:

@@ -44,7 +44,7 @@ class Kind(NamedTuple):
 OUTCOMES = {
     "correct": Kind("right", "class and place are right"),
     "classification": Kind("wrong class", "it overlaps an instance of another class by 0.5 or more"),
-    "localisation": Kind("badly placed", "the class is right, the overlap between 0.1 and 0.5"),
+    "localization": Kind("badly placed", "the class is right, the overlap between 0.1 and 0.5"),
     "both": Kind("wrong class, badly placed", "another class, and an overlap between 0.1 and 0.5"),
     "duplicate": Kind("duplicate", "a better prediction has found the same instance"),
     "background": Kind("nothing there", "it overlaps nothing by 0.1 or more"),

@@ -20,7 +20,7 @@ T = TypeVar("T")
 _PICTURES = 2_600_000  # bytes that all pictures of a page may have together
 _ROOM = 150_000  # and a single picture
 _CLASSES = 1_100_000  # and all tables of classes: the ones of LVIS twice
-_PREDICTED = ("correct", "classification", "localisation", "both", "duplicate", "background")
+_PREDICTED = ("correct", "classification", "localization", "both", "duplicate", "background")
 _TRUE = ("found", "missed", "crowd")
 
 Bones = Mapping[int, Sequence[tuple[int, int]]]

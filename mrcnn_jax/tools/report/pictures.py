@@ -163,15 +163,13 @@ def _box(one: Instance, scale: float, legend: Legend) -> Html:
 
 
 def _skeleton(one: Instance, scale: float, legend: Legend) -> Html:
-    """Its keypoints; of predicted ones all are shown, of annotated ones those that are labelled."""
+    """Its keypoints; of predicted ones all are shown, of annotated ones those that are labeled."""
     if one.keypoints is None:
         return tag("g")
     points, third = (one.keypoints[:, :2] + _PIXEL) * scale, one.keypoints[:, 2]
-    labelled = np.ones(len(points), bool) if one.predicted else third > 0
-    hidden = ~labelled if one.predicted else third == 1
-    return tag(
-        "g", skeleton(points, labelled, hidden, legend.bones.get(one.category_id, ())), class_=f"o-{one.outcome}"
-    )
+    labeled = np.ones(len(points), bool) if one.predicted else third > 0
+    hidden = ~labeled if one.predicted else third == 1
+    return tag("g", skeleton(points, labeled, hidden, legend.bones.get(one.category_id, ())), class_=f"o-{one.outcome}")
 
 
 def _photograph(file: Path, room: int, value_range: Range | None) -> tuple[str, bool]:

@@ -1,4 +1,4 @@
-"""Colours against torchvision's formulas, computed in floating point."""
+"""Colors against torchvision's formulas, computed in floating point."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 from mrcnn_jax.data.augment.color_jitter import Factors, jitter
 
 IMAGE = np.random.default_rng(0).integers(0, 256, (40, 50, 3), np.uint8)
-GREY = IMAGE @ np.array([0.2989, 0.587, 0.114])  # as torchvision's rgb_to_grayscale
+GRAY = IMAGE @ np.array([0.2989, 0.587, 0.114])  # as torchvision's rgb_to_grayscale
 
 
 def blend(first: np.ndarray, second: np.ndarray | float, factor: float) -> np.ndarray:
@@ -22,20 +22,20 @@ def test_blends_are_torchvisions_within_rounding(factor: float) -> None:
     image = IMAGE.astype(float)
     expected = {
         "brightness": blend(image, 0, factor),
-        "contrast": blend(image, GREY.mean(), factor),
-        "saturation": blend(image, GREY[..., None], factor),
+        "contrast": blend(image, GRAY.mean(), factor),
+        "saturation": blend(image, GRAY[..., None], factor),
     }
     for name, values in expected.items():
         found = jitter(IMAGE, Factors(**{name: factor}))
         assert found.dtype == np.uint8
-        # Half a level of the result, and what the rounded grey adds; the weights of grey have three or four digits.
+        # Half a level of the result, and what the rounded gray adds; the weights of gray have three or four digits.
         assert np.abs(found - values).max() <= 0.5 + abs(1 - factor) * (0.5 + 0.06), name
         if factor:  # else all are one number, rounded
             assert abs((found - values).mean()) < 0.05
 
 
 @pytest.mark.parametrize("turn", [-0.5, -0.2, 0.01, 0.1, 1 / 3, 0.5])
-def test_hue_turns_as_in_the_colour_circle(turn: float) -> None:
+def test_hue_turns_as_in_the_color_circle(turn: float) -> None:
     found = jitter(IMAGE, Factors(hue=turn)).reshape(-1, 3)
     for pixel, ours in zip(IMAGE.reshape(-1, 3)[:400], found[:400], strict=True):
         hue, saturation, value = colorsys.rgb_to_hsv(*(pixel / 255))

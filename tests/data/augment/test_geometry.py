@@ -52,18 +52,18 @@ def test_flipping_image_and_truth_agree(horizontal: bool, vertical: bool) -> Non
 
 @pytest.mark.parametrize(("horizontal", "vertical"), FLIPS)
 def test_flipped_keypoints_stay_on_their_pixels_and_change_sides(horizontal: bool, vertical: bool) -> None:
-    """Each keypoint's pixel has a colour of its own; after the flip it is found there under its mirrored name."""
+    """Each keypoint's pixel has a color of its own; after the flip it is found there under its mirrored name."""
     size = (20, 30)
     pixels = [(3, 4), (29, 0), (0, 19), (11, 12)]  # x, y
     image = np.zeros((*size, 3), np.uint8)
-    for colour, (x, y) in enumerate(pixels, 1):
-        image[y, x] = colour
+    for color, (x, y) in enumerate(pixels, 1):
+        image[y, x] = color
     points = [float(v) for x, y in pixels for v in (x, y, 2)]
-    points[-1] = 0  # the tail is not labelled
+    points[-1] = 0  # the tail is not labeled
     sample = make_sample(image, [annotation([0, 0, 30, 20], keypoints=points)], {3: 1}, size, num_keypoints=4)
     flipped = flip(sample, horizontal, vertical, FLIP_MAP)
-    colours = [int(flipped.image[int(y), int(x), 0]) - 1 for x, y, _ in flipped.keypoints[0, :TAIL]]
-    assert colours == ([NOSE, RIGHT, LEFT] if horizontal != vertical else [NOSE, LEFT, RIGHT])
+    colors = [int(flipped.image[int(y), int(x), 0]) - 1 for x, y, _ in flipped.keypoints[0, :TAIL]]
+    assert colors == ([NOSE, RIGHT, LEFT] if horizontal != vertical else [NOSE, LEFT, RIGHT])
     assert flipped.keypoints[0, :, 2].tolist() == [2, 2, 2, 0]
     assert not flipped.keypoints[0, TAIL].any()
     truth = written(flipped, 3, 0)

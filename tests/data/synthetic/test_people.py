@@ -1,4 +1,4 @@
-"""People: bodies, what is drawn of them, and what is labelled."""
+"""People: bodies, what is drawn of them, and what is labeled."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def test_the_left_of_somebody_who_faces_us_is_on_the_right() -> None:
 
 
 @pytest.mark.parametrize("seed", range(10))
-def test_a_face_is_drawn_and_labelled_from_the_front_only(seed: int) -> None:
+def test_a_face_is_drawn_and_labeled_from_the_front_only(seed: int) -> None:
     eyes, nose = (1 + people._MATERIALS.index(name) for name in ("eyes", "nose"))
     front, _ = standing(seed, 10)
     x, y = np.rint(front.keypoints[0, :2]).astype(int)
@@ -77,7 +77,7 @@ def test_keypoints_lie_on_the_person(height: float) -> None:
         assert (drawing.materials[y, x] > 0).all()
 
 
-def test_what_lies_outside_is_not_labelled() -> None:
+def test_what_lies_outside_is_not_labeled() -> None:
     drawing, _ = standing(0, 0, size=60, height=120)
     x, y, visibility = drawing.keypoints.T
     assert (visibility == 0).any()

@@ -67,7 +67,7 @@ def outcomes(analysis, *, predicted):
     ("found", "outcome", "missed"),
     [
         (detection(DOG, moved(HERE, 0.6)), "correct", 0),
-        (detection(DOG, moved(HERE, 0.4)), "localisation", 0),
+        (detection(DOG, moved(HERE, 0.4)), "localization", 0),
         (detection(CAT, moved(HERE, 0.6)), "classification", 0),
         (detection(CAT, moved(HERE, 0.4)), "both", 1),
         (detection(CAT, moved(HERE, 0.05)), "background", 1),
@@ -84,7 +84,7 @@ def test_one_detection_of_one_dog(examined, found, outcome, missed, iou_type):
     assert counts.pop("missed") == missed
     assert {name for name, count in counts.items() if count} == {outcome} - {"correct"}
     gains = analysis.tables[0].errors.gains
-    if outcome in ("localisation", "classification"):
+    if outcome in ("localization", "classification"):
         # Mended it finds the dog. A cat that is none is no class any more.
         assert gains[outcome] == pytest.approx(1)
     if outcome == "correct":
@@ -187,7 +187,7 @@ def test_keypoints_are_matched_by_their_similarity(examined):
 
 
 def test_similarities_are_those_of_pycocotools(shared_data):
-    """The keypoint oracle: 14 people, of whom some have no labelled keypoints."""
+    """The keypoint oracle: 14 people, of whom some have no labeled keypoints."""
     from pycocotools.cocoeval import COCOeval
 
     from mrcnn_jax.evaluation.analysis.image_overlaps import similarities

@@ -86,12 +86,12 @@ def nhwc(array: np.ndarray) -> np.ndarray:
 # ---------------------------------------------------------------- by hand
 
 
-def test_bins_of_a_ramp_are_their_centres():
+def test_bins_of_a_ramp_are_their_centers():
     ramp = jnp.broadcast_to(jnp.arange(8.0)[None, :, None], (8, 8, 1))
     result = roi_align(
         ramp, jnp.asarray([[2.0, 1.0, 6.0, 5.0]]), scale=1.0, output_size=2, sampling_ratio=2, aligned=True
     )
-    # Bins cover x in [2, 4] and [4, 6]; cell i has its centre at i + 1/2, so the means are 3 - 1/2 and 5 - 1/2.
+    # Bins cover x in [2, 4] and [4, 6]; cell i has its center at i + 1/2, so the means are 3 - 1/2 and 5 - 1/2.
     np.testing.assert_array_equal(np.asarray(result)[0, :, :, 0], [[2.5, 4.5], [2.5, 4.5]])
 
 

@@ -177,7 +177,7 @@ def test_roi_pool_by_hand():
 
 
 def test_roi_warp_by_hand():
-    # The RoI is [0, 3) in x and y: bins of a cell and a half, whose samples are at 3/8, 9/8 | 15/8, 21/8. Cell centres
+    # The RoI is [0, 3) in x and y: bins of a cell and a half, whose samples are at 3/8, 9/8 | 15/8, 21/8. Cell centers
     # lie at halves, so the columns there are 0 (by the border, 3/8 - 1/2 < 0), 5/8 | 11/8, 17/8.
     means, largest = np.array([2.5, 14.0]) / 8, np.array([5, 17]) / 8
     box = [0, 0, 2, 2]

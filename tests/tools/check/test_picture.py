@@ -104,7 +104,7 @@ def test_keypoints_and_their_skeleton() -> None:
     one = annotation(2, [0, 0, 40, 40], category_id=20, keypoints=[4, 6, 2, 0, 0, 0])
     svg, _ = draw(IMAGE, entry(both, one), CATEGORIES, ALL, 100_000)
     dots = attributes(svg, "circle")
-    assert [(float(dot["cx"]), float(dot["cy"])) for dot in dots] == [(45, 65), (45, 65), (205, 105)]  # pixel centres
+    assert [(float(dot["cx"]), float(dot["cy"])) for dot in dots] == [(45, 65), (45, 65), (205, 105)]  # pixel centers
     assert [dot.get("class") == "hidden" for dot in dots] == [False, False, True]
     skeletons = svg[svg.index('<g class="skeletons">') :]
     assert [line["d"] for line in attributes(skeletons, "path")] == ["M45.0 65.0L205.0 105.0"]

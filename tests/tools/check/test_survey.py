@@ -70,7 +70,7 @@ def test_keypoints(coco_folder: Any) -> None:
     coco_folder.add_keypoints()
     coco_folder.content["annotations"][1]["keypoints"] = [0] * 9
     assert dict(facts(surveyed(coco_folder)))["keypoints"] == (
-        "3 keypoints; 6 instances with labelled ones, 12 labelled in all"
+        "3 keypoints; 6 instances with labeled ones, 12 labeled in all"
     )
 
 

@@ -20,10 +20,10 @@ def test_a_list_counts_from_1() -> None:
         ("a.json", '{"300": "b", "7": "a"}', Named({300: "b", 7: "a"})),
         ("a.json", '\ufeff["a", "b"]', Named({1: "a", 2: "b"})),
         ("a.json", '{"0": "Background", "1": "a"}', Named({1: "a"})),
-        ("a.json", '{"#0000ff": "a", "#000000": "background"}', Named({255: "a"}, colours=True)),
+        ("a.json", '{"#0000ff": "a", "#000000": "background"}', Named({255: "a"}, colors=True)),
         ("a.txt", "7 traffic light\n300 b\n", Named({7: "traffic light", 300: "b"})),
         ("a.txt", "traffic light\n2nd b\n", Named({1: "traffic light", 2: "2nd b"})),
-        ("a.txt", "#00ff00 a\n#0000ff b\n", Named({0xFF00: "a", 0xFF: "b"}, colours=True)),
+        ("a.txt", "#00ff00 a\n#0000ff b\n", Named({0xFF00: "a", 0xFF: "b"}, colors=True)),
     ],
 )
 def test_files(name: str, content: str, expected: Named, tmp_path: Path) -> None:
@@ -46,8 +46,8 @@ def test_files(name: str, content: str, expected: Named, tmp_path: Path) -> None
         ("a.json", '{"0": "road"}', "0 is named 'road', but values count from 1"),
         ("a.json", '{"-1": "road"}', "-1 is named 'road'"),
         ("a.json", '{"one": "road"}', "'one' is not a whole number"),
-        ("a.json", '{"#00ff00": "a", "7": "b"}', "'7' is not a colour, such as #ff0080"),
-        ("a.json", '{"#xyzxyz": "a"}', "'#xyzxyz' is not a colour"),
+        ("a.json", '{"#00ff00": "a", "7": "b"}', "'7' is not a color, such as #ff0080"),
+        ("a.json", '{"#xyzxyz": "a"}', "'#xyzxyz' is not a color"),
     ],
 )
 def test_what_is_refused(name: str, content: str, said: str, tmp_path: Path) -> None:

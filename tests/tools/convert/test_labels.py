@@ -16,7 +16,7 @@ from mrcnn_jax.tools.convert import labels
 from mrcnn_jax.tools.convert.files import Rejected
 
 VALUES = np.array([[0, 1, 1, 7], [0, 255, 1, 7], [0, 0, 0, 200]], np.uint8)
-GREY = VALUES[..., None].repeat(3, axis=-1)
+GRAY = VALUES[..., None].repeat(3, axis=-1)
 
 
 @given(arrays(np.int32, array_shapes(min_dims=2, max_dims=2, max_side=7), elements=st.integers(0, 4)))
@@ -38,8 +38,8 @@ def test_regions_are_those_of_the_values(values: np.ndarray) -> None:
     [
         Image.fromarray(VALUES),
         Image.fromarray(VALUES.astype(np.uint16)),
-        Image.fromarray(GREY),
-        Image.fromarray(np.dstack([GREY, 255 - VALUES])),  # transparency says nothing
+        Image.fromarray(GRAY),
+        Image.fromarray(np.dstack([GRAY, 255 - VALUES])),  # transparency says nothing
         Image.fromarray(VALUES).convert("LA"),
     ],
     ids=["8 bits", "16 bits", "equal channels", "equal channels, alpha", "gray, alpha"],
@@ -70,15 +70,15 @@ def test_one_bit_is_0_and_1(tmp_path: Path) -> None:
     np.testing.assert_array_equal(labels.read(path, (3, 4)), VALUES > 0)
 
 
-def test_colours_are_numbers(tmp_path: Path) -> None:
-    colours = np.zeros((2, 2, 3), np.uint8)
-    colours[0, 1] = (0x12, 0x34, 0x56)
-    path = save(tmp_path / "mask.png", colours)
+def test_colors_are_numbers(tmp_path: Path) -> None:
+    colors = np.zeros((2, 2, 3), np.uint8)
+    colors[0, 1] = (0x12, 0x34, 0x56)
+    path = save(tmp_path / "mask.png", colors)
     assert labels.read(path, (2, 2)).tolist() == [[0, 0x123456], [0, 0]]
-    grey = save(tmp_path / "grey.png", GREY)
-    assert labels.read(grey, (3, 4), colours=True)[1, 1] == 0xFFFFFF
-    palette = Image.fromarray(colours).quantize(2)
-    assert labels.read(save(tmp_path / "palette.png", palette), (2, 2), colours=True)[0, 1] == 0x123456
+    gray = save(tmp_path / "gray.png", GRAY)
+    assert labels.read(gray, (3, 4), colors=True)[1, 1] == 0xFFFFFF
+    palette = Image.fromarray(colors).quantize(2)
+    assert labels.read(save(tmp_path / "palette.png", palette), (2, 2), colors=True)[0, 1] == 0x123456
 
 
 def test_jpeg_is_refused_whatever_it_is_called(tmp_path: Path) -> None:
@@ -108,12 +108,12 @@ def test_fractions_and_stacks_are_refused(tmp_path: Path) -> None:
         labels.read(stack, (3, 4))
 
 
-def test_colours_of_16_bits_are_refused(tmp_path: Path) -> None:
+def test_colors_of_16_bits_are_refused(tmp_path: Path) -> None:
     """Pillow would give their upper halves, and values would fall together."""
     import cv2
 
-    cv2.imwrite(str(tmp_path / "mask.png"), GREY.astype(np.uint16) * 300)
-    with pytest.raises(Rejected, match=r"colours of 16 bits"):
+    cv2.imwrite(str(tmp_path / "mask.png"), GRAY.astype(np.uint16) * 300)
+    with pytest.raises(Rejected, match=r"colors of 16 bits"):
         labels.read(tmp_path / "mask.png", (3, 4))
 
 

@@ -73,11 +73,11 @@ def test_ignored_pixels_are_a_crowd_of_every_category(folders: tuple[Path, Path]
     assert content["categories"] == [{"id": 1, "name": "object"}]
 
 
-def test_colours_with_names(tmp_path: Path, command: Command) -> None:
-    colours = np.zeros((20, 30, 3), np.uint8)
-    colours[:4, :4], colours[8:, 8:] = (255, 0, 128), (0, 255, 0)
+def test_colors_with_names(tmp_path: Path, command: Command) -> None:
+    colors = np.zeros((20, 30, 3), np.uint8)
+    colors[:4, :4], colors[8:, 8:] = (255, 0, 128), (0, 255, 0)
     photograph(tmp_path / "images" / "a.png")
-    save(tmp_path / "masks" / "a.png", colours)
+    save(tmp_path / "masks" / "a.png", colors)
     names = tmp_path / "names.json"
     names.write_text(json.dumps({"#00FF00": "tree", "#ff0080": "car", "#000000": "background"}))
     folders = tmp_path / "images", tmp_path / "masks"
@@ -87,8 +87,8 @@ def test_colours_with_names(tmp_path: Path, command: Command) -> None:
     assert [(a["category_id"], a["area"]) for a in content["annotations"]] == [(1, 12 * 22), (2, 16)]
     command.output.unlink()
     said = command.refused("masks", *folders, "--values=classes", "--categories=tree,car")
-    assert "masks with colours in place of numbers (1): " in said
-    assert 'a.png; name the colours in a file for --categories, as {"#ff0080": "cat"}' in said
+    assert "masks with colors in place of numbers (1): " in said
+    assert 'a.png; name the colors in a file for --categories, as {"#ff0080": "cat"}' in said
     names.write_text(json.dumps({"#ff0080": "car"}))
     said = command.refused("masks", *folders, "--values=classes", "--categories", names)
     assert "a.png: #00ff00; name them in --categories" in said

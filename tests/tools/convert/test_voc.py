@@ -1,4 +1,4 @@
-"""VOC as it is published, and as labelling tools write it."""
+"""VOC as it is published, and as labeling tools write it."""
 
 from __future__ import annotations
 
@@ -188,9 +188,9 @@ def test_masks_of_other_names_are_named_by_their_boxes(tmp_path: Path, command: 
     assert "left out, box without an instance in SegmentationObject (1): a.xml object 3" in printed
 
 
-def test_files_of_labelling_tools(tmp_path: Path, command: Command) -> None:
+def test_files_of_labeling_tools(tmp_path: Path, command: Command) -> None:
     """XML beside the images, names of all languages, no size or one of zeros, an image of another name, fractions."""
-    root = tmp_path / "labelled"
+    root = tmp_path / "labeled"
     photograph(root / "a.jpg", HEIGHT, WIDTH)
     photograph(root / "b 1.png", HEIGHT, WIDTH)
     (root / "a.xml").write_text(xml(thing("Möwe 鳥", "1.5", "2.25", "11.5", "12.25"), size=None), encoding="utf-8")

@@ -44,7 +44,7 @@ def test_instances_beyond_255_take_16_bits_in_the_file_too(tmp_path, count, dtyp
         assert numbers[top + 2, left + 2] == i + 1
 
 
-def test_colours_are_kept(tmp_path):
+def test_colors_are_kept(tmp_path):
     red = np.zeros((8, 8, 3), np.uint8)
     red[..., 0] = 255
     writers.write_picture(tmp_path / "red.png", red)

@@ -1,4 +1,4 @@
-"""The made-up results, analysed once."""
+"""The made-up results, analyzed once."""
 
 from __future__ import annotations
 

@@ -126,7 +126,7 @@ def test_group_and_outcome(view: Any) -> None:
     assert files(page) == ["1.png", "2.png"]
     assert page.locator("h3:visible").all_inner_texts() == ["Best"]
     page.select_option("#group", "")
-    for outcome in ("duplicate", "classification", "localisation", "both", "background"):
+    for outcome in ("duplicate", "classification", "localization", "both", "background"):
         page.select_option("#outcome", outcome)
         assert files(page) == ["0.png"], outcome
         assert page.locator(".pictures figure:visible .boxes > g:not(.faint)").count() == 1
@@ -212,8 +212,8 @@ def test_everything_is_reached_by_keys(view: Any) -> None:
 
 
 CONTRAST = """(selector) => {
-  const luminance = (colour) => {
-    const parts = colour.match(/[\\d.]+/g).slice(0, 3).map((part) => part / 255);
+  const luminance = (color) => {
+    const parts = color.match(/[\\d.]+/g).slice(0, 3).map((part) => part / 255);
     const [r, g, b] = parts.map((part) => (part <= 0.04045 ? part / 12.92 : ((part + 0.055) / 1.055) ** 2.4));
     return 0.2126 * r + 0.7152 * g + 0.0722 * b;
   };
