@@ -35,7 +35,7 @@ def validate(config: Config) -> None:
     _check_value_range(config.data)
     _check_scales(config.eval.scales)
     _check_augmentation(config.data)
-    _check_rate_factors(config.optimizer)
+    _check_lr_multipliers(config.optimizer)
     _check_schedule(config)
     _check_measurements(config)
     _check_accumulation(config.train)
@@ -237,17 +237,17 @@ def _check_augmentation(data: DataConfig) -> None:
             raise ConfigError(f"data.augment.{name}={bounds}: give the lower bound first")
 
 
-def _check_rate_factors(optimizer: OptimizerConfig) -> None:
+def _check_lr_multipliers(optimizer: OptimizerConfig) -> None:
     """Whether their paths exist only the parameters know: `training.optimizer`."""
-    names = [name for name, _ in optimizer.rate_factors]
-    for name, factor in optimizer.rate_factors:
+    names = [name for name, _ in optimizer.lr_multipliers]
+    for name, factor in optimizer.lr_multipliers:
         if factor == 0:
             raise ConfigError(
-                f"optimizer.rate_factors: the factor {factor} of {name!r} must be positive. To freeze stages of the"
+                f"optimizer.lr_multipliers: the factor {factor} of {name!r} must be positive. To freeze stages of the"
                 " backbone set model.backbone.frozen_stages"
             )
         if names.count(name) > 1:
-            raise ConfigError(f"optimizer.rate_factors names {name!r} twice")
+            raise ConfigError(f"optimizer.lr_multipliers names {name!r} twice")
 
 
 def _check_schedule(config: Config) -> None:

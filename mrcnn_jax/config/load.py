@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from mrcnn_jax.config.schema import Config, Place
-from mrcnn_jax.config.values import coerce, hints, unknown_field
+from mrcnn_jax.config.values import coerce, current_name, hints, unknown_field
 from mrcnn_jax.errors import ConfigError
 
 T = TypeVar("T")
@@ -84,6 +84,7 @@ def _flattened(tree: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Any]
 def _replace(node: Any, path: list[str], text: str, full_name: str) -> Any:
     """Copy of dataclass `node` with the field at `path` set to the parsed `text`."""
     fields = hints(type(node)) if dataclasses.is_dataclass(node) else {}
+    path = [current_name(type(node), path[0]), *path[1:]]
     if path[0] not in fields:
         raise unknown_field(full_name, path[0], fields)
     if len(path) == 1:

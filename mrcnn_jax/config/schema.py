@@ -288,7 +288,7 @@ class OptimizerConfig(Settings):
     warmup_factor: Fraction = 0.001
     clip_norm: Positive | None = None  # global gradient norm
     # Learning rates of parts, as (path, factor): (("backbone", 0.1), ("backbone/res5", 0.5)). The longest path decides.
-    rate_factors: tuple[tuple[str, NotNegative], ...] = ()
+    lr_multipliers: tuple[tuple[str, NotNegative], ...] = ()
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import functools
+import logging
 import os
 import types
 import typing
@@ -13,9 +14,30 @@ from typing import Annotated, Any, Literal
 
 from mrcnn_jax.errors import ConfigError
 
+log = logging.getLogger(__name__)
+
+
+# Fields of earlier versions, which recipes, overrides and saved configurations may still use.
+RENAMED = {"OptimizerConfig": {"rate_factors": "lr_multipliers"}}
+
+
+class _Renaming(type):
+    """Accepts the earlier names of fields as keyword arguments."""
+
+    def __call__(cls, *args: Any, **kwargs: Any) -> Any:
+        return super().__call__(*args, **{current_name(cls, name): value for name, value in kwargs.items()})
+
+
+def current_name(settings: Any, name: str) -> str:
+    """The name that a field has today; a line in the log says so where it is another."""
+    renamed = RENAMED.get(settings.__name__, {}).get(name, name)
+    if renamed != name:
+        log.warning("%s.%s is called %s now", settings.__name__, name, renamed)
+    return renamed
+
 
 @dataclasses.dataclass(frozen=True)
-class Settings:
+class Settings(metaclass=_Renaming):
     """A part of the configuration. Raises ConfigError for a value that is not of the declared type, or out of range."""
 
     def __post_init__(self) -> None:
@@ -51,6 +73,7 @@ def coerce(value: Any, hint: Any, name: str) -> Any:
     if origin is tuple:
         return _coerce_tuple(value, arguments, name)
     if dataclasses.is_dataclass(hint) and isinstance(value, dict):
+        value = {current_name(hint, key): item for key, item in value.items()}
         for key in value.keys() - hints(hint).keys():
             raise unknown_field(f"{name}.{key}", key, hints(hint))
         return typing.cast(Any, hint)(**{k: coerce(v, hints(hint)[k], f"{name}.{k}") for k, v in value.items()})

@@ -59,10 +59,10 @@ def make_optimizer(
     `frozen` is a pytree of bool like `params`, or a predicate of a parameter's path. Frozen parameters get zero
     updates, hold no optimizer state and do not count in the gradient norm that `clip_norm` limits.
 
-    `config.rate_factors` act as torch's parameter groups with learning rates of their own: on the decay too.
+    `config.lr_multipliers` act as torch's parameter groups with learning rates of their own: on the decay too.
     Raises ConfigError if one of them names nothing that is in `params`.
     """
-    check_rate_factors(config, params)
+    check_lr_multipliers(config, params)
     if frozen is None:
         frozen = jax.tree.map(lambda _: False, params)
     elif callable(frozen):
@@ -74,9 +74,9 @@ def make_optimizer(
     else:
         steps += [optax.scale_by_adam(), decay]
     steps.append(optax.scale_by_learning_rate(schedule))
-    if config.rate_factors:
+    if config.lr_multipliers:
         # The updates are proportional to the rate of their own step: neither momentum nor Adam's means contain it.
-        steps.append(optax.stateless(lambda updates, _: _scale(updates, config.rate_factors)))
+        steps.append(optax.stateless(lambda updates, _: _scale(updates, config.lr_multipliers)))
     labels = jax.tree.map(lambda is_frozen: "frozen" if is_frozen else "trained", frozen)
     return optax.partition({"trained": optax.chain(*steps), "frozen": optax.set_to_zero()}, labels)
 
@@ -87,17 +87,17 @@ def frozen_paths(config: ModelConfig) -> Callable[[ParameterPath], bool]:
     return lambda path: len(path) > 1 and path[0] == "backbone" and path[1] in frozen
 
 
-def check_rate_factors(config: OptimizerConfig, params: PyTree) -> None:
+def check_lr_multipliers(config: OptimizerConfig, params: PyTree) -> None:
     """Raise ConfigError for a path of `lr_multipliers` below which there are no parameters, naming the nearest one."""
     leaves, _ = jax.tree_util.tree_flatten_with_path(params)
     full = [tuple(str(key.key) for key in path) for path, _ in leaves]
     known = sorted({"/".join(path[:depth]) for path in full for depth in range(1, len(path) + 1)})
-    for name, _ in config.rate_factors:
+    for name, _ in config.lr_multipliers:
         if name not in known:
             close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
             parts = sorted({path[0] for path in full})
             hint = f"did you mean {close[0]!r}?" if close else f"the parts of the model are {', '.join(parts)}"
-            raise ConfigError(f"optimizer.rate_factors: the model has no parameters {name!r}; {hint}")
+            raise ConfigError(f"optimizer.lr_multipliers: the model has no parameters {name!r}; {hint}")
 
 
 def _scale(updates: PyTree, factors: tuple[tuple[str, float], ...]) -> PyTree:

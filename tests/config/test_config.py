@@ -85,12 +85,12 @@ def test_overrides_are_typed():
 
 
 def test_factors_of_learning_rates_are_pairs():
-    text = 'optimizer.rate_factors=(("backbone",0.1),("backbone/res5",1))'  # as a shell hands it over from '...'
+    text = 'optimizer.lr_multipliers=(("backbone",0.1),("backbone/res5",1))'  # as a shell hands it over from '...'
     config = override(text)
-    assert config.optimizer.rate_factors == (("backbone", 0.1), ("backbone/res5", 1.0))
+    assert config.optimizer.lr_multipliers == (("backbone", 0.1), ("backbone/res5", 1.0))
     assert from_json(to_json(config)) == config
-    with pytest.raises(ConfigError, match=r"optimizer\.rate_factors"):
-        override('optimizer.rate_factors=(("backbone",0.1))')  # one pair, not a tuple of one
+    with pytest.raises(ConfigError, match=r"optimizer\.lr_multipliers"):
+        override('optimizer.lr_multipliers=(("backbone",0.1))')  # one pair, not a tuple of one
 
 
 def test_later_overrides_win_and_the_input_is_unchanged():
@@ -117,7 +117,7 @@ def test_text_is_taken_as_it_is(text):
         ("optimizer.warmup_steps", ("0",), ("-3",), "[0, inf)"),
         ("optimizer.warmup_factor", ("0", "1"), ("-1", "1.1"), "[0, 1]"),
         ("optimizer.clip_norm", ("None", "0.1"), ("0", "-1"), "(0, inf)"),
-        ("optimizer.rate_factors", ("(('rpn',2),)",), ("(('rpn',-1),)", "(('rpn',1e999),)"), "[0, inf)"),
+        ("optimizer.lr_multipliers", ("(('rpn',2),)",), ("(('rpn',-1),)", "(('rpn',1e999),)"), "[0, inf)"),
         ("train.steps", ("1",), ("0", "-1"), "[1, inf)"),
         ("train.batch_size", ("1",), ("0", "-4"), "[1, inf)"),
         ("train.log_every", ("1",), ("0",), "[1, inf)"),
@@ -213,7 +213,7 @@ def test_every_number_declares_its_range():
         ("eval.flip", np.bool_(True), True),
         ("optimizer.milestones", np.arange(1, 4), (1, 2, 3)),
         ("optimizer.milestones", (np.int64(5),), (5,)),
-        ("optimizer.rate_factors", [["backbone", 1]], (("backbone", 1.0),)),
+        ("optimizer.lr_multipliers", [["backbone", 1]], (("backbone", 1.0),)),
         ("optimizer.learning_rate", np.float32(0.25), 0.25),
         ("optimizer.learning_rate", jnp.float32(0.25), 0.25),
         ("optimizer.clip_norm", np.float64(0.5), 0.5),
@@ -237,7 +237,7 @@ def test_values_of_recipes_get_the_declared_types(field, given, stored):
     [
         (OptimizerConfig, {"learning_rate": "0.01"}, r"OptimizerConfig\.learning_rate: expected float, got '0\.01'"),
         (OptimizerConfig, {"milestones": {5, 7}}, r"OptimizerConfig\.milestones: expected int, got \{5, 7\}"),
-        (OptimizerConfig, {"rate_factors": {"rpn": 1}}, r"OptimizerConfig\.rate_factors: expected 2 values"),
+        (OptimizerConfig, {"lr_multipliers": {"rpn": 1}}, r"OptimizerConfig\.lr_multipliers: expected 2 values"),
         (TrainConfig, {"steps": 1e3}, r"TrainConfig\.steps: expected int, got 1000\.0"),
         (TrainConfig, {"steps": np.float64(10)}, r"TrainConfig\.steps: expected int, got 10\.0"),
         (TrainConfig, {"remat": 1}, r"TrainConfig\.remat: expected bool, got 1"),
@@ -268,11 +268,21 @@ def test_quotes_around_text_are_optional():
     assert override("init='my weights.npz'").init == "my weights.npz"
 
 
+def test_earlier_names_of_fields_are_read(caplog):
+    """From a recipe, an override, and a saved configuration; each says what the field is called now."""
+    factors = (("backbone", 0.5),)
+    saved = to_json(Config(optimizer=OptimizerConfig(lr_multipliers=factors))).replace("lr_multipliers", "rate_factors")
+    assert OptimizerConfig(rate_factors=factors).lr_multipliers == factors
+    assert override("optimizer.rate_factors=(('backbone',0.5),)").optimizer.lr_multipliers == factors
+    assert from_json(saved).optimizer.lr_multipliers == factors
+    assert caplog.text.count("OptimizerConfig.rate_factors is called lr_multipliers now") == 3
+
+
 def test_unknown_field_names_its_neighbor():
     with pytest.raises(ConfigError, match=r"'optimizer\.learning_rat'.*did you mean 'learning_rate'"):
         override("optimizer.learning_rat=1")
     with pytest.raises(ConfigError, match=r"did you mean 'optimizer'"):
-        override("optimizer.learning_rate=1")
+        override("optimizr.learning_rate=1")
 
 
 def test_unknown_field_without_a_neighbor_lists_the_fields():
@@ -377,8 +387,8 @@ def test_training_from_random_weights_is_valid():
         ("data.buckets=()", r"data\.buckets is empty"),
         ("data.buckets=((64,96),(96,64),(64,96))", r"data\.buckets names 64x96 twice"),
         ("data.shortest_edge_train=()", r"data\.shortest_edge_train is empty; give at least one"),
-        ("optimizer.rate_factors=(('backbone',0),)", r"factor 0\.0 of 'backbone' must be positive.*frozen_stages"),
-        ("optimizer.rate_factors=(('rpn',0.1),('rpn',1))", r"rate_factors names 'rpn' twice"),
+        ("optimizer.lr_multipliers=(('backbone',0),)", r"factor 0\.0 of 'backbone' must be positive.*frozen_stages"),
+        ("optimizer.lr_multipliers=(('rpn',0.1),('rpn',1))", r"lr_multipliers names 'rpn' twice"),
         ("optimizer.milestones=(20,10)", r"optimizer\.milestones must increase, got \(20, 10\)"),
         ("train.accumulate=3", r"train\.accumulate=3 does not cut train\.batch_size=16"),
         ("model.rpn.positive_iou=0.2", r"negative_iou=0\.3 must not be above model\.rpn\.positive_iou=0\.2"),

@@ -178,7 +178,7 @@ def test_golden_schedules_of_detectron2(golden):
             "warmup_steps": solver["WARMUP_ITERS"],
             "warmup_factor": solver["WARMUP_FACTOR"],
             "clip_norm": None,
-            "rate_factors": (),
+            "lr_multipliers": (),
         }
         assert ours.data.shortest_edge_train == tuple(sizes["MIN_SIZE_TRAIN"])
         assert (ours.data.shortest_edge_eval, ours.data.longest_edge) == (sizes["MIN_SIZE_TEST"], 1333)

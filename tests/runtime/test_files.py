@@ -105,7 +105,7 @@ def test_tables_refuse_before_they_train(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "file").touch()
-    for name in ("teach", "run"):
+    for name in ("pretrain", "run"):
         monkeypatch.setattr(ablations, name, never)
     monkeypatch.setattr("mrcnn_jax.runtime.compilation_cache.enable", never)
     monkeypatch.setattr(sys, "argv", ["paper_tables", "2a", f"--workdir={tmp_path / 'file'}"])

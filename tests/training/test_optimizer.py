@@ -120,16 +120,16 @@ def factor_of(path) -> float:
 @pytest.mark.medium
 @pytest.mark.parametrize("clip_norm", [None, 1.0], ids=["free", "clipped"])
 @pytest.mark.parametrize("config", [SGD, ADAMW], ids=["sgd", "adamw"])
-def test_rate_factors_equal_torchs_parameter_groups(config, clip_norm):
+def test_lr_multipliers_equal_torchs_parameter_groups(config, clip_norm):
     """Also with frozen parameters, which no factor wakes, and clipped: the norm does not know of factors."""
-    config = dataclasses.replace(config, rate_factors=FACTORS, clip_norm=clip_norm)
+    config = dataclasses.replace(config, lr_multipliers=FACTORS, clip_norm=clip_norm)
     ours, _ = run_jax(config, frozen=lambda path: "stem" in path)
     torchs = run_torch(config, trained=lambda path: path[1].key != "stem", factor=factor_of)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, **CLOSE), ours, torchs)
 
 
 @pytest.mark.parametrize("name", ["sgd", "adamw"])
-def test_rate_factors_scale_the_first_update(name):
+def test_lr_multipliers_scale_the_first_update(name):
     """Without torch: of one step from the same state, decay included."""
     config = OptimizerConfig(name=name, learning_rate=1.0, milestones=(), warmup_steps=0, weight_decay=0.5)
 
@@ -138,7 +138,7 @@ def test_rate_factors_scale_the_first_update(name):
         return optimizer.update(tree(1), optimizer.init(tree(0)), tree(0))[0]
 
     expected = jax.tree_util.tree_map_with_path(lambda path, u: u * np.float32(factor_of(path)), updates(config))
-    jax.tree.map(np.testing.assert_array_equal, updates(dataclasses.replace(config, rate_factors=FACTORS)), expected)
+    jax.tree.map(np.testing.assert_array_equal, updates(dataclasses.replace(config, lr_multipliers=FACTORS)), expected)
 
 
 @pytest.mark.parametrize(
@@ -150,9 +150,9 @@ def test_rate_factors_scale_the_first_update(name):
         ("roi", "the parts of the model are backbone, box_head"),
     ],
 )
-def test_rate_factors_of_nothing_are_refused(path, hint):
-    config = OptimizerConfig(rate_factors=(("backbone", 0.1), (path, 0.5)))
-    with pytest.raises(ConfigError, match=f"optimizer.rate_factors: the model has no parameters '{path}'; {hint}"):
+def test_lr_multipliers_of_nothing_are_refused(path, hint):
+    config = OptimizerConfig(lr_multipliers=(("backbone", 0.1), (path, 0.5)))
+    with pytest.raises(ConfigError, match=f"optimizer.lr_multipliers: the model has no parameters '{path}'; {hint}"):
         make_optimizer(config, make_schedule(config, 90_000), tree(0))
 
 

@@ -15,13 +15,14 @@ from support.markup import Page
 from mrcnn_jax.cli import main as mrcnn
 from mrcnn_jax.evaluation.analysis import Analysis, Category, ClassScores, ImageResult, Instance
 from mrcnn_jax.evaluation.coco_metrics import Scores
-from mrcnn_jax.tools.report import page, write
+from mrcnn_jax.tools.report import page
+from mrcnn_jax.tools.report.write import write_report
 
 
 @pytest.fixture(scope="module")
 def written(scores: Scores, made: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     output = tmp_path_factory.mktemp("page") / "report.html"
-    write(scores, made / "images", output, title="made <up>")
+    write_report(scores, made / "images", output, title="made <up>")
     return output
 
 
