@@ -1,12 +1,12 @@
 """Kill a training run with SIGKILL again and again: it must end as if nothing had happened, to the bit.
 
-    cd tests; python -m support.chaos --kills=20 [--seed=0] [--keep=FOLDER]
+    cd tests; python -m support.chaos --kills=20 [--seed=0] [--keep=FOLDER] [--linear]
 
 Trains the tiny recipe once without interruption. Then trains it again, kills the process at random moments, half of
 them during a save, and restarts it with the same command, until it has been killed often enough; a run that is done
 before that is followed by another. Then compares every array of the last checkpoint and of the best one, the losses of
-all steps and all measurements. Exit status 0 if they are equal. The moments follow from the seed, as far as a machine
-repeats itself.
+all steps and all measurements. `--linear` replaces gradients and detection by those of a linear model, which compile at
+once. Exit status 0 if all is equal. The moments follow from the seed, as far as a machine repeats itself.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from pathlib import Path
 
 from mrcnn_jax.config import Config
 from support import tiny
-from support.launch import Job, launch, write_recipe
+from support.launch import LINEAR_GRADIENTS, Job, launch, write_recipe
 
 STEPS, SAVE_EVERY, EVALUATE_EVERY = 20, 2, 7
 TIME_OUT = 300.0  # seconds that a process may take; a tenth of it on an idle machine
@@ -39,11 +39,12 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--linear", action="store_true", help="a linear model in place of the network")
     parser.add_argument("--keep", type=Path, metavar="FOLDER", help="an empty folder for the runs, which stay there")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
         folder = arguments.keep or Path(temporary)
-        chaos = Chaos(folder, arguments.kills, random.Random(arguments.seed))
+        chaos = Chaos(folder, arguments.kills, random.Random(arguments.seed), arguments.linear)
         chaos.rehearse()
         while chaos.wants_more():
             chaos.disturb()
@@ -51,7 +52,7 @@ def main() -> int:
         return 1 if chaos.differences else 0
 
 
-def recipe(folder: Path) -> Config:
+def recipe(folder: Path, linear: bool) -> Config:
     """The tiny recipe, longer, with all that a run can leave behind."""
     config = tiny.config(tiny.model(), folder)
     train = dataclasses.replace(
@@ -60,8 +61,8 @@ def recipe(folder: Path) -> Config:
         checkpoint_every=SAVE_EVERY,
         ema_decay=0.9,
         evaluate_every=EVALUATE_EVERY,
-        validate_every=EVALUATE_EVERY,
-        best_metric="validation/loss",
+        validate_every=0 if linear else EVALUATE_EVERY,
+        best_metric="bbox/AP" if linear else "validation/loss",
     )
     return dataclasses.replace(config, train=train)
 
@@ -69,9 +70,10 @@ def recipe(folder: Path) -> Config:
 class Chaos:
     """The undisturbed run, the disturbed ones, and what is counted."""
 
-    def __init__(self, folder: Path, kills: int, moments: random.Random):
+    def __init__(self, folder: Path, kills: int, moments: random.Random, linear: bool):
         self.folder, self.kills, self.moments = folder, kills, moments
-        self.recipe = write_recipe(recipe(folder), folder / "recipe.py")
+        self.prelude = LINEAR_GRADIENTS if linear else ""
+        self.recipe = write_recipe(recipe(folder, linear), folder / "recipe.py")
         self.whole = folder / "whole"
         self.counts: Counter[str] = Counter()
         self.resumed: Counter[int] = Counter()  # from which step, how often
@@ -126,6 +128,7 @@ class Chaos:
             ["train.py", f"--config={self.recipe}", f"--workdir={workdir}"],
             self.folder / "output" / str(self.started),
             devices=2,
+            prelude=self.prelude,
             environment={"JAX_COMPILATION_CACHE_DIR": str(self.folder / "xla")},  # a kill may damage this, too
         )
 

@@ -29,6 +29,11 @@ LINEAR = """
 from support import linear
 linear.replace_network()
 """
+# The same with the parameters of the network.
+LINEAR_GRADIENTS = """
+from support import linear
+linear.replace_gradients()
+"""
 # JAX lets only process 0 write compiled programs to the cache; on CPU those of another process are other entries.
 _EVERY_PROCESS_CACHES = """
 import types

@@ -12,7 +12,7 @@ from support.launch import ROOT
 
 @pytest.mark.slow
 def test_a_run_that_is_killed_at_random_moments(tmp_path):
-    command = [sys.executable, "-m", "support.chaos", "--kills=2", f"--keep={tmp_path}"]
+    command = [sys.executable, "-m", "support.chaos", "--kills=2", "--linear", f"--keep={tmp_path}"]
     done = subprocess.run(command, cwd=ROOT / "tests", capture_output=True, text=True, timeout=900)
     print(done.stdout)
     assert done.returncode == 0, done.stdout + done.stderr

@@ -12,7 +12,7 @@ import pytest
 from etils import epath
 from support import linear
 from support.gcs_store import BUCKET, serve
-from support.launch import free_port, launch, write_recipe
+from support.launch import LINEAR_GRADIENTS, free_port, launch, write_recipe
 
 from mrcnn_jax.checkpoints.manager import load_variables
 from mrcnn_jax.config import Config
@@ -20,10 +20,6 @@ from mrcnn_jax.training.train import train
 
 pytest.importorskip("gcp_storage_emulator", reason="the emulator of a store comes with the extra `test`")
 WORKDIR = f"gs://{BUCKET}/runs/tiny"
-LINEAR_GRADIENTS = """
-from support import linear
-linear.replace_gradients()
-"""
 
 
 @pytest.mark.slow
