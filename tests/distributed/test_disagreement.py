@@ -14,12 +14,12 @@ pytestmark = pytest.mark.medium
 def overriding(*overrides):
     """A prelude: process 1 gets these arguments, too."""
     return f"""
-from mrcnn_jax import command_line
-parse = command_line.parse
+from mrcnn_jax.cli import common
+parse = common.parse
 def more(parser):
     arguments, overrides = parse(parser)
     return arguments, overrides + {list(overrides)!r} * process
-command_line.parse = more
+common.parse = more
 """
 
 

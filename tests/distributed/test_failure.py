@@ -102,7 +102,7 @@ def test_an_error_of_one_process_ends_the_other(start):
 def test_the_word_of_the_other_comes_before_the_broken_connection(start):
     """The same where process 0 learns of it in the collective operation, and has not looked for words before."""
     job = start(
-        "from mrcnn_jax import peers\npeers._Watch.run = lambda self: self._parted.wait()\n"
+        "from mrcnn_jax.distributed import failure\nfailure._Watch.run = lambda self: self._parted.wait()\n"
         + at_step(2, 1, "raise DataError('this disk is empty')")
     )
     assert code_of_the_other(job, 1) == 2, job.output()

@@ -29,11 +29,11 @@ def stop(number=signal.SIGTERM, send=os.kill, to=os.getpid()):
     time.sleep(0.2)  # another thread may have got it; Python's handler runs in the main one, which is to go no further
 """
 PREPARATION = """
-from mrcnn_jax.training import run
+from mrcnn_jax.training import train
 def load_split(*_):
     threading.Timer(0.5, stop).start()
     time.sleep(300)
-run.load_split = load_split
+train.load_split = load_split
 """
 COMPILATION = """
 from mrcnn_jax.training.loop import Loop
@@ -69,11 +69,11 @@ def stopped_save(self, step, state):
 os.rename, Checkpointer.save = slow_rename, stopped_save
 """
 EVALUATION = """
-from mrcnn_jax.evaluation import run as evaluation_run
-checked = evaluation_run._checked
+from mrcnn_jax.evaluation import evaluate
+checked = evaluate._checked
 def stopped(batches, check):
     yield from checked((stop() or batch for batch in batches), check)
-evaluation_run._checked = stopped
+evaluate._checked = stopped
 """
 
 
