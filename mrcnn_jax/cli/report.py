@@ -48,16 +48,16 @@ def report(results: Path, annotations: Path, images: Path, output: Path) -> None
     scored = [
         name
         for name in iou_types
-        if any(coco_metrics.counts(a, name) for a in coco_metrics.with_field(annotated, name))
+        if any(coco_metrics.counts_in_table(a, name) for a in coco_metrics.with_field(annotated, name))
     ]
     if not scored:
         raise DataError(
             f"{annotations} has nothing of what {results} has ({listing(iou_types)}); give other annotations"
         )
     try:
-        result_file.check_names(truth, records)
-        records = result_file.with_run_lengths(truth, records)
-        doubts = result_file.doubts(truth, records)
+        result_file.check_file_names(truth, records)
+        records = result_file.encode_masks(truth, records)
+        doubts = result_file.plausibility_notes(truth, records)
         for note in doubts:
             log.warning("%s", note)
         scores = coco_metrics.score(annotations, records, iou_types=scored, images=images)

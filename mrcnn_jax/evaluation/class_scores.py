@@ -13,7 +13,7 @@ from mrcnn_jax.evaluation.analysis.class_tables import class_scores
 from mrcnn_jax.evaluation.coco_metrics import HEADINGS, Scores
 
 FILE = "classes.json"
-MOST = 100  # classes that a terminal is asked to show
+MAX_CLASSES = 100  # classes that a terminal is asked to show
 _GAP = "   "
 
 
@@ -26,7 +26,7 @@ def write(scores: Scores, path: epath.Path) -> None:
     path.write_text(json.dumps(tables, indent=1) + "\n")
 
 
-def listing(path: epath.Path) -> str:
+def format_table(path: epath.Path) -> str:
     """The AP of each class in the file that `write` wrote, in as many columns as the terminal has room for.
 
     Empty for one class alone, of which the tables have said everything.
@@ -35,7 +35,7 @@ def listing(path: epath.Path) -> str:
     rows = next(iter(tables.values()))
     if len(rows) == 1:
         return ""
-    if len(rows) > MOST:
+    if len(rows) > MAX_CLASSES:
         return f"the scores of the {len(rows)} classes are in {path}"
     names = ["class", *(row["name"] for row in rows)]
     counts = ["instances", *(str(max(table[i]["instances"] for table in tables.values())) for i in range(len(rows)))]

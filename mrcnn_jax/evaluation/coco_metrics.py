@@ -81,15 +81,15 @@ def score(
     _check_results(truth, known, iou_types)
     sigmas, whose = _sigmas(truth, keypoint_sigmas if "keypoints" in iou_types else ())
     of_lvis = lvis_metrics.is_lvis(truth)
-    results = lvis_metrics.judged(truth, known) if of_lvis else known
+    results = lvis_metrics.filter_results(truth, known) if of_lvis else known
     metrics, evaluations = {}, {}
     for iou_type in iou_types:
         counted = with_field(results, iou_type)
         own = of_lvis and iou_type != "keypoints"
-        accumulate = lvis_metrics.accumulated if own else functools.partial(_accumulated, sigmas=sigmas)
+        accumulate = lvis_metrics.accumulate if own else functools.partial(_accumulated, sigmas=sigmas)
         restricted = _restricted(truth, iou_type)
         evaluations[iou_type] = accumulate(restricted, counted, iou_type)
-        summarize = lvis_metrics.summarized if own else functools.partial(_summarized, iou_type=iou_type)
+        summarize = lvis_metrics.summarize if own else functools.partial(_summarized, iou_type=iou_type)
         with _silent() if quiet else contextlib.nullcontext():
             heading = f"\n{HEADINGS[iou_type]} ({iou_type}), {len(truth.imgs)} images, {len(counted)} detections"
             remarks = [left_out(truth, iou_type), whose if iou_type == "keypoints" else ""]
@@ -137,7 +137,7 @@ def ground_truth(
     """A COCO annotation file as pycocotools wants it, without the annotations that cannot be scored.
 
     `iscrowd`, `area` and `num_keypoints` may be missing. Annotations are numbered anew: to pycocotools a match with
-    annotation 0 is no match. `tables` of an annotation says where it counts, see `counts`; where its own box cannot be
+    annotation 0 is no match. `tables` of an annotation says where it counts, see `counts_in_table`; where its own box cannot be
     used, `bbox` is the extent of its mask, or else of its keypoints. `unscored` of the dataset is how many instances
     count nowhere.
     """
@@ -188,7 +188,7 @@ def _tables(annotation: dict[str, Any]) -> list[str]:
     return [iou_type for iou_type in found if found[iou_type]]
 
 
-def counts(annotation: dict[str, Any], iou_type: str) -> bool:
+def counts_in_table(annotation: dict[str, Any], iou_type: str) -> bool:
     """Whether an annotation of `ground_truth` has what a table measures: a box, a mask, a place for keypoints."""
     return iou_type in annotation["tables"]
 
@@ -198,17 +198,17 @@ def left_out(truth: COCO, iou_type: str) -> str:
     instances = [annotation for annotation in truth.dataset["annotations"] if not annotation["iscrowd"]]
     total = len(instances) + truth.dataset["unscored"]
     if iou_type == "keypoints":
-        counted = sum(annotation["num_keypoints"] > 0 for annotation in instances if counts(annotation, iou_type))
+        counted = sum(annotation["num_keypoints"] > 0 for annotation in instances if counts_in_table(annotation, iou_type))
         words = "ignored, because they have no labeled keypoints"
     else:
-        counted = sum(counts(annotation, iou_type) for annotation in instances)
+        counted = sum(counts_in_table(annotation, iou_type) for annotation in instances)
         words = f"left out, because they have no usable {'box' if iou_type == 'bbox' else 'mask'}"
     return f"{total - counted:,} of {total:,} instances are {words}" if counted < total else ""
 
 
 def _restricted(truth: COCO, iou_type: str) -> COCO:
     """The annotations that count in a table."""
-    counted = [annotation for annotation in truth.dataset["annotations"] if counts(annotation, iou_type)]
+    counted = [annotation for annotation in truth.dataset["annotations"] if counts_in_table(annotation, iou_type)]
     if len(counted) == len(truth.dataset["annotations"]):
         return truth
     part = COCO()

@@ -66,7 +66,7 @@ def check_evaluation(config: Config, dataset: Dataset) -> None:
         raise ConfigError(f"eval.batch_size={size} does not divide over {count} processes: give a multiple of {count}")
 
 
-def tables(config: Config, dataset: Dataset) -> list[str]:
+def scorable_iou_types(config: Config, dataset: Dataset) -> list[str]:
     """What `dataset` can score: "bbox", "segm", "keypoints"."""
     wanted = {
         "bbox": True,
@@ -143,7 +143,7 @@ class _Share:
         words = "images evaluated" if count == 1 else f"images evaluated by process {index} of {count}"
         opened, images = _open(self._dataset, self._config)
         with opened as batches, profile:
-            found = detector.run(detect, _checked(batches, check), self._finish, profile)
+            found = detector.detect_batches(detect, _checked(batches, check), self._finish, profile)
             with contextlib.closing(found):
                 for index, records in track(found, images, words) if collectives.is_main() else found:
                     self._records.write(b"%d %s\n" % (index, records))
@@ -211,7 +211,7 @@ def _score(
     scores = coco_metrics.score(
         dataset.annotations_path,
         json.loads((folder / RESULTS).read_bytes()),
-        iou_types=tables(config, dataset),
+        iou_types=scorable_iou_types(config, dataset),
         image_ids=dataset.ids.tolist(),
         category_names=config.data.categories,
         keypoint_sigmas=config.eval.keypoint_sigmas,

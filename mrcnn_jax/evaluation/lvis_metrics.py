@@ -17,7 +17,7 @@ from pycocotools.coco import COCO
 from mrcnn_jax.config.metric_names import LVIS_METRICS
 from mrcnn_jax.data.lvis_labels import LISTS
 
-MOST = 300  # detections of an image
+MAX_DETECTIONS = 300  # detections of an image
 # Where LVIS_METRICS stand among the numbers of faster-coco-eval.
 _PLACES = (0, 1, 2, 3, 4, 5, 14, 15, 16, 6, 9, 10, 11)
 _OF_ALL = ("image_id", "category_id", "score")
@@ -28,7 +28,7 @@ def is_lvis(truth: COCO) -> bool:
     return bool(truth.cats) and all("frequency" in category for category in truth.cats.values())
 
 
-def judged(truth: COCO, results: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+def filter_results(truth: COCO, results: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """The records that count, of the 300 best of each image."""
     of_image = defaultdict(list)
     for record in results:
@@ -37,12 +37,12 @@ def judged(truth: COCO, results: Sequence[dict[str, Any]]) -> list[dict[str, Any
     for image_id, records in of_image.items():
         looked_for = {annotation["category_id"] for annotation in truth.imgToAnns[image_id]}
         looked_for |= set(truth.imgs[image_id]["neg_category_ids"])
-        best = sorted(records, key=lambda record: -record["score"])[:MOST]
+        best = sorted(records, key=lambda record: -record["score"])[:MAX_DETECTIONS]
         kept += [record for record in best if record["category_id"] in looked_for]
     return kept
 
 
-def accumulated(truth: COCO, results: Sequence[dict[str, Any]], iou_type: str) -> Any:
+def accumulate(truth: COCO, results: Sequence[dict[str, Any]], iou_type: str) -> Any:
     """The evaluation of boxes ("bbox") or masks ("segm"), with the fields that pycocotools' own has."""
     import faster_coco_eval  # here: only LVIS needs it
 
@@ -67,7 +67,7 @@ def accumulated(truth: COCO, results: Sequence[dict[str, Any]], iou_type: str) -
     )
     found = known.loadRes([renumbered({k: v for k, v in record.items() if k in fields}) for record in results])
     evaluation = faster_coco_eval.COCOeval_faster(known, found, iou_type, lvis_style=True, print_function=_silent)
-    evaluation.params.maxDets = [MOST]
+    evaluation.params.maxDets = [MAX_DETECTIONS]
     evaluation.evaluate()
     evaluation.accumulate()
     evaluation.params.catIds = sorted(truth.cats)
@@ -78,7 +78,7 @@ def accumulated(truth: COCO, results: Sequence[dict[str, Any]], iou_type: str) -
     return evaluation
 
 
-def summarized(evaluation: Any) -> dict[str, float]:
+def summarize(evaluation: Any) -> dict[str, float]:
     """Print the table; its numbers by the names of LVIS_METRICS."""
     evaluation.print_function = print
     evaluation.summarize()

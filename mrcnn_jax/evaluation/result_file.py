@@ -128,7 +128,7 @@ def _points(value: Any) -> list[float] | None:
 
 
 def _mask(value: Any) -> Any:
-    """What may be run lengths or polygons; `with_run_lengths`, which knows the images, reads them."""
+    """What may be run lengths or polygons; `encode_masks`, which knows the images, reads them."""
     polygons = isinstance(value, list) and all(isinstance(polygon, list) for polygon in value)
     return value if polygons or (isinstance(value, dict) and {"size", "counts"} <= value.keys()) else None
 
@@ -143,7 +143,7 @@ _FIELDS: dict[str, tuple[Callable[[Any], Any], str]] = {
 }
 
 
-def check_names(truth: COCO, records: Sequence[Record]) -> None:
+def check_file_names(truth: COCO, records: Sequence[Record]) -> None:
     """Raise ValueError for records whose `file_name` is not that of their image: their ids are those of another file.
 
     Folders and suffixes may differ, which copies of a data set do.
@@ -164,7 +164,7 @@ def _stem(name: str) -> str:
     return PurePosixPath(name.replace("\\", "/")).stem
 
 
-def with_run_lengths(truth: COCO, records: Sequence[Record]) -> list[Record]:
+def encode_masks(truth: COCO, records: Sequence[Record]) -> list[Record]:
     """The records with their masks as compressed run lengths.
 
     pycocotools trusts what it is given, and reads beyond its memory for some: so every mask is checked. Records of
@@ -200,7 +200,7 @@ def _run_lengths(mask: Any, height: int, width: int) -> dict[str, Any] | None:
     return {"size": [height, width], "counts": runs["counts"].decode()}
 
 
-def doubts(truth: COCO, records: Sequence[Record]) -> list[str]:
+def plausibility_notes(truth: COCO, records: Sequence[Record]) -> list[str]:
     """Notes on what the records, though each can be read, say together that is hardly meant."""
     notes = []
     scores = [record["score"] for record in records]

@@ -27,7 +27,7 @@ def file(tmp_path):
 
 def test_classes_stand_in_their_order_one_below_the_other(file, monkeypatch):
     monkeypatch.setenv("COLUMNS", "60")
-    assert class_scores.listing(file(3)).splitlines() == [
+    assert class_scores.format_table(file(3)).splitlines() == [
         "AP of each class",
         "class   instances boxes masks",
         "thing 0         0     -     -",
@@ -39,7 +39,7 @@ def test_classes_stand_in_their_order_one_below_the_other(file, monkeypatch):
 @pytest.mark.parametrize(("width", "columns"), [(20, 1), (61, 1), (63, 2), (100, 3), (130, 4)])
 def test_as_many_columns_as_there_is_room_for(file, monkeypatch, width, columns):
     monkeypatch.setenv("COLUMNS", str(width))
-    _, names, *lines = class_scores.listing(file(80)).splitlines()
+    _, names, *lines = class_scores.format_table(file(80)).splitlines()
     assert names.count("instances") == columns
     assert len(lines) == -(-80 // columns)
     assert width == 20 or max(map(len, [names, *lines])) <= width
@@ -49,7 +49,7 @@ def test_as_many_columns_as_there_is_room_for(file, monkeypatch, width, columns)
 
 
 def test_one_class_needs_no_table_and_a_thousand_find_none(file):
-    assert class_scores.listing(file(1)) == ""
-    said = class_scores.listing(file(101))
+    assert class_scores.format_table(file(1)) == ""
+    said = class_scores.format_table(file(101))
     assert "101 classes" in said
     assert class_scores.FILE in said

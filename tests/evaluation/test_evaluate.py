@@ -88,7 +88,7 @@ def perfect(monkeypatch):
             truncated=np.zeros(len(images), bool),
         )
 
-    monkeypatch.setattr(detector, "run", spy(detector.run))
+    monkeypatch.setattr(detector, "detect_batches", spy(detector.detect_batches))
     monkeypatch.setattr(detector, "compile_detect", lambda *_: detect)
 
 

@@ -16,7 +16,7 @@ from pycocotools.coco import COCO
 from mrcnn_jax.errors import DataError
 from mrcnn_jax.evaluation import coco_metrics
 from mrcnn_jax.evaluation.analysis.analyze import analyze
-from mrcnn_jax.evaluation.result_file import check_names, doubts, read, with_run_lengths
+from mrcnn_jax.evaluation.result_file import check_file_names, encode_masks, plausibility_notes, read
 
 HEIGHT, WIDTH = 40, 60
 BOX = {"image_id": 1, "category_id": 3, "bbox": [5, 10, 20, 15], "score": 0.5}
@@ -111,7 +111,7 @@ def test_masks_in_each_of_cocos_forms(truth):
     packed = coco_mask.encode(np.asfortranarray(bitmap))["counts"].decode()
     size = [HEIGHT, WIDTH]
     forms = [[corners], {"size": size, "counts": runs}, {"size": size, "counts": packed}]
-    found = with_run_lengths(truth, [BOX, *({"image_id": 1, "segmentation": form} for form in forms)])
+    found = encode_masks(truth, [BOX, *({"image_id": 1, "segmentation": form} for form in forms)])
     assert found[0] == BOX
     assert [record["segmentation"] for record in found[1:]] == [{"size": size, "counts": packed}] * 3
 
@@ -132,27 +132,27 @@ def test_masks_in_each_of_cocos_forms(truth):
 def test_masks_are_checked_before_pycocotools_sees_them(truth, mask):
     records = [{"image_id": 77, "segmentation": 7}, {"image_id": 2, "segmentation": mask}]
     with pytest.raises(ValueError, match=r"nor polygons \(1\): 1 \(image 2\), from 0; write them with pycocotools"):
-        with_run_lengths(truth, records)
+        encode_masks(truth, records)
 
 
 def test_ids_of_another_list_of_images_are_refused(truth, tmp_path):
     """As those that count the predicted images from 1; copies of a file may lie elsewhere, and be of another type."""
     records = reading(tmp_path, [BOX, {**BOX, "file_name": "1.png"}, {**BOX, "file_name": "C:\\photos\\1.jpg"}])
-    check_names(truth, records)
+    check_file_names(truth, records)
     records = reading(tmp_path, [{**BOX, "file_name": "photos/2.jpg"}, {**BOX, "image_id": 77, "file_name": "2.jpg"}])
     with pytest.raises(ValueError, match=r"other files \(1\): 1 \(photos/2.jpg, annotated val/1.jpg\); write those of"):
-        check_names(truth, records)
+        check_file_names(truth, records)
 
 
 def test_what_is_hardly_meant_is_noted(truth):
     other = {**BOX, "bbox": [1, 1, 5, 5]}
-    assert doubts(truth, [BOX, other]) == []
-    assert doubts(truth, [BOX, other, BOX]) == ["1 of 3 results repeat another one: they count as false alarms"]
-    (percent,) = doubts(truth, [BOX, {**other, "score": 97.5}])
+    assert plausibility_notes(truth, [BOX, other]) == []
+    assert plausibility_notes(truth, [BOX, other, BOX]) == ["1 of 3 results repeat another one: they count as false alarms"]
+    (percent,) = plausibility_notes(truth, [BOX, {**other, "score": 97.5}])
     assert percent.startswith("scores are 0.5 to 97.5: ")
-    (corners,) = doubts(truth, [{**BOX, "bbox": [30, 10, 50, 25]}, {**BOX, "bbox": [2, 3, 9, 8]}])
+    (corners,) = plausibility_notes(truth, [{**BOX, "bbox": [30, 10, 50, 25]}, {**BOX, "bbox": [2, 3, 9, 8]}])
     assert corners.startswith("1 of 2 boxes leave their images and all look like x0, y0, x1, y1: ")
-    (shares,) = doubts(truth, [{**BOX, "bbox": [0.1, 0.2, 0.5, 0.8]}])
+    (shares,) = plausibility_notes(truth, [{**BOX, "bbox": [0.1, 0.2, 0.5, 0.8]}])
     assert shares.startswith("all boxes lie within one pixel and look like shares of the image's size: ")
 
 
@@ -209,9 +209,9 @@ def test_any_value_anywhere_is_scored_or_refused(annotated, damages):
     try:
         found = read(results)
         truth = coco_metrics.ground_truth(path)
-        check_names(truth, found)
-        found = with_run_lengths(truth, found)
-        doubts(truth, found)
+        check_file_names(truth, found)
+        found = encode_masks(truth, found)
+        plausibility_notes(truth, found)
         scores = coco_metrics.score(path, found, iou_types=("bbox", "segm", "keypoints"), quiet=True)
     except ValueError:  # DataError is one
         return

@@ -6,10 +6,10 @@ from mrcnn_jax.evaluation.analysis.results import (
     Analysis,
     Category,
     ClassScores,
-    Errors,
     ImageResult,
     Instance,
-    Table,
+    MetricTable,
+    TideErrors,
 )
 
 __all__ = [
@@ -18,8 +18,8 @@ __all__ = [
     "Analysis",
     "Category",
     "ClassScores",
-    "Errors",
     "ImageResult",
     "Instance",
-    "Table",
+    "MetricTable",
+    "TideErrors",
 ]

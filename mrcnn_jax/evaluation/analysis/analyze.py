@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections import defaultdict
 from typing import Any
 
-from mrcnn_jax.evaluation.analysis.class_tables import annotated, table
+from mrcnn_jax.evaluation.analysis.class_tables import count_instances, metric_table
 from mrcnn_jax.evaluation.analysis.image_overlaps import Record, image_overlaps
 from mrcnn_jax.evaluation.analysis.image_results import image_result
-from mrcnn_jax.evaluation.analysis.match_detections import match
+from mrcnn_jax.evaluation.analysis.match_detections import match_detections
 from mrcnn_jax.evaluation.analysis.results import Analysis, Category
-from mrcnn_jax.evaluation.coco_metrics import Scores, counts, with_field
+from mrcnn_jax.evaluation.coco_metrics import Scores, counts_in_table, with_field
 from mrcnn_jax.runtime.progress import track
 
 _TELLING = ("segm", "bbox", "keypoints")  # whose outcomes images show: the first that was scored
@@ -32,19 +32,19 @@ def analyze(scores: Scores, *, threshold: float = 0.5) -> Analysis:
         truths = [_with_runs(scores, annotation) for annotation in scores.truth.imgToAnns[image["id"]]]
         partial = frozenset(image.get("not_exhaustive_category_ids", ()))
         for iou_type in iou_types:
-            counted = [truth for truth in truths if counts(truth, iou_type)]
+            counted = [truth for truth in truths if counts_in_table(truth, iou_type)]
             best = found[iou_type][image["id"]]
             seen = image_overlaps(iou_type, counted, best, class_of, scores.keypoint_sigmas, partial)
-            matches = match(seen)
+            matches = match_detections(seen)
             if iou_type == telling:
                 images.append(image_result(image, seen, matches, threshold))
             scenes[iou_type].append((seen._replace(found=[], truths=[], ignored=[]), matches))
     return Analysis(
-        tables=tuple(table(scores, iou_type, scenes[iou_type], threshold) for iou_type in iou_types),
+        tables=tuple(metric_table(scores, iou_type, scenes[iou_type], threshold) for iou_type in iou_types),
         images=tuple(images),
         categories=tuple(
             Category(category_id, scores.truth.cats[category_id]["name"], count)
-            for category_id, count in annotated(scores.truth, telling).items()
+            for category_id, count in count_instances(scores.truth, telling).items()
         ),
         threshold=threshold,
         notes=scores.notes,
@@ -55,11 +55,11 @@ def _by_image(scores: Scores, iou_type: str) -> dict[int, list[Record]]:
     """Result records of each image that the table counts, best first."""
     most = scores.evaluations[iou_type].params.maxDets[-1]
     found: dict[int, list[Record]] = defaultdict(list)
-    counts: dict[tuple[int, int], int] = defaultdict(int)
+    counts_in_table: dict[tuple[int, int], int] = defaultdict(int)
     for record in sorted(with_field(scores.results, iou_type), key=lambda record: -record["score"]):
         place = record["image_id"], record["category_id"]
-        counts[place] += 1
-        if counts[place] <= most:
+        counts_in_table[place] += 1
+        if counts_in_table[place] <= most:
             found[record["image_id"]].append(record)
     return found
 

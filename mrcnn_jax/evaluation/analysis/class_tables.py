@@ -9,20 +9,20 @@ from numpy.typing import NDArray
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from mrcnn_jax.evaluation.analysis.image_overlaps import ImageOverlaps, ignored
-from mrcnn_jax.evaluation.analysis.match_detections import CORRECT, Matches, greedy
-from mrcnn_jax.evaluation.analysis.results import ClassScores, Table
-from mrcnn_jax.evaluation.analysis.tide_errors import errors
-from mrcnn_jax.evaluation.coco_metrics import Scores, counts, left_out
+from mrcnn_jax.evaluation.analysis.image_overlaps import ImageOverlaps, is_ignored
+from mrcnn_jax.evaluation.analysis.match_detections import CORRECT, Matches, greedy_match
+from mrcnn_jax.evaluation.analysis.results import ClassScores, MetricTable
+from mrcnn_jax.evaluation.analysis.tide_errors import tide_errors
+from mrcnn_jax.evaluation.coco_metrics import Scores, counts_in_table, left_out
 
 _BINS = 20  # of the histogram
 
 
-def table(scores: Scores, iou_type: str, scenes: Sequence[tuple[ImageOverlaps, Matches]], threshold: float) -> Table:
+def metric_table(scores: Scores, iou_type: str, scenes: Sequence[tuple[ImageOverlaps, Matches]], threshold: float) -> MetricTable:
     """Everything that `scores` and the scenes of all images say by one measure of overlap."""
     evaluation = scores.evaluations[iou_type]
     classes = len(evaluation.params.catIds)
-    return Table(
+    return MetricTable(
         iou_type=iou_type,
         metrics={
             name.removeprefix(f"{iou_type}/"): value
@@ -33,7 +33,7 @@ def table(scores: Scores, iou_type: str, scenes: Sequence[tuple[ImageOverlaps, M
         classes=class_scores(scores, iou_type),
         precision=np.asarray(evaluation.eval["precision"])[:, :, :, 0, -1],
         thresholds=np.asarray(evaluation.params.iouThrs),
-        errors=errors(scenes, classes) if iou_type != "keypoints" else None,
+        errors=tide_errors(scenes, classes) if iou_type != "keypoints" else None,
         confusion=_confusion(scenes, classes, threshold),
         histogram=_histogram(scenes),
     )
@@ -42,7 +42,7 @@ def table(scores: Scores, iou_type: str, scenes: Sequence[tuple[ImageOverlaps, M
 def class_scores(scores: Scores, iou_type: str) -> tuple[ClassScores, ...]:
     """The scores of each category, in the order of their ids."""
     evaluation = scores.evaluations[iou_type]
-    instances = annotated(scores.truth, iou_type)
+    instances = count_instances(scores.truth, iou_type)
     return tuple(
         ClassScores(
             category_id=category_id,
@@ -60,11 +60,11 @@ def class_scores(scores: Scores, iou_type: str) -> tuple[ClassScores, ...]:
     )
 
 
-def annotated(truth: COCO, iou_type: str) -> dict[int, int]:
+def count_instances(truth: COCO, iou_type: str) -> dict[int, int]:
     """How many instances of each category a table counts."""
     instances = dict.fromkeys(sorted(truth.cats), 0)
     for annotation in truth.dataset["annotations"]:
-        if counts(annotation, iou_type) and not ignored(annotation, iou_type):
+        if counts_in_table(annotation, iou_type) and not is_ignored(annotation, iou_type):
             instances[annotation["category_id"]] += 1
     return instances
 
@@ -90,7 +90,7 @@ def _confusion(scenes: Sequence[tuple[ImageOverlaps, Matches]], classes: int, th
     matrix = np.zeros((classes + 1, classes + 1), np.int64)
     for scene, _ in scenes:
         count = int(np.sum(scene.scores >= threshold))  # the best come first
-        chosen = greedy(scene.overlaps[:count])
+        chosen = greedy_match(scene.overlaps[:count])
         hit = chosen >= 0
         np.add.at(matrix, (scene.true_classes[chosen[hit]], scene.classes[:count][hit]), 1)
         alarms = ~hit & ~scene.excused[:count]

@@ -21,11 +21,11 @@ class ImageOverlaps(NamedTuple):
 
     found: list[Record]  # D
     truths: list[Record]  # G
-    ignored: list[Record]  # annotations that are neither hit nor missed: crowds, people without keypoints
+    is_ignored: list[Record]  # annotations that are neither hit nor missed: crowds, people without keypoints
     scores: NDArray[np.float64]  # (D,)
     classes: NDArray[np.int64]  # (D,)
     true_classes: NDArray[np.int64]  # (G,)
-    overlaps: NDArray[np.float64]  # (D, G), of whatever classes
+    pairwise_overlaps: NDArray[np.float64]  # (D, G), of whatever classes
     excused: NDArray[np.bool_]  # (D,), lies in something ignored of its class: no error where it finds nothing
 
 
@@ -41,11 +41,11 @@ def image_overlaps(
 
     `partial`: categories of which not every instance is annotated.
     """
-    counted = [truth for truth in truths if not ignored(truth, iou_type)]
-    left_out = [truth for truth in truths if ignored(truth, iou_type)]
+    counted = [truth for truth in truths if not is_ignored(truth, iou_type)]
+    left_out = [truth for truth in truths if is_ignored(truth, iou_type)]
     ids = np.array([record["category_id"] for record in found], np.int64)
     of_class = ids[:, None] == np.array([truth["category_id"] for truth in left_out], np.int64)[None]
-    inside = overlaps(iou_type, found, left_out, True, sigmas) > FOREGROUND
+    inside = pairwise_overlaps(iou_type, found, left_out, True, sigmas) > FOREGROUND
     return ImageOverlaps(
         found=list(found),
         truths=counted,
@@ -53,30 +53,30 @@ def image_overlaps(
         scores=np.array([record["score"] for record in found], np.float64),
         classes=np.array([class_of[record["category_id"]] for record in found], np.int64),
         true_classes=np.array([class_of[truth["category_id"]] for truth in counted], np.int64),
-        overlaps=overlaps(iou_type, found, counted, False, sigmas),
+        overlaps=pairwise_overlaps(iou_type, found, counted, False, sigmas),
         excused=(inside & of_class).any(axis=1) | np.isin(ids, list(partial)),
     )
 
 
-def ignored(truth: Record, iou_type: str) -> bool:
+def is_ignored(truth: Record, iou_type: str) -> bool:
     """Whether pycocotools leaves an annotation out of this table."""
     return bool(truth["iscrowd"]) or (iou_type == "keypoints" and not truth["num_keypoints"])
 
 
-def overlaps(
+def pairwise_overlaps(
     iou_type: str, found: Sequence[Record], truths: Sequence[Record], crowds: bool, sigmas: NDArray[np.float64]
 ) -> NDArray[np.float64]:
     """IoU or OKS (D, G). In `crowds` it is the share of the detection that lies in each."""
     if not found or not truths:
         return np.zeros((len(found), len(truths)))
     if iou_type == "keypoints":
-        return np.stack([similarities(found, truth, sigmas) for truth in truths], axis=1)
+        return np.stack([object_keypoint_similarity(found, truth, sigmas) for truth in truths], axis=1)
     field = "bbox" if iou_type == "bbox" else "segmentation"
     sides = [[record[field] for record in records] for records in (found, truths)]
     return np.asarray(coco_mask.iou(*sides, [int(crowds)] * len(truths)), np.float64)
 
 
-def similarities(found: Sequence[Record], truth: Record, sigmas: NDArray[np.float64]) -> NDArray[np.float64]:
+def object_keypoint_similarity(found: Sequence[Record], truth: Record, sigmas: NDArray[np.float64]) -> NDArray[np.float64]:
     """Object keypoint similarity (D,) with one annotation, as pycocotools has it (`COCOeval.computeOks`).
 
     Without labeled keypoints distances are those to a box of thrice the size, for every keypoint.

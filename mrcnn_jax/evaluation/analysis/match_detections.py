@@ -36,10 +36,10 @@ class Matches(NamedTuple):
     found: NDArray[np.bool_]  # (G,)
 
 
-def match(scene: ImageOverlaps) -> Matches:
+def match_detections(scene: ImageOverlaps) -> Matches:
     """Every detection with the instance of its class that it overlaps most, the best first, each instance once."""
     same = scene.classes[:, None] == scene.true_classes[None]
-    targets = greedy(scene.overlaps * same)
+    targets = greedy_match(scene.overlaps * same)
     kinds = np.full(len(scene.scores), CORRECT)
     for row in np.flatnonzero(targets < 0):
         kinds[row], targets[row] = _error(scene.overlaps[row], same[row])
@@ -48,7 +48,7 @@ def match(scene: ImageOverlaps) -> Matches:
     return Matches(kinds, targets, found)
 
 
-def greedy(overlaps: NDArray[np.float64]) -> NDArray[np.int64]:
+def greedy_match(overlaps: NDArray[np.float64]) -> NDArray[np.int64]:
     """For each row (D, G) the column of its largest value that no row above it took; -1 below FOREGROUND."""
     free = overlaps.copy()
     chosen = np.full(len(free), -1)

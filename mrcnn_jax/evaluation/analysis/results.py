@@ -44,7 +44,7 @@ class ClassScores:
 
 
 @dataclass(frozen=True)
-class Errors:
+class TideErrors:
     """TIDE's errors at IoU 0.5, with 0.1 as the least IoU of something that is not background."""
 
     ap: float  # AP50 as it is, the mean over the classes
@@ -53,7 +53,7 @@ class Errors:
 
 
 @dataclass(frozen=True)
-class Table:
+class MetricTable:
     """The scores by one measure of overlap."""
 
     iou_type: str  # "bbox", "segm", "keypoints"
@@ -62,7 +62,7 @@ class Table:
     classes: tuple[ClassScores, ...]  # C
     precision: NDArray[np.float64]  # (T, 101, C), at recalls 0, 0.01, ..., 1; all areas, most detections
     thresholds: NDArray[np.float64]  # (T,)
-    errors: Errors | None  # None for keypoints
+    errors: TideErrors | None  # None for keypoints
     # Rows: truth, the last is background. Columns: predicted, the last is missed. Detections from the threshold on,
     # best score first, each with the true instance that it overlaps most, of whatever class, by at least 0.5.
     confusion: NDArray[np.int64]  # (C + 1, C + 1)
@@ -104,7 +104,7 @@ class ImageResult:
 class Analysis:
     """Everything that a report shows."""
 
-    tables: tuple[Table, ...]
+    tables: tuple[MetricTable, ...]
     images: tuple[ImageResult, ...]  # in the order of the annotation file
     categories: tuple[Category, ...]  # C
     threshold: float  # least score of what images, confusion and qualities count

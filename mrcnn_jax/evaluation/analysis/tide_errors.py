@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from mrcnn_jax.evaluation.analysis.image_overlaps import ImageOverlaps
 from mrcnn_jax.evaluation.analysis.match_detections import CORRECT, Matches
-from mrcnn_jax.evaluation.analysis.results import ERRORS, SPECIAL_ERRORS, Errors
+from mrcnn_jax.evaluation.analysis.results import ERRORS, SPECIAL_ERRORS, TideErrors
 
 _MENDED = (ERRORS.index("classification"), ERRORS.index("localization"))  # by hitting; the others by not being there
 _RECALLS = np.arange(101) / 100
@@ -36,7 +36,7 @@ class _Found(NamedTuple):
     missed: NDArray[np.int64]  # (C,), of these: that no mended detection would find
 
 
-def errors(scenes: Sequence[tuple[ImageOverlaps, Matches]], classes: int) -> Errors:
+def tide_errors(scenes: Sequence[tuple[ImageOverlaps, Matches]], classes: int) -> TideErrors:
     """The errors of all images, of so many classes (C)."""
     found = _gather(scenes, classes)
     ap = _remaining(found, found.positives)
@@ -47,7 +47,7 @@ def errors(scenes: Sequence[tuple[ImageOverlaps, Matches]], classes: int) -> Err
     gains[SPECIAL_ERRORS[0]] = _mean_ap(found.classes, correct * 1.0, correct, found.counted, found.positives) - ap
     gains[SPECIAL_ERRORS[1]] = _remaining(found, found.positives - found.unfound) - ap
     counts = {name: int(np.sum(found.counted & (found.kinds == kind))) for kind, name in enumerate(ERRORS[:5])}
-    return Errors(ap, gains, {**counts, "missed": int(found.missed.sum())})
+    return TideErrors(ap, gains, {**counts, "missed": int(found.missed.sum())})
 
 
 def _gather(scenes: Sequence[tuple[ImageOverlaps, Matches]], classes: int) -> _Found:

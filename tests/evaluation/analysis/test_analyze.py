@@ -190,7 +190,7 @@ def test_similarities_are_those_of_pycocotools(shared_data):
     """The keypoint oracle: 14 people, of whom some have no labeled keypoints."""
     from pycocotools.cocoeval import COCOeval
 
-    from mrcnn_jax.evaluation.analysis.image_overlaps import similarities
+    from mrcnn_jax.evaluation.analysis.image_overlaps import object_keypoint_similarity
     from mrcnn_jax.evaluation.coco_metrics import ground_truth
 
     folder = shared_data("coco_eval_oracle") / "keypoints"
@@ -202,7 +202,7 @@ def test_similarities_are_those_of_pycocotools(shared_data):
     expected = evaluation.computeOks(image_id, 1)
     best = sorted(evaluation._dts[image_id, 1], key=lambda record: -record["score"])[: len(expected)]
     sigmas = evaluation.params.kpt_oks_sigmas
-    ours = np.stack([similarities(best, entry, sigmas) for entry in evaluation._gts[image_id, 1]], axis=1)
+    ours = np.stack([object_keypoint_similarity(best, entry, sigmas) for entry in evaluation._gts[image_id, 1]], axis=1)
     assert any(not entry["num_keypoints"] for entry in evaluation._gts[image_id, 1])
     np.testing.assert_allclose(ours, expected, rtol=1e-12, atol=0)
 
