@@ -1,4 +1,4 @@
-"""Result records examined: which errors they make, in which classes, in which images."""
+"""Analysis of result records: errors by kind, by class and by image."""
 
 from mrcnn_jax.evaluation.analysis.results import (
     ERRORS,

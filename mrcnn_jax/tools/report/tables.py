@@ -41,13 +41,6 @@ def metrics(tables: Sequence[MetricTable]) -> Html:
     return framed(["metric", *(HEADINGS[table.iou_type] for table in tables)], body, "metrics")
 
 
-def left_out(tables: Sequence[MetricTable]) -> list[Html]:
-    """A line for each table in which not every annotated instance counts."""
-    return [
-        tag("p", f"{HEADINGS[table.iou_type]}: {table.left_out}.", class_="where") for table in tables if table.left_out
-    ]
-
-
 def classes(table: MetricTable, room: int) -> Html:
     """A row for each class, those without instances last; as many as there is room for, in bytes."""
     ordered = sorted(enumerate(table.classes), key=lambda pair: not pair[1].instances)
