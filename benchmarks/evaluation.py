@@ -147,14 +147,14 @@ def detect_all(pool: Pool, count: int, device: float, file: IO[bytes]) -> None:
         time.sleep(device)
         return Detections(*(np.stack(field) for field in zip(*(pool[i % POOL][0] for i in images), strict=True)))
 
-    def batches() -> Iterator[detector.Images]:
+    def batches() -> Iterator[detector.ImageBatch]:
         for start in range(0, count, BATCH):
             indices = np.arange(start, min(start + BATCH, count))
             sizes = np.array([pool[i % POOL][1] for i in indices], np.int32)
-            yield detector.Images(indices, sizes, indices, np.ones(len(indices), bool))
+            yield detector.ImageBatch(indices, sizes, indices, np.ones(len(indices), bool))
 
     start = time.perf_counter()
-    for done, records in enumerate(detector.run(detect, batches(), finish), 1):
+    for done, records in enumerate(detector.detect_batches(detect, batches(), finish), 1):
         file.write(records + b"\n")
         if done % max(count // 10, 1) == 0:
             print(f"{done:6d} images: resident {resident():5.0f} MB, records {file.tell() / 1e6:4.0f} MB", flush=True)

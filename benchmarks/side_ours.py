@@ -18,7 +18,7 @@ from benchmarks import work
 from benchmarks.turns import Task, serve
 from benchmarks.work import Case
 from mrcnn_jax.config import Config, ModelConfig, presets
-from mrcnn_jax.inference.paste import paste
+from mrcnn_jax.inference.paste import paste_mask
 from mrcnn_jax.models import mask_rcnn
 from mrcnn_jax.ops import boxes as box_ops
 from mrcnn_jax.ops import masks as mask_ops
@@ -130,7 +130,7 @@ def full_frames(masks: np.ndarray, boxes: np.ndarray, shape: tuple[int, int]) ->
     """(D, H, W) bool: what the commands do with masks on a CPU, and then whole pictures of it, as torchvision makes."""
     frames = np.zeros((len(masks), *shape), bool)
     for frame, mask, box in zip(frames, masks, boxes, strict=True):
-        region = paste(mask, box, shape, "torchvision")
+        region = paste_mask(mask, box, shape, "torchvision")
         height, width = region.pixels.shape
         frame[region.top : region.top + height, region.left : region.left + width] = region.pixels
     return frames

@@ -51,7 +51,7 @@ def main(arguments: Sequence[str]) -> None:
         report = functools.partial(try_write, output=page, title=config.name, value_range=config.data.value_range)
     evaluate_model(config, variables, workdir, report=report, profile=options.profile)
     if failure.is_main():
-        if listing := class_scores.listing(folder / class_scores.FILE):
+        if listing := class_scores.format_table(folder / class_scores.FILE):
             print(f"\n{listing}")
         opened = f"; open {page} in a browser" if options.report and page.exists() else ""
         print(f"\nresults, metrics and pictures are in {folder}{opened}")

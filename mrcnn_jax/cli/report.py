@@ -10,6 +10,7 @@ from pathlib import Path
 from mrcnn_jax.cli import common
 from mrcnn_jax.errors import DataError, listing
 from mrcnn_jax.evaluation import coco_metrics, result_file
+from mrcnn_jax.evaluation.coco_ground_truth import counts_in_table, load_ground_truth
 from mrcnn_jax.runtime import files
 from mrcnn_jax.runtime.files import user_path
 from mrcnn_jax.tools.report.write import write_report
@@ -38,7 +39,7 @@ def report(results: Path, annotations: Path, images: Path, output: Path) -> None
         raise DataError(f"no folder {images}; make it, or give another --images")
     files.check_output(output, "--output", parents=False)
     records = result_file.read(results)
-    truth = coco_metrics.ground_truth(annotations)
+    truth = load_ground_truth(annotations)
     if not any(record["category_id"] in truth.cats for record in records):
         found = listing(sorted({record["category_id"] for record in records}))
         known = listing(sorted(truth.cats))
@@ -46,18 +47,16 @@ def report(results: Path, annotations: Path, images: Path, output: Path) -> None
     iou_types = [name for name in coco_metrics.FIELDS if coco_metrics.with_field(records, name)]
     annotated = truth.dataset["annotations"]
     scored = [
-        name
-        for name in iou_types
-        if any(coco_metrics.counts(a, name) for a in coco_metrics.with_field(annotated, name))
+        name for name in iou_types if any(counts_in_table(a, name) for a in coco_metrics.with_field(annotated, name))
     ]
     if not scored:
         raise DataError(
             f"{annotations} has nothing of what {results} has ({listing(iou_types)}); give other annotations"
         )
     try:
-        result_file.check_names(truth, records)
-        records = result_file.with_run_lengths(truth, records)
-        doubts = result_file.doubts(truth, records)
+        result_file.check_file_names(truth, records)
+        records = result_file.encode_masks(truth, records)
+        doubts = result_file.plausibility_notes(truth, records)
         for note in doubts:
             log.warning("%s", note)
         scores = coco_metrics.score(annotations, records, iou_types=scored, images=images)

@@ -1,4 +1,4 @@
-"""What a reader of the tables has to know: results that are left out, and limits that bound the recall."""
+"""Notes on metric tables: annotations and results that are left out, and limits that bound the recall."""
 
 from __future__ import annotations
 
@@ -9,63 +9,73 @@ from typing import Any
 from pycocotools.coco import COCO
 
 from mrcnn_jax.errors import listing
+from mrcnn_jax.evaluation.coco_ground_truth import counts_in_table, is_ignored
 
 Record = dict[str, Any]
 NAMES = {"bbox": "boxes", "segm": "masks", "keypoints": "keypoints"}  # of what a table scores
 
 
-def left_out_categories(results: Sequence[Record], known: Collection[int], why: str) -> list[str]:
-    """A note on the results whose category is not `known`; `why` describes those categories."""
+def unknown_categories(results: Sequence[Record], known: Collection[int], description: str) -> list[str]:
+    """Note the results whose category is not `known`; `description` says which categories those are."""
     ids = [record["category_id"] for record in results if record["category_id"] not in known]
     if not ids:
         return []
-    return [f"{len(ids)} of {len(results)} results are of categories {why}: left out (ids {listing(sorted(set(ids)))})"]
+    unknown = listing(sorted(set(ids)))
+    return [f"{len(ids)} of {len(results)} results are of categories {description}: left out (ids {unknown})"]
 
 
-def left_out_results(results: Sequence[Record], counted: Sequence[Record], iou_type: str) -> list[str]:
-    """A note on the results that have nothing that the table scores."""
-    missing, name = len(results) - len(counted), NAMES[iou_type]
+def unscored_annotations(truth: COCO, iou_type: str) -> list[str]:
+    """Note the annotated instances that do not count in a table."""
+    instances = [annotation for annotation in truth.dataset["annotations"] if not annotation["iscrowd"]]
+    total = len(instances) + truth.dataset["unscored"]
+    scored = sum(counts_in_table(entry, iou_type) and not is_ignored(entry, iou_type) for entry in instances)
+    if scored == total:
+        return []
+    missing = {"bbox": "usable box", "segm": "usable mask", "keypoints": "labeled keypoints"}[iou_type]
+    effect = "ignored in" if iou_type == "keypoints" else "left out of"
+    name = NAMES[iou_type]
+    return [f"{total - scored:,} of {total:,} instances have no {missing}: {effect} the table of {name}"]
+
+
+def unscored_results(results: Sequence[Record], scored: Sequence[Record], iou_type: str) -> list[str]:
+    """Note the results without a box, a mask or keypoints, which a table leaves out."""
+    missing, name = len(results) - len(scored), NAMES[iou_type]
     return [f"{missing} of {len(results)} results have no {name}: left out of the table of {name}"] if missing else []
 
 
-def most_of_table(truth: COCO, results: Sequence[Record], iou_type: str, most: int, *, of_image: bool) -> list[str]:
-    """A note on the `most` results that a table counts of each category in an image; or of an image, as LVIS does."""
+def table_limit(truth: COCO, results: Sequence[Record], iou_type: str, limit: int, *, per_image: bool) -> list[str]:
+    """Note the effect of the `limit` of results that a table counts per image and category, or per image (LVIS)."""
 
-    def place(record: Record) -> tuple[int, ...]:
-        return (record["image_id"],) if of_image else (record["image_id"], record["category_id"])
+    def key(record: Record) -> tuple[int, ...]:
+        return (record["image_id"],) if per_image else (record["image_id"], record["category_id"])
 
-    cut = {found[0] for found, count in Counter(map(place, results)).items() if count > most}
-    objects = Counter(place(annotation) for annotation in truth.dataset["annotations"] if _counts(annotation, iou_type))
-    bound = recall_bound(objects.values(), most)
-    if not cut and not bound:
+    exceeded = {group[0] for group, count in Counter(map(key, results)).items() if count > limit}
+    annotations = [entry for entry in truth.dataset["annotations"] if counts_in_table(entry, iou_type)]
+    objects = Counter(key(entry) for entry in annotations if not is_ignored(entry, iou_type))
+    bound = recall_bound(objects.values(), limit)
+    if not exceeded and not bound:
         return []
-    each = "image" if of_image else "category in an image"
+    group = "image" if per_image else "category in an image"
     return [
-        f"the table of {NAMES[iou_type]} counts the {most} best results of each {each}:"
-        f" {len(cut)} of {len(truth.imgs)} images have more{bound and '; '}{bound}"
+        f"the table of {NAMES[iou_type]} counts the {limit} best results of each {group}:"
+        f" {len(exceeded)} of {len(truth.imgs)} images have more{bound and '; '}{bound}"
     ]
 
 
-def most_of_model(truth: COCO, reached: int, most: int) -> list[str]:
-    """A note on the `most` detections that a model finds in an image: `reached` images have so many."""
+def model_limit(truth: COCO, full: int, limit: int) -> list[str]:
+    """Note the effect of `max_detections`, the `limit` of detections of a model, which `full` images have reached."""
     objects = Counter(entry["image_id"] for entry in truth.dataset["annotations"] if not entry["iscrowd"])
-    bound = recall_bound(objects.values(), most)
-    if not reached and not bound:
+    bound = recall_bound(objects.values(), limit)
+    if not full and not bound:
         return []
     effect = f"{bound}: raise it" if bound else "no image has more objects"
-    return [f"{reached} of {len(truth.imgs)} images have model.box.max_detections={most} detections; {effect}"]
+    return [f"{full} of {len(truth.imgs)} images have model.box.max_detections={limit} detections; {effect}"]
 
 
-def recall_bound(objects: Iterable[int], most: int) -> str:
-    """How many objects can be found if `most` are found at each place; empty if all can. objects: at each place."""
-    counts = list(objects)
-    total, findable = sum(counts), sum(min(count, most) for count in counts)
+def recall_bound(counts: Iterable[int], limit: int) -> str:
+    """Describe the greatest possible recall if of each of `counts` objects `limit` can be found; empty if it is 1."""
+    counts = list(counts)
+    total, findable = sum(counts), sum(min(count, limit) for count in counts)
     if findable == total:
         return ""
     return f"at most {findable:,} of {total:,} objects can be found, a recall of {int(1000 * findable / total) / 1000}"
-
-
-def _counts(annotation: Record, iou_type: str) -> bool:
-    """Whether a table wants an annotation to be found."""
-    needed = {"segm": annotation.get("segmentation"), "keypoints": annotation["num_keypoints"]}
-    return not annotation["iscrowd"] and bool(needed.get(iou_type, True))

@@ -1,4 +1,4 @@
-"""COCO results in a file of any program: read, checked record by record, and brought into one form."""
+"""COCO result files of any program: reading, validation and conversion to one form."""
 
 from __future__ import annotations
 
@@ -18,36 +18,38 @@ from mrcnn_jax.runtime.progress import track
 
 Record = dict[str, Any]
 
-_PLACES = ("bbox", "segmentation", "keypoints")  # a result has one of them at least
-_EXACT = 2**53  # from here on not every whole number is a floating-point number
-_FARTHEST = 1e9  # pixels; areas and distances of larger coordinates are no finite numbers
+_LOCATIONS = ("bbox", "segmentation", "keypoints")  # a record has at least one of them
+_MAX_EXACT = 2**53  # floats represent every smaller integer
+_MAX_COORDINATE = 1e9  # pixels; areas and distances of larger coordinates may overflow
 
 
 def read(path: Path) -> list[Record]:
-    """The records of a file, with the fields of COCO's results alone, and `file_name` where they have it.
+    """Read the result records of a file, with COCO's fields, and `file_name` if given.
 
-    A list of records, an object around it, or a record on each line. Fields of a place that are null or empty are
-    missing fields; numbers may be written as text. Raises DataError, which names records and field, for what cannot be
-    read; FileNotFoundError.
+    The file is a list of records, an object with such a list, or one record per line. Boxes, masks and keypoints that
+    are null or empty are missing; numbers may be strings. Raises DataError, which names field and records, for
+    invalid values, and FileNotFoundError.
     """
     records = _list_of_records(path)
-    for name, (value_of, needed) in _FIELDS.items():
-        wrong = []
-        for number, record in enumerate(records):
+    for name, (parse, expected) in _FIELDS.items():
+        invalid = []
+        for index, record in enumerate(records):
             given = record.pop(name, None)
-            if name in _PLACES and (given is None or given in ([], {})):
+            if name in _LOCATIONS and (given is None or given in ([], {})):
                 continue
-            value = value_of(given)
+            value = parse(given)
             if value is None:
-                wrong.append(f"{number} ({shown(given if isinstance(given, str) else json.dumps(given))})")
+                invalid.append(f"{index} ({shown(given if isinstance(given, str) else json.dumps(given))})")
             record[name] = value
-        if wrong:
+        if invalid:
             raise DataError(
-                f"records of {path} without a usable {name} ({len(wrong)}): {listing(wrong)}, from 0; write {needed}"
+                f"records of {path} without a usable {name} ({len(invalid)}): {listing(invalid)}, counted from 0;"
+                f" write {expected}"
             )
     records = [{name: record[name] for name in (*_FIELDS, "file_name") if name in record} for record in records]
-    if bare := [number for number, record in enumerate(records) if not any(name in record for name in _PLACES)]:
-        raise DataError(f"records of {path} without {', '.join(_PLACES)} ({len(bare)}): {listing(bare)}, from 0")
+    if empty := [index for index, record in enumerate(records) if not any(name in record for name in _LOCATIONS)]:
+        fields = f"{', '.join(_LOCATIONS[:-1])} or {_LOCATIONS[-1]}"
+        raise DataError(f"records of {path} without {fields} ({len(empty)}): {listing(empty)}, counted from 0")
     if not records:
         raise DataError(f"{path} has no records: there is nothing to report")
     return records
@@ -61,14 +63,14 @@ def _list_of_records(path: Path) -> list[Record]:
     except OSError as error:
         raise DataError(f"{path} cannot be read ({error.strerror})") from None
     if isinstance(content, dict):
-        content = _wrapped(content)
+        content = _unwrap(content)
     if not isinstance(content, list) or not all(isinstance(record, dict) for record in content):
-        raise DataError(f"{path} is no list of result records: [{{image_id, category_id, score, bbox, ...}}, ...]")
+        raise DataError(f"{path} is not a list of result records: [{{image_id, category_id, score, bbox, ...}}, ...]")
     return content
 
 
-def _wrapped(content: dict[str, Any]) -> Any:
-    """What may be the records in an object: its `annotations`, its only list, or the object itself."""
+def _unwrap(content: dict[str, Any]) -> Any:
+    """Return the records of a JSON object: its `annotations`, its only list, or the object as one record."""
     lists = [value for value in content.values() if isinstance(value, list)]
     if "image_id" in content:
         return [content]
@@ -76,24 +78,24 @@ def _wrapped(content: dict[str, Any]) -> Any:
 
 
 def _json(path: Path) -> Any:
-    """The content of a JSON file; of one with a value on each line, their list."""
+    """Return the content of a JSON file, or the list of values of a file with one per line."""
     content = path.read_bytes()
     try:
         return json.loads(content)
     except (ValueError, RecursionError) as error:
         reason: Exception = error
     values = []
-    for number, line in enumerate(content.splitlines(), 1):
+    for line_number, line in enumerate(content.splitlines(), 1):
         try:
             values += [json.loads(line)] if line.strip() else []
         except (ValueError, RecursionError) as error:
-            where = f"line {number}: {error}" if values else reason
-            raise DataError(f"{path} is no JSON: {where}") from None
+            message = f"line {line_number}: {error}" if values else reason
+            raise DataError(f"{path} is not valid JSON: {message}") from None
     return values
 
 
 def _number(value: Any) -> float | None:
-    """A finite number."""
+    """Return a finite number; None for any other value."""
     try:
         number = float(value) if isinstance(value, str) else value
         return number if type(number) in (int, float) and math.isfinite(number) else None
@@ -101,19 +103,19 @@ def _number(value: Any) -> float | None:
         return None
 
 
-def _whole(value: Any) -> int | None:
-    """An id: a whole number, which may be written as 7.0."""
+def _integer(value: Any) -> int | None:
+    """Return an integer, which may be written as 7.0; None for any other value."""
     if isinstance(value, str) and re.fullmatch(r"-?[0-9]{1,19}", value):
         return int(value)
     number = _number(value)
-    exact = type(number) is int or (number is not None and number == int(number) and abs(number) < _EXACT)
+    exact = type(number) is int or (number is not None and number == int(number) and abs(number) < _MAX_EXACT)
     return int(number) if number is not None and exact else None
 
 
 def _coordinates(value: Any) -> list[float] | None:
     if not isinstance(value, list):
         return None
-    numbers = [number for number in map(_number, value) if number is not None and abs(number) <= _FARTHEST]
+    numbers = [number for number in map(_number, value) if number is not None and abs(number) <= _MAX_COORDINATE]
     return numbers if len(numbers) == len(value) else None
 
 
@@ -128,34 +130,34 @@ def _points(value: Any) -> list[float] | None:
 
 
 def _mask(value: Any) -> Any:
-    """What may be run lengths or polygons; `with_run_lengths`, which knows the images, reads them."""
+    """Return what has the structure of run lengths or polygons; `encode_masks` checks them against the image."""
     polygons = isinstance(value, list) and all(isinstance(polygon, list) for polygon in value)
     return value if polygons or (isinstance(value, dict) and {"size", "counts"} <= value.keys()) else None
 
 
 _FIELDS: dict[str, tuple[Callable[[Any], Any], str]] = {
-    "image_id": (_whole, "the id that the annotations have for the image, a whole number"),
-    "category_id": (_whole, "the id that the annotations have for the category, a whole number"),
-    "score": (_number, "a finite number; annotations, which have none, are no results"),
-    "bbox": (_box, "x, y, width, height in pixels, no side below 0"),
-    "segmentation": (_mask, "run lengths, {size, counts}, or polygons, [[x, y, x, y, ...], ...]"),
-    "keypoints": (_points, "x, y in pixels and score of each keypoint"),
+    "image_id": (_integer, "the image id of the annotations, an integer"),
+    "category_id": (_integer, "the category id of the annotations, an integer"),
+    "score": (_number, "a finite number; annotations are not results and have no score"),
+    "bbox": (_box, "x, y, width, height in pixels, with width and height of at least 0"),
+    "segmentation": (_mask, "run lengths {size, counts} or polygons [[x, y, x, y, ...], ...]"),
+    "keypoints": (_points, "x and y in pixels and the score of each keypoint"),
 }
 
 
-def check_names(truth: COCO, records: Sequence[Record]) -> None:
-    """Raise ValueError for records whose `file_name` is not that of their image: their ids are those of another file.
+def check_file_names(truth: COCO, records: Sequence[Record]) -> None:
+    """Raise ValueError for records whose `file_name` differs from that of the image with their image id.
 
-    Folders and suffixes may differ, which copies of a data set do.
+    Folders and suffixes may differ, as in copies of a dataset.
     """
-    wrong = {}
+    differing = {}
     for record in records:
         image, name = truth.imgs.get(record["image_id"]), record.get("file_name")
         if image is not None and isinstance(name, str) and _stem(name) != _stem(image["file_name"]):
-            wrong[record["image_id"]] = f"{image['id']} ({shown(name)}, annotated {shown(image['file_name'])})"
-    if wrong:
+            differing[record["image_id"]] = f"{image['id']} ({shown(name)}, annotated {shown(image['file_name'])})"
+    if differing:
         raise ValueError(
-            f"image ids that stand for other files ({len(wrong)}): {listing(list(wrong.values()))}; write those of"
+            f"image ids of other files ({len(differing)}): {listing(list(differing.values()))}; write the image ids of"
             " the annotations"
         )
 
@@ -164,31 +166,31 @@ def _stem(name: str) -> str:
     return PurePosixPath(name.replace("\\", "/")).stem
 
 
-def with_run_lengths(truth: COCO, records: Sequence[Record]) -> list[Record]:
-    """The records with their masks as compressed run lengths.
+def encode_masks(truth: COCO, records: Sequence[Record]) -> list[Record]:
+    """Return the records with their masks as compressed run lengths.
 
-    pycocotools trusts what it is given, and reads beyond its memory for some: so every mask is checked. Records of
-    unknown images are left for `coco.score`. Raises ValueError for masks that do not fit their images.
+    Every mask is checked, because pycocotools reads out of bounds for some invalid ones. Records of unknown images are
+    returned as they are, for `coco_metrics.score` to report. Raises ValueError for masks that do not fit their images.
     """
-    converted, wrong = [], []
-    for number, record in enumerate(track(records, len(records), "results checked")):
+    converted, invalid = [], []
+    for index, record in enumerate(track(records, len(records), "results checked")):
         image = truth.imgs.get(record["image_id"])
         if "segmentation" in record and image is not None:
             mask = _run_lengths(record["segmentation"], image["height"], image["width"])
             if mask is None:
-                wrong.append(f"{number} (image {record['image_id']})")
+                invalid.append(f"{index} (image {record['image_id']})")
             record = {**record, "segmentation": mask}
         converted.append(record)
-    if wrong:
+    if invalid:
         raise ValueError(
-            f"records whose segmentation is neither run lengths of the image's size nor polygons ({len(wrong)}):"
-            f" {listing(wrong)}, from 0; write them with pycocotools.mask.encode"
+            f"records whose segmentation is neither run lengths of the image's size nor polygons ({len(invalid)}):"
+            f" {listing(invalid)}, counted from 0; write them with pycocotools.mask.encode"
         )
     return converted
 
 
 def _run_lengths(mask: Any, height: int, width: int) -> dict[str, Any] | None:
-    """A mask as compressed run lengths of so many pixels; None if it cannot be read."""
+    """Return a mask as compressed run lengths; None if it is invalid or not of the given size."""
     if isinstance(mask, dict) and mask["size"] != [height, width]:
         return None
     if readable_mask(mask, height, width) is None:
@@ -200,28 +202,32 @@ def _run_lengths(mask: Any, height: int, width: int) -> dict[str, Any] | None:
     return {"size": [height, width], "counts": runs["counts"].decode()}
 
 
-def doubts(truth: COCO, records: Sequence[Record]) -> list[str]:
-    """Notes on what the records, though each can be read, say together that is hardly meant."""
+def plausibility_notes(truth: COCO, records: Sequence[Record]) -> list[str]:
+    """Return notes on valid records that are probably mistaken: score range, duplicates, box convention."""
     notes = []
     scores = [record["score"] for record in records]
     if min(scores) < 0 or max(scores) > 1:
         notes.append(
-            f"scores are {min(scores):g} to {max(scores):g}: tables go by their order alone, but pictures, confusion"
-            " and histogram take them as 0 to 1"
+            f"scores are {min(scores):g} to {max(scores):g}: tables depend on their order only, but pictures, confusion"
+            " and histogram expect 0 to 1"
         )
     if repeated := len(records) - len({hash(json.dumps(record)) for record in records}):
-        notes.append(f"{repeated} of {len(records)} results repeat another one: they count as false alarms")
-    return notes + _box_doubts(truth, records)
+        notes.append(
+            f"{repeated} of {len(records)} results are duplicates of another one: they count as false positives"
+        )
+    return notes + _box_notes(truth, records)
 
 
-def _box_doubts(truth: COCO, records: Sequence[Record]) -> list[str]:
-    """A note on boxes that all look as if they were written in another convention than COCO's."""
+def _box_notes(truth: COCO, records: Sequence[Record]) -> list[str]:
+    """Return a note if the boxes appear to be in another convention than COCO's."""
     boxes = [(r["bbox"], truth.imgs[r["image_id"]]) for r in records if "bbox" in r and r["image_id"] in truth.imgs]
     convention = "COCO's boxes are x, y, width, height in pixels"
     if boxes and all(x + w <= 1 and y + h <= 1 for (x, y, w, h), _ in boxes):
-        return [f"all boxes lie within one pixel and look like shares of the image's size: {convention}"]
+        return [f"all boxes are within one pixel and look like fractions of the image's size: {convention}"]
     beyond = sum(x + w > image["width"] + 1 or y + h > image["height"] + 1 for (x, y, w, h), image in boxes)
     corners = all(x <= w <= image["width"] + 1 and y <= h <= image["height"] + 1 for (x, y, w, h), image in boxes)
     if corners and 10 * beyond > len(boxes):
-        return [f"{beyond} of {len(boxes)} boxes leave their images and all look like x0, y0, x1, y1: {convention}"]
+        return [
+            f"{beyond} of {len(boxes)} boxes extend beyond their images and all look like x0, y0, x1, y1: {convention}"
+        ]
     return []

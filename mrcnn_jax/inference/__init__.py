@@ -1,1 +1,1 @@
-"""From images to predictions: preprocessing, detection in batches, test-time augmentation, pasting."""
+"""Inference: preprocessing, detection in batches, test-time augmentation and postprocessing."""

@@ -1,4 +1,4 @@
-"""Detection over many batches: the device works on the next batches while threads finish the previous ones."""
+"""Detection over a stream of batches; postprocessing overlaps with the work of the device."""
 
 from __future__ import annotations
 
@@ -23,23 +23,23 @@ A = TypeVar("A")
 T = TypeVar("T")
 Detect = Callable[[Any, Any], Detections]  # images (B, H, W, 3), image sizes (B, 2) -> batched Detections
 Finish = Callable[[int, Detections, Any], T]  # index of the image, its Detections in NumPy, its network size (2,)
-UNRECORDED = profiling.StepProfiler()
+NO_PROFILE = profiling.StepProfiler()
 
 
-class Images(NamedTuple):
+class ImageBatch(NamedTuple):
     """A `Batch` without ground truth."""
 
-    images: Any  # (B, H, W, 3), resized and padded: uint8 RGB, or what `models.rcnn.detect` takes as normalized
+    images: Any  # (B, H, W, 3), resized and padded: uint8 RGB, or float32 already normalized
     image_sizes: Any  # (B, 2) int32
     indices: Any  # (B,) int32
     valid: Any  # (B,) bool
 
 
 def compile_detect(model: ModelConfig, variables: Any, devices: Sequence[jax.Device] = ()) -> Detect:
-    """`models.rcnn.detect` with its variables on the device; compiles once for each shape of images.
+    """Return `mask_rcnn.detect`, compiled, with `variables` placed on the device.
 
-    With `devices` each of them takes an equal share of the images. Other variables of the same model need no other
-    program, nor does JAX's own device if it is the only one.
+    Compiles once for each shape of images. With `devices` the images of a batch are divided evenly over them. The
+    compiled programs are shared by calls with other variables of the same model.
     """
     devices = () if tuple(devices) == (jax.local_devices()[0],) else devices
     placed = replicate(variables, devices) if devices else jax.device_put(variables)
@@ -52,38 +52,38 @@ def _program(model: ModelConfig, devices: tuple[jax.Device, ...]) -> Callable[..
     return shard_over_batch(detect, devices) if devices else jax.jit(detect)
 
 
-def run(
+def detect_batches(
     detect: Detect,
-    batches: Iterable[Batch | Images],
+    batches: Iterable[Batch | ImageBatch],
     finish: Finish[T],
-    profile: profiling.StepProfiler = UNRECORDED,
+    profile: profiling.StepProfiler = NO_PROFILE,
 ) -> Generator[T, None, None]:
-    """Yield `finish(...)` of every valid image, in the order of the batches.
+    """Yield `finish(index, detections, network_size)` for every valid image, in the order of the batches.
 
-    `detect` is dispatched from the calling thread and returns before the device is done; waiting for the device,
-    copying to the host and `finish` happen on worker threads. A round of `profile` is a batch
-    and the wait for the next one.
+    `detect` is dispatched from the calling thread and returns before the device is done. Worker threads wait for the
+    device, copy to the host and call `finish`. A step of `profile` is one batch and the wait for the next.
     """
 
-    def dispatched() -> Iterator[tuple[Detections, Batch | Images]]:
-        source, numbers = iter(batches), itertools.count(1)
+    def dispatched() -> Iterator[tuple[Detections, Batch | ImageBatch]]:
+        source, steps = iter(batches), itertools.count(1)
         batch = next(source, None)
         while batch is not None:
-            profile.begin(next(numbers))
+            profile.begin(next(steps))
             detections = detect(batch.images, batch.image_sizes)
             yield detections, batch
             with jax.profiler.TraceAnnotation(profiling.WAITING):
                 batch = next(source, None)
             profile.end(detections)
 
-    for finished in on_threads(lambda work: _finish_batch(*work, finish), dispatched(), min(4, os.cpu_count() or 1)):
-        yield from finished
+    threads = min(4, os.cpu_count() or 1)
+    for results in map_on_threads(lambda pair: _finish_batch(*pair, finish), dispatched(), threads):
+        yield from results
 
 
-def on_threads(function: Callable[[A], T], arguments: Iterable[A], threads: int) -> Generator[T, None, None]:
-    """`function` of each argument, in order, computed on `threads` threads.
+def map_on_threads(function: Callable[[A], T], arguments: Iterable[A], threads: int) -> Generator[T, None, None]:
+    """Yield `function(argument)` for each argument, in order, computed on `threads` threads.
 
-    At most one argument more than there are threads is in flight, so that memory stays flat however many there are.
+    At most `threads + 1` arguments are in flight, which bounds memory.
     """
     with ThreadPoolExecutor(threads, thread_name_prefix="inference") as pool:
         in_flight: deque[Future[T]] = deque()
@@ -94,12 +94,12 @@ def on_threads(function: Callable[[A], T], arguments: Iterable[A], threads: int)
                     yield in_flight.popleft().result()
             while in_flight:
                 yield in_flight.popleft().result()
-        finally:  # after an error, what has not begun is not wanted any more
+        finally:  # after an error or an early exit
             for future in in_flight:
                 future.cancel()
 
 
-def _finish_batch(detections: Detections, batch: Batch | Images, finish: Finish[T]) -> list[T]:
+def _finish_batch(detections: Detections, batch: Batch | ImageBatch, finish: Finish[T]) -> list[T]:
     with jax.profiler.TraceAnnotation("detections"):
         on_host = Detections(*(np.asarray(field) for field in detections))
     with jax.profiler.TraceAnnotation("finish"):

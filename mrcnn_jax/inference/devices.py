@@ -1,7 +1,7 @@
-"""Work on a batch, shared out over devices of this process.
+"""Batches sharded over the devices of this process.
 
-Each device does with its images what it would do alone, and nothing passes between them: results do not depend on how
-many there are, but for the rounding of a program for another number of images.
+Each device computes its images without communication, so results do not depend on the number of devices, except for
+the rounding of a program compiled for another batch size.
 """
 
 from __future__ import annotations
@@ -17,32 +17,34 @@ _AXIS = "devices"
 
 
 def largest_divisor(devices: Sequence[jax.Device], images: int) -> tuple[jax.Device, ...]:
-    """The first of `devices`, as many as can take equal shares of a batch of `images`."""
+    """Return the most of `devices`, from the first on, that divide a batch of `images` evenly."""
     return tuple(devices[: max(n for n in range(1, len(devices) + 1) if images % n == 0)])
 
 
 def replicate(tree: Any, devices: Sequence[jax.Device]) -> Any:
-    """A copy on each device, as the variables that `shard_over_batch` wants."""
+    """Copy `tree` to each device, as `shard_over_batch` takes its variables."""
     return jax.device_put(tree, NamedSharding(_mesh(devices), PartitionSpec()))
 
 
 def shard_over_batch(function: Callable[..., Any], devices: Sequence[jax.Device]) -> Callable[..., Any]:
-    """`function(variables, *batch)`, compiled; each device sees an equal share of every array of the batch.
+    """Compile `function(variables, *batch)` with the leading axis of `batch` and of the result sharded over `devices`.
 
-    The arrays come from the host. What the shares give is joined along the first axis.
+    The compiled function takes the arrays of the batch from the host.
     """
-    mesh, shares = _mesh(devices), PartitionSpec(_AXIS)
+    mesh, batch_spec = _mesh(devices), PartitionSpec(_AXIS)
 
-    def on_a_share(variables: Any, batch: tuple[Any, ...]) -> Any:
+    def on_shard(variables: Any, batch: tuple[Any, ...]) -> Any:
         return function(variables, *batch)
 
-    # Without the check of what varies over devices: it would want every loop in the model to say so.
+    # check_vma would need every loop in the model to declare what varies over the devices.
     program = jax.jit(
-        jax.shard_map(on_a_share, mesh=mesh, in_specs=(PartitionSpec(), shares), out_specs=shares, check_vma=False)
+        jax.shard_map(
+            on_shard, mesh=mesh, in_specs=(PartitionSpec(), batch_spec), out_specs=batch_spec, check_vma=False
+        )
     )
 
     def on_all(variables: Any, *batch: Any) -> Any:
-        return program(variables, jax.device_put(batch, NamedSharding(mesh, shares)))
+        return program(variables, jax.device_put(batch, NamedSharding(mesh, batch_spec)))
 
     return on_all
 

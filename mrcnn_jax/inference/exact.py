@@ -1,7 +1,7 @@
-"""Exact mode: each image alone, resized and padded as the peer would do it, for the peer's own detections.
+"""Exact mode: single images, resized and padded as in the reference implementation, to reproduce its detections.
 
-Every shape of padded image is a program of its own. Images of COCO make some forty of them, where the network needs
-multiples of 32; C4 and DC5, which Detectron2 does not pad, have a shape for nearly every size of image.
+Each padded shape compiles its own program. COCO's images give about forty shapes where the network needs multiples of
+32; C4 and DC5, which Detectron2 does not pad, have a shape for nearly every image size.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from mrcnn_jax.models.mask_rcnn import size_divisibility
 
 
 def network_input(image: NDArray[np.uint8], config: Config) -> reference_preprocessing.NetworkInput:
-    """The padded image (H, W, 3) and the size of the picture in it."""
+    """Return the padded image (H, W, 3) and the size of the image before padding."""
     model, data = config.model, config.data
     edges = {"shortest_edge": data.shortest_edge_eval, "longest_edge": data.longest_edge}
     if config.eval.resize == "detectron2":
@@ -26,10 +26,10 @@ def network_input(image: NDArray[np.uint8], config: Config) -> reference_preproc
 
 
 def network_size(size: reference_preprocessing.Size, config: Config) -> reference_preprocessing.Size:
-    """The size that `network_input` gives to a picture of `size`."""
-    rule = (
+    """Return the size to which `network_input` resizes an image of `size`."""
+    resized = (
         reference_preprocessing.detectron2_size
         if config.eval.resize == "detectron2"
         else reference_preprocessing.torchvision_size
     )
-    return rule(size, config.data.shortest_edge_eval, config.data.longest_edge)
+    return resized(size, config.data.shortest_edge_eval, config.data.longest_edge)

@@ -1,4 +1,4 @@
-"""`Predictor`: images of any size in, predictions in the original pixels out."""
+"""`Predictor`, the inference API: images of any size to predictions in their original pixels."""
 
 from __future__ import annotations
 
@@ -28,26 +28,26 @@ Image = NDArray[np.uint8] | str | os.PathLike[str]
 
 
 class Predictor:
-    """Runs a model on images. Each image goes into the fixed shape (`config.data.buckets`) that suits it best.
+    """Detects instances in images with a model.
 
-    Compiles at most two programs for a shape, on its first use: one for batches (`config.eval.batch_size`) and one for
-    single images, where there are too few for a batch.
-    In exact mode (`config.eval.resize`) an image is alone, in the shape that the peer would give it; there is one
-    program for each of these shapes. With test-time augmentation (`config.eval.scales`, `flip`) it is alone in several
-    views, see `evaluation.augmented`.
+    Images are padded to the best of the fixed shapes `config.data.buckets`. At most two programs are compiled for a
+    shape, on first use: one for batches of `config.eval.batch_size`, and one for single images left over.
+    In exact mode (`config.eval.resize`) each image is processed alone, padded as in the reference implementation, and
+    every padded shape compiles a program. With test-time augmentation (`config.eval.scales`, `flip`) each image is
+    processed alone in several views, see `inference.tta`.
     """
 
     def __init__(self, config: Config, variables: Any):
-        """`variables` as `models.rcnn.init_variables` makes them; `config.model` must know its number of classes."""
+        """`variables` as from `mask_rcnn.init_variables`; `config.model.num_classes` must be set."""
         self.config = config
-        compiled = tta.compile_detect if config.eval.augmented else detector.compile_detect
-        self._detect = compiled(config.model, variables)
+        compile_detect = tta.compile_detect if config.eval.augmented else detector.compile_detect
+        self._detect = compile_detect(config.model, variables)
 
     @classmethod
     def from_checkpoint(cls, workdir: epath.PathLike, checkpoint: str | int = "latest") -> Predictor:
-        """A checkpoint of a run of train.py: "latest", "best", or that of a step; averaged weights if it has them.
+        """Load a checkpoint of a training run: "latest", "best", or a step. Uses averaged weights if it has them.
 
-        Raises FileNotFoundError when there is none.
+        Raises FileNotFoundError if there is no such checkpoint.
         """
         from mrcnn_jax.checkpoints.manager import load_variables
 
@@ -62,13 +62,13 @@ class Predictor:
         exact: bool = True,
         frozen_bn_eps: float | None = None,
     ) -> Predictor:
-        """A model of torchvision: a file of its weights, or a state dict, and its name there. See `peer_models.load`.
+        """Load a torchvision model by its name there, from a weights file or a state dict.
 
-        By default each image gives the peer's own detections: it is alone in a shape of its own, and the compiled
-        programs are kept on disk. `exact=False` uses the buckets. Scores are never below the peer's threshold, .05.
+        With `exact` (exact mode) the detections are those of torchvision, and compiled programs are cached on disk;
+        `exact=False` uses the buckets. The score threshold is torchvision's, 0.05. See `reference_models.load`.
         Raises ConfigError for an unknown name, WeightsError for weights that cannot be used.
         """
-        return cls._of_peer(weights, "torchvision", name, exact, frozen_bn_eps)
+        return cls._from_reference(weights, "torchvision", name, exact, frozen_bn_eps)
 
     @classmethod
     def from_detectron2(
@@ -79,14 +79,14 @@ class Predictor:
         exact: bool = True,
         frozen_bn_eps: float | None = None,
     ) -> Predictor:
-        """A model of Detectron2's zoo, as `from_torchvision`. Images are RGB here too."""
-        return cls._of_peer(weights, "detectron2", name, exact, frozen_bn_eps)
+        """Load a model of Detectron2's model zoo, as `from_torchvision`. Images are RGB, as everywhere here."""
+        return cls._from_reference(weights, "detectron2", name, exact, frozen_bn_eps)
 
     @classmethod
-    def _of_peer(
-        cls, weights: Weights, peer: reference_models.Origin, name: str, exact: bool, frozen_bn_eps: float | None
+    def _from_reference(
+        cls, weights: Weights, origin: reference_models.Origin, name: str, exact: bool, frozen_bn_eps: float | None
     ) -> Predictor:
-        config, variables = reference_models.load(weights, peer, name, exact=exact, frozen_bn_eps=frozen_bn_eps)
+        config, variables = reference_models.load(weights, origin, name, exact=exact, frozen_bn_eps=frozen_bn_eps)
         if exact:
             compilation_cache.enable()
         return cls(config, variables)
@@ -97,35 +97,35 @@ class Predictor:
         return f"Predictor({self.config.name}: {model.num_classes} classes, {', '.join(parts)})"
 
     def __call__(self, images: Iterable[Image]) -> list[Prediction]:
-        """Predictions for uint8 RGB arrays (height, width, 3) or paths of image files, in the order of the input.
+        """Return a prediction for each image, a uint8 RGB array (height, width, 3) or the path of an image file.
 
-        Raises ImageError, naming the image, for one of another type or shape or a file that cannot be read.
+        Raises ImageError, which names the image, for another type or shape or a file that cannot be read.
         """
         if isinstance(images, (str, os.PathLike, np.ndarray)):
             raise TypeError("Predictor takes a list of images: write predict([image]) for a single one")
-        found = dict(self.stream(images))
-        return [found[index] for index in range(len(found))]
+        predictions = dict(self.stream(images))
+        return [predictions[index] for index in range(len(predictions))]
 
     def stream(self, images: Iterable[Image]) -> Iterator[tuple[int, Prediction]]:
-        """Yield (position in `images`, prediction) as batches get done; reads on while the device works.
+        """Yield (index in `images`, prediction) as batches are finished; reads ahead while the device works.
 
-        Images of one shape come in their order. Holds a few batches at a time, however many images there are.
+        Images of one shape are yielded in their order. Memory holds a few batches, however many images there are.
         """
         sizes: dict[int, tuple[int, int]] = {}
 
         def finish(index: int, detections: Detections, network_size: Any) -> tuple[int, Prediction]:
             return index, postprocess(detections, network_size, sizes.pop(index), self.config.model)
 
-        return detector.run(self._detect, self._batches(images, sizes), finish)
+        return detector.detect_batches(self._detect, self._batches(images, sizes), finish)
 
-    def _batches(self, images: Iterable[Image], sizes: dict[int, tuple[int, int]]) -> Iterator[detector.Images]:
-        """Whole batches as they fill up; notes original sizes.
+    def _batches(self, images: Iterable[Image], sizes: dict[int, tuple[int, int]]) -> Iterator[detector.ImageBatch]:
+        """Yield full batches as they fill up; stores the original sizes in `sizes`.
 
-        What is left of a shape is a batch with empty slots if there was a whole one, whose program is compiled; else it
-        goes one by one. All are alone in exact mode and with test-time augmentation.
+        The images left over of a shape are a batch with empty slots if a full batch has compiled that program, and
+        batches of one otherwise. In exact mode and with test-time augmentation all are batches of one.
         """
         prepare = tta.prepare if self.config.eval.augmented else single_image.prepare
-        waiting: dict[tuple[int, int], list[detector.Images]] = defaultdict(list)
+        waiting: dict[tuple[int, int], list[detector.ImageBatch]] = defaultdict(list)
         batched = set()
         for index, image in enumerate(images):
             pixels = _pixels(image, index, self.config.data.value_range)
@@ -135,28 +135,28 @@ class Predictor:
                 yield single
                 continue
             shape = single.images.shape[1:3]
-            shelf = waiting[shape]
-            shelf.append(single)
-            if len(shelf) == self.config.eval.batch_size:
-                yield _joined(shelf)
+            pending = waiting[shape]
+            pending.append(single)
+            if len(pending) == self.config.eval.batch_size:
+                yield _concatenate(pending)
                 batched.add(shape)
-                shelf.clear()
-        for shape, shelf in waiting.items():
-            if shelf and shape in batched:
-                empty = shelf[-1]._replace(valid=np.array([False]))
-                yield _joined(shelf + [empty] * (self.config.eval.batch_size - len(shelf)))
+                pending.clear()
+        for shape, pending in waiting.items():
+            if pending and shape in batched:
+                empty = pending[-1]._replace(valid=np.array([False]))
+                yield _concatenate(pending + [empty] * (self.config.eval.batch_size - len(pending)))
             else:
-                yield from shelf
+                yield from pending
 
 
-def _joined(singles: Sequence[detector.Images]) -> detector.Images:
-    return detector.Images(*(np.concatenate(field) for field in zip(*singles, strict=True)))
+def _concatenate(singles: Sequence[detector.ImageBatch]) -> detector.ImageBatch:
+    return detector.ImageBatch(*(np.concatenate(field) for field in zip(*singles, strict=True)))
 
 
 def read_image(path: str | os.PathLike[str], value_range: tuple[float, float] | None = None) -> NDArray[np.uint8]:
-    """Pixels of an image file, (height, width, 3) uint8 RGB. Raises ImageError naming the file and the reason.
+    """Read an image file as (height, width, 3) uint8 RGB. Raises ImageError with the file and the reason.
 
-    value_range: of images of more than 8 bits, `config.data.value_range` of the model that is to see them.
+    value_range: for images of more than 8 bits, `config.data.value_range` of the model.
     """
     try:
         content = Path(path).read_bytes()
@@ -177,20 +177,20 @@ def _pixels(image: Image, index: int, value_range: tuple[float, float] | None) -
     if kind.startswith("uint8") and image.ndim == 3 and image.shape[2] == 3 and image.size:
         return image
     raise ImageError(
-        f"image {index}: expected a uint8 RGB array (height, width, 3) or a path, got {kind}{_advice(image)}"
+        f"image {index}: expected a uint8 RGB array (height, width, 3) or a path, got {kind}{_conversion_hint(image)}"
     )
 
 
-def _advice(image: Any) -> str:
-    """How to make an image of what people have instead."""
+def _conversion_hint(image: Any) -> str:
+    """Return how to convert common image types to uint8 RGB; empty for others."""
     if type(image).__module__.startswith("PIL."):
-        return '; np.asarray(image.convert("RGB")) is one'
+        return '; convert it with np.asarray(image.convert("RGB"))'
     if not isinstance(image, np.ndarray):
         return ""
     if image.ndim == 2:
-        return "; np.stack([image] * 3, axis=-1) has the three channels"
+        return "; convert it with np.stack([image] * 3, axis=-1)"
     if image.ndim == 3 and image.shape[2] == 4:
-        return "; image[..., :3] is it without transparency"
+        return "; drop the alpha channel with image[..., :3]"
     if image.dtype.kind == "f":
-        return "; (255 * image).round().astype(np.uint8) is it if its values are 0..1"
+        return "; if its values are 0..1, convert it with (255 * image).round().astype(np.uint8)"
     return ""

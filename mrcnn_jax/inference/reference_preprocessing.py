@@ -1,7 +1,7 @@
-"""An image as the peers hand it to their networks: resized, padded and, for torchvision, normalized on the host.
+"""Preprocessing of torchvision and Detectron2: resizing, padding and, for torchvision, normalization on the host.
 
-The two differ in the rounding of the size, in the order of resizing and normalizing, and in the filter: torchvision
-interpolates floats between the two nearest pixels; Detectron2 asks Pillow, which averages over the pixels that an
+They differ in the rounding of the size, in the order of resizing and normalization, and in the filter: torchvision
+interpolates floats between the two nearest pixels; Detectron2 uses Pillow, which averages over the pixels that an
 output pixel covers and rounds to 8 bits. Sources: torchvision 0.29, models/detection/transform.py; Detectron2,
 data/transforms/augmentation_impl.py (`ResizeShortestEdge`), data/transforms/transform.py, structures/image_list.py.
 """
@@ -16,23 +16,23 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-_TORCHVISION_DIVISOR = 32  # torchvision pads to it whatever the network needs
+_TORCHVISION_DIVISOR = 32  # for every network
 
 Size = tuple[int, int]  # height, width
-NetworkInput = tuple[NDArray[np.uint8] | NDArray[np.float32], Size]  # padded image, size of the picture in it
+NetworkInput = tuple[NDArray[np.uint8] | NDArray[np.float32], Size]  # padded image, size of the image before padding
 
 
 def torchvision_size(size: Size, shortest_edge: int, longest_edge: int) -> Size:
-    """Height and width after torchvision's resize: the shorter edge to `shortest_edge` unless the longer is too long.
+    """Return height and width after torchvision's resize to `shortest_edge`, limited by `longest_edge`.
 
-    In double precision and rounded down, so that 300 x 1000 becomes 399 x 1333.
+    Computed in double precision and rounded down: 300 x 1000 becomes 399 x 1333.
     """
     scale = min(shortest_edge / min(size), longest_edge / max(size))
     return max(math.floor(size[0] * scale), 1), max(math.floor(size[1] * scale), 1)
 
 
 def detectron2_size(size: Size, shortest_edge: int, longest_edge: int) -> Size:
-    """Height and width after Detectron2's resize: the same rule in two steps, rounded half up; 400 x 1333."""
+    """Return height and width after Detectron2's resize: the same rule in two steps, rounded half up; 400 x 1333."""
     scale = shortest_edge / min(size)
     height, width = (shortest_edge if edge == min(size) else scale * edge for edge in size)
     if max(height, width) > longest_edge:
@@ -50,9 +50,9 @@ def torchvision_input(
     std: Sequence[float],
     channel_order: Literal["rgb", "bgr"] = "rgb",
 ) -> NetworkInput:
-    """(h, w, 3) uint8 RGB -> (H, W, 3) float32 in `channel_order`: normalized, then resized, then padded with zeros.
+    """Normalize, resize and zero-pad an image as torchvision: (h, w, 3) uint8 RGB -> (H, W, 3) float32.
 
-    mean, std: on the scale 0..255, in `channel_order`. H and W are multiples of 32.
+    The result is in `channel_order`. mean, std: on the scale 0..255, in `channel_order`. H and W are multiples of 32.
     """
     # torchvision works on the scale 0..1, and every operation rounds to float32.
     means, deviations = (np.divide(values, 255).astype(np.float32) for values in (mean, std))
@@ -64,17 +64,20 @@ def torchvision_input(
 
 
 def detectron2_input(image: NDArray[np.uint8], *, shortest_edge: int, longest_edge: int, divisor: int) -> NetworkInput:
-    """(h, w, 3) uint8 RGB -> (H, W, 3) uint8 RGB, resized by Pillow; H and W are multiples of `divisor`."""
+    """Resize and zero-pad an image as Detectron2: (h, w, 3) uint8 RGB -> (H, W, 3) uint8 RGB.
+
+    H and W are multiples of `divisor`.
+    """
     size = detectron2_size((image.shape[0], image.shape[1]), shortest_edge, longest_edge)
     resized = Image.fromarray(image).resize(size[::-1], Image.Resampling.BILINEAR)
     return _pad(np.asarray(resized), divisor), size
 
 
 def resize_bilinear(image: NDArray[np.float32], size: Size) -> NDArray[np.float32]:
-    """(h, w, C) float32 -> (*size, C): torch's `interpolate(mode="bilinear", align_corners=False)`, no antialiasing.
+    """Resize (h, w, C) float32 to (*size, C) as torch's `interpolate(mode="bilinear", align_corners=False)`.
 
-    Positions are computed in float32, as torch does; OpenCV has them in double precision, and samples up to 1e-4 pixel
-    elsewhere. Some builds of torch fuse the multiplication with the subtraction, and differ by one rounding.
+    No antialiasing. Positions are computed in float32, as in torch; OpenCV's, in double precision, differ by up to 1e-4
+    pixels. Some builds of torch fuse the multiplication with the subtraction, and differ by one rounding.
     """
     for axis in (0, 1):
         low, high, weight = _taps(image.shape[axis], size[axis])
@@ -89,7 +92,7 @@ def resize_bilinear(image: NDArray[np.float32], size: Size) -> NDArray[np.float3
 
 
 def _taps(old: int, new: int) -> tuple[NDArray[np.intp], NDArray[np.intp], NDArray[np.float32]]:
-    """For each of `new` output pixels along an axis: the two source pixels and the weight of the second."""
+    """Return, for each of `new` output pixels along an axis, the two source pixels and the weight of the second."""
     centers = np.arange(new, dtype=np.float32) + np.float32(0.5)
     position = (np.float32(old) / np.float32(new) * centers - np.float32(0.5)).clip(0)
     low = np.minimum(position.astype(np.intp), old - 1)
@@ -97,6 +100,6 @@ def _taps(old: int, new: int) -> tuple[NDArray[np.intp], NDArray[np.intp], NDArr
 
 
 def _pad(image: NDArray, divisor: int) -> NDArray:
-    """Zeros at the bottom and on the right, up to multiples of `divisor`."""
+    """Pad with zeros at the bottom and on the right to multiples of `divisor`."""
     height, width = image.shape[:2]
     return np.pad(image, [(0, -height % divisor), (0, -width % divisor), (0, 0)])

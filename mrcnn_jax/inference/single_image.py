@@ -1,4 +1,4 @@
-"""Images one at a time: each is a batch of its own, in its bucket or as a peer would have it."""
+"""Batches of one image, padded to its bucket or as in the reference implementation."""
 
 from __future__ import annotations
 
@@ -15,64 +15,69 @@ from mrcnn_jax.data.augment import geometry
 from mrcnn_jax.data.dataset import Dataset
 from mrcnn_jax.errors import DataError
 from mrcnn_jax.inference import exact
-from mrcnn_jax.inference.detector import Images, on_threads
+from mrcnn_jax.inference.detector import ImageBatch, map_on_threads
 from mrcnn_jax.inference.reference_preprocessing import NetworkInput, Size
 
-Prepare = Callable[[NDArray[np.uint8], int, Config], Images]  # pixels (h, w, 3) uint8 RGB, index -> a batch of one
+Prepare = Callable[[NDArray[np.uint8], int, Config], ImageBatch]  # pixels (h, w, 3) uint8 RGB, index -> a batch of one
 
 
-def prepare(pixels: NDArray[np.uint8], index: int, config: Config) -> Images:
-    """A batch of one: an (h, w, 3) uint8 RGB image, resized and padded as `config.eval.resize` says."""
-    canvas, size = (
-        _into_bucket(pixels, config) if config.eval.resize == "bucket" else exact.network_input(pixels, config)
+def prepare(pixels: NDArray[np.uint8], index: int, config: Config) -> ImageBatch:
+    """Return a batch of one (h, w, 3) uint8 RGB image, resized and padded according to `config.eval.resize`."""
+    padded, size = (
+        _pad_to_bucket(pixels, config) if config.eval.resize == "bucket" else exact.network_input(pixels, config)
     )
-    return Images(canvas[None], np.array([size], np.int32), np.array([index], np.int32), np.array([True]))
+    return ImageBatch(padded[None], np.array([size], np.int32), np.array([index], np.int32), np.array([True]))
 
 
 def network_size(size: Size, config: Config) -> Size:
-    """Height and width that `prepare` gives to a picture of `size`."""
+    """Return the height and width to which `prepare` resizes an image of `size`."""
     if config.eval.resize != "bucket":
         return exact.network_size(size, config)
-    return _bucket(size, config)[1]
+    return _choose_bucket(size, config)[1]
 
 
 def batches(
-    dataset: Dataset, config: Config, make: Prepare = prepare, *, process_index: int = 0, process_count: int = 1
-) -> Generator[Images, None, None]:
-    """What `make` makes of every image of `dataset`, in its order, dealt out to the processes, read ahead on threads.
+    dataset: Dataset,
+    config: Config,
+    prepare_image: Prepare = prepare,
+    *,
+    process_index: int = 0,
+    process_count: int = 1,
+) -> Generator[ImageBatch, None, None]:
+    """Yield a batch for every image of this process, in the order of `dataset`, prefetched on threads.
 
-    Each process has as many batches: where images are lacking, one that comes again and is not valid. Raises DataError
-    for an image that cannot be decoded.
+    Images are distributed over the processes in turn. All processes yield equally many batches: one with an image less
+    repeats its last image with `valid` false. Raises DataError for an image that cannot be decoded.
     """
-    ours = list(range(process_index, len(dataset), process_count))
-    missing = -(-len(dataset) // process_count) - len(ours)
-    slots = [(index, True) for index in ours] + [(ours[-1] if ours else 0, False)] * missing
-    load = functools.partial(_load, dataset, config, make)
-    return on_threads(load, slots, min(8, os.cpu_count() or 1))
+    local = list(range(process_index, len(dataset), process_count))
+    missing = -(-len(dataset) // process_count) - len(local)
+    slots = [(index, True) for index in local] + [(local[-1] if local else 0, False)] * missing
+    load = functools.partial(_load, dataset, config, prepare_image)
+    return map_on_threads(load, slots, min(8, os.cpu_count() or 1))
 
 
-def _load(dataset: Dataset, config: Config, make: Prepare, slot: tuple[int, bool]) -> Images:
+def _load(dataset: Dataset, config: Config, prepare_image: Prepare, slot: tuple[int, bool]) -> ImageBatch:
     index, valid = slot
     image = dataset.decode(dataset.record(index)[0])
     if image is None:
         raise DataError(dataset.why_undecodable(index))
-    return make(image, index, config)._replace(valid=np.array([valid]))
+    return prepare_image(image, index, config)._replace(valid=np.array([valid]))
 
 
-def _into_bucket(pixels: NDArray[np.uint8], config: Config) -> NetworkInput:
-    """The image in its bucket, as the data pipeline does it, and the size of the picture there."""
+def _pad_to_bucket(pixels: NDArray[np.uint8], config: Config) -> NetworkInput:
+    """Return the image resized and padded as in the data pipeline, and its size before padding."""
     size = (pixels.shape[0], pixels.shape[1])
-    bucket, (height, width) = _bucket(size, config)
-    canvas = np.zeros((*bucket, 3), dtype=np.uint8)
-    geometry.resample(pixels, geometry.whole(size), (height, width), canvas[:height, :width])
-    return canvas, (height, width)
+    bucket, (height, width) = _choose_bucket(size, config)
+    padded = np.zeros((*bucket, 3), dtype=np.uint8)
+    geometry.resample(pixels, geometry.whole(size), (height, width), padded[:height, :width])
+    return padded, (height, width)
 
 
-def _bucket(size: Size, config: Config) -> tuple[Size, Size]:
-    """The bucket of an image of `size`, and height and width of the picture in it."""
+def _choose_bucket(size: Size, config: Config) -> tuple[Size, Size]:
+    """Return the bucket of an image of `size`, and the size to which the image is resized."""
     data = config.data
     edges = {"shortest_edge": data.shortest_edge_eval, "longest_edge": data.longest_edge}
-    extent = np.array(size)
-    bucket = data.buckets[int(batching.choose_buckets(extent[None], data.buckets, **edges)[0])]
-    height, width = batching.scaled_size(extent, batching.scale_for(extent, bucket, **edges), bucket).tolist()
+    original = np.array(size)
+    bucket = data.buckets[int(batching.choose_buckets(original[None], data.buckets, **edges)[0])]
+    height, width = batching.scaled_size(original, batching.scale_for(original, bucket, **edges), bucket).tolist()
     return bucket, (height, width)

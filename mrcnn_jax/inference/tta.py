@@ -1,7 +1,7 @@
-"""Test-time augmentation: each image alone, in several sizes and mirrored (`config.eval.scales`, `flip`).
+"""Test-time augmentation: single images at several scales and flipped (`config.eval.scales`, `config.eval.flip`).
 
-How what is found is put together: `models.views`. The frame of the boxes is the picture at `data.shortest_edge_eval`,
-so that afterwards nothing differs from an image that was seen once.
+`view_transforms` merges the results of the views. Detections are in pixels of the reference view, the image resized to
+`data.shortest_edge_eval`, so that postprocessing is the same as without augmentation.
 """
 
 from __future__ import annotations
@@ -19,79 +19,78 @@ from numpy.typing import NDArray
 
 from mrcnn_jax.config import Config, ModelConfig
 from mrcnn_jax.inference import single_image, view_transforms
-from mrcnn_jax.inference.detector import Detect, Images
+from mrcnn_jax.inference.detector import Detect, ImageBatch
 from mrcnn_jax.models import mask_rcnn
 from mrcnn_jax.structures import Detections
 
-_IN_FLIGHT = 2  # images whose features are on the device together
+_MAX_IN_FLIGHT = 2  # images whose features are on the device at the same time
 
 
 class Views(NamedTuple):
-    """One image in V views."""
+    """The V views of one image."""
 
-    canvases: tuple[Any, ...]  # V arrays (1, H, W, 3), padded, each scale in a shape of its own
-    sizes: Any  # (V, 2) int32, of the pictures in them
-    mirrored: Any  # (V,) bool
+    images: tuple[Any, ...]  # V arrays (1, H, W, 3), padded; the shape differs between scales
+    sizes: Any  # (V, 2) int32, before padding
+    flipped: Any  # (V,) bool
 
 
-def prepare(pixels: NDArray[np.uint8], index: int, config: Config) -> Images:
-    """A batch of one: all views of an (h, w, 3) uint8 RGB image, as `images`; `image_sizes` is that of the frame."""
-    found: list[tuple[Any, Any, bool]] = []
+def prepare(pixels: NDArray[np.uint8], index: int, config: Config) -> ImageBatch:
+    """Return a batch of one (h, w, 3) uint8 RGB image: `images` are its `Views`, `image_sizes` the reference size."""
+    views: list[tuple[Any, Any, bool]] = []
     for scale in config.eval.scales or (config.data.shortest_edge_eval,):
-        view = single_image.prepare(pixels, index, at_scale(config, scale))
-        found.append((view.images, view.image_sizes[0], False))
+        view = single_image.prepare(pixels, index, scale_config(config, scale))
+        views.append((view.images, view.image_sizes[0], False))
         if config.eval.flip:
-            found.append((_mirror(view.images, view.image_sizes[0, 1]), view.image_sizes[0], True))
-    canvases, sizes, mirrored = zip(*found, strict=True)
-    frame = single_image.network_size((pixels.shape[0], pixels.shape[1]), config)
-    return Images(
-        Views(canvases, np.array(sizes), np.array(mirrored)),
-        np.array([frame], np.int32),
+            views.append((_flip(view.images, view.image_sizes[0, 1]), view.image_sizes[0], True))
+    images, sizes, flipped = zip(*views, strict=True)
+    reference_size = single_image.network_size((pixels.shape[0], pixels.shape[1]), config)
+    return ImageBatch(
+        Views(images, np.array(sizes), np.array(flipped)),
+        np.array([reference_size], np.int32),
         np.array([index], np.int32),
         np.array([True]),
     )
 
 
-def at_scale(config: Config, shortest_edge: int) -> Config:
-    """The same with images of another size: the longest edge and the buckets (to multiples of 32) in proportion."""
+def scale_config(config: Config, shortest_edge: int) -> Config:
+    """Return `config` for another `shortest_edge_eval`; longest edge and buckets (multiples of 32) in proportion."""
     data = config.data
-    usual = data.shortest_edge_eval
+    original = data.shortest_edge_eval
 
-    def padded(side: int) -> int:
-        return -(-side * shortest_edge // (32 * usual)) * 32
+    def scale_side(side: int) -> int:
+        return -(-side * shortest_edge // (32 * original)) * 32
 
-    changed = dataclasses.replace(
+    scaled = dataclasses.replace(
         data,
         shortest_edge_eval=shortest_edge,
-        longest_edge=max(round(data.longest_edge * shortest_edge / usual), 1),
-        buckets=tuple((padded(height), padded(width)) for height, width in data.buckets),
+        longest_edge=max(round(data.longest_edge * shortest_edge / original), 1),
+        buckets=tuple((scale_side(height), scale_side(width)) for height, width in data.buckets),
     )
-    return dataclasses.replace(config, data=changed)
+    return dataclasses.replace(config, data=scaled)
 
 
-def _mirror(canvas: NDArray, width: int) -> NDArray:
-    """The mirror image, left-right, of the picture of that width in a canvas (1, H, W, 3); the padding stays."""
-    result = canvas.copy()
-    result[:, :, :width] = canvas[:, :, :width][:, :, ::-1]
+def _flip(padded: NDArray, width: int) -> NDArray:
+    """Flip the first `width` columns of an image (1, H, W, 3) horizontally; the padding stays in place."""
+    result = padded.copy()
+    result[:, :, :width] = padded[:, :, :width][:, :, ::-1]
     return result
 
 
 def compile_detect(model: ModelConfig, variables: Any, devices: Sequence[jax.Device] = ()) -> Detect:
-    """Detection in what `prepare` made, with the variables on the device; boxes are in pixels of the frame.
+    """Return detection for the batches of `prepare`, with `variables` on the first of `devices`.
 
-    Of `devices` (default: that of JAX) the first does it all: every program would be compiled again for each other one.
-    There are two for each shape of a view, mirrored or not: the boxes and, when all are known, the heads. Three small
-    ones serve all shapes.
+    Boxes are in pixels of the reference view. One device is used: each further one would compile every program again.
+    There are two programs for each shape of a view, boxes and heads, and three small ones for all shapes.
     """
     return _Detect(_programs(model), jax.device_put(variables, devices[0] if devices else None))
 
 
 class _Programs(NamedTuple):
-    """What is compiled: the functions of `models.views`, and the sum of what heads said."""
+    """The compiled functions of `view_transforms`, and the sum of head outputs."""
 
-    find: Any
+    detect_boxes: Any
     merge: Any
-    ask: Any
+    run_heads: Any
     add: Any
     finish: Any
 
@@ -100,9 +99,9 @@ class _Programs(NamedTuple):
 def _programs(config: ModelConfig) -> _Programs:
     model = mask_rcnn.build_model(config)
     return _Programs(
-        find=jax.jit(functools.partial(view_transforms.detect_boxes, model)),
+        detect_boxes=jax.jit(functools.partial(view_transforms.detect_boxes, model)),
         merge=jax.jit(functools.partial(view_transforms.merge, config)),
-        ask=jax.jit(functools.partial(view_transforms.run_heads, model)),
+        run_heads=jax.jit(functools.partial(view_transforms.run_heads, model)),
         add=jax.jit(lambda total, more: jax.tree.map(jnp.add, total, more), donate_argnums=0),
         finish=jax.jit(functools.partial(view_transforms.finish, config), static_argnums=2),
     )
@@ -111,26 +110,30 @@ def _programs(config: ModelConfig) -> _Programs:
 class _Detect:
     def __init__(self, programs: _Programs, variables: Any):
         self._programs, self._variables = programs, variables
-        self._running: deque[Detections] = deque()
+        self._in_flight: deque[Detections] = deque()
 
-    def __call__(self, image: Views, frame: Any) -> Detections:
-        """Dispatches; waits only for the image before the previous one, so that features do not pile up."""
-        if len(self._running) == _IN_FLIGHT:
-            jax.block_until_ready(self._running.popleft())
-        result = self._dispatch(image, frame[0])
-        self._running.append(result)
+    def __call__(self, views: Views, reference_size: Any) -> Detections:
+        """Dispatch one image. Waits for the last image but one, which bounds the features in memory."""
+        if len(self._in_flight) == _MAX_IN_FLIGHT:
+            jax.block_until_ready(self._in_flight.popleft())
+        result = self._dispatch(views, reference_size[0])
+        self._in_flight.append(result)
         return result
 
-    def _dispatch(self, image: Views, frame: Any) -> Detections:
-        """The features of a view wait on the device for the heads, so that the backbone runs once for each view."""
-        run, variables = self._programs, self._variables
-        poses = [
-            view_transforms.ViewTransform(frame, *place) for place in zip(image.sizes, image.mirrored, strict=True)
+    def _dispatch(self, views: Views, reference_size: Any) -> Detections:
+        """Detect boxes in all views, merge them, and run the heads on the features of the views."""
+        programs, variables = self._programs, self._variables
+        transforms = [
+            view_transforms.ViewTransform(reference_size, size, flipped)
+            for size, flipped in zip(views.sizes, views.flipped, strict=True)
         ]
-        looks = [run.find(variables, canvas, pose) for canvas, pose in zip(image.canvases, poses, strict=True)]
-        merged = run.merge([found for _, found in looks], frame)
+        outputs = [
+            programs.detect_boxes(variables, image, transform)
+            for image, transform in zip(views.images, transforms, strict=True)
+        ]
+        merged = programs.merge([detections for _, detections in outputs], reference_size)
         total: view_transforms.Heads | None = None
-        for (features, _), pose in zip(looks, poses, strict=True):
-            heads = run.ask(variables, features, merged, pose)
-            total = heads if total is None else run.add(total, heads)
-        return run.finish(merged, total, len(poses))
+        for (features, _), transform in zip(outputs, transforms, strict=True):
+            heads = programs.run_heads(variables, features, merged, transform)
+            total = heads if total is None else programs.add(total, heads)
+        return programs.finish(merged, total, len(transforms))

@@ -1,11 +1,11 @@
-"""An image in several views, resized and mirrored: what the network finds in each, put together.
+"""Test-time augmentation: transforms between the views of an image, and the merging of their detections.
 
-Boxes and masks as in Detectron2 (modeling/test_time_augmentation.py, `GeneralizedRCNNWithTTA`): the detections of all
-views are one list, which class-wise NMS thins out; then every view is asked for the masks of what is left, and their
-probabilities are averaged. Keypoints as in Detectron (core/test.py, `im_detect_keypoints_aug` with its `HM_AVG`): the
-views' heat maps are averaged, and read once. In a mirror image a left hand is a right hand (`flip_map`).
+Boxes and masks follow Detectron2 (modeling/test_time_augmentation.py, `GeneralizedRCNNWithTTA`): class-wise NMS over
+the detections of all views, then the mean of the views' mask probabilities at the remaining boxes. Keypoints follow
+Detectron (core/test.py, `im_detect_keypoints_aug` with `HM_AVG`): the mean of the views' heatmaps, decoded once; in a
+flipped view left and right keypoints are exchanged (`flip_map`).
 
-Boxes of all views are told in pixels of one of them, or of any other size of the picture: the frame.
+Merged boxes are in pixels of a reference view: the image, not flipped, at any one size.
 """
 
 from __future__ import annotations
@@ -23,37 +23,39 @@ from mrcnn_jax.ops import boxes as box_ops
 from mrcnn_jax.ops import detections as detection_ops
 from mrcnn_jax.structures import Detections
 
-Heads = tuple[jax.Array, jax.Array]  # mask probabilities (1, D, S, S), heat maps (1, D, S, S, K)
+Heads = tuple[jax.Array, jax.Array]  # mask probabilities (1, D, S, S), heatmaps (1, D, S, S, K)
 
 
 class ViewTransform(NamedTuple):
-    """Where a view shows what lies in the frame."""
+    """Scale and horizontal flip from the reference view to a view."""
 
-    frame: Any  # (2,) height and width of the picture that the boxes are told in
-    size: Any  # (2,) height and width of the picture in the view
-    mirrored: Any  # () bool, left-right
+    reference_size: Any  # (2,) height and width of the image in the reference view
+    size: Any  # (2,) height and width of the image in this view
+    flipped: Any  # () bool
 
 
 def detect_boxes(
-    model: mask_rcnn.MaskRCNN, variables: mask_rcnn.Variables, image: jax.Array, pose: ViewTransform
+    model: mask_rcnn.MaskRCNN, variables: mask_rcnn.Variables, image: jax.Array, transform: ViewTransform
 ) -> tuple[tuple[jax.Array, ...], Detections]:
-    """Features of a view (1, H, W, 3), and what is found in it without masks and keypoints; boxes in the frame."""
-    features, found = mask_rcnn.detect_boxes(model, variables, image, pose.size[None])
-    boxes = _mirrored(found.boxes, pose) * _stretch(pose.frame / pose.size)
-    return features, found._replace(boxes=boxes)
+    """Return the features of a view (1, H, W, 3), and its detections without masks and keypoints.
+
+    Boxes are in pixels of the reference view.
+    """
+    features, detections = mask_rcnn.detect_boxes(model, variables, image, transform.size[None])
+    boxes = _flip(detections.boxes, transform) * _box_scale(transform.reference_size / transform.size)
+    return features, detections._replace(boxes=boxes)
 
 
-def merge(config: ModelConfig, views: Sequence[Detections], frame: jax.Array) -> Detections:
-    """The detections of all views of an image, each with a leading 1, as those of one."""
+def merge(config: ModelConfig, views: Sequence[Detections], reference_size: jax.Array) -> Detections:
+    """Merge the detections of all views of one image (B = 1) with class-wise NMS."""
     boxes, scores, classes, valid = (
-        jnp.concatenate([getattr(found, name)[0] for found in views])
-        for name in ("boxes", "scores", "classes", "valid")
+        jnp.concatenate([getattr(view, name)[0] for view in views]) for name in ("boxes", "scores", "classes", "valid")
     )
-    boxes = box_ops.clip(boxes, frame)  # what a view had cut at its edge may by rounding lie beyond that of the frame
+    boxes = box_ops.clip(boxes, reference_size)  # rounding may move a box clipped in its view beyond the edge
     best = detection_ops.merge(
         boxes, scores, classes, valid, nms_iou=config.box.nms_iou, max_detections=config.box.max_detections
     )
-    truncated = functools.reduce(jnp.logical_or, [found.truncated for found in views])
+    truncated = functools.reduce(jnp.logical_or, [view.truncated for view in views])
     boxes, scores, classes, valid = (field[None] for field in best)
     return Detections(boxes, scores, classes, views[0].masks, views[0].keypoints, valid, truncated)
 
@@ -63,31 +65,31 @@ def run_heads(
     variables: mask_rcnn.Variables,
     features: Sequence[jax.Array],
     merged: Detections,
-    pose: ViewTransform,
+    transform: ViewTransform,
 ) -> Heads:
-    """What the heads say of a view's features at boxes in the frame: masks and heat maps as they lie in the frame."""
-    boxes = _mirrored(merged.boxes * _stretch(pose.size / pose.frame), pose)
+    """Return mask probabilities and heatmaps of a view at the merged boxes, flipped back to the reference view."""
+    boxes = _flip(merged.boxes * _box_scale(transform.size / transform.reference_size), transform)
     masks = mask_rcnn.mask_probabilities(model, variables, features, boxes, merged.classes)
     heatmaps = mask_rcnn.keypoint_heatmaps(model, variables, features, boxes)
     flip_map = model.config.keypoint.flip_map if model.config.keypoint is not None else ()
     return (
-        jnp.where(pose.mirrored, masks[..., ::-1], masks),
-        jnp.where(pose.mirrored, heatmaps[..., ::-1, :][..., jnp.array(flip_map, jnp.int32)], heatmaps),
+        jnp.where(transform.flipped, masks[..., ::-1], masks),
+        jnp.where(transform.flipped, heatmaps[..., ::-1, :][..., jnp.array(flip_map, jnp.int32)], heatmaps),
     )
 
 
 def finish(config: ModelConfig, merged: Detections, total: Heads, views: int) -> Detections:
-    """The detections with the mean of what the heads said of them, `total` being the sum over the views."""
-    masks, heatmaps = (part / views for part in total)
+    """Return the merged detections with masks and keypoints from `total`, the sum of the head outputs of all views."""
+    masks, heatmaps = (outputs / views for outputs in total)
     keypoints = mask_rcnn.decode_keypoints(config, heatmaps, merged.boxes, merged.valid)
     return merged._replace(masks=masks, keypoints=keypoints)
 
 
-def _mirrored(boxes: jax.Array, pose: ViewTransform) -> jax.Array:
-    """Boxes in pixels of the view as they lie there when it is mirrored, or from there back."""
-    return jnp.where(pose.mirrored, box_ops.mirror(boxes, pose.size[1]), boxes)
+def _flip(boxes: jax.Array, transform: ViewTransform) -> jax.Array:
+    """Flip boxes in pixels of the view if the view is flipped; its own inverse."""
+    return jnp.where(transform.flipped, box_ops.mirror(boxes, transform.size[1]), boxes)
 
 
-def _stretch(ratio: jax.Array) -> jax.Array:
-    """Ratios (2,) of heights and widths as factors of boxes (B, D, 4)."""
+def _box_scale(ratio: jax.Array) -> jax.Array:
+    """Return ratios (2,) of heights and widths as factors (1, 1, 4) of boxes."""
     return jnp.tile(ratio[::-1], 2)[None, None]

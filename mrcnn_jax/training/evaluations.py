@@ -19,7 +19,7 @@ from mrcnn_jax.data.dataset import Dataset
 from mrcnn_jax.data.pipeline import eval_batches
 from mrcnn_jax.distributed import collectives
 from mrcnn_jax.errors import ConfigError
-from mrcnn_jax.evaluation.evaluate import FOLDER, OVERLAYS, check_evaluation, evaluate_model, tables
+from mrcnn_jax.evaluation.evaluate import FOLDER, OVERLAYS, check_evaluation, evaluate_model, scorable_iou_types
 from mrcnn_jax.inference.devices import largest_divisor
 from mrcnn_jax.models.mask_rcnn import Variables
 from mrcnn_jax.runtime import files
@@ -204,7 +204,7 @@ class Evaluations:
 def _check_best(config: Config, dataset: Dataset) -> None:
     """Raise ConfigError if the data cannot give `train.best_metric`."""
     metric = config.train.best_metric
-    names = tables(config, dataset)
+    names = scorable_iou_types(config, dataset)
     if metric and metric != VALIDATION_LOSS and metric.split("/")[0] not in names:
         raise ConfigError(
             f"train.best_metric={metric}, but data.eval can score {', '.join(names)} only: take another metric"

@@ -1,4 +1,4 @@
-"""Predictions drawn on pictures, with the supervision library."""
+"""Overlays: predictions drawn on images with the supervision library."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from numpy.typing import NDArray
 from mrcnn_jax.inference.postprocess import Prediction
 from mrcnn_jax.visualize.color_indices import ColorIndices
 
-# Scores from which keypoints are drawn: the defaults of Detectron2's visualizer and of Detectron's.
-_SEEN = {"probability": 0.05, "logit": 2.0}
-_READABLE = 512  # pixels of the longer side below which a picture is enlarged
-_TITLE = 256  # pixels that a title is wide at least
+# Least score of a keypoint that is drawn: the defaults of Detectron2's visualizer and of Detectron's.
+_MIN_KEYPOINT_SCORE = {"probability": 0.05, "logit": 2.0}
+_MIN_LONGER_SIDE = 512  # pixels; smaller images are enlarged
+_MIN_TITLE_WIDTH = 256  # pixels
 
 
 def draw(
@@ -28,70 +28,71 @@ def draw(
     colors: Sequence[int] | None = None,
     scores: bool = True,
 ) -> NDArray[np.uint8]:
-    """Masks, boxes, skeletons, names and, unless `scores` is False, scores of the instances from `threshold` on.
+    """Draw masks, boxes, skeletons and labels of the instances with a score of at least `threshold`.
 
-    Each instance has one color: `colors` are their numbers in supervision's palette, which starts again at its end;
-    by default 0, 1, ... Keypoints that score less than a fixed value of their kind are left out.
-    image: (height, width, 3) uint8 RGB, the one that was predicted on. Returns a new picture, uint8 RGB; one whose
-    longer side is below 512 pixels is enlarged by a whole factor, since the text would cover it otherwise.
-    Raises ValueError when the prediction belongs to an image of another size.
+    image: (height, width, 3) uint8 RGB, the image of the prediction.
+    colors: a color index for each instance, into supervision's palette modulo its length; by default 0, 1, ...
+    scores: whether labels have scores, besides names.
+    Returns a new uint8 RGB image. If its longer side is below 512 pixels it is enlarged by an integer factor, so that
+    labels do not cover it. Keypoints below a fixed score are left out.
+    Raises ValueError if the prediction is of an image of another size.
     """
     if image.shape[:2] != prediction.image_size:
         raise ValueError(f"the prediction is for {prediction.image_size} pixels, the image has {image.shape[:2]}")
-    strong = np.flatnonzero(prediction.scores >= threshold)
-    shown = prediction[strong]
-    numbers = list(range(len(shown))) if colors is None else [colors[i] for i in strong.tolist()]
-    factor = max(1, -(-_READABLE // max(image.shape[:2])))
+    selected = np.flatnonzero(prediction.scores >= threshold)
+    shown = prediction[selected]
+    indices = list(range(len(shown))) if colors is None else [colors[i] for i in selected.tolist()]
+    factor = max(1, -(-_MIN_LONGER_SIDE // max(image.shape[:2])))
     enlarged = dataclasses.replace(
         shown,
         image_size=(image.shape[0] * factor, image.shape[1] * factor),
         boxes=shown.boxes * np.float32(factor),
         keypoints=None if shown.keypoints is None else shown.keypoints * np.array([factor, factor, 1], np.float32),
     )
-    bgr = cv2.cvtColor(image, cv2.COLOR_RGB2BGR)  # what supervision paints on
+    bgr = cv2.cvtColor(image, cv2.COLOR_RGB2BGR)  # supervision draws in BGR
     canvas = np.asarray(cv2.resize(bgr, enlarged.image_size[::-1], interpolation=cv2.INTER_CUBIC), dtype=np.uint8)
-    _paint_masks(canvas, enlarged, numbers)
-    _paint_boxes(canvas, enlarged, numbers)
-    _paint_skeletons(canvas, enlarged, numbers)
-    _paint_labels(canvas, enlarged, numbers, scores)
+    _draw_masks(canvas, enlarged, indices)
+    _draw_boxes(canvas, enlarged, indices)
+    _draw_skeletons(canvas, enlarged, indices)
+    _draw_labels(canvas, enlarged, indices, scores)
     return np.asarray(cv2.cvtColor(canvas, cv2.COLOR_BGR2RGB), dtype=np.uint8)
 
 
 def compare(
-    image: NDArray[np.uint8], truth: Prediction, found: Prediction, *, threshold: float = 0.5
+    image: NDArray[np.uint8], ground_truth: Prediction, prediction: Prediction, *, threshold: float = 0.5
 ) -> NDArray[np.uint8]:
-    """Two pictures side by side: what is there, as `evaluation.truth` reads it, and what was found there.
+    """Draw ground truth (`evaluation.ground_truth.read`) and prediction side by side, each with a title.
 
-    What scores at least `threshold` has the color of the true instance of its class that it overlaps most, if any; the
-    rest has colors that the left side lacks. Returns uint8 RGB; each side is as `draw` makes it, plus a title.
+    Predicted instances with a score of at least `threshold` have the color of the ground-truth instance of their class
+    with the largest overlap; the others have colors not used on the left. Returns uint8 RGB, see `draw`.
     """
-    found = found[found.scores >= threshold]
+    prediction = prediction[prediction.scores >= threshold]
     colors = ColorIndices()
-    left = draw(image, truth, threshold=0, colors=colors.of(truth), scores=False)
-    right = draw(image, found, threshold=0, colors=colors.of(found))
-    sides = [_titled(left, "ground truth"), _titled(right, f"found, score {threshold:g} or more")]
+    left = draw(image, ground_truth, threshold=0, colors=colors.assign(ground_truth), scores=False)
+    right = draw(image, prediction, threshold=0, colors=colors.assign(prediction))
+    sides = [_add_title(left, "ground truth"), _add_title(right, f"prediction, score >= {threshold:g}")]
     gap = np.full((len(sides[0]), max(4, left.shape[1] // 100), 3), 255, np.uint8)
     return np.concatenate([sides[0], gap, sides[1]], axis=1)
 
 
-def _titled(picture: NDArray[np.uint8], title: str) -> NDArray[np.uint8]:
-    """A picture below a strip of white with its title in black; a narrow one has white on its right, too."""
-    beside = max(0, _TITLE - picture.shape[1])
-    picture = np.pad(picture, ((0, 0), (0, beside), (0, 0)), constant_values=255)
-    width = picture.shape[1]
+def _add_title(image: NDArray[np.uint8], title: str) -> NDArray[np.uint8]:
+    """Put a title in a white strip above an image; narrow images are padded with white on the right."""
+    padding = max(0, _MIN_TITLE_WIDTH - image.shape[1])
+    image = np.pad(image, ((0, 0), (0, padding), (0, 0)), constant_values=255)
+    width = image.shape[1]
     strip = np.full((width // 20, width, 3), 255, np.uint8)
-    place, scale = (width // 60, width // 28), width / 900
-    cv2.putText(strip, title, place, cv2.FONT_HERSHEY_SIMPLEX, scale, (0, 0, 0), max(1, round(scale)), cv2.LINE_AA)
-    return np.concatenate([strip, picture])
+    origin, scale = (width // 60, width // 28), width / 900
+    cv2.putText(strip, title, origin, cv2.FONT_HERSHEY_SIMPLEX, scale, (0, 0, 0), max(1, round(scale)), cv2.LINE_AA)
+    return np.concatenate([strip, image])
 
 
 def _detections(boxes: Any, colors: Sequence[int], mask: Any = None) -> sv.Detections:
-    """supervision's record of some instances, whose colors it takes from the class."""
+    """Return `sv.Detections`, whose class ids select the colors."""
     return sv.Detections(xyxy=np.asarray(boxes, dtype=np.float32), mask=mask, class_id=np.asarray(colors, dtype=int))
 
 
-def _paint_masks(canvas: NDArray[np.uint8], prediction: Prediction, colors: Sequence[int]) -> None:
-    """Large masks first, each on its own part of the picture only."""
+def _draw_masks(canvas: NDArray[np.uint8], prediction: Prediction, colors: Sequence[int]) -> None:
+    """Draw each mask on its region of the canvas only, large masks first."""
     annotator = sv.MaskAnnotator(opacity=0.45)
     regions = prediction.regions()
     for i in sorted(range(len(regions)), key=lambda i: -regions[i].pixels.size):
@@ -102,30 +103,30 @@ def _paint_masks(canvas: NDArray[np.uint8], prediction: Prediction, colors: Sequ
             part[:] = annotator.annotate(part.copy(), _detections(box, [colors[i]], np.ascontiguousarray(pixels)[None]))
 
 
-def _paint_boxes(canvas: NDArray[np.uint8], prediction: Prediction, colors: Sequence[int]) -> None:
+def _draw_boxes(canvas: NDArray[np.uint8], prediction: Prediction, colors: Sequence[int]) -> None:
     last_pixel = np.array([canvas.shape[1], canvas.shape[0]] * 2) - 1
     boxes = np.minimum(prediction.boxes, last_pixel)
-    sv.BoxAnnotator(thickness=_line(canvas)).annotate(canvas, _detections(boxes, colors))
+    sv.BoxAnnotator(thickness=_line_width(canvas)).annotate(canvas, _detections(boxes, colors))
 
 
-def _paint_skeletons(canvas: NDArray[np.uint8], prediction: Prediction, colors: Sequence[int]) -> None:
-    """Lines in the instance's color between its keypoints, and the keypoints, on white to stand out from its mask."""
+def _draw_skeletons(canvas: NDArray[np.uint8], prediction: Prediction, colors: Sequence[int]) -> None:
+    """Draw keypoints and the edges between them in the instance's color, outlined in white."""
     if prediction.keypoints is None:
         return
     extents = np.max(prediction.boxes[:, 2:] - prediction.boxes[:, :2], axis=1, initial=0)
     edges = [(a + 1, b + 1) for a, b in prediction.skeleton]  # supervision counts from 1
     for i, instance in enumerate(prediction.keypoints):
-        seen = instance[:, 2:] >= _SEEN[prediction.keypoint_score]
-        points = sv.KeyPoints(xy=np.where(seen, instance[:, :2], 0)[None])  # to supervision (0, 0) is no point
-        line = int(np.clip(extents[i] / 100, 1, _line(canvas)))  # thin on a small person
-        for paint, margin in ((sv.Color.WHITE, (line + 1) // 2), (sv.ColorPalette.DEFAULT.by_idx(colors[i]), 0)):
+        visible = instance[:, 2:] >= _MIN_KEYPOINT_SCORE[prediction.keypoint_score]
+        points = sv.KeyPoints(xy=np.where(visible, instance[:, :2], 0)[None])  # supervision skips points at (0, 0)
+        line = int(np.clip(extents[i] / 100, 1, _line_width(canvas)))  # thin on small instances
+        for color, margin in ((sv.Color.WHITE, (line + 1) // 2), (sv.ColorPalette.DEFAULT.by_idx(colors[i]), 0)):
             if edges:
-                sv.EdgeAnnotator(paint, line + 2 * margin, edges).annotate(canvas, points)
-            sv.VertexAnnotator(paint, line + 1 + margin).annotate(canvas, points)
+                sv.EdgeAnnotator(color, line + 2 * margin, edges).annotate(canvas, points)
+            sv.VertexAnnotator(color, line + 1 + margin).annotate(canvas, points)
 
 
-def _paint_labels(canvas: NDArray[np.uint8], prediction: Prediction, colors: Sequence[int], scores: bool) -> None:
-    """Names and scores above the boxes, moved into the picture; where they would overlap, the better score is shown."""
+def _draw_labels(canvas: NDArray[np.uint8], prediction: Prediction, colors: Sequence[int], scores: bool) -> None:
+    """Draw names and scores above the boxes, inside the image; of overlapping labels the best score is drawn."""
     scale = max(0.4, max(canvas.shape[:2]) / 1600)
     thickness, padding = max(1, round(scale * 1.5)), max(2, round(scale * 6))
     labels = list(prediction.names)
@@ -142,14 +143,14 @@ def _paint_labels(canvas: NDArray[np.uint8], prediction: Prediction, colors: Seq
         if not any(_overlap(rectangle, other) for other in rectangles):
             shown.append(i)
             rectangles.append(rectangle)
-    # An anchor is the lower left corner of a label.
+    # supervision anchors a label at its lower left corner.
     anchors = np.array([(r[0], r[3], r[2], r[3]) for r in rectangles]).reshape(-1, 4)
     annotator = sv.LabelAnnotator(text_scale=scale, text_thickness=thickness, text_padding=padding)
     annotator.annotate(canvas, _detections(anchors, [colors[i] for i in shown]), labels=[labels[i] for i in shown])
 
 
-def _line(canvas: NDArray[np.uint8]) -> int:
-    """Width of a line that is seen in a picture of any size."""
+def _line_width(canvas: NDArray[np.uint8]) -> int:
+    """Return a line width in proportion to the image."""
     return max(1, round(max(canvas.shape[:2]) / 400))
 
 

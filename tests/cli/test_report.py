@@ -42,18 +42,21 @@ def test_boxes_of_another_program(folder: Path, capsys: pytest.CaptureFixture[st
 @pytest.mark.parametrize(
     ("act", "said"),
     [
-        (lambda records: {"results": records, "others": records}, "is no list of result records"),
-        (lambda records: {"annotations": records[0]}, "is no list of result records"),
-        (lambda records: [records], "is no list of result records"),
+        (lambda records: {"results": records, "others": records}, "is not a list of result records"),
+        (lambda records: {"annotations": records[0]}, "is not a list of result records"),
+        (lambda records: [records], "is not a list of result records"),
         (lambda records: [{**record, "score": None} for record in records], "score"),
         (lambda records: [{"image_id": 1, "category_id": 3, "bbox": [0, 0, 1, 1]}], "without a usable score (1): 0"),
         (lambda records: [{**records[0], "bbox": [1, 2, 3]}], "without a usable bbox (1): 0"),
-        (lambda records: [{**records[0], "segmentation": [[1, 2, 3]]}], "nor polygons (1): 0 (image 100), from 0"),
+        (
+            lambda records: [{**records[0], "segmentation": [[1, 2, 3]]}],
+            "nor polygons (1): 0 (image 100), counted from 0",
+        ),
         (lambda records: [], "has no records"),
         (lambda records: [{**records[0], "image_id": 77}], "ids [77]"),
         (
             lambda records: [{**records[0], "bbox": [], "segmentation": None, "keypoints": None}],
-            "without bbox, segmentation, keypoints (1):",
+            "without bbox, segmentation or keypoints (1):",
         ),
         (lambda records: [{**records[0], "category_id": 1}] * 2, "are of categories (1) that"),
         (lambda records: [{**records[0], "segmentation": {"size": [9, 9], "counts": "00"}}], "(1): 0 (image 100)"),
@@ -73,7 +76,7 @@ def test_files_that_are_not_there(folder: Path, capsys: pytest.CaptureFixture[st
     assert "no folder /no/such/folder; make it, or give another --images" in capsys.readouterr().err
     (folder / "results.json").write_text("[{]")
     assert run(folder) == 2
-    assert f"{folder / 'results.json'} is no JSON" in capsys.readouterr().err
+    assert f"{folder / 'results.json'} is not valid JSON" in capsys.readouterr().err
     (folder / "results.json").unlink()
     assert run(folder) == 2
     assert str(folder / "results.json") in capsys.readouterr().err

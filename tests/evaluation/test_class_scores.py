@@ -1,4 +1,4 @@
-"""The table of classes as a terminal shows it."""
+"""The table of class scores in the terminal."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from mrcnn_jax.evaluation import class_scores
 
 @pytest.fixture
 def file(tmp_path):
-    """A file of so many classes; the first has no truth, the others an AP of .500 and the masks of a tenth less."""
+    """A function that writes class scores: the first class has no instances, the others AP 0.5 (masks 0.45)."""
 
     def write(count):
         rows = [
@@ -25,9 +25,9 @@ def file(tmp_path):
     return write
 
 
-def test_classes_stand_in_their_order_one_below_the_other(file, monkeypatch):
+def test_classes_are_listed_in_order(file, monkeypatch):
     monkeypatch.setenv("COLUMNS", "60")
-    assert class_scores.listing(file(3)).splitlines() == [
+    assert class_scores.format_table(file(3)).splitlines() == [
         "AP of each class",
         "class   instances boxes masks",
         "thing 0         0     -     -",
@@ -37,9 +37,9 @@ def test_classes_stand_in_their_order_one_below_the_other(file, monkeypatch):
 
 
 @pytest.mark.parametrize(("width", "columns"), [(20, 1), (61, 1), (63, 2), (100, 3), (130, 4)])
-def test_as_many_columns_as_there_is_room_for(file, monkeypatch, width, columns):
+def test_columns_fit_the_terminal(file, monkeypatch, width, columns):
     monkeypatch.setenv("COLUMNS", str(width))
-    _, names, *lines = class_scores.listing(file(80)).splitlines()
+    _, names, *lines = class_scores.format_table(file(80)).splitlines()
     assert names.count("instances") == columns
     assert len(lines) == -(-80 // columns)
     assert width == 20 or max(map(len, [names, *lines])) <= width
@@ -48,8 +48,8 @@ def test_as_many_columns_as_there_is_room_for(file, monkeypatch, width, columns)
     assert shown[:columns] == [i * len(lines) for i in range(columns)]  # down the columns
 
 
-def test_one_class_needs_no_table_and_a_thousand_find_none(file):
-    assert class_scores.listing(file(1)) == ""
-    said = class_scores.listing(file(101))
-    assert "101 classes" in said
-    assert class_scores.FILE in said
+def test_no_table_of_one_class_or_too_many(file):
+    assert class_scores.format_table(file(1)) == ""
+    text = class_scores.format_table(file(101))
+    assert "101 classes" in text
+    assert class_scores.FILE in text

@@ -1,4 +1,4 @@
-"""Average precision: the known numbers of the COCO oracle, and what pycocotools alone would stumble over."""
+"""COCO metrics: reference numbers of the COCO examples, and inputs that pycocotools alone cannot score."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def prediction(boxes, category_ids, scores=None):
 
 
 @pytest.mark.parametrize("iou_type", ["bbox", "segm"])
-def test_oracle_gives_the_known_numbers(shared_data, iou_type):
+def test_coco_example(shared_data, iou_type):
     folder = shared_data("coco_eval_oracle")
     expected = json.loads((folder / "expected_pycocotools.json").read_text())
     results = json.loads((folder / f"instances_val2014_fake{iou_type}100_results.json").read_text())
@@ -73,8 +73,8 @@ def test_oracle_gives_the_known_numbers(shared_data, iou_type):
     np.testing.assert_allclose(numbers, expected["expected"][iou_type], rtol=0, atol=1e-12)
 
 
-def test_keypoint_oracle_gives_the_known_numbers(shared_data):
-    """The numbers of pycocotools that faster_coco_eval's tests hold for these files."""
+def test_coco_keypoint_example(shared_data):
+    """The numbers of pycocotools, from the tests of faster_coco_eval."""
     folder = shared_data("coco_eval_oracle") / "keypoints"
     results = json.loads((folder / "dt_dataset.json").read_text())
     metrics = evaluate(folder / "gt_dataset.json", results, iou_types=("keypoints",))
@@ -95,9 +95,9 @@ def test_keypoint_oracle_gives_the_known_numbers(shared_data):
         assert metrics[f"keypoints/{name}"] == pytest.approx(value, rel=0, abs=1e-12), name
 
 
-def test_perfect_predictions_score_one_and_boxes_are_printed_before_masks(tmp_path, capsys):
+def test_perfect_predictions_score_one_and_tables_are_printed_in_order(tmp_path, capsys):
     boxes = [(10, 10, 50, 40), (60, 20, 100, 90)]
-    # Annotation 0 would count as unmatched if pycocotools saw its id.
+    # pycocotools would count a match with annotation id 0 as none.
     path = truth_file(tmp_path, [rectangle(0, 1, 5, boxes[0]), rectangle(1, 2, 9, boxes[1])])
     results = prediction(boxes[:1], [5]).to_coco(1) + prediction(boxes[1:], [9]).to_coco(2)
     metrics = evaluate(path, results)
@@ -107,7 +107,7 @@ def test_perfect_predictions_score_one_and_boxes_are_printed_before_masks(tmp_pa
     printed = capsys.readouterr().out
     assert printed.index("Boxes (bbox), 2 images") < printed.index("Masks (segm), 2 images")
     assert printed.count("Average Precision") == 12
-    assert "index" not in printed  # pycocotools' own remarks are not for the user
+    assert "index" not in printed  # pycocotools' progress messages are suppressed
 
 
 def test_results_of_other_categories_are_left_out(tmp_path, capsys):
@@ -116,28 +116,28 @@ def test_results_of_other_categories_are_left_out(tmp_path, capsys):
     results = prediction([box, box, (60, 20, 100, 90)], [5, 77, 9]).to_coco(1)
     assert evaluate(path, results)["bbox/AP"] == pytest.approx(1)
     assert "2 images, 2 detections" in capsys.readouterr().out
-    # Only the dogs: the cat is neither ground truth nor a false alarm.
+    # Only dogs: the cat is neither ground truth nor a false positive.
     assert evaluate(path, results[:1], category_names=("dog",))["bbox/AR100"] == pytest.approx(1)
     assert evaluate(path, results[:1])["bbox/AR100"] == pytest.approx(0.5)
 
 
-def test_classes_are_told_apart_by_category_id(tmp_path):
+def test_classes_are_matched_by_category_id(tmp_path):
     path = truth_file(tmp_path, [rectangle(1, 1, 9, (10, 10, 50, 40))])
     assert evaluate(path, prediction([(10, 10, 50, 40)], [5]).to_coco(1))["bbox/AP"] == 0
 
 
-def test_no_detections_at_all_score_zero(tmp_path):
+def test_no_detections_score_zero(tmp_path):
     path = truth_file(tmp_path, [rectangle(1, 1, 5, (10, 10, 50, 40))])
     metrics = evaluate(path, [])
     assert metrics["bbox/AP"] == metrics["segm/AR100"] == 0
 
 
-def test_no_annotations_at_all_give_pycocotools_minus_one(tmp_path):
+def test_no_annotations_score_minus_one(tmp_path):
     metrics = evaluate(truth_file(tmp_path, []), prediction([(10, 10, 50, 40)], [5]).to_coco(1))
     assert metrics["bbox/AP"] == metrics["segm/AP"] == -1
 
 
-def test_only_the_chosen_images_count(tmp_path):
+def test_only_the_selected_images_count(tmp_path):
     box = (10, 10, 50, 40)
     path = truth_file(tmp_path, [rectangle(1, 1, 5, box), rectangle(2, 2, 5, box)])
     results = prediction([box], [5]).to_coco(1)
@@ -145,19 +145,19 @@ def test_only_the_chosen_images_count(tmp_path):
     assert evaluate(path, results)["bbox/AR100"] == pytest.approx(0.5)
 
 
-def test_masks_are_sized_by_their_pixels_not_by_their_boxes(tmp_path):
-    # A diagonal sliver of 600 pixels, small, in a box of 1800, medium. A false alarm of the same outline in the
-    # other image is out of the small range if its area is taken from the box, and precision would come out as 1.
-    box, sliver = (10, 10, 70, 40), [[10, 10, 20, 10, 70, 40, 50, 40]]
-    path = truth_file(tmp_path, [rectangle(1, 1, 5, box, segmentation=sliver, area=600.0)])
-    rle = coco_mask.merge(coco_mask.frPyObjects(sliver, *SIZE))
+def test_mask_areas_are_counted_in_pixels_of_the_mask(tmp_path):
+    # A diagonal polygon of 600 pixels (small) in a box of 1800 (medium). With areas of boxes a false positive of the
+    # same outline in the other image would not count among small objects, and precision would be 1.
+    box, diagonal = (10, 10, 70, 40), [[10, 10, 20, 10, 70, 40, 50, 40]]
+    path = truth_file(tmp_path, [rectangle(1, 1, 5, box, segmentation=diagonal, area=600.0)])
+    rle = coco_mask.merge(coco_mask.frPyObjects(diagonal, *SIZE))
     segmentation = {"size": list(SIZE), "counts": rle["counts"].decode()}
-    hit = {**prediction([box], [5]).to_coco(1)[0], "segmentation": segmentation}
-    alarm = {**hit, "image_id": 2, "score": 0.99}
-    assert evaluate(path, [hit, alarm])["segm/APs"] == pytest.approx(0.5)
+    true_positive = {**prediction([box], [5]).to_coco(1)[0], "segmentation": segmentation}
+    false_positive = {**true_positive, "image_id": 2, "score": 0.99}
+    assert evaluate(path, [true_positive, false_positive])["segm/APs"] == pytest.approx(0.5)
 
 
-def test_annotations_that_training_drops_are_no_ground_truth(tmp_path):
+def test_annotations_without_extent_are_no_ground_truth(tmp_path):
     box = (10, 10, 50, 40)
     flat = rectangle(2, 1, 5, (60, 20, 90, 20))
     path = truth_file(tmp_path, [rectangle(1, 1, 5, box), flat])
@@ -165,7 +165,7 @@ def test_annotations_that_training_drops_are_no_ground_truth(tmp_path):
 
 
 def pycocotools_alone(annotations, results, iou_type):
-    """The twelve numbers of pycocotools, which sees only these annotations."""
+    """Return the twelve metrics of pycocotools for these annotations."""
     categories = [{"id": 5, "name": "dog"}, {"id": 9, "name": "cat"}]
     images = [{"id": i, "height": SIZE[0], "width": SIZE[1]} for i in (1, 2)]
     with contextlib.redirect_stdout(io.StringIO()):
@@ -195,26 +195,26 @@ WHOLE, ODD = [[60, 20, 100, 20, 100, 90, 60, 90]], [[60, 20, 100, 20, 100, 90, 6
         ({"bbox": [60, 20, 0, 70], "segmentation": []}, False, False),
     ],
 )
-def test_a_box_counts_for_boxes_and_a_mask_for_masks(tmp_path, capsys, fields, bbox, segm):
-    """Each table has the numbers that pycocotools gives for the annotations that have what it measures."""
+def test_annotations_count_in_the_tables_that_can_score_them(tmp_path, fields, bbox, segm):
+    """Each table equals that of pycocotools for the annotations with a usable box or mask."""
     boxes = [(10, 10, 50, 40), (60, 20, 100, 90)]
     plain = [rectangle(i, i, 5, box, area=1000 + i, iscrowd=0) for i, box in enumerate(boxes, 1)]
     path = truth_file(tmp_path, [plain[0], {**plain[1], **fields}])
     results = prediction([boxes[0], (0, 0, 20, 20)], [5, 5]).to_coco(1)
-    metrics = evaluate(path, results)
+    scores = score(path, results)
+    metrics = scores.metrics
     for iou_type, counts in (("bbox", bbox), ("segm", segm)):
         own = [{k: v for k, v in r.items() if k != ("bbox" if iou_type == "segm" else "segmentation")} for r in results]
         expected = pycocotools_alone(plain if counts else plain[:1], own, iou_type)
         assert [metrics[f"{iou_type}/{name}"] for name in METRICS] == pytest.approx(expected, abs=1e-12)
         assert (metrics[f"{iou_type}/AR100"] == pytest.approx(0.5)) == counts
-    printed = capsys.readouterr().out
-    for counts, what in ((bbox, "box"), (segm, "mask")):
-        line = f"1 of 2 instances are left out, because they have no usable {what}"
-        assert (line in printed) != counts
+    for counts, name, table in ((bbox, "box", "boxes"), (segm, "mask", "masks")):
+        note = f"1 of 2 instances have no usable {name}: left out of the table of {table}"
+        assert (note in scores.notes) != counts
 
 
-def test_keypoints_beside_an_unusable_box_count(tmp_path):
-    """With an area to score them by: that of the file, or of a mask."""
+def test_keypoints_with_an_unusable_box_count(tmp_path):
+    """If there is an area to score them: of the file, or of a mask."""
     path = keypoint_truth(tmp_path, labeled(2, 2, 2))
     content = json.loads(path.read_text())
     dog = content["annotations"][0]
@@ -224,7 +224,7 @@ def test_keypoints_beside_an_unusable_box_count(tmp_path):
         path.write_text(json.dumps(content))
         metrics = evaluate(path, [found(0)], iou_types=("bbox", "keypoints"))
         assert metrics["keypoints/AR"] == found_all
-        assert metrics["bbox/AR100"] == 0  # the cat, which was not found
+        assert metrics["bbox/AR100"] == 0  # the cat is not detected
 
 
 def test_crowds_are_ignored(tmp_path):
@@ -234,7 +234,7 @@ def test_crowds_are_ignored(tmp_path):
     assert evaluate(path, results)["bbox/AP"] == pytest.approx(1)
 
 
-def test_results_of_unknown_images_and_masks_that_are_not_there_are_refused(tmp_path):
+def test_results_of_unknown_images_or_without_masks_raise(tmp_path):
     path = truth_file(tmp_path, [rectangle(1, 1, 5, (10, 10, 50, 40))])
     results = prediction([(10, 10, 50, 40)], [5]).to_coco(77)
     with pytest.raises(ValueError, match="77"):
@@ -249,7 +249,7 @@ def test_results_of_unknown_images_and_masks_that_are_not_there_are_refused(tmp_
     assert evaluate(path, masks, iou_types=("segm",))["segm/AP"] == pytest.approx(1)
 
 
-def test_a_model_of_other_categories_is_refused():
+def test_a_model_with_other_categories_raises():
     model = ModelConfig(num_classes=2, category_ids=(5, 9), category_names=("dog", "cat"))
     check_categories(model, (9, 5), ("cat", "dog"))  # the order does not matter
     with pytest.raises(ConfigError, match=r"id 9: model 'cat', data 'cow'"):
@@ -258,20 +258,20 @@ def test_a_model_of_other_categories_is_refused():
         check_categories(model, (5, 9, 11), ("dog", "cat", "cow"))
 
 
-def test_a_model_may_know_more_categories_than_the_data():
+def test_a_model_may_have_more_categories_than_the_data():
     model = ModelConfig(num_classes=3, category_ids=(1, 5, 9), category_names=("person", "dog", "cat"))
     check_categories(model, (9,), ("cat",))
     with pytest.raises(ConfigError, match=r"id 9: model 'cat', data 'dog'"):
         check_categories(model, (9,), ("dog",))
 
 
-def test_a_model_of_other_keypoints_is_refused():
+def test_a_model_with_other_keypoints_raises():
     head = KeypointHeadConfig(num_keypoints=2, flip_map=(1, 0))
     model = ModelConfig(keypoint=head, keypoint_names=("left", "right"))
     check_keypoints(model, ("left", "right"))
     check_keypoints(model, ("Left", "RIGHT"))
     check_keypoints(model, ())  # data without keypoints: boxes and masks can be scored
-    check_keypoints(ModelConfig(keypoint=head), ("top", "bottom"))  # a model that was never told their names
+    check_keypoints(ModelConfig(keypoint=head), ("top", "bottom"))  # the model has no keypoint names
     check_keypoints(ModelConfig(), ("nose",))
     for other in (("right", "left"), ("left", "right", "nose")):
         with pytest.raises(ConfigError, match=r"the model has 2 keypoints \(left, right\), the data [23] \("):
@@ -285,7 +285,7 @@ BOX = [10, 20, 40, 40]
 
 
 def keypoint_truth(folder, *keypoints, **category):
-    """One dog of these keypoints in image 1, and a cat, which has none. Neither area nor num_keypoints are given."""
+    """Write dogs with `keypoints` in image 1, and a cat without any; neither has area nor num_keypoints."""
     path = truth_file(folder, [])
     content = json.loads(path.read_text())
     content["categories"][0].update(keypoints=["a", "b", "c"], **category)
@@ -298,7 +298,7 @@ def keypoint_truth(folder, *keypoints, **category):
 
 
 def found(offset, *, image_id=1, score=0.9):
-    """A dog's keypoints, each `offset` pixels too far right."""
+    """A result with the dog's keypoints, `offset` pixels too far right."""
     flat = [value for x, y in POINTS for value in (x + offset, y, 0.7)]
     return {"image_id": image_id, "category_id": 5, "bbox": BOX, "keypoints": flat, "score": score}
 
@@ -307,7 +307,7 @@ def labeled(*visibility):
     return [value for (x, y), v in zip(POINTS, visibility, strict=True) for value in (x, y, v)]
 
 
-def test_oks_with_sigmas_of_ones_own(tmp_path):
+def test_oks_with_given_sigmas(tmp_path):
     """exp(-d^2 / (2 area (2 sigma)^2)) for keypoints that are `d` off; the area of the box, as there is no mask."""
     path = keypoint_truth(tmp_path, labeled(2, 1, 2))
     for oks, ap in ((0.76, 0.6), (0.96, 1.0), (0.49, 0.0)):  # thresholds 0.5, 0.55, ..., 0.95
@@ -318,7 +318,7 @@ def test_oks_with_sigmas_of_ones_own(tmp_path):
 
 @pytest.mark.parametrize("area", [{}, {"area": 0}, {"area": 0.0}, {"area": None}])
 @pytest.mark.parametrize("masked", [False, True])
-def test_an_area_of_0_is_no_area(tmp_path, area, masked):
+def test_an_area_of_0_is_replaced(tmp_path, area, masked):
     """OKS takes the pixels of the mask, or the box: 800 or 1600; just below and above the distance of an OKS of 1/2."""
     path = keypoint_truth(tmp_path, labeled(2, 2, 2))
     content = json.loads(path.read_text())
@@ -331,10 +331,10 @@ def test_an_area_of_0_is_no_area(tmp_path, area, masked):
         assert metrics["keypoints/AP50"] == pytest.approx(ap50)
 
 
-def test_keypoints_that_are_not_labeled_do_not_count(tmp_path):
+def test_unlabeled_keypoints_do_not_count(tmp_path):
     wrong = found(0)
     wrong["keypoints"][0] = 500
-    # OKS is 2/3 with all of them, which passes four of the ten thresholds.
+    # With all keypoints OKS is 2/3, above four of the ten thresholds.
     for points, recall in ((labeled(2, 2, 2), 0.4), (labeled(0, 2, 2), 1.0)):
         metrics = evaluate(keypoint_truth(tmp_path, points), [wrong], iou_types=("keypoints",))
         assert metrics["keypoints/AR"] == pytest.approx(recall)
@@ -343,10 +343,13 @@ def test_keypoints_that_are_not_labeled_do_not_count(tmp_path):
 def test_instances_without_labeled_keypoints_are_ignored(tmp_path):
     for points in ([], labeled(0, 0, 0)):
         path = keypoint_truth(tmp_path, labeled(2, 2, 2), points)
-        assert evaluate(path, [found(0)], iou_types=("keypoints",))["keypoints/AR"] == pytest.approx(1)
+        scores = score(path, [found(0)], iou_types=("keypoints",))
+        assert scores.metrics["keypoints/AR"] == pytest.approx(1)
+        # The instance without keypoints, and the cat.
+        assert "2 of 3 instances have no labeled keypoints: ignored in the table of keypoints" in scores.notes
 
 
-def test_sigmas_of_another_number_of_keypoints_are_the_mean_of_cocos(tmp_path):
+def test_default_sigmas_of_other_keypoints_are_the_mean_of_cocos(tmp_path):
     # The mean of COCO's table is 1.138 / 17: OKS just above and just below 0.5.
     path = keypoint_truth(tmp_path, labeled(2, 2, 2))
     for sigma, ap50 in ((1.138 / 17 * 0.999, 1), (1.138 / 17 * 1.001, 0)):
@@ -355,8 +358,8 @@ def test_sigmas_of_another_number_of_keypoints_are_the_mean_of_cocos(tmp_path):
 
 
 @pytest.mark.parametrize("named", ["coco", "camel case", "numbers"])
-def test_cocos_sigmas_are_for_cocos_keypoints(tmp_path, capsys, named):
-    """The nose, alone labeled, is as far off as COCO's table (0.026) or the mean (1.138 / 17) makes an OKS of 0.5."""
+def test_cocos_sigmas_are_for_cocos_keypoints(tmp_path, named):
+    """Only the nose is labeled, off by an OKS of 0.5 with COCO's sigma (0.026) or the mean sigma (1.138 / 17)."""
     parts = ("eye", "ear", "shoulder", "elbow", "wrist", "hip", "knee", "ankle")
     names = ["nose", *(f"{side}_{part}" for part in parts for side in ("left", "right"))]
     if named == "camel case":
@@ -374,12 +377,12 @@ def test_cocos_sigmas_are_for_cocos_keypoints(tmp_path, capsys, named):
     for factor, ap50 in ((0.999, 1), (1.001, 0)):
         off = np.sqrt(-2 * 1600 * (2 * sigma * factor) ** 2 * np.log(0.5))
         result = {"image_id": 1, "category_id": 5, "bbox": BOX, "score": 0.9, "keypoints": [10 + off, 20, 1] + [0] * 48}
-        metrics = evaluate(tmp_path / "truth.json", [result], iou_types=("keypoints",))
-        assert metrics["keypoints/AP50"] == pytest.approx(ap50)
-    assert ("the keypoints are not COCO's" in capsys.readouterr().out) == (named == "numbers")
+        scores = score(tmp_path / "truth.json", [result], iou_types=("keypoints",))
+        assert scores.metrics["keypoints/AP50"] == pytest.approx(ap50)
+        assert any("the keypoints are not COCO's" in note for note in scores.notes) == (named == "numbers")
 
 
-def test_keypoint_results_that_do_not_fit_are_refused(tmp_path):
+def test_invalid_keypoint_results_raise(tmp_path):
     path = keypoint_truth(tmp_path, labeled(2, 2, 2))
     short = {**found(0), "keypoints": [1, 2, 3]}
     none = {key: value for key, value in found(0).items() if key != "keypoints"}
@@ -393,38 +396,38 @@ def test_keypoint_results_that_do_not_fit_are_refused(tmp_path):
         evaluate(truth_file(tmp_path, []), [found(0)], iou_types=("keypoints",))
 
 
-def test_each_table_counts_the_results_that_have_what_it_scores(tmp_path):
-    """A person found without keypoints counts for boxes alone, and is not half a miss for keypoints."""
+def test_each_table_counts_the_results_that_it_can_score(tmp_path):
+    """A result without keypoints counts for boxes only, and is no false positive for keypoints."""
     path = keypoint_truth(tmp_path, labeled(2, 2, 2))
     box = {key: value for key, value in found(0).items() if key != "keypoints"}
     point = {key: value for key, value in found(0).items() if key != "bbox"}
     scores = score(path, [{**box, "score": 0.95, "image_id": 2}, point], iou_types=("bbox", "keypoints"))
     assert scores.metrics["keypoints/AP"] == pytest.approx(1)
     assert scores.metrics["bbox/AP"] == 0
-    assert scores.notes == (
+    assert [note for note in scores.notes if "results" in note] == [
         "1 of 2 results have no boxes: left out of the table of boxes",
         "1 of 2 results have no keypoints: left out of the table of keypoints",
-    )
+    ]
 
 
-def test_results_of_unknown_categories_are_counted_and_named(tmp_path, caplog):
+def test_results_of_unknown_categories_are_noted(tmp_path, caplog):
     path = truth_file(tmp_path, [rectangle(1, 1, 5, (10, 10, 50, 40))])
     results = prediction([(10, 10, 50, 40)] * 4, [5, 0, 77, 0]).to_coco(1)
     scores = score(path, results)
-    said = "3 of 4 results are of categories that the annotations do not have: left out (ids 0, 77)"
-    assert scores.notes == (said,)
-    assert caplog.messages == [said]
+    note = "3 of 4 results are of categories that the annotations do not have: left out (ids 0, 77)"
+    assert scores.notes == (note,)
+    assert caplog.messages == [note]
     scores = score(path, results[:1] + prediction([(60, 20, 100, 90)], [9]).to_coco(1), category_names=("dog",))
     assert scores.notes == ("1 of 2 results are of categories that are not chosen: left out (ids 9)",)
 
 
 @pytest.mark.parametrize(
-    ("iou_type", "scored", "most", "recall", "shown"),
+    ("iou_type", "scored", "limit", "recall", "shown"),
     [("bbox", "boxes", 100, "AR100", 0.952), ("keypoints", "keypoints", 20, "AR", 0.8)],
 )
-def test_recall_is_bounded_by_what_a_table_counts(tmp_path, iou_type, scored, most, recall, shown):
-    """All objects are found, 5 more than pycocotools counts: its recall is the bound that the note gives."""
-    count = most + 5
+def test_notes_give_the_bound_on_recall(tmp_path, iou_type, scored, limit, recall, shown):
+    """All objects are detected, 5 more than pycocotools counts: its recall is the bound in the note."""
+    count = limit + 5
     path = keypoint_truth(tmp_path)
     content = json.loads(path.read_text())
     results = []
@@ -437,10 +440,10 @@ def test_recall_is_bounded_by_what_a_table_counts(tmp_path, iou_type, scored, mo
     path.write_text(json.dumps(content))
     sigmas = (0.001,) * 3  # so that neighbors are not similar
     scores = score(path, results, iou_types=(iou_type,), keypoint_sigmas=sigmas, category_names=("dog",))
-    assert scores.metrics[f"{iou_type}/{recall}"] == pytest.approx(most / (most + 5))
-    assert scores.notes == (
-        f"the table of {scored} counts the {most} best results of each category in an image: 1 of 2 images have more;"
-        f" at most {most} of {most + 5} objects can be found, a recall of {shown}",
+    assert scores.metrics[f"{iou_type}/{recall}"] == pytest.approx(limit / (limit + 5))
+    assert scores.notes[-1] == (
+        f"the table of {scored} counts the {limit} best results of each category in an image: 1 of 2 images have more;"
+        f" at most {limit} of {limit + 5} objects can be found, a recall of {shown}"
     )
 
 
@@ -449,7 +452,7 @@ def test_no_keypoint_results_score_zero(tmp_path):
     assert evaluate(path, [], iou_types=("bbox", "keypoints"))["keypoints/AP"] == 0
 
 
-def test_all_three_tables_from_the_same_records(tmp_path, capsys):
+def test_all_tables_of_the_same_records(tmp_path, capsys):
     path = keypoint_truth(tmp_path, labeled(2, 2, 2))
     content = json.loads(path.read_text())
     for annotation in content["annotations"]:
@@ -461,6 +464,6 @@ def test_all_three_tables_from_the_same_records(tmp_path, capsys):
     cat = {**prediction([corners], [9]).to_coco(2)[0], "keypoints": found(0)["keypoints"]}
     metrics = evaluate(path, [dog, cat], iou_types=("bbox", "segm", "keypoints"))
     assert len(metrics) == 12 + 12 + 10
-    for kind in ("bbox", "segm", "keypoints"):  # the cat's keypoints have no ground truth, and do no harm
+    for kind in ("bbox", "segm", "keypoints"):  # the cat has no annotated keypoints
         assert metrics[f"{kind}/AP"] == pytest.approx(1)
     assert "Keypoints (keypoints), 2 images, 2 detections" in capsys.readouterr().out

@@ -1,8 +1,9 @@
-"""Evaluation of a split from the files to the numbers, with detections taken from the ground truth."""
+"""Evaluation of a dataset, from files to metrics, with the ground truth as detections."""
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import threading
 
@@ -10,6 +11,7 @@ import cv2
 import jax
 import numpy as np
 import pytest
+from etils import epath
 from support import linear, tiny
 
 from mrcnn_jax.config import (
@@ -31,6 +33,7 @@ from mrcnn_jax.evaluation.evaluate import evaluate_model
 from mrcnn_jax.inference import detector, devices
 from mrcnn_jax.models.mask_rcnn import build_model, init_variables
 from mrcnn_jax.structures import Detections
+from mrcnn_jax.tools.report.write import try_write
 
 pytestmark = pytest.mark.medium
 
@@ -60,19 +63,19 @@ def config(tmp_path_factory):
     return dataclasses.replace(config, model=model)
 
 
-def perfect(monkeypatch):
-    """Let the ground truth of each batch be what the network detects in it."""
+def use_ground_truth(monkeypatch):
+    """Make the network return the ground truth of each batch."""
     batches = []
     detected = iter(batches)
 
     def spy(original):
         def wrapped(detect, source, finish, profile):
-            def noting():
+            def recorded():
                 for batch in source:
                     batches.append(batch)
                     yield batch
 
-            return original(detect, noting(), finish, profile)
+            return original(detect, recorded(), finish, profile)
 
         return wrapped
 
@@ -88,25 +91,25 @@ def perfect(monkeypatch):
             truncated=np.zeros(len(images), bool),
         )
 
-    monkeypatch.setattr(detector, "run", spy(detector.run))
+    monkeypatch.setattr(detector, "detect_batches", spy(detector.detect_batches))
     monkeypatch.setattr(detector, "compile_detect", lambda *_: detect)
 
 
-def almost_perfect(monkeypatch, change):
-    """Let `change` alter what the network detects."""
-    perfect(monkeypatch)
+def use_altered_ground_truth(monkeypatch, change):
+    """Make the network return the ground truth, altered by `change`."""
+    use_ground_truth(monkeypatch)
     complete = detector.compile_detect(None, {})
     monkeypatch.setattr(detector, "compile_detect", lambda *_: lambda *given: change(complete(*given)))
 
 
-def test_perfect_detections_score_nearly_one_and_everything_is_written(config, tmp_path, monkeypatch, capsys):
-    perfect(monkeypatch)
-    outdated = tmp_path / "evaluation" / "overlays" / "of another split.png"
+def test_perfect_detections_score_nearly_one_and_all_files_are_written(config, tmp_path, monkeypatch, capsys):
+    use_ground_truth(monkeypatch)
+    outdated = tmp_path / "evaluation" / "overlays" / "outdated.png"
     outdated.parent.mkdir(parents=True)
     outdated.touch()
     metrics = evaluate_model(config, {}, tmp_path)
     assert metrics["bbox/AP"] > 0.99
-    # What is lost: crops of 112 pixels are laid back on figures of 12 to 48 pixels, most of whose pixels are edges.
+    # Pasting crops of 112 pixels onto figures of 12 to 48 pixels, most of whose pixels are edges, is not exact.
     assert metrics["segm/AP"] > 0.9
     assert json.loads((tmp_path / "evaluation" / "metrics.json").read_text()) == metrics
     results = json.loads((tmp_path / "evaluation" / "results.json").read_text())
@@ -121,61 +124,68 @@ def test_perfect_detections_score_nearly_one_and_everything_is_written(config, t
     original = cv2.imread(str(dataset.image_path(index)), cv2.IMREAD_COLOR)
     drawn = cv2.imread(str(overlays[0]), cv2.IMREAD_COLOR)
     assert drawn.shape == (28 + 576, 576 + 5 + 576, 3)
-    for side in (drawn[28:, :576], drawn[28:, -576:]):  # truth and prediction, each below its title
+    for side in (drawn[28:, :576], drawn[28:, -576:]):  # ground truth and prediction, each below its title
         shrunk = cv2.resize(side, (96, 96), interpolation=cv2.INTER_AREA)
-        for channel in range(3):  # colors in their order: the ground, most of the picture, is not painted on
+        for channel in range(3):  # most of the image is background, which is not drawn on
             assert np.median(np.abs(original[:, :, channel].astype(int) - shrunk[:, :, channel])) < 8
     assert "7/7 images evaluated" in capsys.readouterr().out
 
 
-def test_tables_can_be_left_out(config, tmp_path, monkeypatch, capsys):
-    perfect(monkeypatch)
-    loud = evaluate_model(config, {}, tmp_path)
+def test_quiet_prints_no_tables(config, tmp_path, monkeypatch, capsys):
+    use_ground_truth(monkeypatch)
+    expected = evaluate_model(config, {}, tmp_path)
     assert "Boxes (bbox)" in capsys.readouterr().out
-    perfect(monkeypatch)
-    assert evaluate_model(config, {}, tmp_path, quiet=True) == loud
-    said = capsys.readouterr().out
-    assert "7/7 images evaluated" in said
-    assert "Average Precision" not in said
-    assert "Boxes" not in said
+    use_ground_truth(monkeypatch)
+    assert evaluate_model(config, {}, tmp_path, quiet=True) == expected
+    printed = capsys.readouterr().out
+    assert "7/7 images evaluated" in printed
+    assert "Average Precision" not in printed
+    assert "Boxes" not in printed
 
 
-def test_a_report_is_written_for_whoever_wants_it(config, tmp_path, monkeypatch):
-    perfect(monkeypatch)
+def report_to(folder):
+    """The `report` of the command line: writes evaluation/report.html."""
+    return functools.partial(try_write, output=epath.Path(folder) / "evaluation" / "report.html", title="shapes")
+
+
+def test_report(config, tmp_path, monkeypatch):
+    use_ground_truth(monkeypatch)
     evaluate_model(config, {}, tmp_path)
     assert not (tmp_path / "evaluation" / "report.html").exists()
-    perfect(monkeypatch)
-    evaluate_model(config, {}, tmp_path, report=True)
+    use_ground_truth(monkeypatch)
+    evaluate_model(config, {}, tmp_path, report=report_to(tmp_path))
     page = (tmp_path / "evaluation" / "report.html").read_text()
     assert all(name in page for name in config.model.category_names)
-    assert page.count("data:image/jpeg;base64,") == 7  # every image, with what was found in it
+    assert page.count("data:image/jpeg;base64,") == 7  # every image, with its detections
 
 
-def test_a_network_that_finds_nothing(config, tmp_path, monkeypatch):
+def test_no_detections(config, tmp_path, monkeypatch):
     monkeypatch.setattr(detector, "compile_detect", lambda *_: linear.detect_nothing)
     metrics = evaluate_model(config, {}, tmp_path)
     assert metrics["bbox/AP"] == metrics["segm/AP"] == 0
 
 
-def test_a_model_of_other_data_is_refused(config, tmp_path):
+def test_a_model_with_other_categories_raises(config, tmp_path):
     names = ("dog", *config.model.category_names[1:])
     model = dataclasses.replace(config.model, category_names=names)
     with pytest.raises(ConfigError, match="'dog'"):
         evaluate_model(dataclasses.replace(config, model=model), {}, tmp_path)
 
 
-def test_images_whose_candidates_were_cut_are_named(config, tmp_path, monkeypatch, caplog):
-    almost_perfect(monkeypatch, lambda detections: detections._replace(truncated=np.ones(len(detections.boxes), bool)))
+def test_truncated_candidates_are_logged(config, tmp_path, monkeypatch, caplog):
+    use_altered_ground_truth(
+        monkeypatch, lambda detections: detections._replace(truncated=np.ones(len(detections.boxes), bool))
+    )
     evaluate_model(config, {}, tmp_path)
     assert "7 images had more candidates than model.box.nms_candidates=4096" in caplog.text
 
 
-def test_images_with_as_many_detections_as_there_may_be_are_counted(config, tmp_path, monkeypatch, caplog):
-    """One detection for each image: of its objects one can be found."""
+def test_reaching_max_detections_is_noted(config, tmp_path, monkeypatch, caplog):
+    """max_detections is 1."""
     box = dataclasses.replace(config.model.box, max_detections=1)
     config = dataclasses.replace(config, model=dataclasses.replace(config.model, box=box))
-    perfect(monkeypatch)
-    evaluate_model(config, {}, tmp_path, report=True)
+    use_ground_truth(monkeypatch)
+    evaluate_model(config, {}, tmp_path, report=report_to(tmp_path))
     content = json.loads((tmp_path.parent / config.data.root / "val.json").read_text())
     objects = [entry["image_id"] for entry in content["annotations"] if not entry["iscrowd"]]
     assert len(set(objects)) == 7 < len(objects)
@@ -185,75 +195,75 @@ def test_images_with_as_many_detections_as_there_may_be_are_counted(config, tmp_
     assert f"<p class='where'>{note}.</p>".replace("'", '"') in (tmp_path / "evaluation" / "report.html").read_text()
 
 
-def test_pictures_that_cannot_be_drawn_cost_nothing_else(config, tmp_path, monkeypatch, caplog):
+def test_failing_overlays_and_reports_are_logged(config, tmp_path, monkeypatch, caplog):
     def fail(*_):
         raise cv2.error("a picture\nwithout pixels")
 
-    perfect(monkeypatch)
-    expected = evaluate_model(config, {}, tmp_path, report=True)
+    use_ground_truth(monkeypatch)
+    expected = evaluate_model(config, {}, tmp_path, report=report_to(tmp_path))
     folder = tmp_path / "evaluation"
     assert len(list((folder / "overlays").iterdir())) == 2
     caplog.clear()
-    perfect(monkeypatch)
+    use_ground_truth(monkeypatch)
     monkeypatch.setattr("mrcnn_jax.visualize.compare", fail)
     monkeypatch.setattr("mrcnn_jax.tools.report.page.render", fail)
-    assert evaluate_model(config, {}, tmp_path, report=True) == expected
+    assert evaluate_model(config, {}, tmp_path, report=report_to(tmp_path)) == expected
     ids = load_split(config.data, "eval").ids
     failures = [f"image {ids[index]} has no overlay: error: a picture without pixels" for index in (0, 6)]
     assert sorted(caplog.messages) == sorted([*failures, "there is no report: error: a picture without pixels"])
     assert not list((folder / "overlays").iterdir())
-    assert not (folder / "report.html").exists()  # that of the evaluation before
+    assert not (folder / "report.html").exists()  # the outdated one is deleted
     assert json.loads((folder / "metrics.json").read_text()) == expected
 
 
-def evaluated_by(count, config, folder, monkeypatch):
-    """Metrics, result records and pictures of an evaluation by `count` processes, played one after the other."""
+def evaluate_with(count, config, folder, monkeypatch):
+    """Evaluate with `count` processes, simulated one after the other; returns metrics, records and overlays."""
     monkeypatch.setattr(jax, "process_count", lambda: count)
-    monkeypatch.setattr(collectives, "check_same", lambda *_: None)  # the other process is not there
+    monkeypatch.setattr(collectives, "check_same", lambda *_: None)  # there is only one real process
     monkeypatch.setattr(collectives, "broadcast_bytes", lambda content: content)
     shares = []
     monkeypatch.setattr(collectives, "gather_bytes", lambda content: [*shares, content][::-1])
-    for index in reversed(range(count)):  # the main process comes last, and gets what the others gave
+    for index in reversed(range(count)):  # the main process last, which gathers the parts of the others
         monkeypatch.setattr(jax, "process_index", lambda index=index: index)
         if index > 0:
             monkeypatch.setattr(collectives, "on_main", lambda function: b"{}")
             with monkeypatch.context() as patch:
                 patch.setattr(collectives, "gather_bytes", lambda content: shares.append(content) or [])
-                perfect(patch)
+                use_ground_truth(patch)
                 evaluate_model(config, {}, folder)
     monkeypatch.setattr(collectives, "on_main", lambda function: function())
-    perfect(monkeypatch)
+    use_ground_truth(monkeypatch)
     metrics = evaluate_model(config, {}, folder)
-    pictures = {path.name: path.read_bytes() for path in (folder / "evaluation" / "overlays").iterdir()}
-    return metrics, (folder / "evaluation" / "results.json").read_text(), pictures
+    overlays = {path.name: path.read_bytes() for path in (folder / "evaluation" / "overlays").iterdir()}
+    return metrics, (folder / "evaluation" / "results.json").read_text(), overlays
 
 
-def test_several_processes_find_what_one_finds(config, tmp_path, monkeypatch, capsys):
-    """Seven images in batches of four: two processes see 2 + 2 and 2 + 1 of them, four see 1 + 1, ..., 1 + 0."""
+def test_several_processes_give_the_results_of_one(config, tmp_path, monkeypatch, capsys):
+    """Seven images in batches of four: two processes have 2 + 2 and 2 + 1 of them, four have 1 + 1, ..., 1 + 0."""
     config = dataclasses.replace(config, eval=EvalConfig(batch_size=4, overlays=3))
-    one = evaluated_by(1, config, tmp_path / "1", monkeypatch)
+    one = evaluate_with(1, config, tmp_path / "1", monkeypatch)
     assert one[0]["bbox/AP"] > 0.99
     assert len(one[2]) == 3
     ids = [record["image_id"] for record in json.loads(one[1])]
     assert ids == sorted(ids)
     for count in (2, 4):
-        assert evaluated_by(count, config, tmp_path / str(count), monkeypatch) == one
-    said = capsys.readouterr().out
-    assert "4/4 images evaluated by process 0 of 2" in said
-    assert said.count("Boxes (bbox)") == 3  # only the main process speaks
+        assert evaluate_with(count, config, tmp_path / str(count), monkeypatch) == one
+    printed = capsys.readouterr().out
+    assert "4/4 images evaluated by process 0 of 2" in printed
+    assert printed.count("Boxes (bbox)") == 3  # only the main process prints
 
 
-def test_a_batch_that_does_not_divide_over_processes_is_refused(config, tmp_path, monkeypatch):
+def test_a_batch_that_does_not_divide_over_processes_raises(config, tmp_path, monkeypatch):
     monkeypatch.setattr(jax, "process_count", lambda: 2)
-    # The other process is not there.
+    # There is only one real process.
     monkeypatch.setattr(evaluate, "check_workdir", lambda *_: None)
     monkeypatch.setattr(collectives, "check_same", lambda *_: None)
     with pytest.raises(ConfigError, match=r"eval\.batch_size=3 does not divide over 2 processes: give a multiple of 2"):
         evaluate_model(config, {}, tmp_path)
 
 
-def test_two_devices_find_what_one_finds(config, tmp_path):
-    """Seven images, two at a time on each device; the tiny network with random weights finds something everywhere."""
+def test_two_devices_give_the_results_of_one(config, tmp_path):
+    """Seven images, two at a time on each device; the tiny network has random weights and no score threshold."""
     small = tiny.model()
     names = ("num_classes", "category_ids", "category_names")
     model = dataclasses.replace(
@@ -272,32 +282,32 @@ def test_two_devices_find_what_one_finds(config, tmp_path):
     assert found[1] == found[2]
 
 
-def test_as_many_devices_as_divide_the_batch():
+def test_largest_divisor():
     assert [len(devices.largest_divisor(range(4), images)) for images in (1, 2, 3, 4, 6, 8)] == [1, 2, 3, 4, 3, 4]
 
 
-def test_it_can_be_ended_between_batches(config, tmp_path, monkeypatch):
-    """The check is made once a batch, here three; what it raises comes out, and nothing is scored."""
-    perfect(monkeypatch)
-    asked = []
-    evaluate_model(config, {}, tmp_path / "whole", check=lambda: asked.append(1))
-    assert len(asked) == 3
+def test_check_can_end_the_evaluation(config, tmp_path, monkeypatch):
+    """`check` is called before each of the three batches; its exception propagates, and nothing is scored."""
+    use_ground_truth(monkeypatch)
+    calls = []
+    evaluate_model(config, {}, tmp_path / "whole", check=lambda: calls.append(1))
+    assert len(calls) == 3
 
     def stop():
-        if len(asked) == 5:
+        if len(calls) == 5:
             raise KeyboardInterrupt
-        asked.append(1)
+        calls.append(1)
 
     with pytest.raises(KeyboardInterrupt):
         evaluate_model(config, {}, tmp_path / "part", check=stop)
-    assert len(asked) == 5
+    assert len(calls) == 5
     assert not (tmp_path / "part" / "evaluation" / "results.json").exists()
     assert not [thread.name for thread in threading.enumerate() if thread.name.startswith("inference")]
 
 
 @pytest.fixture
 def kites(tmp_path):
-    """Two images of a boat and a kite, of which the kite has three keypoints; a model of kites."""
+    """Two images of a boat and a kite with three keypoints, and a model of kites."""
     content = {
         "images": [{"id": i, "file_name": f"{i}.png", "height": 60, "width": 100} for i in (1, 2)],
         "categories": [
@@ -331,28 +341,30 @@ def kites(tmp_path):
     return Config(model=model, data=data, eval=EvalConfig(batch_size=2, overlays=1))
 
 
-def test_keypoints_of_the_chosen_categories_are_scored(kites, tmp_path, monkeypatch, capsys):
-    perfect(monkeypatch)
+def test_keypoints_of_the_selected_categories_are_scored(kites, tmp_path, monkeypatch, capsys):
+    use_ground_truth(monkeypatch)
     metrics = evaluate_model(kites, {}, tmp_path)
     assert len(metrics) == 12 + 10
     assert metrics["bbox/AP"] == pytest.approx(1)
     assert metrics["keypoints/AP"] == pytest.approx(1)
     results = json.loads((tmp_path / "evaluation" / "results.json").read_text())
     assert [record["category_id"] for record in results] == [20, 20]
-    for record in results:  # pixels, as they were given
+    for record in results:  # pixel indices, as in the annotations
         np.testing.assert_allclose(record["keypoints"][:6], [40, 20, 2, 80, 15, 1], atol=1e-4)
     assert "Keypoints (keypoints), 2 images, 2 detections" in capsys.readouterr().out
 
 
 def test_sigmas_come_from_the_configuration(kites, tmp_path, monkeypatch):
     offset = np.array([6, 0, 0])
-    almost_perfect(monkeypatch, lambda detections: detections._replace(keypoints=detections.keypoints + offset))
+    use_altered_ground_truth(
+        monkeypatch, lambda detections: detections._replace(keypoints=detections.keypoints + offset)
+    )
     for sigma, expected in ((0.01, 0), (1.0, 1)):
         config = dataclasses.replace(kites, eval=EvalConfig(batch_size=2, keypoint_sigmas=(sigma,) * 3))
         assert evaluate_model(config, {}, tmp_path)["keypoints/AP"] == pytest.approx(expected)
 
 
-def test_data_without_keypoints_is_scored_by_its_boxes(kites, tmp_path, monkeypatch):
+def test_data_without_keypoints_has_the_table_of_boxes_only(kites, tmp_path, monkeypatch):
     path = tmp_path / "coco.json"
     content = json.loads(path.read_text())
     for entry in content["categories"] + content["annotations"]:
@@ -360,18 +372,18 @@ def test_data_without_keypoints_is_scored_by_its_boxes(kites, tmp_path, monkeypa
         entry.pop("skeleton", None)
     path.write_text(json.dumps(content))
     points = np.zeros((2, kites.data.max_instances, 3, 3), np.float32)
-    almost_perfect(monkeypatch, lambda detections: detections._replace(keypoints=points))
+    use_altered_ground_truth(monkeypatch, lambda detections: detections._replace(keypoints=points))
     assert set(evaluate_model(kites, {}, tmp_path)) == {f"bbox/{name}" for name in METRICS}
 
 
-def test_a_model_of_other_keypoints_is_refused_before_anything_is_detected(kites, tmp_path):
+def test_a_model_with_other_keypoints_raises(kites, tmp_path):
     model = dataclasses.replace(kites.model, keypoint=KeypointHeadConfig())
     with pytest.raises(ConfigError, match=r"17 keypoints .*, the data 3 \(nose, left_tip, right_tip\)"):
         evaluate_model(dataclasses.replace(kites, model=model), {}, tmp_path)
 
 
-def test_truth_of_real_people_scores_one(shared_data, tmp_path, monkeypatch):
-    """Annotations, batches, predictions, result records, pycocotools: nothing moves a keypoint on the way."""
+def test_ground_truth_keypoints_score_one(shared_data, tmp_path, monkeypatch):
+    """No step from annotations to result records moves a keypoint."""
     data = DataConfig(
         root=str(shared_data("coco_by")),
         eval=SplitConfig("person_keypoints.json", "images"),
@@ -382,12 +394,12 @@ def test_truth_of_real_people_scores_one(shared_data, tmp_path, monkeypatch):
     )
 
     def guess(detections):
-        """Half of the people have no labeled keypoints; a network sees some in their boxes nevertheless."""
+        """Predict the box center for unlabeled keypoints, as half of the people have none."""
         boxes, keypoints = detections.boxes[:, :, None], detections.keypoints
         middle = np.concatenate([(boxes[..., :2] + boxes[..., 2:]) / 2, np.ones_like(boxes[..., :1])], axis=-1)
         return detections._replace(keypoints=np.where(keypoints[..., 2:] > 0, keypoints, middle))
 
-    almost_perfect(monkeypatch, guess)
+    use_altered_ground_truth(monkeypatch, guess)
     metrics = evaluate_model(Config(model=model, data=data), {}, tmp_path)
     for name in ("bbox/AP", "keypoints/AP", "keypoints/APm", "keypoints/APl"):
         assert metrics[name] == pytest.approx(1), name

@@ -1,4 +1,4 @@
-"""Annotations as a prediction that is sure of them."""
+"""Ground truth as a prediction with scores of 1."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from mrcnn_jax.config import DataConfig, ModelConfig, SplitConfig
 from mrcnn_jax.data import load_split
 from mrcnn_jax.evaluation import ground_truth
 
-# The model knows a class more than the data, whose ids have gaps.
+# The model has one class more than the data; the ids have gaps.
 MODEL = ModelConfig(num_classes=3, category_ids=(2, 5, 9), category_names=("cat", "dog", "person"))
 SQUARE = [[10, 20, 30, 20, 30, 40, 10, 40]]
 
@@ -45,30 +45,30 @@ def read(tmp_path):
     return write_and_read
 
 
-def test_instances_with_their_masks_and_the_names_of_the_model(read):
+def test_instances_with_masks_and_names(read):
     crowd = annotation(3, 9, iscrowd=1, segmentation={"size": [60, 80], "counts": [0, 100, 4700]})
     categories = [{"id": 9, "name": "person"}, {"id": 2, "name": "cat"}]
-    image, true = read([annotation(1, 9), annotation(2, 2), crowd], categories)
+    image, truth = read([annotation(1, 9), annotation(2, 2), crowd], categories)
     assert image[0, 0].tolist() == [50, 100, 200]
-    assert true.image_size == (60, 80)
-    assert true.names == ("person", "cat")
-    assert true.labels.tolist() == [3, 1]
-    assert true.category_ids.tolist() == [9, 2]
-    assert true.scores.tolist() == [1, 1]
-    assert true.boxes.tolist() == [[10, 20, 30, 40]] * 2
+    assert truth.image_size == (60, 80)
+    assert truth.names == ("person", "cat")
+    assert truth.labels.tolist() == [3, 1]
+    assert truth.category_ids.tolist() == [9, 2]
+    assert truth.scores.tolist() == [1, 1]
+    assert truth.boxes.tolist() == [[10, 20, 30, 40]] * 2
     expected = np.zeros((60, 80), bool)
     expected[20:40, 10:30] = True
-    np.testing.assert_array_equal(true.masks, [expected, expected])
-    assert true.keypoints is None
+    np.testing.assert_array_equal(truth.masks, [expected, expected])
+    assert truth.keypoints is None
 
 
-def test_keypoints_are_sure_where_they_are_labeled(read):
+def test_labeled_keypoints_have_score_1(read):
     pose = {"id": 9, "name": "person", "keypoints": ["nose", "hand", "foot"], "skeleton": [[1, 2]]}
     points = [12, 22, 2, 25, 35, 1, 0, 0, 0]
-    _, true = read([annotation(1, 9, keypoints=points, num_keypoints=2)], [pose])
-    # COCO's pixel has its middle 1/2 further.
-    assert true.keypoints.tolist() == [[[12.5, 22.5, 1], [25.5, 35.5, 1], [0, 0, 0]]]
-    assert true.skeleton == ((0, 1),)
+    _, truth = read([annotation(1, 9, keypoints=points, num_keypoints=2)], [pose])
+    # COCO's keypoints are pixel indices; the pixel center is 1/2 further.
+    assert truth.keypoints.tolist() == [[[12.5, 22.5, 1], [25.5, 35.5, 1], [0, 0, 0]]]
+    assert truth.skeleton == ((0, 1),)
 
 
 def test_data_without_masks_and_an_empty_image(read):
@@ -79,8 +79,8 @@ def test_data_without_masks_and_an_empty_image(read):
     assert len(read([], categories)[1]) == 0
 
 
-def test_an_instance_without_a_mask_among_others(read):
+def test_one_instance_without_a_mask(read):
     categories = [{"id": 2, "name": "cat"}]
-    _, true = read([annotation(1, 2), annotation(2, 2, segmentation=[])], categories)
-    assert true.boxes.tolist() == [[10, 20, 30, 40]] * 2
-    assert true.masks.sum(axis=(1, 2)).tolist() == [400, 0]
+    _, truth = read([annotation(1, 2), annotation(2, 2, segmentation=[])], categories)
+    assert truth.boxes.tolist() == [[10, 20, 30, 40]] * 2
+    assert truth.masks.sum(axis=(1, 2)).tolist() == [400, 0]

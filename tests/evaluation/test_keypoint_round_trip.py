@@ -1,4 +1,4 @@
-"""Keypoints from the annotations to heat maps and back to result records: no offset on the way, mirrored or not."""
+"""Keypoints from annotations to heatmaps and back to result records have no offset, flipped or not."""
 
 from __future__ import annotations
 
@@ -35,17 +35,16 @@ def annotations(rng):
 
 
 @jax.jit
-def there_and_back(keypoints, boxes, valid):
-    """What a network would say that has learned its targets, decoded; and which keypoints have a target."""
+def encode_and_decode(keypoints, boxes, valid):
+    """Encode targets as one-hot heatmaps and decode them; returns also which keypoints have a target."""
     index, targeted = keypoint_ops.heatmap_targets(keypoints, boxes, size=SIDE)
-    # The cell, and nothing elsewhere.
     heatmaps = 10 * jax.nn.one_hot(index, SIDE * SIDE).reshape(PEOPLE, POINTS, SIDE, SIDE).transpose(0, 2, 3, 1)
     return keypoint_ops.decode(heatmaps, boxes, valid, score="logit"), targeted
 
 
 @pytest.mark.medium
 @pytest.mark.parametrize("flipped", [False, True])
-def test_truth_comes_back_from_its_heat_maps_without_an_offset(flipped):
+def test_keypoints_are_decoded_without_an_offset(flipped):
     given = annotations(np.random.default_rng(0))
     truth = GroundTruth(
         boxes=np.zeros((PEOPLE, 4), np.float32),
@@ -59,7 +58,7 @@ def test_truth_comes_back_from_its_heat_maps_without_an_offset(flipped):
     sample = make_sample(image, given, {1: 1}, SIZE, masks=False, num_keypoints=POINTS)
     sample = resize(flip(sample, flipped, False, FLIP_MAP), SCALED)
     write(sample, truth)
-    decoded, targeted = there_and_back(truth.keypoints, truth.boxes, truth.valid)
+    decoded, targeted = encode_and_decode(truth.keypoints, truth.boxes, truth.valid)
     assert targeted.all()
     found = flip(sample._replace(boxes=truth.boxes, keypoints=np.asarray(decoded)), flipped, False, FLIP_MAP)
     head = KeypointHeadConfig(num_keypoints=POINTS, flip_map=FLIP_MAP)
@@ -77,7 +76,7 @@ def test_truth_comes_back_from_its_heat_maps_without_an_offset(flipped):
     shape = (PEOPLE, POINTS, 3)
     expected = np.reshape([annotation["keypoints"] for annotation in given], shape)[..., :2]
     error = np.reshape([record["keypoints"] for record in records], shape)[..., :2] - expected
-    # A cell is up to 130 / 56 pixels wide, and the answer lies within the same cell.
+    # A cell is up to 130 / 56 pixels wide, and keypoint and prediction are in the same cell.
     assert np.abs(error).max() < 130 / SIDE
     offset, noise = error.mean(axis=(0, 1)), error.std(axis=(0, 1)) / np.sqrt(PEOPLE * POINTS)
     assert (noise < 0.025).all()  # so that an offset of half a pixel would be twenty times that

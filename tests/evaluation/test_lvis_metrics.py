@@ -1,4 +1,4 @@
-"""LVIS: the numbers of its own program, and what its annotations leave open."""
+"""LVIS metrics: equality with lvis-api, and federated annotations."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from mrcnn_jax.evaluation.coco_metrics import score
 
 pytestmark = pytest.mark.medium
 
-# Printed by lvis 0.5.3 (LVISEval, with NumPy 1.23) of `made_up` detections in lvis_val_100.json, in the order of
+# Printed by lvis 0.5.3 (LVISEval, with NumPy 1.23) for `random_detections` of lvis_val_100.json, in the order of
 # LVIS_METRICS: AP, AP50, AP75, APs, APm, APl, APr, APc, APf, AR@300, ARs@300, ARm@300, ARl@300.
 EXPECTED = {
     "bbox": [
@@ -33,10 +33,10 @@ EXPECTED = {
 }
 
 
-def made_up(content):
-    """Found after a fashion: what is annotated, moved a little or much, and boxes of absent and of unjudged classes.
+def random_detections(content):
+    """Random detections: annotated boxes with jitter, and boxes of absent and of unverified classes.
 
-    No two of a file have the same score: in which order those count is nobody's rule.
+    Scores are distinct, as the order of equal scores is not defined.
     """
     rng = np.random.default_rng(0)
     ids = sorted(category["id"] for category in content["categories"])
@@ -63,7 +63,7 @@ def made_up(content):
 
 
 def with_masks(content, results):
-    """Each box filled."""
+    """Return the results with masks that fill the boxes."""
     sizes = {image["id"]: (image["height"], image["width"]) for image in content["images"]}
     runs = [coco_mask.frPyObjects(np.array([r["bbox"]]), *sizes[r["image_id"]])[0] for r in results]
     return [
@@ -72,10 +72,10 @@ def with_masks(content, results):
     ]
 
 
-def test_made_up_detections_give_the_numbers_of_lvis(shared_data, capsys):
+def test_random_detections_equal_lvis_api(shared_data, capsys):
     path = shared_data("coco_eval_oracle") / "lvis" / "lvis_val_100.json"
     content = json.loads(path.read_text())
-    scores = score(path, with_masks(content, made_up(content)))
+    scores = score(path, with_masks(content, random_detections(content)))
     for kind, expected in EXPECTED.items():
         numbers = [scores.metrics[f"{kind}/{name}"] for name in LVIS_METRICS]
         np.testing.assert_allclose(numbers, expected, rtol=0, atol=1e-12)
@@ -93,7 +93,7 @@ BOX, ELSEWHERE = [10, 10, 40, 40], [60, 10, 30, 80]
 
 @pytest.fixture
 def lvis_file(tmp_path):
-    """An image with an acorn and cups, of which not all are annotated; there is no dog, and nobody looked for cats."""
+    """An image with an acorn and cups (not exhaustively annotated), without dogs, and not verified for cats."""
 
     def write(**image):
         content = {
@@ -129,11 +129,11 @@ def found(category_id, box=BOX, score=0.9):
     return {"image_id": 1, "category_id": category_id, "bbox": box, "score": score}
 
 
-def test_only_what_was_looked_for_counts(lvis_file):
+def test_only_verified_classes_count(lvis_file):
     results = [found(1), found(4), found(2, ELSEWHERE), found(2, score=0.8)]
     scores = score(lvis_file(), results, iou_types=("bbox",))
     assert [record["category_id"] for record in scores.results] == [1, 2, 2]
-    # The better cup is none that is annotated, which says nothing.
+    # The better cup matches no annotation, and is ignored.
     assert [scores.metrics[f"bbox/{name}"] for name in ("AP", "APr", "APc", "APf")] == pytest.approx([1, 1, -1, 1])
     analysis = analyze(scores)
     (image,) = analysis.images
@@ -144,7 +144,7 @@ def test_only_what_was_looked_for_counts(lvis_file):
     assert wrong.metrics["bbox/APr"] == pytest.approx(0.5)
 
 
-def test_three_hundred_detections_of_an_image_count(lvis_file):
+def test_at_most_300_detections_of_an_image_count(lvis_file):
     others = [found(4, ELSEWHERE, 0.95)] * 299
     for score_of_acorn, ap in ((0.99, 1), (0.9, 1), (0.8, 0)):  # the 300th is the better of acorn and cup
         results = [*others, found(2, BOX, 0.85), found(1, BOX, score_of_acorn)]
@@ -156,13 +156,13 @@ def test_three_hundred_detections_of_an_image_count(lvis_file):
         assert scores.notes == (counted,)
 
 
-def test_no_detections_at_all(lvis_file):
+def test_no_detections(lvis_file):
     assert score(lvis_file(), [], iou_types=("bbox",)).metrics["bbox/AP"] == 0
 
 
 @pytest.mark.parametrize(("images", "categories"), [(2**53, 1), (2**62, 1), (1, 2**53), (2**62, 2**62)])
-def test_ids_that_no_float_can_hold_stay_apart(tmp_path, images, categories):
-    """One of two classes is found in one of two images: the scores are those of small ids, by hand."""
+def test_ids_beyond_the_integers_of_floats(tmp_path, images, categories):
+    """One of two classes is found in one of two images; the scores are those of small ids."""
     lists = {"neg_category_ids": [], "not_exhaustive_category_ids": []}
     size = {"height": 100, "width": 100}
     content = {
@@ -186,12 +186,12 @@ def test_ids_that_no_float_can_hold_stay_apart(tmp_path, images, categories):
     ]
 
 
-def test_a_list_that_is_none_is_refused_by_name(lvis_file):
+def test_an_invalid_list_raises_with_its_name(lvis_file):
     with pytest.raises(DataError, match=r"lvis\.json: images whose neg_category_ids is no list of ids \(1\): image 1"):
         score(lvis_file(neg_category_ids="3"), [], iou_types=("bbox",))
 
 
-def test_without_what_lvis_says_it_is_coco(lvis_file):
+def test_without_lvis_fields_metrics_are_cocos(lvis_file):
     path = lvis_file()
     content = json.loads(path.read_text())
     del content["images"][0]["neg_category_ids"]

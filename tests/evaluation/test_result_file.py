@@ -1,4 +1,4 @@
-"""Results as other programs write them: read where that is unambiguous, else refused by record and field."""
+"""Result files of other programs: accepted forms, and errors that name record and field."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ from pycocotools.coco import COCO
 from mrcnn_jax.errors import DataError
 from mrcnn_jax.evaluation import coco_metrics
 from mrcnn_jax.evaluation.analysis.analyze import analyze
-from mrcnn_jax.evaluation.result_file import check_names, doubts, read, with_run_lengths
+from mrcnn_jax.evaluation.coco_ground_truth import load_ground_truth
+from mrcnn_jax.evaluation.result_file import check_file_names, encode_masks, plausibility_notes, read
 
 HEIGHT, WIDTH = 40, 60
 BOX = {"image_id": 1, "category_id": 3, "bbox": [5, 10, 20, 15], "score": 0.5}
@@ -49,13 +50,13 @@ def reading(folder, content):
         [BOX, {**BOX, "segmentation": [], "keypoints": None}],
         [{**BOX, "caption": "a dog", "iscrowd": 1, "area": 7, "id": 9, "segmentation": {}}, BOX],
     ],
-    ids=["annotations", "wrapped", "lines", "bom", "text", "decimals", "nothing", "more"],
+    ids=["annotations", "object", "lines", "bom", "strings", "floats", "empty", "extra fields"],
 )
-def test_the_same_in_many_forms(tmp_path, content):
+def test_accepted_forms(tmp_path, content):
     assert reading(tmp_path, content) == [BOX, BOX]
 
 
-def test_a_line_alone_is_a_record(tmp_path):
+def test_a_single_object_is_a_record(tmp_path):
     assert reading(tmp_path, BOX) == [BOX]
 
 
@@ -65,7 +66,7 @@ def test_a_line_alone_is_a_record(tmp_path):
         ("image_id", True, "true"),
         ("image_id", "dog.jpg", "dog.jpg"),
         ("image_id", 1.5, "1.5"),
-        ("image_id", 1e17, "1e\\+17"),  # which whole number it was is lost
+        ("image_id", 1e17, "1e\\+17"),  # the exact integer is lost
         ("image_id", [1], "\\[1\\]"),
         ("category_id", "dog", "dog"),
         ("category_id", None, "null"),
@@ -78,40 +79,40 @@ def test_a_line_alone_is_a_record(tmp_path):
         ("bbox", [5, 10, 20], "\\[5, 10, 20\\]"),
         ("bbox", [5, 10, 20, float("nan")], "\\[5, 10, 20, NaN\\]"),
         ("bbox", {"x": 5}, '\\{"x": 5\\}'),
-        ("bbox", [5, 10, 20, 1e300], "\\[5, 10, 20, 1e\\+300\\]"),  # of which no area is finite
+        ("bbox", [5, 10, 20, 1e300], "\\[5, 10, 20, 1e\\+300\\]"),  # its area overflows
         ("keypoints", [1, 2], "\\[1, 2\\]"),
         ("keypoints", [1, 2, None], "\\[1, 2, null\\]"),
         ("segmentation", "PPP", "PPP"),
         ("segmentation", {"counts": "PPP"}, '\\{"counts": "PPP"\\}'),
     ],
 )
-def test_what_cannot_be_read_is_named(tmp_path, field, value, shown):
-    said = rf"results\.json without a usable {field} \(1\): 1 \({shown}\), from 0; write "
-    with pytest.raises(DataError, match=said):
+def test_invalid_values_raise_with_field_and_record(tmp_path, field, value, shown):
+    message = rf"results\.json without a usable {field} \(1\): 1 \({shown}\), counted from 0; write "
+    with pytest.raises(DataError, match=message):
         reading(tmp_path, [BOX, {**BOX, field: value}])
 
 
-def test_lines_of_which_one_is_torn(tmp_path):
-    with pytest.raises(DataError, match=r"results\.json is no JSON: line 2: "):
+def test_invalid_json_raises(tmp_path):
+    with pytest.raises(DataError, match=r"results\.json is not valid JSON: line 2: "):
         reading(tmp_path, json.dumps(BOX).encode() + b'\n{"image_id": 1, "cat')
-    with pytest.raises(DataError, match=r"results\.json is no JSON: Expecting"):
+    with pytest.raises(DataError, match=r"results\.json is not valid JSON: Expecting"):
         reading(tmp_path, b"no results")
     with pytest.raises(DataError, match=r"cannot be read \(Is a directory\)"):
         read(tmp_path)
 
 
-def test_masks_in_each_of_cocos_forms(truth):
+def test_masks_in_all_of_cocos_forms(truth):
     """Pillow draws the polygon; NumPy counts the runs."""
     corners = [10, 5, 30, 5, 30, 25, 10, 25]
-    picture = Image.new("1", (WIDTH, HEIGHT))
-    ImageDraw.Draw(picture).rectangle((10, 5, 29, 24), fill=1)
-    bitmap = np.asarray(picture, np.uint8)
+    drawing = Image.new("1", (WIDTH, HEIGHT))
+    ImageDraw.Draw(drawing).rectangle((10, 5, 29, 24), fill=1)
+    bitmap = np.asarray(drawing, np.uint8)
     flat = np.concatenate([[0], bitmap.ravel(order="F"), [2]])
     runs = np.diff(np.flatnonzero(np.diff(flat)), prepend=0).tolist()
     packed = coco_mask.encode(np.asfortranarray(bitmap))["counts"].decode()
     size = [HEIGHT, WIDTH]
     forms = [[corners], {"size": size, "counts": runs}, {"size": size, "counts": packed}]
-    found = with_run_lengths(truth, [BOX, *({"image_id": 1, "segmentation": form} for form in forms)])
+    found = encode_masks(truth, [BOX, *({"image_id": 1, "segmentation": form} for form in forms)])
     assert found[0] == BOX
     assert [record["segmentation"] for record in found[1:]] == [{"size": size, "counts": packed}] * 3
 
@@ -125,35 +126,39 @@ def test_masks_in_each_of_cocos_forms(truth):
         {"size": [WIDTH, HEIGHT], "counts": [HEIGHT * WIDTH]},
         {"size": [40.0, 60.0], "counts": [HEIGHT * WIDTH]},
         [[1, 2, 3, 4]],
-        [[1, 2, 30, 4, 5, 1e9]],  # pycocotools would write beyond its memory
+        [[1, 2, 30, 4, 5, 1e9]],  # pycocotools would write out of bounds
         [[1, 2, 30, 4, 5, 30], [1, 2, 3]],
     ],
 )
-def test_masks_are_checked_before_pycocotools_sees_them(truth, mask):
+def test_invalid_masks_raise(truth, mask):
     records = [{"image_id": 77, "segmentation": 7}, {"image_id": 2, "segmentation": mask}]
-    with pytest.raises(ValueError, match=r"nor polygons \(1\): 1 \(image 2\), from 0; write them with pycocotools"):
-        with_run_lengths(truth, records)
+    with pytest.raises(ValueError, match=r"nor polygons \(1\): 1 \(image 2\), counted from 0; write them with"):
+        encode_masks(truth, records)
 
 
-def test_ids_of_another_list_of_images_are_refused(truth, tmp_path):
-    """As those that count the predicted images from 1; copies of a file may lie elsewhere, and be of another type."""
+def test_image_ids_of_other_files_raise(truth, tmp_path):
+    """Such as ids that number the predicted images from 1. Folder and suffix of a file may differ."""
     records = reading(tmp_path, [BOX, {**BOX, "file_name": "1.png"}, {**BOX, "file_name": "C:\\photos\\1.jpg"}])
-    check_names(truth, records)
+    check_file_names(truth, records)
     records = reading(tmp_path, [{**BOX, "file_name": "photos/2.jpg"}, {**BOX, "image_id": 77, "file_name": "2.jpg"}])
-    with pytest.raises(ValueError, match=r"other files \(1\): 1 \(photos/2.jpg, annotated val/1.jpg\); write those of"):
-        check_names(truth, records)
+    with pytest.raises(
+        ValueError, match=r"other files \(1\): 1 \(photos/2.jpg, annotated val/1.jpg\); write the image ids"
+    ):
+        check_file_names(truth, records)
 
 
-def test_what_is_hardly_meant_is_noted(truth):
+def test_plausibility_notes(truth):
     other = {**BOX, "bbox": [1, 1, 5, 5]}
-    assert doubts(truth, [BOX, other]) == []
-    assert doubts(truth, [BOX, other, BOX]) == ["1 of 3 results repeat another one: they count as false alarms"]
-    (percent,) = doubts(truth, [BOX, {**other, "score": 97.5}])
+    assert plausibility_notes(truth, [BOX, other]) == []
+    assert plausibility_notes(truth, [BOX, other, BOX]) == [
+        "1 of 3 results are duplicates of another one: they count as false positives"
+    ]
+    (percent,) = plausibility_notes(truth, [BOX, {**other, "score": 97.5}])
     assert percent.startswith("scores are 0.5 to 97.5: ")
-    (corners,) = doubts(truth, [{**BOX, "bbox": [30, 10, 50, 25]}, {**BOX, "bbox": [2, 3, 9, 8]}])
-    assert corners.startswith("1 of 2 boxes leave their images and all look like x0, y0, x1, y1: ")
-    (shares,) = doubts(truth, [{**BOX, "bbox": [0.1, 0.2, 0.5, 0.8]}])
-    assert shares.startswith("all boxes lie within one pixel and look like shares of the image's size: ")
+    (corners,) = plausibility_notes(truth, [{**BOX, "bbox": [30, 10, 50, 25]}, {**BOX, "bbox": [2, 3, 9, 8]}])
+    assert corners.startswith("1 of 2 boxes extend beyond their images and all look like x0, y0, x1, y1: ")
+    (fractions,) = plausibility_notes(truth, [{**BOX, "bbox": [0.1, 0.2, 0.5, 0.8]}])
+    assert fractions.startswith("all boxes are within one pixel and look like fractions of the image's size: ")
 
 
 NUMBERS = st.one_of(
@@ -182,7 +187,7 @@ DAMAGES = st.lists(
 
 @pytest.fixture(scope="module")
 def annotated(tmp_path_factory):
-    """A file with two images of a person, and the results that find both; each has all that a table scores."""
+    """An annotation file with a person in each of two images, and results with boxes, masks and keypoints of both."""
     points = [10, 15, 2, 20, 20, 2, 12, 24, 1]
     one = {**BOX, "segmentation": [[5, 10, 25, 10, 25, 25, 5, 25]], "keypoints": points}
     content = {
@@ -198,8 +203,8 @@ def annotated(tmp_path_factory):
 @pytest.mark.medium
 @settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(DAMAGES)
-def test_any_value_anywhere_is_scored_or_refused(annotated, damages):
-    """Never another error, and never a number that is none."""
+def test_damaged_records_are_scored_or_raise_value_error(annotated, damages):
+    """No other error is raised, and all metrics are valid."""
     path, records = annotated
     records = copy.deepcopy(records)
     for place, field, value in damages:
@@ -208,10 +213,10 @@ def test_any_value_anywhere_is_scored_or_refused(annotated, damages):
     results.write_text(json.dumps(records))
     try:
         found = read(results)
-        truth = coco_metrics.ground_truth(path)
-        check_names(truth, found)
-        found = with_run_lengths(truth, found)
-        doubts(truth, found)
+        truth = load_ground_truth(path)
+        check_file_names(truth, found)
+        found = encode_masks(truth, found)
+        plausibility_notes(truth, found)
         scores = coco_metrics.score(path, found, iou_types=("bbox", "segm", "keypoints"), quiet=True)
     except ValueError:  # DataError is one
         return

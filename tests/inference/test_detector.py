@@ -1,4 +1,4 @@
-"""The inference loop: order, overlap, bounded memory, errors."""
+"""Detection over batches: order, overlap, bounded memory, errors."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from mrcnn_jax.structures import Detections
 
 def batch(indices, valid=None):
     count = len(indices)
-    return detector.Images(
+    return detector.ImageBatch(
         images=np.zeros((count, 4, 4, 3), np.uint8),
         image_sizes=np.array([[10 + i, 20] for i in indices], np.int32),
         indices=np.array(indices, np.int32),
@@ -23,7 +23,7 @@ def batch(indices, valid=None):
 
 
 def detect(images, image_sizes):
-    """Scores carry the height of the image, to recognize it."""
+    """Return the height of the image as scores."""
     count = len(images)
     return Detections(
         np.zeros((count, 2, 4)),
@@ -36,17 +36,17 @@ def detect(images, image_sizes):
     )
 
 
-def test_results_keep_the_order_and_leave_out_empty_slots():
+def test_results_are_in_order_without_empty_slots():
     def finish(index, detections, size):
         time.sleep(0.002 * (index % 3))  # later images would overtake earlier ones
         assert detections.scores.tolist() == [size[0]] * 2 == [10 + index] * 2
         return index
 
     batches = [batch([3, 1]), batch([4, 0, 2], [True, False, True]), batch([5])]
-    assert list(detector.run(detect, batches, finish)) == [3, 1, 4, 2, 5]
+    assert list(detector.detect_batches(detect, batches, finish)) == [3, 1, 4, 2, 5]
 
 
-def test_the_next_batch_is_detected_while_the_first_is_being_finished():
+def test_detection_overlaps_with_finishing():
     second_detected = threading.Event()
     seen = []
 
@@ -60,7 +60,7 @@ def test_the_next_batch_is_detected_while_the_first_is_being_finished():
         assert second_detected.wait(10), "the first batch was waited for before the second was started"
         return index
 
-    assert list(detector.run(watching, [batch([0]), batch([1])], finish)) == [0, 1]
+    assert list(detector.detect_batches(watching, [batch([0]), batch([1])], finish)) == [0, 1]
 
 
 def test_only_a_few_batches_are_in_flight():
@@ -74,15 +74,15 @@ def test_only_a_few_batches_are_in_flight():
             most = max(most, len(started) - len(finished))
             yield batch([i])
 
-    for index in detector.run(detect, endless(), lambda index, detections, size: index):
+    for index in detector.detect_batches(detect, endless(), lambda index, detections, size: index):
         finished.append(index)
     assert finished == list(range(50))
-    assert most <= 4 + 2  # the threads at most, one waiting for them, one being made
+    assert most <= 4 + 2  # at most 4 threads, one batch waiting, one being produced
 
 
-def test_an_error_of_a_worker_reaches_the_caller():
+def test_errors_of_workers_propagate():
     def finish(index, detections, size):
         raise RuntimeError(f"image {index}")
 
     with pytest.raises(RuntimeError, match="image 7"):
-        list(detector.run(detect, [batch([7])], finish))
+        list(detector.detect_batches(detect, [batch([7])], finish))

@@ -1,4 +1,4 @@
-"""Exact mode: what each image becomes, reading a data set in it, evaluation in it."""
+"""Exact mode: network inputs, batches of a dataset, evaluation."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def test_a_batch_of_one(resize, model, shape, size, dtype):
 
 @pytest.fixture(scope="module")
 def shapes(tmp_path_factory):
-    """A configuration whose evaluation split is five pictures of 48 x 48."""
+    """A configuration whose evaluation split has five images of 48 x 48."""
     root = tmp_path_factory.mktemp("shapes")
     data = DataConfig(
         root=str(root / "data"),
@@ -65,7 +65,7 @@ def shapes(tmp_path_factory):
     return Config(model=model, data=data, eval=EvalConfig(resize="torchvision", overlays=0))
 
 
-def test_batches_hold_every_image_in_its_order(shapes):
+def test_batches_are_in_the_order_of_the_dataset(shapes):
     dataset = load_split(shapes.data, "eval")
     found = list(single_image.batches(dataset, shapes))
     assert [batch.indices.tolist() for batch in found] == [[i] for i in range(5)]
@@ -76,8 +76,8 @@ def test_batches_hold_every_image_in_its_order(shapes):
 
 
 @pytest.mark.parametrize("count", [2, 7])
-def test_images_are_dealt_out_to_processes(shapes, count):
-    """Every image once; every process has as many batches, some of them of nothing."""
+def test_images_are_distributed_over_processes(shapes, count):
+    """Every image once; all processes have equally many batches, some without a valid image."""
     dataset = load_split(shapes.data, "eval")
     shares = [list(single_image.batches(dataset, shapes, process_index=i, process_count=count)) for i in range(count)]
     assert {len(share) for share in shares} == {-(-5 // count)}
@@ -85,15 +85,15 @@ def test_images_are_dealt_out_to_processes(shapes, count):
     assert sorted(valid) == list(range(5))
 
 
-def test_a_file_that_cannot_be_decoded_is_named(shapes, monkeypatch):
+def test_an_undecodable_file_raises_with_its_name(shapes, monkeypatch):
     dataset = load_split(shapes.data, "eval")
     monkeypatch.setattr(image_files, "decode", lambda *_: None)
     with pytest.raises(DataError, match=dataset.file_names[0]):
         list(single_image.batches(dataset, shapes))
 
 
-def test_evaluation_scales_boxes_back_by_the_peers_sizes(shapes, tmp_path, monkeypatch):
-    """The first object of each image, known to the network in its pixels, is found where it is."""
+def test_evaluation_scales_boxes_by_the_reference_sizes(shapes, tmp_path, monkeypatch):
+    """The network returns the first object of each image in its own pixels."""
     dataset = load_split(shapes.data, "eval")
     order = iter(range(5))
 

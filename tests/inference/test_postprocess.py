@@ -1,4 +1,4 @@
-"""From network coordinates to predictions in the original image."""
+"""Postprocessing: from network coordinates to predictions in the original image."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 from pycocotools import mask as coco_mask
 
 from mrcnn_jax.config import KeypointHeadConfig, MaskHeadConfig, ModelConfig
-from mrcnn_jax.inference.paste import paste_soft
+from mrcnn_jax.inference.paste import paste_probabilities
 from mrcnn_jax.inference.postprocess import categories, postprocess
 from mrcnn_jax.structures import Detections
 
@@ -17,7 +17,7 @@ MODEL = ModelConfig(num_classes=2, category_ids=(7, 3), category_names=("dog", "
 
 
 def detections(boxes, *, padding=0, seed=0):
-    """Detections of the given boxes with random masks, and `padding` slots of garbage."""
+    """Detections with the given boxes and random masks, and `padding` slots of garbage."""
     rng = np.random.default_rng(seed)
     count = len(boxes)
     valid = np.arange(count + padding) < count
@@ -39,14 +39,14 @@ def test_boxes_are_scaled_by_each_axis_and_clipped():
     assert found.boxes.dtype == np.float32
 
 
-def test_classes_become_category_ids_by_the_models_table():
+def test_class_indices_map_to_category_ids():
     found = postprocess(detections([[0, 0, 9, 9], [1, 1, 9, 9], [2, 2, 9, 9]]), np.array([10, 10]), (10, 10), MODEL)
     assert found.labels.tolist() == [1, 2, 1]
     assert found.category_ids.tolist() == [7, 3, 7]
     assert found.names == ("dog", "cat", "dog")
 
 
-def test_a_model_without_categories_counts_from_one():
+def test_a_model_without_categories_has_ids_from_one():
     assert categories(ModelConfig(num_classes=2)) == ((1, 2), ("class 1", "class 2"))
 
 
@@ -59,7 +59,7 @@ def test_padding_and_boxes_without_area_are_dropped():
     np.testing.assert_array_equal(found.masks, alone.masks)
 
 
-def test_nothing_found():
+def test_no_detections():
     found = postprocess(detections([], padding=3), np.array([10, 10]), (20, 30), MODEL)
     assert found.boxes.shape == (0, 4)
     assert found.masks.shape == (0, 20, 30)
@@ -78,7 +78,7 @@ def test_coco_records_hold_the_same_boxes_and_masks():
         np.testing.assert_array_equal(coco_mask.decode(record["segmentation"]), mask)
 
 
-def test_supervision_gets_the_same():
+def test_to_supervision():
     found = postprocess(detections([[3, 4, 40, 30]]), np.array([50, 60]), (50, 60), MODEL)
     theirs = found.to_supervision()
     np.testing.assert_array_equal(theirs.xyxy, found.boxes)
@@ -96,7 +96,7 @@ def test_a_model_without_masks():
     assert found.to_supervision().mask is None
 
 
-def test_a_selection_keeps_everything_together():
+def test_selections_of_instances():
     found = postprocess(detections([[0, 0, 9, 9], [1, 1, 8, 9], [2, 2, 9, 8]]), np.array([10, 10]), (10, 10), MODEL)
     last = found[found.labels == 2]
     assert len(last) == 1
@@ -106,12 +106,12 @@ def test_a_selection_keeps_everything_together():
     assert [instance.names for instance in found] == [("dog",), ("cat",), ("dog",)]
 
 
-def test_a_prediction_is_told_in_a_line():
+def test_repr_lists_instances():
     found = postprocess(detections([[0, 0, 9, 9]] * 8), np.array([10, 10]), (10, 20), MODEL)
     assert repr(found[:2]) == "Prediction(10x20: dog 0.90, cat 0.79)"
     assert repr(found).endswith("cat 0.33, 2 more)")
     assert repr(found[:0]) == "Prediction(10x20: nothing found)"
-    assert (found == found[:2]) is False  # and no error of arrays that cannot be compared
+    assert (found == found[:2]) is False  # does not compare arrays
 
 
 PEOPLE = ModelConfig(
@@ -138,7 +138,7 @@ def test_keypoints_are_scaled_by_each_axis_and_not_clipped():
     assert (found.keypoint_score, found.keypoint_names, found.skeleton) == ("logit", ("left", "right"), ((0, 1),))
 
 
-def test_coco_gets_the_pixel_whose_middle_a_keypoint_is():
+def test_coco_keypoints_are_pixel_indices():
     found = postprocess(people([[[10.5, 20.5, 0.25], [0, 79, 7]]]), np.array([80, 100]), (80, 100), PEOPLE)
     (record,) = json.loads(json.dumps(found.to_coco(3)))
     assert record["keypoints"] == [10, 20, 0.25, -0.5, 78.5, 7]
@@ -154,7 +154,7 @@ def test_keypoints_stay_with_their_instances():
     assert theirs[theirs.confidence > 0.7].data["keypoints"][:, 0, 0].tolist() == [1]
 
 
-def test_a_model_without_keypoints_gives_none():
+def test_a_model_without_keypoints():
     found = postprocess(detections([[0, 0, 9, 9]]), np.array([10, 10]), (10, 10), MODEL)
     assert found.keypoints is None
     assert found[0].keypoints is None
@@ -163,7 +163,7 @@ def test_a_model_without_keypoints_gives_none():
 
 
 def compare_keypoints(arrays, i, network_size, size, scores):
-    """Keypoints of the peer in the network image, post-processed by us, against its own final ones."""
+    """Compare our postprocessing of the reference's network keypoints with its final keypoints."""
     points = np.concatenate([arrays[f"net_det{i}_keypoints"][..., :2], scores[..., None]], axis=-1)
     count = len(points)
     model = ModelConfig(num_classes=100, mask=None, keypoint=KeypointHeadConfig(num_keypoints=points.shape[1]))
@@ -197,8 +197,8 @@ def test_golden_detectron2_keypoints_in_the_original_image(golden, i):
     compare_keypoints(arrays, i, arrays["image_sizes"][i], size, arrays[f"det{i}_keypoints"][..., 2])
 
 
-def compare_with_peer(arrays, i, mask_size, rule, first_label, packed_name):
-    """Network detections of the peer, post-processed by us, against the peer's own final ones."""
+def compare_with_reference(arrays, i, mask_size, rule, first_label, packed_name):
+    """Compare our postprocessing of the reference's network detections with its final detections."""
     network = {name: arrays[f"net_det{i}_{name}"] for name in ("boxes", "scores", "labels", "masks")}
     size = tuple(arrays[f"det{i}_masks_shape"][-2:].tolist())
     count = len(network["scores"])
@@ -218,23 +218,23 @@ def compare_with_peer(arrays, i, mask_size, rule, first_label, packed_name):
     np.testing.assert_allclose(found.boxes, arrays[f"det{i}_boxes"], rtol=0, atol=blur)
     expected = np.unpackbits(arrays[f"det{i}_{packed_name}"], axis=1)[:, : size[0] * size[1]].reshape(-1, *size)
     for ours, theirs, mask, box in zip(found.masks, expected, found.mask_probabilities, found.boxes, strict=True):
-        soft = paste_soft(mask, box, size, rule)
-        # What `blur` pixels are in mask pixels, between which a value changes by at most 1.
+        soft = paste_probabilities(mask, box, size, rule)
+        # `blur` in mask pixels; values of neighboring mask pixels differ by at most 1.
         noise = blur * len(mask) / (box[2:] - box[:2]).min()
         undecided = np.zeros(size, bool)
         near = np.abs(soft.pixels - 0.5) < noise
         undecided[soft.top : soft.top + near.shape[0], soft.left : soft.left + near.shape[1]] = near
         np.testing.assert_array_equal(ours[~undecided], theirs[~undecided])
-        assert undecided.sum() < 0.01 * ours.sum() + 5  # so that the comparison is one
+        assert undecided.sum() < 0.01 * ours.sum() + 5  # the comparison covers nearly all pixels
 
 
 @pytest.mark.parametrize("i", [0, 1])
 def test_golden_torchvision_detections_in_the_original_image(golden, i):
     arrays = golden("tv_model_maskrcnn_eval.npz")
-    compare_with_peer(arrays, i, arrays["image_sizes"][i], "torchvision", 1, "masks_ge_half_packed")
+    compare_with_reference(arrays, i, arrays["image_sizes"][i], "torchvision", 1, "masks_ge_half_packed")
 
 
 @pytest.mark.parametrize("i", [0, 1])
 def test_golden_detectron2_detections_in_the_original_image(golden, i):
     arrays = golden("d2_model_mask_rcnn_R_50_FPN_eval.npz")
-    compare_with_peer(arrays, i, arrays["image_sizes"][i], "detectron2", 0, "masks_packed")
+    compare_with_reference(arrays, i, arrays["image_sizes"][i], "detectron2", 0, "masks_packed")

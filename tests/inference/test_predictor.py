@@ -1,4 +1,4 @@
-"""The Predictor: any sizes in, input order out, at most two programs a shape, errors that name the image."""
+"""Predictor: order of results, at most two programs per shape, errors that name the image."""
 
 from __future__ import annotations
 
@@ -24,7 +24,10 @@ CONFIG = Config(
 
 @pytest.fixture
 def shapes(monkeypatch):
-    """Replace the network by one that finds the whole picture and names the brightness of its first pixel a score."""
+    """Replace the network: it detects the whole image, with the brightness of its first pixel as score.
+
+    Returns the list of shapes of its inputs.
+    """
     seen = []
 
     def detect(images, image_sizes):
@@ -46,13 +49,13 @@ def shapes(monkeypatch):
     return seen
 
 
-def picture(height, width, brightness):
+def solid_image(height, width, brightness):
     return np.full((height, width, 3), brightness, np.uint8)
 
 
 def test_results_come_in_input_order_with_original_sizes(shapes):
     sizes = [(50, 80), (80, 50), (300, 200), (31, 97), (48, 48), (10, 200), (64, 96)]
-    found = Predictor(CONFIG, {})([picture(*size, 10 * i) for i, size in enumerate(sizes)])
+    found = Predictor(CONFIG, {})([solid_image(*size, 10 * i) for i, size in enumerate(sizes)])
     for i, (size, prediction) in enumerate(zip(sizes, found, strict=True)):
         assert prediction.image_size == size
         np.testing.assert_allclose(prediction.scores, 10 * i / 255, rtol=1e-6)
@@ -61,16 +64,16 @@ def test_results_come_in_input_order_with_original_sizes(shapes):
     assert set(shapes) <= {(b, *bucket, 3) for b in (1, 2) for bucket in CONFIG.data.buckets}
 
 
-def test_what_is_left_of_a_shape_uses_the_program_that_is_there(shapes):
+def test_leftover_images_use_the_compiled_program(shapes):
     landscape, portrait = (64, 96, 3), (96, 64, 3)
     predict = Predictor(CONFIG, {})
-    found = predict([picture(50, 80, 10 * i) for i in range(5)] + [picture(80, 50, 50)])
+    found = predict([solid_image(50, 80, 10 * i) for i in range(5)] + [solid_image(80, 50, 50)])
     np.testing.assert_allclose([one.scores[0] for one in found], np.arange(6) * 10 / 255, rtol=1e-6)
     assert sorted(shapes) == sorted([(2, *landscape)] * 3 + [(1, *portrait)])
 
 
 def test_files_and_arrays_agree_and_colors_are_rgb(shapes, tmp_path):
-    image = picture(40, 60, 0)
+    image = solid_image(40, 60, 0)
     image[:, :, 0] = 200  # red
     path = tmp_path / "red.png"
     cv2.imwrite(str(path), image[:, :, ::-1])
@@ -79,7 +82,7 @@ def test_files_and_arrays_agree_and_colors_are_rgb(shapes, tmp_path):
     assert by_path.scores == by_text.scores == by_array.scores == np.float32(200 / 255)
 
 
-def test_no_images_give_no_results(shapes):
+def test_no_images(shapes):
     assert Predictor(CONFIG, {})([]) == []
     assert not shapes
 
@@ -94,19 +97,19 @@ def test_no_images_give_no_results(shapes):
         None,
     ],
 )
-def test_an_image_of_another_kind_is_named(shapes, image):
+def test_an_invalid_image_raises_with_its_index(shapes, image):
     with pytest.raises(ImageError, match=r"image 1: expected a uint8 RGB array \(height, width, 3\) or a path, got"):
-        Predictor(CONFIG, {})([picture(8, 8, 0), image])
+        Predictor(CONFIG, {})([solid_image(8, 8, 0), image])
 
 
-def test_a_single_image_is_told_from_a_list(shapes, tmp_path):
-    for single in (picture(8, 8, 0), str(tmp_path / "a.png"), tmp_path / "a.png"):
+def test_a_single_image_raises(shapes, tmp_path):
+    for single in (solid_image(8, 8, 0), str(tmp_path / "a.png"), tmp_path / "a.png"):
         with pytest.raises(TypeError, match=r"predict\(\[image\]\)"):
             Predictor(CONFIG, {})(single)
 
 
 @pytest.mark.parametrize(
-    ("image", "way"),
+    ("image", "conversion"),
     [
         (Image.fromarray(np.zeros((8, 8), np.uint8)), 'np.asarray(image.convert("RGB"))'),
         (np.zeros((8, 8), np.uint8), "np.stack([image] * 3, axis=-1)"),
@@ -114,23 +117,23 @@ def test_a_single_image_is_told_from_a_list(shapes, tmp_path):
         (np.zeros((8, 8, 3)), "(255 * image).round().astype(np.uint8)"),
     ],
 )
-def test_what_people_have_instead_becomes_an_image_in_the_way_that_is_said(shapes, image, way):
-    with pytest.raises(ImageError, match=re.escape(way)):
+def test_errors_suggest_a_conversion_that_works(shapes, image, conversion):
+    with pytest.raises(ImageError, match=re.escape(conversion)):
         Predictor(CONFIG, {})([image])
-    assert len(Predictor(CONFIG, {})([eval(way)])) == 1
+    assert len(Predictor(CONFIG, {})([eval(conversion)])) == 1
 
 
-def test_any_iterable_of_images_will_do(shapes):
-    found = Predictor(CONFIG, {})(picture(48, 48, brightness) for brightness in (0, 255))
+def test_images_can_be_any_iterable(shapes):
+    found = Predictor(CONFIG, {})(solid_image(48, 48, brightness) for brightness in (0, 255))
     assert [prediction.scores.tolist() for prediction in found] == [[0], [1]]
 
 
-def test_a_predictor_says_what_it_is(shapes):
+def test_repr(shapes):
     assert repr(Predictor(CONFIG, {})) == "Predictor(mask_rcnn: 2 classes, boxes, masks)"
 
 
 @pytest.mark.parametrize("content", [None, b"", b"no image"])
-def test_a_file_that_cannot_be_read_is_named(tmp_path, content):
+def test_an_unreadable_file_raises_with_its_name(tmp_path, content):
     path = tmp_path / "broken.jpg"
     if content is not None:
         path.write_bytes(content)

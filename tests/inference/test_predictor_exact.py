@@ -1,4 +1,4 @@
-"""The Predictor in exact mode, and the peers' models by name."""
+"""Predictor in exact mode, and models of torchvision and Detectron2 by name."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ pytestmark = pytest.mark.medium
 
 @pytest.fixture
 def seen(monkeypatch):
-    """What the network was given; it finds the whole picture."""
+    """Replace the network by one that detects the whole image; returns the list of its inputs."""
     given = []
 
     def detect(images, image_sizes):
@@ -43,7 +43,7 @@ def seen(monkeypatch):
 
 
 @pytest.mark.parametrize(("resize", "dtype"), [("torchvision", np.float32), ("detectron2", np.uint8)])
-def test_every_image_is_alone_in_the_peers_shape(seen, resize, dtype):
+def test_every_image_is_processed_alone_in_the_reference_shape(seen, resize, dtype):
     config = Config(
         model=dataclasses.replace(presets.torchvision(), num_classes=2),
         data=DataConfig(shortest_edge_eval=64, longest_edge=150),
@@ -52,17 +52,17 @@ def test_every_image_is_alone_in_the_peers_shape(seen, resize, dtype):
     images = [np.full((h, w, 3), 9, np.uint8) for h, w in [(50, 80), (50, 80), (90, 40), (10, 200)]]
     found = Predictor(config, {})(images)
     assert [prediction.image_size for prediction in found] == [image.shape[:2] for image in images]
-    for image, prediction, (canvas, size) in zip(images, found, seen, strict=True):
+    for image, prediction, (padded, size) in zip(images, found, seen, strict=True):
         expected, expected_size = exact.network_input(image, config)
-        assert canvas.dtype == dtype
-        np.testing.assert_array_equal(canvas, expected[None])
+        assert padded.dtype == dtype
+        np.testing.assert_array_equal(padded, expected[None])
         assert size.tolist() == [list(expected_size)]
         np.testing.assert_allclose(prediction.boxes, [[0, 0, image.shape[1], image.shape[0]]], rtol=1e-6)
 
 
 @pytest.fixture(scope="module")
 def small_models():
-    """A narrow model of each peer's flavor with random weights, and its state dict under the peer's names."""
+    """For each origin a narrow model with random weights, and its state dict with the names of that origin."""
 
     def make(base, export):
         model = dataclasses.replace(
@@ -84,34 +84,34 @@ def small_models():
     }
 
 
-@pytest.mark.parametrize("peer", reference_models.ORIGINS)
-def test_a_peers_model_by_name(peer, small_models, monkeypatch):
-    model, variables, state = small_models[peer]
-    monkeypatch.setattr(presets, f"{peer}_model", {"small": model}.__getitem__)
-    config, loaded = reference_models.load(state, peer, "small")
-    assert (config.eval.resize, config.data.shortest_edge_eval, config.data.longest_edge) == (peer, 800, 1333)
+@pytest.mark.parametrize("origin", reference_models.ORIGINS)
+def test_load_a_reference_model_by_name(origin, small_models, monkeypatch):
+    model, variables, state = small_models[origin]
+    monkeypatch.setattr(presets, f"{origin}_model", {"small": model}.__getitem__)
+    config, loaded = reference_models.load(state, origin, "small")
+    assert (config.eval.resize, config.data.shortest_edge_eval, config.data.longest_edge) == (origin, 800, 1333)
     assert config.model == dataclasses.replace(model, category_ids=(1, 2))
     jax.tree.map(np.testing.assert_array_equal, loaded, variables)
     recipe = Config(data=DataConfig(root="here"), eval=EvalConfig(batch_size=3))
-    config, _ = reference_models.load(state, peer, "small", recipe, exact=False, frozen_bn_eps=0.5)
+    config, _ = reference_models.load(state, origin, "small", recipe, exact=False, frozen_bn_eps=0.5)
     assert (config.eval.resize, config.eval.batch_size, config.data.root) == ("bucket", 3, "here")
     assert config.model.backbone.norm_eps == 0.5
 
 
-@pytest.mark.parametrize("peer", reference_models.ORIGINS)
-def test_predictors_of_the_peers(peer, seen, small_models, monkeypatch):
-    model, _, state = small_models[peer]
-    monkeypatch.setattr(presets, f"{peer}_model", {"small": model}.__getitem__)
+@pytest.mark.parametrize("origin", reference_models.ORIGINS)
+def test_predictors_of_reference_models(origin, seen, small_models, monkeypatch):
+    model, _, state = small_models[origin]
+    monkeypatch.setattr(presets, f"{origin}_model", {"small": model}.__getitem__)
     cached = []
     monkeypatch.setattr(compilation_cache, "enable", lambda: cached.append(True))
-    predict = getattr(Predictor, f"from_{peer}")(state, "small")
+    predict = getattr(Predictor, f"from_{origin}")(state, "small")
     assert cached
-    assert predict.config.eval.resize == peer
+    assert predict.config.eval.resize == origin
     predict([np.zeros((30, 40, 3), np.uint8)])
     assert seen[0][0].shape == (1, 800, 1088, 3)
 
 
-def test_what_cannot_be_loaded_is_said():
+def test_unknown_names_and_incomplete_weights_raise():
     with pytest.raises(ConfigError, match="maskrcnn_resnet50_fpn_v2"):
         Predictor.from_torchvision({}, "maskrcnn_resnet50")
     with pytest.raises(ConfigError, match="mask_rcnn_R_50_FPN"):

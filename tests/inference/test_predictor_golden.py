@@ -1,7 +1,7 @@
-"""From an uint8 image and a state dict under the peer's names to the peer's detections, through `Predictor`.
+"""`Predictor` against torchvision and Detectron2, from uint8 images and state dicts with their names.
 
-The peers' arrays are of batches, whose images share one padded shape. So every image is tried in that shape, and
-through the Predictor those whose own shape it is: an image alone sees no other's padding.
+The reference arrays are of batches, whose images share one padded shape. So every image is tested in that shape, and
+through the Predictor only those whose own padded shape it is.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ def slow(*names):
     return [pytest.param(name, marks=pytest.mark.slow) for name in names]
 
 
-def load(golden, peer, name, file_name):
-    """Configuration and variables as the public path makes them from generated weights."""
+def load(golden, origin, name, file_name):
+    """Configuration and variables from generated weights, loaded through the public function."""
     state = golden.recipe().state(json.loads(golden.file(file_name).read_text()))
-    return reference_models.load(state, peer, name)
+    return reference_models.load(state, origin, name)
 
 
 @pytest.fixture(scope="module", params=slow("maskrcnn", "maskrcnn_v2", "keypointrcnn"))
@@ -64,18 +64,18 @@ def detectron2_case(request, golden):
     )
 
 
-def padded(canvas, shape):
-    """The canvas in the larger shape of a batch."""
-    return np.pad(canvas, [(0, new - old) for new, old in zip(shape, canvas.shape, strict=False)] + [(0, 0)])
+def padded(array, shape):
+    """Pad an image to the larger shape of a batch."""
+    return np.pad(array, [(0, new - old) for new, old in zip(shape, array.shape, strict=False)] + [(0, 0)])
 
 
 def detections_in_batch_shape(config, variables, images, shape, sizes):
-    """Each image's detections, NumPy, in the padded shape of the peer's batch."""
+    """Yield the detections of each image, NumPy, in the padded shape of the reference batch, and its size."""
     detect = detector.compile_detect(config.model, variables)
     for image, expected in zip(images, sizes.tolist(), strict=True):
-        canvas, size = exact.network_input(image, config)
+        array, size = exact.network_input(image, config)
         assert list(size) == expected
-        found = detect(padded(canvas, shape)[None], np.array([size], np.int32))
+        found = detect(padded(array, shape)[None], np.array([size], np.int32))
         yield jax.tree.map(lambda field: np.asarray(field)[0], found), size
 
 
@@ -122,13 +122,13 @@ def test_golden_torchvision_predictor(torchvision_case):
 
 
 def unresized(config, image):
-    """Edges that leave an image as it is."""
+    """Return `config` with edges that do not resize `image`."""
     edges = {"shortest_edge_eval": min(image.shape[:2]), "longest_edge": max(image.shape[:2])}
     return replace(config, data=replace(config.data, **edges))
 
 
 def from_one(theirs, i):
-    """Labels counted from 1, as ours are."""
+    """Return `theirs` with labels counted from 1."""
     return {**theirs, f"det{i}_labels": theirs[f"det{i}_labels"] + 1}
 
 

@@ -1,4 +1,4 @@
-"""The peers' resizes: sizes, pixels, padding."""
+"""Preprocessing of torchvision and Detectron2: sizes, pixels, padding."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from mrcnn_jax.inference.reference_preprocessing import (
 
 COCO = {"shortest_edge": 800, "longest_edge": 1333}
 SIZES = [(480, 640), (427, 640), (640, 425), (1000, 300), (77, 150), (500, 500), (3000, 2001)]
-# Values lie below 4, where float32 has steps of 2.4e-7; normalizing and mixing along two axes round six times.
+# Values are below 4, where float32 has steps of 2.4e-7; normalization and interpolation along two axes round six times.
 ROUNDING = 1.5e-6
 
 
@@ -60,7 +60,7 @@ def test_golden_torchvision_input(golden):
 
 @pytest.mark.medium
 @pytest.mark.parametrize("size", SIZES)
-def test_interpolation_is_torchs(size):
+def test_interpolation_equals_torch(size):
     torch = pytest.importorskip("torch")
     image = np.random.default_rng(1).uniform(-2, 2, (*size, 3)).astype(np.float32)
     scale = min(COCO["shortest_edge"] / min(size), COCO["longest_edge"] / max(size))
@@ -101,7 +101,7 @@ def test_detectron2_input(divisor):
 
 
 @pytest.mark.parametrize("edges", [(67, 200), (150, 400)])  # smaller, larger
-def test_detectron2_averages_the_pixels_that_it_covers(edges):
+def test_detectron2_resizes_with_antialiasing(edges):
     torch = pytest.importorskip("torch")
     image = pixels(96, 144)
     ours, size = detectron2_input(image, shortest_edge=edges[0], longest_edge=edges[1], divisor=1)
@@ -118,7 +118,7 @@ def test_detectron2_averages_the_pixels_that_it_covers(edges):
     assert difference.max() < 1.1
 
 
-def test_an_image_of_the_right_size_is_left_alone():
+def test_an_image_of_the_target_size_is_not_resized():
     image = pixels(128, 160)
     ours, size = detectron2_input(image, shortest_edge=128, longest_edge=200, divisor=32)
     assert size == (128, 160)

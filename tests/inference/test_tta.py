@@ -1,4 +1,4 @@
-"""Test-time augmentation: the views of an image, one view against plain inference, mirrored images, evaluation."""
+"""Test-time augmentation: views, equality with plain inference for one view, flipped images, evaluation."""
 
 from __future__ import annotations
 
@@ -31,13 +31,13 @@ def config(model, data=DATA, **settings):
     return Config(model=model, data=data, eval=EvalConfig(**settings))
 
 
-def picture(height, width, seed=0):
+def random_image(height, width, seed=0):
     return np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
 
 
 @pytest.fixture(scope="module")
 def model():
-    """The tiny model with three keypoints, which finds something everywhere."""
+    """The tiny model with three keypoints and no score threshold."""
     base = tiny.model()
     return dataclasses.replace(
         base,
@@ -49,7 +49,7 @@ def model():
 
 @pytest.fixture(scope="module")
 def variables(model):
-    """Random, and so large that boxes of a picture have scores of their own."""
+    """Random variables, large enough that the scores of boxes differ."""
     rng = np.random.default_rng(0)
 
     def draw(path, leaf):
@@ -61,9 +61,9 @@ def variables(model):
 
 
 def test_one_view_is_plain_inference(model, variables):
-    image = picture(50, 80)
-    once = single_image.prepare(image, 0, config(model))
-    plain = detector.compile_detect(model, variables)(once.images, once.image_sizes)
+    image = random_image(50, 80)
+    single = single_image.prepare(image, 0, config(model))
+    plain = detector.compile_detect(model, variables)(single.images, single.image_sizes)
     views = tta.prepare(image, 0, config(model, scales=(64,)))
     found = tta.compile_detect(model, variables)(views.images, views.image_sizes)
     assert plain.valid.sum() == 10
@@ -79,9 +79,9 @@ def test_one_view_is_plain_inference(model, variables):
     np.testing.assert_array_equal(found.keypoints[..., :2], plain.keypoints[..., :2])
 
 
-def test_a_mirrored_image_gives_mirrored_results(model, variables):
-    """One view does not: the network's strides begin at the left."""
-    images = [picture(64, 96), np.ascontiguousarray(picture(64, 96)[:, ::-1])]
+def test_a_flipped_image_gives_flipped_results(model, variables):
+    """A single view is not flip-equivariant: the network's strides begin at the left."""
+    images = [random_image(64, 96), np.ascontiguousarray(random_image(64, 96)[:, ::-1])]
     one, two = Predictor(config(model, flip=True), variables)(images)
     assert len(one) == len(two) == 10
     np.testing.assert_array_equal(one.scores, two.scores)
@@ -93,25 +93,25 @@ def test_a_mirrored_image_gives_mirrored_results(model, variables):
     np.testing.assert_allclose([96, 0] + [-1, 1] * back[..., :2], one.keypoints[..., :2], atol=1e-3)
     # The logarithm of a score is a difference of heights, of some hundreds in a random network.
     np.testing.assert_allclose(np.log(back[..., 2]), np.log(one.keypoints[..., 2]), atol=1e-3)
-    plain, mirrored = Predictor(config(model, scales=(64,)), variables)(images)
-    assert not np.array_equal(plain.scores, mirrored.scores)
+    plain, flipped = Predictor(config(model, scales=(64,)), variables)(images)
+    assert not np.array_equal(plain.scores, flipped.scores)
 
 
-def test_programs_are_two_for_a_shape(model, variables):
-    """Seen mirrored or not, of a picture that fills it or does not."""
+def test_two_programs_per_shape(model, variables):
+    """Flipped or not, with or without padding."""
     detect = tta.compile_detect(model, variables)
     for size in [(64, 96), (50, 80)]:
-        views = tta.prepare(picture(*size), 0, config(model, flip=True))
+        views = tta.prepare(random_image(*size), 0, config(model, flip=True))
         detect(views.images, views.image_sizes)
     programs = tta._programs(model)
-    assert (programs.find._cache_size(), programs.ask._cache_size()) == (1, 1)
+    assert (programs.detect_boxes._cache_size(), programs.run_heads._cache_size()) == (1, 1)
 
 
-def test_features_of_two_images_at_most_are_on_the_device(monkeypatch):
+def test_at_most_two_images_are_in_flight(monkeypatch):
     waited = []
     monkeypatch.setattr(jax, "block_until_ready", waited.append)
     detect = tta._Detect(None, {})
-    monkeypatch.setattr(detect, "_dispatch", lambda image, frame: image)
+    monkeypatch.setattr(detect, "_dispatch", lambda views, reference_size: views)
     for image in range(4):
         assert detect(image, np.array([[64, 96]])) == image
         assert waited == list(range(image - 1))
@@ -121,36 +121,36 @@ def test_features_of_two_images_at_most_are_on_the_device(monkeypatch):
     ("resize", "dtype"), [("bucket", np.uint8), ("torchvision", np.float32), ("detectron2", np.uint8)]
 )
 def test_views_of_an_image(model, resize, dtype):
-    image = picture(50, 80)
-    views, frame, indices, valid = tta.prepare(image, 7, config(model, scales=(48, 96), flip=True, resize=resize))
+    image = random_image(50, 80)
+    views, reference_size, indices, valid = tta.prepare(
+        image, 7, config(model, scales=(48, 96), flip=True, resize=resize)
+    )
     assert views.sizes.tolist() == [[45, 72], [45, 72], [90, 144], [90, 144]]
-    assert views.mirrored.tolist() == [False, True] * 2
-    assert [canvas.shape[1:3] for canvas in views.canvases] == [(64, 96)] * 2 + [(96, 160)] * 2
-    assert {canvas.dtype for canvas in views.canvases} == {np.dtype(dtype)}
-    for plain, mirrored, (height, width) in zip(
-        views.canvases[::2], views.canvases[1::2], views.sizes[::2], strict=True
-    ):
-        np.testing.assert_array_equal(mirrored[0, :height, :width], plain[0, :height, :width][:, ::-1])
-        assert not mirrored[0, height:].any()
-        assert not mirrored[0, :, width:].any()
-    assert frame.tolist() == [[60, 96]]
+    assert views.flipped.tolist() == [False, True] * 2
+    assert [padded.shape[1:3] for padded in views.images] == [(64, 96)] * 2 + [(96, 160)] * 2
+    assert {padded.dtype for padded in views.images} == {np.dtype(dtype)}
+    for plain, flipped, (height, width) in zip(views.images[::2], views.images[1::2], views.sizes[::2], strict=True):
+        np.testing.assert_array_equal(flipped[0, :height, :width], plain[0, :height, :width][:, ::-1])
+        assert not flipped[0, height:].any()
+        assert not flipped[0, :, width:].any()
+    assert reference_size.tolist() == [[60, 96]]
     assert (indices.tolist(), valid.tolist()) == ([7], [True])
 
 
 @pytest.mark.parametrize("resize", ["bucket", "torchvision", "detectron2"])
 @pytest.mark.parametrize("size", [(50, 80), (37, 51), (300, 100), (61, 97)])
-def test_the_frame_is_the_picture_of_plain_inference(model, resize, size):
+def test_the_reference_size_is_that_of_plain_inference(model, resize, size):
     settings = config(model, flip=True, resize=resize)
-    once = single_image.prepare(picture(*size), 0, settings)
-    assert tta.prepare(picture(*size), 0, settings).image_sizes.tolist() == once.image_sizes.tolist()
+    single = single_image.prepare(random_image(*size), 0, settings)
+    assert tta.prepare(random_image(*size), 0, settings).image_sizes.tolist() == single.image_sizes.tolist()
 
 
-def test_buckets_and_edges_follow_the_scale():
+def test_buckets_and_edges_are_scaled():
     default = Config()
-    assert tta.at_scale(default, 800) == dataclasses.replace(
+    assert tta.scale_config(default, 800) == dataclasses.replace(
         default, data=dataclasses.replace(default.data, shortest_edge_eval=800)
     )
-    half, larger = (tta.at_scale(default, scale).data for scale in (400, 1200))
+    half, larger = (tta.scale_config(default, scale).data for scale in (400, 1200))
     assert (half.shortest_edge_eval, half.longest_edge) == (400, 666)
     assert half.buckets == ((416, 544), (544, 416), (416, 672), (672, 416))
     assert (larger.shortest_edge_eval, larger.longest_edge) == (1200, 2000)
@@ -166,7 +166,7 @@ def test_scales_are_checked():
 
 @pytest.fixture(scope="module")
 def shapes(tmp_path_factory):
-    """A configuration whose evaluation split is five pictures of 48 x 48."""
+    """A configuration whose evaluation split has five images of 48 x 48."""
     root = tmp_path_factory.mktemp("shapes")
     data = dataclasses.replace(
         DATA,
@@ -187,18 +187,18 @@ def shapes(tmp_path_factory):
     return config(model, data, scales=(64, 96), flip=True, batch_size=3, overlays=0)
 
 
-def truth_of(dataset):
-    """What finds the first object of each image, in the frame's pixels; images are known by their first view."""
+def ground_truth_detector(dataset):
+    """Detection that returns the first object of each image; images are recognized by their first view."""
     pixels = {}
     for index in range(len(dataset)):
         content, annotations = dataset.record(index)
         view = tta.prepare(image_files.decode(content), index, config(tiny.model(), scales=(64,)))
-        pixels[view.images.canvases[0].tobytes()] = np.array(annotations[0]["bbox"], np.float32)
+        pixels[view.images.images[0].tobytes()] = np.array(annotations[0]["bbox"], np.float32)
 
-    def detect(views, frame):
-        assert len(views.canvases) == 4
-        assert frame.tolist() == [[64, 64]]
-        x, y, width, height = pixels[views.canvases[0].tobytes()] * (64 / 48)
+    def detect(views, reference_size):
+        assert len(views.images) == 4
+        assert reference_size.tolist() == [[64, 64]]
+        x, y, width, height = pixels[views.images[0].tobytes()] * (64 / 48)
         return Detections(
             boxes=np.array([[[x, y, x + width, y + height]]]),
             scores=np.ones((1, 1), np.float32),
@@ -213,12 +213,12 @@ def truth_of(dataset):
 
 
 @pytest.mark.parametrize("count", [1, 2])
-def test_evaluation_sees_every_image_once_in_all_its_views(shapes, tmp_path, monkeypatch, count):
-    """Processes played one after the other; the main one comes last. A batch_size of 3 says nothing here."""
+def test_evaluation_detects_in_all_views_of_every_image_once(shapes, tmp_path, monkeypatch, count):
+    """Simulates the processes one after the other, the main process last. batch_size=3 has no effect here."""
     dataset = load_split(shapes.data, "eval")
-    monkeypatch.setattr(tta, "compile_detect", lambda *_: truth_of(dataset))
+    monkeypatch.setattr(tta, "compile_detect", lambda *_: ground_truth_detector(dataset))
     monkeypatch.setattr(jax, "process_count", lambda: count)
-    monkeypatch.setattr(collectives, "check_same", lambda *_: None)  # the other process is not there
+    monkeypatch.setattr(collectives, "check_same", lambda *_: None)  # there is only one real process
     monkeypatch.setattr(collectives, "broadcast_bytes", lambda content: content)
     shares = []
     for index in reversed(range(count)):

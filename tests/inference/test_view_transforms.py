@@ -1,4 +1,4 @@
-"""Views of an image put together: geometry on a hand-made network that draws what it sees, and merging by hand."""
+"""Transforms between views, on a network that returns the image inside each box, and merging of detections."""
 
 from __future__ import annotations
 
@@ -19,27 +19,27 @@ from mrcnn_jax.structures import Detections
 
 pytestmark = pytest.mark.medium
 
-FRAME = (60, 100)  # height, width
-SIDE = 16  # of the masks and heat maps drawn here
+REFERENCE_SIZE = (60, 100)  # height, width
+SIDE = 16  # of masks and heatmaps
 BOX = (13.0, 8.0, 61.0, 44.0)
 MODEL = ModelConfig(
     num_classes=3,
     box=BoxHeadConfig(max_detections=3),
     keypoint=KeypointHeadConfig(num_keypoints=3, flip_map=(0, 2, 1)),
 )
-POSES = [(FRAME, False), (FRAME, True), ((120, 200), False), ((120, 200), True), ((45, 80), True)]
+VIEWS = [(REFERENCE_SIZE, False), (REFERENCE_SIZE, True), ((120, 200), False), ((120, 200), True), ((45, 80), True)]
 
 
 def draw(size):
-    """A picture of `size` of a smooth blob beside the middle of BOX, as a canvas (1, H, W, 1)."""
+    """Draw a smooth blob off the center of BOX, in an image (1, H, W, 1) of `size`."""
     height, width = size
     y, x = np.mgrid[:height, :width] + 0.5
-    x, y = x * FRAME[1] / width, y * FRAME[0] / height
+    x, y = x * REFERENCE_SIZE[1] / width, y * REFERENCE_SIZE[0] / height
     return np.exp(-((x - 28) ** 2) / 150 - ((y - 30) ** 2) / 80).astype(np.float32)[None, :, :, None]
 
 
-def look(features, boxes):
-    """The picture inside each box (1, D, 4), as (1, D, SIDE, SIDE)."""
+def crop_boxes(features, boxes):
+    """Resample the image inside boxes (1, D, 4) to (1, D, SIDE, SIDE)."""
     x0, y0, x1, y1 = (boxes[0, :, i, None] for i in range(4))
     cells = (jnp.arange(SIDE) + 0.5)[None] / SIDE
     columns, rows = x0 + cells * (x1 - x0) - 0.5, y0 + cells * (y1 - y0) - 0.5
@@ -50,16 +50,19 @@ def look(features, boxes):
 
 @pytest.fixture
 def drawing_network(monkeypatch):
-    """Masks are the picture. The first keypoint is what is bright; of the others, which mirror images exchange, one is
-    bright on the left of what the network sees, and one on the right."""
+    """Heads whose mask is the image inside the box.
+
+    The heatmap of the first keypoint is the same; those of the other two, which a flip exchanges, are its left and its
+    right half.
+    """
 
     def heatmaps(model, variables, features, boxes):
-        seen = look(features, boxes)
+        cropped = crop_boxes(features, boxes)
         left = jnp.arange(SIDE) < SIDE // 2
-        return jnp.stack([seen, jnp.where(left, seen, 0.0), jnp.where(left, 0.0, seen)], axis=-1)
+        return jnp.stack([cropped, jnp.where(left, cropped, 0.0), jnp.where(left, 0.0, cropped)], axis=-1)
 
     monkeypatch.setattr(
-        mask_rcnn, "mask_probabilities", lambda model, variables, features, boxes, _: look(features, boxes)
+        mask_rcnn, "mask_probabilities", lambda model, variables, features, boxes, _: crop_boxes(features, boxes)
     )
     monkeypatch.setattr(mask_rcnn, "keypoint_heatmaps", heatmaps)
 
@@ -77,52 +80,52 @@ def detections(boxes, scores, classes, valid=None, *, truncated=False):
     )
 
 
-def pose(size, mirrored):
-    return view_transforms.ViewTransform(np.array(FRAME), np.array(size), np.array(mirrored))
+def transform(size, flipped):
+    return view_transforms.ViewTransform(np.array(REFERENCE_SIZE), np.array(size), np.array(flipped))
 
 
-def asked(size, mirrored):
-    canvas = draw(size)
-    features = (jnp.asarray(canvas[:, :, ::-1] if mirrored else canvas),)
+def run_heads_on(size, flipped):
+    image = draw(size)
+    features = (jnp.asarray(image[:, :, ::-1] if flipped else image),)
     merged = detections([BOX], [0.9], [1])
-    return view_transforms.run_heads(mask_rcnn.build_model(MODEL), {}, features, merged, pose(size, mirrored))
+    return view_transforms.run_heads(mask_rcnn.build_model(MODEL), {}, features, merged, transform(size, flipped))
 
 
-@pytest.mark.parametrize(("size", "mirrored"), POSES)
-def test_masks_and_keypoints_of_all_views_line_up(drawing_network, size, mirrored):
-    masks, heatmaps = asked(FRAME, mirrored=False)
-    assert abs(masks - masks[..., ::-1]).max() > 0.5  # a view that is not mirrored back would be seen
+@pytest.mark.parametrize(("size", "flipped"), VIEWS)
+def test_masks_and_keypoints_of_all_views_agree(drawing_network, size, flipped):
+    masks, heatmaps = run_heads_on(REFERENCE_SIZE, flipped=False)
+    assert abs(masks - masks[..., ::-1]).max() > 0.5  # so that a missing flip fails
     assert abs(heatmaps[..., 1] - heatmaps[..., 2]).max() > 0.5
-    tolerance = 1e-6 if size == FRAME else 0.02  # the picture drawn with other pixels
-    for found, expected in zip(asked(size, mirrored), (masks, heatmaps), strict=True):
+    tolerance = 1e-6 if size == REFERENCE_SIZE else 0.02  # interpolation of another image size
+    for found, expected in zip(run_heads_on(size, flipped), (masks, heatmaps), strict=True):
         np.testing.assert_allclose(found, expected, atol=tolerance)
 
 
-@pytest.mark.parametrize(("size", "mirrored"), POSES)
-def test_boxes_come_into_the_frame(monkeypatch, size, mirrored):
-    """The network finds, in the view's pixels, the box where the view shows it."""
-    seen = jnp.asarray(BOX) * np.tile(np.divide(size, FRAME)[::-1], 2)
-    seen = box_ops.mirror(seen, size[1]) if mirrored else seen
+@pytest.mark.parametrize(("size", "flipped"), VIEWS)
+def test_boxes_are_transformed_to_the_reference_view(monkeypatch, size, flipped):
+    """The network returns BOX in pixels of the view."""
+    box = jnp.asarray(BOX) * np.tile(np.divide(size, REFERENCE_SIZE)[::-1], 2)
+    box = box_ops.mirror(box, size[1]) if flipped else box
 
     def find(model, variables, image, image_sizes):
         assert image_sizes.tolist() == [list(size)]
-        return ("features",), detections([seen], [0.5], [2])
+        return ("features",), detections([box], [0.5], [2])
 
     monkeypatch.setattr(mask_rcnn, "detect_boxes", find)
     features, found = view_transforms.detect_boxes(
-        mask_rcnn.build_model(MODEL), {}, jnp.zeros((1, 128, 224, 3)), pose(size, mirrored)
+        mask_rcnn.build_model(MODEL), {}, jnp.zeros((1, 128, 224, 3)), transform(size, flipped)
     )
     assert features == ("features",)
     np.testing.assert_allclose(found.boxes[0, 0], BOX, rtol=1e-5)
 
 
 def test_detections_of_all_views_are_merged():
-    """Of one object the better box stays; another class and another place stay, as many as there is room for."""
+    """NMS is class-wise and keeps at most `max_detections`."""
     one = detections(
         [[10, 10, 50, 50], [60, 10, 100.01, 40], [0, 0, 60, 60]], [0.8, 0.6, 0.95], [1, 2, 1], [True, True, False]
     )
     two = detections([[11, 10, 51, 50], [10, 10, 50, 50], [70, 50, 90, 60]], [0.9, 0.7, 0.5], [1, 3, 2], truncated=True)
-    merged = jax.jit(functools.partial(view_transforms.merge, MODEL))([one, two], np.array(FRAME))
+    merged = jax.jit(functools.partial(view_transforms.merge, MODEL))([one, two], np.array(REFERENCE_SIZE))
     np.testing.assert_allclose(merged.scores[0], [0.9, 0.7, 0.6])
     assert merged.classes.tolist() == [[1, 3, 2]]
     assert merged.boxes[0].tolist() == [[11, 10, 51, 50], [10, 10, 50, 50], [60, 10, 100, 40]]
@@ -130,8 +133,8 @@ def test_detections_of_all_views_are_merged():
     assert merged.truncated.tolist() == [True]
 
 
-def test_means_are_read_in_the_frame():
-    """Two views that see the keypoint one cell to the left and to the right of the middle, and half a mask each."""
+def test_mean_heatmaps_are_decoded_in_the_reference_view():
+    """Two views with a keypoint one cell left and right of the center, and with masks 0 and 1."""
     maps = np.zeros((2, 1, 1, SIDE, SIDE, 3), np.float32)
     maps[0, ..., 7, 6, :] = maps[1, ..., 7, 8, :] = 9
     maps[:, ..., 7, 7, :] = 8
@@ -144,11 +147,11 @@ def test_means_are_read_in_the_frame():
     np.testing.assert_allclose(found.keypoints[0, 0, :, 2], weights[0] / weights.sum(), rtol=1e-5)
 
 
-def test_models_of_boxes_alone():
+def test_models_without_masks_and_keypoints():
     model = dataclasses.replace(MODEL, mask=None, keypoint=None)
     merged = detections([BOX], [0.9], [1])
     heads = view_transforms.run_heads(
-        mask_rcnn.build_model(model), {}, (jnp.asarray(draw(FRAME)),), merged, pose(FRAME, True)
+        mask_rcnn.build_model(model), {}, (jnp.asarray(draw(REFERENCE_SIZE)),), merged, transform(REFERENCE_SIZE, True)
     )
     found = view_transforms.finish(model, merged, heads, 2)
     assert found.masks.shape == (1, 1, 0, 0)

@@ -1,4 +1,4 @@
-"""Colors of a film: they stay with what moves, whatever the order of the scores."""
+"""Color indices of video frames follow moving instances, whatever the order of the scores."""
 
 from __future__ import annotations
 
@@ -30,22 +30,22 @@ def moved(box, by=4):
 
 def test_colors_follow_the_boxes():
     colors = ColorIndices()
-    assert colors.of(frame(A, B)) == [0, 1]
-    assert colors.of(frame(moved(B), moved(A))) == [1, 0]
-    assert colors.of(frame(C, moved(A, 8), moved(B, 8))) == [2, 0, 1]
-    assert colors.of(frame()) == []
-    assert colors.of(frame(B)) == [0]
+    assert colors.assign(frame(A, B)) == [0, 1]
+    assert colors.assign(frame(moved(B), moved(A))) == [1, 0]
+    assert colors.assign(frame(C, moved(A, 8), moved(B, 8))) == [2, 0, 1]
+    assert colors.assign(frame()) == []
+    assert colors.assign(frame(B)) == [0]
 
 
-def test_a_new_instance_takes_no_color_of_the_frame_before():
+def test_new_instances_take_no_color_of_the_previous_frame():
     colors = ColorIndices()
-    assert colors.of(frame(A, B)) == [0, 1]
-    assert colors.of(frame(C)) == [2]
-    assert colors.of(frame(A)) == [0]
+    assert colors.assign(frame(A, B)) == [0, 1]
+    assert colors.assign(frame(C)) == [2]
+    assert colors.assign(frame(A)) == [0]
 
 
-def test_one_color_goes_to_one_instance_of_the_same_class():
+def test_a_color_is_assigned_once_and_within_a_class():
     colors = ColorIndices()
-    colors.of(frame(A))
-    assert colors.of(frame(A, moved(A))) == [0, 1]
-    assert colors.of(frame(A, moved(A), labels=[2, 1])) == [2, 1]
+    colors.assign(frame(A))
+    assert colors.assign(frame(A, moved(A))) == [0, 1]
+    assert colors.assign(frame(A, moved(A), labels=[2, 1])) == [2, 1]

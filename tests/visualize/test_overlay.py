@@ -1,4 +1,4 @@
-"""Pictures: right colors in the right places, at any size."""
+"""Overlays: colors, places and line widths at any image size."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def noise(height, width):
     return np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
 
 
-def test_a_picture_without_detections_stays_as_it_is():
+def test_an_image_without_detections_is_copied():
     image = noise(600, 500)
     drawn = draw(image, prediction((600, 500), []))
     np.testing.assert_array_equal(drawn, image)
@@ -35,7 +35,7 @@ def test_a_picture_without_detections_stays_as_it_is():
     assert drawn.dtype == np.uint8
 
 
-def test_only_the_instance_is_painted_and_the_input_is_not():
+def test_only_the_instance_is_drawn_and_the_input_is_unchanged():
     image = noise(700, 600)
     before = image.copy()
     drawn = draw(image, prediction((700, 600), [[100, 300, 400, 500]]))
@@ -46,7 +46,7 @@ def test_only_the_instance_is_painted_and_the_input_is_not():
     assert not changed.any()
 
 
-def test_masks_tint_and_do_not_hide():
+def test_masks_are_translucent():
     image = noise(700, 600)
     drawn = draw(image, prediction((700, 600), [[100, 300, 400, 500]]))
     inside = np.s_[320:480, 120:380, 1]
@@ -60,13 +60,13 @@ def test_weak_detections_are_not_drawn():
     assert np.any(draw(image, weak, threshold=0.3) != image)
 
 
-def test_two_instances_of_a_class_get_two_colors():
+def test_instances_of_a_class_get_different_colors():
     image = np.zeros((600, 800, 3), np.uint8)
     drawn = draw(image, prediction((600, 800), [[50, 200, 250, 400], [450, 200, 650, 400]]))
     assert np.any(drawn[300, 150] != drawn[300, 550])
 
 
-def test_colors_can_be_chosen_and_stay_with_their_instances():
+def test_color_indices_select_the_colors_of_instances():
     image = np.zeros((600, 800, 3), np.uint8)
     boxes, points = (
         [[50, 200, 250, 400], [450, 200, 650, 400]],
@@ -82,18 +82,18 @@ def test_colors_can_be_chosen_and_stay_with_their_instances():
 
 
 @pytest.mark.parametrize(("size", "expected"), [((96, 128), (384, 512)), ((1, 40), (13, 520)), ((512, 30), (512, 30))])
-def test_small_pictures_are_enlarged_by_a_whole_factor(size, expected):
+def test_small_images_are_enlarged_by_an_integer_factor(size, expected):
     boxes = [[0, 0, size[1], size[0]], [5, 0, 20, 1]]
     assert draw(noise(*size), prediction(size, boxes)).shape == (*expected, 3)
 
 
-def test_labels_stay_inside_and_lines_grow_with_the_picture():
+def test_labels_stay_inside_and_line_widths_scale_with_the_image():
     image = np.zeros((3000, 4000, 3), np.uint8)
     drawn = draw(image, prediction((3000, 4000), [[3900, 0, 4000, 60]], masks=False))
     rows, columns = np.nonzero(np.all(drawn == 255, axis=2))  # the text is white
     assert rows.min() > 0
     assert columns.max() < 3999
-    assert np.ptp(rows) > 30  # readable when the picture is shown at a third of its size
+    assert np.ptp(rows) > 30  # readable when the image is shown at a third of its size
     line = np.any(draw(image, prediction((3000, 4000), [[1000, 1000, 2000, 2000]], masks=False)) != 0, axis=2)[1500]
     assert 8 <= line[900:1100].sum() <= 12
 
@@ -108,13 +108,13 @@ def test_labels_do_not_cover_each_other():
     np.testing.assert_array_equal(np.all(both > 180, axis=2), text)
 
 
-def test_a_prediction_of_another_image_is_refused():
+def test_a_prediction_of_another_image_size_raises():
     with pytest.raises(ValueError, match="600"):
         draw(noise(600, 500), prediction((500, 600), []))
 
 
 def skeletons(points, *, score="probability", skeleton=((0, 1),), size=(600, 600), box=(50, 50, 550, 550)):
-    """One person's keypoints on black, without a mask; white is what the lines lie on."""
+    """Draw one person's keypoints on black; returns the overlay and the pixels that keypoints changed."""
     keypoints = np.array([points], np.float32)
     given = prediction(size, [box], masks=False, keypoints=keypoints, keypoint_score=score, skeleton=skeleton)
     plain = draw(np.zeros((*size, 3), np.uint8), prediction(size, [box], masks=False))
@@ -122,10 +122,10 @@ def skeletons(points, *, score="probability", skeleton=((0, 1),), size=(600, 600
     return drawn, np.any(drawn != plain, axis=2)
 
 
-def test_skeletons_join_keypoints_by_lines():
+def test_skeletons_connect_keypoints():
     drawn, changed = skeletons([[200, 300, 1], [400, 300, 1], [300, 450, 1]])
     assert changed[300, 200:400].all()  # the line
-    assert changed[450, 300]  # a keypoint that nothing joins
+    assert changed[450, 300]  # a keypoint without an edge
     changed[290:311, 190:411] = False
     changed[440:461, 290:311] = False
     assert not changed.any()
@@ -150,14 +150,14 @@ def test_unlikely_keypoints_and_their_lines_are_left_out(score, low, high):
     assert skeletons(points, score=score)[1][300, 400]
 
 
-def test_skeletons_are_enlarged_with_the_picture():
+def test_skeletons_are_enlarged_with_the_image():
     _, changed = skeletons([[20.5, 30.5, 1], [60.5, 30.5, 1]], size=(100, 100), box=(5, 5, 95, 95))
     assert changed.shape == (600, 600)
     assert changed[183, 123:363].all()
     assert not changed[183, 380:].any()
 
 
-def test_lines_are_thinner_on_a_small_person():
+def test_lines_are_thinner_on_small_instances():
     widths = []
     for box in ((100, 100, 1500, 1500), (500, 500, 600, 600)):
         _, changed = skeletons([[520, 550, 1], [580, 550, 1]], size=(1600, 1600), box=box)
@@ -165,32 +165,32 @@ def test_lines_are_thinner_on_a_small_person():
     assert 0 < widths[1] < widths[0] - 2
 
 
-def test_keypoints_beyond_the_picture_do_no_harm():
+def test_keypoints_outside_the_image_are_clipped():
     _, changed = skeletons([[-500, 300, 1], [700, 300, 1]])
     assert changed[300].sum() > 500
 
 
-def test_truth_and_prediction_lie_side_by_side_in_colors_that_tell_what_belongs_together():
+def test_compare_matches_the_colors_of_ground_truth_and_prediction():
     image = np.zeros((600, 600, 3), np.uint8)
     truth = prediction((600, 600), [[50, 100, 150, 200], [300, 300, 450, 450]])
-    # The second was found and the first was not; another one is wrong, and the last too weak to be shown.
+    # The second instance is detected, the first is missed; one detection is wrong, one below the threshold.
     found = prediction((600, 600), [[300, 310, 450, 450], [400, 50, 550, 150], [50, 400, 150, 500]], [0.9, 0.8, 0.3])
     drawn = compare(image, truth, found)
     assert drawn.shape == (30 + 600, 600 + 6 + 600, 3)
     left, right = drawn[30:, :600], drawn[30:, -600:]
-    missed, known = left[150, 100], left[375, 375]
-    np.testing.assert_array_equal(right[375, 375], known)
+    missed, matched = left[150, 100], left[375, 375]
+    np.testing.assert_array_equal(right[375, 375], matched)
     assert not right[150, 100].any()
     assert not left[100, 475].any()
     wrong = right[100, 475]
     assert wrong.any()
-    assert len({tuple(color) for color in (missed, known, wrong)}) == 3
+    assert len({tuple(color) for color in (missed, matched, wrong)}) == 3
     assert not right[450, 100].any()
     assert drawn[:30].min() < 128 < drawn[:30].mean()  # titles in black on white
 
 
 @pytest.mark.parametrize(("height", "width"), [(600, 12), (12, 600), (1, 1), (3000, 1), (1, 3000), (600, 199)])
-def test_narrow_images_have_their_titles_too(height, width):
+def test_narrow_images_have_titles(height, width):
     image = np.full((height, width, 3), 90, np.uint8)
     one = prediction((height, width), [[0, 0, width, height]])
     drawn = compare(image, prediction((height, width), []), one)
@@ -206,7 +206,7 @@ def test_narrow_images_have_their_titles_too(height, width):
     assert (right[:, : width * factor] != 90).any()
 
 
-def test_scores_of_labels_can_be_left_out():
+def test_labels_without_scores():
     image = np.zeros((600, 600, 3), np.uint8)
     one = prediction((600, 600), [[100, 300, 400, 500]])
     labels = [draw(image, one, scores=scores)[280:299, 100:] for scores in (True, False)]

@@ -1,4 +1,4 @@
-"""Result records examined: which errors they make, in which classes, in which images."""
+"""Analysis of result records: errors by kind, by class and by image."""
 
 from mrcnn_jax.evaluation.analysis.results import (
     ERRORS,
@@ -6,10 +6,10 @@ from mrcnn_jax.evaluation.analysis.results import (
     Analysis,
     Category,
     ClassScores,
-    Errors,
     ImageResult,
     Instance,
-    Table,
+    MetricTable,
+    TideErrors,
 )
 
 __all__ = [
@@ -18,8 +18,8 @@ __all__ = [
     "Analysis",
     "Category",
     "ClassScores",
-    "Errors",
     "ImageResult",
     "Instance",
-    "Table",
+    "MetricTable",
+    "TideErrors",
 ]

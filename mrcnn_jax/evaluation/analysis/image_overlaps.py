@@ -1,4 +1,4 @@
-"""One image as one table sees it: what is true, what was detected, and how much they overlap.
+"""Overlaps between the detections and the annotated instances of one image, for one table.
 
 Letters: D detections, G annotated instances that count, K keypoints.
 """
@@ -12,82 +12,89 @@ import numpy as np
 from numpy.typing import NDArray
 from pycocotools import mask as coco_mask
 
-FOREGROUND = 0.5  # overlap from which a detection has found an instance
+from mrcnn_jax.evaluation.coco_ground_truth import is_ignored
+
+FOREGROUND = 0.5  # least overlap of a match
 Record = dict[str, Any]  # an annotation or a result record
 
 
 class ImageOverlaps(NamedTuple):
-    """Detections best first. Classes are places in `Analysis.categories`."""
+    """Detections (best score first), instances and their overlaps. Classes are indices into `Analysis.categories`."""
 
-    found: list[Record]  # D
-    truths: list[Record]  # G
-    ignored: list[Record]  # annotations that are neither hit nor missed: crowds, people without keypoints
+    detections: list[Record]  # D
+    instances: list[Record]  # G
+    ignored: list[Record]  # annotations that pycocotools ignores: crowds, people without keypoints
     scores: NDArray[np.float64]  # (D,)
     classes: NDArray[np.int64]  # (D,)
-    true_classes: NDArray[np.int64]  # (G,)
-    overlaps: NDArray[np.float64]  # (D, G), of whatever classes
-    excused: NDArray[np.bool_]  # (D,), lies in something ignored of its class: no error where it finds nothing
+    instance_classes: NDArray[np.int64]  # (G,)
+    overlaps: NDArray[np.float64]  # (D, G), of all classes
+    # (D,): no false positive without a match, being inside an ignored annotation of its class, or of a class that is
+    # not annotated exhaustively
+    ignored_if_unmatched: NDArray[np.bool_]
 
 
 def image_overlaps(
     iou_type: str,
-    truths: Sequence[Record],
-    found: Sequence[Record],
+    annotations: Sequence[Record],
+    detections: Sequence[Record],
     class_of: dict[int, int],
     sigmas: NDArray[np.float64],
     partial: frozenset[int] = frozenset(),
 ) -> ImageOverlaps:
-    """Annotations and detections, best first, of one image; masks are run lengths in both.
+    """Compute the overlaps of one image. Masks are run lengths; `detections` have the best score first.
 
-    `partial`: categories of which not every instance is annotated.
+    partial: category ids that are not annotated exhaustively.
     """
-    counted = [truth for truth in truths if not ignored(truth, iou_type)]
-    left_out = [truth for truth in truths if ignored(truth, iou_type)]
-    ids = np.array([record["category_id"] for record in found], np.int64)
-    of_class = ids[:, None] == np.array([truth["category_id"] for truth in left_out], np.int64)[None]
-    inside = overlaps(iou_type, found, left_out, True, sigmas) > FOREGROUND
+    instances = [annotation for annotation in annotations if not is_ignored(annotation, iou_type)]
+    ignored = [annotation for annotation in annotations if is_ignored(annotation, iou_type)]
+    ids = np.array([record["category_id"] for record in detections], np.int64)
+    same_class = ids[:, None] == np.array([annotation["category_id"] for annotation in ignored], np.int64)[None]
+    inside = pairwise_overlaps(iou_type, detections, ignored, True, sigmas) > FOREGROUND
     return ImageOverlaps(
-        found=list(found),
-        truths=counted,
-        ignored=left_out,
-        scores=np.array([record["score"] for record in found], np.float64),
-        classes=np.array([class_of[record["category_id"]] for record in found], np.int64),
-        true_classes=np.array([class_of[truth["category_id"]] for truth in counted], np.int64),
-        overlaps=overlaps(iou_type, found, counted, False, sigmas),
-        excused=(inside & of_class).any(axis=1) | np.isin(ids, list(partial)),
+        detections=list(detections),
+        instances=instances,
+        ignored=ignored,
+        scores=np.array([record["score"] for record in detections], np.float64),
+        classes=np.array([class_of[record["category_id"]] for record in detections], np.int64),
+        instance_classes=np.array([class_of[annotation["category_id"]] for annotation in instances], np.int64),
+        overlaps=pairwise_overlaps(iou_type, detections, instances, False, sigmas),
+        ignored_if_unmatched=(inside & same_class).any(axis=1) | np.isin(ids, list(partial)),
     )
 
 
-def ignored(truth: Record, iou_type: str) -> bool:
-    """Whether pycocotools leaves an annotation out of this table."""
-    return bool(truth["iscrowd"]) or (iou_type == "keypoints" and not truth["num_keypoints"])
-
-
-def overlaps(
-    iou_type: str, found: Sequence[Record], truths: Sequence[Record], crowds: bool, sigmas: NDArray[np.float64]
+def pairwise_overlaps(
+    iou_type: str,
+    detections: Sequence[Record],
+    annotations: Sequence[Record],
+    crowds: bool,
+    sigmas: NDArray[np.float64],
 ) -> NDArray[np.float64]:
-    """IoU or OKS (D, G). In `crowds` it is the share of the detection that lies in each."""
-    if not found or not truths:
-        return np.zeros((len(found), len(truths)))
+    """Return IoU or OKS (D, G). With `crowds`, IoU is the fraction of the detection inside each annotation."""
+    if not detections or not annotations:
+        return np.zeros((len(detections), len(annotations)))
     if iou_type == "keypoints":
-        return np.stack([similarities(found, truth, sigmas) for truth in truths], axis=1)
+        similarities = [object_keypoint_similarity(detections, annotation, sigmas) for annotation in annotations]
+        return np.stack(similarities, axis=1)
     field = "bbox" if iou_type == "bbox" else "segmentation"
-    sides = [[record[field] for record in records] for records in (found, truths)]
-    return np.asarray(coco_mask.iou(*sides, [int(crowds)] * len(truths)), np.float64)
+    sides = [[record[field] for record in records] for records in (detections, annotations)]
+    return np.asarray(coco_mask.iou(*sides, [int(crowds)] * len(annotations)), np.float64)
 
 
-def similarities(found: Sequence[Record], truth: Record, sigmas: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Object keypoint similarity (D,) with one annotation, as pycocotools has it (`COCOeval.computeOks`).
+def object_keypoint_similarity(
+    detections: Sequence[Record], annotation: Record, sigmas: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """Return OKS (D,) with one annotation, equal to pycocotools' (`COCOeval.computeOks`).
 
-    Without labeled keypoints distances are those to a box of thrice the size, for every keypoint.
+    Without labeled keypoints all keypoints count, with their distances to a box of three times the size.
     """
-    points = np.array([record["keypoints"] for record in found], np.float64).reshape(len(found), -1, 3)[:, :, :2]
-    target = np.array(truth["keypoints"], np.float64).reshape(-1, 3)
+    points = np.array([record["keypoints"] for record in detections], np.float64)
+    points = points.reshape(len(detections), -1, 3)[:, :, :2]
+    target = np.array(annotation["keypoints"], np.float64).reshape(-1, 3)
     labeled = target[:, 2] > 0
     offsets = points - target[:, :2]
     if not labeled.any():
-        corner, side = np.array(truth["bbox"], np.float64).reshape(2, 2)
+        corner, side = np.array(annotation["bbox"], np.float64).reshape(2, 2)
         offsets = np.maximum(corner - side - points, 0) + np.maximum(points - (corner + 2 * side), 0)
         labeled[:] = True
-    spread = 2 * (2 * sigmas) ** 2 * (truth["area"] + np.spacing(1))
-    return np.exp(-np.square(offsets).sum(axis=2) / spread)[:, labeled].mean(axis=1)
+    variance = 2 * (2 * sigmas) ** 2 * (annotation["area"] + np.spacing(1))
+    return np.exp(-np.square(offsets).sum(axis=2) / variance)[:, labeled].mean(axis=1)

@@ -1,4 +1,4 @@
-"""One image: what is annotated in it and what was found, with the outcome of each."""
+"""Results of one image: its annotated and detected instances with their outcomes."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from mrcnn_jax.evaluation.analysis.match_detections import CORRECT, Matches, out
 from mrcnn_jax.evaluation.analysis.results import ImageResult, Instance
 
 
-def image_result(image: dict[str, Any], scene: ImageOverlaps, matches: Matches, threshold: float) -> ImageResult:
-    """An entry of the list `images` of a COCO JSON, and what became of its detections of at least `threshold`."""
-    count = int(np.sum(scene.scores >= threshold))  # the best come first
+def image_result(image: dict[str, Any], overlaps: ImageOverlaps, matches: Matches, threshold: float) -> ImageResult:
+    """Return the result of an image (an entry of `images` in COCO's JSON) for scores of at least `threshold`."""
+    count = int(np.sum(overlaps.scores >= threshold))  # detections are sorted by score
     kinds = matches.kinds[:count]
-    found = set(matches.targets[:count][kinds == CORRECT].tolist())
-    correct, missed = len(found), len(scene.truths) - len(found)
-    results = outcomes(scene, matches)[:count]
+    matched = set(matches.targets[:count][kinds == CORRECT].tolist())
+    correct, missed = len(matched), len(overlaps.instances) - len(matched)
+    results = outcomes(overlaps, matches)[:count]
     wrong = sum(outcome not in ("correct", "crowd") for outcome in results)
     instances = [
-        *(_instance(truth, "found" if row in found else "missed") for row, truth in enumerate(scene.truths)),
-        *(_instance(truth, "crowd") for truth in scene.ignored),
-        *(_instance(record, outcome) for record, outcome in zip(scene.found, results, strict=False)),
+        *(_instance(entry, "found" if row in matched else "missed") for row, entry in enumerate(overlaps.instances)),
+        *(_instance(entry, "crowd") for entry in overlaps.ignored),
+        *(_instance(record, outcome) for record, outcome in zip(overlaps.detections, results, strict=False)),
     ]
     return ImageResult(
         image_id=image["id"],
@@ -54,7 +54,7 @@ def _instance(record: Record, outcome: str) -> Instance:
 
 
 def _box(record: Record) -> list[float]:
-    """x, y, width, height: of the mask or of the keypoints where a result has no box."""
+    """Return x, y, width, height; of the mask or the keypoints if a result has no box."""
     if "bbox" in record:
         return list(record["bbox"])
     if "segmentation" in record:

@@ -1,14 +1,13 @@
-"""Which detection found which instance, and what is wrong with the others.
+"""Matching of detections with annotated instances, and the kind of error of each unmatched detection.
 
-The kinds of error and their order are those of TIDE (Bolya et al. 2020, section 2.2), with its thresholds. A detection
-that found nothing is the first of these that holds; "same class" and "other class" speak of an annotated instance, and
-of the largest overlap with one.
+Kinds, their order and thresholds are TIDE's (Bolya et al. 2020, section 2.2). An unmatched detection has the first kind
+whose condition holds; overlaps are the largest with an instance of the same or of another class.
 
     localization     0.1 <= overlap with the same class <= 0.5
     classification   overlap with another class >= 0.5
-    duplicate        overlap with the same class >= 0.5: a better detection has it
-    background       overlap with everything <= 0.1
-    both             what is left: another class, and not well localized
+    duplicate        overlap with the same class >= 0.5, matched by a detection with a better score
+    background       overlap with every class <= 0.1
+    both             otherwise: another class, and poorly localized
 """
 
 from __future__ import annotations
@@ -21,49 +20,49 @@ from numpy.typing import NDArray
 from mrcnn_jax.evaluation.analysis.image_overlaps import FOREGROUND, ImageOverlaps
 from mrcnn_jax.evaluation.analysis.results import ERRORS
 
-BACKGROUND = 0.1  # overlap up to which a detection has to do with nothing
+BACKGROUND = 0.1  # greatest overlap of a detection on background
 CORRECT = -1
 _CLASSIFICATION, _LOCALIZATION, _BOTH, _DUPLICATE, _BACKGROUND = range(5)
 assert ERRORS[:5] == ("classification", "localization", "both", "duplicate", "background")
 
 
 class Matches(NamedTuple):
-    """What became of each detection (D) of a scene, and of each instance (G)."""
+    """Outcomes of the detections (D) and the instances (G) of an image."""
 
-    kinds: NDArray[np.int64]  # (D,): CORRECT, or the place in ERRORS
-    # (D,): the instance that was found, or that would have been with the right class or place; -1 for none
+    kinds: NDArray[np.int64]  # (D,): CORRECT, or an index into ERRORS
+    # (D,): the matched instance, or the one that would match with the right class or location; -1 for none
     targets: NDArray[np.int64]
-    found: NDArray[np.bool_]  # (G,)
+    matched: NDArray[np.bool_]  # (G,)
 
 
-def match(scene: ImageOverlaps) -> Matches:
-    """Every detection with the instance of its class that it overlaps most, the best first, each instance once."""
-    same = scene.classes[:, None] == scene.true_classes[None]
-    targets = greedy(scene.overlaps * same)
-    kinds = np.full(len(scene.scores), CORRECT)
+def match_detections(overlaps: ImageOverlaps) -> Matches:
+    """Match each detection, best score first, with the free instance of its class with the largest overlap."""
+    same = overlaps.classes[:, None] == overlaps.instance_classes[None]
+    targets = greedy_match(overlaps.overlaps * same)
+    kinds = np.full(len(overlaps.scores), CORRECT)
     for row in np.flatnonzero(targets < 0):
-        kinds[row], targets[row] = _error(scene.overlaps[row], same[row])
-    found = np.zeros(len(scene.truths), bool)
-    found[targets[kinds == CORRECT]] = True
-    return Matches(kinds, targets, found)
+        kinds[row], targets[row] = _error(overlaps.overlaps[row], same[row])
+    matched = np.zeros(len(overlaps.instances), bool)
+    matched[targets[kinds == CORRECT]] = True
+    return Matches(kinds, targets, matched)
 
 
-def greedy(overlaps: NDArray[np.float64]) -> NDArray[np.int64]:
-    """For each row (D, G) the column of its largest value that no row above it took; -1 below FOREGROUND."""
+def greedy_match(overlaps: NDArray[np.float64]) -> NDArray[np.int64]:
+    """Return for each row of (D, G) the free column with the largest overlap of at least FOREGROUND, or -1."""
     free = overlaps.copy()
-    chosen = np.full(len(free), -1)
+    columns = np.full(len(free), -1)
     if not free.size:
-        return chosen
+        return columns
     for row, values in enumerate(free):
         column = int(values.argmax())
         if values[column] >= FOREGROUND:
-            chosen[row] = column
+            columns[row] = column
             free[:, column] = 0
-    return chosen
+    return columns
 
 
 def _error(overlaps: NDArray[np.float64], same: NDArray[np.bool_]) -> tuple[int, int]:
-    """The kind of a detection that found nothing, from its overlaps (G,); the instance that it should have found."""
+    """Return the kind of error of a detection with overlaps (G,), and the instance that it would match, or -1."""
     if not len(overlaps):
         return _BACKGROUND, -1
     own, other = overlaps * same, overlaps * ~same
@@ -76,9 +75,10 @@ def _error(overlaps: NDArray[np.float64], same: NDArray[np.bool_]) -> tuple[int,
     return (_BACKGROUND if overlaps.max() <= BACKGROUND else _BOTH), -1
 
 
-def outcomes(scene: ImageOverlaps, matches: Matches) -> list[str]:
-    """`Instance.outcome` of each detection."""
+def outcomes(overlaps: ImageOverlaps, matches: Matches) -> list[str]:
+    """Return `Instance.outcome` of each detection."""
     names = ["correct" if kind == CORRECT else ERRORS[kind] for kind in matches.kinds]
     return [
-        "crowd" if excused and name != "correct" else name for name, excused in zip(names, scene.excused, strict=True)
+        "crowd" if ignored and name != "correct" else name
+        for name, ignored in zip(names, overlaps.ignored_if_unmatched, strict=True)
     ]

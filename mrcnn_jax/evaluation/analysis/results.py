@@ -1,7 +1,7 @@
-"""What an analysis says of result records: tables, errors, and every image with its instances. NumPy and plain Python.
+"""Data classes of an analysis: metric tables, errors, and images with their instances.
 
 Letters: C categories, in the order of `Analysis.categories`; T thresholds of IoU (keypoints: of OKS); K keypoints.
-Scores and average precisions are in 0..1; -1 stands for "no such ground truth", as in pycocotools.
+Scores and average precisions are in 0..1; -1 means that there is no such ground truth, as in pycocotools.
 """
 
 from __future__ import annotations
@@ -13,14 +13,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 # The kinds of error of TIDE (Bolya et al. 2020, "TIDE: A General Toolbox for Identifying Object Detection Errors").
-# Of a detection the first five, of a true instance the last.
+# The first five are of detections, the last is of annotated instances.
 ERRORS = ("classification", "localization", "both", "duplicate", "background", "missed")
 SPECIAL_ERRORS = ("false_positives", "false_negatives")
 
 
 @dataclass(frozen=True)
 class Category:
-    """One class of the annotations."""
+    """A category of the annotations."""
 
     id: int
     name: str
@@ -33,7 +33,7 @@ class ClassScores:
 
     category_id: int
     name: str
-    instances: int  # annotated, without crowds and what else the table ignores
+    instances: int  # annotated, without those that the table ignores
     AP: float
     AP50: float
     AP75: float
@@ -44,68 +44,67 @@ class ClassScores:
 
 
 @dataclass(frozen=True)
-class Errors:
-    """TIDE's errors at IoU 0.5, with 0.1 as the least IoU of something that is not background."""
+class TideErrors:
+    """TIDE's errors, with IoU thresholds of 0.5 (foreground) and 0.1 (background)."""
 
-    ap: float  # AP50 as it is, the mean over the classes
-    gains: dict[str, float]  # what AP50 would gain if errors of one kind were mended: ERRORS and SPECIAL_ERRORS
-    counts: dict[str, int]  # how many there are: ERRORS
+    ap: float  # AP50, the mean over the classes
+    gains: dict[str, float]  # gain of AP50 if errors of one kind were fixed: ERRORS and SPECIAL_ERRORS
+    counts: dict[str, int]  # number of errors: ERRORS
 
 
 @dataclass(frozen=True)
-class Table:
-    """The scores by one measure of overlap."""
+class MetricTable:
+    """The scores of one iou_type."""
 
     iou_type: str  # "bbox", "segm", "keypoints"
-    metrics: dict[str, float]  # by the names in config/metrics.py, without the iou_type before them
-    left_out: str  # a line about the instances that do not count in it; empty where all count
+    metrics: dict[str, float]  # by the names in config/metric_names.py, without the prefix iou_type
     classes: tuple[ClassScores, ...]  # C
     precision: NDArray[np.float64]  # (T, 101, C), at recalls 0, 0.01, ..., 1; all areas, most detections
     thresholds: NDArray[np.float64]  # (T,)
-    errors: Errors | None  # None for keypoints
-    # Rows: truth, the last is background. Columns: predicted, the last is missed. Detections from the threshold on,
-    # best score first, each with the true instance that it overlaps most, of whatever class, by at least 0.5.
+    errors: TideErrors | None  # None for keypoints
+    # Rows: annotated class, the last is background. Columns: predicted class, the last is missed. Detections with a
+    # score of at least the threshold match, best first, the instance of any class with the largest IoU, at least 0.5.
     confusion: NDArray[np.int64]  # (C + 1, C + 1)
-    histogram: NDArray[np.int64]  # (2, 20): detections by score in twentieths of 0..1; true and false at 0.5
+    histogram: NDArray[np.int64]  # (2, 20): true and false positives at IoU 0.5, by score in 20 bins of 0..1
 
 
 @dataclass(frozen=True)
 class Instance:
-    """Something annotated or predicted in one image."""
+    """An annotated or predicted instance of one image."""
 
     category_id: int
     predicted: bool
-    score: float  # of what is annotated: 1
+    score: float  # 1 if annotated
     box: NDArray[np.float64]  # (4,), x0 y0 x1 y1 in pixels
     segmentation: dict[str, Any] | None  # COCO's compressed run lengths
     keypoints: NDArray[np.float64] | None  # (K, 3): x, y, and visibility (predicted: score)
-    # Of a prediction: "correct" or one of the first five ERRORS; "crowd" where it lies in one, and counts as nothing.
-    # Of the truth: "found", "missed", "crowd".
+    # Predicted: "correct", one of the first five ERRORS, or "crowd" if it is inside one and ignored.
+    # Annotated: "found", "missed", "crowd".
     outcome: str
 
 
 @dataclass(frozen=True)
 class ImageResult:
-    """One image: what is true and what was predicted with at least the threshold as score."""
+    """The annotated instances of one image, and the predicted ones with a score of at least the threshold."""
 
     image_id: int
     file_name: str
     height: int
     width: int
     category_ids: frozenset[int]  # of its instances
-    quality: float  # F1 of the predictions at IoU 0.5: 1 where there are neither instances nor predictions
+    quality: float  # F1 of the predictions at IoU 0.5; 1 without instances and predictions
     correct: int
     wrong: int
     missed: int
-    instances: tuple[Instance, ...]  # the truth, then the predictions, best first
+    instances: tuple[Instance, ...]  # annotated, then predicted, best score first
 
 
 @dataclass(frozen=True)
 class Analysis:
-    """Everything that a report shows."""
+    """The content of a report."""
 
-    tables: tuple[Table, ...]
+    tables: tuple[MetricTable, ...]
     images: tuple[ImageResult, ...]  # in the order of the annotation file
     categories: tuple[Category, ...]  # C
-    threshold: float  # least score of what images, confusion and qualities count
-    notes: tuple[str, ...] = ()  # see `coco.Scores`
+    threshold: float  # least score in images, confusion matrix and quality
+    notes: tuple[str, ...] = ()  # see `coco_metrics.Scores`

@@ -287,9 +287,9 @@ class _Run:
 
         def predicted() -> Iterator[tuple[Frame, Prediction, list[int] | None]]:
             for order, prediction in self._predict.stream(pixels()):
-                yield held.pop(order), prediction, None if colors is None else colors.of(self._shown(prediction))
+                yield held.pop(order), prediction, None if colors is None else colors.assign(self._shown(prediction))
 
-        return detector.on_threads(lambda work: self._finish(*work), predicted(), min(4, os.cpu_count() or 1))
+        return detector.map_on_threads(lambda work: self._finish(*work), predicted(), min(4, os.cpu_count() or 1))
 
     def _shown(self, prediction: Prediction) -> Prediction:
         return prediction[prediction.scores >= self._threshold]

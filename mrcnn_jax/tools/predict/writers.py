@@ -15,7 +15,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from mrcnn_jax.inference.paste import encode
+from mrcnn_jax.inference.paste import encode_rle
 from mrcnn_jax.inference.postprocess import Prediction
 
 _SLOWEST = 0.002  # frames a second: OpenCV takes less for none
@@ -134,7 +134,7 @@ def _instances(prediction: Prediction) -> list[dict[str, Any]]:
         }
         for i in range(len(prediction))
     ]
-    for instance, mask in zip(instances, encode(prediction.regions(), prediction.image_size), strict=False):
+    for instance, mask in zip(instances, encode_rle(prediction.regions(), prediction.image_size), strict=False):
         instance["mask"] = mask
     if prediction.keypoints is not None:
         for instance, points in zip(instances, prediction.keypoints.tolist(), strict=True):

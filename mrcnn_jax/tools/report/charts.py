@@ -8,7 +8,7 @@ import json
 import numpy as np
 from numpy.typing import NDArray
 
-from mrcnn_jax.evaluation.analysis import Table
+from mrcnn_jax.evaluation.analysis import MetricTable
 from mrcnn_jax.tools.pages import chart
 from mrcnn_jax.tools.pages.html import Html, tag
 from mrcnn_jax.tools.report.labels import HEADINGS, overlap, score
@@ -19,7 +19,7 @@ _ROOM = 250_000  # bytes of these numbers
 _TENTHS = [(n / 5, f"{n / 5:g}") for n in range(6)]
 
 
-def curves(table: Table) -> Html:
+def curves(table: MetricTable) -> Html:
     """Precision over recall at an overlap of 0.5, of 0.75, and in the mean over all of them; of all classes.
 
     The numbers of single classes are in attributes, for the script.
@@ -51,12 +51,12 @@ def curves(table: Table) -> Html:
     )
 
 
-def _names(table: Table) -> list[str]:
+def _names(table: MetricTable) -> list[str]:
     measure = overlap(table.iou_type)
     return [f"{measure} 0.50", f"{measure} 0.75", "mean of 0.50 to 0.95"]
 
 
-def _series(table: Table) -> NDArray[np.float64]:
+def _series(table: MetricTable) -> NDArray[np.float64]:
     """(3, 101, C): at 0.5, at 0.75, in the mean."""
     rows = [int(np.argmin(np.abs(table.thresholds - threshold))) for threshold in (0.5, 0.75)]
     return np.stack([*table.precision[rows], table.precision.mean(axis=0)])
@@ -74,7 +74,7 @@ def _points(recalls: NDArray[np.float64], precisions: NDArray[np.float64]) -> st
     )
 
 
-def histogram(table: Table, threshold: float) -> Html:
+def histogram(table: MetricTable, threshold: float) -> Html:
     """Predictions by score: right ones below, wrong ones above them."""
     bins = table.histogram.shape[1]
     limit = chart.round_up(float(table.histogram.sum(axis=0).max()))

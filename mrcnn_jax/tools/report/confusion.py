@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from mrcnn_jax.evaluation.analysis import Category, Table
+from mrcnn_jax.evaluation.analysis import Category, MetricTable
 from mrcnn_jax.tools.pages.html import Html, tag
 from mrcnn_jax.tools.report.tables import framed
 
@@ -14,7 +14,7 @@ _MOST = 16  # classes that the matrix shows
 _LISTED = 10  # confusions in the list
 
 
-def matrix(table: Table, categories: Sequence[Category]) -> Html:
+def matrix(table: MetricTable, categories: Sequence[Category]) -> Html:
     """The matrix: a row for each true class and for background, a column for each predicted class and for missed.
 
     Of more classes than find room, those that are confused most often with others; the rest are one class, in which
@@ -57,7 +57,7 @@ def _selected(confusion: np.ndarray) -> tuple[list[int], np.ndarray]:
     return shown, counts
 
 
-def most_frequent(table: Table, categories: Sequence[Category]) -> Html:
+def most_frequent(table: MetricTable, categories: Sequence[Category]) -> Html:
     """The confusions of two classes that occur most often, in words; nothing if none occurs twice."""
     between = table.confusion[:-1, :-1] * (1 - np.eye(len(categories), dtype=table.confusion.dtype))
     totals = table.confusion[:-1].sum(axis=1)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import NamedTuple
 
-from mrcnn_jax.evaluation.analysis import Analysis, Table
+from mrcnn_jax.evaluation.analysis import Analysis, MetricTable
 
 HEADINGS = {"bbox": "Boxes", "segm": "Masks", "keypoints": "Keypoints"}
 NONE = "\N{EN DASH}"  # no such ground truth
@@ -67,7 +67,7 @@ def overlap(iou_type: str) -> str:
     return "OKS" if iou_type == "keypoints" else "IoU"
 
 
-def primary_table(analysis: Analysis) -> Table:
+def primary_table(analysis: Analysis) -> MetricTable:
     """The table that outcomes in the pictures go by: of masks, or of boxes, or what there is."""
-    tables: Mapping[str, Table] = {table.iou_type: table for table in analysis.tables}
+    tables: Mapping[str, MetricTable] = {table.iou_type: table for table in analysis.tables}
     return next(tables[name] for name in ("segm", "bbox", "keypoints") if name in tables)

@@ -40,7 +40,7 @@ def render(
     `watch(pictures, total)` passes the pictures on as they are made.
     """
     sections = [
-        _section("scores", "Scores", tables.metrics(analysis.tables), tables.left_out(analysis.tables)),
+        _section("scores", "Scores", tables.metrics(analysis.tables)),
         _section("curves", "Precision and recall", _curves(analysis)),
         _section("classes", "Classes", _classes(analysis)),
         _errors(analysis),

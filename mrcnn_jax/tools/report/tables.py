@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from mrcnn_jax.evaluation.analysis import ERRORS, SPECIAL_ERRORS, Analysis, ClassScores, Table
+from mrcnn_jax.evaluation.analysis import ERRORS, SPECIAL_ERRORS, Analysis, ClassScores, MetricTable
 from mrcnn_jax.tools.pages.drawing import fitting
 from mrcnn_jax.tools.pages.html import Child, Html, tag
 from mrcnn_jax.tools.report.labels import HEADINGS, METRICS, OUTCOMES, SPECIAL, overlap, score
@@ -14,7 +14,7 @@ _TIDES_AP = "To TIDE a class without instances in which something is predicted h
 _FIELDS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR")
 
 
-def headline(tables: Iterable[Table]) -> Html:
+def headline(tables: Iterable[MetricTable]) -> Html:
     """The one number of each table, large."""
     tiles = [
         tag(
@@ -29,7 +29,7 @@ def headline(tables: Iterable[Table]) -> Html:
     return tag("div", tiles, class_="tiles")
 
 
-def metrics(tables: Sequence[Table]) -> Html:
+def metrics(tables: Sequence[MetricTable]) -> Html:
     """Every metric in a row, every measure of overlap in a column."""
     known = [name for name in METRICS if any(name in table.metrics for table in tables)]
     others = dict.fromkeys(name for table in tables for name in table.metrics if name not in METRICS)
@@ -41,14 +41,7 @@ def metrics(tables: Sequence[Table]) -> Html:
     return framed(["metric", *(HEADINGS[table.iou_type] for table in tables)], body, "metrics")
 
 
-def left_out(tables: Sequence[Table]) -> list[Html]:
-    """A line for each table in which not every annotated instance counts."""
-    return [
-        tag("p", f"{HEADINGS[table.iou_type]}: {table.left_out}.", class_="where") for table in tables if table.left_out
-    ]
-
-
-def classes(table: Table, room: int) -> Html:
+def classes(table: MetricTable, room: int) -> Html:
     """A row for each class, those without instances last; as many as there is room for, in bytes."""
     ordered = sorted(enumerate(table.classes), key=lambda pair: not pair[1].instances)
     rows = [_class_row(place, one) for place, one in ordered]
@@ -66,7 +59,7 @@ def _class_row(place: int, one: ClassScores) -> Html:
     return tag("tr", name, count, cells, class_=None if one.instances else "none")
 
 
-def errors(table: Table) -> Html:
+def errors(table: MetricTable) -> Html:
     """What AP50 would gain by mending each kind of error, and how many of them there are."""
     assert table.errors is not None
     found = table.errors

@@ -32,7 +32,7 @@ def write_report(
     """
     bones = {
         i: [(first - 1, second - 1) for first, second in category.get("skeleton", ())]
-        for i, category in scores.truth.cats.items()
+        for i, category in scores.ground_truth.cats.items()
     }
     watch = functools.partial(track, what="pictures drawn")
     drawn = page.render(title, analyze(scores), images, bones, watch, value_range)

@@ -1,4 +1,4 @@
-"""What becomes of each detection and each instance, by hand: boxes, masks and keypoints in a picture of 100 x 200."""
+"""Analysis: outcomes of detections and instances in an image of 100 x 200, for boxes, masks and keypoints."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ DOG, CAT = 5, 9
 HERE, THERE = (10, 10, 50, 50), (100, 10, 140, 50)  # x0 y0 x1 y1
 
 
-def moved(box, share):
-    """A box whose IoU with `box` is `share`: moved to the right."""
-    width = (box[2] - box[0]) * (1 - share) / (1 + share)
+def moved(box, iou):
+    """Move `box` to the right, to an IoU of `iou` with it."""
+    width = (box[2] - box[0]) * (1 - iou) / (1 + iou)
     return (box[0] + width, box[1], box[2] + width, box[3])
 
 
@@ -44,10 +44,10 @@ def detection(category_id, box, score=0.9, image_id=1, **fields):
 
 
 @pytest.fixture
-def examined(tmp_path):
-    """Analysis of detections in an image 1 with these annotations; image 2 is empty."""
+def analyzed(tmp_path):
+    """A function that analyzes detections in image 1 with the given annotations; image 2 is empty."""
 
-    def examine(annotations, detections, iou_types=("bbox",), threshold=0.5, **category):
+    def run(annotations, detections, iou_types=("bbox",), threshold=0.5, **category):
         content = {
             "images": [{"id": i, "file_name": f"{i}.png", "height": SIZE[0], "width": SIZE[1]} for i in (1, 2)],
             "categories": [{"id": DOG, "name": "dog", **category}, {"id": CAT, "name": "cat"}],
@@ -56,7 +56,7 @@ def examined(tmp_path):
         (tmp_path / "truth.json").write_text(json.dumps(content))
         return analyze(score(tmp_path / "truth.json", detections, iou_types=iou_types), threshold=threshold)
 
-    return examine
+    return run
 
 
 def outcomes(analysis, *, predicted):
@@ -76,8 +76,8 @@ def outcomes(analysis, *, predicted):
     ],
 )
 @pytest.mark.parametrize("iou_type", ["bbox", "segm"])
-def test_one_detection_of_one_dog(examined, found, outcome, missed, iou_type):
-    analysis = examined([annotation(DOG, HERE)], [found], (iou_type,))
+def test_one_detection_of_one_dog(analyzed, found, outcome, missed, iou_type):
+    analysis = analyzed([annotation(DOG, HERE)], [found], (iou_type,))
     assert outcomes(analysis, predicted=True) == [outcome]
     assert outcomes(analysis, predicted=False) == ["found" if outcome == "correct" else "missed"]
     counts = analysis.tables[0].errors.counts
@@ -85,29 +85,29 @@ def test_one_detection_of_one_dog(examined, found, outcome, missed, iou_type):
     assert {name for name, count in counts.items() if count} == {outcome} - {"correct"}
     gains = analysis.tables[0].errors.gains
     if outcome in ("localization", "classification"):
-        # Mended it finds the dog. A cat that is none is no class any more.
+        # Fixed, the detection matches the dog, and the class cat does not count.
         assert gains[outcome] == pytest.approx(1)
     if outcome == "correct":
         assert not any(gains.values())
 
 
-def test_the_better_of_two_detections_finds_and_the_other_repeats(examined):
+def test_the_worse_of_two_detections_is_a_duplicate(analyzed):
     found = [detection(DOG, HERE, 0.6), detection(DOG, moved(HERE, 0.7), 0.8)]
-    analysis = examined([annotation(DOG, HERE), annotation(DOG, THERE)], found)
+    analysis = analyzed([annotation(DOG, HERE), annotation(DOG, THERE)], found)
     assert outcomes(analysis, predicted=True) == ["correct", "duplicate"]
     assert [i.score for i in analysis.images[0].instances if i.predicted] == [0.8, 0.6]
     assert outcomes(analysis, predicted=False) == ["found", "missed"]
     errors = analysis.tables[0].errors
     assert errors.ap == pytest.approx(51 / 101)
     assert errors.gains["missed"] == pytest.approx(1 - 51 / 101)
-    assert errors.gains["duplicate"] == 0  # below everything that is right: it costs nothing
+    assert errors.gains["duplicate"] == 0  # its score is below that of every correct detection
 
 
-def test_what_lies_in_a_crowd_is_no_error_and_the_crowd_is_not_missed(examined):
+def test_detections_in_crowds_are_no_errors_and_crowds_are_not_missed(analyzed):
     crowd = annotation(DOG, (100, 10, 180, 90), iscrowd=1)
     inside = (105, 15, 125, 35)
-    analysis = examined([annotation(DOG, HERE), crowd], [detection(DOG, inside), detection(CAT, inside, 0.8)])
-    assert outcomes(analysis, predicted=True) == ["crowd", "background"]  # a crowd of dogs does not excuse a cat
+    analysis = analyzed([annotation(DOG, HERE), crowd], [detection(DOG, inside), detection(CAT, inside, 0.8)])
+    assert outcomes(analysis, predicted=True) == ["crowd", "background"]  # a crowd of dogs does not cover a cat
     assert outcomes(analysis, predicted=False) == ["missed", "crowd"]
     image, table = analysis.images[0], analysis.tables[0]
     assert (image.correct, image.wrong, image.missed) == (0, 1, 1)
@@ -116,28 +116,28 @@ def test_what_lies_in_a_crowd_is_no_error_and_the_crowd_is_not_missed(examined):
     np.testing.assert_array_equal(table.confusion, [[0, 0, 1], [0, 0, 0], [0, 1, 0]])
 
 
-def test_confusions_count_the_best_overlap_from_the_threshold_on(examined):
+def test_confusion_counts_the_best_overlap_above_the_threshold(analyzed):
     truths = [annotation(DOG, HERE), annotation(CAT, THERE), annotation(CAT, (10, 60, 50, 90))]
     found = [
-        detection(CAT, HERE, 0.9),  # a dog, taken for a cat
-        detection(DOG, HERE, 0.8),  # too late: the dog is taken
+        detection(CAT, HERE, 0.9),  # a dog detected as a cat
+        detection(DOG, HERE, 0.8),  # the dog is matched already
         detection(CAT, THERE, 0.7),
-        detection(DOG, (60, 60, 90, 90), 0.6),  # nothing
+        detection(DOG, (60, 60, 90, 90), 0.6),  # background
         detection(CAT, (10, 60, 50, 90), 0.4),  # below the threshold
     ]
-    np.testing.assert_array_equal(examined(truths, found).tables[0].confusion, [[0, 1, 0], [0, 1, 1], [2, 0, 0]])
-    everything = examined(truths, found, threshold=0.0).tables[0]
+    np.testing.assert_array_equal(analyzed(truths, found).tables[0].confusion, [[0, 1, 0], [0, 1, 1], [2, 0, 0]])
+    everything = analyzed(truths, found, threshold=0.0).tables[0]
     np.testing.assert_array_equal(everything.confusion, [[0, 1, 0], [0, 2, 0], [2, 0, 0]])
-    # Found within their class are the dog, at 0.8, and both cats, at whatever threshold.
+    # Within their class the dog (0.8) and both cats are matched, whatever the threshold.
     true, false = everything.histogram
     assert (true[[8, 14, 16]].tolist(), true.sum()) == ([1, 1, 1], 3)
     assert (false[[12, 18]].tolist(), false.sum()) == ([1, 1], 2)
 
 
-def test_images_are_judged_by_their_instances(examined):
+def test_image_results(analyzed):
     truths = [annotation(DOG, HERE), annotation(CAT, THERE)]
     found = [detection(DOG, HERE, 0.9), detection(DOG, THERE, 0.8), detection(CAT, THERE, 0.3)]
-    one, empty = examined(truths, found).images
+    one, empty = analyzed(truths, found).images
     assert (one.correct, one.wrong, one.missed) == (1, 1, 1)
     assert one.quality == pytest.approx(1 / 2)
     assert one.category_ids == {DOG, CAT}
@@ -145,13 +145,13 @@ def test_images_are_judged_by_their_instances(examined):
     np.testing.assert_array_equal(one.instances[0].box, HERE)
     assert [instance.segmentation["size"] for instance in one.instances] == [list(SIZE)] * 4
     assert (empty.quality, empty.category_ids, empty.instances) == (1, frozenset(), ())
-    assert examined(truths, found, threshold=0.2).images[0].quality == pytest.approx(4 / 5)
+    assert analyzed(truths, found, threshold=0.2).images[0].quality == pytest.approx(4 / 5)
 
 
-def test_classes_have_the_scores_that_the_tables_average(examined):
+def test_class_scores_average_to_the_metrics(analyzed):
     truths = [annotation(DOG, HERE), annotation(CAT, (10, 10, 30, 30)), annotation(CAT, THERE, iscrowd=1)]
     found = [detection(DOG, moved(HERE, 0.76)), detection(CAT, (10, 10, 30, 30))]
-    analysis = examined(truths, found, ("bbox", "segm"))
+    analysis = analyzed(truths, found, ("bbox", "segm"))
     assert [(c.name, c.instances) for c in analysis.categories] == [("dog", 1), ("cat", 1)]
     for table in analysis.tables:
         dog, cat = table.classes
@@ -165,18 +165,18 @@ def test_classes_have_the_scores_that_the_tables_average(examined):
         np.testing.assert_allclose(table.thresholds, np.arange(0.5, 1, 0.05))
 
 
-def test_keypoints_are_matched_by_their_similarity(examined):
+def test_keypoints_are_matched_by_oks(analyzed):
     points = [20, 20, 2, 40, 40, 2, 0, 0, 0]
     off = [26, 20, 1, 46, 40, 1, 0, 0, 1]  # exp(-36 / (2 * 1600 * (2 * 0.067)^2)) = 0.53
     far = [20, 95, 1, 20, 95, 1, 0, 0, 1]
     dog = annotation(DOG, HERE, keypoints=points, num_keypoints=2)
-    shy = annotation(DOG, THERE)  # without keypoints: ignored by the table
+    unlabeled = annotation(DOG, THERE)  # ignored by the table
     found = [
         detection(DOG, HERE, 0.9, keypoints=off),
         detection(DOG, HERE, 0.8, keypoints=far),
         detection(DOG, THERE, 0.7, keypoints=[120, 30, 1] * 3),
     ]
-    analysis = examined([dog, shy], found, ("keypoints",), keypoints=["a", "b", "c"])
+    analysis = analyzed([dog, unlabeled], found, ("keypoints",), keypoints=["a", "b", "c"])
     assert outcomes(analysis, predicted=True) == ["correct", "background", "crowd"]
     assert outcomes(analysis, predicted=False) == ["found", "crowd"]
     (table,) = analysis.tables
@@ -186,15 +186,15 @@ def test_keypoints_are_matched_by_their_similarity(examined):
     assert analysis.images[0].instances[0].keypoints.shape == (3, 3)
 
 
-def test_similarities_are_those_of_pycocotools(shared_data):
-    """The keypoint oracle: 14 people, of whom some have no labeled keypoints."""
+def test_oks_equals_pycocotools(shared_data):
+    """Fourteen people, some without labeled keypoints."""
     from pycocotools.cocoeval import COCOeval
 
-    from mrcnn_jax.evaluation.analysis.image_overlaps import similarities
-    from mrcnn_jax.evaluation.coco_metrics import ground_truth
+    from mrcnn_jax.evaluation.analysis.image_overlaps import object_keypoint_similarity
+    from mrcnn_jax.evaluation.coco_ground_truth import load_ground_truth
 
     folder = shared_data("coco_eval_oracle") / "keypoints"
-    truth = ground_truth(folder / "gt_dataset.json")
+    truth = load_ground_truth(folder / "gt_dataset.json")
     found = json.loads((folder / "dt_dataset.json").read_text())
     evaluation = COCOeval(truth, truth.loadRes(found), "keypoints")
     evaluation._prepare()
@@ -202,16 +202,16 @@ def test_similarities_are_those_of_pycocotools(shared_data):
     expected = evaluation.computeOks(image_id, 1)
     best = sorted(evaluation._dts[image_id, 1], key=lambda record: -record["score"])[: len(expected)]
     sigmas = evaluation.params.kpt_oks_sigmas
-    ours = np.stack([similarities(best, entry, sigmas) for entry in evaluation._gts[image_id, 1]], axis=1)
+    ours = np.stack([object_keypoint_similarity(best, entry, sigmas) for entry in evaluation._gts[image_id, 1]], axis=1)
     assert any(not entry["num_keypoints"] for entry in evaluation._gts[image_id, 1])
     np.testing.assert_allclose(ours, expected, rtol=1e-12, atol=0)
 
 
-def test_everything_counts_the_detections_that_pycocotools_counts(examined):
-    """Its 100 best of each class in an image: 120 false alarms hide the dog behind them, and not the cat."""
-    alarms = [detection(DOG, (150, 60, 153, 63), 0.95 - 0.001 * i) for i in range(120)]
-    found = [*alarms, detection(DOG, HERE, 0.7), detection(CAT, THERE, 0.7)]
-    analysis = examined([annotation(DOG, HERE), annotation(CAT, THERE)], found, ("bbox", "segm"))
+def test_only_the_detections_that_pycocotools_counts_are_analyzed(analyzed):
+    """The 100 best of each class and image: the dog ranks behind 120 false positives, the cat does not."""
+    false_positives = [detection(DOG, (150, 60, 153, 63), 0.95 - 0.001 * i) for i in range(120)]
+    found = [*false_positives, detection(DOG, HERE, 0.7), detection(CAT, THERE, 0.7)]
+    analysis = analyzed([annotation(DOG, HERE), annotation(CAT, THERE)], found, ("bbox", "segm"))
     (image, _) = analysis.images
     assert (image.correct, image.wrong, image.missed) == (1, 100, 1)
     for table in analysis.tables:
@@ -221,20 +221,23 @@ def test_everything_counts_the_detections_that_pycocotools_counts(examined):
         np.testing.assert_array_equal(table.histogram.sum(axis=1), [1, 100])
 
 
-def test_scores_beyond_one_are_in_the_last_bin_and_those_below_zero_in_the_first(examined):
+def test_scores_outside_of_0_to_1_are_in_the_outer_bins(analyzed):
     found = [detection(DOG, HERE, score) for score in (1e300, 2.5, -4)]
-    true, false = examined([annotation(DOG, HERE)], found).tables[0].histogram
+    true, false = analyzed([annotation(DOG, HERE)], found).tables[0].histogram
     assert (true[19], true.sum()) == (1, 1)
     assert (false[0], false[19], false.sum()) == (1, 1, 2)
 
 
-def test_twenty_people_of_an_image_count_for_keypoints(examined):
-    """As for pycocotools: behind 20 false alarms a person is missed by keypoints, and found by the box."""
+def test_twenty_detections_of_an_image_count_for_keypoints(analyzed):
+    """As in pycocotools: behind 20 false positives a dog is missed by keypoints, and found by its box."""
     points = [20, 20, 2, 40, 45, 2, 0, 0, 0]
     dog = annotation(DOG, HERE, keypoints=points, num_keypoints=2)
-    alarms = [detection(DOG, THERE, 0.9, keypoints=[180, 90, 1] * 3) for _ in range(20)]
-    analysis = examined(
-        [dog], [*alarms, detection(DOG, HERE, 0.7, keypoints=points)], ("bbox", "keypoints"), keypoints=["a", "b", "c"]
+    false_positives = [detection(DOG, THERE, 0.9, keypoints=[180, 90, 1] * 3) for _ in range(20)]
+    analysis = analyzed(
+        [dog],
+        [*false_positives, detection(DOG, HERE, 0.7, keypoints=points)],
+        ("bbox", "keypoints"),
+        keypoints=["a", "b", "c"],
     )
     boxes, keypoints = analysis.tables
     assert keypoints.histogram.sum(axis=1).tolist() == [0, 20]
@@ -243,41 +246,43 @@ def test_twenty_people_of_an_image_count_for_keypoints(examined):
     assert boxes.metrics["AP50"] == pytest.approx(1 / 21)
 
 
-def test_results_without_boxes_are_placed_by_their_keypoints(examined):
-    """As pycocotools does it: the extent of all keypoints, of which some may lie at the same place."""
+def test_results_without_boxes_have_those_of_their_keypoints(analyzed):
+    """The extent of all keypoints, as in pycocotools."""
     points = [20, 20, 2, 40, 45, 2, 20, 20, 1]
     dog = annotation(DOG, HERE, keypoints=points, num_keypoints=3)
     found = {"image_id": 1, "category_id": DOG, "score": 0.9, "keypoints": points}
-    (image, _) = examined([dog], [found], ("keypoints",), keypoints=["a", "b", "c"]).images
+    (image, _) = analyzed([dog], [found], ("keypoints",), keypoints=["a", "b", "c"]).images
     np.testing.assert_array_equal(image.instances[1].box, [20, 20, 40, 45])
     assert image.instances[1].outcome == "correct"
 
 
-def test_no_detections_at_all(examined):
-    analysis = examined([annotation(DOG, HERE)], [], ("bbox", "segm"))
+def test_no_detections(analyzed):
+    analysis = analyzed([annotation(DOG, HERE)], [], ("bbox", "segm"))
     assert analysis.images[0].quality == 0
     assert analysis.tables[1].errors.ap == 0
     assert analysis.tables[1].errors.counts["missed"] == 1
     np.testing.assert_array_equal(analysis.tables[0].confusion[0], [0, 0, 1])
 
 
-def test_no_annotations_at_all(examined):
-    analysis = examined([], [detection(DOG, HERE)])
+def test_no_annotations(analyzed):
+    analysis = analyzed([], [detection(DOG, HERE)])
     assert analysis.images[0].quality == 0
     assert analysis.tables[0].errors.counts["background"] == 1
     assert analysis.tables[0].classes[0].AP == -1
 
 
-def test_each_table_has_the_instances_that_it_can_measure(examined):
+def test_each_table_counts_the_instances_that_it_can_score(analyzed):
     """A dog without a mask, and a cat whose box has no width."""
     dog, cat = annotation(DOG, HERE, segmentation=[]), annotation(CAT, THERE)
     cat["bbox"] = [THERE[0], THERE[1], 0, 40]
-    analysis = examined([dog, cat], [detection(DOG, HERE), detection(CAT, THERE)], ("bbox", "segm"))
+    analysis = analyzed([dog, cat], [detection(DOG, HERE), detection(CAT, THERE)], ("bbox", "segm"))
     boxes, masks = analysis.tables
     assert [row.instances for row in boxes.classes] == [1, 0]
     assert [row.instances for row in masks.classes] == [0, 1]
-    assert boxes.left_out == "1 of 2 instances are left out, because they have no usable box"
-    assert masks.left_out == "1 of 2 instances are left out, because they have no usable mask"
+    assert analysis.notes == (
+        "1 of 2 instances have no usable box: left out of the table of boxes",
+        "1 of 2 instances have no usable mask: left out of the table of masks",
+    )
     assert outcomes(analysis, predicted=True) == ["background", "correct"]  # by masks
     assert (boxes.metrics["AR100"], masks.metrics["AR100"]) == (1, 1)
     (truth,) = (one for one in analysis.images[0].instances if not one.predicted)

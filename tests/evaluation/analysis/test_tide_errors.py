@@ -1,4 +1,4 @@
-"""Errors and what they cost: the numbers of TIDE's own program, and each kind by hand."""
+"""TIDE errors: equality with tidecv."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ import json
 import numpy as np
 import pytest
 
-from mrcnn_jax.evaluation.analysis import ERRORS, SPECIAL_ERRORS, analyze
+from mrcnn_jax.evaluation.analysis import ERRORS, SPECIAL_ERRORS
+from mrcnn_jax.evaluation.analysis.analyze import analyze
 from mrcnn_jax.evaluation.coco_metrics import score
 
 # Printed by tidecv 1.0.1 (TIDE().evaluate(...), fix_main_errors, fix_special_errors; COCO's thresholds) of the same
@@ -44,11 +45,11 @@ TIDE = {
 }
 
 
-def made_up(annotations):
-    """Boxes found after a fashion: moved, of wrong classes, twice, in crowds, nowhere, or not at all."""
+def random_detections(annotations):
+    """Random detections: shifted, of wrong classes, duplicates, in crowds, or missing."""
     rng = np.random.default_rng(0)
     categories = sorted({annotation["category_id"] for annotation in annotations})[:12]
-    found = []
+    detections = []
     for annotation in annotations:
         x, y, w, h = annotation["bbox"]
         for _ in range(rng.integers(0, 4)):
@@ -57,7 +58,7 @@ def made_up(annotations):
             if annotation["iscrowd"]:
                 box = np.array([x + w * rng.uniform(0, 0.7), y + h * rng.uniform(0, 0.7), w / 4, h / 4])
             wrong = rng.random() < 0.25
-            found.append(
+            detections.append(
                 {
                     "image_id": annotation["image_id"],
                     "category_id": int(rng.choice(categories)) if wrong else annotation["category_id"],
@@ -65,12 +66,12 @@ def made_up(annotations):
                     "score": round(float(rng.random()), 2),
                 }
             )
-    return found
+    return detections
 
 
-# The same for `made_up` detections, as boxes: equal scores, crowds. tidecv counts what lies in crowds, too (of Loc,
-# Both, Dupe and Bkg); that is taken away here.
-MADE_UP = (
+# The same for boxes of `random_detections`, with equal scores and crowds. tidecv also counts detections in crowds (of
+# Loc, Both, Dupe and Bkg); they are subtracted here.
+RANDOM = (
     31.166982131299612,
     [
         8.153305106084929,
@@ -96,14 +97,14 @@ def compare(scores, ap, gains, counts):
 
 @pytest.mark.medium
 @pytest.mark.parametrize("iou_type", ["bbox", "segm"])
-def test_oracle_gives_the_numbers_of_tide(shared_data, iou_type):
+def test_coco_example_equals_tidecv(shared_data, iou_type):
     folder = shared_data("coco_eval_oracle")
     results = json.loads((folder / f"instances_val2014_fake{iou_type}100_results.json").read_text())
     compare(score(folder / "instances_val2014_100.json", results, iou_types=(iou_type,)), *TIDE[iou_type])
 
 
 @pytest.mark.medium
-def test_made_up_detections_give_the_numbers_of_tide(shared_data):
+def test_random_detections_equal_tidecv(shared_data):
     path = shared_data("coco_eval_oracle") / "instances_val2014_100.json"
-    results = made_up(json.loads(path.read_text())["annotations"])
-    compare(score(path, results, iou_types=("bbox",)), *MADE_UP)
+    results = random_detections(json.loads(path.read_text())["annotations"])
+    compare(score(path, results, iou_types=("bbox",)), *RANDOM)

@@ -11,7 +11,7 @@ import pytest
 from pycocotools import mask as coco_mask
 
 from mrcnn_jax.data import image_files
-from mrcnn_jax.evaluation.coco_metrics import ground_truth
+from mrcnn_jax.evaluation.coco_ground_truth import load_ground_truth
 from mrcnn_jax.tools.check import sources
 from mrcnn_jax.tools.check.survey import Survey, area_groups, by_frequency, facts, surplus, survey
 
@@ -62,7 +62,7 @@ def test_an_area_that_is_missing_is_that_of_the_evaluation(coco_folder: Any, pac
     coco_folder.content["annotations"].clear()
     coco_folder.add(98, [1, 1, 20, 20], area=0, segmentation=mask)
     assert surveyed(coco_folder).annotated.areas.tolist() == [coco_mask.area(rle)]
-    (annotation,) = ground_truth(coco_folder.root / "coco.json").anns.values()
+    (annotation,) = load_ground_truth(coco_folder.root / "coco.json").anns.values()
     assert annotation["area"] == coco_mask.area(rle)
 
 

@@ -10,7 +10,7 @@ import re
 import numpy as np
 import pytest
 
-from mrcnn_jax.evaluation.analysis import Analysis, Category, Errors
+from mrcnn_jax.evaluation.analysis import Analysis, Category, TideErrors
 from mrcnn_jax.tools.report import charts, confusion, tables
 
 
@@ -46,7 +46,7 @@ def test_errors(analysis: Analysis) -> None:
     read = {row[0]: row[1:3] for row in rows(tables.errors(table))}
     (wrong_class,) = [cells for name, cells in read.items() if name.startswith("wrong class it")]
     assert wrong_class == ["1", f"+{table.errors.gains['classification']:.3f}"]
-    worse = Errors(0.5, {**table.errors.gains, "duplicate": -0.01}, table.errors.counts)
+    worse = TideErrors(0.5, {**table.errors.gains, "duplicate": -0.01}, table.errors.counts)
     markup = tables.errors(dataclasses.replace(table, errors=worse))
     assert "-0.010" in markup
     assert "width:-" not in markup

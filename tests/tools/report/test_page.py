@@ -137,9 +137,8 @@ def test_results_without_masks_and_images(analysis: Analysis, tmp_path: Path) ->
     assert switches == {"show-boxes", "show-names"}
 
 
-def test_what_a_table_left_out_is_said(analysis: Analysis, tmp_path: Path) -> None:
-    said = "3 of 9 instances are left out, because they have no usable mask"
-    told = [dataclasses.replace(t, left_out=said if t.iou_type == "segm" else "") for t in analysis.tables]
-    drawn = page.render("some", dataclasses.replace(analysis, tables=tuple(told)), tmp_path, {}, lambda made, _: made)
-    assert drawn.count("are left out") == 1
-    assert f"Masks: {said}." in drawn
+def test_notes_are_in_the_header(analysis: Analysis, tmp_path: Path) -> None:
+    notes = ("3 of 9 instances have no usable mask: left out of the table of masks", "2 of 9 results have no masks")
+    rendered = page.render("some", dataclasses.replace(analysis, notes=notes), tmp_path, {}, lambda made, _: made)
+    header = rendered[: rendered.index("</header>")]
+    assert all(f"{note}." in header for note in notes)
