@@ -38,7 +38,7 @@ def find(config, variables, images, sizes, proposals=None):
     pooled = mask_rcnn.pool_rois(config, features, proposals.boxes, config.box.pool_size)
     seen = model.apply(variables, pooled, method=model.roi_features)
     class_logits, box_deltas = model.apply(variables, seen, method=model.box)
-    return mask_rcnn._final_boxes(config, class_logits, box_deltas, proposals, sizes)[:4], proposals
+    return mask_rcnn._decode_boxes(config, class_logits, box_deltas, proposals, sizes)[:4], proposals
 
 
 def torchvision_case(golden, name):

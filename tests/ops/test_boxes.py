@@ -102,7 +102,7 @@ def test_golden_box_coder(golden, name, weights):
 
 
 def test_golden_clamp(golden):
-    np.testing.assert_allclose(box_ops.SIZE_CLAMP, golden("tv_op_boxcoder.npz")["bbox_xform_clip"], rtol=1e-12)
+    np.testing.assert_allclose(box_ops.SCALE_CLAMP, golden("tv_op_boxcoder.npz")["bbox_xform_clip"], rtol=1e-12)
 
 
 def test_golden_iou_and_clip(golden):

@@ -9,12 +9,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mrcnn_jax.ops.image import cubic_weights, double_bilinear, normalize, resize_bicubic, resize_bilinear
+from mrcnn_jax.ops.image import bicubic_weights, normalize, resize_bicubic, resize_bilinear, upsample_bilinear_2x
 
 F32 = np.finfo(np.float32).eps
 bilinear = jax.jit(resize_bilinear, static_argnums=1)
 bicubic = jax.jit(resize_bicubic, static_argnums=1)
-weights_of = jax.jit(cubic_weights, static_argnums=1)
+weights_of = jax.jit(bicubic_weights, static_argnums=1)
 normalized = jax.jit(normalize, static_argnames=("mean", "std", "channel_order"))
 MEAN, STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
 
@@ -86,7 +86,7 @@ def test_double_bilinear_is_the_resize_with_torchs_gradient(shape):
     torch = pytest.importorskip("torch")
     rng = np.random.default_rng(1)
     images = rng.random(shape).astype(np.float32)
-    doubled, pull = jax.vjp(jax.jit(double_bilinear), images)
+    doubled, pull = jax.vjp(jax.jit(upsample_bilinear_2x), images)
     size = (2 * shape[1], 2 * shape[2])
     for image, result in zip(images, doubled, strict=True):
         # Weights are 1/4 and 3/4 of two neighbors, twice: no more than four roundings of numbers below 1.

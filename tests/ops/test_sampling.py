@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mrcnn_jax.ops import sampling
-from mrcnn_jax.ops.sampling import sample, select
+from mrcnn_jax.ops.sampling import subsample, subsample_indices
 
 BUDGET = {"count": 8, "positive_fraction": 0.25}
 LENGTH = 20
@@ -18,8 +18,8 @@ LENGTH = 20
 
 @functools.partial(jax.jit, static_argnames=("count", "positive_fraction"))
 def draw(key, labels, **budget):
-    """What `sample` and `select` say."""
-    return sample(key, labels, **budget), select(key, labels, **budget)
+    """What `subsample` and `subsample_indices` say."""
+    return subsample(key, labels, **budget), subsample_indices(key, labels, **budget)
 
 
 def sample_8(key, labels):

@@ -370,12 +370,12 @@ def test_both_formulations_agree(pooling, samples):
 
     @jax.jit
     def run(maps, boxes):
-        rows = max_pool._rows(maps, RoIs(boxes, roi_levels(boxes, max_level=4) - 2, images), axes)
+        rows = max_pool._roi_samples(maps, RoIs(boxes, roi_levels(boxes, max_level=4) - 2, images), axes)
         value, winner = max_pool.forward(maps, rows, whole, jnp.uint16)
         gradients = max_pool.backward(maps, rows, winner, value, whole)
         flat, joined = (jnp.concatenate([m.reshape(-1, 3) for m in parts]) for parts in (maps, gradients))
-        wide = max_pool._largest(flat, rows, whole=whole, index_type=jnp.uint16)
-        total = max_pool._spread(jnp.zeros_like(flat), rows, winner, value, whole=whole)
+        wide = max_pool._largest(flat, rows, whole_cells=whole, index_type=jnp.uint16)
+        total = max_pool._scatter(jnp.zeros_like(flat), rows, winner, value, whole_cells=whole)
         return (value, winner, joined), (*wide, total)
 
     (value, winner, gradient), wide = run(tuple(MAPS), BOXES.reshape(-1, 4))
