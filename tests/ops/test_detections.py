@@ -83,7 +83,7 @@ def test_hand_case():
     proposals = Proposals(boxes, np.zeros(3, np.float32), np.ones(3, bool))
     deltas = np.zeros((3, 2, 4), np.float32)
     result = run(np.log(probabilities), deltas, proposals, np.array([40, 40]), **OPTIONS | {"max_detections": 4})
-    # (0, class 1) suppresses (1, class 1); (1, class 2) does not overlap its class; the last box is clipped.
+    # (0, class 1) suppresses (1, class 1); (1, class 2) overlaps no box of its class; the last is clipped.
     expected = [(0.8, 1, [0, 0, 10, 10]), (0.6, 2, [20, 20, 30, 40]), (0.3, 2, [0, 0, 10, 9])]
     assert_same(result, expected)
     assert not result[-1]

@@ -36,15 +36,15 @@ def conv2d(
     """Convolution with explicit zero padding, like torch's `conv2d` without bias.
 
     Args:
-      x: (B, H, W, I).
-      kernel: (k, k, I / groups, O), of x's dtype.
-      stride: step of the window, in both directions.
-      padding: zeros on each side, or (top and left, bottom and right).
-      dilation: distance between the elements of the kernel.
-      groups: number of groups of channels that are convolved separately; I groups are a depthwise convolution.
+        x: (B, H, W, I).
+        kernel: (k, k, I / groups, O), of x's dtype.
+        stride: step of the window, in both directions.
+        padding: zeros on each side, or (top and left, bottom and right).
+        dilation: distance between the elements of the kernel.
+        groups: number of groups of channels that are convolved separately; I groups are a depthwise convolution.
 
     Returns:
-      (B, (H + both paddings - dilation * (k - 1) - 1) // stride + 1, ..., O).
+        (B, (H + both paddings - dilation * (k - 1) - 1) // stride + 1, ..., O).
     """
     pads = (padding, padding) if isinstance(padding, int) else padding
     if kernel.shape[:2] == (1, 1) and pads == (0, 0) and groups == 1:
@@ -71,11 +71,11 @@ def deconv2x2(x: jax.Array, kernel: jax.Array) -> jax.Array:
     Pointwise operations that follow can be computed on the blocks, before `interleave` makes an image of them.
 
     Args:
-      x: (B, H, W, I).
-      kernel: (2, 2, I, O); kernel[dy, dx] gives pixel (2 y + dy, 2 x + dx); torch's `weight[:, :, dy, dx]`.
+        x: (B, H, W, I).
+        kernel: (2, 2, I, O); kernel[dy, dx] gives pixel (2 y + dy, 2 x + dx); torch's `weight[:, :, dy, dx]`.
 
     Returns:
-      blocks (B, H, W, 2, 2, O).
+        blocks (B, H, W, 2, 2, O).
     """
     inputs, outputs = kernel.shape[2:]
     blocks = _pointwise(x, kernel.transpose(2, 0, 1, 3).reshape(1, 1, inputs, 4 * outputs))
@@ -89,12 +89,12 @@ def deconv4x4(x: jax.Array, kernel: jax.Array) -> jax.Array:
     as shifted slices. Suited to few output channels O, as the patches have 16 O channels.
 
     Args:
-      x: (B, H, W, I).
-      kernel: (4, 4, I, O); kernel[dy, dx] contributes to pixel (2 y - 1 + dy, 2 x - 1 + dx); torch's
-        `weight[:, :, dy, dx]`.
+        x: (B, H, W, I).
+        kernel: (4, 4, I, O); kernel[dy, dx] contributes to pixel (2 y - 1 + dy, 2 x - 1 + dx); torch's
+            `weight[:, :, dy, dx]`.
 
     Returns:
-      (B, 2 H, 2 W, O).
+        (B, 2 H, 2 W, O).
     """
     batch, height, width, inputs = x.shape
     outputs = kernel.shape[3]
