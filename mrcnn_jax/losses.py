@@ -1,4 +1,7 @@
-"""What the heads' answers cost. Every loss returns (sum, count); both are summed over devices and divided once."""
+"""Detection losses of the RPN and the heads, each returned as (sum, count).
+
+Sums and counts are added over devices separately and divided once: a mean of the means of devices would be wrong.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +16,10 @@ Loss = tuple[jax.Array, jax.Array]
 
 
 def smooth_l1(error: jax.Array, beta: float) -> jax.Array:
-    """Elementwise: quadratic below `beta`, linear above (Girshick 2015, eq. 3); the absolute error for beta = 0."""
+    """Smooth L1 loss per element (Girshick 2015, eq. 3).
+
+    Quadratic where |error| < beta, linear above; the absolute error for beta = 0.
+    """
     if beta == 0:
         return error * jnp.sign(error)  # not `abs`, whose gradient at 0 is 1
     size = jnp.abs(error)
@@ -21,42 +27,52 @@ def smooth_l1(error: jax.Array, beta: float) -> jax.Array:
 
 
 def rpn_class_loss(logits: jax.Array, targets: RPNTargets) -> Loss:
-    """Binary cross-entropy of the drawn anchors. logits: (..., A). Count: how many were drawn."""
-    drawn = targets.positive | targets.negative
+    """Binary cross-entropy of the objectness of sampled anchors.
+
+    logits: (..., A). Count: sampled anchors.
+    """
+    sampled = targets.positive | targets.negative
     cost = optax.sigmoid_binary_cross_entropy(logits, targets.positive.astype(logits.dtype))
-    return jnp.sum(jnp.where(drawn, cost, 0.0)), jnp.sum(drawn)
+    return jnp.sum(jnp.where(sampled, cost, 0.0)), jnp.sum(sampled)
 
 
 def rpn_box_loss(deltas: jax.Array, targets: RPNTargets, *, beta: float) -> Loss:
-    """Smooth L1 of the positive anchors' deltas (..., A, 4). Count: how many anchors were drawn, negatives too."""
+    """Smooth L1 loss of the box deltas of positive anchors.
+
+    deltas: (..., A, 4). Count: sampled anchors, positive and negative.
+    """
     error = _masked_error(deltas, targets.deltas, targets.positive)
     return jnp.sum(smooth_l1(error, beta)), jnp.sum(targets.positive | targets.negative)
 
 
 def class_loss(logits: jax.Array, rois: SampledRoIs) -> Loss:
-    """Softmax cross-entropy of the sampled RoIs. logits: (..., R, C + 1). Count: the valid RoIs."""
+    """Softmax cross-entropy of the classes of sampled RoIs.
+
+    logits: (..., R, C + 1), background first. Count: valid RoIs.
+    """
     cost = optax.softmax_cross_entropy_with_integer_labels(logits, rois.classes)
     return jnp.sum(jnp.where(rois.valid, cost, 0.0)), jnp.sum(rois.valid)
 
 
 def box_loss(deltas: jax.Array, targets: jax.Array, rois: SampledRoIs, *, beta: float) -> Loss:
-    """Smooth L1 of the positive RoIs' deltas for their own class. Count: the valid RoIs.
+    """Smooth L1 loss of the box deltas that positive RoIs have for their own class.
 
-    deltas: (..., R, C, 4), or (..., R, 1, 4) of a class-agnostic head.
+    deltas: (..., R, C, 4), or (..., R, 1, 4) from a class-agnostic head; targets: (..., R, 4). Count: valid RoIs.
     """
     column = jnp.clip(rois.classes - 1, 0, deltas.shape[-2] - 1)
-    chosen = jnp.take_along_axis(deltas, column[..., None, None], axis=-2)[..., 0, :]
-    error = _masked_error(chosen, targets, rois.valid & (rois.classes > 0))
+    own_deltas = jnp.take_along_axis(deltas, column[..., None, None], axis=-2)[..., 0, :]
+    error = _masked_error(own_deltas, targets, rois.valid & (rois.classes > 0))
     return jnp.sum(smooth_l1(error, beta)), jnp.sum(rois.valid)
 
 
 def mask_loss(logits: jax.Array, targets: jax.Array, rois: SampledRoIs) -> Loss:
-    """Binary cross-entropy of each positive RoI's own class (He et al. 2017, section 3).
+    """Binary cross-entropy of the masks of positive RoIs (He et al. 2017, section 3).
 
-    logits, of that class, and targets: (R, S, S), for R RoIs of any number of images. Count: pixels of positive RoIs.
+    logits: (R, S, S), of each RoI's own class; targets: (R, S, S). The R RoIs may come from several images.
+    Count: pixels of positive RoIs.
     """
     positive = rois.valid & (rois.classes > 0)
-    # Both sides are masked: a NaN in an unused target would reach the gradient through the product with zero.
+    # Targets are masked too: a NaN in an unused one would reach the gradient through the product with zero.
     targets = jnp.where(positive[:, None, None], targets, 0.0)
     cost = optax.sigmoid_binary_cross_entropy(logits, targets)
     cost = jnp.where(positive[:, None, None], cost, 0.0)
@@ -64,35 +80,37 @@ def mask_loss(logits: jax.Array, targets: jax.Array, rois: SampledRoIs) -> Loss:
 
 
 def softmax_mask_loss(logits: jax.Array, targets: jax.Array, rois: SampledRoIs) -> Loss:
-    """Cross-entropy of each pixel's softmax over background and classes (Long et al. 2015; He et al. 2017, table 2b).
+    """Softmax cross-entropy of the masks of positive RoIs (Long et al. 2015; He et al. 2017, table 2b).
 
-    A pixel of a positive RoI is of the RoI's class where its target is 1, background where it is 0; in between, both.
-    logits: (R, S, S, C + 1), background first, or (R, S, S, 2) of a class-agnostic head; targets: (R, S, S), for R RoIs
-    of any number of images. Count: pixels of positive RoIs.
+    Each pixel is classified as background or one of C classes. A target of 1 is the RoI's class, 0 is background,
+    values in between weight both.
+
+    logits: (R, S, S, C + 1), background first, or (R, S, S, 2) from a class-agnostic head; targets: (R, S, S). The R
+    RoIs may come from several images. Count: pixels of positive RoIs.
     """
     positive = (rois.valid & (rois.classes > 0))[:, None, None]
     targets = jnp.where(positive, targets, 0.0)
     log_probabilities = jax.nn.log_softmax(jnp.where(positive[..., None], logits, 0.0), axis=-1)
-    count = logits.shape[-1]
-    chosen = jax.nn.one_hot(jnp.minimum(rois.classes, count - 1), count)[:, None, None]
-    inside, outside = jnp.sum(chosen * log_probabilities, axis=-1), log_probabilities[..., 0]
-    cost = jnp.where(positive, -targets * inside - (1.0 - targets) * outside, 0.0)
+    num_logits = logits.shape[-1]
+    one_hot = jax.nn.one_hot(jnp.minimum(rois.classes, num_logits - 1), num_logits)[:, None, None]
+    foreground, background = jnp.sum(one_hot * log_probabilities, axis=-1), log_probabilities[..., 0]
+    cost = jnp.where(positive, -targets * foreground - (1.0 - targets) * background, 0.0)
     return jnp.sum(cost), jnp.sum(positive) * cost.shape[1] * cost.shape[2]
 
 
 def keypoint_loss(logits: jax.Array, targets: KeypointTargets) -> Loss:
-    """Cross-entropy of each visible keypoint's softmax over the cells of its heat map (He et al. 2017, section 5).
+    """Cross-entropy of each keypoint's softmax over the cells of its heat map (He et al. 2017, section 5).
 
-    logits: (R, S, S, K), for R RoIs of any number of images. Count: the visible keypoints.
+    logits: (R, S, S, K). The R RoIs may come from several images. Count: valid keypoints.
     """
     maps = logits.reshape(logits.shape[0], -1, logits.shape[-1])
     maps = jnp.where(targets.valid[:, None], maps, 0.0)
     cells = jnp.arange(maps.shape[1], dtype=targets.cell.dtype)[None, :, None]
-    chosen = jnp.sum(jnp.where(cells == targets.cell[:, None], maps, 0.0), axis=1)
-    cost = jax.nn.logsumexp(maps, axis=1) - chosen
+    target_logits = jnp.sum(jnp.where(cells == targets.cell[:, None], maps, 0.0), axis=1)
+    cost = jax.nn.logsumexp(maps, axis=1) - target_logits
     return jnp.sum(jnp.where(targets.valid, cost, 0.0)), jnp.sum(targets.valid)
 
 
 def _masked_error(prediction: jax.Array, target: jax.Array, mask: jax.Array) -> jax.Array:
-    """prediction - target where `mask`, else 0: garbage in the padding reaches neither the loss nor the gradient."""
+    """prediction - target where `mask`, else 0, so that values in padding reach neither loss nor gradient."""
     return jnp.where(mask[..., None], prediction - jnp.where(mask[..., None], target, 0.0), 0.0)

@@ -1,4 +1,4 @@
-"""What each head should have said: sampled anchors, sampled RoIs, masks and keypoints of ONE image."""
+"""Training targets of the RPN and the heads for one image: sampled anchors and RoIs, boxes, masks, keypoints."""
 
 from __future__ import annotations
 
@@ -12,80 +12,82 @@ from mrcnn_jax.ops import boxes as box_ops
 from mrcnn_jax.ops import masks as mask_ops
 from mrcnn_jax.ops.keypoints import heatmap_targets
 from mrcnn_jax.ops.matching import match
-from mrcnn_jax.ops.sampling import sample, select
+from mrcnn_jax.ops.sampling import subsample, subsample_indices
 from mrcnn_jax.structures import GroundTruth, Proposals, SampledRoIs
 
 _RPN_DELTA_WEIGHTS = (1.0, 1.0, 1.0, 1.0)
 
 
 class RPNTargets(NamedTuple):
-    """Targets of the anchors of one image; anchors that were not drawn are neither positive nor negative."""
+    """RPN targets of one image. Anchors that were not sampled are neither positive nor negative."""
 
     positive: jax.Array  # (A,) bool
     negative: jax.Array  # (A,) bool
-    deltas: jax.Array  # (A, 4) float32, meaningful for positives
+    deltas: jax.Array  # (A, 4) float32; only those of positives are meaningful
 
 
 class KeypointTargets(NamedTuple):
-    """The right cell of each heat map of R RoIs; nothing is asked for where `valid` is False."""
+    """Target cells of the heat maps of R RoIs. Keypoints that are not `valid` have no loss."""
 
-    cell: jax.Array  # (R, K) int32, row * S + column, S the side of a heat map
-    valid: jax.Array  # (R, K) bool, a labeled keypoint that lies inside of a positive RoI
+    cell: jax.Array  # (R, K) int32, row * S + column in a heat map of side S
+    valid: jax.Array  # (R, K) bool, True for labeled keypoints inside a positive RoI
 
 
-def rpn_targets(key: jax.Array, anchors: jax.Array, truth: GroundTruth, config: RPNConfig) -> RPNTargets:
-    """Match anchors (A, 4) to the ground truth and draw a fixed-size sample (Ren et al. 2015, section 3.1.2)."""
+def rpn_targets(key: jax.Array, anchors: jax.Array, ground_truth: GroundTruth, config: RPNConfig) -> RPNTargets:
+    """Match anchors (A, 4) to the ground truth and sample a fixed number (Ren et al. 2015, section 3.1.2)."""
     matches, labels = match(
-        box_ops.iou(truth.boxes, anchors),
-        truth.valid,
+        box_ops.iou(ground_truth.boxes, anchors),
+        ground_truth.valid,
         positive=config.positive_iou,
         negative=config.negative_iou,
         allow_low_quality=True,
     )
-    positive, negative = sample(key, labels, count=config.batch_size, positive_fraction=config.positive_fraction)
-    deltas = box_ops.encode(truth.boxes[matches], anchors, weights=_RPN_DELTA_WEIGHTS)
+    positive, negative = subsample(key, labels, count=config.batch_size, positive_fraction=config.positive_fraction)
+    deltas = box_ops.encode(ground_truth.boxes[matches], anchors, weights=_RPN_DELTA_WEIGHTS)
     return RPNTargets(positive, negative, deltas)
 
 
-def sample_rois(key: jax.Array, proposals: Proposals, truth: GroundTruth, config: RoIConfig) -> SampledRoIs:
-    """Draw the RoIs that train the heads, positives first (Girshick 2015, section 2.3).
+def sample_rois(key: jax.Array, proposals: Proposals, ground_truth: GroundTruth, config: RoIConfig) -> SampledRoIs:
+    """Sample the RoIs that the heads are trained on, positives first (Girshick 2015, section 2.3).
 
-    The ground-truth boxes join the proposals, so that there are positives from the first step on.
+    Ground-truth boxes are added to the proposals, so that there are positives from the first step on.
     """
-    boxes = jnp.concatenate([proposals.boxes, truth.boxes])
-    valid = jnp.concatenate([proposals.valid, truth.valid])
+    boxes = jnp.concatenate([proposals.boxes, ground_truth.boxes])
+    valid = jnp.concatenate([proposals.valid, ground_truth.valid])
     matches, labels = match(
-        box_ops.iou(truth.boxes, boxes),
-        truth.valid,
+        box_ops.iou(ground_truth.boxes, boxes),
+        ground_truth.valid,
         positive=config.positive_iou,
         negative=config.positive_iou,
         allow_low_quality=False,
     )
     labels = jnp.where(valid, labels, -1)
-    chosen, chosen_valid = select(key, labels, count=config.batch_size, positive_fraction=config.positive_fraction)
-    positive = chosen_valid & (labels[chosen] == 1)
+    indices, sampled = subsample_indices(
+        key, labels, count=config.batch_size, positive_fraction=config.positive_fraction
+    )
+    positive = sampled & (labels[indices] == 1)
     return SampledRoIs(
-        boxes=jnp.where(chosen_valid[:, None], boxes[chosen], 0.0),
-        classes=jnp.where(positive, truth.classes[matches[chosen]], 0),
-        matches=matches[chosen],
-        valid=chosen_valid,
+        boxes=jnp.where(sampled[:, None], boxes[indices], 0.0),
+        classes=jnp.where(positive, ground_truth.classes[matches[indices]], 0),
+        matches=matches[indices],
+        valid=sampled,
     )
 
 
-def box_targets(rois: SampledRoIs, truth: GroundTruth, config: BoxHeadConfig) -> jax.Array:
-    """Deltas (R, 4) from each RoI to its matched box; meaningful for positives."""
-    return box_ops.encode(truth.boxes[rois.matches], rois.boxes, weights=config.delta_weights)
+def box_targets(rois: SampledRoIs, ground_truth: GroundTruth, config: BoxHeadConfig) -> jax.Array:
+    """Deltas (R, 4) from each RoI to its matched box. Only those of positives are meaningful."""
+    return box_ops.encode(ground_truth.boxes[rois.matches], rois.boxes, weights=config.delta_weights)
 
 
-def mask_targets(rois: SampledRoIs, truth: GroundTruth, config: MaskHeadConfig, size: int) -> jax.Array:
-    """Masks (R, size, size) of the matched instances inside the RoIs; meaningful for positives.
+def mask_targets(rois: SampledRoIs, ground_truth: GroundTruth, config: MaskHeadConfig, size: int) -> jax.Array:
+    """Masks (R, size, size) of the matched instances, cropped to the RoIs. Only those of positives are meaningful.
 
-    "soft" samples the raster as torchvision does (ROIAlign without the half-pixel shift), "binary" as Detectron2 does
-    (with the shift, thresholded at 1/2).
+    A `config.target` of "soft" resamples as torchvision does (ROIAlign without the half-pixel shift), "binary" as
+    Detectron2 does (with the shift, thresholded at 1/2).
     """
     return mask_ops.crop_targets(
-        truth.masks,
-        truth.mask_windows,
+        ground_truth.masks,
+        ground_truth.mask_windows,
         rois.boxes,
         rois.matches,
         size=size,
@@ -95,13 +97,13 @@ def mask_targets(rois: SampledRoIs, truth: GroundTruth, config: MaskHeadConfig, 
     )
 
 
-def with_masks(rois: SampledRoIs, truth: GroundTruth) -> SampledRoIs:
-    """The RoIs, of which those are not valid whose matched instance has no mask."""
-    windows = truth.mask_windows[rois.matches]
+def with_masks(rois: SampledRoIs, ground_truth: GroundTruth) -> SampledRoIs:
+    """Mark RoIs as not valid where the matched instance has no mask, which is an empty mask window."""
+    windows = ground_truth.mask_windows[rois.matches]
     return rois._replace(valid=rois.valid & jnp.all(windows[:, 2:] > windows[:, :2], axis=1))
 
 
-def keypoint_targets(rois: SampledRoIs, truth: GroundTruth, config: KeypointHeadConfig) -> KeypointTargets:
-    """The cells of the matched instances' keypoints in heat maps of side 4 * pool_size."""
-    cell, valid = heatmap_targets(truth.keypoints[rois.matches], rois.boxes, size=4 * config.pool_size)
+def keypoint_targets(rois: SampledRoIs, ground_truth: GroundTruth, config: KeypointHeadConfig) -> KeypointTargets:
+    """Cells of the matched instances' keypoints in heat maps of side 4 * pool_size."""
+    cell, valid = heatmap_targets(ground_truth.keypoints[rois.matches], rois.boxes, size=4 * config.pool_size)
     return KeypointTargets(cell, valid & (rois.valid & (rois.classes > 0))[:, None])

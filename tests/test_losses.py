@@ -1,4 +1,4 @@
-"""Losses by hand, against torch, against torchvision's arrays; what stands in the padding costs nothing."""
+"""Losses: hand cases, torch, torchvision's arrays; padding has no effect."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def rois_of(classes, valid=None) -> SampledRoIs:
     return SampledRoIs(np.zeros((*classes.shape, 4), np.float32), classes, np.zeros_like(classes), valid)
 
 
-def drawn(positive, negative, deltas=None) -> RPNTargets:
+def sampled_anchors(positive, negative, deltas=None) -> RPNTargets:
     positive, negative = np.asarray(positive, bool), np.asarray(negative, bool)
     deltas = np.zeros((*positive.shape, 4), np.float32) if deltas is None else np.asarray(deltas, np.float32)
     return RPNTargets(positive, negative, deltas)
@@ -56,33 +56,33 @@ def test_smooth_l1_equals_torch(beta):
     np.testing.assert_allclose(gradient, theirs.grad, rtol=1e-6)
 
 
-def test_objectness_by_hand():
-    """A right answer, a wrong one, an undecided one; the fourth anchor was not drawn."""
+def test_rpn_class_loss_by_hand():
+    """A correct, a wrong and an undecided prediction; the fourth anchor is not sampled."""
     logits = np.float32([5.0, 5.0, 0.0, 100.0])
-    targets = drawn([True, False, True, False], [False, True, False, False])
+    targets = sampled_anchors([True, False, True, False], [False, True, False, False])
     total, count = losses.rpn_class_loss(logits, targets)
     assert int(count) == 3
     np.testing.assert_allclose(total, np.log1p(np.exp(-5)) + np.log1p(np.exp(5)) + np.log(2), rtol=1e-6)
 
 
-def test_anchor_deltas_by_hand():
-    """Only the positive anchor has a box; negatives count in the denominator."""
+def test_rpn_box_loss_by_hand():
+    """Only positive anchors have a box loss; negatives count in the denominator."""
     deltas = np.float32([[1, 0, 0, -2], [9, 9, 9, 9], [9, 9, 9, 9]])
-    targets = drawn([True, False, False], [False, True, False], [[0, 0, 0, 0], [1, 1, 1, 1], [1, 1, 1, 1]])
+    targets = sampled_anchors([True, False, False], [False, True, False], [[0, 0, 0, 0], [1, 1, 1, 1], [1, 1, 1, 1]])
     total, count = losses.rpn_box_loss(deltas, targets, beta=0.0)
     assert (float(total), int(count)) == (3.0, 2)
     np.testing.assert_allclose(losses.rpn_box_loss(deltas, targets, beta=1.0)[0], 0.5 + 1.5, rtol=1e-6)
 
 
-def test_class_by_hand():
+def test_class_loss_by_hand():
     logits = np.float32([[0, 0, 0], [0, np.log(2), 0], [50, 0, 0], [7, 7, 7]])
     total, count = losses.class_loss(logits, rois_of([2, 1, 0, 0], [True, True, True, False]))
     assert int(count) == 3
     np.testing.assert_allclose(total, np.log(3) + np.log(2), rtol=1e-6)
 
 
-def test_boxes_of_the_own_class_only():
-    """Positives are judged by the deltas of their class; background RoIs only count."""
+def test_box_loss_uses_deltas_of_the_own_class():
+    """Background RoIs count in the denominator only."""
     deltas = np.zeros((3, 2, 4), np.float32)
     deltas[0, 1], deltas[0, 0], deltas[1] = [1, 2, 3, 4], 100, 100
     total, count = losses.box_loss(deltas, np.zeros((3, 4), np.float32), rois_of([2, 0, 0], [1, 1, 0]), beta=0.0)
@@ -94,7 +94,7 @@ def test_boxes_of_the_own_class_only():
     assert np.count_nonzero(gradient) == 4
 
 
-def test_masks_of_positives_only():
+def test_mask_loss_uses_positives_only():
     logits = np.full((3, 2, 2), 1e6, np.float32)
     logits[0] = [[30, -30], [0, 0]]
     targets = np.zeros((3, 2, 2), np.float32)
@@ -104,8 +104,8 @@ def test_masks_of_positives_only():
     np.testing.assert_allclose(total, 2 * np.log(2), rtol=1e-6)
 
 
-def test_competing_masks_by_hand():
-    """Background, class 1 and class 2 at a pixel of the object, one outside, one between; other RoIs say nothing."""
+def test_softmax_mask_loss_by_hand():
+    """Background, class 1 and class 2 at a pixel inside, one outside, one at the edge; other RoIs are not used."""
     logits = np.full((3, 2, 2, 3), np.nan, np.float32)
     logits[0] = np.log([[[1, 2, 5], [5, 2, 1]], [[1, 1, 2], [1, 1, 1]]])
     targets = np.zeros((3, 2, 2), np.float32)
@@ -121,8 +121,8 @@ def test_competing_masks_by_hand():
     assert not gradient[1:].any()
 
 
-def test_two_competing_masks_are_a_sigmoid():
-    """A class-agnostic head: object against background is what the logits' difference says on its own."""
+def test_softmax_of_two_masks_is_a_sigmoid():
+    """With a class-agnostic head the loss equals that of the sigmoid of the difference of the logits."""
     rng = np.random.default_rng(0)
     logits = rng.standard_normal((3, 2, 2, 2)).astype(np.float32)
     targets, rois = rng.random((3, 2, 2)).astype(np.float32), rois_of([5, 0, 1])
@@ -131,19 +131,20 @@ def test_two_competing_masks_are_a_sigmoid():
     np.testing.assert_allclose(two, one, rtol=1e-6)
 
 
-def test_padding_of_anchors_is_free():
-    """Targets of anchors that were not drawn, or are no positives, reach neither the loss nor the gradient."""
+def test_padding_of_anchors_has_no_effect():
+    """Deltas of anchors that are not positive affect neither loss nor gradient."""
     rng = np.random.default_rng(0)
     prediction = rng.standard_normal((3, 4)).astype(np.float32)
-    targets = [drawn([1, 0, 0], [0, 1, 0], [[1, 2, 3, 4], [value] * 4, [value] * 4]) for value in (0.0, np.nan)]
+    deltas = [[[1, 2, 3, 4], [value] * 4, [value] * 4] for value in (0.0, np.nan)]
+    targets = [sampled_anchors([1, 0, 0], [0, 1, 0], d) for d in deltas]
     clean, dirty = (mean_and_gradient(losses.rpn_box_loss, prediction, t, beta=1 / 9) for t in targets)
     np.testing.assert_array_equal(clean[0], dirty[0])
     np.testing.assert_array_equal(clean[1], dirty[1])
     assert not dirty[1][1:].any()
 
 
-def test_padding_of_rois_is_free():
-    """Targets of background RoIs and of empty slots, and classes of empty slots, may be anything."""
+def test_padding_of_rois_has_no_effect():
+    """Targets of background RoIs and empty slots, and classes of empty slots, are arbitrary."""
     rng = np.random.default_rng(1)
     deltas = rng.standard_normal((3, 2, 4)).astype(np.float32)
     masks = rng.standard_normal((3, 2, 2)).astype(np.float32)
@@ -166,9 +167,9 @@ def test_padding_of_rois_is_free():
     assert all(np.isfinite(part).all() for part in jax.tree.leaves(outcomes))
 
 
-def test_nothing_to_learn_is_zero_with_zero_gradient():
-    """No positive at all, and nothing drawn at all: the sums are 0, not NaN."""
-    rois, none = rois_of([0, 0], [False, False]), drawn([0, 0], [0, 0])
+def test_losses_without_samples_are_zero_with_zero_gradient():
+    """Sums are 0, not NaN."""
+    rois, none = rois_of([0, 0], [False, False]), sampled_anchors([0, 0], [0, 0])
     outcomes = [
         mean_and_gradient(losses.rpn_class_loss, np.ones(2, np.float32), none),
         mean_and_gradient(losses.rpn_box_loss, np.ones((2, 4), np.float32), none, beta=0.0),
@@ -182,8 +183,8 @@ def test_nothing_to_learn_is_zero_with_zero_gradient():
         assert not gradient.any()
 
 
-def test_keypoints_by_hand():
-    """An undecided map, a right one; the other two are not asked about."""
+def test_keypoint_loss_by_hand():
+    """An undecided and a correct heat map; the other two are not valid."""
     logits = np.zeros((2, 2, 2, 2), np.float32)
     logits[0, 1, 0, 1] = 50
     logits[1] = 1e6 * np.arange(8).reshape(2, 2, 2)
@@ -197,8 +198,8 @@ def test_keypoints_by_hand():
     assert not gradient[1].any()
 
 
-def test_keypoints_that_nobody_sees_are_free():
-    """Their maps and indices may be anything; when none is visible the loss and its gradient are 0."""
+def test_invalid_keypoints_have_no_effect():
+    """Their maps and cells are arbitrary; if none is valid, loss and gradient are 0."""
     rng = np.random.default_rng(2)
     logits, visible = rng.standard_normal((2, 3, 3, 2)).astype(np.float32), np.bool_([[True, False], [False, False]])
     clean = mean_and_gradient(losses.keypoint_loss, logits, KeypointTargets(np.int32([[4, 0], [0, 0]]), visible))
@@ -213,16 +214,16 @@ def test_keypoints_that_nobody_sees_are_free():
     assert not gradient.any()
 
 
-# Golden losses are means of up to 20,000 positive float32 terms: as many roundings by half a unit, of either sign; and
-# a margin of two.
+# Golden losses are means of up to 20,000 positive float32 terms, with as many roundings by half a unit, of either sign;
+# doubled as a margin.
 LOSS_RTOL = 2 * np.sqrt(20_000) * 2.0**-24
 
 
 def assert_gradient(ours, theirs):
-    """Single entries are a probability minus a target, over the count, and are measured against the largest.
+    """Assert equal gradients, relative to the largest entry. Entries are (probability - target) / count.
 
-    Each side rounds an exponent (up to 16), its exponential, their sum and the quotient by half a unit: 20 units
-    together, and a margin of two.
+    Both round an exponent (up to 16), its exponential, their sum and the quotient by half a unit: 20 units together,
+    doubled as a margin.
     """
     np.testing.assert_allclose(ours, theirs, rtol=0, atol=40 * np.finfo(np.float32).eps * np.abs(theirs).max())
 
@@ -234,7 +235,7 @@ def test_golden_rpn_losses(golden):
     for i, row in enumerate(labels):
         if (row == 1).any():
             deltas[i, row == 1] = arrays[f"reg_targets_pos{i}"]
-    targets = drawn(labels == 1, labels == 0, deltas)
+    targets = sampled_anchors(labels == 1, labels == 0, deltas)
     value, gradient = mean_and_gradient(losses.rpn_class_loss, arrays["objectness"].reshape(labels.shape), targets)
     np.testing.assert_allclose(value, arrays["loss_objectness"], rtol=LOSS_RTOL)
     assert_gradient(gradient, arrays["g_objectness"].reshape(labels.shape))
@@ -252,7 +253,7 @@ def test_golden_box_losses(golden):
     value, gradient = mean_and_gradient(losses.class_loss, arrays["class_logits"], rois)
     np.testing.assert_allclose(value, arrays["loss_classifier"], rtol=LOSS_RTOL)
     assert_gradient(gradient, arrays["g_class_logits"])
-    deltas = arrays["box_regression"].reshape(len(goals), -1, 4)[:, 1:]  # theirs has deltas of the background
+    deltas = arrays["box_regression"].reshape(len(goals), -1, 4)[:, 1:]  # torchvision has deltas of the background too
     value, gradient = mean_and_gradient(losses.box_loss, deltas, goals, rois, beta=1 / 9)
     np.testing.assert_allclose(value, arrays["loss_box_reg"], rtol=LOSS_RTOL)
     theirs = arrays["g_box_regression"].reshape(len(goals), -1, 4)
@@ -271,7 +272,7 @@ def test_golden_mask_loss(golden):
 
 
 def test_golden_keypoint_loss(golden):
-    """RoIs of the images one after the other, as the targets of their matches."""
+    """The RoIs of all images are concatenated."""
     arrays = golden("tv_op_keypoint.npz")
     images, each = arrays["kp_matched"].shape
     size = arrays["kp_logits"].shape[-1]

@@ -1,4 +1,4 @@
-"""The box head: from the features of a RoI to class scores and box deltas."""
+"""The box head: class scores and box deltas from RoI features."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from mrcnn_jax.models.norms import NormFactory
 class BoxHead(nn.Module):
     """RoI features (R, S, S, F) -> class logits (R, C + 1), background first, and deltas (R, C, 4), both float32.
 
-    Two fully connected layers (Lin et al. 2017), after 3 x 3 convolutions where the configuration says so (Wu and He
-    2018). Without fully connected layers the predictors read the average over the cells (He et al. 2016, C4).
-    A class-agnostic head has deltas (R, 1, 4). `valid` (R,) bool: the RoIs that count in batch statistics.
+    Two fully connected layers by default (Lin et al. 2017), after 3 x 3 convolutions if `conv_layers` is set (Wu and He
+    2018). Without fully connected layers the predictors use the mean over the cells (He et al. 2016, C4). A
+    class-agnostic head returns deltas (R, 1, 4). `valid` (R,) bool marks the RoIs that enter batch statistics.
     """
 
     num_classes: int
@@ -34,7 +34,7 @@ class BoxHead(nn.Module):
         for index in range(1, config.fc_layers + 1):
             x = relu(Dense(config.hidden, name=f"fc{index}")(x))
         x = x.astype(jnp.float32)
-        boxes = 1 if config.class_agnostic else self.num_classes
+        num_boxes = 1 if config.class_agnostic else self.num_classes
         logits = Dense(self.num_classes + 1, nn.initializers.normal(0.01), name="logits")(x)
-        deltas = Dense(4 * boxes, nn.initializers.normal(0.001), name="deltas")(x)
-        return logits, deltas.reshape(x.shape[0], boxes, 4)
+        deltas = Dense(4 * num_boxes, nn.initializers.normal(0.001), name="deltas")(x)
+        return logits, deltas.reshape(x.shape[0], num_boxes, 4)

@@ -1,4 +1,4 @@
-"""Convolutions, fully connected layers and initializers that the networks are made of."""
+"""Layers and initializers shared by the networks: convolutions, fully connected layers, ReLU, bias."""
 
 from __future__ import annotations
 
@@ -14,26 +14,26 @@ from mrcnn_jax.ops.xla_cpu.conv import conv2d, deconv2x2
 
 Initializer = Callable[..., jax.Array]
 
-# Named as in the papers and the peers: He et al. 2015 in fan-out form, and Caffe2's "Xavier" fill (fan-in, uniform).
+# He et al. 2015 in fan-out form, and Caffe2's "Xavier" fill (fan-in, uniform): the names of the reference code.
 he_normal_fan_out = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
 caffe2_xavier = nn.initializers.variance_scaling(1.0, "fan_in", "uniform")
 
 
 @jax.custom_vjp
 def relu(x: jax.Array) -> jax.Array:
-    """max(x, 0). Its gradient looks at the result, which the next layer keeps anyway: x itself need not be kept."""
+    """max(x, 0). The gradient is computed from the result, so that `x` need not be stored for the backward pass."""
     return jnp.maximum(x, 0)
 
 
 def _relu_fwd(x: jax.Array) -> tuple[jax.Array, jax.Array]:
-    # XLA:CPU would compute a maximum again for its gradient, and so keep x; of a select it keeps the result. On GPUs it
-    # finds convolutions that end in a maximum.
+    # XLA:CPU would recompute a maximum for the gradient, which keeps x alive; the result of a select is stored instead.
+    # On GPUs XLA fuses a maximum into the convolution before it.
     y = jax.lax.platform_dependent(x, cpu=_select_positive, default=lambda x: jnp.maximum(x, 0))
     return y, y
 
 
 def _select_positive(x: jax.Array) -> jax.Array:
-    return jnp.where(x <= 0, 0, x)  # NaN stays
+    return jnp.where(x <= 0, 0, x)  # NaN stays NaN
 
 
 def _relu_bwd(y: jax.Array, gradient: jax.Array) -> tuple[jax.Array]:
@@ -44,9 +44,9 @@ relu.defvjp(_relu_fwd, _relu_bwd)
 
 
 class Conv(nn.Module):
-    """Convolution of an NHWC batch; parameters `kernel` (k, k, I / groups, O) and `bias`.
+    """Convolution of an NHWC batch; parameters `kernel` (k, k, I / groups, O) and `bias` (O,).
 
-    `padding` as in `ops.conv.conv2d`; None pads so that stride 1 keeps the size.
+    `padding` as in `conv2d`; None keeps the size at stride 1.
     """
 
     features: int
@@ -64,23 +64,26 @@ class Conv(nn.Module):
         kernel = self.param("kernel", self.kernel_init, (size, size, x.shape[-1] // groups, self.features))
         padding = dilation * (size // 2) if self.padding is None else self.padding
         y = conv2d(x, kernel.astype(x.dtype), stride=self.stride, padding=padding, dilation=dilation, groups=groups)
-        return _with_bias(self, y)
+        return _maybe_add_bias(self, y)
 
 
 class PointwiseParameters(nn.Module):
-    """Kernel (1, 1, I, O) and bias (O,) of a 1 x 1 convolution that is computed elsewhere."""
+    """Kernel (1, 1, I, O) and bias (O,) of a 1 x 1 convolution that the caller computes."""
 
     features: int
     kernel_init: Initializer
 
     @nn.compact
-    def __call__(self, inputs: int) -> tuple[jax.Array, jax.Array]:
-        kernel = self.param("kernel", self.kernel_init, (1, 1, inputs, self.features))
+    def __call__(self, in_features: int) -> tuple[jax.Array, jax.Array]:
+        kernel = self.param("kernel", self.kernel_init, (1, 1, in_features, self.features))
         return kernel, self.param("bias", nn.initializers.zeros_init(), (self.features,))
 
 
 class Deconv2x2(nn.Module):
-    """(B, H, W, I) -> blocks (B, H, W, 2, 2, O) of `ops.conv.deconv2x2`; parameters `kernel` (2, 2, I, O), `bias`."""
+    """Transposed convolution (B, H, W, I) -> 2 x 2 blocks (B, H, W, 2, 2, O), see `deconv2x2`.
+
+    Parameters `kernel` (2, 2, I, O) and `bias` (O,).
+    """
 
     features: int
     kernel_init: Initializer = he_normal_fan_out
@@ -89,11 +92,11 @@ class Deconv2x2(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         kernel = self.param("kernel", self.kernel_init, (2, 2, x.shape[-1], self.features))
-        return _with_bias(self, deconv2x2(x, kernel.astype(x.dtype)))
+        return _maybe_add_bias(self, deconv2x2(x, kernel.astype(x.dtype)))
 
 
 class Dense(nn.Module):
-    """Fully connected layer on the last axis; parameters `kernel` (I, O) and `bias`."""
+    """Fully connected layer on the last axis; parameters `kernel` (I, O) and `bias` (O,)."""
 
     features: int
     kernel_init: Initializer = caffe2_xavier
@@ -102,24 +105,26 @@ class Dense(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         kernel = self.param("kernel", self.kernel_init, (x.shape[-1], self.features))
-        return _with_bias(self, x @ kernel.astype(x.dtype))
+        return _maybe_add_bias(self, x @ kernel.astype(x.dtype))
 
 
-def rematerialized(module: Any, remat: bool) -> Any:
-    """A module class whose call is `module(x, train)`, by position; with `remat` one that keeps nothing but x for the
-    backward pass and computes the rest again. Its variables and their names stay what they are."""
+def maybe_remat(module: Any, remat: bool) -> Any:
+    """Wrap a module class in `nn.remat` if `remat` is True: the backward pass recomputes its activations from `x`.
+
+    The module is called as `module(x, train, ...)`, with `train` by position. Names of variables do not change.
+    """
     return nn.remat(module, static_argnums=(2,)) if remat else module
 
 
 def conv_norm_relu(
-    index: int, features: int, norm: NormFactory | None, x: jax.Array, rows: jax.Array | None, *, train: bool
+    index: int, features: int, norm: NormFactory | None, x: jax.Array, valid: jax.Array | None, *, train: bool
 ) -> jax.Array:
-    """A 3 x 3 convolution, a norm if there is one, ReLU: `conv1`, `norm1`, ... in the calling module."""
+    """3 x 3 convolution, norm if not None, ReLU: submodules `conv{index}` and `norm{index}` of the calling module."""
     x = Conv(features, 3, use_bias=norm is None, name=f"conv{index}")(x)
-    return relu(x if norm is None else norm(name=f"norm{index}")(x, train=train, rows=rows))
+    return relu(x if norm is None else norm(name=f"norm{index}")(x, train=train, valid=valid))
 
 
-def _with_bias(module: Any, y: jax.Array) -> jax.Array:
+def _maybe_add_bias(module: Any, y: jax.Array) -> jax.Array:
     if not module.use_bias:
         return y
     return add_bias(y, module.param("bias", nn.initializers.zeros_init(), (module.features,)))
@@ -127,8 +132,10 @@ def _with_bias(module: Any, y: jax.Array) -> jax.Array:
 
 @jax.custom_vjp
 def add_bias(y: jax.Array, bias: jax.Array) -> jax.Array:
-    """y (..., F) + bias (F,) in y's dtype. The gradient of the bias is summed in float32: so many terms in bfloat16
-    would stop adding up."""
+    """Add a bias (F,) to y (..., F), in the dtype of y.
+
+    The gradient of the bias is summed in float32: a bfloat16 sum of so many terms would stop growing.
+    """
     return y + bias.astype(y.dtype).reshape((1,) * (y.ndim - 1) + (-1,))
 
 

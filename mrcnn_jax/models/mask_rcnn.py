@@ -1,14 +1,13 @@
-"""Mask R-CNN (He et al. 2017): the network as one module, and inference as a function of its parts.
+"""Mask R-CNN: build the network, initialize its variables, detect objects.
 
-Faster R-CNN is the same model without the mask head.
+The network itself is in `network`. Training uses the steps between its parts as well: anchors, proposals, RoI pooling.
 """
 
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-import flax.linen as nn
 import flax.traverse_util
 import jax
 import jax.numpy as jnp
@@ -16,166 +15,48 @@ import numpy as np
 
 from mrcnn_jax.config import ModelConfig
 from mrcnn_jax.errors import ConfigError
-from mrcnn_jax.models.box_head import BoxHead
-from mrcnn_jax.models.efficientnet import EfficientNetLite
-from mrcnn_jax.models.fpn import FPN
-from mrcnn_jax.models.keypoint_head import KeypointHead
-from mrcnn_jax.models.layers import rematerialized
-from mrcnn_jax.models.mask_head import MaskHead
-from mrcnn_jax.models.norms import NormFactory, make_norm
-from mrcnn_jax.models.resnet import ResNet, Stage
-from mrcnn_jax.models.rpn import RPNHead
+from mrcnn_jax.models.network import MaskRCNN, Variables, normalize
 from mrcnn_jax.ops import anchors as anchor_ops
 from mrcnn_jax.ops import detections as detection_ops
-from mrcnn_jax.ops import image as image_ops
 from mrcnn_jax.ops import keypoints as keypoint_ops
 from mrcnn_jax.ops import proposals as proposal_ops
 from mrcnn_jax.ops.roi.pooling import multilevel_roi_pooling
 from mrcnn_jax.structures import Detections, Proposals
 
 FPN_STRIDES = (4, 8, 16, 32, 64)  # of P2..P6
-SINGLE_STRIDES = {"c4": 16, "c5": 32, "dc5": 16}  # of the one feature map
-Variables = Any  # {"params": ..., "frozen": constants of frozen batch norm, "batch_stats": ...}
+SINGLE_LEVEL_STRIDES = {"c4": 16, "c5": 32, "dc5": 16}
 
 
 def build_model(config: ModelConfig) -> MaskRCNN:
-    """The network that a configuration describes.
+    """Build the network that a configuration describes.
 
-    Raises ValueError while the number of classes is unknown, ConfigError for settings of JAX that it cannot have.
+    Raises ValueError if `config.num_classes` is not set, ConfigError if JAX has settings that do not work with it.
     """
     check_jax_settings()
     if config.num_classes <= 0:
-        raise ValueError("model.num_classes is not set: give it, or take it from a data set's categories")
+        raise ValueError("model.num_classes is not set: set it, or take it from the categories of a dataset")
     return MaskRCNN(config)
 
 
 def check_jax_settings() -> None:
-    """Raise ConfigError for settings of JAX, of this process or its environment, that the networks cannot have."""
-    wrong = {
+    """Raise ConfigError if JAX is configured, in this process or its environment, in a way that the model rejects."""
+    settings = {
         "jax_enable_x64": (jax.config.jax_enable_x64, False),  # type: ignore[attr-defined]
         "jax_numpy_dtype_promotion": (jax.config.jax_numpy_dtype_promotion, "standard"),  # type: ignore[attr-defined]
     }
-    for name, (value, needed) in wrong.items():
-        if value != needed:
+    for name, (value, required) in settings.items():
+        if value != required:
             raise ConfigError(
-                f"JAX's setting {name} is {value}, but parameters and losses are float32 here, and types are promoted:"
-                f" unset {name.upper()} in the environment, or call jax.config.update({name!r}, {needed!r})"
+                f"the JAX setting {name} is {value}, but the model needs {required!r}: unset {name.upper()} in the"
+                f" environment, or call jax.config.update({name!r}, {required!r})"
             )
 
 
-class MaskRCNN(nn.Module):
-    """Backbone, features, RPN and heads; each method maps arrays to arrays and is composed by the functions below.
-
-    Shapes: images (B, H, W, 3), H and W divisible by `size_divisibility`; features a tuple of (B, h, w, F), one for
-    each level: P2..P6, or the one map of C4, C5 and DC5. `valid` bool, (B,) or in the heads (R,), marks the images or
-    RoIs that count in batch statistics (default: all).
-    """
-
-    config: ModelConfig
-    axis_name: str | None = None  # of the devices that "sync_bn" gathers statistics from
-    remat: bool = False  # compute activations again in the backward pass instead of keeping them
-
-    if TYPE_CHECKING:  # flax declares a union of everything that any module's `apply` may return
-
-        def apply(self, *args: Any, **kwargs: Any) -> Any: ...
-
-    def setup(self) -> None:
-        config = self.config
-        anchors_per_cell = len(config.anchors.sizes[0]) * len(config.anchors.aspect_ratios)
-        self._setup_features()
-        self.rpn_head = RPNHead(anchors_per_cell, config.rpn.conv_layers)
-        self.box_head = BoxHead(config.num_classes, config.box, self._norm(config.box.norm))
-        if config.mask is not None:
-            self.mask_head = MaskHead(config.num_classes, config.mask, self._norm(config.mask.norm))
-        if config.keypoint is not None:
-            keypoint = config.keypoint
-            self.keypoint_head = KeypointHead(keypoint.num_keypoints, keypoint.channels, keypoint.conv_layers)
-
-    def _setup_features(self) -> None:
-        config, backbone = self.config, self.config.backbone
-        norm = self._norm(backbone.norm, backbone.norm_eps)
-        assert norm is not None
-        self.backbone: nn.Module = _backbone(config, norm, self.remat)
-        if config.features == "c4":
-            self.res5 = Stage(backbone, norm, 5, remat=self.remat)
-        if config.features == "fpn":
-            fpn = rematerialized(FPN, self.remat)
-            self.fpn = fpn(config.fpn.channels, self._norm(config.fpn.norm))
-
-    def _norm(self, kind: Any, eps: float = 1e-5) -> NormFactory | None:
-        return make_norm(kind, eps, self.axis_name)
-
-    def features(
-        self, images: jax.Array, image_sizes: jax.Array, valid: jax.Array | None = None, *, train: bool = False
-    ) -> tuple[jax.Array, ...]:
-        """Normalize the images, zero their padding, and compute the features in the compute dtype."""
-        x = normalize(self.config, images, image_sizes)
-        return self.feature_maps(x, valid, train=train)
-
-    def feature_maps(
-        self, x: jax.Array, valid: jax.Array | None = None, *, train: bool = False
-    ) -> tuple[jax.Array, ...]:
-        """Normalized images (B, H, W, 3) -> the features that RPN and heads look at."""
-        divisor = size_divisibility(self.config)
-        if x.shape[1] % divisor or x.shape[2] % divisor:
-            raise ValueError(f"images must be padded to multiples of {divisor}, got {x.shape[1]}x{x.shape[2]}")
-        taps = self.backbone(x.astype(self.config.compute_dtype), train=train, rows=valid)
-        return self.fpn(taps, train, valid) if self.config.features == "fpn" else taps[-1:]
-
-    def rpn(self, features: Sequence[jax.Array]) -> tuple[tuple[jax.Array, ...], tuple[jax.Array, ...]]:
-        """Objectness logits (B, A_level) and deltas (B, A_level, 4) of each level."""
-        return self.rpn_head(features)
-
-    def roi_features(self, pooled: jax.Array, valid: jax.Array | None = None, *, train: bool = False) -> jax.Array:
-        """What the heads see of pooled features (R, S, S, F): for C4 what res5 makes of them, half as large."""
-        return self.res5(pooled, train=train, rows=valid) if self.config.features == "c4" else pooled
-
-    def box(self, x: jax.Array, valid: jax.Array | None = None, *, train: bool = False) -> tuple[jax.Array, jax.Array]:
-        """RoI features (R, S, S, F) -> class logits (R, C + 1) and deltas (R, C or 1, 4)."""
-        return self.box_head(x, valid, train=train)
-
-    def mask(
-        self, x: jax.Array, classes: jax.Array | None = None, valid: jax.Array | None = None, *, train: bool = False
-    ) -> jax.Array:
-        """RoI features (R, S, S, F) -> mask logits (R, 2 S, 2 S, C or 1), or (R, 2 S, 2 S) of classes (R,) only.
-
-        Masks that compete for pixels have one more, the background's, first: see `MaskHead`.
-        """
-        return self.mask_head(x, classes, valid, train=train)
-
-    def keypoints(self, x: jax.Array) -> jax.Array:
-        """RoI features (R, S, S, F) -> heat maps (R, 4 S, 4 S, K), logits."""
-        return self.keypoint_head(x)
-
-    def __call__(self, images: jax.Array, image_sizes: jax.Array) -> None:
-        """Touch every parameter once; for initialization only."""
-        features = self.features(images, image_sizes)
-        self.rpn(features)
-        config, channels = self.config, features[0].shape[-1]
-
-        def pooled(size: int) -> jax.Array:
-            return self.roi_features(jnp.zeros((1, size, size, channels), features[0].dtype))
-
-        self.box(pooled(config.box.pool_size))
-        if config.mask is not None:
-            self.mask(pooled(config.mask.pool_size))
-        if config.keypoint is not None:
-            self.keypoints(pooled(config.keypoint.pool_size))
-
-
-def _backbone(config: ModelConfig, norm: NormFactory, remat: bool) -> nn.Module:
-    """The bottom-up path: of C4 all stages but res5."""
-    if config.backbone.name == "efficientnet_lite0":
-        return EfficientNetLite(config.backbone, norm, remat)
-    stages = 3 if config.features == "c4" else 4
-    return ResNet(config.backbone, norm, stages, 2 if config.features == "dc5" else 1, remat)
-
-
 def init_variables(model: MaskRCNN, key: jax.Array, paths: Collection[tuple[str, ...]] | None = None) -> Variables:
-    """Random parameters and the initial constants of norms.
+    """Return random parameters and the initial constants of norms.
 
-    With `paths` only those leaves, such as ("params", "mask_head", "logits", "kernel"), and the same values as without:
-    fewer compile faster.
+    With `paths` return only these leaves, such as ("params", "mask_head", "logits", "kernel"), with the same values
+    as without it. Fewer leaves compile faster.
     """
 
     def init(*arguments: Any) -> Variables:
@@ -185,45 +66,31 @@ def init_variables(model: MaskRCNN, key: jax.Array, paths: Collection[tuple[str,
         flat = flax.traverse_util.flatten_dict(variables)
         return flax.traverse_util.unflatten_dict({path: flat[path] for path in paths})
 
-    # It runs once: compiling it well would take three times as long as compiling and running it does.
+    # The program runs once. With optimization, compiling it would take three times as long as this does in all.
     compiled = jax.jit(init, compiler_options={"xla_backend_optimization_level": 0})
-    return compiled(key, *_smallest_batch())
+    return compiled(key, *_example_inputs())
 
 
 def variable_shapes(model: MaskRCNN) -> Variables:
-    """What `init_variables` would return, as shapes and types."""
-    return jax.eval_shape(model.init, jax.random.key(0), *_smallest_batch())
+    """Return the variables of `init_variables` as shapes and dtypes."""
+    return jax.eval_shape(model.init, jax.random.key(0), *_example_inputs())
 
 
-def _smallest_batch() -> tuple[np.ndarray, np.ndarray]:
-    """Any image does to make the variables: their shapes do not depend on it."""
+def _example_inputs() -> tuple[np.ndarray, np.ndarray]:
+    """Images and sizes for initialization; the variables do not depend on their shape."""
     return np.zeros((1, 64, 64, 3), np.uint8), np.full((1, 2), 64, np.int32)
 
 
 def feature_strides(config: ModelConfig) -> tuple[int, ...]:
-    """Pixels of the image per cell, for each level of the features."""
-    return FPN_STRIDES if config.features == "fpn" else (SINGLE_STRIDES[config.features],)
-
-
-def size_divisibility(config: ModelConfig) -> int:
-    """What height and width of the padded image must be multiples of. Levels of a pyramid must be exact doubles."""
-    return 32 if config.features == "fpn" else 1
-
-
-@jax.named_scope("normalize")
-def normalize(config: ModelConfig, images: jax.Array, image_sizes: jax.Array) -> jax.Array:
-    """(B, H, W, 3) uint8 RGB -> float32, normalized in the model's channel order, zero in the padding."""
-
-    def one(image: jax.Array, size: jax.Array) -> jax.Array:
-        return image_ops.normalize(
-            image, size, mean=config.pixel_mean, std=config.pixel_std, channel_order=config.channel_order
-        )
-
-    return jax.vmap(one)(images, image_sizes)
+    """Return the stride of each feature level in pixels of the image."""
+    return FPN_STRIDES if config.features == "fpn" else (SINGLE_LEVEL_STRIDES[config.features],)
 
 
 def level_anchors(config: ModelConfig, image_shape: Sequence[int], level_shapes: Sequence[Any]) -> list[np.ndarray]:
-    """The anchors (A_level, 4) of each level for a padded image shape; constants of the compiled program."""
+    """Return the anchors (A_level, 4) of each level for a padded image; constants of the compiled program.
+
+    image_shape: (H, W) of the padded image. level_shapes: (h, w) of each level.
+    """
     grids = [(int(shape[0]), int(shape[1])) for shape in level_shapes]
     anchors = anchor_ops.grid_anchors(
         (image_shape[0], image_shape[1]),
@@ -250,10 +117,13 @@ def propose(
     *,
     train: bool,
 ) -> Proposals:
-    """RPN outputs of B images -> their proposals (B, P, ...). No gradient flows through them."""
+    """Return the proposals (B, P, ...) of B images from RPN outputs. No gradient flows through them.
+
+    logits: (B, A_level), deltas: (B, A_level, 4), anchors: (A_level, 4) for each level. image_sizes: (B, 2).
+    """
     rpn = config.rpn
 
-    def one(logits: Sequence[jax.Array], deltas: Sequence[jax.Array], image_size: jax.Array) -> Proposals:
+    def propose_in_image(logits: Sequence[jax.Array], deltas: Sequence[jax.Array], image_size: jax.Array) -> Proposals:
         return proposal_ops.propose(
             logits,
             deltas,
@@ -265,23 +135,23 @@ def propose(
             min_box_size=rpn.min_box_size,
         )
 
-    return jax.vmap(one)(list(logits), list(deltas), image_sizes)
+    return jax.vmap(propose_in_image)(list(logits), list(deltas), image_sizes)
 
 
 @jax.named_scope("roi_align")
 def pool_rois(config: ModelConfig, features: Sequence[jax.Array], boxes: jax.Array, size: int) -> jax.Array:
-    """Features of (B, R, 4) boxes, pixels of the image -> (B * R, size, size, F).
+    """Pool features of boxes (B, R, 4), in pixels of the image, to (B * R, size, size, F).
 
-    By ROIAlign, or what `config.roi.pooling` and `config.roi.reduce` put in its place. With a pyramid each box is
-    pooled from one of P2..P5.
+    `config.roi.pooling` and `config.roi.reduce` select ROIAlign or an alternative. With a pyramid each box is pooled
+    from one of P2..P5. Boxes get no gradient.
     """
-    levels = max(len(features) - 1, 1)
+    num_levels = max(len(features) - 1, 1)
 
-    def one(features: Sequence[jax.Array], boxes: jax.Array) -> jax.Array:
+    def pool_image(features: Sequence[jax.Array], boxes: jax.Array) -> jax.Array:
         return multilevel_roi_pooling(
             features,
             boxes,
-            strides=feature_strides(config)[:levels],
+            strides=feature_strides(config)[:num_levels],
             output_size=size,
             sampling_ratio=config.roi.sampling_ratio,
             aligned=config.roi.aligned,
@@ -290,29 +160,39 @@ def pool_rois(config: ModelConfig, features: Sequence[jax.Array], boxes: jax.Arr
             reduce=config.roi.reduce,
         )
 
-    pooled = jax.vmap(one)(list(features[:levels]), jax.lax.stop_gradient(boxes))
+    pooled = jax.vmap(pool_image)(list(features[:num_levels]), jax.lax.stop_gradient(boxes))
     return pooled.reshape(-1, *pooled.shape[2:])
 
 
 def detect(model: MaskRCNN, variables: Variables, images: jax.Array, image_sizes: jax.Array) -> Detections:
-    """Inference on a batch in one shape -> Detections with leading B. Arguments as of `detect_boxes`.
+    """Detect objects in a batch of images of one shape. Arguments as in `detect_boxes`.
 
-    Masks and keypoints are computed for the final detections only (He et al. 2017, section 3.1, "Inference").
+    Masks and keypoints are computed for the final boxes only (He et al. 2017, section 3.1, "Inference").
+
+    Returns:
+        Detections (B, D, ...), in pixels of the padded images.
     """
-    features, found = detect_boxes(model, variables, images, image_sizes)
-    masks = mask_probabilities(model, variables, features, found.boxes, found.classes)
-    heatmaps = keypoint_heatmaps(model, variables, features, found.boxes)
-    keypoints = decode_keypoints(model.config, heatmaps, found.boxes, found.valid)
-    return found._replace(masks=masks, keypoints=keypoints)
+    features, detections = detect_boxes(model, variables, images, image_sizes)
+    masks = mask_probabilities(model, variables, features, detections.boxes, detections.classes)
+    heatmaps = keypoint_heatmaps(model, variables, features, detections.boxes)
+    keypoints = decode_keypoints(model.config, heatmaps, detections.boxes, detections.valid)
+    return detections._replace(masks=masks, keypoints=keypoints)
 
 
 def detect_boxes(
     model: MaskRCNN, variables: Variables, images: jax.Array, image_sizes: jax.Array
 ) -> tuple[tuple[jax.Array, ...], Detections]:
-    """The features of a batch, and its detections without masks (B, D, 0, 0) and keypoints (B, D, 0, 3).
+    """Return the features of a batch and its detections without masks and keypoints.
 
-    images: (B, H, W, 3), uint8 RGB; or float32 that is normalized and padded with zeros already, in the model's channel
-    order. image_sizes: (B, 2).
+    Args:
+        model: the network.
+        variables: its variables.
+        images: (B, H, W, 3) uint8 RGB; or float32, already normalized, in the model's channel order, zero in the
+            padding.
+        image_sizes: (B, 2) height and width of each image inside the padding.
+
+    Returns:
+        Features as in `MaskRCNN`, and detections with empty masks (B, D, 0, 0) and keypoints (B, D, 0, 3).
     """
     config = model.config
     x = normalize(config, images, image_sizes) if images.dtype == jnp.uint8 else images
@@ -320,20 +200,23 @@ def detect_boxes(
     logits, deltas = model.apply(variables, features, method=model.rpn)
     anchors = level_anchors(config, x.shape[1:3], [level.shape[1:3] for level in features])
     proposals = propose(config, logits, deltas, anchors, image_sizes, train=False)
-    seen = _roi_head_inputs(model, variables, features, proposals.boxes, config.box.pool_size)
-    class_logits, box_deltas = model.apply(variables, seen, method=model.box)
-    boxes, scores, classes, valid, truncated = _final_boxes(config, class_logits, box_deltas, proposals, image_sizes)
+    roi_features = _roi_head_inputs(model, variables, features, proposals.boxes, config.box.pool_size)
+    class_logits, box_deltas = model.apply(variables, roi_features, method=model.box)
+    boxes, scores, classes, valid, truncated = _decode_boxes(config, class_logits, box_deltas, proposals, image_sizes)
     masks, keypoints = jnp.zeros((*valid.shape, 0, 0)), jnp.zeros((*valid.shape, 0, 3))
     return features, Detections(boxes, scores, classes, masks, keypoints, valid, truncated)
 
 
 @jax.named_scope("detections")
-def _final_boxes(
+def _decode_boxes(
     config: ModelConfig, class_logits: jax.Array, box_deltas: jax.Array, proposals: Proposals, image_sizes: jax.Array
 ) -> tuple[jax.Array, ...]:
+    """Box head outputs (B * P, ...) -> boxes, scores, classes and validity (B, D, ...), and truncation flags (B,)."""
     batch, count = proposals.valid.shape
 
-    def one(class_logits: jax.Array, box_deltas: jax.Array, proposals: Proposals, image_size: jax.Array) -> Any:
+    def detect_in_image(
+        class_logits: jax.Array, box_deltas: jax.Array, proposals: Proposals, image_size: jax.Array
+    ) -> Any:
         return detection_ops.detect(
             class_logits,
             box_deltas,
@@ -349,43 +232,43 @@ def _final_boxes(
 
     class_logits = class_logits.reshape(batch, count, -1)
     box_deltas = box_deltas.reshape(batch, count, -1, 4)
-    return jax.vmap(one)(class_logits, box_deltas, proposals, image_sizes)
+    return jax.vmap(detect_in_image)(class_logits, box_deltas, proposals, image_sizes)
 
 
 def mask_probabilities(
     model: MaskRCNN, variables: Variables, features: Sequence[jax.Array], boxes: jax.Array, classes: jax.Array
 ) -> jax.Array:
-    """Masks (B, D, S, S) of boxes (B, D, 4) of `classes` (B, D); (B, D, 0, 0) for a model without masks."""
+    """Return masks (B, D, S, S) of boxes (B, D, 4) and classes (B, D); (B, D, 0, 0) without a mask head."""
     if model.config.mask is None:
         return jnp.zeros((*classes.shape, 0, 0))
-    seen = _roi_head_inputs(model, variables, features, boxes, model.config.mask.pool_size)
-    masks = jax.nn.sigmoid(model.apply(variables, seen, classes.reshape(-1), method=model.mask))
+    roi_features = _roi_head_inputs(model, variables, features, boxes, model.config.mask.pool_size)
+    masks = jax.nn.sigmoid(model.apply(variables, roi_features, classes.reshape(-1), method=model.mask))
     return masks.reshape(*classes.shape, *masks.shape[1:])
 
 
 def keypoint_heatmaps(
     model: MaskRCNN, variables: Variables, features: Sequence[jax.Array], boxes: jax.Array
 ) -> jax.Array:
-    """Heat maps (B, D, S, S, K) in boxes (B, D, 4), logits; (B, D, 0, 0, 0) for a model without keypoints."""
+    """Return heat map logits (B, D, S, S, K) of boxes (B, D, 4); (B, D, 0, 0, 0) without a keypoint head."""
     if model.config.keypoint is None:
         return jnp.zeros((*boxes.shape[:2], 0, 0, 0))
-    seen = _roi_head_inputs(model, variables, features, boxes, model.config.keypoint.pool_size)
-    logits = model.apply(variables, seen, method=model.keypoints)
+    roi_features = _roi_head_inputs(model, variables, features, boxes, model.config.keypoint.pool_size)
+    logits = model.apply(variables, roi_features, method=model.keypoints)
     return logits.reshape(*boxes.shape[:2], *logits.shape[1:])
 
 
 @jax.named_scope("keypoints")
 def decode_keypoints(config: ModelConfig, heatmaps: jax.Array, boxes: jax.Array, valid: jax.Array) -> jax.Array:
-    """Keypoints (B, D, K, 3) that heat maps show in boxes (B, D, 4); (B, D, 0, 3) for a model without keypoints."""
+    """Decode heat maps in boxes (B, D, 4) to keypoints (B, D, K, 3); (B, D, 0, 3) without a keypoint head."""
     if config.keypoint is None:
         return jnp.zeros((*valid.shape, 0, 3))
     logits = heatmaps.reshape(-1, *heatmaps.shape[2:])
-    found = keypoint_ops.decode(logits, boxes.reshape(-1, 4), valid.reshape(-1), score=config.keypoint.score)
-    return found.reshape(*valid.shape, *found.shape[1:])
+    keypoints = keypoint_ops.decode(logits, boxes.reshape(-1, 4), valid.reshape(-1), score=config.keypoint.score)
+    return keypoints.reshape(*valid.shape, *keypoints.shape[1:])
 
 
 def _roi_head_inputs(
     model: MaskRCNN, variables: Variables, features: Sequence[jax.Array], boxes: jax.Array, size: int
 ) -> jax.Array:
-    """What a head sees of boxes (B, R, 4) that are pooled to `size`: (B * R, S, S, F)."""
+    """Return head inputs (B * R, S, S, F) for boxes (B, R, 4) pooled to `size`."""
     return model.apply(variables, pool_rois(model.config, features, boxes, size), method=model.roi_features)

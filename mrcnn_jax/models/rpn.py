@@ -1,4 +1,4 @@
-"""The network of the region proposal network (Ren et al. 2015)."""
+"""The head of the region proposal network (Ren et al. 2015)."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _INIT = nn.initializers.normal(0.01)
 
 
 class RPNHead(nn.Module):
-    """The same small network on every level: 3 x 3 convolutions, then objectness and box deltas of each anchor.
+    """3 x 3 convolutions, then objectness and box deltas of each anchor, with the same weights on every level.
 
     Returns two tuples with an entry for each level: logits (B, A_level) and deltas (B, A_level, 4), both float32, in
     the order row, column, anchor.
@@ -29,15 +29,15 @@ class RPNHead(nn.Module):
         channels, anchors = features[0].shape[-1], self.anchors_per_cell
         convs = [Conv(channels, 3, kernel_init=_INIT, name=f"conv{i + 1}") for i in range(self.conv_layers)]
         objectness = PointwiseParameters(anchors, _INIT, name="objectness")(channels)
-        deltas_of = PointwiseParameters(4 * anchors, _INIT, name="deltas")(channels)
-        # One product for both: alone, each would read all maps for a few numbers a cell.
-        kernel, bias = (jnp.concatenate(both, axis=-1) for both in zip(objectness, deltas_of, strict=True))
+        box_deltas = PointwiseParameters(4 * anchors, _INIT, name="deltas")(channels)
+        # One product computes both predictions: each alone would read all features for a few outputs per cell.
+        kernel, bias = (jnp.concatenate(both, axis=-1) for both in zip(objectness, box_deltas, strict=True))
         logits, deltas = [], []
         for x in features:
             for conv in convs:
                 x = relu(conv(x))
-            x = x.astype(jnp.float32)  # logits of 8 bits would tie by the hundred, and ties go to the first anchor
-            found = add_bias(conv2d(x, kernel), bias)
-            logits.append(found[..., :anchors].reshape(x.shape[0], -1))
-            deltas.append(found[..., anchors:].reshape(x.shape[0], -1, 4))
+            x = x.astype(jnp.float32)  # bfloat16 logits would tie in large numbers, and top-k takes the first anchors
+            outputs = add_bias(conv2d(x, kernel), bias)
+            logits.append(outputs[..., :anchors].reshape(x.shape[0], -1))
+            deltas.append(outputs[..., anchors:].reshape(x.shape[0], -1, 4))
         return tuple(logits), tuple(deltas)

@@ -1,6 +1,6 @@
-"""Anchors of the region proposal network (Ren et al. 2015), constants of an image shape.
+"""Anchors of the region proposal network (Ren et al. 2015).
 
-Plain NumPy: shapes are static, so the anchors enter a compiled program as a constant.
+They are NumPy arrays: image shapes are static, so anchors are constants of a compiled program.
 """
 
 from __future__ import annotations
@@ -10,15 +10,20 @@ from typing import Literal
 
 import numpy as np
 
-Order = Literal["size_major", "ratio_major"]
-Stride = Literal["nominal", "image_over_grid"]
+AnchorOrder = Literal["size_major", "ratio_major"]
+StrideRule = Literal["nominal", "image_over_grid"]
 
 
-def cell_anchors(sizes: Sequence[float], aspect_ratios: Sequence[float], *, rounded: bool, order: Order) -> np.ndarray:
-    """Anchors (A, 4) float32 of one cell, centerd at 0, for every size (side of the square) and ratio h / w.
+def cell_anchors(
+    sizes: Sequence[float], aspect_ratios: Sequence[float], *, rounded: bool, order: AnchorOrder
+) -> np.ndarray:
+    """Anchors (A, 4) float32 of one cell, centered at 0, one for each pair of size and aspect ratio.
 
-    `rounded` puts the corners on integers. `order`: which of size and ratio changes slowest. Detectron2 is
-    ("size_major", not rounded), torchvision ("ratio_major", rounded).
+    Args:
+        sizes: square roots of the areas, in pixels.
+        aspect_ratios: height / width.
+        rounded: round corners to integers. torchvision does, Detectron2 does not.
+        order: "size_major" varies the ratio fastest (Detectron2), "ratio_major" the size (torchvision).
     """
     pairs = [(size, ratio) for size in sizes for ratio in aspect_ratios]
     if order == "ratio_major":
@@ -37,16 +42,24 @@ def grid_anchors(
     sizes: Sequence[Sequence[float]],
     aspect_ratios: Sequence[float],
     rounded: bool,
-    order: Order,
+    order: AnchorOrder,
     strides: Sequence[int] = (4, 8, 16, 32, 64),
-    stride: Stride = "nominal",
+    stride: StrideRule = "nominal",
     offset: float = 0.0,
 ) -> np.ndarray:
     """Anchors (A, 4) float32 of all levels of a padded image, in the order level, y, x, anchor of the cell.
 
-    image_shape: (H, W) of the padded image. grid_shapes: (h, w) of each level. `stride`: "nominal" takes `strides`;
-    "image_over_grid" divides the image by the grid in integers, as torchvision does (128 x 160 over 2 x 3: 64, 53).
-    offset: place of the first center, in strides.
+    Args:
+        image_shape: (H, W) of the padded image.
+        grid_shapes: (h, w) of each level.
+        sizes: anchor sizes of each level.
+        aspect_ratios: see `cell_anchors`, as are rounded and order.
+        rounded: see `cell_anchors`.
+        order: see `cell_anchors`.
+        strides: nominal stride of each level in pixels.
+        stride: "nominal" uses `strides`; "image_over_grid" divides the image size by the grid size in integers, as
+            torchvision does (128 x 160 over 2 x 3 gives 64 and 53).
+        offset: position of the first center, in strides.
     """
     levels = []
     for level, ((rows, columns), level_sizes) in enumerate(zip(grid_shapes, sizes, strict=True)):

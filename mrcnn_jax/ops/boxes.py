@@ -1,4 +1,4 @@
-"""Box arithmetic: areas, overlaps, clipping, and the box coder of R-CNN (Girshick et al. 2014, appendix C).
+"""Box operations: areas, overlaps, clipping, and the box coder of R-CNN (Girshick et al. 2014, appendix C).
 
 Boxes are float32 `x0 y0 x1 y1` in continuous pixel coordinates (a box covers [x0, x1] x [y0, y1]; no +1 anywhere).
 """
@@ -10,8 +10,8 @@ import math
 import jax
 import jax.numpy as jnp
 
-SIZE_CLAMP = math.log(1000.0 / 16.0)  # largest log-scale that `decode` applies, as in both peers
-MIN_SIDE = 1e-6  # sides below this count as this in `encode`, so that padding and empty boxes give finite numbers
+SCALE_CLAMP = math.log(1000.0 / 16.0)  # largest log-scale that `decode` applies, as in torchvision and Detectron2
+MIN_SIDE = 1e-6  # lower limit of sides in `encode`, so that deltas of empty boxes and padding are finite
 
 
 def area(boxes: jax.Array) -> jax.Array:
@@ -28,7 +28,7 @@ def intersection(a: jax.Array, b: jax.Array) -> jax.Array:
 
 
 def iou(a: jax.Array, b: jax.Array) -> jax.Array:
-    """Pairwise intersection over union (n, m) of boxes a (n, 4) and b (m, 4); 0 where the boxes do not meet."""
+    """Pairwise intersection over union (n, m) of boxes a (n, 4) and b (m, 4); 0 where they do not overlap."""
     inter = intersection(a, b)
     return _ratio(inter, area(a)[:, None] + area(b)[None, :] - inter)
 
@@ -39,28 +39,28 @@ def ioa(a: jax.Array, b: jax.Array) -> jax.Array:
 
 
 def clip(boxes: jax.Array, size: jax.Array) -> jax.Array:
-    """Boxes (..., 4) cut to an image of `size` (2,) = height, width in pixels. NaN stays NaN."""
+    """Boxes (..., 4) clipped to an image of `size` (2,) = height, width in pixels. NaN stays NaN."""
     height, width = size[0].astype(boxes.dtype), size[1].astype(boxes.dtype)
     columns = [jnp.clip(boxes[..., i], 0.0, limit) for i, limit in enumerate((width, height, width, height))]
     return jnp.stack(columns, axis=-1)
 
 
 def mirror(boxes: jax.Array, width: jax.Array) -> jax.Array:
-    """Boxes (..., 4) as they lie in the mirror image, left-right, of a picture `width` pixels wide."""
+    """Boxes (..., 4) flipped horizontally in an image that is `width` pixels wide."""
     x0, y0, x1, y1 = (boxes[..., i] for i in range(4))
     return jnp.stack([width - x1, y0, width - x0, y1], axis=-1)
 
 
 def large_enough(boxes: jax.Array, min_size: float) -> jax.Array:
-    """Mask (...,) of the boxes (..., 4) with both sides >= min_size pixels; with min_size 0, both sides > 0."""
+    """Whether both sides of boxes (..., 4) are >= min_size pixels; for min_size 0, whether they are > 0."""
     sides = boxes[..., 2:] - boxes[..., :2]
     return jnp.all(sides >= min_size if min_size > 0.0 else sides > 0.0, axis=-1)
 
 
 def encode(boxes: jax.Array, anchors: jax.Array, *, weights: tuple[float, float, float, float]) -> jax.Array:
-    """Deltas (..., 4) = dx, dy, dw, dh that `decode` turns `anchors` into `boxes` with; shapes must be equal.
+    """Deltas (..., 4) = dx, dy, dw, dh from anchors (..., 4) to boxes (..., 4) of the same shape.
 
-    `weights` multiply the four deltas. Always finite for finite boxes: see MIN_SIDE.
+    The four deltas are multiplied by `weights`. They are finite for all finite boxes, see MIN_SIDE.
     """
     x, y, w, h = _center_and_size(boxes)
     ax, ay, aw, ah = _center_and_size(anchors)
@@ -74,11 +74,11 @@ def decode(
     anchors: jax.Array,
     *,
     weights: tuple[float, float, float, float],
-    clamp: float = SIZE_CLAMP,
+    clamp: float = SCALE_CLAMP,
 ) -> jax.Array:
     """Boxes (..., 4) from deltas (..., 4) and anchors of the same rank, which broadcast: (P, C, 4) with (P, 1, 4).
 
-    dw and dh are cut at `clamp` from above, so that the exponential cannot overflow.
+    The inverse of `encode`, except that dw and dh are limited to `clamp` so that the exponential cannot overflow.
     """
     x, y, w, h = _center_and_size(anchors)
     dx, dy, dw, dh = (deltas[..., i] / weight for i, weight in enumerate(weights))
@@ -93,6 +93,6 @@ def _center_and_size(boxes: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array,
 
 
 def _ratio(part: jax.Array, whole: jax.Array) -> jax.Array:
-    """part / whole, 0 where part is 0; the inner `where` keeps the gradient finite there."""
+    """part / whole, or 0 where part is 0; the inner `where` keeps the gradient finite there."""
     positive = part > 0.0
     return jnp.where(positive, part / jnp.where(positive, whole, 1.0), 0.0)

@@ -1,4 +1,4 @@
-"""From the box head's outputs to detections: scores, class-wise NMS, the best few (Girshick 2015, section 3)."""
+"""Detections from box head outputs: scores, class-wise NMS, top D (Girshick 2015, section 3)."""
 
 from __future__ import annotations
 
@@ -23,36 +23,49 @@ def detect(
     nms_candidates: int,
     min_box_size: float,
 ) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array, jax.Array]:
-    """Detections of one image, best first: boxes (D, 4), scores (D,), classes (D,) int32, valid (D,), truncated ().
+    """Detections of one image, best first.
 
-    class_logits (P, C+1), background at 0; deltas (P, C, 4), or (P, 1, 4) for a class-agnostic head; image_size (2,)
-    height and width of the picture. D = max_detections; slots without a detection hold zeros. A candidate is a pair
-    of a proposal and a class with a softmax probability > score_threshold whose clipped box has sides >= min_box_size
-    (0: not empty); what is not finite is dropped. The best `nms_candidates` enter NMS inside their class. `truncated`
-    says that this cap may have cost a detection: there were more candidates, and fewer than D survived.
+    Candidates are pairs of a proposal and a class whose softmax probability is > score_threshold and whose clipped box
+    is large enough; non-finite ones are dropped. The best `nms_candidates` enter NMS within their class.
+
+    Args:
+        class_logits: (P, C + 1), background first.
+        deltas: (P, C, 4), or (P, 1, 4) from a class-agnostic head.
+        proposals: P slots.
+        image_size: (2,) height and width of the image inside the padding.
+        delta_weights: weights of the box coder.
+        score_threshold: lowest probability, exclusive.
+        nms_iou: IoU threshold of NMS.
+        max_detections: number of slots D of the result; slots without a detection are zero.
+        nms_candidates: candidates that enter NMS.
+        min_box_size: shortest side in pixels; 0 drops empty boxes only.
+
+    Returns:
+        boxes (D, 4), scores (D,), classes (D,) int32, valid (D,) bool, and truncated () bool: True if the limit
+        `nms_candidates` may have removed a detection, because there were more candidates and fewer than D survived.
     """
     boxes, scores = _candidates(
         class_logits, deltas, proposals, image_size, delta_weights=delta_weights, min_box_size=min_box_size
     )
-    number, classes = scores.shape
-    flat = jnp.where(scores > score_threshold, scores, -jnp.inf).reshape(-1)
-    candidates = jnp.sum(jnp.isfinite(flat), dtype=jnp.int32)
-    flat, indices = jax.lax.top_k(flat, min(nms_candidates, number * classes))
-    rows, columns = indices // classes, indices % classes
+    num_proposals, num_classes = scores.shape
+    scores = jnp.where(scores > score_threshold, scores, -jnp.inf).reshape(-1)
+    num_candidates = jnp.sum(jnp.isfinite(scores), dtype=jnp.int32)
+    scores, indices = jax.lax.top_k(scores, min(nms_candidates, num_proposals * num_classes))
+    rows, columns = indices // num_classes, indices % num_classes
     boxes = boxes[rows, jnp.minimum(columns, boxes.shape[1] - 1)]
-    (keep,) = nms_sorted([(boxes, columns, jnp.isfinite(flat))], iou_threshold=nms_iou)
-    survivors = jnp.sum(keep, dtype=jnp.int32)
-    best = _best(boxes, jnp.where(keep, flat, -jnp.inf), columns + 1, max_detections)
-    return *best, (candidates > nms_candidates) & (survivors < max_detections)
+    (keep,) = nms_sorted([(boxes, columns, jnp.isfinite(scores))], iou_threshold=nms_iou)
+    num_kept = jnp.sum(keep, dtype=jnp.int32)
+    best = _best(boxes, jnp.where(keep, scores, -jnp.inf), columns + 1, max_detections)
+    return *best, (num_candidates > nms_candidates) & (num_kept < max_detections)
 
 
 def merge(
     boxes: jax.Array, scores: jax.Array, classes: jax.Array, valid: jax.Array, *, nms_iou: float, max_detections: int
 ) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
-    """Detections of one image that were found apart, as one list, best first: boxes (D, 4), scores, classes, valid.
+    """Merge several sets of detections of one image: class-wise NMS, then the best `max_detections`.
 
-    boxes (N, 4), scores (N,), classes (N,) in 1..C, valid (N,). NMS inside each class, then the best D =
-    max_detections; slots without a detection hold zeros.
+    boxes: (N, 4); scores: (N,); classes: (N,) in 1..C; valid: (N,) bool. Returns the same with D = max_detections
+    slots, best first; slots without a detection are zero.
     """
     keep = batched_nms(boxes, scores, classes, valid, iou_threshold=nms_iou)
     return _best(boxes, jnp.where(keep, scores, -jnp.inf), classes, max_detections)
@@ -67,19 +80,19 @@ def _candidates(
     delta_weights: tuple[float, float, float, float],
     min_box_size: float,
 ) -> tuple[jax.Array, jax.Array]:
-    """Clipped boxes (P, C or 1, 4) and probabilities (P, C), -inf where the pair is not to be considered."""
+    """Clipped boxes (P, C or 1, 4) and probabilities (P, C), -inf for pairs that are no candidates."""
     scores = jax.nn.softmax(class_logits.astype(jnp.float32), axis=-1)[:, 1:]
     boxes = box_ops.decode(deltas.astype(jnp.float32), proposals.boxes[:, None], weights=delta_weights)
     boxes = box_ops.clip(boxes, image_size)
-    # A NaN is never large enough, and a box at infinity has been cut to an empty one.
-    fit = box_ops.large_enough(boxes, min_box_size) & proposals.valid[:, None]
-    return boxes, jnp.where(fit, scores, -jnp.inf)
+    # Drops NaN as well, and boxes at infinity, which clipping has made empty.
+    large = box_ops.large_enough(boxes, min_box_size) & proposals.valid[:, None]
+    return boxes, jnp.where(large, scores, -jnp.inf)
 
 
 def _best(
     boxes: jax.Array, scores: jax.Array, classes: jax.Array, count: int
 ) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
-    """The `count` best; a score of -inf marks a box that is out."""
+    """The `count` boxes of highest score, padded with zeros; boxes with a score of -inf are left out."""
     scores, indices = jax.lax.top_k(scores, min(count, scores.shape[0]))
     missing = count - scores.shape[0]
     valid = jnp.pad(jnp.isfinite(scores), (0, missing))

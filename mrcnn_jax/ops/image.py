@@ -1,4 +1,4 @@
-"""Pixels: normalization on the device, and resizing with torch's conventions."""
+"""Image normalization, and resizing with torch's conventions."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ def normalize(
     std: Sequence[float],
     channel_order: Literal["rgb", "bgr"] = "rgb",
 ) -> jax.Array:
-    """Turn one padded uint8 RGB image into the network's input; the padding becomes exactly zero.
+    """Normalize a padded uint8 RGB image; the padding becomes exactly zero.
 
     Args:
         images: (H, W, 3) uint8, RGB, padded at the bottom and on the right.
-        image_size: (2,) int, height and width of the picture inside.
+        image_size: (2,) int, height and width of the image inside the padding.
         mean: 3 means on the scale 0..255, in `channel_order`.
         std: 3 standard deviations on the same scale, in `channel_order`.
-        channel_order: the order of the channels that the network was made for.
+        channel_order: order of channels that the network expects.
 
     Returns:
         (H, W, 3) float32 in `channel_order`.
@@ -41,7 +41,7 @@ def normalize(
 
 
 def resize_bilinear(image: jax.Array, size: tuple[int, int]) -> jax.Array:
-    """Resize as torch's `interpolate(mode="bilinear", align_corners=False)`: no antialiasing when shrinking.
+    """Resize like torch's `interpolate(mode="bilinear", align_corners=False)`, without antialiasing.
 
     Args:
         image: (H, W, C), any real dtype.
@@ -54,14 +54,14 @@ def resize_bilinear(image: jax.Array, size: tuple[int, int]) -> jax.Array:
 
 
 def resize_bicubic(image: jax.Array, size: tuple[int, int], a: float = -0.75) -> jax.Array:
-    """Resize as torch's `interpolate(mode="bicubic", align_corners=False)`; `a` is Keys' parameter.
+    """Resize like torch's `interpolate(mode="bicubic", align_corners=False)`.
 
-    `jax.image.resize` has a = -0.5, which differs by up to 0.2 on a unit step.
+    `jax.image.resize` uses a = -0.5, which differs by up to 0.2 on a unit step.
 
     Args:
         image: (H, W, C), any real dtype.
         size: the static new (height, width).
-        a: the second derivative parameter of the kernel.
+        a: parameter of the kernel (Keys 1981).
 
     Returns:
         (height, width, C) float32.
@@ -69,8 +69,8 @@ def resize_bicubic(image: jax.Array, size: tuple[int, int], a: float = -0.75) ->
     return _resize(image, size, lambda position: _cubic_taps(position, a))
 
 
-def double_bilinear(images: jax.Array) -> jax.Array:
-    """`resize_bilinear` to twice the size in both directions, for a batch, without a gather: fast in both directions.
+def upsample_bilinear_2x(images: jax.Array) -> jax.Array:
+    """`resize_bilinear` of a batch to twice the size; without gathers, so that its gradient is fast too.
 
     Args:
         images: (B, H, W, C), any real dtype.
@@ -88,17 +88,17 @@ def double_bilinear(images: jax.Array) -> jax.Array:
     return images
 
 
-def cubic_weights(pixels: jax.Array, old: int, new: jax.Array, a: float = -0.75) -> jax.Array:
-    """The weights that `resize_bicubic` gives to the old pixels, for sizes known only when the program runs.
+def bicubic_weights(pixels: jax.Array, old: int, new: jax.Array, a: float = -0.75) -> jax.Array:
+    """Weights of the input pixels in `resize_bicubic` along one axis, for an output size that is not static.
 
     Args:
-        pixels: (...) int32, pixels of the new image along one axis.
-        old: pixels of the old image along this axis.
-        new: int32 that broadcasts against `pixels`, how many pixels the new image has.
-        a: Keys' parameter.
+        pixels: (...) int32, indices of output pixels.
+        old: input size.
+        new: int32, output size; broadcasts against `pixels`.
+        a: see `resize_bicubic`.
 
     Returns:
-        (..., old) float32; pixels beyond the new image get finite weights.
+        (..., old) float32; finite also for pixels outside of the output.
     """
     position = (pixels.astype(jnp.float32) + 0.5) * (old / new.astype(jnp.float32)) - 0.5
     shape = (1,) * pixels.ndim + (-1,)
@@ -114,7 +114,7 @@ Taps = Callable[[jax.Array], list[tuple[jax.Array, jax.Array]]]  # source positi
 
 
 def _resize(image: jax.Array, size: tuple[int, int], taps: Taps) -> jax.Array:
-    """Resample rows, then columns: both kernels are separable."""
+    """Resample rows, then columns; both kernels are separable."""
     result = image.astype(jnp.float32)
     for axis in (0, 1):
         old, new = image.shape[axis], size[axis]

@@ -1,6 +1,6 @@
-"""Masks: targets cut out of ground-truth rasters, and predicted masks laid on the image.
+"""Mask targets cropped from ground-truth rasters, and pasting of predicted masks into the image.
 
-Resampling is separable on both ways, so each is two small matrix products with the weights of rows and columns.
+Both are separable resampling, computed as two small matrix products with the weights of rows and columns.
 """
 
 from __future__ import annotations
@@ -10,11 +10,11 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 
-from mrcnn_jax.ops.roi.axis import Axis, cell_weights, sample_axis
+from mrcnn_jax.ops.roi.axis import AxisSamples, axis_samples, cell_weights
 
 PasteRule = Literal["detectron2", "torchvision"]
 
-BLOCK = 64  # RoIs resampled at a time: bounds the memory of their rasters
+BLOCK = 64  # RoIs resampled at a time, which limits the memory of their rasters
 
 
 def crop_targets(
@@ -28,21 +28,21 @@ def crop_targets(
     aligned: bool,
     sampling_ratio: int,
 ) -> jax.Array:
-    """What the mask head should have said: the matched instance's mask, resampled in each RoI by ROIAlign.
+    """Mask targets: the mask of the matched instance, resampled in each RoI by ROIAlign.
 
-    A raster covers its window of the image evenly, so the RoI is moved into the raster's pixels and pooled there. With
-    whole bitmaps (windows 0, 0, W, H), aligned=False, sampling_ratio=0 and binary=False this is torchvision's
-    `project_masks_on_boxes`; with aligned=True and binary=True, Detectron2's `BitMasks.crop_and_resize`.
+    Each RoI is transformed to the coordinates of the raster and pooled there. With whole bitmaps (windows 0, 0, W, H),
+    aligned=False, sampling_ratio=0 and binary=False this is torchvision's `project_masks_on_boxes`; with aligned=True
+    and binary=True, Detectron2's `BitMasks.crop_and_resize`.
 
     Args:
-        masks: (N, Mh, Mw) uint8 0 or 1.
+        masks: (N, Mh, Mw) uint8, 0 or 1.
         windows: (N, 4) float32, the part of the image that each raster covers. An empty window gives finite values.
         rois: (R, 4) float32.
-        matches: (R,) int32, the raster of each RoI.
+        matches: (R,) int32, index of each RoI's raster.
         size: side of the result.
-        binary: True thresholds at 1/2 (1/2 itself is foreground).
-        aligned: see `roi_align`; so is sampling_ratio.
-        sampling_ratio: see there.
+        binary: threshold at 1/2; 1/2 itself is foreground.
+        aligned: see `roi_align`.
+        sampling_ratio: see `roi_align`.
 
     Returns:
         (R, size, size) float32 in 0..1. No gradient.
@@ -56,11 +56,11 @@ def crop_targets(
 
     def axis_weights(axis: int, cells: int) -> jax.Array:
         extents = jnp.full(rois.shape[:1], cells, jnp.int32)
-        samples = sample_axis(
+        samples = axis_samples(
             low[:, axis], high[:, axis], extents, bins=size, sampling_ratio=sampling_ratio, aligned=aligned
         )
-        grown = Axis(*(leaf[..., None] for leaf in samples))
-        return cell_weights(grown, jnp.arange(cells, dtype=jnp.int32)[None, None, :])
+        samples = AxisSamples(*(leaf[..., None] for leaf in samples))
+        return cell_weights(samples, jnp.arange(cells, dtype=jnp.int32)[None, None, :])
 
     def resample(roi: tuple[jax.Array, jax.Array, jax.Array]) -> jax.Array:
         y_weights, x_weights, match = roi
@@ -73,17 +73,17 @@ def crop_targets(
 def paste(
     masks: jax.Array, boxes: jax.Array, image_shape: tuple[int, int], *, rule: PasteRule = "detectron2"
 ) -> jax.Array:
-    """Lay masks on the image, on the device (D full frames: mind the memory).
+    """Paste masks into the image, on the device. The result takes the memory of D full images.
 
     Args:
         masks: (D, S, S) float probabilities inside the box.
-        boxes: (D, 4) float32 in pixels of the image. A box without area pastes nothing.
+        boxes: (D, 4) float32 in pixels of the image. A box without area gives zeros.
         image_shape: static height and width.
-        rule: "detectron2" samples the mask at the pixels' centers; "torchvision" truncates the box to whole pixels,
-            takes one more in each direction, and resizes the mask (with a border of one) to it.
+        rule: "detectron2" samples the mask at pixel centers; "torchvision" pads the mask by one cell, truncates the
+            enlarged box to whole pixels and adds one in each direction, and resizes the mask to it.
 
     Returns:
-        (D, height, width) float32, 0 outside of the boxes; a mask is usually taken where this is at least 1/2.
+        (D, height, width) float32, 0 outside of the boxes; usually thresholded at 1/2.
     """
     weights = _weights_detectron2 if rule == "detectron2" else _weights_torchvision
     side = masks.shape[-1]
@@ -93,7 +93,7 @@ def paste(
 
 
 def _weights_detectron2(low: jax.Array, high: jax.Array, side: int, extent: int) -> jax.Array:
-    """Bilinear weights (D, extent, side) of mask cells at pixel centers; outside of the mask there is zero."""
+    """Bilinear weights (D, extent, side) of mask cells at pixel centers; the mask is zero outside of its box."""
     size = (high - low)[:, None]
     centers = jnp.arange(extent, dtype=jnp.float32)[None, :] + 0.5 - low[:, None]
     position = centers / jnp.where(size > 0, size, 1.0) * side - 0.5
@@ -102,14 +102,14 @@ def _weights_detectron2(low: jax.Array, high: jax.Array, side: int, extent: int)
 
 
 def _weights_torchvision(low: jax.Array, high: jax.Array, side: int, extent: int) -> jax.Array:
-    """The same by torchvision's rule: grow box and mask by a border, truncate, resize, cut to the image."""
+    """Weights (D, extent, side) by torchvision's rule: pad the mask, enlarge and truncate the box, resize, clip."""
     padded = side + 2
     half, center = (high - low) * 0.5 * (padded / side), (high + low) * 0.5
     begin = jnp.trunc(center - half)[:, None]
     count = jnp.maximum(jnp.trunc(center + half)[:, None] - begin + 1.0, 1.0)
     offset = jnp.arange(extent, dtype=jnp.float32)[None, :] - begin
     position = jnp.maximum((offset + 0.5) * (padded / count) - 0.5, 0.0)
-    # The border is zero, so only the cells inside (1..side of the padded mask) carry weight.
+    # The padding is zero, so only the cells 1..side of the padded mask have weight.
     weights = _hat(position[:, :, None] - jnp.arange(1, side + 1, dtype=jnp.float32)[None, None, :])
     inside = (offset >= 0) & (offset < count)
     return jnp.where(inside[:, :, None], weights, 0.0)

@@ -1,4 +1,4 @@
-"""From the RPN's outputs to proposals (Ren et al. 2015; Lin et al. 2017 for the pyramid)."""
+"""Proposals from RPN outputs (Ren et al. 2015; Lin et al. 2017 for the pyramid)."""
 
 from __future__ import annotations
 
@@ -26,12 +26,20 @@ def propose(
     nms_iou: float,
     min_box_size: float,
 ) -> Proposals:
-    """Proposals of one image, exactly `post_nms_top_k` slots, best first; no gradient flows through them.
+    """Proposals of one image, best first. No gradient flows through them.
 
-    logits (A_l,), deltas (A_l, 4) and anchors (A_l, 4) of each level; image_size (2,) height and width of the
-    picture inside the padded image. In each level the best `pre_nms_top_k` boxes are decoded, cut to the picture,
-    those with a side < min_box_size (0: with an empty side) or with a number that is not finite are dropped, and NMS
-    at `nms_iou` runs; the best `post_nms_top_k` of all levels remain. Slots without a proposal hold zeros.
+    On each level the `pre_nms_top_k` boxes of highest score are decoded and clipped to the image, small and non-finite
+    ones are dropped, and NMS is applied. The best `post_nms_top_k` boxes of all levels remain.
+
+    Args:
+        logits_by_level: (A_l,) objectness logits of each level.
+        deltas_by_level: (A_l, 4).
+        anchors_by_level: (A_l, 4).
+        image_size: (2,) height and width of the image inside the padding.
+        pre_nms_top_k: boxes per level that enter NMS.
+        post_nms_top_k: number of slots P of the result; slots without a proposal are zero.
+        nms_iou: IoU threshold of NMS.
+        min_box_size: shortest side in pixels; 0 drops empty boxes only.
     """
     best = [
         _best_of_level(*level, pre_nms_top_k)
@@ -41,23 +49,23 @@ def propose(
     scores, deltas, anchors = (jax.lax.stop_gradient(jnp.concatenate(parts)) for parts in zip(*best, strict=True))
     boxes = box_ops.decode(deltas, anchors, weights=DELTA_WEIGHTS)
     boxes = box_ops.clip(boxes, image_size)
-    # A NaN is never large enough, a box at infinity has been cut to an empty one, and scores of -inf come last.
-    fit = box_ops.large_enough(boxes, min_box_size)
-    keep = _nms_by_level(boxes, fit, lengths, nms_iou)
+    # Drops NaN as well, and boxes at infinity, which clipping has made empty. Scores of -inf come last.
+    large = box_ops.large_enough(boxes, min_box_size)
+    keep = _nms_by_level(boxes, large, lengths, nms_iou)
     return _best_of_all(boxes, jnp.where(keep, scores, -jnp.inf), post_nms_top_k)
 
 
 def _best_of_level(
     logits: jax.Array, deltas: jax.Array, anchors: jax.Array | np.ndarray, top_k: int
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Logits (k,) in falling order, deltas (k, 4) and anchors (k, 4) of the best; -inf for what is not finite."""
+    """Logits (k,), descending, with deltas (k, 4) and anchors (k, 4); -inf replaces non-finite logits."""
     scores = jnp.where(jnp.isfinite(logits), logits, -jnp.inf)
     scores, indices = jax.lax.top_k(scores, min(top_k, logits.shape[0]))
     return scores, deltas[indices], jnp.asarray(anchors)[indices]
 
 
 def _nms_by_level(boxes: jax.Array, valid: jax.Array, lengths: Sequence[int], iou_threshold: float) -> jax.Array:
-    """NMS of each level on its own: its boxes lie together, best first. Cheaper than all levels with groups."""
+    """NMS of each level; its boxes are contiguous and sorted, so this is cheaper than NMS with groups."""
     ends = np.cumsum(lengths)[:-1]
     groups = jnp.zeros(valid.shape, jnp.int32)
     levels = list(zip(*(jnp.split(array, ends) for array in (boxes, groups, valid)), strict=True))
@@ -65,7 +73,7 @@ def _nms_by_level(boxes: jax.Array, valid: jax.Array, lengths: Sequence[int], io
 
 
 def _best_of_all(boxes: jax.Array, scores: jax.Array, count: int) -> Proposals:
-    """The `count` best boxes; a score of -inf marks a box that is out."""
+    """The `count` boxes of highest score, padded with zeros; boxes with a score of -inf are left out."""
     scores, indices = jax.lax.top_k(scores, min(count, scores.shape[0]))
     missing = count - scores.shape[0]
     valid = jnp.pad(jnp.isfinite(scores), (0, missing))

@@ -1,4 +1,4 @@
-"""The tiny model of all tests with five classes, and one compiled inference."""
+"""The tiny test model with five classes, its variables, and compiled inference."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ def variables(model):
 
 @pytest.fixture(scope="session")
 def compiled_detect(model):
-    """detect(variables, images, image_sizes) of the tiny model."""
+    """Compiled `detect(variables, images, image_sizes)` of the tiny model."""
     return jax.jit(functools.partial(detect, model))
 
 
 @pytest.fixture(scope="session")
-def pictures():
-    """Two 64 x 64 images, (2, 64, 64, 3), whose pictures end at row 40 and at column 50."""
+def padded_images():
+    """Two padded images (2, 64, 64, 3) with sizes 40 x 64 and 64 x 50."""
     images = np.random.default_rng(0).integers(0, 256, (2, 64, 64, 3), dtype=np.uint8)
     return images, np.int32([[40, 64], [64, 50]])

@@ -1,10 +1,9 @@
-"""Detections in bfloat16 against those in float32, on the peers' networks, whole.
+"""Detections in bfloat16 against float32, with whole networks of the reference implementations.
 
-The weights are random: hundreds of anchors have nearly the same score, and which of them are proposed is a matter of
-noise. Rounding the parameters alone, in a network that then computes in float32, leaves 33 or 34 of 40 detections where
-they were. So the proposals are given here; a trained network has to agree from the image on (`test_learning.py`). Of
-Detectron2's R50-FPN 37 of 40 are found even so, two of the others having lost their places among the best twenty: it is
-not among these.
+The weights are random: hundreds of anchors have nearly the same score, and rounding decides which of them are proposed.
+Even rounding the parameters alone, and computing in float32, keeps only 33 or 34 of 40 detections. Hence both networks
+use the same proposals here; `test_learning.py` compares trained networks from the image on. Detectron2's R50-FPN is not
+tested: 37 of 40 detections agree, and two of the others fall out of the best twenty.
 """
 
 from __future__ import annotations
@@ -27,8 +26,8 @@ from mrcnn_jax.weights import detectron2_names, torchvision_names
 pytestmark = pytest.mark.optimized  # convolutions in bfloat16 are many times slower without
 
 
-def find(config, variables, images, sizes, proposals=None):
-    """Boxes, scores, classes and validity of what is found, of the proposals given or its own; and the proposals."""
+def detect_boxes(config, variables, images, sizes, proposals=None):
+    """Boxes, scores, classes and validity of detections, and the proposals, which are computed if not given."""
     model = build_model(config)
     features = model.apply(variables, images, method=model.feature_maps)
     if proposals is None:
@@ -36,9 +35,9 @@ def find(config, variables, images, sizes, proposals=None):
         anchors = mask_rcnn.level_anchors(config, images.shape[1:3], [level.shape[1:3] for level in features])
         proposals = mask_rcnn.propose(config, logits, deltas, anchors, sizes, train=False)
     pooled = mask_rcnn.pool_rois(config, features, proposals.boxes, config.box.pool_size)
-    seen = model.apply(variables, pooled, method=model.roi_features)
-    class_logits, box_deltas = model.apply(variables, seen, method=model.box)
-    return mask_rcnn._final_boxes(config, class_logits, box_deltas, proposals, sizes)[:4], proposals
+    roi_features = model.apply(variables, pooled, method=model.roi_features)
+    class_logits, box_deltas = model.apply(variables, roi_features, method=model.box)
+    return mask_rcnn._decode_boxes(config, class_logits, box_deltas, proposals, sizes)[:4], proposals
 
 
 def torchvision_case(golden, name):
@@ -63,13 +62,13 @@ def detectron2_case(golden, name):
         (detectron2_case, "mask_rcnn_R_50_C4"),
     ],
 )
-def test_bfloat16_finds_in_the_same_proposals_what_float32_does(golden, load, name):
+def test_bfloat16_detects_the_same_boxes_as_float32(golden, load, name):
     config, variables, theirs = load(golden, name)
     images, sizes = theirs["batched"].transpose(0, 2, 3, 1), theirs["image_sizes"].astype(np.int32)
-    wide, proposals = run_once(functools.partial(find, config), variables, images, sizes)
+    wide, proposals = run_once(functools.partial(detect_boxes, config), variables, images, sizes)
     narrow_config = replace(config, compute_dtype="bfloat16")
-    narrow, _ = run_once(functools.partial(find, narrow_config), variables, images, sizes, proposals)
+    narrow, _ = run_once(functools.partial(detect_boxes, narrow_config), variables, images, sizes, proposals)
     found, count = share_found(wide, narrow)
     assert count > 20
     assert found >= 0.95 * count, f"{found} of {count}"
-    assert not np.array_equal(wide[1], narrow[1]), "it was computed in float32"
+    assert not np.array_equal(wide[1], narrow[1]), "computed in float32"

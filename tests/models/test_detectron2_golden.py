@@ -1,4 +1,4 @@
-"""Detectron2's networks, whole: intermediate maps, detections, losses and the gradient of every parameter."""
+"""Whole networks against Detectron2: intermediate maps, detections, losses and the gradient of every parameter."""
 
 from __future__ import annotations
 
@@ -32,12 +32,12 @@ from support.golden_models import (
 
 from mrcnn_jax import targets
 from mrcnn_jax.inference.postprocess import postprocess
-from mrcnn_jax.models.mask_rcnn import build_model, normalize
+from mrcnn_jax.models.mask_rcnn import build_model
+from mrcnn_jax.models.network import normalize
 from mrcnn_jax.weights import detectron2_names
 
-pytestmark = (
-    pytest.mark.slow
-)  # from image to detections, one of them is among the quick tests: test_predictor_golden.py
+# test_predictor_golden.py has a faster test, of one network from image to detections.
+pytestmark = pytest.mark.slow
 
 MODELS = [
     "mask_rcnn_R_50_C4",
@@ -63,7 +63,7 @@ LOSS_NAMES = {
 
 @pytest.fixture(scope="module", params=MODELS)
 def case(request, golden):
-    """A network and Detectron2's arrays of it."""
+    """A network and the arrays that Detectron2 computed with it."""
     name = request.param
     evaluation = golden(f"d2_model_{name}_eval.npz")
     config = detectron2_config.read(golden.file(f"d2_cfg_{name}.yaml"))
@@ -81,7 +81,7 @@ def run(case):
 
 
 def test_golden_normalization(case):
-    """BGR files and their RGB twins: what Detectron2 fed its network is what we make of uint8 RGB."""
+    """The network inputs of Detectron2, which reads BGR files, equal ours from the same images in RGB."""
     theirs, sizes = case.evaluation["batched"].transpose(0, 2, 3, 1), case.evaluation["image_sizes"]
     padded = np.zeros(theirs.shape, np.uint8)
     for i, (height, width) in enumerate(sizes):
@@ -109,7 +109,7 @@ def test_golden_proposals_and_box_head(case, run):
     theirs = case.evaluation
     counts = [len(theirs[f"proposals{i}"]) for i in range(len(theirs["image_sizes"]))]
     ends = np.cumsum(counts)[:-1]
-    logits = np.roll(theirs["class_logits"], 1, axis=1)  # their background is the last class
+    logits = np.roll(theirs["class_logits"], 1, axis=1)  # Detectron2 has the background last
     deltas = theirs["box_regression"].reshape(len(logits), -1, 4)
     for i, (own_logits, own_deltas) in enumerate(zip(np.split(logits, ends), np.split(deltas, ends), strict=True)):
         valid, boxes, scores = run.proposals.valid[i], run.proposals.boxes[i], run.proposals.scores[i]
@@ -150,7 +150,7 @@ def test_golden_detections(case, run):
 
 @pytest.fixture(scope="module")
 def training_run(case, golden):
-    """Our losses and gradients, with mask targets rasterized from the polygons as Detectron2 does it."""
+    """Losses and gradients, with mask targets rasterized from polygons like Detectron2's."""
     if case.name in OTHER_BACKBONES:
         pytest.skip("the heads and losses are those of R_50_FPN")
     theirs = golden(f"d2_model_{case.name}_train.npz")
@@ -161,9 +161,9 @@ def training_run(case, golden):
     for i in range(len(sizes)):
         classes = case.inputs[f"gt_classes{i}"] + 1
         if case.network.config.keypoint is not None:
-            classes = np.ones_like(classes)  # a person each
+            classes = np.ones_like(classes)  # all are persons
         truth = padded_truth(case.inputs[f"gt_boxes{i}"], classes, case.inputs[f"gt_keypoints{i}"], slots)
-        # The window of a slot, unused otherwise unless it is empty, says which image it belongs to.
+        # Mask windows, which are not used otherwise unless they are empty, hold the index of the image.
         truths.append(truth._replace(mask_windows=np.tile(np.float32([i, i, i + 1, i + 1]), (slots, 1))))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(targets, "mask_targets", exact_mask_targets(polygons))
@@ -182,9 +182,9 @@ def polygons_of(inputs, i) -> list[list[np.ndarray]]:
 
 
 def exact_mask_targets(polygons):
-    """A stand-in for `targets.mask_targets`: polygons moved into each RoI and rasterized there, on the host.
+    """A replacement of `targets.mask_targets` that rasterizes the polygons in each RoI, on the host.
 
-    Training resamples a raster of the instance instead, which differs by pixels on the outline.
+    Training resamples a raster of the instance instead, which differs at the outline.
     """
 
     def rasterize(rois, truth, config, size):

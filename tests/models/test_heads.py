@@ -1,4 +1,4 @@
-"""Pyramid and heads: shapes, orders, which number belongs to which anchor and class."""
+"""Feature pyramid and heads: shapes, order of outputs, and the anchor and class that each output belongs to."""
 
 from __future__ import annotations
 
@@ -17,34 +17,34 @@ pytestmark = pytest.mark.medium
 
 
 def random_variables(module, *inputs):
-    """Parameters of a module drawn from the normal distribution, biases too."""
+    """Normally distributed parameters of a module, including biases."""
     rng = np.random.default_rng(0)
     shapes = jax.eval_shape(module.init, jax.random.key(0), *inputs)
     return jax.tree.map(lambda leaf: rng.standard_normal(leaf.shape).astype(np.float32), shapes)
 
 
-def test_pyramid_adds_what_lies_above():
-    """With convolutions that copy, each level is its tap plus every level above it, repeated; P6 skips pixels of P5."""
+def test_pyramid_adds_upper_levels():
+    """With identity convolutions each level is its input plus all upper levels, upsampled; P6 is a subset of P5."""
     rng = np.random.default_rng(0)
-    taps = [rng.standard_normal((1, 32 >> i, 48 >> i, 1)).astype(np.float32) for i in range(4)]
+    stages = [rng.standard_normal((1, 32 >> i, 48 >> i, 1)).astype(np.float32) for i in range(4)]
     fpn = FPN(1)
-    shapes = jax.eval_shape(fpn.init, jax.random.key(0), taps)
+    shapes = jax.eval_shape(fpn.init, jax.random.key(0), stages)
     params = jax.tree.map(lambda leaf: np.zeros(leaf.shape, np.float32), shapes)["params"]
     for level in range(2, 6):
         params[f"lateral{level}"]["kernel"][0, 0] = 1
         params[f"output{level}"]["kernel"][1, 1] = 1
-    p2, p3, p4, p5, p6 = jax.jit(fpn.apply)({"params": params}, taps)
-    expected = taps[3]
+    p2, p3, p4, p5, p6 = jax.jit(fpn.apply)({"params": params}, stages)
+    expected = stages[3]
     np.testing.assert_array_equal(p5, expected)
-    for tap, level in zip(taps[2::-1], (p4, p3, p2), strict=True):
-        expected = tap + expected.repeat(2, axis=1).repeat(2, axis=2)
+    for stage, level in zip(stages[2::-1], (p4, p3, p2), strict=True):
+        expected = stage + expected.repeat(2, axis=1).repeat(2, axis=2)
         np.testing.assert_allclose(level, expected, rtol=1e-6)
     np.testing.assert_array_equal(p6, np.asarray(p5)[:, ::2, ::2])
     assert p6.shape == (1, 2, 3, 1)
 
 
 def test_rpn_orders_row_column_anchor():
-    """Deltas and logits of one cell stand together, and come from that cell."""
+    """Logits and deltas of a cell are consecutive, and depend on the features around that cell."""
     head = RPNHead(anchors_per_cell=3)
     levels = [np.zeros((1, 4, 6, 2), np.float32), np.zeros((1, 2, 3, 2), np.float32)]
     variables = random_variables(head, levels)
@@ -52,7 +52,7 @@ def test_rpn_orders_row_column_anchor():
     still = apply(variables, levels)
     assert [part.shape for part in still[0]] == [(1, 72), (1, 18)]
     assert [part.shape for part in still[1]] == [(1, 72, 4), (1, 18, 4)]
-    levels[0][0, 3, 5] = 1  # the last cell: its 3 x 3 neighborhood inside the map sees it
+    levels[0][0, 3, 5] = 1  # the last cell, which changes the outputs of its 3 x 3 neighborhood
     moved = apply(variables, levels)
     near = np.zeros((4, 6), bool)
     near[2:, 4:] = True
@@ -61,7 +61,7 @@ def test_rpn_orders_row_column_anchor():
         assert not different[~near].any()
         assert different[3, 5]
         np.testing.assert_array_equal(before[1], after[1])
-    # Deltas: coordinate fastest, then anchor; the bias alone is left where the features are zero and the ReLU is shut.
+    # Deltas: coordinate fastest, then anchor. With a zero convolution only the bias remains.
     quiet = {**variables["params"], "conv1": jax.tree.map(np.zeros_like, variables["params"]["conv1"])}
     _, deltas = apply({"params": quiet}, levels)
     np.testing.assert_array_equal(deltas[0][0, :3].reshape(-1), quiet["deltas"]["bias"])
@@ -73,7 +73,7 @@ def test_rpn_depth():
     assert set(params) == {"conv1", "conv2", "objectness", "deltas"}
 
 
-def test_rpn_of_bfloat16_does_not_round_what_is_ranked():
+def test_rpn_outputs_are_not_rounded_to_bfloat16():
     features = (np.random.default_rng(1).standard_normal((1, 16, 16, 8)).astype(jnp.bfloat16),)
     head = RPNHead(3)
     (logits,), (deltas,) = jax.jit(head.apply)(random_variables(head, features), features)
@@ -82,7 +82,7 @@ def test_rpn_of_bfloat16_does_not_round_what_is_ranked():
         assert np.mean(values != np.asarray(values).astype(jnp.bfloat16).astype(np.float32)) > 0.9
 
 
-def test_box_head_gives_each_class_its_deltas():
+def test_box_head_orders_deltas_by_class():
     head = BoxHead(3, BoxHeadConfig(hidden=5))
     x = np.random.default_rng(0).standard_normal((2, 7, 7, 4)).astype(np.float32)
     variables = random_variables(head, x)
@@ -106,7 +106,7 @@ def test_mask_head_doubles_the_side():
 
 
 def test_mask_head_as_a_perceptron():
-    """Each logit is a weighted sum of the whole RoI: checked against NumPy, layer by layer."""
+    """Fully connected layers on the whole RoI, against NumPy."""
     head = MaskHead(3, MaskHeadConfig(conv_layers=0, fc_layers=2, hidden=7))
     x = np.random.default_rng(0).standard_normal((2, 3, 3, 4)).astype(np.float32)
     variables = random_variables(head, x)
@@ -123,8 +123,8 @@ def test_mask_head_as_a_perceptron():
 
 @pytest.mark.parametrize("layers", [{"conv_layers": 1}, {"conv_layers": 0, "fc_layers": 1, "hidden": 6}])
 @pytest.mark.parametrize("class_agnostic", [False, True])
-def test_masks_that_compete(class_agnostic, layers):
-    """The sigmoid of what is said for a class is its softmax over all classes and the background."""
+def test_softmax_masks(class_agnostic, layers):
+    """The sigmoid of the log-odds of a class is its softmax over all classes and the background."""
     config = MaskHeadConfig(channels=6, activation="softmax", class_agnostic=class_agnostic, **layers)
     head = MaskHead(4, config)
     x = 0.3 * np.random.default_rng(0).standard_normal((3, 5, 5, 4)).astype(np.float32)
@@ -143,27 +143,28 @@ def test_masks_that_compete(class_agnostic, layers):
 
 @pytest.mark.parametrize("class_agnostic", [False, True])
 @pytest.mark.parametrize("layers", [{"conv_layers": 1}, {"conv_layers": 0, "fc_layers": 1, "hidden": 6}])
-def test_mask_head_computes_one_class_or_nothing(class_agnostic, layers):
+def test_mask_head_computes_selected_classes(class_agnostic, layers):
     head = MaskHead(4, MaskHeadConfig(channels=6, class_agnostic=class_agnostic, **layers))
     x = np.random.default_rng(0).standard_normal((3, 5, 5, 4)).astype(np.float32)
     variables, classes = random_variables(head, x), np.int32([4, 1, 0])
 
-    def chosen(variables, x):
+    def selected(variables, x):
         return head.apply(variables, x, classes)
 
-    def picked(variables, x):
+    def expected_logits(variables, x):
         logits = head.apply(variables, x)
         assert logits.shape[-1] == (1 if class_agnostic else 4)
         columns = np.minimum(classes, logits.shape[-1]) - 1
         return jnp.stack([logits[0, ..., columns[0]], logits[1, ..., columns[1]], jnp.zeros((10, 10))])
 
     cotangent = np.random.default_rng(1).standard_normal((3, 10, 10)).astype(np.float32)
-    for ours, expected in zip(*(outcome(f, variables, x, cotangent) for f in (chosen, picked)), strict=True):
+    both = (result_and_gradients(f, variables, x, cotangent) for f in (selected, expected_logits))
+    for ours, expected in zip(*both, strict=True):
         np.testing.assert_allclose(ours, expected, rtol=1e-5, atol=1e-5 * np.abs(expected).max())
 
 
-def outcome(function, variables, x, cotangent):
-    """The result and all gradients, as a list."""
+def result_and_gradients(function, variables, x, cotangent):
+    """The result of a function and all gradients, as a list."""
 
     @jax.jit
     def run(variables, x):

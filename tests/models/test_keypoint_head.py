@@ -1,4 +1,4 @@
-"""The keypoint head: names, shapes, initial weights, and torch's numbers in both directions."""
+"""The keypoint head: names, shapes, initial weights, and equality with torch in both directions."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ def test_keypoint_head_quadruples_the_side():
     assert set(shapes) == {"conv1", "conv2", "deconv"}
 
 
-def test_the_first_weights_have_the_deviation_of_the_peers():
-    """Theirs is sqrt(2 / (16 I)) of the transposed convolution: `fan_out` of a kernel that has its inputs first."""
+def test_initial_weights_have_the_deviation_of_the_reference_implementations():
+    """It is sqrt(2 / (16 I)), the `fan_out` of a transposed convolution, whose kernel has its inputs first."""
     head = KeypointHead(num_keypoints=17, channels=64, conv_layers=1)
     params = jax.jit(head.init)(jax.random.key(0), jnp.zeros((1, 2, 2, 4)))["params"]
     kernel = np.asarray(params["deconv"]["kernel"])
-    # Four standard errors of a deviation estimated from n draws: 4 / sqrt(2 n).
+    # Four standard errors of a deviation estimated from n values: 4 / sqrt(2 n).
     np.testing.assert_allclose(kernel.std(), np.sqrt(2 / (16 * 64)), rtol=4 / np.sqrt(2 * kernel.size))
     assert not params["deconv"]["bias"].any()
 

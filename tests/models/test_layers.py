@@ -1,4 +1,4 @@
-"""Norms against torch, initial values against the papers' formulas."""
+"""Norms against torch, initial values against published formulas, gradients of ReLU and bias."""
 
 from __future__ import annotations
 
@@ -24,15 +24,15 @@ def torch():
 
 @pytest.fixture(scope="module")
 def maps():
-    """Feature maps (3, 4, 5, 8) whose channels have their own mean and spread."""
+    """Feature maps (3, 4, 5, 8) whose channels differ in mean and deviation."""
     rng = np.random.default_rng(0)
     x = rng.standard_normal((3, 4, 5, 8)) * rng.uniform(0.5, 3, 8) + rng.uniform(-2, 2, 8)
     return x.astype(np.float32)
 
 
 @functools.partial(jax.jit, static_argnames=("norm", "train", "mutable"))
-def apply(norm, variables, x, *, train=False, rows=None, mutable=False):
-    return norm.apply(variables, x, train=train, rows=rows, mutable=mutable)
+def apply(norm, variables, x, *, train=False, valid=None, mutable=False):
+    return norm.apply(variables, x, train=train, valid=valid, mutable=mutable)
 
 
 def constants(rng, *names):
@@ -60,7 +60,7 @@ def test_group_norm_equals_torch(torch, maps):
 
 @pytest.mark.parametrize(("channels", "groups"), [(256, 32), (64, 32), (16, 8)])
 def test_number_of_groups(channels, groups):
-    """With one channel far from the others, only its own group feels it."""
+    """A channel far from the others changes only its own group."""
     x = np.random.default_rng(0).standard_normal((1, 2, 2, channels)).astype(np.float32)
     moved = x.copy()
     moved[..., 0] += 100
@@ -88,39 +88,39 @@ def test_batch_norm_equals_torch(torch, maps, train):
     np.testing.assert_allclose(statistics["var"], var, rtol=1e-5)
 
 
-def test_batch_norm_leaves_out_rows(maps):
-    """Rows that do not count change neither statistics nor the others' results; with no row at all nothing moves."""
+def test_batch_norm_leaves_out_invalid_examples(maps):
+    """They change neither statistics nor other results; without valid examples the statistics stay the same."""
     norm = Norm("bn", EPS)
     variables = norm.init(jax.random.key(0), maps)
-    rows = np.array([True, False, True])
-    ours, updated = apply(norm, variables, maps, train=True, rows=rows, mutable="batch_stats")
-    dirty = np.where(rows[:, None, None, None], maps, np.float32(np.nan))
-    again, _ = apply(norm, variables, dirty, train=True, rows=rows, mutable="batch_stats")
-    alone, expected = apply(norm, variables, maps[rows], train=True, mutable="batch_stats")
-    np.testing.assert_array_equal(again[rows], ours[rows])
-    np.testing.assert_allclose(ours[rows], alone, rtol=1e-5, atol=1e-6)
+    valid = np.array([True, False, True])
+    ours, updated = apply(norm, variables, maps, train=True, valid=valid, mutable="batch_stats")
+    dirty = np.where(valid[:, None, None, None], maps, np.float32(np.nan))
+    again, _ = apply(norm, variables, dirty, train=True, valid=valid, mutable="batch_stats")
+    alone, expected = apply(norm, variables, maps[valid], train=True, mutable="batch_stats")
+    np.testing.assert_array_equal(again[valid], ours[valid])
+    np.testing.assert_allclose(ours[valid], alone, rtol=1e-5, atol=1e-6)
     jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-6), updated, expected)
-    _, unmoved = apply(norm, variables, maps, train=True, rows=np.zeros(3, bool), mutable="batch_stats")
+    _, unmoved = apply(norm, variables, maps, train=True, valid=np.zeros(3, bool), mutable="batch_stats")
     jax.tree.map(np.testing.assert_array_equal, unmoved["batch_stats"], variables["batch_stats"])
 
 
-def test_synchronized_batch_norm_equals_one_device_with_all_rows(maps):
-    """Outputs, statistics and gradients under pmap, with unequal numbers of rows that count on the two devices."""
+def test_synchronized_batch_norm_equals_one_device(maps):
+    """Outputs, statistics and gradients under pmap, with different numbers of valid examples on two devices."""
     x = np.concatenate([maps, maps[:1] * 2])
-    rows = np.array([True, True, True, False])
-    weights = np.random.default_rng(5).standard_normal(x.shape).astype(np.float32) * rows[:, None, None, None]
+    valid = np.array([True, True, True, False])
+    weights = np.random.default_rng(5).standard_normal(x.shape).astype(np.float32) * valid[:, None, None, None]
     one, many = Norm("sync_bn", EPS), Norm("sync_bn", EPS, "devices")
     variables = one.init(jax.random.key(0), x)
 
-    def loss(norm, params, x, rows, weights):
-        y, updated = norm.apply({**variables, "params": params}, x, train=True, rows=rows, mutable=["batch_stats"])
+    def loss(norm, params, x, valid, weights):
+        y, updated = norm.apply({**variables, "params": params}, x, train=True, valid=valid, mutable=["batch_stats"])
         return jnp.sum(y * weights), updated["batch_stats"]
 
     def gradients(norm):
         return jax.value_and_grad(functools.partial(loss, norm), argnums=(0, 1), has_aux=True)
 
-    (total, statistics), (d_params, d_x) = jax.jit(gradients(one))(variables["params"], x, rows, weights)
-    shared = [leaf.reshape(2, 2, *leaf.shape[1:]) for leaf in (x, rows, weights)]
+    (total, statistics), (d_params, d_x) = jax.jit(gradients(one))(variables["params"], x, valid, weights)
+    shared = [leaf.reshape(2, 2, *leaf.shape[1:]) for leaf in (x, valid, weights)]
     mapped = jax.pmap(gradients(many), axis_name="devices", in_axes=(None, 0, 0, 0))
     (totals, each), (d_each, d_halves) = mapped(variables["params"], *shared)
     # Sums of 60 float32 terms near 10 in another order.
@@ -143,7 +143,7 @@ def test_frozen_batch_norm_equals_batch_norm_in_evaluation(torch, maps):
 
 @pytest.mark.parametrize(("kind", "collection"), [("frozen_bn", "frozen"), ("bn", "params")])
 def test_batch_norm_of_bfloat16_is_rounded_once(maps, kind, collection):
-    """Its constants stay float32: the result is that of float32 on the same numbers, rounded."""
+    """Constants are float32: the result equals that in float32 on the same numbers, rounded."""
     narrow = maps.astype(jnp.bfloat16)
     norm = Norm(kind, EPS)
     variables = norm.init(jax.random.key(0), narrow)
@@ -173,23 +173,23 @@ def test_initial_values(layer, shape, spread, bound):
     params = layer.init(jax.random.key(0), jnp.ones(shape))["params"]
     kernel = np.asarray(params["kernel"])
     assert not params["bias"].any()
-    # of n values: the mean varies by spread / sqrt(n), the spread itself by less than that; four times both
+    # Four standard errors of the mean of n values, spread / sqrt(n); that of the deviation is smaller.
     tolerance = 4 * spread / np.sqrt(kernel.size)
     assert abs(kernel.mean()) < tolerance
     assert abs(kernel.std() - spread) < tolerance
     assert 0.99 * min(bound, 2 * spread) < np.abs(kernel).max() <= bound
 
 
-def test_relu_has_the_gradient_of_its_argument():
+def test_relu_and_its_gradient():
     x = jnp.float32([-2, -0.0, 0, 3, jnp.nan, jnp.inf])
     result, pull = jax.vjp(relu, x)
     np.testing.assert_array_equal(result, np.float32([0, 0, 0, 3, np.nan, np.inf]))
-    np.testing.assert_array_equal(result, relu(x))  # where no gradient is asked for
+    np.testing.assert_array_equal(result, relu(x))  # without differentiation
     np.testing.assert_array_equal(pull(jnp.full(6, 5.0))[0], [0, 0, 0, 5, 0, 5])
 
 
 def test_gradient_of_a_bias_is_summed_in_float32():
-    """A sum in bfloat16 ends at 256, where one more is less than half of its last digit."""
+    """A bfloat16 sum of ones stops at 256, where 1 is half a unit in the last place."""
     _, pull = jax.vjp(add_bias, jnp.zeros((4096, 1), jnp.bfloat16), jnp.zeros(1))
     maps, bias = pull(jnp.ones((4096, 1), jnp.bfloat16))
     assert (maps.dtype, bias.dtype) == (jnp.bfloat16, jnp.float32)

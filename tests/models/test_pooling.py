@@ -1,4 +1,4 @@
-"""The model pools from its RoIs by the operator that the configuration names, and learns through it."""
+"""RoI pooling in the model: the configured operator is used and has finite gradients."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ BOXES = np.float32([[[3, 5, 40, 33], [10, 2, 13, 60]], [[0, 0, 64, 64], [-9, 30,
     ("features", "pooling", "reduce"),
     [("fpn", "align", "average"), ("fpn", "warp", "max"), ("fpn", "pool", "average"), ("c4", "pool", "max")],
 )
-def test_pool_rois_does_as_it_is_told(features, pooling, reduce):
+def test_pool_rois_uses_the_configured_operator(features, pooling, reduce):
     strides = (4, 8, 16, 32) if features == "fpn" else (16,)
-    shapes = [64 // s for s in strides] + [1] * (features == "fpn")  # P6 is not pooled from
+    shapes = [64 // s for s in strides] + [1] * (features == "fpn")  # P6 is not used
     maps = [np.random.default_rng(n).standard_normal((2, n, n, 2)).astype(np.float32) for n in shapes]
     config = ModelConfig(features=features, roi=RoIConfig(sampling_ratio=2, pooling=pooling, reduce=reduce))
     operator = functools.partial(multilevel_roi_pooling, strides=strides, output_size=3, sampling_ratio=2, aligned=True)
@@ -41,7 +41,7 @@ def test_pool_rois_does_as_it_is_told(features, pooling, reduce):
     np.testing.assert_allclose(found[0], expected, rtol=0, atol=1e-5)
 
 
-@pytest.mark.slow  # a whole network; the operators' own gradients are tested with them
+@pytest.mark.slow  # a whole network; gradients of the operators have tests of their own
 def test_gradients_through_a_maximum_are_finite(model_config):
     roi = dataclasses.replace(model_config.roi, pooling="pool", reduce="max")
     backbone = dataclasses.replace(model_config.backbone, frozen_stages=4)  # less to compile

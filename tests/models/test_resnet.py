@@ -1,4 +1,4 @@
-"""Residual networks: shapes, published parameter counts, where the stride is, what is frozen."""
+"""Residual networks: shapes, published parameter counts, place of the stride, frozen stages."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ def count(tree) -> int:
 def test_shapes_and_parameter_counts(name):
     network = ResNet(BackboneConfig(name, frozen_stages=0), make_norm("bn"))
     images = jax.ShapeDtypeStruct((2, 64, 96, 3), jnp.float32)
-    taps, variables = jax.eval_shape(network.init_with_output, jax.random.key(0), images)
+    outputs, variables = jax.eval_shape(network.init_with_output, jax.random.key(0), images)
     assert count(variables["params"]) == PARAMETERS[name]
     width = 64 if name in ("resnet18", "resnet34") else 256
-    assert [tap.shape for tap in taps] == [
+    assert [output.shape for output in outputs] == [
         (2, 64 // stride, 96 // stride, width * factor) for stride, factor in ((4, 1), (8, 2), (16, 4), (32, 8))
     ]
 
@@ -41,13 +41,13 @@ def test_shapes_and_parameter_counts(name):
 def test_width_scales_every_stage():
     images = jax.ShapeDtypeStruct((1, 32, 32, 3), jnp.float32)
     network = ResNet(BackboneConfig("resnet50", width=8), make_norm("gn"))
-    taps, _ = jax.eval_shape(network.init_with_output, jax.random.key(0), images)
-    assert [tap.shape[-1] for tap in taps] == [32, 64, 128, 256]
+    outputs, _ = jax.eval_shape(network.init_with_output, jax.random.key(0), images)
+    assert [output.shape[-1] for output in outputs] == [32, 64, 128, 256]
 
 
 @pytest.mark.parametrize("stride_in_1x1", [False, True])
 def test_place_of_the_stride(stride_in_1x1):
-    """A strided 1 x 1 convolution never looks at odd rows and columns; a strided 3 x 3 convolution does."""
+    """A strided 1 x 1 convolution ignores odd rows and columns, a strided 3 x 3 convolution does not."""
     config = BackboneConfig("resnet50", stride_in_1x1=stride_in_1x1)
     block = BottleneckBlock(config, make_norm("frozen_bn"), 2, 2)
     x = np.ones((1, 8, 8, 4), np.float32)
@@ -57,10 +57,10 @@ def test_place_of_the_stride(stride_in_1x1):
         assert y.shape == (1, 4, 4, 8)
         return y.sum()
 
-    seen = np.asarray(jax.jit(jax.grad(total))(x)).any(axis=(0, 3))
-    assert seen[::2, ::2].any()
-    assert seen[1::2].any() != stride_in_1x1
-    assert seen[:, 1::2].any() != stride_in_1x1
+    has_gradient = np.asarray(jax.jit(jax.grad(total))(x)).any(axis=(0, 3))
+    assert has_gradient[::2, ::2].any()
+    assert has_gradient[1::2].any() != stride_in_1x1
+    assert has_gradient[:, 1::2].any() != stride_in_1x1
 
 
 @pytest.fixture(scope="module")
@@ -73,20 +73,20 @@ def frozen_step():
     variables = jax.tree.map(lambda leaf: rng.uniform(0.1, 1, leaf.shape).astype(np.float32), shapes)
 
     def loss(params):
-        taps, updated = network.apply({**variables, "params": params}, images, train=True, mutable=["batch_stats"])
-        return sum(jnp.sum(tap) for tap in taps), updated["batch_stats"]
+        outputs, updated = network.apply({**variables, "params": params}, images, train=True, mutable=["batch_stats"])
+        return sum(jnp.sum(output) for output in outputs), updated["batch_stats"]
 
     gradients, statistics = jax.jit(jax.grad(loss, has_aux=True))(variables["params"])
     return gradients, variables["batch_stats"], statistics
 
 
 def changed(tree) -> set[bool]:
-    """Whether the arrays of a tree have anything but zeros."""
+    """Whether each array of a tree has non-zero elements."""
     return {bool(np.asarray(leaf).any()) for leaf in jax.tree.leaves(tree)}
 
 
 @pytest.mark.parametrize(("stage", "frozen"), [("stem", 1), ("res2", 1), ("res3", 1), ("res4", 0), ("res5", 0)])
-def test_frozen_stages_neither_learn_nor_drift(frozen_step, stage, frozen):
+def test_frozen_stages_have_no_gradient_and_keep_their_statistics(frozen_step, stage, frozen):
     gradients, before, after = frozen_step
     assert changed(gradients[stage]) == {not frozen}
     assert changed(jax.tree.map(jnp.subtract, after[stage], before[stage])) == {not frozen}

@@ -1,4 +1,4 @@
-"""torchvision's networks, whole: intermediate maps, detections, losses and the gradient of every parameter."""
+"""Whole networks against torchvision: intermediate maps, detections, losses and the gradient of every parameter."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ LOSS_NAMES = {
 
 @pytest.fixture(scope="module", params=MODELS)
 def case(request, golden):
-    """A network and torchvision's arrays of it."""
+    """A network and the arrays that torchvision computed with it."""
     name = request.param
     evaluation = golden(f"tv_model_{name}_eval.npz")
     state = golden.recipe().state(json.loads(golden.file(f"tv_keys_{name}.json").read_text()))
@@ -86,10 +86,11 @@ def test_golden_proposals_and_box_head(case, run):
     counts = [len(theirs[f"proposals{i}"]) for i in range(len(theirs["image_sizes"]))]
     ends = np.cumsum(counts)[:-1]
     logits = theirs["class_logits"]
-    deltas = theirs["box_regression"].reshape(len(logits), -1, 4)[:, 1:]  # without the background's
+    deltas = theirs["box_regression"].reshape(len(logits), -1, 4)[:, 1:]  # without those of the background
     for i, (own_logits, own_deltas) in enumerate(zip(np.split(logits, ends), np.split(deltas, ends), strict=True)):
         valid, boxes = run.proposals.valid[i], run.proposals.boxes[i]
-        probabilities = expit(run.proposals.scores[i][valid])  # what it keeps of their logits; its slope is 1/4 at most
+        # torchvision returns the sigmoid of logits, whose slope is at most 1/4.
+        probabilities = expit(run.proposals.scores[i][valid])
         bound = RPN * np.abs(theirs["rpn_objectness"]).max() / 4 + np.finfo(np.float32).eps
         names = f"proposals{i}", f"proposal_scores{i}"
         assert_same_proposals(boxes[valid], probabilities, *(theirs[name] for name in names), bound)
@@ -120,7 +121,7 @@ def test_golden_detections(case, run):
 
 
 def assert_same_keypoint_sets(theirs, i, in_network, in_original, size):
-    """Keypoints in both coordinates; a score is the height of a peak, a logit near 10."""
+    """Compare keypoints in network and original coordinates; a score is the logit of a peak, near 10."""
     sides = theirs[f"net_det{i}_boxes"][:, 2:] - theirs[f"net_det{i}_boxes"][:, :2]
     cells = (sides / np.ceil(sides)).max(1)
     for ours, name in ((in_network, f"net_det{i}"), (in_original, f"det{i}")):
@@ -131,7 +132,7 @@ def assert_same_keypoint_sets(theirs, i, in_network, in_original, size):
 
 @pytest.fixture(scope="module")
 def train_batch(case):
-    """Ground truth as torchvision's transform makes it: boxes scaled, whole bitmaps resized to the nearest pixel."""
+    """Ground truth like that of torchvision's transform: scaled boxes, bitmaps resized to the nearest pixel."""
     inputs, sizes = case.inputs, case.evaluation["image_sizes"]
     shape = case.evaluation["batched"].shape[2:]
     slots = max(len(inputs[f"gt_labels{i}"]) for i in range(len(sizes)))
@@ -141,12 +142,12 @@ def train_batch(case):
         ratio = np.asarray(size, np.float32) / np.asarray(masks.shape[1:], np.float32)
         rows, columns = (np.arange(new) * old // new for new, old in zip(size, masks.shape[1:], strict=True))
         masks = masks[:, rows][:, :, columns]
-        # torchvision clamps samples to the unpadded bitmap; repeating its border says the same in a padded one.
+        # torchvision clamps samples to the unpadded bitmap; in a padded one, repeating its border is equivalent.
         masks = np.pad(masks, [(0, 0), *((0, s - m) for s, m in zip(shape, size, strict=True))], mode="edge")
         keypoints = inputs[f"gt_keypoints{i}"] * np.append(ratio[::-1], 1).astype(np.float32)
         boxes, classes = inputs[f"gt_boxes{i}"] * ratio[[1, 0, 1, 0]], inputs[f"gt_labels{i}"]
         if case.network.config.keypoint is not None:
-            classes = np.ones_like(classes)  # a person each
+            classes = np.ones_like(classes)  # all are persons
         truths.append(padded_truth(boxes, classes, keypoints, slots, masks, shape))
     return make_batch(shape, sizes, truths)
 
@@ -170,7 +171,7 @@ def test_golden_training(case, golden, train_batch):
 
 def test_golden_training_with_running_statistics(case, golden, train_batch):
     if case.network.config.backbone.norm != "bn":
-        pytest.skip("no running statistics: its batch norm is frozen")
+        pytest.skip("batch norm is frozen and has no running statistics")
     images = case.evaluation["batched"].transpose(0, 2, 3, 1)
     theirs = golden(f"tv_model_{case.name}_train_bneval.npz")
     positives = theirs["num_pos"].max()

@@ -1,3 +1,5 @@
+"""Anchors: hand cases, a loop over cells, torchvision and Detectron2."""
+
 from __future__ import annotations
 
 import re
@@ -19,7 +21,7 @@ def grids(shape: tuple[int, int], strides: tuple[int, ...]) -> list[tuple[int, i
 
 
 def image_shapes(arrays: dict, prefix: str) -> list[tuple[str, tuple[int, int]]]:
-    """Keys `<prefix><H>x<W>` and the shape that they name."""
+    """Keys `<prefix><H>x<W>` and their shapes."""
     matches = [re.fullmatch(re.escape(prefix) + r"(\d+)x(\d+)", key) for key in arrays]
     return [(m.group(0), (int(m.group(1)), int(m.group(2)))) for m in matches if m]
 
@@ -33,21 +35,21 @@ def test_hand_case():
     assert grid.dtype == np.float32
 
 
-def test_orders_differ_in_what_changes_slowest():
+def test_order_of_sizes_and_ratios():
     by_size = anchor_ops.cell_anchors((8.0, 16.0), (1.0, 4.0), rounded=False, order="size_major")
     by_ratio = anchor_ops.cell_anchors((8.0, 16.0), (1.0, 4.0), rounded=False, order="ratio_major")
     np.testing.assert_array_equal(by_size[:, 3], [4, 8, 8, 16])
     np.testing.assert_array_equal(by_ratio, by_size[[0, 2, 1, 3]])
 
 
-def test_stride_of_image_over_grid_is_an_integer_in_each_direction():
+def test_image_over_grid_stride_is_an_integer_in_each_direction():
     grid = anchor_ops.grid_anchors(
         (128, 160), [(2, 3)], sizes=((2.0,),), aspect_ratios=(1.0,), stride="image_over_grid", **TORCHVISION
     )
     np.testing.assert_array_equal(grid[[1, 3], :2] + 1, [[53, 0], [0, 64]])
 
 
-def test_grid_equals_the_oracle():
+def test_grid_equals_a_loop_over_cells():
     shape, strides = (64, 96), (4, 8, 16, 32, 64)
     expected = [
         [x * stride - w / 2, y * stride - h / 2, x * stride + w / 2, y * stride + h / 2]
@@ -65,7 +67,7 @@ def test_levels_without_cells_have_no_anchors():
     assert ours.shape == (0, 4)
 
 
-def test_number_of_levels_must_agree():
+def test_number_of_levels_must_match():
     with pytest.raises(ValueError, match="argument 2"):
         anchor_ops.grid_anchors((8, 8), [(2, 2)], sizes=SIZES, aspect_ratios=RATIOS, **DETECTRON2)
 

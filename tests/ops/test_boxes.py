@@ -1,3 +1,5 @@
+"""Box operations: hand cases, a plain reference, torchvision and Detectron2, empty and NaN boxes."""
+
 from __future__ import annotations
 
 import jax
@@ -24,8 +26,8 @@ def _strict_types():
         yield
 
 
-def few_ulps(expected: np.ndarray) -> float:
-    """Of the largest number: each side rounds at most eight times, by half a unit; and a margin of two."""
+def rounding_error(expected: np.ndarray) -> float:
+    """Both implementations round at most eight times by half a unit of the largest value; doubled as a margin."""
     return 16 * F32 * float(np.abs(expected).max())
 
 
@@ -35,7 +37,7 @@ def random_boxes(seed: int, count: int) -> np.ndarray:
     return np.concatenate([corner, corner + rng.uniform(1, 60, (count, 2))], axis=1).astype(np.float32)
 
 
-def iou_oracle(a: np.ndarray, b: np.ndarray) -> float:
+def iou_reference(a: np.ndarray, b: np.ndarray) -> float:
     width = max(0.0, min(a[2], b[2]) - max(a[0], b[0]))
     height = max(0.0, min(a[3], b[3]) - max(a[1], b[1]))
     union = (a[2] - a[0]) * (a[3] - a[1]) + (b[2] - b[0]) * (b[3] - b[1]) - width * height
@@ -55,7 +57,7 @@ def test_hand_case():
     )
 
 
-def test_large_enough_counts_the_limit_itself_but_zero_means_not_empty():
+def test_large_enough_includes_the_limit_but_zero_means_not_empty():
     boxes = jnp.array([[0.0, 0.0, 2.0, 2.0], [0.0, 0.0, 1.0, 5.0], [0.0, 0.0, 0.0, 5.0], [3.0, 0.0, 1.0, 5.0]])
     np.testing.assert_array_equal(box_ops.large_enough(boxes, 2.0), [True, False, False, False])
     np.testing.assert_array_equal(box_ops.large_enough(boxes, 0.0), [True, True, False, False])
@@ -67,23 +69,23 @@ def test_encode_by_hand():
     np.testing.assert_allclose(encode(box, anchor, weights=WEIGHTS["10_10_5_5"])[0], expected, rtol=1e-6)
 
 
-def test_decode_cuts_the_scale_from_above_only():
+def test_decode_limits_the_scale_from_above_only():
     anchor = jnp.array([[0.0, 0.0, 16.0, 16.0]])
     wide, tall = (decode(jnp.array([[0.0, 0.0, dw, -dw]]), anchor, weights=PLAIN)[0] for dw in (50.0, -50.0))
     np.testing.assert_allclose(wide, [8 - 500, 8, 8 + 500, 8], rtol=1e-5)
     np.testing.assert_allclose(tall, [8, 8 - 500, 8, 8 + 500], rtol=1e-5)
 
 
-def test_iou_equals_the_oracle():
+def test_iou_equals_the_reference():
     a, b = random_boxes(0, 30), random_boxes(1, 40)
-    expected = np.array([[iou_oracle(x, y) for y in b.astype(float)] for x in a.astype(float)])
+    expected = np.array([[iou_reference(x, y) for y in b.astype(float)] for x in a.astype(float)])
     # A few roundings of areas up to 7200, relative to a union of at least the larger area: about 8 epsilon.
     np.testing.assert_allclose(iou(a, b), expected, atol=1e-6)
-    covered = expected * (area_oracle(a)[:, None] + area_oracle(b)[None]) / (1 + expected)
-    np.testing.assert_allclose(ioa(a, b), covered / area_oracle(a)[:, None], atol=1e-6)
+    covered = expected * (area_reference(a)[:, None] + area_reference(b)[None]) / (1 + expected)
+    np.testing.assert_allclose(ioa(a, b), covered / area_reference(a)[:, None], atol=1e-6)
 
 
-def area_oracle(boxes: np.ndarray) -> np.ndarray:
+def area_reference(boxes: np.ndarray) -> np.ndarray:
     boxes = boxes.astype(float)
     return (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
 
@@ -98,11 +100,11 @@ def test_golden_box_coder(golden, name, weights):
     many = decode(arrays["deltas5"].reshape(len(proposals), -1, 4), jnp.asarray(proposals)[:, None], weights=weight)
     expected = [arrays[f"{kind}_{weights}"] for kind in ("encode", "decode", "decode5")]
     for ours, theirs in zip((encoded, decoded, many), expected, strict=True):
-        np.testing.assert_allclose(ours, theirs.reshape(ours.shape), rtol=0, atol=few_ulps(theirs))
+        np.testing.assert_allclose(ours, theirs.reshape(ours.shape), rtol=0, atol=rounding_error(theirs))
 
 
 def test_golden_clamp(golden):
-    np.testing.assert_allclose(box_ops.SIZE_CLAMP, golden("tv_op_boxcoder.npz")["bbox_xform_clip"], rtol=1e-12)
+    np.testing.assert_allclose(box_ops.SCALE_CLAMP, golden("tv_op_boxcoder.npz")["bbox_xform_clip"], rtol=1e-12)
 
 
 def test_golden_iou_and_clip(golden):
@@ -110,11 +112,11 @@ def test_golden_iou_and_clip(golden):
     boxes = arrays["boxes"]
     rows, columns = arrays["iou"].shape
     ours = iou(boxes[:rows], boxes[rows : rows + columns])
-    np.testing.assert_allclose(ours, arrays["iou"], rtol=0, atol=few_ulps(np.ones(1)))
+    np.testing.assert_allclose(ours, arrays["iou"], rtol=0, atol=rounding_error(np.ones(1)))
     np.testing.assert_array_equal(
         np.flatnonzero(box_ops.large_enough(jnp.asarray(boxes), 1.0)), arrays["remove_small_1"]
     )
-    # The reference array was cut after a shift by (-20, -20), which puts some boxes outside on every side.
+    # The reference boxes were shifted by (-20, -20) before clipping, so that some are outside on every side.
     clipped = box_ops.clip(jnp.asarray(boxes) - 20.0, jnp.array([120, 150]))
     np.testing.assert_array_equal(clipped, arrays["clip_120x150"])
 
@@ -129,13 +131,13 @@ box = st.tuples(coordinate, coordinate, side, side).map(lambda b: (b[0], b[1], b
 def test_iou_of_integer_boxes_is_exact(boxes):
     array = np.array(boxes, np.float32)
     # Areas are small integers, exact in float32, so only the division rounds: half a unit in the last place.
-    expected = np.array([[iou_oracle(a, b) for b in boxes] for a in boxes])
+    expected = np.array([[iou_reference(a, b) for b in boxes] for a in boxes])
     np.testing.assert_allclose(iou(array, array), expected, rtol=6e-8, atol=0)
 
 
 @settings(max_examples=30)
 @given(st.lists(box, min_size=6, max_size=6), st.lists(box, min_size=6, max_size=6))
-def test_decode_undoes_encode(boxes, anchors):
+def test_decode_inverts_encode(boxes, anchors):
     boxes, anchors = np.array(boxes, np.float32), np.array(anchors, np.float32)
     solid = (anchors[:, 2:] > anchors[:, :2]).all(axis=1)
     deltas = encode(boxes, anchors, weights=PLAIN)
@@ -177,7 +179,7 @@ def test_no_boxes():
 
 
 @pytest.mark.parametrize("name", ["iou", "encode", "decode", "clip"])
-def test_vmap_changes_nothing(name):
+def test_vmap_equals_the_loop(name):
     a, b = random_boxes(2, 24).reshape(3, 8, 4), random_boxes(3, 24).reshape(3, 8, 4)
     function = {
         "iou": box_ops.iou,
@@ -188,4 +190,4 @@ def test_vmap_changes_nothing(name):
     alone = jax.jit(function)
     expected = np.stack([alone(x, y) for x, y in zip(a, b, strict=True)])
     # Compiled code may contract a product and a sum into one rounding.
-    np.testing.assert_allclose(jax.jit(jax.vmap(function))(a, b), expected, rtol=0, atol=few_ulps(expected))
+    np.testing.assert_allclose(jax.jit(jax.vmap(function))(a, b), expected, rtol=0, atol=rounding_error(expected))

@@ -1,3 +1,5 @@
+"""Detections from box head outputs: a hand case, a plain reference, torchvision, padding."""
+
 from __future__ import annotations
 
 import functools
@@ -47,8 +49,8 @@ def head_output(seed: int, *, agnostic: bool = False) -> tuple[np.ndarray, np.nd
     return logits, deltas, Proposals(boxes, np.zeros(PROPOSALS, np.float32), rng.uniform(size=PROPOSALS) < 0.8)
 
 
-def detect_oracle(logits, deltas, proposals, size, *, score_threshold, nms_iou, max_detections, min_box_size, **_):
-    """The same class by class; decoding, clipping and NMS have oracles of their own."""
+def detect_reference(logits, deltas, proposals, size, *, score_threshold, nms_iou, max_detections, min_box_size, **_):
+    """Detection as a loop over classes; decoding, clipping and NMS have references of their own."""
     scores = np.asarray(jax.nn.softmax(logits, axis=-1))
     found = []
     for label in range(1, CLASSES + 1):
@@ -81,31 +83,31 @@ def test_hand_case():
     proposals = Proposals(boxes, np.zeros(3, np.float32), np.ones(3, bool))
     deltas = np.zeros((3, 2, 4), np.float32)
     result = run(np.log(probabilities), deltas, proposals, np.array([40, 40]), **OPTIONS | {"max_detections": 4})
-    # (1, class 1) falls to (0, class 1); (1, class 2) is alone in its class there; the last is cut by the image.
+    # (0, class 1) suppresses (1, class 1); (1, class 2) overlaps no box of its class; the last is clipped.
     expected = [(0.8, 1, [0, 0, 10, 10]), (0.6, 2, [20, 20, 30, 40]), (0.3, 2, [0, 0, 10, 9])]
     assert_same(result, expected)
     assert not result[-1]
 
 
 @pytest.mark.parametrize("agnostic", [False, True])
-@pytest.mark.parametrize("most", [3, 100])
-def test_equals_the_oracle(agnostic, most):
-    inputs, options = head_output(0, agnostic=agnostic), OPTIONS | {"max_detections": most}
+@pytest.mark.parametrize("max_detections", [3, 100])
+def test_equals_the_reference(agnostic, max_detections):
+    inputs, options = head_output(0, agnostic=agnostic), OPTIONS | {"max_detections": max_detections}
     result = run(*inputs, SIZE, **options)
-    expected = detect_oracle(*inputs, SIZE, **options)
+    expected = detect_reference(*inputs, SIZE, **options)
     assert len(expected) >= 3
     assert_same(result, expected)
     assert not result[-1]
 
 
 @pytest.mark.medium
-def test_cap_on_candidates_is_exact_or_says_so():
+def test_limit_of_candidates_is_exact_or_reported():
     inputs = head_output(1)
     full = run(*inputs, SIZE, **OPTIONS)
     candidates = 25
     capped = run(*inputs, SIZE, **OPTIONS | {"nms_candidates": candidates, "max_detections": 5})
     assert capped[3].all()
-    assert not capped[4]  # as many as were asked for survived: the cap cost nothing
+    assert not capped[4]  # max_detections survived, so the limit had no effect
     for got, expected in zip(capped[:4], full[:4], strict=True):
         np.testing.assert_array_equal(got, expected[:5])
     capped = run(*inputs, SIZE, **OPTIONS | {"nms_candidates": 3})
@@ -115,7 +117,7 @@ def test_cap_on_candidates_is_exact_or_says_so():
     assert not run(*inputs, SIZE, **OPTIONS | {"nms_candidates": 3, "max_detections": survivors})[4]
 
 
-def test_cap_that_is_just_reached_is_not_truncation():
+def test_limit_that_is_just_reached_is_not_truncation():
     logits, deltas, proposals = head_output(2)
     scores = np.asarray(jax.nn.softmax(logits, axis=-1))[:, 1:]
     boxes = np.asarray(decode(deltas, proposals.boxes[:, None], SIZE))
@@ -127,7 +129,7 @@ def test_cap_that_is_just_reached_is_not_truncation():
 
 
 @pytest.mark.parametrize("garbage", [np.nan, np.inf, 1e30, 0.0])
-def test_padding_does_not_matter(garbage):
+def test_padding_has_no_effect(garbage):
     logits, deltas, proposals = head_output(3)
     expected = run(logits, deltas, proposals, SIZE, **OPTIONS)
     assert expected[3].any()
@@ -138,7 +140,7 @@ def test_padding_does_not_matter(garbage):
         np.testing.assert_array_equal(got, wanted)
 
 
-def test_a_proposal_whose_numbers_are_not_finite_is_dropped():
+def test_non_finite_proposals_are_dropped():
     logits, deltas, proposals = head_output(4)
     proposals.valid[:2] = False
     expected = run(logits, deltas, proposals, SIZE, **OPTIONS)
@@ -148,14 +150,14 @@ def test_a_proposal_whose_numbers_are_not_finite_is_dropped():
         np.testing.assert_array_equal(got, wanted)
 
 
-def test_without_proposals_there_are_no_detections():
+def test_no_proposals():
     logits, deltas, proposals = head_output(5)
     result = run(logits, deltas, proposals._replace(valid=np.zeros(PROPOSALS, bool)), SIZE, **OPTIONS)
     assert_same(result, [])
     assert not result[-1]
 
 
-def test_vmap_changes_nothing():
+def test_vmap_equals_the_loop():
     images = [head_output(seed) for seed in (6, 7)]
     sizes = np.array([[70, 80], [30, 40]])
     batch = jax.tree.map(lambda *arrays: np.stack(arrays), *images)
@@ -193,10 +195,10 @@ def test_golden_detections(golden):
         ours = run(logits, deltas, proposals, size, **options)
         valid, expected = np.asarray(ours[3]), arrays[f"det_boxes{image}"]
         assert valid.sum() == len(expected)
-        # Each side rounds coordinates at most eight times by half a unit; and a margin of two.
+        # Both round coordinates at most eight times by half a unit; doubled as a margin.
         largest = np.abs(box_ops.decode(deltas, boxes[:, None], weights=WEIGHTS)).max()
         np.testing.assert_allclose(ours[0][valid], expected, rtol=0, atol=16 * F32 * largest)
-        # The rounding of a logit's distance to the largest is that of its exponential; likewise for the rest.
+        # The rounding of a logit's difference to the largest is the relative error of its exponential.
         atol = F32 * (16 + 2 * np.ptp(logits, axis=1).max())
         np.testing.assert_allclose(ours[1][valid], arrays[f"det_scores{image}"], rtol=0, atol=atol)
         np.testing.assert_array_equal(ours[2][valid], arrays[f"det_labels{image}"])

@@ -9,17 +9,17 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mrcnn_jax.ops.image import cubic_weights, double_bilinear, normalize, resize_bicubic, resize_bilinear
+from mrcnn_jax.ops.image import bicubic_weights, normalize, resize_bicubic, resize_bilinear, upsample_bilinear_2x
 
 F32 = np.finfo(np.float32).eps
 bilinear = jax.jit(resize_bilinear, static_argnums=1)
 bicubic = jax.jit(resize_bicubic, static_argnums=1)
-weights_of = jax.jit(cubic_weights, static_argnums=1)
+weights_of = jax.jit(bicubic_weights, static_argnums=1)
 normalized = jax.jit(normalize, static_argnames=("mean", "std", "channel_order"))
 MEAN, STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
 
 
-def test_padding_is_zero_after_normalization_whatever_it_holds():
+def test_padding_is_zero_after_normalization():
     image = np.full((4, 6, 3), 200, np.uint8)
     clean = image.copy()
     clean[3:], clean[:, 4:] = 0, 0
@@ -31,13 +31,13 @@ def test_padding_is_zero_after_normalization_whatever_it_holds():
     np.testing.assert_allclose(result[2, 3], (200 - np.float32(MEAN)) / np.float32(STD), rtol=4 * F32)
 
 
-def test_bgr_turns_the_channels_and_takes_means_in_that_order():
+def test_bgr_reverses_channels_and_uses_means_in_that_order():
     image = np.uint8([[[10, 20, 30]]])
     result = normalized(image, np.int32([1, 1]), mean=(1, 2, 3), std=(1, 1, 2), channel_order="bgr")
     np.testing.assert_array_equal(result, [[[29.0, 18.0, 3.5]]])
 
 
-def test_normalize_maps_over_images_of_their_own_sizes():
+def test_normalize_under_vmap_with_different_sizes():
     images = np.random.default_rng(0).integers(0, 256, (2, 5, 4, 3)).astype(np.uint8)
     sizes = np.int32([[5, 2], [3, 4]])
     one = lambda image, size: normalized(image, size, mean=MEAN, std=STD)  # noqa: E731
@@ -61,13 +61,13 @@ def test_resize_equals_torch(size, mode):
         torch.from_numpy(image.transpose(2, 0, 1)[None]), size=size, mode=mode, align_corners=False
     )[0].numpy()
     result = {"bilinear": bilinear, "bicubic": bicubic}[mode](image, size)
-    # Positions up to 12 with half an ulp each; the cubic's slope and its sum of absolute weights are below 2.
+    # Positions up to 12 with half an ulp each; the slope of the cubic and the sum of its absolute weights are below 2.
     np.testing.assert_allclose(result, expected.transpose(1, 2, 0), rtol=0, atol=4 * 12 * F32)
 
 
 @pytest.mark.parametrize("sides", [(13, 9), (1, 40), (7, 12)], ids=str)
-def test_cubic_weights_are_those_of_the_resize(sides):
-    """Sizes known only when the program runs; pixels beyond the new image get no NaN."""
+def test_bicubic_weights_equal_the_resize(sides):
+    """Also for sizes that are not static; pixels outside of the output have no NaN."""
     image = np.random.default_rng(1).random((7, 12, 1)).astype(np.float32)
     pixels = np.arange(64, dtype=np.int32)
     rows, columns = (
@@ -76,20 +76,20 @@ def test_cubic_weights_are_those_of_the_resize(sides):
     assert np.isfinite(rows).all()
     assert np.isfinite(columns).all()
     result = rows[: sides[0]] @ image[..., 0] @ columns[: sides[1]].T
-    # The same weights in another order of summation: 16 terms whose sizes sum to less than 2.
+    # The same weights in another order of summation: 16 terms whose absolute values sum to less than 2.
     np.testing.assert_allclose(result, bicubic(image, sides)[..., 0], rtol=0, atol=16 * F32)
 
 
 @pytest.mark.medium
 @pytest.mark.parametrize("shape", [(2, 3, 5, 2), (1, 1, 4, 1)], ids=str)
-def test_double_bilinear_is_the_resize_with_torchs_gradient(shape):
+def test_upsample_bilinear_2x_equals_the_resize_and_torchs_gradient(shape):
     torch = pytest.importorskip("torch")
     rng = np.random.default_rng(1)
     images = rng.random(shape).astype(np.float32)
-    doubled, pull = jax.vjp(jax.jit(double_bilinear), images)
+    doubled, pull = jax.vjp(jax.jit(upsample_bilinear_2x), images)
     size = (2 * shape[1], 2 * shape[2])
     for image, result in zip(images, doubled, strict=True):
-        # Weights are 1/4 and 3/4 of two neighbors, twice: no more than four roundings of numbers below 1.
+        # Two weighted means of two neighbors: at most four roundings of numbers below 1.
         np.testing.assert_allclose(result, bilinear(image, size), rtol=0, atol=4 * F32)
     cotangent = rng.random(doubled.shape).astype(np.float32)
     theirs = torch.from_numpy(images.transpose(0, 3, 1, 2).copy()).requires_grad_()
@@ -100,7 +100,7 @@ def test_double_bilinear_is_the_resize_with_torchs_gradient(shape):
     np.testing.assert_allclose(pull(jnp.asarray(cotangent))[0], theirs.grad.permute(0, 2, 3, 1), atol=16 * F32)
 
 
-def test_resize_takes_integers_and_gives_float32():
+def test_resize_converts_integers_to_float32():
     image = np.random.default_rng(2).integers(0, 256, (6, 6, 1)).astype(np.uint8)
     for resize in (bilinear, bicubic):
         same = resize(image, (6, 6))
@@ -118,6 +118,6 @@ def test_golden_transform_torchvision(golden):
         expected = arrays["batched"][i].transpose(1, 2, 0)
         result = np.zeros_like(expected)
         result[:height, :width] = bilinear(normal, (height, width))
-        # Each side rounds a position three times, by half a unit, on two axes: six units in all, and a margin of two,
-        # times the largest step between neighbors (5 deviations).
+        # Both round a position three times by half a unit, on two axes: six units, doubled as a margin, times the
+        # largest step between neighbors (5 deviations).
         np.testing.assert_allclose(result, expected, rtol=0, atol=12 * F32 * max(image.shape) * 5)

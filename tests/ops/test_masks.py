@@ -1,4 +1,4 @@
-"""Mask targets and pasting: hand cases, plain oracles, torchvision and Detectron2."""
+"""Mask targets and pasting: hand cases, plain references, torchvision and Detectron2."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ F32 = np.finfo(np.float32).eps
 
 
 @functools.cache
-def cropper(size: int, binary: bool, aligned: bool):
+def compiled_crop(size: int, binary: bool, aligned: bool):
     return jax.jit(functools.partial(crop_targets, size=size, binary=binary, aligned=aligned, sampling_ratio=0))
 
 
-def whole(masks: np.ndarray) -> np.ndarray:
-    """The window of a bitmap that covers the image."""
+def whole_windows(masks: np.ndarray) -> np.ndarray:
+    """Windows of bitmaps that cover the whole image."""
     return np.tile(np.float32([0, 0, masks.shape[2], masks.shape[1]]), (len(masks), 1))
 
 
@@ -35,7 +35,7 @@ def polygons(arrays) -> list[list[np.ndarray]]:
 
 
 def inside(points: np.ndarray, polygon: np.ndarray) -> np.ndarray:
-    """Whether points (..., 2) lie in a polygon, by crossing number."""
+    """Whether points (..., 2) are inside a polygon, by crossing number."""
     x, y = points[..., 0, None], points[..., 1, None]
     (x0, y0), (x1, y1) = polygon.T, np.roll(polygon, -1, axis=0).T
     with np.errstate(divide="ignore", invalid="ignore"):
@@ -44,7 +44,7 @@ def inside(points: np.ndarray, polygon: np.ndarray) -> np.ndarray:
 
 
 def raster(instance: list[np.ndarray], window: np.ndarray, size: int) -> np.ndarray:
-    """(size, size) bool: the centers of the window's pixels that lie in the instance."""
+    """Rasterize an instance in a window: (size, size) bool, True for pixel centers inside."""
     steps = (np.arange(size) + 0.5) / size
     x = window[0] + steps * (window[2] - window[0])
     y = window[1] + steps * (window[3] - window[1])
@@ -53,17 +53,17 @@ def raster(instance: list[np.ndarray], window: np.ndarray, size: int) -> np.ndar
 
 
 def tolerance(masks: np.ndarray) -> float:
-    """Of a bilinear sample of a bitmap: each side rounds a position five times by half a unit of it, on two axes."""
-    return 2 * 10 * F32 * max(masks.shape[1:])  # and a margin of two
+    """Of a bilinear sample of a bitmap: both round a position five times by half a unit, on two axes."""
+    return 2 * 10 * F32 * max(masks.shape[1:])  # doubled as a margin
 
 
 # ---------------------------------------------------------------- targets
 
 
-def test_a_raster_seen_through_its_own_window_is_itself():
+def test_cropping_a_raster_to_its_window_is_the_identity():
     mask = (np.random.default_rng(0).random((2, 8, 8)) < 0.5).astype(np.uint8)
     windows = np.float32([[3, 5, 19, 45], [0, 0, 1, 1]])
-    result = cropper(8, False, True)(mask, windows, windows, np.int32([0, 1]))
+    result = compiled_crop(8, False, True)(mask, windows, windows, np.int32([0, 1]))
     np.testing.assert_allclose(result, mask, atol=64 * F32)  # coordinates up to 45, scaled by 8 / 16
 
 
@@ -71,14 +71,14 @@ def test_half_of_the_window_is_half_of_the_mask():
     mask = np.zeros((1, 4, 4), np.uint8)
     mask[0, :, 2:] = 1
     window, rois = np.float32([[10, 10, 18, 18]]), np.float32([[14, 10, 18, 18], [10, 10, 14, 18], [18, 10, 26, 18]])
-    result = cropper(2, True, True)(mask, window, rois, np.zeros(3, np.int32))
+    result = compiled_crop(2, True, True)(mask, window, rois, np.zeros(3, np.int32))
     np.testing.assert_array_equal(result[:2], [np.ones((2, 2)), np.zeros((2, 2))])
-    np.testing.assert_array_equal(result[2, :, 1], [0, 0])  # beyond the window there is nothing
+    np.testing.assert_array_equal(result[2, :, 1], [0, 0])  # zero outside of the window
 
 
-def test_binary_takes_a_half_as_foreground():
+def test_binary_threshold_includes_one_half():
     mask = np.uint8([[[1, 0]]])
-    result = cropper(1, True, True)(mask, whole(mask), np.float32([[0, 0, 2, 1]]), np.int32([0]))
+    result = compiled_crop(1, True, True)(mask, whole_windows(mask), np.float32([[0, 0, 2, 1]]), np.int32([0]))
     np.testing.assert_array_equal(result, [[[1.0]]])
 
 
@@ -86,8 +86,8 @@ def test_golden_project_masks_on_boxes_torchvision(golden):
     arrays = golden("tv_op_mask.npz")
     for i in range(2):
         masks, expected = arrays[f"gt_masks{i}"], arrays[f"mask_targets{i}"]
-        result = cropper(expected.shape[1], False, False)(
-            masks, whole(masks), arrays[f"proposals{i}"], arrays[f"matched_idx{i}"].astype(np.int32)
+        result = compiled_crop(expected.shape[1], False, False)(
+            masks, whole_windows(masks), arrays[f"proposals{i}"], arrays[f"matched_idx{i}"].astype(np.int32)
         )
         np.testing.assert_allclose(result, expected, rtol=0, atol=tolerance(masks))
 
@@ -97,9 +97,9 @@ def test_golden_bitmask_crop_and_resize_detectron2(golden, kind):
     arrays = golden("d2_op_mask_targets.npz")
     masks = arrays["polygons_to_bitmask_128x160"].astype(np.uint8)
     expected = arrays[f"bitmask_crop_resize28_{kind}"]
-    inputs = masks, whole(masks), arrays[f"boxes_{kind}"], np.arange(len(masks), dtype=np.int32)
-    result, soft = (np.asarray(cropper(expected.shape[1], binary, True)(*inputs)) for binary in (True, False))
-    undecided = np.abs(soft - 0.5) <= tolerance(masks)  # the peers' rounding may decide either way
+    inputs = masks, whole_windows(masks), arrays[f"boxes_{kind}"], np.arange(len(masks), dtype=np.int32)
+    result, soft = (np.asarray(compiled_crop(expected.shape[1], binary, True)(*inputs)) for binary in (True, False))
+    undecided = np.abs(soft - 0.5) <= tolerance(masks)  # rounding decides
     np.testing.assert_array_equal(result != 0, np.where(undecided, result != 0, expected))
     assert undecided.mean() < 0.01
 
@@ -107,11 +107,12 @@ def test_golden_bitmask_crop_and_resize_detectron2(golden, kind):
 @pytest.mark.parametrize("kind", ["tight", "jitter"])
 @pytest.mark.parametrize("size", [14, 28])
 def test_golden_crops_approximate_polygon_targets_detectron2(golden, kind, size):
-    """Training resamples a raster of the box; Detectron2 rasterizes the polygons anew. They differ at the outline."""
+    """Training resamples a raster of the box, Detectron2 rasterizes polygons in the RoI. They differ at the outline."""
     arrays = golden("d2_op_mask_targets.npz")
     windows = arrays["polygon_bbox"]
     crops = np.stack([raster(p, w, 112) for p, w in zip(polygons(arrays), windows, strict=True)]).astype(np.uint8)
-    result = cropper(size, True, True)(crops, windows, arrays[f"boxes_{kind}"], np.arange(len(crops), dtype=np.int32))
+    matches = np.arange(len(crops), dtype=np.int32)
+    result = compiled_crop(size, True, True)(crops, windows, arrays[f"boxes_{kind}"], matches)
     result, expected = np.asarray(result, bool), arrays[f"target{size}_{kind}"]
     outline = np.zeros_like(expected)
     for axis in (1, 2):
@@ -123,7 +124,7 @@ def test_golden_crops_approximate_polygon_targets_detectron2(golden, kind, size)
     edge = np.zeros_like(expected)
     edge[:, [0, -1], :] = edge[:, :, [0, -1]] = True
     assert not np.any((result != expected) & ~outline & ~edge)
-    # On the outline the crop must know more than a coin.
+    # At the outline the crop must be better than chance.
     assert (result != expected).sum() < 0.5 * outline.sum()
 
 
@@ -133,7 +134,7 @@ def test_crops_equal_roi_align_of_the_raster():
     masks = (rng.random((3, 10, 14)) < 0.5).astype(np.uint8)
     rois = np.float32([[-3, 2, 9, 30], [1, 1, 4, 2], [5, 5, 5, 8], [0, 0, 14, 10]])
     matches = np.int32([2, 0, 1, 1])
-    result = cropper(5, False, False)(masks, whole(masks), rois, matches)
+    result = compiled_crop(5, False, False)(masks, whole_windows(masks), rois, matches)
     align = jax.jit(functools.partial(roi_align, scale=1.0, output_size=5, sampling_ratio=0, aligned=False))
     for roi, match, target in zip(rois, matches, result, strict=True):
         expected = align(masks[match, :, :, None].astype(np.float32), roi[None])
@@ -148,19 +149,19 @@ def test_targets_are_finite_and_within_the_unit_interval(rois, data):
     side = st.sampled_from([0.0, -3.0, 2.0**-20, 0.5, 60.0])
     windows = np.float32([[10, 10, 10 + data.draw(side), 10 + data.draw(side)]] * 2)
     masks = np.ones((2, 6, 6), np.uint8)
-    result = np.asarray(cropper(4, False, True)(masks, windows, np.float32(rois), np.int32([0, 1, 0, 1])))
+    result = np.asarray(compiled_crop(4, False, True)(masks, windows, np.float32(rois), np.int32([0, 1, 0, 1])))
     assert np.isfinite(result).all()
     assert result.min() >= -16 * F32
     assert result.max() <= 1 + 4096 * F32  # windows of 2^-20 put the RoI at raster coordinates of millions
 
 
-def test_targets_vmap_equals_the_loop_and_empty_is_empty():
+def test_targets_under_vmap_and_without_rois():
     rng = np.random.default_rng(4)
     masks = (rng.random((2, 3, 6, 6)) < 0.5).astype(np.uint8)
     windows = np.sort(rng.uniform(0, 50, (2, 3, 2, 2)), axis=2).reshape(2, 3, 4).astype(np.float32)
     rois = np.sort(rng.uniform(0, 50, (2, 70, 2, 2)), axis=2).reshape(2, 70, 4).astype(np.float32)  # more than a block
     matches = rng.integers(0, 3, (2, 70)).astype(np.int32)
-    run = cropper(4, False, True)
+    run = compiled_crop(4, False, True)
     batched = jax.jit(jax.vmap(run))(masks, windows, rois, matches)
     for i in range(2):
         np.testing.assert_allclose(batched[i], run(masks[i], windows[i], rois[i], matches[i]), rtol=0, atol=4 * F32)
@@ -171,13 +172,13 @@ def test_targets_vmap_equals_the_loop_and_empty_is_empty():
 
 
 @functools.cache
-def paster(shape: tuple[int, int], rule: str):
+def compiled_paste(shape: tuple[int, int], rule: str):
     return jax.jit(lambda masks, boxes: paste(masks, boxes, shape, rule=rule))
 
 
-def test_a_mask_of_the_pixels_of_its_box_is_laid_on_them():
+def test_a_mask_of_the_size_of_its_box_is_pasted_unchanged():
     mask = np.random.default_rng(0).random((1, 4, 4)).astype(np.float32)
-    result = np.asarray(paster((9, 8), "detectron2")(mask, np.float32([[2, 3, 6, 7]])))
+    result = np.asarray(compiled_paste((9, 8), "detectron2")(mask, np.float32([[2, 3, 6, 7]])))
     expected = np.zeros((1, 9, 8), np.float32)
     expected[0, 3:7, 2:6] = mask[0]
     np.testing.assert_array_equal(result, expected)
@@ -187,16 +188,16 @@ def test_golden_paste_masks_detectron2(golden):
     arrays = golden("d2_op_paste_masks.npz")
     shape = tuple(int(n) for n in arrays["paste_hw"])
     masks, boxes = arrays["paste_masks"], arrays["paste_boxes"]
-    result = np.asarray(paster(shape, "detectron2")(masks, boxes))
-    # Each side rounds coordinates six times by half a unit, on two axes, and stretches them to cells of the mask; and a
-    # margin of two.
+    result = np.asarray(compiled_paste(shape, "detectron2")(masks, boxes))
+    # Both round coordinates six times by half a unit, on two axes, and scale them to cells of the mask; doubled as a
+    # margin.
     sides = np.maximum((boxes[:, 2:] - boxes[:, :2]).min(axis=1), 2.0**-10)
     cells = masks.shape[1] * np.maximum(np.abs(boxes).max(axis=1), max(shape)) / sides
     slack = np.minimum(2 * 12 * F32 * cells, 0.01)[:, None, None]
     np.testing.assert_array_equal(
         result >= 0.5, np.where(np.abs(result - 0.5) <= slack, result >= 0.5, arrays["paste_bool"])
     )
-    # Cut to 1/255: a value at a multiple of it may fall on either side.
+    # Truncated to multiples of 1/255: a value near a multiple may be on either side.
     soft = arrays["paste_u8_soft"] / 255
     assert np.all((result >= soft - slack) & (result < soft + 1 / 255 + slack))
 
@@ -204,9 +205,8 @@ def test_golden_paste_masks_detectron2(golden):
 def test_golden_paste_masks_torchvision(golden):
     arrays = golden("tv_op_mask.npz")
     shape = tuple(int(n) for n in arrays["paste_hw"])
-    result = paster(shape, "torchvision")(arrays["paste_masks"][:, 0], arrays["paste_boxes"])
-    # Each side rounds a position in the mask, which has a border, three times by half a unit, on two axes; and a margin
-    # of two.
+    result = compiled_paste(shape, "torchvision")(arrays["paste_masks"][:, 0], arrays["paste_boxes"])
+    # Both round a position in the padded mask three times by half a unit, on two axes; doubled as a margin.
     atol = 12 * F32 * (arrays["paste_masks"].shape[-1] + 2)
     np.testing.assert_allclose(result, arrays["paste_out"], rtol=0, atol=atol)
 
@@ -216,7 +216,7 @@ def test_golden_paste_masks_torchvision(golden):
 @hypothesis.given(st.lists(st.lists(st.floats(-40, 60, width=32), min_size=4, max_size=4), min_size=3, max_size=3))
 def test_pasted_values_are_finite_and_inside(rule, boxes):
     boxes = np.float32(boxes)
-    result = np.asarray(paster((20, 24), rule)(np.ones((3, 5, 5), np.float32), boxes))
+    result = np.asarray(compiled_paste((20, 24), rule)(np.ones((3, 5, 5), np.float32), boxes))
     assert np.isfinite(result).all()
     assert result.min() >= 0
     assert result.max() <= 1 + 16 * F32
@@ -229,7 +229,7 @@ def test_paste_vmap_and_empty():
     rng = np.random.default_rng(5)
     masks, boxes = rng.random((2, 3, 4, 4)).astype(np.float32), rng.uniform(0, 10, (2, 3, 4)).astype(np.float32)
     boxes[..., 2:] += boxes[..., :2]
-    run = paster((12, 10), "detectron2")
+    run = compiled_paste((12, 10), "detectron2")
     batched = jax.vmap(run)(masks, boxes)
     for i in range(2):
         np.testing.assert_allclose(batched[i], run(masks[i], boxes[i]), rtol=0, atol=4 * F32)

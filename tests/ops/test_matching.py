@@ -1,3 +1,5 @@
+"""Matching to ground truth: hand cases, a plain reference, torchvision and Detectron2, padding."""
+
 from __future__ import annotations
 
 import jax
@@ -23,7 +25,7 @@ def _strict_types():
         yield
 
 
-def match_oracle(iou, valid, *, positive, negative, allow_low_quality):
+def match_reference(iou, valid, *, positive, negative, allow_low_quality):
     slots, count = iou.shape
     real = [n for n in range(slots) if valid[n]]
     matches, labels = np.zeros(count, int), np.zeros(count, int)
@@ -42,18 +44,18 @@ def test_hand_case():
     iou = np.float32([[0.8, 0.5, 0.2, 0.0, 0.7], [0.1, 0.0, 0.25, 0.3, 0.25]])
     matches, labels = rpn_match(iou, np.array([True, True]))
     np.testing.assert_array_equal(matches, [0, 0, 1, 1, 0])
-    np.testing.assert_array_equal(labels, [1, -1, 0, 1, 1])  # the fourth is the best of the second box
+    np.testing.assert_array_equal(labels, [1, -1, 0, 1, 1])  # the fourth has the best overlap of the second box
     assert matches.dtype == labels.dtype == jnp.int32
 
 
-def test_every_anchor_at_the_best_overlap_is_claimed_and_keeps_its_own_best_box():
+def test_anchors_at_the_best_overlap_of_a_box_are_positive_and_keep_their_match():
     iou = np.float32([[0.2, 0.2, 0.1], [0.25, 0.0, 0.4]])
     matches, labels = rpn_match(iou, np.array([True, True]))
     np.testing.assert_array_equal(labels, [1, 1, 1])
-    np.testing.assert_array_equal(matches, [1, 0, 1])  # the first is claimed by box 0, but box 1 covers it better
+    np.testing.assert_array_equal(matches, [1, 0, 1])  # the first is positive because of box 0, but overlaps box 1 more
 
 
-def test_a_box_that_meets_no_anchor_claims_none():
+def test_a_box_that_overlaps_no_anchor_has_no_effect():
     _, labels = rpn_match(np.float32([[0, 0], [0.9, 0.1]]), np.array([True, True]))
     np.testing.assert_array_equal(labels, [1, 0])
 
@@ -72,16 +74,16 @@ overlap = st.sampled_from([0.0, 0.1, 0.3, 0.5, 0.6, 0.7, 0.9]).map(np.float32)
 
 @settings(max_examples=60)
 @given(st.lists(overlap, min_size=28, max_size=28), st.lists(st.booleans(), min_size=4, max_size=4))
-def test_equals_the_oracle(values, valid):
+def test_equals_the_reference(values, valid):
     iou, valid = np.array(values, np.float32).reshape(4, 7), np.array(valid)
     for ours, rules in ((rpn_match, RPN), (roi_match, ROI)):
         limits = {key: np.float32(rule) if isinstance(rule, float) else rule for key, rule in rules.items()}
-        for got, expected in zip(ours(iou, valid), match_oracle(iou, valid, **limits), strict=True):
+        for got, expected in zip(ours(iou, valid), match_reference(iou, valid, **limits), strict=True):
             np.testing.assert_array_equal(got, expected)
 
 
 @pytest.mark.parametrize("garbage", [np.nan, np.inf, 1.0, -1.0])
-def test_padding_does_not_matter(garbage):
+def test_padding_has_no_effect(garbage):
     rng = np.random.default_rng(0)
     iou = rng.uniform(size=(4, 30)).astype(np.float32)
     valid = np.array([True, False, True, False])
@@ -94,7 +96,7 @@ def test_padding_does_not_matter(garbage):
     np.testing.assert_array_equal(matches, np.flatnonzero(valid)[compact_matches])
 
 
-def test_vmap_changes_nothing():
+def test_vmap_equals_the_loop():
     rng = np.random.default_rng(1)
     iou = rng.integers(0, 10, (3, 4, 30)).astype(np.float32) / 10
     valid = np.array([[True] * 4, [True, False, True, False], [False] * 4])

@@ -1,3 +1,5 @@
+"""Proposals from RPN outputs: a hand case, a plain reference, torchvision."""
+
 from __future__ import annotations
 
 import functools
@@ -51,8 +53,8 @@ def split_traced(array):
     return jnp.split(array, np.cumsum(LEVELS)[:-1])
 
 
-def propose_oracle(logits, deltas, size, *, pre_nms_top_k, post_nms_top_k, nms_iou, min_box_size):
-    """The same in loops; decoding, clipping and NMS have oracles of their own."""
+def propose_reference(logits, deltas, size, *, pre_nms_top_k, post_nms_top_k, nms_iou, min_box_size):
+    """Proposals as a loop over levels; decoding, clipping and NMS have references of their own."""
     found = []
     start = 0
     for count in LEVELS:
@@ -78,8 +80,8 @@ def assert_same(proposals, expected) -> None:
 
 
 def test_hand_case():
-    level0 = np.array([[0, 0, 10, 10], [0, 0, 10, 9], [-8, 0, -2, 10]], np.float32)  # the last lies outside
-    level1 = np.array([[0, 0, 10, 10]], np.float32)  # as the first, but on another level: stays
+    level0 = np.array([[0, 0, 10, 10], [0, 0, 10, 9], [-8, 0, -2, 10]], np.float32)  # the last is outside of the image
+    level1 = np.array([[0, 0, 10, 10]], np.float32)  # equal to the first, but on another level: kept
     options = {"pre_nms_top_k": 3, "post_nms_top_k": 4, "nms_iou": 0.5, "min_box_size": 0.0}
     proposals = jax.jit(functools.partial(propose, **options))(
         [np.float32([1, 3, 9]), np.float32([2])],
@@ -93,28 +95,28 @@ def test_hand_case():
 
 
 @pytest.mark.parametrize("post", [8, 60])
-def test_equals_the_oracle(post):
+def test_equals_the_reference(post):
     logits, deltas = network_output(0)
     size, options = np.array([60, 70]), OPTIONS | {"post_nms_top_k": post}
     proposals = run(logits, deltas, size, **options)
-    expected = propose_oracle(logits, deltas, size, **options)
+    expected = propose_reference(logits, deltas, size, **options)
     assert proposals.boxes.shape == (post, 4)
     assert_same(proposals, expected)
 
 
 @pytest.mark.parametrize("garbage", [np.nan, np.inf, -np.inf])
-def test_numbers_that_are_not_finite_are_dropped_and_take_nobodys_place(garbage):
+def test_non_finite_candidates_are_dropped_and_use_no_slot(garbage):
     logits, deltas = network_output(1)
     size, options = np.array([100, 100]), OPTIONS | {"post_nms_top_k": 60}
     in_logits, in_deltas = [0, 7], [35]
     last = logits.copy()
     last[in_logits + in_deltas] = -1e9
-    expected = [item for item in propose_oracle(last, deltas, size, **options) if item[0] > -1e9]
+    expected = [item for item in propose_reference(last, deltas, size, **options) if item[0] > -1e9]
     logits[in_logits], deltas[in_deltas] = garbage, garbage
     assert_same(run(logits, deltas, size, **options), expected)
 
 
-def test_an_image_without_fit_boxes_has_no_proposals():
+def test_an_empty_image_has_no_proposals():
     logits, deltas = network_output(2)
     proposals = run(logits, deltas, np.array([0, 0]), **OPTIONS)
     assert not proposals.valid.any()
@@ -132,7 +134,7 @@ def test_no_gradient_flows():
         np.testing.assert_array_equal(gradient, 0)
 
 
-def test_vmap_changes_nothing():
+def test_vmap_equals_the_loop():
     outputs = [network_output(seed) for seed in (4, 5)]
     sizes = np.array([[60, 70], [30, 100]])
     logits, deltas = map(np.stack, zip(*outputs, strict=True))
@@ -163,6 +165,6 @@ def test_golden_proposals(golden, mode, pre, post):
         boxes, scores = arrays[f"proposals_{mode}{image}"], arrays[f"scores_{mode}{image}"]
         valid = np.asarray(ours.valid[image])
         assert valid.sum() == len(boxes)
-        # Each side rounds coordinates at most eight times by half a unit; and a margin of two.
+        # Both round coordinates at most eight times by half a unit; doubled as a margin.
         np.testing.assert_allclose(ours.boxes[image][valid], boxes, rtol=0, atol=16 * F32 * largest)
         np.testing.assert_allclose(1 / (1 + np.exp(-np.float64(ours.scores[image][valid]))), scores, rtol=8 * F32)

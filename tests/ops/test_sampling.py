@@ -1,3 +1,5 @@
+"""Subsampling of positives and negatives: numbers, order, uniformity."""
+
 from __future__ import annotations
 
 import functools
@@ -10,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mrcnn_jax.ops import sampling
-from mrcnn_jax.ops.sampling import sample, select
+from mrcnn_jax.ops.sampling import subsample, subsample_indices
 
 BUDGET = {"count": 8, "positive_fraction": 0.25}
 LENGTH = 20
@@ -18,8 +20,8 @@ LENGTH = 20
 
 @functools.partial(jax.jit, static_argnames=("count", "positive_fraction"))
 def draw(key, labels, **budget):
-    """What `sample` and `select` say."""
-    return sample(key, labels, **budget), select(key, labels, **budget)
+    """The masks of `subsample`, and the indices of `subsample_indices`."""
+    return subsample(key, labels, **budget), subsample_indices(key, labels, **budget)
 
 
 def sample_8(key, labels):
@@ -32,13 +34,13 @@ def _strict_types():
         yield
 
 
-def budget_oracle(labels: np.ndarray, count: int, fraction: float) -> tuple[int, int]:
-    """How many positives and negatives the peers draw."""
+def budget_reference(labels: np.ndarray, count: int, fraction: float) -> tuple[int, int]:
+    """Number of positives and negatives that the reference implementations sample."""
     positives = min(int(count * fraction), int((labels == 1).sum()))
     return positives, min(count - positives, int((labels == 0).sum()))
 
 
-def test_all_are_taken_where_there_are_too_few():
+def test_all_are_sampled_if_there_are_too_few():
     labels = jnp.array([1, -1, 0, 0, -1, 1, 0], jnp.int32)
     (positive, negative), (indices, valid) = draw(jax.random.key(0), labels, count=10**6, positive_fraction=0.5)
     np.testing.assert_array_equal(positive, labels == 1)
@@ -59,7 +61,7 @@ def test_budget(seed, labels):
     labels = np.array(labels, np.int32)
     key = jax.random.key(seed)
     (positive, negative), (indices, valid) = jax.tree.map(np.asarray, draw(key, labels, **BUDGET))
-    assert (positive.sum(), negative.sum()) == budget_oracle(labels, 8, 0.25)
+    assert (positive.sum(), negative.sum()) == budget_reference(labels, 8, 0.25)
     assert (labels[positive] == 1).all()
     assert (labels[negative] == 0).all()
     assert indices.shape == valid.shape == (8,)
@@ -69,7 +71,7 @@ def test_budget(seed, labels):
 
 
 @pytest.mark.parametrize("length", [0, 1])
-def test_almost_nothing_to_draw_from(length):
+def test_no_candidates(length):
     labels = jnp.full(length, -1, jnp.int32)
     masks, (indices, valid) = draw(jax.random.key(0), labels, **BUDGET)
     assert not any(mask.any() for mask in masks)
@@ -77,7 +79,7 @@ def test_almost_nothing_to_draw_from(length):
     assert not valid.any()
 
 
-def test_draws_are_uniform():
+def test_sampling_is_uniform():
     labels = np.array([1] * 6 + [0] * 14, np.int32)
     draws = 4000
     keys = jax.random.split(jax.random.key(0), draws)
@@ -89,14 +91,14 @@ def test_draws_are_uniform():
         np.testing.assert_allclose(frequency, share, atol=5 * np.sqrt(share * (1 - share) / draws))
 
 
-def test_same_key_same_draw_other_key_other_draw():
+def test_the_key_determines_the_sample():
     labels = jnp.zeros(LENGTH, jnp.int32)
     first, again, other = (sample_8(jax.random.key(seed), labels)[1] for seed in (0, 0, 1))
     np.testing.assert_array_equal(first, again)
     assert (first != other).any()
 
 
-def test_vmap_changes_nothing():
+def test_vmap_equals_the_loop():
     labels = np.random.default_rng(0).integers(-1, 2, (3, LENGTH)).astype(np.int32)
     keys = jax.random.split(jax.random.key(5), 3)
     batched = jax.vmap(functools.partial(draw, **BUDGET))(keys, labels)
@@ -108,8 +110,8 @@ def test_vmap_changes_nothing():
 
 
 @pytest.mark.parametrize(("length", "k"), [(5000, 256), (4096, 7), (2048, 64), (3000, 1500)])
-def test_top_k_in_blocks_equals_that_of_everything(length, k):
-    """Ties as well: of equal values the first come first, in whichever block they are."""
+def test_top_k_in_blocks_equals_top_k(length, k):
+    """Ties as well: of equal values the first come first, also across blocks."""
     values = np.random.default_rng(0).integers(-1, 400, length).astype(np.float32)
     expected = jax.lax.top_k(values, k)
     found = sampling._top_k_in_blocks(jnp.asarray(values), k=k)
@@ -117,7 +119,7 @@ def test_top_k_in_blocks_equals_that_of_everything(length, k):
         np.testing.assert_array_equal(ours, theirs)
 
 
-def test_more_labels_than_are_sorted_at_once():
+def test_more_labels_than_a_block():
     labels = np.zeros(5000, np.int32)
     labels[[7, 2047, 2048, 4999]] = 1
     positives, negatives = sample_8(jax.random.key(0), jnp.asarray(labels))

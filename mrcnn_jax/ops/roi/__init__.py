@@ -1,1 +1,1 @@
-"""ROIAlign, and the poolings that the Mask R-CNN paper compares it with."""
+"""ROIAlign and the RoI pooling operators that the Mask R-CNN paper compares it with."""

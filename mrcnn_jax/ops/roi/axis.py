@@ -1,9 +1,9 @@
-"""The samples of ROIAlign along one axis, and the weight that they give to each cell of the feature map.
+"""Samples of ROIAlign along one axis, and the weights of feature map cells that follow from them.
 
-A bin of a RoI is the mean of bilinear samples on a regular grid. The samples and the rule for those outside of the
-map are separable, so a bin is `sum_yx wy[y] wx[x] feature[y, x]`, where a weight is the mean of the hat functions of
-the samples of one axis. The samples of a bin are an arithmetic progression, hence that mean has a closed form
-(`cell_weights`): adaptive sampling costs no more than a fixed number of samples, and needs no cap.
+A bin of a RoI is the mean of bilinear samples on a regular grid. Samples are separable, and so is the rule for those
+outside of the map. A bin is therefore `sum_yx wy[y] wx[x] feature[y, x]`, where each weight is the mean of the hat
+functions of the samples of one axis. The samples of a bin are equidistant, so this mean has a closed form
+(`cell_weights`): adaptive sampling costs no more than a fixed number of samples, and needs no upper limit.
 """
 
 from __future__ import annotations
@@ -13,33 +13,33 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-TINY = 1e-30  # stands for a step of zero
+TINY = 1e-30  # replaces a step of zero
 
 
-class Axis(NamedTuple):
-    """The samples of R RoIs along one axis of a feature map with `extent` cells; cell i has its center at i.
+class AxisSamples(NamedTuple):
+    """Samples of R RoIs along one axis of a feature map with `extent` cells; cell i has its center at i.
 
-    Sample s of bin b lies at `first[:, b] + s * step`, for 0 <= s < number. Those outside of begin..end count nothing.
+    Sample s of bin b is at `first[:, b] + s * step`, for 0 <= s < number. Samples outside of begin..end are zero.
     """
 
     first: jax.Array  # (R, bins) float32, the lowest sample of each bin
     step: jax.Array  # (R, 1) float32, >= 0
-    begin: jax.Array  # (R, bins) float32, the first sample that lies on the map or at most one cell away
-    end: jax.Array  # (R, bins) float32, one past the last such sample
-    number: jax.Array  # (R, 1) or (R, bins) float32, samples in a bin; a whole number >= 0
+    begin: jax.Array  # (R, bins) float32, index of the first sample on the map or at most one cell outside
+    end: jax.Array  # (R, bins) float32, one past the index of the last such sample
+    number: jax.Array  # (R, 1) or (R, bins) float32, number of samples in a bin, an integer >= 0
     extent: jax.Array  # (R, 1) int32
 
 
-def sample_axis(
+def axis_samples(
     low: jax.Array, high: jax.Array, extent: jax.Array, *, bins: int, sampling_ratio: int, aligned: bool
-) -> Axis:
-    """Where the samples of each bin lie along one axis.
+) -> AxisSamples:
+    """Samples of each bin along one axis.
 
     Args:
         low: (R,) float32, start of the RoI in cells (continuous, cell i covers [i, i + 1]).
-        high: (R,) float32, its end.
-        extent: (R,) int32, cells of the map.
-        bins: bins along this axis.
+        high: (R,) float32, end of the RoI.
+        extent: (R,) int32, number of cells of the map.
+        bins: number of bins.
         sampling_ratio: see `roi_align`.
         aligned: see `roi_align`.
     """
@@ -49,53 +49,53 @@ def sample_axis(
     bin_size = (size / bins)[:, None]
     count = jnp.full_like(bin_size, sampling_ratio) if sampling_ratio else jnp.maximum(jnp.ceil(bin_size), 0.0)
     divisor = jnp.maximum(count, 1.0)
-    # The barrier keeps the compiler from a fused multiply-add, so that a sample that hits the border of the map
-    # exactly is judged as the peers' compiled code judges it, with and without jit.
+    # The barrier prevents a fused multiply-add, so that samples exactly on the border of the map are inside or outside
+    # as in the reference implementations, with and without jit.
     edges = low[:, None] + jax.lax.optimization_barrier(jnp.arange(bins, dtype=jnp.float32)[None, :] * bin_size)
 
     def position(sample: jax.Array) -> jax.Array:
         return edges + (sample + 0.5) * bin_size / divisor
 
-    # A RoI of negative size (possible with a fixed number of samples) is walked from its other end.
+    # A RoI of negative size (possible with a fixed number of samples) is sampled from its other end.
     negative = bin_size < 0
     step = jnp.abs(bin_size) / divisor
     first = position(jnp.where(negative, count - 1.0, 0.0))
 
-    def before(limit: jax.Array | float, inclusive: bool) -> jax.Array:
-        """How many samples lie below the limit, or on it."""
+    def count_below(limit: jax.Array | float, inclusive: bool) -> jax.Array:
+        """Number of samples below the limit, or at it if `inclusive`."""
         if sampling_ratio:
             total, candidates = jnp.zeros_like(first), [jnp.float32(sample) for sample in range(sampling_ratio)]
-        else:  # adaptive samples are at least half a cell apart: an estimate is off by one at most
+        else:  # adaptive samples are at least half a cell apart, so the estimate is off by at most one
             guess = jnp.clip(jnp.ceil((limit - first) / jnp.maximum(step, TINY)), 0.0, count)
             total, candidates = jnp.maximum(guess - 1.0, 0.0), [guess - 1.0, guess]
         for sample in candidates:
-            at = position(jnp.where(negative, count - 1.0 - sample, sample))
-            hit = (at <= limit) if inclusive else (at < limit)
-            total = total + (hit & (sample >= 0.0) & (sample < count))
+            sample_position = position(jnp.where(negative, count - 1.0 - sample, sample))
+            below = (sample_position <= limit) if inclusive else (sample_position < limit)
+            total = total + (below & (sample >= 0.0) & (sample < count))
         return total
 
     extents = extent[:, None]
-    begin = before(-1.0, inclusive=False)
-    end = before(extents.astype(jnp.float32), inclusive=True)
-    return Axis(first, step, begin, end, count, extents)
+    begin = count_below(-1.0, inclusive=False)
+    end = count_below(extents.astype(jnp.float32), inclusive=True)
+    return AxisSamples(first, step, begin, end, count, extents)
 
 
-def cell_weights(axis: Axis, cells: jax.Array) -> jax.Array:
-    """Weight of cells in the bins: the mean over the bin's samples of each sample's bilinear weight at the cell.
+def cell_weights(axis: AxisSamples, cells: jax.Array) -> jax.Array:
+    """Weight of cells in bins: the mean over the samples of a bin of their bilinear weights at the cell.
 
-    A sample between -1 and 0, or between extent - 1 and extent, belongs wholly to the border cell; further out it
-    counts nothing but still divides. Samples per bin enter in closed form, at the same cost whatever their number.
+    A sample between -1 and 0, or between extent - 1 and extent, belongs to the border cell alone; further outside it is
+    zero, but counts in the mean. The cost does not depend on the number of samples.
 
     Args:
-        axis: leaves (R, ...) that broadcast against `cells`.
+        axis: fields (R, ...) that broadcast against `cells`.
         cells: int32, 0 <= cell < extent.
 
     Returns:
         float32 of the shape that `cells` and `axis.first` broadcast to.
     """
-    start = axis.first - cells.astype(jnp.float32)  # the first sample, seen from the cell
-    # Where all samples coincide, dividing by a tiny step counts all or none of them, as it should. Rounding may count
-    # a sample on the wrong side of a cell's center, which moves the result by rounding only: the hat is continuous.
+    start = axis.first - cells.astype(jnp.float32)  # the first sample, relative to the cell
+    # If all samples coincide, dividing by a tiny step counts all or none of them, which is right. Rounding may put a
+    # sample on the wrong side of a cell's center; that changes the result by rounding only, as the hat is continuous.
     inverse = 1.0 / jnp.maximum(axis.step, TINY)
     is_first, is_last = cells == 0, cells == axis.extent - 1
     below = jnp.clip(jnp.ceil((-1.0 - start) * inverse), axis.begin, axis.end)  # samples before the cell on the left
@@ -105,7 +105,7 @@ def cell_weights(axis: Axis, cells: jax.Array) -> jax.Array:
     above = jnp.where(is_last, axis.end, above)
 
     def total(begin: jax.Array, end: jax.Array) -> jax.Array:
-        """Sum of the positions of samples begin..end-1, seen from the cell."""
+        """Sum of the positions of samples begin..end-1, relative to the cell."""
         return (end - begin) * (start + axis.step * 0.5 * (begin + end - 1.0))
 
     left = (middle - below) + jnp.where(is_first, 0.0, total(below, middle))
@@ -113,10 +113,10 @@ def cell_weights(axis: Axis, cells: jax.Array) -> jax.Array:
     return (left + right) / jnp.maximum(axis.number, 1.0)
 
 
-def cell_range(axis: Axis) -> tuple[jax.Array, jax.Array]:
-    """First and last cell (both included) that can have weight in each bin; two (R, bins) int32 within the map.
+def cell_range(axis: AxisSamples) -> tuple[jax.Array, jax.Array]:
+    """First and last cell (inclusive) with weight in each bin: two (R, bins) int32 within the map.
 
-    A bin whose samples all lie outside of the map, or that has none, gets an empty range (last < first).
+    The range is empty (last < first) if a bin has no samples, or all are outside of the map.
     """
     extent = axis.extent.astype(jnp.float32)
     low = jnp.clip(jnp.floor(axis.first + axis.begin * axis.step), 0.0, extent - 1.0).astype(jnp.int32)

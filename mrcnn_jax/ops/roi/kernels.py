@@ -1,14 +1,16 @@
-"""The loops of ROIAlign and of its gradient: one formulation for CPUs, one for machines with wide vectors.
+"""ROIAlign and its gradient as loops over cells: one formulation for CPUs, one for accelerators.
 
-All take RoIs of a batch of images: maps (B, H_l, W_l, Ch) for each level, and R RoIs that each know their image and
-level. Sums are taken in float32; the result has the maps' dtype.
+All functions take RoIs of a batch of images: maps (B, H_l, W_l, Ch) of each level, and R RoIs with the index of their
+image and level. Sums are taken in float32; results have the maps' dtype.
 
-On a CPU a loop over the RoIs works best, each with as many steps as it needs and everything in the cache: the forward
-pass adds cells to the bins, a few neighbors at a time; the gradient spreads the bins over square tiles by two small
-matrix products. XLA's scatter is several times slower there. Elsewhere a square of cells of every bin of every RoI is
-taken at a time, by gathers or one scatter over all levels laid out in one array: each turn reads and writes the sums of
-all bins, or reads all their gradients, which costs more than the cells do. On a TPU the squares are single cells: XLA
-may lay out in memory there what a scatter adds, and nobody has looked.
+CPU: a loop over RoIs, each with as many steps as it needs and all data in the cache. The forward pass adds a few
+neighboring cells to all bins at a time; the gradient distributes bins over square tiles by two small matrix products.
+XLA's scatter would be several times slower.
+
+Accelerators: each step takes a square of cells of every bin of every RoI, by gathers from, or one scatter to, all
+levels concatenated in one array. Each step also reads and writes the sums of all bins, or reads all their gradients,
+which costs more than the cells; hence the squares. On TPUs the squares are single cells, since XLA may materialize the
+updates of a scatter there; this is not measured.
 """
 
 from __future__ import annotations
@@ -21,13 +23,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mrcnn_jax.ops.roi.axis import Axis, cell_range, cell_weights
+from mrcnn_jax.ops.roi.axis import AxisSamples, cell_range, cell_weights
 
-NEIGHBORS = 4  # cells of a row added in one step of the CPU's forward pass
-TILE = 16  # side of the tiles of the CPU's gradient; see benchmarks/RESULTS.md
-SQUARE = 4  # side of the squares of cells on a GPU: most bins have no more rows and columns
+NEIGHBORS = 4  # cells of a row that one step of the forward pass on CPU adds
+TILE = 16  # side of the tiles of the gradient on CPU, see benchmarks/RESULTS.md
+SQUARE = 4  # side of the squares of cells on GPUs: most bins have no more rows and columns
 
-Maps = tuple[jax.Array, ...]  # (B, H_l, W_l, Ch) for each level
+FeatureMaps = tuple[jax.Array, ...]  # (B, H_l, W_l, Ch) of each level
 
 
 class RoIs(NamedTuple):
@@ -38,24 +40,24 @@ class RoIs(NamedTuple):
     images: jax.Array  # (R,) int32, index of the image
 
 
-def forward(features: Maps, rois: RoIs, y: Axis, x: Axis) -> jax.Array:
-    """(R, h, w, Ch) from the maps and the samples along both axes."""
+def forward(features: FeatureMaps, rois: RoIs, y: AxisSamples, x: AxisSamples) -> jax.Array:
+    """Pooled features (R, h, w, Ch) from maps and the samples along both axes."""
     one_cell = functools.partial(_forward_wide, side=1)
     return jax.lax.platform_dependent(features, rois, y, x, cpu=_forward_cpu, tpu=one_cell, default=_forward_wide)
 
 
-def backward(like: Maps, rois: RoIs, y: Axis, x: Axis, cotangent: jax.Array) -> Maps:
-    """The transpose of `forward`; of `like`, only shapes (but for the channels) and dtypes are used."""
+def backward(like: FeatureMaps, rois: RoIs, y: AxisSamples, x: AxisSamples, cotangent: jax.Array) -> FeatureMaps:
+    """Transpose of `forward`. `like`: maps of the same shapes, except channels, and dtypes."""
     one_cell = functools.partial(_backward_wide, side=1)
     return jax.lax.platform_dependent(
         like, rois, y, x, cotangent, cpu=_backward_cpu, tpu=one_cell, default=_backward_wide
     )
 
 
-def _forward_wide(features: Maps, rois: RoIs, y: Axis, x: Axis, side: int = SQUARE) -> jax.Array:
+def _forward_wide(features: FeatureMaps, rois: RoIs, y: AxisSamples, x: AxisSamples, side: int = SQUARE) -> jax.Array:
     channels = features[0].shape[-1]
     flat = jnp.concatenate([f.reshape(-1, channels) for f in features])
-    turns, squares = _walk(features, rois, y, x, side)
+    steps, squares = _square_loop(features, rois, y, x, side)
 
     def add(k: jax.Array, total: jax.Array) -> jax.Array:
         (y_start, y_weights), (x_cell, x_weights) = squares(k)
@@ -66,64 +68,66 @@ def _forward_wide(features: Maps, rois: RoIs, y: Axis, x: Axis, side: int = SQUA
         return total
 
     shape = (*y.first.shape, x.first.shape[1], channels)
-    return jax.lax.fori_loop(0, turns, add, jnp.zeros(shape, jnp.float32)).astype(flat.dtype)
+    return jax.lax.fori_loop(0, steps, add, jnp.zeros(shape, jnp.float32)).astype(flat.dtype)
 
 
-def _backward_wide(like: Maps, rois: RoIs, y: Axis, x: Axis, cotangent: jax.Array, side: int = SQUARE) -> Maps:
+def _backward_wide(
+    like: FeatureMaps, rois: RoIs, y: AxisSamples, x: AxisSamples, cotangent: jax.Array, side: int = SQUARE
+) -> FeatureMaps:
     channels = cotangent.shape[-1]
-    sizes = _cells(like)
-    turns, squares = _walk(like, rois, y, x, side)
+    sizes = _num_cells(like)
+    steps, squares = _square_loop(like, rois, y, x, side)
 
     def add(k: jax.Array, total: jax.Array) -> jax.Array:
         (y_start, y_weights), (x_cell, x_weights) = squares(k)
         index = y_start[:, :, None, :, None] + x_cell[:, None, :, None, :]
         weight = y_weights[:, :, None, :, None] * x_weights[:, None, :, None, :]
-        index = jnp.where(weight == 0, sum(sizes), index)  # out of bounds, where nothing is read or written
+        index = jnp.where(weight == 0, sum(sizes), index)  # out of bounds, so that the scatter drops it
         update = cotangent[:, :, :, None, None].astype(jnp.float32) * weight[..., None]
         return total.at[index].add(update, mode="drop")
 
-    total = jax.lax.fori_loop(0, turns, add, jnp.zeros((sum(sizes), channels), jnp.float32))
+    total = jax.lax.fori_loop(0, steps, add, jnp.zeros((sum(sizes), channels), jnp.float32))
     parts = jnp.split(total, np.cumsum(sizes)[:-1].tolist())
     return tuple(p.reshape((*f.shape[:-1], channels)).astype(f.dtype) for p, f in zip(parts, like, strict=True))
 
 
-Cells = tuple[jax.Array, jax.Array]  # cells int32 and their weights float32
+Cells = tuple[jax.Array, jax.Array]  # indices of cells int32, and their weights float32
 
 
-def _walk(
-    features: Maps, rois: RoIs, y: Axis, x: Axis, side: int
+def _square_loop(
+    features: FeatureMaps, rois: RoIs, y: AxisSamples, x: AxisSamples, side: int
 ) -> tuple[jax.Array, Callable[[jax.Array], tuple[Cells, Cells]]]:
-    """The largest number of squares in a bin, and a function from k to the k-th square of every bin.
+    """Largest number of squares in a bin, and a function from k to the k-th square of every bin.
 
     The function returns rows (R, h, side) and columns (R, w, side) of the squares; a row is the index of its first
-    cell among the maps' cells, level after level. Each RoI walks its own squares, so the number of turns is bounded by
-    an area and thin boxes do not multiply.
+    cell in the concatenation of all levels. Squares are in row-major order of each RoI's own grid, so that thin boxes
+    do not multiply the number of steps.
     """
-    start = jnp.asarray(np.cumsum([0, *_cells(features)[:-1]]), jnp.int32)[rois.levels]
+    start = jnp.asarray(np.cumsum([0, *_num_cells(features)[:-1]]), jnp.int32)[rois.levels]
     start = (start + rois.images * y.extent[:, 0] * x.extent[:, 0])[:, None, None]
     y_range, x_range = cell_range(y), cell_range(x)
-    rows, columns = (-(-_longest(*span) // side)[:, None] for span in (y_range, x_range))
+    rows, columns = (-(-_max_cells(*span) // side)[:, None] for span in (y_range, x_range))
 
     def squares(k: jax.Array) -> tuple[Cells, Cells]:
         y_cell, y_weights = _edge(y, y_range, k // jnp.maximum(columns, 1), side)
         x_cell, x_weights = _edge(x, x_range, k % jnp.maximum(columns, 1), side)
         edges = (start + y_cell * x.extent[..., None], y_weights), (x_cell, x_weights)
-        # Without the barrier XLA would compute the weights again for every channel.
+        # Without the barrier XLA would recompute the weights for every channel.
         return jax.lax.optimization_barrier(edges)
 
     return jnp.max(rows * columns), squares
 
 
-def _edge(axis: Axis, span: tuple[jax.Array, jax.Array], square: jax.Array, side: int) -> Cells:
-    """Along one axis the cells of a square (R, 1) of each bin, (R, bins, side)."""
+def _edge(axis: AxisSamples, span: tuple[jax.Array, jax.Array], square: jax.Array, side: int) -> Cells:
+    """Cells (R, bins, side) along one axis of the square with index (R, 1) of each bin."""
     axis, span = jax.tree.map(lambda leaf: leaf[..., None], (axis, span))
-    return _tap(axis, span, square[..., None] * side + jnp.arange(side, dtype=jnp.int32)[None, None])
+    return _cell_and_weight(axis, span, square[..., None] * side + jnp.arange(side, dtype=jnp.int32)[None, None])
 
 
-def _forward_cpu(features: Maps, rois: RoIs, y: Axis, x: Axis) -> jax.Array:
+def _forward_cpu(features: FeatureMaps, rois: RoIs, y: AxisSamples, x: AxisSamples) -> jax.Array:
     shape = (y.first.shape[1], x.first.shape[1], features[0].shape[-1])
     y_range, x_range = cell_range(y), cell_range(x)
-    rows, groups = _longest(*y_range), -(-_longest(*x_range) // NEIGHBORS)
+    rows, groups = _max_cells(*y_range), -(-_max_cells(*x_range) // NEIGHBORS)
 
     def pool(feature: jax.Array, roi: jax.Array, result: jax.Array) -> jax.Array:
         _, height, width, channels = feature.shape
@@ -134,8 +138,8 @@ def _forward_cpu(features: Maps, rois: RoIs, y: Axis, x: Axis) -> jax.Array:
 
         def add(step: jax.Array, total: jax.Array) -> jax.Array:
             neighbors = step % groups[roi] * NEIGHBORS + jnp.arange(NEIGHBORS, dtype=jnp.int32)
-            y_cell, y_weight = _tap(y_axis, y_span, step // groups[roi])
-            x_cell, x_weight = _tap(x_axis, x_span, neighbors[:, None])
+            y_cell, y_weight = _cell_and_weight(y_axis, y_span, step // groups[roi])
+            x_cell, x_weight = _cell_and_weight(x_axis, x_span, neighbors[:, None])
             for cell, weight in zip(x_cell, x_weight, strict=True):
                 index = start + y_cell[:, None] * width + cell[None, :]
                 total = total + _take(flat, index) * (y_weight[:, None] * weight[None, :])[..., None]
@@ -145,17 +149,17 @@ def _forward_cpu(features: Maps, rois: RoIs, y: Axis, x: Axis) -> jax.Array:
         return jax.lax.dynamic_update_index_in_dim(result, total.astype(result.dtype), roi, 0)
 
     result = jnp.zeros((rois.boxes.shape[0], *shape), features[0].dtype)
-    members = _members(rois, len(features))
+    loop = _loop_over_level(rois, len(features))
     for level, feature in enumerate(features):
-        result = members(level, functools.partial(pool, feature), result)
+        result = loop(level, functools.partial(pool, feature), result)
     return result
 
 
-def _backward_cpu(like: Maps, rois: RoIs, y: Axis, x: Axis, cotangent: jax.Array) -> Maps:
-    y_spans, x_spans = _bounds(*cell_range(y)), _bounds(*cell_range(x))
+def _backward_cpu(like: FeatureMaps, rois: RoIs, y: AxisSamples, x: AxisSamples, cotangent: jax.Array) -> FeatureMaps:
+    y_spans, x_spans = _roi_range(*cell_range(y)), _roi_range(*cell_range(x))
     channels = cotangent.shape[-1]
 
-    def spread(roi: jax.Array, gradient: jax.Array) -> jax.Array:
+    def add_roi(roi: jax.Array, gradient: jax.Array) -> jax.Array:
         _, height, width, _ = gradient.shape
         tile = (1, min(TILE, height), min(TILE, width), channels)
         (y_axis, y_low, y_high), (x_axis, x_low, x_high) = _select((y, *y_spans), roi), _select((x, *x_spans), roi)
@@ -172,16 +176,16 @@ def _backward_cpu(like: Maps, rois: RoIs, y: Axis, x: Axis, cotangent: jax.Array
 
         return jax.lax.fori_loop(0, jnp.maximum(rows, 0) * jnp.maximum(columns, 0), add, gradient)
 
-    members = _members(rois, len(like))
-    # A zero that has to wait for the gradient: XLA would clear the maps early, and hold them through the forward pass.
+    loop = _loop_over_level(rois, len(like))
+    # A zero that depends on the cotangent: otherwise XLA would allocate the maps early, before the forward pass.
     bits = jax.lax.bitcast_convert_type(cotangent[0, 0, 0, 0].astype(jnp.float32), jnp.int32)
     zero = jax.lax.clamp(jnp.int32(0), bits, jnp.int32(0)).astype(jnp.float32)
     totals = (jnp.full((*f.shape[:-1], channels), zero) for f in like)
-    return tuple(members(level, spread, total).astype(like[level].dtype) for level, total in enumerate(totals))
+    return tuple(loop(level, add_roi, total).astype(like[level].dtype) for level, total in enumerate(totals))
 
 
-def _members(rois: RoIs, levels: int) -> Callable[[int, Callable[[jax.Array, Any], Any], Any], Any]:
-    """A function that runs `step(roi, carry) -> carry` over the RoIs of one level."""
+def _loop_over_level(rois: RoIs, levels: int) -> Callable[[int, Callable[[jax.Array, Any], Any], Any], Any]:
+    """Return a function (level, step, carry) that runs `step(roi, carry) -> carry` over the RoIs of one level."""
     order = jnp.argsort(rois.levels).astype(jnp.int32)
     begin = jnp.searchsorted(rois.levels[order], jnp.arange(levels + 1, dtype=jnp.int32))
 
@@ -191,37 +195,39 @@ def _members(rois: RoIs, levels: int) -> Callable[[int, Callable[[jax.Array, Any
     return run
 
 
-def _tap(axis: Axis, span: tuple[jax.Array, jax.Array], k: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """The k-th cell of each bin and its weight: 0 past the bin's end."""
+def _cell_and_weight(axis: AxisSamples, span: tuple[jax.Array, jax.Array], k: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """The k-th cell of each bin and its weight, which is 0 past the end of the bin."""
     low, high = span
     cell = jnp.minimum(low + k, axis.extent - 1)
     return cell, jnp.where(low + k <= high, cell_weights(axis, cell), 0.0)
 
 
-def _tile_weights(axis: Axis, start: jax.Array, size: int, extent: int) -> tuple[jax.Array, jax.Array]:
-    """Weights (bins, size) of the cells start..start + size - 1 of one RoI, and where the tile begins in the map.
+def _tile_weights(axis: AxisSamples, start: jax.Array, size: int, extent: int) -> tuple[jax.Array, jax.Array]:
+    """First cell of a tile, and weights (bins, size) of its cells, for one RoI.
 
-    A tile that would leave the map is moved inside; the cells that it then shares with its neighbor weigh nothing.
+    The tile has the cells start..start + size - 1. If it would leave the map it is moved inside, and cells that it then
+    shares with the previous tile have weight 0.
     """
     begin = jnp.minimum(start, extent - size)
     cells = (begin + jnp.arange(size, dtype=jnp.int32))[None, :]
-    weights = cell_weights(Axis(*(leaf[:, None] for leaf in axis)), cells)
+    weights = cell_weights(AxisSamples(*(leaf[:, None] for leaf in axis)), cells)
     return begin, jnp.where(cells >= start, weights, 0.0)
 
 
-def _longest(low: jax.Array, high: jax.Array) -> jax.Array:
-    """(R,) the most cells that a bin of each RoI has."""
+def _max_cells(low: jax.Array, high: jax.Array) -> jax.Array:
+    """Largest number of cells (R,) in a bin of each RoI."""
     return jnp.max(high - low + 1, axis=1)
 
 
-def _bounds(low: jax.Array, high: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """(R,) the first and the last cell of all bins of a RoI; last < first where no bin has any."""
-    some = high >= low
-    first = jnp.min(jnp.where(some, low, jnp.iinfo(jnp.int32).max // 2), axis=1)
-    return first, jnp.max(jnp.where(some, high, -1), axis=1)
+def _roi_range(low: jax.Array, high: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """First and last cell (R,) of all bins of a RoI; last < first if all are empty."""
+    not_empty = high >= low
+    first = jnp.min(jnp.where(not_empty, low, jnp.iinfo(jnp.int32).max // 2), axis=1)
+    return first, jnp.max(jnp.where(not_empty, high, -1), axis=1)
 
 
-def _cells(features: Maps) -> list[int]:
+def _num_cells(features: FeatureMaps) -> list[int]:
+    """Number of cells of each level."""
     return [f.shape[0] * f.shape[1] * f.shape[2] for f in features]
 
 
@@ -230,5 +236,5 @@ def _take(flat: jax.Array, index: jax.Array) -> jax.Array:
 
 
 def _select(tree: Any, roi: jax.Array) -> Any:
-    """Leaf by leaf, the row of one RoI."""
+    """Select one RoI in every leaf."""
     return jax.tree.map(lambda leaf: jax.lax.dynamic_index_in_dim(leaf, roi, keepdims=False), tree)

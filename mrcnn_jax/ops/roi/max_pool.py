@@ -1,8 +1,8 @@
-"""The maximum over a bin's samples or cells, and its gradient, which goes to the first of the largest.
+"""Maximum over the samples or cells of a bin, and its gradient, which goes to the first of equal values.
 
-A turn of the loop takes the k-th sample of every bin, from up to four cells, and keeps the largest value of each
-channel and which sample it was. The gradient walks the same samples and adds to the cells of those that won. On a CPU
-each RoI is walked by itself, with as many turns as it needs and everything in the cache; elsewhere all at once.
+Iteration k of the loop takes the k-th sample of every bin, from up to four cells, and updates the largest value of each
+channel and the index of its sample. The gradient repeats the loop and adds to the cells of the winning samples. On CPU
+each RoI has a loop of its own, of the length that it needs, with all data in the cache; elsewhere all RoIs share one.
 """
 
 from __future__ import annotations
@@ -15,174 +15,180 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mrcnn_jax.ops.roi.axis import Axis
-from mrcnn_jax.ops.roi.kernels import Maps, RoIs
+from mrcnn_jax.ops.roi.axis import AxisSamples
+from mrcnn_jax.ops.roi.kernels import FeatureMaps, RoIs
 from mrcnn_jax.ops.roi.vmap_rule import flatten_batch
 
-Axes = Callable[[RoIs, Maps], tuple[Axis, Axis]]
+Axes = Callable[[RoIs, FeatureMaps], tuple[AxisSamples, AxisSamples]]
 
 
-class Rows(NamedTuple):
-    """What R RoIs need of themselves."""
+class RoISamples(NamedTuple):
+    """Samples of R RoIs."""
 
-    start: jax.Array  # (R,) int32, the first cell of their map among the cells of all maps
-    y: Axis
-    x: Axis
+    start: jax.Array  # (R,) int32, index of the first cell of the RoI's map among the cells of all maps
+    y: AxisSamples
+    x: AxisSamples
 
 
-def make_core(axes: Axes, *, samples: int) -> Callable[[Maps, RoIs], jax.Array]:
-    """Pooling of RoIs in a batch of images by the maximum: (B, H_l, W_l, Ch) for each level -> (R, h, w, Ch).
+def make_max_pool(axes: Axes, *, samples: int) -> Callable[[FeatureMaps, RoIs], jax.Array]:
+    """Differentiable max pooling of RoIs in a batch: maps (B, H_l, W_l, Ch) of each level and R RoIs -> (R, h, w, Ch).
 
     Args:
-        axes: the samples of RoIs along y and x.
-        samples: of a bin, if these are bilinear; a sample off the map is 0. 0: a bin's samples are whole cells, each
-            bin with its own number of them, and a bin without any is 0.
+        axes: function that returns the samples of RoIs along y and x.
+        samples: number of bilinear samples in a bin; samples outside of the map are 0. 0: the samples are whole cells,
+            whose number differs between bins, and a bin without any is 0.
     """
-    whole = samples == 0
+    whole_cells = samples == 0
 
-    def pool(features: Maps, rois: RoIs) -> tuple[jax.Array, jax.Array]:
-        most = max(f.shape[1] * f.shape[2] for f in features) if whole else samples
-        index_type = jnp.uint16 if most < 2**16 else jnp.int32  # of the winners, which wait for the gradient
-        return forward(features, _rows(features, rois, axes), whole, index_type)
+    @functools.partial(flatten_batch, per_roi=True)
+    def run_forward(features: FeatureMaps, rois: RoIs) -> tuple[jax.Array, jax.Array]:
+        max_samples = max(f.shape[1] * f.shape[2] for f in features) if whole_cells else samples
+        index_type = jnp.uint16 if max_samples < 2**16 else jnp.int32  # small: it is stored for the gradient
+        return forward(features, _roi_samples(features, rois, axes), whole_cells, index_type)
 
-    def spread(like: Maps, rois: RoIs, winner: jax.Array, cotangent: jax.Array) -> Maps:
-        return backward(like, _rows(like, rois, axes), winner, cotangent, whole)
-
-    batched_pool, batched_spread = flatten_batch(pool, per_roi=True), flatten_batch(spread, per_roi=False)
+    @functools.partial(flatten_batch, per_roi=False)
+    def run_backward(like: FeatureMaps, rois: RoIs, winner: jax.Array, cotangent: jax.Array) -> FeatureMaps:
+        return backward(like, _roi_samples(like, rois, axes), winner, cotangent, whole_cells)
 
     @jax.custom_vjp
-    def core(features: Maps, rois: RoIs) -> jax.Array:
-        return batched_pool(features, rois)[0]
+    def pool(features: FeatureMaps, rois: RoIs) -> jax.Array:
+        return run_forward(features, rois)[0]
 
-    def core_forward(features: Maps, rois: RoIs) -> tuple[jax.Array, Any]:
-        value, winner = batched_pool(features, rois)
-        # The gradient needs the maps' shapes and dtypes only; arrays without channels carry them.
+    def pool_fwd(features: FeatureMaps, rois: RoIs) -> tuple[jax.Array, Any]:
+        value, winner = run_forward(features, rois)
+        # The gradient needs only shapes and dtypes of the maps; arrays without channels store them.
         return value, (tuple(f[..., :0] for f in features), rois, winner)
 
-    def core_backward(residuals: Any, cotangent: jax.Array) -> tuple[Maps, None]:
-        return batched_spread(*residuals, cotangent), None
+    def pool_bwd(residuals: Any, cotangent: jax.Array) -> tuple[FeatureMaps, None]:
+        return run_backward(*residuals, cotangent), None
 
-    core.defvjp(core_forward, core_backward)
-    return core
+    pool.defvjp(pool_fwd, pool_bwd)
+    return pool
 
 
-def forward(features: Maps, rows: Rows, whole: bool, index_type: Any) -> tuple[jax.Array, jax.Array]:
-    """The largest values (R, h, w, Ch) in the maps' dtype, and which sample they are of, counted from 1; 0: of none."""
+def forward(features: FeatureMaps, rois: RoISamples, whole_cells: bool, index_type: Any) -> tuple[jax.Array, jax.Array]:
+    """Largest values (R, h, w, Ch) in the maps' dtype, and the index of their sample, from 1; 0 if there is none."""
     channels = features[0].shape[-1]
     flat = jnp.concatenate([f.reshape(-1, channels) for f in features])
-    pool = functools.partial(_largest, whole=whole, index_type=index_type)
+    pool = functools.partial(_largest, whole_cells=whole_cells, index_type=index_type)
 
-    def one_by_one(flat: jax.Array, rows: Rows) -> tuple[jax.Array, jax.Array]:
-        return jax.lax.map(lambda row: jax.tree.map(_without, pool(flat, jax.tree.map(_alone, row))), rows)
+    def one_by_one(flat: jax.Array, rois: RoISamples) -> tuple[jax.Array, jax.Array]:
+        return jax.lax.map(lambda roi: jax.tree.map(_drop_axis, pool(flat, jax.tree.map(_add_axis, roi))), rois)
 
-    return jax.lax.platform_dependent(flat, rows, cpu=one_by_one, default=pool)
+    return jax.lax.platform_dependent(flat, rois, cpu=one_by_one, default=pool)
 
 
-def backward(like: Maps, rows: Rows, winner: jax.Array, cotangent: jax.Array, whole: bool) -> Maps:
-    """The transpose of `forward` at its winners; of `like`, only shapes (but for the channels) and dtypes are used."""
+def backward(
+    like: FeatureMaps, rois: RoISamples, winner: jax.Array, cotangent: jax.Array, whole_cells: bool
+) -> FeatureMaps:
+    """Transpose of `forward` at its winners. `like`: maps of the same shapes, except channels, and dtypes."""
     channels = cotangent.shape[-1]
     sizes = [f.shape[0] * f.shape[1] * f.shape[2] for f in like]
-    spread = functools.partial(_spread, whole=whole)
+    scatter = functools.partial(_scatter, whole_cells=whole_cells)
 
-    def one_by_one(total: jax.Array, *rows: Any) -> jax.Array:
-        def add(total: jax.Array, row: Any) -> tuple[jax.Array, None]:
-            return spread(total, *jax.tree.map(_alone, row)), None
+    def one_by_one(total: jax.Array, *arrays: Any) -> jax.Array:
+        def add(total: jax.Array, roi: Any) -> tuple[jax.Array, None]:
+            return scatter(total, *jax.tree.map(_add_axis, roi)), None
 
-        return jax.lax.scan(add, total, rows)[0]
+        return jax.lax.scan(add, total, arrays)[0]
 
     total = jnp.zeros((sum(sizes), channels), jnp.float32)
-    total = jax.lax.platform_dependent(total, rows, winner, cotangent, cpu=one_by_one, default=spread)
+    total = jax.lax.platform_dependent(total, rois, winner, cotangent, cpu=one_by_one, default=scatter)
     parts = jnp.split(total, np.cumsum(sizes)[:-1].tolist())
     return tuple(p.reshape((*f.shape[:-1], channels)).astype(f.dtype) for p, f in zip(parts, like, strict=True))
 
 
-def _largest(flat: jax.Array, rows: Rows, *, whole: bool, index_type: Any) -> tuple[jax.Array, jax.Array]:
-    shape = (rows.start.shape[0], rows.y.first.shape[1], rows.x.first.shape[1], flat.shape[-1])
-    turns, samples = _walk(rows, whole)
+def _largest(flat: jax.Array, rois: RoISamples, *, whole_cells: bool, index_type: Any) -> tuple[jax.Array, jax.Array]:
+    shape = (rois.start.shape[0], rois.y.first.shape[1], rois.x.first.shape[1], flat.shape[-1])
+    steps, samples = _sample_loop(rois, whole_cells)
 
-    def look(k: jax.Array, state: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+    def update(k: jax.Array, state: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
         best, winner = state
         value = jnp.zeros(shape, jnp.float32)
         taps, exists = samples(k)
         for cells, weights in taps:
             part = flat.at[cells].get(mode="promise_in_bounds").astype(jnp.float32)
-            value = part if whole else value + part * weights[..., None]
+            value = part if whole_cells else value + part * weights[..., None]
         value = jnp.where(exists[..., None], value, -jnp.inf)
-        winner = jnp.where(value > best, (k + 1).astype(index_type), winner)  # the first of equal ones stays
+        winner = jnp.where(value > best, (k + 1).astype(index_type), winner)  # of equal values the first wins
         return jnp.maximum(best, value), winner
 
     start = jnp.full(shape, -jnp.inf), jnp.zeros(shape, index_type)
-    best, winner = jax.lax.fori_loop(0, turns, look, start)
-    some = (rows.y.number > 0)[:, :, None, None] & (rows.x.number > 0)[:, None, :, None]
-    return jnp.where(some, best, 0.0).astype(flat.dtype), winner
+    best, winner = jax.lax.fori_loop(0, steps, update, start)
+    not_empty = (rois.y.number > 0)[:, :, None, None] & (rois.x.number > 0)[:, None, :, None]
+    return jnp.where(not_empty, best, 0.0).astype(flat.dtype), winner
 
 
-def _spread(total: jax.Array, rows: Rows, winner: jax.Array, cotangent: jax.Array, *, whole: bool) -> jax.Array:
-    """Add to the cells (N, Ch) float32 of all maps what the winning samples hand them."""
-    turns, samples = _walk(rows, whole)
+def _scatter(
+    total: jax.Array, rois: RoISamples, winner: jax.Array, cotangent: jax.Array, *, whole_cells: bool
+) -> jax.Array:
+    """Add the gradients of winning samples to the cells (N, Ch) float32 of all maps."""
+    steps, samples = _sample_loop(rois, whole_cells)
 
     def add(k: jax.Array, total: jax.Array) -> jax.Array:
         update = jnp.where(winner == (k + 1).astype(winner.dtype), cotangent.astype(jnp.float32), 0.0)
         for cells, weights in samples(k)[0]:
-            part = update if whole else update * weights[..., None]
+            part = update if whole_cells else update * weights[..., None]
             total = total.at[cells].add(part, mode="promise_in_bounds")
         return total
 
-    return jax.lax.fori_loop(0, turns, add, total)
+    return jax.lax.fori_loop(0, steps, add, total)
 
 
 Taps = list[tuple[jax.Array, jax.Array]]  # cells (R, h, w) int32 among those of all maps, and their weights float32
 
 
-def _walk(rows: Rows, whole: bool) -> tuple[jax.Array, Callable[[jax.Array], tuple[Taps, jax.Array]]]:
-    """The most samples in a bin, and a function from k to the cells of each bin's k-th one, and whether there is one.
+def _sample_loop(
+    rois: RoISamples, whole_cells: bool
+) -> tuple[jax.Array, Callable[[jax.Array], tuple[Taps, jax.Array]]]:
+    """Largest number of samples in a bin, and a function from k to the cells of each bin's k-th sample.
 
-    Samples come row by row. Each RoI walks its own, so the number of turns is bounded by an area and thin boxes do not
-    multiply.
+    The function also returns whether the bins have a k-th sample. Samples are in row-major order of each RoI's own
+    grid, so that thin boxes do not multiply the number of steps.
     """
-    counts = [jnp.max(axis.number, axis=1, keepdims=True).astype(jnp.int32) for axis in (rows.y, rows.x)]
+    counts = [jnp.max(axis.number, axis=1, keepdims=True).astype(jnp.int32) for axis in (rois.y, rois.x)]
     columns = jnp.maximum(counts[1], 1)
 
     def samples(k: jax.Array) -> tuple[Taps, jax.Array]:
-        y_taps, y_exists = _sample(rows.y, k // columns, whole)
-        x_taps, x_exists = _sample(rows.x, k % columns, whole)
-        start, width = rows.start[:, None, None], rows.x.extent[:, :, None]
+        y_taps, y_exists = _sample(rois.y, k // columns, whole_cells)
+        x_taps, x_exists = _sample(rois.x, k % columns, whole_cells)
+        start, width = rois.start[:, None, None], rois.x.extent[:, :, None]
         taps = [
             (start + y_cell[:, :, None] * width + x_cell[:, None, :], y_weight[:, :, None] * x_weight[:, None, :])
             for y_cell, y_weight in y_taps
             for x_cell, x_weight in x_taps
         ]
-        # Without the barrier XLA would compute the weights again for every channel.
+        # Without the barrier XLA would recompute the weights for every channel.
         return jax.lax.optimization_barrier((taps, y_exists[:, :, None] & x_exists[:, None, :]))
 
     return jnp.max(counts[0] * counts[1]), samples
 
 
-def _sample(axis: Axis, k: jax.Array, whole: bool) -> tuple[Taps, jax.Array]:
-    """Along one axis the cells (R, bins) of each bin's k-th sample with their weights, and whether the bin has one."""
+def _sample(axis: AxisSamples, k: jax.Array, whole_cells: bool) -> tuple[Taps, jax.Array]:
+    """Cells (R, bins) and weights of each bin's k-th sample along one axis, and whether the bin has one."""
     sample = k.astype(jnp.float32)
     end = axis.extent.astype(jnp.float32) - 1.0
     position = jnp.clip(axis.first + sample * axis.step, 0.0, end)
     exists = jnp.broadcast_to(sample < axis.number, position.shape)
     weight = ((sample >= axis.begin) & (sample < axis.end)).astype(jnp.float32)
     low = jnp.floor(position)
-    if whole:
+    if whole_cells:
         return [(low.astype(jnp.int32), weight)], exists
     fraction, high = position - low, jnp.minimum(low + 1.0, end)
     return [(low.astype(jnp.int32), weight * (1.0 - fraction)), (high.astype(jnp.int32), weight * fraction)], exists
 
 
-def _rows(features: Maps, rois: RoIs, axes: Axes) -> Rows:
-    """Samples of the RoIs, and where their maps begin if all are laid out in one array, level after level."""
+def _roi_samples(features: FeatureMaps, rois: RoIs, axes: Axes) -> RoISamples:
+    """Samples of the RoIs, with the start of their maps in the concatenation of all levels."""
     sizes = [f.shape[0] * f.shape[1] * f.shape[2] for f in features]
     start = jnp.asarray(np.cumsum([0, *sizes[:-1]]), jnp.int32)[rois.levels]
     y, x = axes(rois, features)
-    return Rows(start + rois.images * y.extent[:, 0] * x.extent[:, 0], y, x)
+    return RoISamples(start + rois.images * y.extent[:, 0] * x.extent[:, 0], y, x)
 
 
-def _alone(leaf: jax.Array) -> jax.Array:
+def _add_axis(leaf: jax.Array) -> jax.Array:
     return leaf[None]
 
 
-def _without(leaf: jax.Array) -> jax.Array:
+def _drop_axis(leaf: jax.Array) -> jax.Array:
     return leaf[0]

@@ -1,11 +1,11 @@
-"""ROIAlign and the alternatives that He et al. 2017 compare it with (tables 2c, 2d and 6), behind one switch.
+"""RoI pooling: ROIAlign and the alternatives that He et al. 2017 compare it with (tables 2c, 2d and 6).
 
-- "align": bilinear samples in the RoI as it is (ROIAlign).
-- "warp": the RoI is rounded to whole cells, then sampled as ROIAlign does it, with the half-pixel shift (RoIWarp).
-- "pool": the RoI is rounded to whole cells, and a bin is made of the cells that it touches (RoIPool).
+- "align": bilinear samples in the exact RoI (ROIAlign).
+- "warp": the RoI is rounded to whole cells, then sampled like ROIAlign with the half-pixel shift (RoIWarp).
+- "pool": the RoI is rounded to whole cells, and a bin consists of the cells that it touches (RoIPool).
 
-Each takes the average or the maximum of a bin's samples or cells. The gradient of a maximum goes to the first of the
-largest, row by row, separately for each channel. Average and align together are `roi_align`, and nothing else.
+Each bin is the average or the maximum of its samples or cells. The gradient of a maximum goes to the first of equal
+values in row-major order, for each channel separately. "align" with "average" is `roi_align`.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 
-from mrcnn_jax.ops.roi.align import LevelRule, Pooling, Reduction, choose_levels, pool
+from mrcnn_jax.ops.roi.align import LevelRule, Pooling, Reduction, assign_levels, pool_boxes
 
 
 def roi_pooling(
@@ -29,26 +29,29 @@ def roi_pooling(
     pooling: Pooling,
     reduce: Reduction,
 ) -> jax.Array:
-    """Pool each box from one feature map.
+    """Pool boxes from one feature map.
 
     Args:
         features: (H, W, Ch) float32 or bfloat16.
         boxes: (R, 4) float32, x0 y0 x1 y1 in pixels of the image. NaN counts as 0. They get no gradient.
         scale: cells of the feature map per pixel, for example 1 / 16.
-        output_size: bins, one number or (height, width).
-        sampling_ratio: samples per bin and direction, at least 1 for a maximum of samples; 0: adaptive. Cells are not
-            sampled: "pool" has no use for it.
-        aligned: see `roi_align`; of "align" only.
+        output_size: number of bins, an int or (height, width).
+        sampling_ratio: samples per bin and direction; 0 is adaptive. At least 1 for a maximum of samples; not used by
+            "pool".
+        aligned: see `roi_align`; used by "align" only.
         pooling: "align", "warp" or "pool", see above.
-        reduce: "average" or "max". Samples more than a cell off the map count as 0 in both; cells off the map do not
-            count. A bin that has no cell is 0.
+        reduce: "average" or "max". In both, samples more than a cell outside of the map are 0, and cells outside of
+            the map are left out. A bin without cells is 0.
 
     Returns:
         (R, height, width, Ch) in the features' dtype; sums are taken in float32.
+
+    Raises:
+        ValueError: for a maximum of samples with an adaptive number of them.
     """
     _check(sampling_ratio, pooling, reduce)
     levels = jnp.zeros(boxes.shape[:1], jnp.int32)
-    return pool((features,), boxes, levels, (scale,), output_size, sampling_ratio, aligned, pooling, reduce)
+    return pool_boxes((features,), boxes, levels, (scale,), output_size, sampling_ratio, aligned, pooling, reduce)
 
 
 def multilevel_roi_pooling(
@@ -63,27 +66,27 @@ def multilevel_roi_pooling(
     pooling: Pooling,
     reduce: Reduction,
 ) -> jax.Array:
-    """Pool each box from the level of the pyramid that suits its size.
+    """Pool each box from the pyramid level that matches its size; the level does not depend on rounding to cells.
 
     Args:
-        features: as in `multilevel_roi_align`, as are strides and level_rule: a box has its level before it is rounded.
+        features: see `multilevel_roi_align`.
         boxes: (R, 4) float32, x0 y0 x1 y1 in pixels of the image.
-        strides: see `features`.
-        output_size: as in `roi_pooling`, as are sampling_ratio, aligned, pooling and reduce.
-        sampling_ratio: see there.
-        aligned: see there.
-        level_rule: see `features`.
-        pooling: see `output_size`.
-        reduce: see there.
+        strides: see `multilevel_roi_align`.
+        output_size: see `roi_pooling`.
+        sampling_ratio: see `roi_pooling`.
+        aligned: see `roi_pooling`.
+        level_rule: see `roi_levels`.
+        pooling: see `roi_pooling`.
+        reduce: see `roi_pooling`.
 
     Returns:
         (R, height, width, Ch) in the features' dtype.
     """
     _check(sampling_ratio, pooling, reduce)
-    levels, scales = choose_levels(features, boxes, strides, level_rule)
-    return pool(tuple(features), boxes, levels, scales, output_size, sampling_ratio, aligned, pooling, reduce)
+    levels, scales = assign_levels(features, boxes, strides, level_rule)
+    return pool_boxes(tuple(features), boxes, levels, scales, output_size, sampling_ratio, aligned, pooling, reduce)
 
 
 def _check(sampling_ratio: int, pooling: Pooling, reduce: Reduction) -> None:
     if reduce == "max" and pooling != "pool" and sampling_ratio < 1:
-        raise ValueError(f"a maximum of samples needs a fixed number of them, sampling_ratio={sampling_ratio}")
+        raise ValueError(f"a maximum of samples needs a fixed number of them, but sampling_ratio is {sampling_ratio}")

@@ -1,6 +1,6 @@
-"""How `vmap` meets the loops over RoIs: it makes the batch longer instead of batching them.
+"""The `vmap` rule of RoI pooling: fold the mapped axis into the batch of images.
 
-Batched loops would run every image for as long as the slowest one, on copies.
+If `vmap` batched the loops over RoIs instead, every image would take as long as the slowest one.
 """
 
 from __future__ import annotations
@@ -12,36 +12,36 @@ import jax
 import jax.numpy as jnp
 from jax.custom_batching import custom_vmap
 
-from mrcnn_jax.ops.roi.kernels import Maps, RoIs
+from mrcnn_jax.ops.roi.kernels import FeatureMaps, RoIs
 
 
 def flatten_batch(kernel: Callable[..., Any], *, per_roi: bool) -> Callable[..., Any]:
-    """The kernel, for `vmap` to call once with all images and their RoIs.
+    """Wrap a kernel so that `vmap` calls it once, with all images and all RoIs as one batch.
 
     Args:
-        kernel: (maps, RoIs, *rows) -> arrays; maps (B, H_l, W_l, Ch) for each level, R RoIs in them, arrays (R, ...).
-        per_roi: whether its results are (R, ...), so that many sets of RoIs can share maps; or are (B, ...).
+        kernel: function of maps (B, H_l, W_l, Ch) of each level, R RoIs in them, and arrays (R, ...).
+        per_roi: whether results are (R, ...), so that several sets of RoIs can share maps, or (B, ...).
     """
 
     @custom_vmap
-    def run(features: Maps, rois: RoIs, *rows: jax.Array) -> Any:
-        return kernel(features, rois, *rows)
+    def run(features: FeatureMaps, rois: RoIs, *arrays: jax.Array) -> Any:
+        return kernel(features, rois, *arrays)
 
     @run.def_vmap
-    def _(size: int, batched: Any, features: Maps, rois: RoIs, *rows: jax.Array) -> tuple[Any, Any]:
-        rows = _broadcast(size, tuple(batched[2:]), rows)
-        if per_roi and not any(batched[0]):  # many sets of boxes on the same maps
+    def _(size: int, batched: Any, features: FeatureMaps, rois: RoIs, *arrays: jax.Array) -> tuple[Any, Any]:
+        arrays = _broadcast(size, tuple(batched[2:]), arrays)
+        if per_roi and not any(batched[0]):  # several sets of RoIs on the same maps
             merged = features, jax.tree.map(_join, _broadcast(size, batched[1], rois))
         else:
             merged = _merge(size, batched, features, rois)
-        result = run(*merged, *map(_join, rows))
+        result = run(*merged, *map(_join, arrays))
         return jax.tree.map(lambda leaf: _split(size, leaf), result), jax.tree.map(lambda _: True, result)
 
     return run
 
 
 def _broadcast(size: int, batched: Any, tree: Any) -> Any:
-    """Give every leaf the axis that `vmap` maps."""
+    """Add the mapped axis to leaves that do not have it."""
     return jax.tree.map(lambda b, x: x if b else jnp.broadcast_to(x[None], (size, *x.shape)), batched, tree)
 
 
@@ -55,8 +55,8 @@ def _split(size: int, x: jax.Array) -> jax.Array:
     return x.reshape(size, x.shape[0] // size, *x.shape[1:])
 
 
-def _merge(size: int, batched: Any, features: Maps, rois: RoIs) -> tuple[Maps, RoIs]:
-    """Turn V batches of B images, each with R RoIs, into one batch of V * B images with V * R RoIs."""
+def _merge(size: int, batched: Any, features: FeatureMaps, rois: RoIs) -> tuple[FeatureMaps, RoIs]:
+    """Merge V batches of B images, each with R RoIs, into one batch of V * B images with V * R RoIs."""
     features = _broadcast(size, batched[0], features)
     rois = _broadcast(size, batched[1], rois)
     offsets = jnp.arange(size, dtype=jnp.int32)[:, None] * features[0].shape[1]

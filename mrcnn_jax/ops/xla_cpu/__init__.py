@@ -1,1 +1,1 @@
-"""Convolutions and their gradients in the form that XLA:CPU is fast with."""
+"""Convolutions and their gradients in formulations that are fast with XLA:CPU."""

@@ -1,6 +1,6 @@
-"""The two gradients of a convolution, written so that XLA:CPU finds fast programs; elsewhere they are XLA's own.
+"""Gradients of a convolution with respect to input and kernel: fast formulations on CPU, XLA's own elsewhere.
 
-`ops.conv` is what the networks call.
+They are used by `conv2d` in `conv`.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from jax import lax
 from mrcnn_jax.ops.xla_cpu.windows import window
 
 _DIMENSIONS = ("NHWC", "HWIO", "NHWC")
-_BLOCK = 1024  # pixels in a block of the CPU's kernel gradient, or a few more: those of 256 channels fit a cache
-_LARGE = 512  # pixels of a map that is worth cutting into blocks
+_BLOCK = 1024  # pixels, or a few more, in a block of the kernel gradient on CPU: with 256 channels they fit a cache
+_LARGE = 512  # smallest number of pixels of a map for which blocks are faster
 
 
-class Geometry(NamedTuple):
-    """How a kernel walks over the maps."""
+class ConvGeometry(NamedTuple):
+    """Stride, padding, dilation and groups of a convolution."""
 
     stride: int
     padding: tuple[int, int]  # zeros before and after, in both directions
@@ -29,8 +29,8 @@ class Geometry(NamedTuple):
     groups: int
 
 
-def convolution(geometry: Geometry, x: jax.Array, kernel: jax.Array) -> jax.Array:
-    """XLA's convolution of x (B, H, W, I)."""
+def convolution(geometry: ConvGeometry, x: jax.Array, kernel: jax.Array) -> jax.Array:
+    """XLA's convolution of x (B, H, W, I) with kernel (k, k, I / groups, O)."""
     return lax.conv_general_dilated(
         x,
         kernel,
@@ -42,8 +42,8 @@ def convolution(geometry: Geometry, x: jax.Array, kernel: jax.Array) -> jax.Arra
     )
 
 
-def input_gradient(shape: tuple[int, ...], geometry: Geometry, kernel: jax.Array, gradient: jax.Array) -> jax.Array:
-    """The gradient of x, which has this shape, from that of the result. Without groups."""
+def input_gradient(shape: tuple[int, ...], geometry: ConvGeometry, kernel: jax.Array, gradient: jax.Array) -> jax.Array:
+    """Gradient of the input, of the given shape, from that of the output. Groups are not supported."""
     return lax.platform_dependent(
         kernel,
         gradient,
@@ -52,8 +52,8 @@ def input_gradient(shape: tuple[int, ...], geometry: Geometry, kernel: jax.Array
     )
 
 
-def kernel_gradient(shape: tuple[int, ...], geometry: Geometry, x: jax.Array, gradient: jax.Array) -> jax.Array:
-    """The gradient of the kernel, which has this shape, from that of the result. Without groups."""
+def kernel_gradient(shape: tuple[int, ...], geometry: ConvGeometry, x: jax.Array, gradient: jax.Array) -> jax.Array:
+    """Gradient of the kernel, of the given shape, from that of the output. Groups are not supported."""
     return lax.platform_dependent(
         x,
         gradient,
@@ -63,7 +63,7 @@ def kernel_gradient(shape: tuple[int, ...], geometry: Geometry, x: jax.Array, gr
 
 
 def pointwise_kernel_gradient(x: jax.Array, gradient: jax.Array) -> jax.Array:
-    """The same for a 1 x 1 kernel, (1, 1, I, O)."""
+    """Gradient of a 1 x 1 kernel (1, 1, I, O) from that of the output."""
     return lax.platform_dependent(
         x, gradient, cpu=_pointwise_kernel_gradient_cpu, default=_pointwise_kernel_gradient_product
     )
@@ -77,7 +77,7 @@ def _pointwise_kernel_gradient_cpu(x, gradient):  # type: ignore[no-untyped-def]
     if math.prod(x.shape[:3]) < _LARGE:
         return _pointwise_kernel_gradient_product(x, gradient)
     shape = (1, 1, x.shape[-1], gradient.shape[-1])
-    return _kernel_gradient_by_blocks(shape, Geometry(1, (0, 0), 1, 1), x, gradient)
+    return _kernel_gradient_by_blocks(shape, ConvGeometry(1, (0, 0), 1, 1), x, gradient)
 
 
 def _input_gradient_convolution(shape, geometry, kernel, gradient):  # type: ignore[no-untyped-def]
@@ -87,7 +87,7 @@ def _input_gradient_convolution(shape, geometry, kernel, gradient):  # type: ign
 
 
 def _input_gradient_cpu(shape, geometry, kernel, gradient):  # type: ignore[no-untyped-def]
-    """With a stride, one convolution for the pixels of each phase: XLA:CPU would multiply the zeros between them."""
+    """With a stride, one convolution for each phase of pixels. XLA:CPU would multiply zeros between dilated pixels."""
     stride, size = geometry.stride, kernel.shape[0]
     if stride == 1 or geometry.dilation > 1 or size < stride:
         return _input_gradient_convolution(shape, geometry, kernel, gradient)
@@ -96,25 +96,28 @@ def _input_gradient_cpu(shape, geometry, kernel, gradient):  # type: ignore[no-u
     def of_phase(row: int, column: int) -> jax.Array:
         rows, top, bottom = _phase(row, geometry, size, height, gradient.shape[1])
         columns, left, right = _phase(column, geometry, size, width, gradient.shape[2])
-        taps = kernel[rows][:, columns].swapaxes(2, 3)
+        phase_kernel = kernel[rows][:, columns].swapaxes(2, 3)
         pads = ((top, bottom), (left, right))
-        return lax.conv_general_dilated(gradient, taps, (1, 1), pads, dimension_numbers=_DIMENSIONS)
+        return lax.conv_general_dilated(gradient, phase_kernel, (1, 1), pads, dimension_numbers=_DIMENSIONS)
 
     phases = [jnp.stack([of_phase(row, column) for column in range(stride)], axis=3) for row in range(stride)]
     whole = jnp.stack(phases, axis=2).reshape(shape[0], height * stride, width * stride, shape[3])
     return whole[:, : shape[1], : shape[2]]
 
 
-def _phase(phase: int, geometry: Geometry, size: int, pixels: int, outputs: int) -> tuple[slice, int, int]:
-    """Along one axis, for the pixels `phase`, `phase + stride`, ...: the taps that meet them, the last one first, and
-    the zeros to put before and after the gradient, so that convolving it with them gives that many pixels."""
+def _phase(phase: int, geometry: ConvGeometry, size: int, pixels: int, outputs: int) -> tuple[slice, int, int]:
+    """Kernel slice, and zeros before and after the gradient, for pixels `phase`, `phase + stride`, ... along one axis.
+
+    The slice selects the kernel elements that contribute to these pixels, in reverse. The padded gradient convolved
+    with them gives `pixels` pixels.
+    """
     stride, before = geometry.stride, geometry.padding[0]
     first = (phase + before) % stride
     count = len(range(first, size, stride))
     last = first + (count - 1) * stride
-    nearest = (phase + before - last) // stride  # the output that the last tap has this phase's first pixel in
-    taps = slice(last, first - 1 if first else None, -stride)
-    return taps, -nearest, pixels + nearest + count - 1 - outputs
+    nearest = (phase + before - last) // stride  # the output that the last of them connects to the first pixel
+    elements = slice(last, first - 1 if first else None, -stride)
+    return elements, -nearest, pixels + nearest + count - 1 - outputs
 
 
 def _kernel_gradient_convolution(kernel_shape, geometry, x, gradient):  # type: ignore[no-untyped-def]
@@ -124,7 +127,7 @@ def _kernel_gradient_convolution(kernel_shape, geometry, x, gradient):  # type: 
 
 
 def _kernel_gradient_cpu(kernel_shape, geometry, x, gradient):  # type: ignore[no-untyped-def]
-    """Blocks, unless the maps are few and small or have few channels: the convolution suits those."""
+    """Matrix products by blocks, or a convolution, which is faster for few and small maps or few channels."""
     batch, height, width, _ = gradient.shape
     if batch >= 64 or (height * width >= _LARGE and x.shape[-1] >= 64):
         return _kernel_gradient_by_blocks(kernel_shape, geometry, x, gradient)
@@ -132,37 +135,38 @@ def _kernel_gradient_cpu(kernel_shape, geometry, x, gradient):  # type: ignore[n
 
 
 def _kernel_gradient_by_blocks(kernel_shape, geometry, x, gradient):  # type: ignore[no-untyped-def]
-    """Summed over blocks that fit a cache, of rows or of whole small maps; in each, a matrix product for every tap.
+    """Sum over blocks that fit a cache, of rows or of whole small maps: a matrix product for each kernel element.
 
-    The zeros around the maps are put around the blocks: as a whole, padded maps would wait in memory for the gradient.
+    Blocks are padded one by one: padded copies of whole maps would be stored from the forward pass on.
     """
     width, channels = gradient.shape[2:]
     maps, count = _blocks(gradient)
     rows = -(-gradient.shape[1] // count)
-    span = (rows - 1) * geometry.stride + geometry.dilation * (kernel_shape[0] - 1) + 1  # rows of x that a block meets
-    taps = [(dy, dx) for dy in range(kernel_shape[0]) for dx in range(kernel_shape[1])]
+    span = (rows - 1) * geometry.stride + geometry.dilation * (kernel_shape[0] - 1) + 1  # rows of x that a block needs
+    offsets = [(dy, dx) for dy in range(kernel_shape[0]) for dx in range(kernel_shape[1])]
 
     def add(index, totals):  # type: ignore[no-untyped-def]
         image, first = index // count * maps, index % count * rows
-        seen = _rows(x, image, maps, first * geometry.stride - geometry.padding[0], span)
-        seen = lax.pad(seen, jnp.zeros((), x.dtype), ((0, 0, 0), (0, 0, 0), (*geometry.padding, 0), (0, 0, 0)))
-        # What all taps share is transposed, once, and not what each of them sees.
-        wanted = _rows(gradient, image, maps, first, rows).reshape(-1, channels).T
+        inputs = _rows(x, image, maps, first * geometry.stride - geometry.padding[0], span)
+        inputs = lax.pad(inputs, jnp.zeros((), x.dtype), ((0, 0, 0), (0, 0, 0), (*geometry.padding, 0), (0, 0, 0)))
+        # The operand that all products share is transposed once, instead of the other one for each product.
+        outputs = _rows(gradient, image, maps, first, rows).reshape(-1, channels).T
         stride, step = (geometry.stride, geometry.stride), geometry.dilation
-        windows = [window(seen, step * dy, step * dx, rows, width, stride) for dy, dx in taps]
+        windows = [window(inputs, step * dy, step * dx, rows, width, stride) for dy, dx in offsets]
         return [
-            total + wanted @ shifted.reshape(-1, x.shape[-1]) for total, shifted in zip(totals, windows, strict=True)
+            total + outputs @ shifted.reshape(-1, x.shape[-1]) for total, shifted in zip(totals, windows, strict=True)
         ]
 
     zeros = jnp.zeros((channels, x.shape[-1]), x.dtype)
-    totals = lax.fori_loop(0, gradient.shape[0] // maps * count, add, [zeros] * len(taps))
+    totals = lax.fori_loop(0, gradient.shape[0] // maps * count, add, [zeros] * len(offsets))
     return jnp.stack([total.T for total in totals]).reshape(kernel_shape)
 
 
 def _blocks(gradient: jax.Array) -> tuple[int, int]:
-    """How many whole maps make a block, or one, and into how many blocks of rows it is cut.
+    """Number of maps in a block, and number of blocks of rows in a map; at least one of them is 1.
 
-    There are at least two blocks: XLA:CPU multiplies transposed matrices well inside of loops, and badly elsewhere."""
+    There are at least two blocks in all: XLA:CPU multiplies transposed matrices fast only inside of loops.
+    """
     batch, height, width, _ = gradient.shape
     size = min(_BLOCK, -(-batch * height * width // 2))
     maps = next((n for n in range(1, batch) if batch % n == 0 and n * height * width >= size), max(1, batch // 2))
@@ -170,10 +174,10 @@ def _blocks(gradient: jax.Array) -> tuple[int, int]:
 
 
 def _rows(maps: jax.Array, image: jax.Array, images: int, first: jax.Array, count: int) -> jax.Array:
-    """(images, count, W, C): rows of some images from `first` on, zeros where they have none."""
+    """Rows (images, count, W, C) of `images` maps from `image` and row `first` on; zeros outside of the maps."""
     height = maps.shape[1]
     rows = first + jnp.arange(count, dtype=jnp.int32)
     inside = (rows >= 0) & (rows < height)
-    some = lax.dynamic_slice_in_dim(maps, image, images)
-    found = some.at[:, jnp.clip(rows, 0, height - 1)].get(mode="promise_in_bounds")
-    return jnp.where(inside[None, :, None, None], found, 0)
+    selected = lax.dynamic_slice_in_dim(maps, image, images)
+    values = selected.at[:, jnp.clip(rows, 0, height - 1)].get(mode="promise_in_bounds")
+    return jnp.where(inside[None, :, None, None], values, 0)

@@ -1,7 +1,7 @@
 """Depthwise convolution of NHWC batches: each channel has its own kernel.
 
-On XLA:CPU all of it is written as products of shifted slices, which fuse into one pass over the pixels; a convolution
-with a group for each channel is 3 to 28 times slower there (`benchmarks/RESULTS.md`, "Convolutions with groups").
+On CPU it is a sum of products of shifted slices, which XLA fuses into one pass over the pixels. A convolution with a
+group for each channel is 3 to 28 times slower (`benchmarks/RESULTS.md`, "Convolutions with groups").
 """
 
 from __future__ import annotations
@@ -20,7 +20,10 @@ Padding = tuple[int, int]  # zeros before and after, in both directions
 
 @partial(jax.custom_vjp, nondiff_argnums=(2, 3))
 def depthwise_conv2d(x: jax.Array, kernel: jax.Array, stride: int, padding: Padding) -> jax.Array:
-    """x (B, H, W, C), kernel (k, k, 1, C) of x's dtype -> (B, (H + sum(padding) - k) // stride + 1, ..., C)."""
+    """Depthwise convolution of x (B, H, W, C) with kernel (k, k, 1, C) of x's dtype.
+
+    Returns (B, (H + sum(padding) - k) // stride + 1, ..., C).
+    """
     return lax.platform_dependent(
         x, kernel, cpu=partial(_slices, stride, padding), default=partial(_convolution, stride, padding)
     )
@@ -54,8 +57,11 @@ def _convolution(stride: int, padding: Padding, x: jax.Array, kernel: jax.Array)
 
 
 def _slices(stride: int, padding: Padding, x: jax.Array, kernel: jax.Array) -> jax.Array:
-    """Barriers keep the pass over the pixels apart: fused with the padding it asks for each pixel whether it is a zero,
-    and fused with what reads the result it would be made again for each reader."""
+    """Convolution as a sum of shifted slices, in one pass over the pixels.
+
+    The barriers prevent fusion with the padding, which would test each pixel for being padding, and with the consumers,
+    each of which would repeat the pass.
+    """
     size = kernel.shape[0]
     padded = lax.optimization_barrier(zero_pad(x, *padding))
     height, width = ((side - size) // stride + 1 for side in padded.shape[1:3])
@@ -73,17 +79,17 @@ def _gradients_slices(stride, padding, x, kernel, gradient):  # type: ignore[no-
 
 
 def _input_gradient(stride, padding, x_shape, kernel, gradient):  # type: ignore[no-untyped-def]
-    """The convolution of the gradient, spread out by the stride, with the turned kernel."""
+    """Convolution of the gradient, dilated by the stride, with the rotated kernel."""
     before, end = kernel.shape[0] - 1 - padding[0], padding[0] - 1
     rows, columns = ((before, x_shape[axis] + end - (gradient.shape[axis] - 1) * stride, stride - 1) for axis in (1, 2))
-    spread = lax.pad(gradient, jnp.zeros((), gradient.dtype), ((0, 0, 0), rows, columns, (0, 0, 0)))
-    return _slices(1, (0, 0), spread, kernel[::-1, ::-1])
+    dilated = lax.pad(gradient, jnp.zeros((), gradient.dtype), ((0, 0, 0), rows, columns, (0, 0, 0)))
+    return _slices(1, (0, 0), dilated, kernel[::-1, ::-1])
 
 
 def _kernel_gradient(stride, padding, x, kernel_shape, gradient):  # type: ignore[no-untyped-def]
-    """Row by row of the gradient, so that what is read and added to stays in the cache.
+    """Sum over rows of the gradient, one at a time, so that operands and sums stay in the cache.
 
-    One sum (k, W, C) for each column of the kernel; they are added up over the columns W of the maps at the end.
+    There is one sum (k, W, C) for each column of the kernel; the sum over W is taken at the end.
     """
     size = kernel_shape[0]
     padded = zero_pad(x, *padding)
@@ -101,5 +107,5 @@ def _kernel_gradient(stride, padding, x, kernel_shape, gradient):  # type: ignor
 
 
 def _wide(x: jax.Array) -> jax.Array:
-    """At least float32, which sums are kept in."""
+    """Convert to at least float32, in which sums are accumulated."""
     return x.astype(jnp.promote_types(x.dtype, jnp.float32))

@@ -1,4 +1,4 @@
-"""Zero padding and strided windows of NHWC batches, which convolution and pooling are written in."""
+"""Zero padding and strided windows of NHWC batches, for convolution and pooling."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from jax import lax
 
 
 def zero_pad(x: jax.Array, before: int, after: int) -> jax.Array:
-    """x (B, H, W, C) with rows and columns of zeros: `before` at the top and left, `after` at the bottom and right."""
+    """Pad x (B, H, W, C) with zeros: `before` at the top and left, `after` at the bottom and right."""
     spatial = (before, after, 0)
     return lax.pad(x, jnp.zeros((), x.dtype), ((0, 0, 0), spatial, spatial, (0, 0, 0)))
 

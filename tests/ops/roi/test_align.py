@@ -1,4 +1,4 @@
-"""ROIAlign against a hand case, a plain NumPy oracle, torchvision and Detectron2; its gradient; its edges."""
+"""ROIAlign: hand cases, a NumPy reference, torchvision and Detectron2; gradients and edge cases."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from mrcnn_jax.ops.roi.align import _axes, multilevel_roi_align, roi_align, roi_
 pytestmark = pytest.mark.medium
 
 F32 = np.finfo(np.float32).eps
-# Bilinear weights inherit the rounding of coordinates (half an ulp of the extent for each of a few operations, on two
-# axes and two cells); everything else is a few ulp of the result.
+# Bilinear weights have the rounding errors of coordinates (half an ulp of the extent for each of a few operations, on
+# two axes and two cells); everything else is a few ulp of the result.
 OPERATIONS = 16
 
 
@@ -28,8 +28,8 @@ def tolerance(extent: int, values: np.ndarray) -> float:
     return OPERATIONS * F32 * extent * float(np.abs(values).max(initial=1e-6))
 
 
-def axis_oracle(low, high, scale, bins, sampling_ratio, aligned, extent):
-    """(bins, extent) weights by looping over samples; positions in float32 in the order of the peers' C++."""
+def axis_reference(low, high, scale, bins, sampling_ratio, aligned, extent):
+    """(bins, extent) weights by looping over samples; float32 positions as in the reference implementations."""
     f = np.float32
     shift = f(0.5 if aligned else 0.0)
     start = f(low) * f(scale) - shift
@@ -50,13 +50,13 @@ def axis_oracle(low, high, scale, bins, sampling_ratio, aligned, extent):
     return weights / max(count, 1)
 
 
-def oracle(feature, boxes, *, scale, output_size, sampling_ratio, aligned):
+def reference(feature, boxes, *, scale, output_size, sampling_ratio, aligned):
     rows, columns = output_size
     height, width, _ = feature.shape
     bins = [
         (
-            axis_oracle(y0, y1, scale, rows, sampling_ratio, aligned, height),
-            axis_oracle(x0, x1, scale, columns, sampling_ratio, aligned, width),
+            axis_reference(y0, y1, scale, rows, sampling_ratio, aligned, height),
+            axis_reference(x0, x1, scale, columns, sampling_ratio, aligned, width),
         )
         for x0, y0, x1, y1 in boxes
     ]
@@ -137,17 +137,17 @@ def check_golden_roi_align(arrays: dict[str, np.ndarray], inputs: dict[str, np.n
         expected, gradients = nhwc(arrays[key]), nhwc(arrays["gin" + key[3:]])
         run = pooled(expected.shape[1:3], int(sampling_ratio[1:]), aligned == "a1", float(inputs["spatial_scale"]))
         for image, (feature, gradient) in enumerate(zip(features, gradients, strict=True)):
-            mine = rois[:, 0] == image
-            cotangent = np.where(mine[:, None, None, None], nhwc(arrays["ct" + suffix]), 0)
+            own = rois[:, 0] == image
+            cotangent = np.where(own[:, None, None, None], nhwc(arrays["ct" + suffix]), 0)
             result, pulled = run(feature, rois[:, 1:], cotangent)
             np.testing.assert_allclose(
-                np.asarray(result)[mine], expected[mine], rtol=0, atol=tolerance(extent, features), err_msg=key
+                np.asarray(result)[own], expected[own], rtol=0, atol=tolerance(extent, features), err_msg=key
             )
             np.testing.assert_allclose(pulled, gradient, rtol=0, atol=tolerance(extent, gradients), err_msg=key)
 
 
 def test_golden_roi_align_torchvision(golden):
-    """Of 3 x 5 bins one case alone: what differs from 7 x 7 is only which number is the height."""
+    """One case with 3 x 5 bins is enough to distinguish height and width."""
     arrays = golden("tv_op_roi_align.npz")
     keys = [key for key in arrays if key.startswith("out_") and key.endswith("_7x7")]
     check_golden_roi_align(arrays, arrays, [*keys, "out_a0_s2_3x5"])
@@ -199,7 +199,7 @@ def test_golden_multiscale_roi_align_torchvision(golden):
     [
         ("_ROIAlignV2_s0", True, 0),
         ("_ROIAlignV2_s2", True, 2),
-        pytest.param("_ROIAlign_s2", False, 2, marks=pytest.mark.slow),  # as torchvision's but for the rule of levels
+        pytest.param("_ROIAlign_s2", False, 2, marks=pytest.mark.slow),  # as torchvision's, except the rule of levels
     ],
 )
 def test_golden_roi_pooler_detectron2(golden, suffix, aligned, sampling_ratio):
@@ -211,9 +211,9 @@ def test_golden_roi_pooler_detectron2(golden, suffix, aligned, sampling_ratio):
     np.testing.assert_array_equal(levels - 2, arrays["lvl_boxes_level"])
 
 
-# ---------------------------------------------------------------- oracle and edges
+# ---------------------------------------------------------------- reference and edge cases
 
-# Such fractions are exact in float32, so whether a sample hits the border of the map does not hang on rounding.
+# These fractions are exact in float32, so rounding does not decide whether a sample is on the map.
 coordinate = st.integers(-30 * 8, 120 * 8).map(lambda n: n / 8)
 side = st.one_of(
     st.just(0.0), st.integers(-80, 80 * 8).map(lambda n: n / 8), st.integers(1, 99).map(lambda n: n / 1024)
@@ -224,7 +224,7 @@ ONES = np.ones((6, 4, 2, 2), np.float32)
 
 
 def six(boxes: Any) -> np.ndarray:
-    """As many boxes as one program has, by repetition."""
+    """Repeat boxes to six, so that all tests use one program."""
     return np.resize(np.float32(boxes), (6, 4))
 
 
@@ -232,12 +232,12 @@ def six(boxes: Any) -> np.ndarray:
 @pytest.mark.parametrize("sampling_ratio", [0, 2])
 @hypothesis.settings(max_examples=25)
 @hypothesis.given(boxes=st.lists(box, min_size=6, max_size=6))
-def test_equals_the_oracle_and_its_transpose(boxes, sampling_ratio, aligned):
+def test_equals_the_reference_and_its_transpose(boxes, sampling_ratio, aligned):
     boxes = np.array(boxes, np.float32)
     options = {"output_size": (4, 2), "sampling_ratio": sampling_ratio, "aligned": aligned}
     cotangent = np.random.default_rng(1).standard_normal(ONES.shape).astype(np.float32)
     result, gradient = pooled(**options)(MAP, boxes, cotangent)
-    expected = oracle(MAP, boxes, scale=0.25, **options)
+    expected = reference(MAP, boxes, scale=0.25, **options)
     np.testing.assert_allclose(result, expected, rtol=0, atol=tolerance(24, MAP))
     assert np.isfinite(gradient).all()
     # The operator is linear: <cotangent, pool(map)> = <gradient, map>.
@@ -253,7 +253,7 @@ def test_thin_boxes_get_all_their_samples(sampling_ratio):
     cotangent = np.ones((3, 7, 7, 2), np.float32)
     result, gradient = pooled(**options)(feature, boxes, cotangent)
     np.testing.assert_allclose(
-        result, oracle(feature, boxes, scale=0.25, **options), rtol=0, atol=tolerance(336, feature)
+        result, reference(feature, boxes, scale=0.25, **options), rtol=0, atol=tolerance(336, feature)
     )
     # Every weight of a bin inside of the map sums to one, so the gradient of the sum is the number of bins.
     np.testing.assert_allclose(gradient.sum(axis=(0, 1)), [3 * 49] * 2, rtol=OPERATIONS * F32 * 336)
@@ -266,22 +266,22 @@ def test_adaptive_boxes_without_area_give_zero():
     assert not np.any(gradient)
 
 
-def test_impossible_coordinates_stay_finite():
+def test_invalid_coordinates_give_finite_results():
     boxes = six([[np.nan] * 4, [0, 0, np.inf, np.inf], [-3e38, -3e38, 3e38, 3e38], [1, 1, 9, 9]])
     for sampling_ratio, aligned in itertools.product((0, 2), (True, False)):
         result, gradient = pooled((4, 2), sampling_ratio, aligned)(MAP, boxes, ONES)
         assert np.isfinite(result).all()
         assert np.isfinite(gradient).all()
         options = {"output_size": (4, 2), "sampling_ratio": sampling_ratio, "aligned": aligned}
-        expected = oracle(MAP, boxes[3:4], scale=0.25, **options)
+        expected = reference(MAP, boxes[3:4], scale=0.25, **options)
         np.testing.assert_allclose(result[3:4], expected, rtol=0, atol=tolerance(24, MAP))
 
 
 def test_samples_that_coincide_on_the_border_all_count():
-    """A box without size whose fixed samples all lie exactly at the far border (cell 20 of 20) or at -1."""
+    """Boxes without area whose samples are all exactly at the far border (cell 20 of 20) or at -1."""
     boxes = six([[8, 82, 8, 82], [98, 8, 98, 20], [8, -2, 30, -2], [8, 82.5, 8, 82.5]])
     result, _ = pooled((4, 2), 2, True)(MAP, boxes, ONES)
-    expected = oracle(MAP, boxes, scale=0.25, output_size=(4, 2), sampling_ratio=2, aligned=True)
+    expected = reference(MAP, boxes, scale=0.25, output_size=(4, 2), sampling_ratio=2, aligned=True)
     np.testing.assert_allclose(result, expected, rtol=0, atol=tolerance(24, MAP))
     assert np.all(expected[:3] != 0)
     assert not expected[3].any()
@@ -314,7 +314,7 @@ def pyramid(maps, boxes):
 
 
 def both_ways(maps, boxes, cotangent):
-    """(result, gradients of the maps)."""
+    """Result, and gradients of the maps."""
     result, pullback = jax.vjp(lambda maps: pyramid(maps, boxes), maps)
     return result, pullback(cotangent.astype(result.dtype))[0]
 
@@ -327,7 +327,7 @@ def image(index: int) -> Any:
 
 
 def test_vmap_equals_the_loop():
-    """Up to rounding: another program may round a sum of products differently."""
+    """Up to rounding: compiled programs may differ in the order of sums."""
     batched, gradients = jax.jit(jax.vmap(both_ways))(MAPS, BOXES, COTANGENT)
     for index in range(2):
         result, parts = compiled(*image(index))
@@ -366,7 +366,7 @@ def test_boxes_get_no_gradient():
 
 
 def half_ulp(values) -> np.ndarray:
-    """Half a unit in the last place of bfloat16, which has eight digits."""
+    """Half a unit in the last place of bfloat16, which has eight bits of precision."""
     return np.ldexp(1.0, np.frexp(np.asarray(values))[1] - 9)
 
 
@@ -375,7 +375,7 @@ def test_bfloat16_features_are_summed_in_float32():
     narrow = [jnp.asarray(m, jnp.bfloat16) for m in maps]
     wide = [m.astype(jnp.float32) for m in narrow]
     (result, gradient), (expected, others) = compiled(narrow, boxes, cotangent), compiled(wide, boxes, cotangent)
-    # The only rounding to bfloat16 is that of the result.
+    # Only the result is rounded to bfloat16.
     for ours, reference in zip([result, *gradient], [expected, *others], strict=True):
         assert ours.dtype == jnp.bfloat16
         difference = np.abs(ours.astype(jnp.float32) - reference)
@@ -384,7 +384,7 @@ def test_bfloat16_features_are_summed_in_float32():
 
 @pytest.mark.parametrize("side", [1, kernels.SQUARE])
 def test_both_formulations_agree(side):
-    """The formulation that the platform of the tests does not choose is tested by the one that it does."""
+    """The formulation for accelerators equals the one for CPUs, which the other tests use."""
     boxes, images = BOXES.reshape(-1, 4), np.repeat(np.arange(2, dtype=np.int32), 5)
     options = {"scales": (1 / 4, 1 / 8), "bins": (3, 3), "sampling_ratio": 0, "aligned": True}
 

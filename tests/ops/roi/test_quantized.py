@@ -1,4 +1,4 @@
-"""RoIPool, RoIWarp and maxima by hand, against a plain loop over samples; their gradients; their edges."""
+"""RoIPool, RoIWarp and maxima: hand cases, a loop over samples; gradients and edge cases."""
 
 from __future__ import annotations
 
@@ -19,26 +19,26 @@ from mrcnn_jax.ops.roi.pooling import multilevel_roi_pooling, roi_pooling
 pytestmark = pytest.mark.medium
 
 KINDS = list(itertools.product(("align", "warp", "pool"), ("average", "max")))
-OTHERS = KINDS[1:]  # align and average together are ROIAlign, tested in test_roi_align.py
+OTHERS = KINDS[1:]  # align with average is ROIAlign, which test_align.py tests
 SCALE, BINS, RATIO = 0.25, (3, 2), 2
-# As in test_roi_align.py: rounding of coordinates, on two axes and two cells, times the extent.
+# As in test_align.py: rounding of coordinates, on two axes and two cells, times the extent.
 OPERATIONS = 16
 TOLERANCE = OPERATIONS * np.finfo(np.float32).eps * 24
 
 
 def rounded(value) -> float:
-    """To a whole number, halves away from zero."""
+    """Round to an integer, halves away from zero."""
     return float(np.sign(value) * np.floor(abs(np.float64(value)) + 0.5))
 
 
 def whole_cells(low, high):
-    """(start, size) of the rounded RoI, from edges in cells."""
+    """Start and size of the RoI in whole cells, from edges in cells."""
     start = rounded(low)
     return start, max(rounded(high) - start + 1, 1.0)
 
 
 def cells_of_bins(low, high, bins, extent):
-    """RoIPool: for each bin a list of one-hot rows (extent,), one for each of its cells on the map."""
+    """RoIPool: for each bin a list of one-hot weights (extent,), one for each of its cells on the map."""
     f = np.float32
     start, size = whole_cells(low, high)
     bin_size = f(size) / f(bins)
@@ -51,7 +51,7 @@ def cells_of_bins(low, high, bins, extent):
 
 
 def samples_of_bins(low, high, bins, extent, ratio):
-    """ROIAlign with the half-pixel shift: for each bin a list of rows of bilinear weights, one for each sample."""
+    """ROIAlign with the half-pixel shift: for each bin a list of bilinear weights (extent,), one for each sample."""
     f = np.float32
     start = f(low) - f(0.5)
     size = f(high) - f(0.5) - start
@@ -82,8 +82,8 @@ def along(low, high, scale, bins, extent, ratio, pooling):
     return samples_of_bins(low, high, bins, extent, ratio)
 
 
-def oracle(feature, boxes, cotangent, *, scale, bins, ratio, pooling, reduce):
-    """(result, gradient of the feature) in float64, bin by bin and sample by sample."""
+def reference(feature, boxes, cotangent, *, scale, bins, ratio, pooling, reduce):
+    """Result, and gradient of the feature map, in float64, bin by bin and sample by sample."""
     height, width, channels = feature.shape
     result, gradient = np.zeros(cotangent.shape), np.zeros(feature.shape)
     for r, (x0, y0, x1, y1) in enumerate(boxes):
@@ -143,13 +143,13 @@ def test_random_boxes_equal_the_loop(pooling, reduce):
         boxes[0] = [np.nan, 1, 20, np.nan]
         cotangent = rng.standard_normal((10, *BINS, 2)).astype(np.float32)
         result, gradient = pooled(pooling, reduce)(feature, boxes, cotangent)
-        expected = oracle(
+        expected = reference(
             feature, boxes, cotangent, scale=SCALE, bins=BINS, ratio=RATIO, pooling=pooling, reduce=reduce
         )
         largest = np.abs(feature).max()
         np.testing.assert_allclose(result, expected[0], rtol=0, atol=TOLERANCE * largest)
         np.testing.assert_allclose(gradient, expected[1], rtol=0, atol=TOLERANCE * max(1, np.abs(expected[1]).max()))
-        if (pooling, reduce) == ("pool", "max"):  # cells as they are
+        if (pooling, reduce) == ("pool", "max"):  # values are copied
             np.testing.assert_array_equal(result, expected[0].astype(np.float32))
 
 
@@ -178,7 +178,7 @@ def test_roi_pool_by_hand():
 
 def test_roi_warp_by_hand():
     # The RoI is [0, 3) in x and y: bins of a cell and a half, whose samples are at 3/8, 9/8 | 15/8, 21/8. Cell centers
-    # lie at halves, so the columns there are 0 (by the border, 3/8 - 1/2 < 0), 5/8 | 11/8, 17/8.
+    # are at halves, so the columns there are 0 (clamped to the border, 3/8 - 1/2 < 0), 5/8 | 11/8, 17/8.
     means, largest = np.array([2.5, 14.0]) / 8, np.array([5, 17]) / 8
     box = [0, 0, 2, 2]
     samples = np.array([[0, 5], [11, 17]]) / 8
@@ -194,8 +194,8 @@ def test_largest_sample_of_roi_align_by_hand():
 
 
 @pytest.mark.parametrize("reduce", ["average", "max"])
-def test_rounding_forgets_less_than_half_a_cell(reduce):
-    """What ROIAlign was made for: the others do not see that the box has moved by 0.4 cells."""
+def test_only_roi_align_depends_on_fractions_of_cells(reduce):
+    """Moving a box by 0.4 cells changes ROIAlign, and not the operators that round to cells."""
     box, moved = np.float32([1, 1, 2, 2]), np.float32([1.4, 1.4, 2.4, 2.4])
     for pooling in ("pool", "warp"):
         np.testing.assert_array_equal(by_hand(pooling, reduce, box), by_hand(pooling, reduce, moved))
@@ -205,13 +205,13 @@ def test_rounding_forgets_less_than_half_a_cell(reduce):
 
 def test_halves_are_rounded_away_from_zero():
     np.testing.assert_array_equal(by_hand("pool", "max", [0.5, 1.5, 0.5, 1.5], 1), [[4 * 2 + 1]])
-    # -0.5 becomes -1, so the three cells -1, 0, 1 are in three bins, of which the first has none on the map.
+    # -0.5 is rounded to -1, so the cells -1, 0, 1 are in three bins, and the first bin has no cell on the map.
     np.testing.assert_array_equal(by_hand("pool", "average", [-0.5, 1, 1.4, 1], (1, 3)), [[0, 4, 5]])
 
 
 @pytest.mark.parametrize("reduce", ["average", "max"])
-def test_bins_without_cells_are_zero_and_pass_no_gradient(reduce):
-    # Cells -4..1 in three bins; two are off the map. All values are negative: 0 is not the largest of them.
+def test_bins_without_cells_are_zero_and_have_no_gradient(reduce):
+    # Cells -4..1 in three bins, two of them outside of the map. All values are negative, so 0 is not their maximum.
     feature = RAMP - 20
     expected = {"average": -20 + (0 + 1) / 2, "max": -19}[reduce]
     assert by_hand("pool", reduce, [-4, 0, 1, 0], (1, 3), feature=feature).tolist() == [[0, 0, expected]]
@@ -222,9 +222,9 @@ def test_bins_without_cells_are_zero_and_pass_no_gradient(reduce):
     assert not gradient.any()
 
 
-# RoIAlign's samples are equal up to rounding, and with jax 0.12 to the bit only as users compile them.
+# Samples of ROIAlign are equal up to rounding, and with jax 0.12 exactly only in optimized programs.
 @pytest.mark.parametrize("pooling", [pytest.param("align", marks=pytest.mark.optimized), "warp", "pool"])
-def test_the_first_of_equal_ones_has_the_gradient(pooling):
+def test_the_gradient_of_a_maximum_goes_to_the_first_of_equal_values(pooling):
     feature = np.full((9, 12, 2), 3, np.float32)
     # Cells 2..7 and 1..4 of RoIPool: 3 bins of two rows, and 2 bins of two columns.
     boxes = np.tile(np.float32([[4, 8, 16, 28]]), (10, 1))
@@ -242,7 +242,7 @@ def test_the_first_of_equal_ones_has_the_gradient(pooling):
     np.testing.assert_allclose(gradient, expected, rtol=0, atol=10 * TOLERANCE)
 
 
-def test_nan_is_seen():
+def test_nan_is_propagated():
     feature = RAMP.copy()
     feature[0, 0] = np.nan
     found = by_hand("pool", "max", [0, 0, 3, 3], feature=feature)
@@ -250,7 +250,7 @@ def test_nan_is_seen():
 
 
 @pytest.mark.parametrize(("pooling", "reduce"), OTHERS)
-def test_impossible_boxes_give_finite_results(pooling, reduce):
+def test_invalid_boxes_give_finite_results(pooling, reduce):
     boxes = np.float32([[np.nan] * 4, [np.inf] * 4, [-np.inf, 0, np.inf, 9], [1e30, 1e30, -1e30, -1e30], [9, 9, 0, 0]])
     feature = np.random.default_rng(0).standard_normal((9, 12, 2)).astype(np.float32)
     outcome = pooled(pooling, reduce)(feature, np.tile(boxes, (2, 1)), np.ones((10, *BINS, 2), np.float32))
@@ -267,8 +267,8 @@ def test_no_boxes(pooling, reduce):
 
 
 @pytest.mark.parametrize("pooling", ["align", "warp"])
-def test_a_maximum_needs_a_number_of_samples(pooling):
-    with pytest.raises(ValueError, match="sampling_ratio=0"):
+def test_a_maximum_needs_a_fixed_number_of_samples(pooling):
+    with pytest.raises(ValueError, match="sampling_ratio is 0"):
         by_hand(pooling, "max", [0, 0, 2, 2], ratio=0)
 
 
@@ -290,7 +290,7 @@ OPTIONS: dict[str, Any] = {"strides": STRIDES, "output_size": 2, "sampling_ratio
 
 
 def pyramid(pooling, reduce):
-    """(maps, boxes, cotangent) -> (result, gradients of the maps), of one image."""
+    """Function from maps, boxes and cotangent of one image to the result and the gradients of the maps."""
 
     def run(maps, boxes, cotangent):
         one = functools.partial(multilevel_roi_pooling, **OPTIONS, pooling=pooling, reduce=reduce)
@@ -302,29 +302,29 @@ def pyramid(pooling, reduce):
 
 @functools.cache
 def batched(pooling, reduce):
-    """The same of two images, compiled."""
+    """`pyramid` of a batch of images, compiled."""
     return jax.jit(jax.vmap(pyramid(pooling, reduce)))
 
 
-def of_its_level(maps, boxes, cotangent, pooling, reduce):
-    """What `pyramid` must give, by the loop."""
+def pyramid_reference(maps, boxes, cotangent, pooling, reduce):
+    """The results of `pyramid`, from `reference` on each level."""
     levels = np.asarray(roi_levels(boxes, max_level=4)) - 2
     result, gradients = np.zeros(cotangent.shape), []
     options = {"bins": (2, 2), "ratio": RATIO, "pooling": pooling, "reduce": reduce}
     for level, feature in enumerate(maps):
-        mine = levels == level
-        result[mine], gradient = oracle(feature, boxes[mine], cotangent[mine], scale=1 / STRIDES[level], **options)
+        own = levels == level
+        result[own], gradient = reference(feature, boxes[own], cotangent[own], scale=1 / STRIDES[level], **options)
         gradients.append(gradient)
     return result, gradients
 
 
 @pytest.mark.parametrize(("pooling", "reduce"), OTHERS)
-def test_each_box_is_pooled_from_its_level_of_its_image(pooling, reduce):
+def test_boxes_are_pooled_from_their_level_and_image(pooling, reduce):
     assert set(np.asarray(roi_levels(BOXES[0], max_level=4)).tolist()) == {2, 3, 4}
     result, gradients = batched(pooling, reduce)(MAPS, BOXES, COTANGENT)
     for image in range(2):
         maps, cotangent = [m[image] for m in MAPS], np.asarray(COTANGENT[image])
-        expected, parts = of_its_level(maps, BOXES[image], cotangent, pooling, reduce)
+        expected, parts = pyramid_reference(maps, BOXES[image], cotangent, pooling, reduce)
         np.testing.assert_allclose(result[image], expected, rtol=0, atol=4 * TOLERANCE)
         for ours, theirs in zip(gradients, parts, strict=True):
             np.testing.assert_allclose(ours[image], theirs, rtol=0, atol=4 * TOLERANCE)
@@ -332,7 +332,7 @@ def test_each_box_is_pooled_from_its_level_of_its_image(pooling, reduce):
 
 @pytest.mark.parametrize("aligned", [True, False])
 def test_align_and_average_are_roi_align(aligned):
-    """The same program, not another one that gives the same."""
+    """The program is the same, not just the result."""
     inputs, options = ([m[0] for m in MAPS], BOXES[0]), OPTIONS | {"aligned": aligned}
     ours = jax.make_jaxpr(functools.partial(multilevel_roi_pooling, **options, pooling="align", reduce="average"))
     assert str(ours(*inputs)) == str(jax.make_jaxpr(functools.partial(multilevel_roi_align, **options))(*inputs))
@@ -342,7 +342,7 @@ def test_vmap_over_boxes_alone_shares_the_maps():
     maps = [m[0] for m in MAPS]
     result, gradients = jax.jit(jax.vmap(pyramid("pool", "max"), in_axes=(None, 0, 0)))(maps, BOXES, COTANGENT)
     for index in range(2):
-        expected, parts = of_its_level(maps, BOXES[index], np.asarray(COTANGENT[index]), "pool", "max")
+        expected, parts = pyramid_reference(maps, BOXES[index], np.asarray(COTANGENT[index]), "pool", "max")
         np.testing.assert_array_equal(result[index], expected)
         for joint, single in zip(gradients, parts, strict=True):
             np.testing.assert_allclose(joint[index], single, rtol=0, atol=4 * TOLERANCE)
@@ -354,7 +354,7 @@ def test_bfloat16_is_pooled_in_float32(pooling, reduce):
     wide = [m.astype(jnp.float32) for m in narrow]
     run = batched(pooling, reduce)
     (result, gradients), (expected, others) = (run(maps, BOXES, COTANGENT) for maps in (narrow, wide))
-    # Nothing but the result is rounded: by half a unit in its last place, of eight.
+    # Only the result is rounded to bfloat16, by half a unit in the last place.
     for ours, reference in zip([result, *gradients], [expected, *others], strict=True):
         assert ours.dtype == jnp.bfloat16
         half_ulp = np.ldexp(1.0, np.frexp(np.asarray(reference))[1] - 9)
@@ -363,19 +363,19 @@ def test_bfloat16_is_pooled_in_float32(pooling, reduce):
 
 @pytest.mark.parametrize(("pooling", "samples"), [("pool", 0), ("align", RATIO**2)])
 def test_both_formulations_agree(pooling, samples):
-    """All RoIs at once, as other devices than the tests' walk them."""
+    """The formulation for accelerators, all RoIs at once, equals the one for CPUs."""
     whole, images = samples == 0, np.repeat(np.arange(2, dtype=np.int32), 5)
     options: dict[str, Any] = {"sampling_ratio": RATIO, "aligned": True, "pooling": pooling}
     axes = functools.partial(_axes, scales=(1 / 4, 1 / 8, 1 / 16), bins=(2, 2), **options)
 
     @jax.jit
     def run(maps, boxes):
-        rows = max_pool._rows(maps, RoIs(boxes, roi_levels(boxes, max_level=4) - 2, images), axes)
+        rows = max_pool._roi_samples(maps, RoIs(boxes, roi_levels(boxes, max_level=4) - 2, images), axes)
         value, winner = max_pool.forward(maps, rows, whole, jnp.uint16)
         gradients = max_pool.backward(maps, rows, winner, value, whole)
         flat, joined = (jnp.concatenate([m.reshape(-1, 3) for m in parts]) for parts in (maps, gradients))
-        wide = max_pool._largest(flat, rows, whole=whole, index_type=jnp.uint16)
-        total = max_pool._spread(jnp.zeros_like(flat), rows, winner, value, whole=whole)
+        wide = max_pool._largest(flat, rows, whole_cells=whole, index_type=jnp.uint16)
+        total = max_pool._scatter(jnp.zeros_like(flat), rows, winner, value, whole_cells=whole)
         return (value, winner, joined), (*wide, total)
 
     (value, winner, gradient), wide = run(tuple(MAPS), BOXES.reshape(-1, 4))

@@ -1,4 +1,4 @@
-"""Convolution and pooling against torch, in both directions, in every formulation that a shape can select."""
+"""Convolution and pooling against torch, in both directions, in every formulation that shapes select."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ pytestmark = pytest.mark.medium
 torch = pytest.importorskip("torch", reason="torch is the reference here; `make test` installs it")
 functional = torch.nn.functional
 
-# (batch, height, width, in, out, kernel, stride): few pixels, or channels; many small maps, in blocks of several, whose
-# number they divide or not; large ones, in blocks of rows, with rows left over; 1 x 1.
+# (batch, height, width, in, out, kernel, stride): few pixels or channels; many small maps in blocks, whose size divides
+# their number or does not; large maps in blocks of rows, with a remainder; 1 x 1.
 SHAPES = [
     (2, 9, 12, 5, 4, 3, 1),
     (2, 9, 12, 3, 4, 7, 2),
@@ -32,8 +32,8 @@ SHAPES = [
     (2, 7, 8, 5, 4, 1, 1),
     (2, 7, 8, 5, 4, 1, 2),
 ]
-# The same and (groups, dilation): groups that share a slice of the channels, fill one, cannot share evenly; dilated,
-# by convolution and by products; depthwise; as many groups as channels, but several outputs of each, or dilated.
+# The same and (groups, dilation): groups that share a slice of channels, fill one, or do not divide evenly; dilated, by
+# convolution and by products; depthwise; as many groups as channels, with several outputs each, or dilated.
 GROUPED = [
     (2, 9, 12, 32, 64, 3, 2, 16, 1),
     (2, 9, 12, 80, 40, 3, 1, 2, 1),
@@ -56,23 +56,23 @@ def nchw(x):
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_conv2d_equals_torch_with_both_gradients(shape):
     size = shape[5]
-    equals_torch(*shape, groups=1, dilation=1, pads=(size // 2, size // 2))
+    assert_equals_torch(*shape, groups=1, dilation=1, pads=(size // 2, size // 2))
 
 
 @pytest.mark.parametrize("shape", GROUPED, ids=str)
 def test_groups_and_dilation_equal_torch_with_both_gradients(shape):
     *shape, groups, dilation = shape
     around = dilation * (shape[5] // 2)
-    equals_torch(*shape, groups=groups, dilation=dilation, pads=(around, around))
+    assert_equals_torch(*shape, groups=groups, dilation=dilation, pads=(around, around))
 
 
 @pytest.mark.parametrize("pads", [(1, 2), (2, 0)], ids=str)
 @pytest.mark.parametrize("groups", [1, 3, 6])
 def test_padding_may_differ_before_and_after(groups, pads):
-    equals_torch(2, 10, 13, 6, 6, 5, 2, groups=groups, dilation=1, pads=pads)
+    assert_equals_torch(2, 10, 13, 6, 6, 5, 2, groups=groups, dilation=1, pads=pads)
 
 
-def equals_torch(batch, height, width, channels, features, size, stride, *, groups, dilation, pads):
+def assert_equals_torch(batch, height, width, channels, features, size, stride, *, groups, dilation, pads):
     rng = np.random.default_rng(0)
     x = rng.standard_normal((batch, height, width, channels), np.float32)
     kernel = rng.standard_normal((size, size, channels // groups, features), np.float32)
@@ -92,7 +92,7 @@ def equals_torch(batch, height, width, channels, features, size, stride, *, grou
     close(kernel_gradient, torch_kernel.grad.numpy().transpose(2, 3, 1, 0), batch * height * width)
 
 
-def test_depthwise_keeps_its_sums_in_float32():
+def test_depthwise_sums_are_float32():
     rng = np.random.default_rng(0)
     x, kernel = rng.standard_normal((1, 64, 64, 2), np.float32), rng.standard_normal((5, 5, 1, 2), np.float32)
     x, kernel = jnp.asarray(x, jnp.bfloat16), jnp.asarray(kernel, jnp.bfloat16)
@@ -126,7 +126,7 @@ def test_max_pool_equals_torch(size):
     close(pull(jnp.asarray(cotangent))[0], torch_x.grad.numpy().transpose(0, 2, 3, 1), 9)
 
 
-def test_deconv_equals_torch():
+def test_deconv2x2_equals_torch():
     rng = np.random.default_rng(0)
     x, kernel = rng.standard_normal((2, 3, 4, 5), np.float32), rng.standard_normal((2, 2, 5, 6), np.float32)
     theirs = functional.conv_transpose2d(nchw(x), torch.from_numpy(kernel.transpose(2, 3, 0, 1).copy()), stride=2)
