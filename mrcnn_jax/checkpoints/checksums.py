@@ -63,10 +63,10 @@ def verify(recorded: Mapping[str, list[Any]], item: Any) -> None:
     actual = make_record({"": item})["items"][""]
     wrong = [path for path in {**recorded, **actual} if recorded.get(path) != actual.get(path)]
     if wrong:
-        raise DamagedCheckpointError(f"the checksum is wrong of {listing(wrong)}")
+        raise DamagedCheckpointError(f"the checksum is wrong of {format_names(wrong)}")
 
 
-def listing(names: list[str]) -> str:
+def format_names(names: list[str]) -> str:
     """The first three of them, and how many more."""
     return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 CONSTANTS = "frozen"  # the collection that never changes
 
 
-def start_average(params: Any, model_state: dict[str, Any], decay: float) -> dict[str, Any]:
+def init_ema(params: Any, model_state: dict[str, Any], decay: float) -> dict[str, Any]:
     """The average before the first step: parameters and running statistics themselves; {} with a decay of 0."""
     if decay == 0:
         return {}
@@ -18,7 +18,7 @@ def start_average(params: Any, model_state: dict[str, Any], decay: float) -> dic
     return copied
 
 
-def update_average(
+def update_ema(
     average: dict[str, Any], params: Any, model_state: dict[str, Any], decay: float, step: jax.Array
 ) -> dict[str, Any]:
     """The average after step `step` (counted from 0). Early on it forgets faster, as in TensorFlow's
@@ -32,7 +32,7 @@ def update_average(
     return updated
 
 
-def averaged_variables(params: Any, model_state: dict[str, Any], average: dict[str, Any]) -> dict[str, Any]:
+def ema_variables(params: Any, model_state: dict[str, Any], average: dict[str, Any]) -> dict[str, Any]:
     """The variables to evaluate: the averaged ones where there are any."""
     if not average:
         return {"params": params, **model_state}

@@ -24,10 +24,10 @@ import jax
 import numpy as np
 from etils import epath
 
-from mrcnn_jax.checkpoints.checksums import differences, listing
-from mrcnn_jax.checkpoints.ema import averaged_variables
-from mrcnn_jax.checkpoints.storage import arguments_for, open_manager, read_checksums, read_item, writing
-from mrcnn_jax.checkpoints.workdir import BEST, CHECKPOINTS, CONFIG, CORRUPT, complete_steps, locate, read_config
+from mrcnn_jax.checkpoints.checksums import differences, format_names
+from mrcnn_jax.checkpoints.ema import ema_variables
+from mrcnn_jax.checkpoints.storage import save_arguments, open_manager, read_checksums, read_item, convert_write_errors
+from mrcnn_jax.checkpoints.workdir import BEST, CHECKPOINTS, CONFIG, CORRUPT, complete_steps, absolute_path, read_config
 from mrcnn_jax.config import Config
 from mrcnn_jax.errors import CheckpointError, ConfigError, DamagedCheckpointError
 from mrcnn_jax.runtime import files
@@ -46,7 +46,7 @@ class Checkpointer:
 
         Raises ConfigError for a folder that cannot be written to.
         """
-        self._workdir = locate(workdir)
+        self._workdir = absolute_path(workdir)
         self._folder = self._workdir / CHECKPOINTS
         self._saving = 0  # the step of the latest save
         self._manager = open_manager(self._folder, keep) if jax.process_index() == 0 else None
@@ -59,14 +59,14 @@ class Checkpointer:
         if self._manager is None or self._manager.latest_step() == step:
             return
         self.wait()
-        self.check_room(step, state)
+        self.check_disk_space(step, state)
         # NumPy arrays: the file is then free of the layout of devices that wrote it, and Orbax takes its own copy.
-        arguments = arguments_for(_items(jax.device_get(state)))
+        arguments = save_arguments(_items(jax.device_get(state)))
         self._saving = step
-        with writing(step, self._folder):
+        with convert_write_errors(step, self._folder):
             self._manager.save(step, args=arguments)
 
-    def check_room(self, step: int, state: Any) -> None:
+    def check_disk_space(self, step: int, state: Any) -> None:
         """Raise CheckpointError if the disk has no room for a checkpoint of `state` (of which shapes are enough)."""
         if self._manager is None or files.is_remote(self._folder):
             return
@@ -114,7 +114,7 @@ class Checkpointer:
     def wait(self) -> None:
         """Return when everything is on disk; raises CheckpointError for what went wrong there."""
         if self._manager is not None:
-            with writing(self._saving, self._folder):
+            with convert_write_errors(self._saving, self._folder):
                 self._manager.wait_until_finished()
 
     def __enter__(self) -> Checkpointer:
@@ -138,10 +138,10 @@ def save_best(workdir: epath.PathLike, step: int, variables: Mapping[str, Any]) 
     before, which is removed when this one is complete. Raises CheckpointError."""
     if jax.process_index() != 0:
         return
-    folder = locate(workdir) / BEST
+    folder = absolute_path(workdir) / BEST
     params, model_state = variables["params"], {name: tree for name, tree in variables.items() if name != "params"}
-    arguments = arguments_for(jax.device_get({"params": params, "model_state": model_state}))
-    with writing(step, folder):
+    arguments = save_arguments(jax.device_get({"params": params, "model_state": model_state}))
+    with convert_write_errors(step, folder):
         manager = open_manager(folder, keep=None)
         try:
             if step in manager.all_steps():  # measured again, after the run was resumed
@@ -156,7 +156,7 @@ def save_best(workdir: epath.PathLike, step: int, variables: Mapping[str, Any]) 
 
 def best_step(workdir: epath.PathLike) -> int | None:
     """The step that `save_best` has kept; None if there is none."""
-    return next(reversed(complete_steps(locate(workdir) / BEST)), None)
+    return next(reversed(complete_steps(absolute_path(workdir) / BEST)), None)
 
 
 def load_variables(workdir: epath.PathLike, checkpoint: str | int = "latest") -> tuple[Config, dict[str, Any]]:
@@ -166,7 +166,7 @@ def load_variables(workdir: epath.PathLike, checkpoint: str | int = "latest") ->
     with a warning. Raises FileNotFoundError for a folder that is no run, or has no such checkpoint, and
     DamagedCheckpointError.
     """
-    workdir = locate(workdir)
+    workdir = absolute_path(workdir)
     config = read_config(workdir)
     if config is None:
         raise FileNotFoundError(f"{workdir} has no {CONFIG}: it is not a workdir of train.py")
@@ -236,7 +236,7 @@ def _restore(folder: epath.Path, template: Any) -> Any:
     ]
     if other:
         raise ConfigError(
-            f"{folder} was written by another version or configuration ({len(other)} arrays): {listing(other)}."
+            f"{folder} was written by another version or configuration ({len(other)} arrays): {format_names(other)}."
             " Use a new workdir"
         )
     # A NumPy template asks for NumPy arrays; broadcast zeros take no memory.
@@ -250,4 +250,4 @@ def _restore_variables(folder: epath.Path) -> dict[str, Any]:
     recorded = read_checksums(folder)
     weights = "ema" if "ema" in recorded else "params"
     items = {name: read_item(folder, name, recorded[name]) for name in (weights, "model_state") if name in recorded}
-    return averaged_variables(items.get("params"), items.get("model_state", {}), items.get("ema", {}))
+    return ema_variables(items.get("params"), items.get("model_state", {}), items.get("ema", {}))

@@ -14,21 +14,21 @@ import orbax.checkpoint as ocp
 from etils import epath
 
 from mrcnn_jax.checkpoints.checksums import make_record, read_record, verify
-from mrcnn_jax.checkpoints.workdir import complete_steps, make_writable
+from mrcnn_jax.checkpoints.workdir import complete_steps, make_writable_folder
 from mrcnn_jax.errors import CheckpointError, DamagedCheckpointError
 
 CHECKSUMS = "checksums"
 
 
-def open_manager(folder: epath.Path, keep: int | None) -> Manager:
+def open_manager(folder: epath.Path, keep: int | None) -> OrbaxManager:
     """Orbax's manager, in the main process alone. What interrupted saves left in `folder` is removed."""
-    make_writable(folder)
+    make_writable_folder(folder)
     # Orbax itself would do it in the background, and a second manager soon after the first in the way of that.
     entries = list(folder.iterdir()) if folder.exists() else []  # in a store there are no empty folders
     for unfinished in filter(ocp.utils.is_tmp_checkpoint, entries):
         _remove(unfinished)
     options = ocp.CheckpointManagerOptions(max_to_keep=keep, create=False, multiprocessing_options=_alone(folder.name))
-    return Manager(folder, options=options)
+    return OrbaxManager(folder, options=options)
 
 
 def _remove(folder: epath.Path) -> None:
@@ -41,7 +41,7 @@ def _remove(folder: epath.Path) -> None:
     folder.rmtree()
 
 
-class Manager(ocp.CheckpointManager):
+class OrbaxManager(ocp.CheckpointManager):
     def reached_preemption(self, step: int) -> bool:
         """Never: the loop asks for itself, in all processes alike, and Orbax asking in one would confuse it."""
         return False
@@ -53,7 +53,7 @@ def _alone(prefix: str) -> ocp.options.MultiprocessingOptions:
 
 
 @contextlib.contextmanager
-def writing(step: int, folder: epath.Path) -> Iterator[None]:
+def convert_write_errors(step: int, folder: epath.Path) -> Iterator[None]:
     """What Orbax raises (OSError, ValueError of its C++ part) becomes CheckpointError."""
     try:
         yield
@@ -63,7 +63,7 @@ def writing(step: int, folder: epath.Path) -> Iterator[None]:
         raise CheckpointError(step, max(complete_steps(folder), default=None), folder, reason) from error
 
 
-def arguments_for(items: Mapping[str, Any]) -> ocp.args.Composite:
+def save_arguments(items: Mapping[str, Any]) -> ocp.args.Composite:
     """What to tell Orbax to save: the items that have arrays, and their checksums."""
     items = {name: item for name, item in items.items() if jax.tree.leaves(item)}
     arguments = {name: ocp.args.StandardSave(item) for name, item in items.items()}

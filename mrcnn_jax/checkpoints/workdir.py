@@ -33,7 +33,7 @@ CHECKPOINTS, BEST, CORRUPT = "checkpoints", "best", "corrupt"
 CONFIG, DATA = "config.json", "data.json"
 # Fields that a resumed run may change: where its data is, how long it runs, what it says and keeps, how it spares
 # memory, how fast it reads, what it passes over, what it evaluates and when.
-CHANGEABLE = (
+MUTABLE_FIELDS = (
     *PLACES,
     "train.steps",
     "train.log_every",
@@ -69,21 +69,21 @@ def prepare_workdir(workdir: epath.PathLike, config: Config, content: Mapping[st
 
     `content` is that of the training data (`Dataset.fingerprint`), which is recorded and compared likewise.
     A README.md that explains the folder is written when the run begins, and where it is missing.
-    Raises ConfigError naming the fields that differ, other than those of `CHANGEABLE`, and for a folder that cannot be
+    Raises ConfigError naming the fields that differ, other than those of `MUTABLE_FIELDS`, and for a folder that cannot be
     written to. Before its first checkpoint a run has nothing to continue, and may be started anew with any
     configuration and data.
     """
     workdir = epath.Path(workdir)
-    before = resumable(workdir)
+    before = resumable_config(workdir)
     if before is not None:
-        names = [name for name in differing_fields(before, config) if not name.startswith(CHANGEABLE)]
+        names = [name for name in differing_fields(before, config) if not name.startswith(MUTABLE_FIELDS)]
         if names:
             old, new = flatten(before), flatten(config)
             changes = "; ".join(f"{name} was {old.get(name)!r}, is {new.get(name)!r}" for name in names)
             raise ConfigError(f"{workdir} holds a run with another configuration: {changes}. Use a new workdir")
         _check_content(workdir / DATA, content)
     if jax.process_index() == 0:
-        make_writable(workdir / CHECKPOINTS)
+        make_writable_folder(workdir / CHECKPOINTS)
         try:
             files.write_text(workdir / CONFIG, to_json(config))
             if content is not None:
@@ -111,7 +111,7 @@ def _check_content(path: epath.Path, content: Mapping[str, Any] | None) -> None:
         )
 
 
-def make_writable(folder: epath.Path) -> None:
+def make_writable_folder(folder: epath.Path) -> None:
     """Make `folder`. Raises ConfigError if nothing can be written there."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -158,7 +158,7 @@ def _damaged(path: epath.Path, what: str) -> ConfigError:
     )
 
 
-def resumable(workdir: epath.PathLike) -> Config | None:
+def resumable_config(workdir: epath.PathLike) -> Config | None:
     """The configuration of the run in `workdir` if it has a complete checkpoint to go on from.
 
     Raises ConfigError if there is a checkpoint, but no configuration that can be read.
@@ -171,7 +171,7 @@ def resumable(workdir: epath.PathLike) -> Config | None:
     return config
 
 
-def locate(workdir: epath.PathLike) -> epath.Path:
+def absolute_path(workdir: epath.PathLike) -> epath.Path:
     """The absolute path of a workdir; in a remote store every path is. "~" is the home directory."""
     workdir = epath.Path(os.path.expanduser(workdir))
     return workdir if files.is_remote(workdir) else workdir.absolute()

@@ -7,7 +7,7 @@ import numpy as np
 import optax
 import pytest
 
-from mrcnn_jax.checkpoints.ema import start_average, update_average
+from mrcnn_jax.checkpoints.ema import init_ema, update_ema
 from mrcnn_jax.checkpoints.manager import Checkpointer, load_variables
 from mrcnn_jax.checkpoints.workdir import prepare_workdir
 from mrcnn_jax.config import Config
@@ -48,8 +48,8 @@ def test_average_follows_the_recursion():
     """Parameters and running statistics alike; what is frozen has no average."""
     path = [draw(seed) for seed in range(STEPS + 1)]
     split = [({"params": v["params"]}, {"batch_stats": v["batch_stats"], "frozen": v["frozen"]}) for v in path]
-    average = start_average(split[0][0]["params"], split[0][1], DECAY)
-    update = jax.jit(lambda average, params, rest, step: update_average(average, params, rest, DECAY, step))
+    average = init_ema(split[0][0]["params"], split[0][1], DECAY)
+    update = jax.jit(lambda average, params, rest, step: update_ema(average, params, rest, DECAY, step))
     for step, (params, rest) in enumerate(split[1:]):
         average = update(average, params["params"], rest, np.int32(step))
         seen = path[: step + 2]
@@ -67,8 +67,8 @@ def test_average_of_what_does_not_move_keeps_its_bits():
     variables = draw(0)
     variables["params"]["head"]["bias"] *= np.float32(1e-30)
     rest = {name: variables[name] for name in ("batch_stats", "frozen")}
-    average = start_average(variables["params"], rest, 0.999)
-    update = jax.jit(lambda average, step: update_average(average, variables["params"], rest, 0.999, step))
+    average = init_ema(variables["params"], rest, 0.999)
+    update = jax.jit(lambda average, step: update_ema(average, variables["params"], rest, 0.999, step))
     for step in (*range(STEPS), 100_000):
         average = update(average, np.int32(step))
     jax.tree.map(np.testing.assert_array_equal, average["params"], variables["params"])

@@ -6,8 +6,8 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from mrcnn_jax.errors import WeightsError
-from mrcnn_jax.weights.io.deferred import Deferred
-from mrcnn_jax.weights.io.messages import shown
+from mrcnn_jax.weights.io.deferred import DeferredValue
+from mrcnn_jax.weights.io.messages import printable
 
 _MAX_KEY = 1 << 31  # larger integers can be chosen so that dictionaries of them take for ever
 
@@ -27,14 +27,14 @@ class Constructor:
             raise WeightsError(f"it calls {self.name} with arguments that no pickler gives it") from None
 
 
-Names = Mapping[str, Any]  # "module.name" -> a Constructor or a plain value
+AllowedGlobals = Mapping[str, Any]  # "module.name" -> a Constructor or a plain value
 
 
-class OrderedDict(dict[Any, Any]):
+class PickledOrderedDict(dict[Any, Any]):
     """Stands for `collections.OrderedDict`; the state that torch gives to its state dicts (`_metadata`) is dropped."""
 
 
-class Attributes(Deferred):
+class PickledAttributes(DeferredValue):
     """Stands for an object whose state is a dictionary of plain values, and becomes that dictionary."""
 
     def __init__(self) -> None:
@@ -50,8 +50,8 @@ class Attributes(Deferred):
         self.state = state
 
 
-def checked_key(key: object) -> str | int:
+def check_key(key: object) -> str | int:
     """A key of a dictionary: a short string or a small integer."""
     if type(key) is str or (type(key) is int and -_MAX_KEY <= key < _MAX_KEY):
         return key
-    raise WeightsError(f"a dictionary in it has {shown(type(key).__name__)} as a key; weights have names")
+    raise WeightsError(f"a dictionary in it has {printable(type(key).__name__)} as a key; weights have names")

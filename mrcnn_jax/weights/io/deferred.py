@@ -8,7 +8,7 @@ from functools import cached_property
 from typing import Any
 
 from mrcnn_jax.errors import WeightsError
-from mrcnn_jax.weights.io.messages import shown
+from mrcnn_jax.weights.io.messages import printable
 
 MAX_VALUES = 2_000_000  # the largest checkpoints of the peers, with their optimizer's state, need some 10^5
 _MAX_REPEATED = 10_000
@@ -16,7 +16,7 @@ _MAX_DEPTH = 100
 _BLOCK = 1 << 20
 
 
-class Deferred(ABC):
+class DeferredValue(ABC):
     """What becomes a value when the file has been understood as a whole."""
 
     cost = 0  # bytes of memory, beyond the file's own, that `value` takes
@@ -28,10 +28,10 @@ class Deferred(ABC):
 
     def set_state(self, state: Any) -> None:
         """What a pickle says about an object that it made before (the opcode BUILD)."""
-        raise WeightsError(f"it gives a state to {shown(type(self).__name__)}, which has none")
+        raise WeightsError(f"it gives a state to {printable(type(self).__name__)}, which has none")
 
 
-class Span(Deferred):
+class DeferredString(DeferredValue):
     """A long string left where it lies in the file; `encoding` None means bytes."""
 
     def __init__(self, view: memoryview, encoding: str | None):
@@ -40,7 +40,7 @@ class Span(Deferred):
 
     @cached_property
     def value(self) -> str | bytes:
-        return bytes(self.view) if self.encoding is None else decoded(self.view, self.encoding)
+        return bytes(self.view) if self.encoding is None else decode_string(self.view, self.encoding)
 
     @cached_property
     def data(self) -> memoryview:
@@ -48,10 +48,10 @@ class Span(Deferred):
         return _characters(self.view) if self.encoding == "utf-8" else self.view
 
 
-class SpanBytes(Deferred):
+class DeferredBytes(DeferredValue):
     """Bytes that a pickle keeps in a text, as Python 3 writes them for readers of Python 2."""
 
-    def __init__(self, text: Span):
+    def __init__(self, text: DeferredString):
         self.text, self.cost = text, text.cost
 
     @cached_property
@@ -59,20 +59,20 @@ class SpanBytes(Deferred):
         return bytes(self.text.data)
 
 
-def data_of(value: object) -> memoryview:
+def buffer_of(value: object) -> memoryview:
     """The bytes behind an array, from whatever string the pickle keeps them in."""
-    if isinstance(value, SpanBytes):
+    if isinstance(value, DeferredBytes):
         value = value.text
-    if isinstance(value, Span):
+    if isinstance(value, DeferredString):
         return value.data
     if type(value) is str:
-        value = latin1(value)
+        value = encode_latin1(value)
     if type(value) is bytes:
         return memoryview(value)
-    raise WeightsError(f"the data of an array are {shown(type(value).__name__)}: arrays of objects are not read")
+    raise WeightsError(f"the data of an array are {printable(type(value).__name__)}: arrays of objects are not read")
 
 
-def latin1(text: str) -> bytes:
+def encode_latin1(text: str) -> bytes:
     """One byte for each character."""
     try:
         return text.encode("latin-1")
@@ -80,7 +80,7 @@ def latin1(text: str) -> bytes:
         raise WeightsError("the data of an array are text") from None
 
 
-def decoded(view: memoryview, encoding: str) -> str:
+def decode_string(view: memoryview, encoding: str) -> str:
     """A string of the file."""
     try:
         return str(view, encoding)
@@ -106,7 +106,7 @@ class _Finisher:
         self.values -= 1
         if depth > _MAX_DEPTH or self.values < 0:
             raise WeightsError("it nests or repeats values without end")
-        if isinstance(value, Deferred):
+        if isinstance(value, DeferredValue):
             return self._deferred(value, depth)
         if isinstance(value, dict):
             return {key: self.plain(item, depth + 1) for key, item in value.items()}
@@ -116,9 +116,9 @@ class _Finisher:
             return tuple([self.plain(item, depth + 1) for item in value])
         if value is None or type(value) in (bool, int, float, str, bytes):
             return value
-        raise WeightsError(f"it has {shown(getattr(value, 'name', type(value).__name__))} where a value should be")
+        raise WeightsError(f"it has {printable(getattr(value, 'name', type(value).__name__))} where a value should be")
 
-    def _deferred(self, value: Deferred, depth: int) -> Any:
+    def _deferred(self, value: DeferredValue, depth: int) -> Any:
         if "value" not in vars(value):
             self.bytes -= value.cost
             if self.bytes < 0:
@@ -133,7 +133,7 @@ def _characters(view: memoryview) -> memoryview:
     result = bytearray()
     try:
         for start in range(0, len(view), _BLOCK):
-            result += latin1(decoder.decode(view[start : start + _BLOCK]))
+            result += encode_latin1(decoder.decode(view[start : start + _BLOCK]))
         decoder.decode(b"", final=True)
     except UnicodeDecodeError:
         raise WeightsError("a string in it is damaged") from None

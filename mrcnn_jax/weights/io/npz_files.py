@@ -14,8 +14,8 @@ import numpy as np
 
 from mrcnn_jax.errors import WeightsError
 from mrcnn_jax.weights.io import zip_files
-from mrcnn_jax.weights.io.arrays import flat, number, shaped
-from mrcnn_jax.weights.io.messages import shown
+from mrcnn_jax.weights.io.arrays import decode_numbers, number_format, reshape
+from mrcnn_jax.weights.io.messages import printable
 
 _SUFFIX = ".npy"
 _MAGIC = b"\x93NUMPY"
@@ -28,9 +28,9 @@ _HEADER = re.compile(
 )
 
 
-def read(data: memoryview, members: dict[str, zip_files.Member]) -> dict[str, np.ndarray]:
+def read(data: memoryview, members: dict[str, zip_files.ZipMember]) -> dict[str, np.ndarray]:
     """The arrays of an archive, by name."""
-    return {name.removesuffix(_SUFFIX): _array(zip_files.contents(data, member)) for name, member in members.items()}
+    return {name.removesuffix(_SUFFIX): _array(zip_files.read_member(data, member)) for name, member in members.items()}
 
 
 def write(path: Path, state: Mapping[str, np.ndarray]) -> None:
@@ -51,8 +51,10 @@ def _array(content: memoryview) -> np.ndarray:
     found = _HEADER.fullmatch(header)
     if not found:
         raise WeightsError(
-            f"it holds an array that is not of plain numbers ({shown(header.decode('latin-1').strip())})"
+            f"it holds an array that is not of plain numbers ({printable(header.decode('latin-1').strip())})"
         )
     byte_order, kind, fortran, shape = (group.decode() for group in found.groups())
     sizes = tuple(int(size) for size in re.findall(r"\d+", shape))
-    return shaped(flat(content[end:], number(kind, byte_order)), sizes, "F" if fortran == "True" else "C")
+    return reshape(
+        decode_numbers(content[end:], number_format(kind, byte_order)), sizes, "F" if fortran == "True" else "C"
+    )

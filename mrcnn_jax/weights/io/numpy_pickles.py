@@ -8,20 +8,26 @@ from typing import Any
 import numpy as np
 
 from mrcnn_jax.errors import WeightsError
-from mrcnn_jax.weights.io.arrays import Number, flat, number, shaped
-from mrcnn_jax.weights.io.constructors import Attributes, Constructor, Names, OrderedDict, checked_key
-from mrcnn_jax.weights.io.deferred import Deferred, Span, SpanBytes, data_of, latin1
-from mrcnn_jax.weights.io.messages import shown
+from mrcnn_jax.weights.io.arrays import NumberFormat, decode_numbers, number_format, reshape
+from mrcnn_jax.weights.io.constructors import (
+    PickledAttributes,
+    Constructor,
+    AllowedGlobals,
+    PickledOrderedDict,
+    check_key,
+)
+from mrcnn_jax.weights.io.deferred import DeferredValue, DeferredString, DeferredBytes, buffer_of, encode_latin1
+from mrcnn_jax.weights.io.messages import printable
 
 _NDARRAY = "numpy.ndarray"
 
 
-class NumberType(Deferred):
+class PickledDtype(DeferredValue):
     """`numpy.dtype(name)`; its byte order comes later."""
 
     def __init__(self, name: str, align: object = False, copy: object = True):
         if type(name) is not str:
-            raise WeightsError(f"an array's dtype is {shown(type(name).__name__)}; weights are plain numbers")
+            raise WeightsError(f"an array's dtype is {printable(type(name).__name__)}; weights are plain numbers")
         self.name, self.byte_order = name, "<"
 
     @cached_property
@@ -29,8 +35,8 @@ class NumberType(Deferred):
         return self.number.dtype.name
 
     @property
-    def number(self) -> Number:
-        return number(self.name, self.byte_order)
+    def number(self) -> NumberFormat:
+        return number_format(self.name, self.byte_order)
 
     def set_state(self, state: Any) -> None:
         """(version, byte order, subarray, names, fields, ...): of records and subarrays nothing is read."""
@@ -39,7 +45,7 @@ class NumberType(Deferred):
         self.byte_order = state[1]
 
 
-class Array(Deferred):
+class PickledArray(DeferredValue):
     """An array whose shape and data come after it."""
 
     def __init__(self, kind: object, *unused: object):
@@ -49,7 +55,7 @@ class Array(Deferred):
 
     def set_state(self, state: Any) -> None:
         """(version 1, shape, dtype, whether the first axis varies fastest, data)."""
-        if type(state) is not tuple or len(state) != 5 or state[0] != 1 or not isinstance(state[2], NumberType):
+        if type(state) is not tuple or len(state) != 5 or state[0] != 1 or not isinstance(state[2], PickledDtype):
             raise WeightsError("an array in it is described in no known way")
         self.state = state
         self.cost = _length(state[4])
@@ -59,24 +65,24 @@ class Array(Deferred):
         if self.state is None:
             raise WeightsError("an array in it has no data")
         _, shape, kind, fortran, data = self.state
-        return shaped(flat(data_of(data), kind.number), shape, "F" if fortran else "C")
+        return reshape(decode_numbers(buffer_of(data), kind.number), shape, "F" if fortran else "C")
 
 
-class BufferArray(Deferred):
+class PickledBufferArray(DeferredValue):
     """An array as NumPy writes it with protocol 5."""
 
     def __init__(self, data: object, kind: object, shape: object, order: object, axes: object = None):
-        if not isinstance(kind, NumberType):
+        if not isinstance(kind, PickledDtype):
             raise WeightsError("an array in it has no dtype")
         self.data, self.kind, self.shape, self.order, self.axes = data, kind, shape, order, axes
         self.cost = _length(data)
 
     @cached_property
     def value(self) -> np.ndarray:
-        numbers = flat(data_of(self.data), self.kind.number)
+        numbers = decode_numbers(buffer_of(self.data), self.kind.number)
         if self.order != "K":
-            return shaped(numbers, self.shape, self.order)
-        array = shaped(numbers, self.shape)
+            return reshape(numbers, self.shape, self.order)
+        array = reshape(numbers, self.shape)
         if type(self.axes) is not tuple or len(self.axes) != array.ndim:
             raise WeightsError("an array's order of axes does not fit its shape")
         if set(map(type, self.axes)) != {int} or sorted(self.axes) != list(range(array.ndim)):
@@ -84,32 +90,32 @@ class BufferArray(Deferred):
         return array.transpose(self.axes)
 
 
-class Scalar(Deferred):
+class PickledScalar(DeferredValue):
     """One NumPy number."""
 
     def __init__(self, kind: object, data: object):
-        if not isinstance(kind, NumberType):
+        if not isinstance(kind, PickledDtype):
             raise WeightsError("a number in it has no dtype")
         self.kind, self.data = kind, data
 
     @cached_property
     def value(self) -> Any:
-        return shaped(flat(data_of(self.data), self.kind.number), ())[()]
+        return reshape(decode_numbers(buffer_of(self.data), self.kind.number), ())[()]
 
 
 def _length(data: object) -> int:
-    return len(data) if isinstance(data, str | bytes) else data.cost if isinstance(data, Deferred) else 0
+    return len(data) if isinstance(data, str | bytes) else data.cost if isinstance(data, DeferredValue) else 0
 
 
 def _encode(text: object, encoding: object) -> Any:
     """`_codecs.encode`: how Python 3 writes bytes with protocol 2."""
     if encoding != "latin1":
         raise WeightsError("it encodes text in a way that no pickler does")
-    if isinstance(text, Span):
-        return SpanBytes(text)
+    if isinstance(text, DeferredString):
+        return DeferredBytes(text)
     if type(text) is not str:
         raise WeightsError("it encodes something that is not text")
-    return latin1(text)
+    return encode_latin1(text)
 
 
 def _no_bytes() -> bytes:
@@ -117,14 +123,14 @@ def _no_bytes() -> bytes:
     return b""
 
 
-def _ordered_dict(pairs: object = None) -> OrderedDict:
+def _ordered_dict(pairs: object = None) -> PickledOrderedDict:
     """Empty, or of the (key, value) pairs that Python 2 wrote."""
-    result = OrderedDict()
+    result = PickledOrderedDict()
     if pairs is None:
         return result
     if type(pairs) is not list or any(type(pair) not in (list, tuple) or len(pair) != 2 for pair in pairs):
         raise WeightsError("an OrderedDict in it is made of something that is not pairs")
-    result.update((checked_key(key), value) for key, value in pairs)
+    result.update((check_key(key), value) for key, value in pairs)
     pairs.clear()  # a pickler writes them once; whoever repeats them by reference gets nothing for it
     return result
 
@@ -136,21 +142,23 @@ def _counter(counts: object) -> dict[Any, Any]:
     return counts
 
 
-NAMES: Names = {
+ALLOWED_GLOBALS: AllowedGlobals = {
     _NDARRAY: _NDARRAY,
-    "numpy.dtype": Constructor("numpy.dtype", NumberType),
+    "numpy.dtype": Constructor("numpy.dtype", PickledDtype),
     "_codecs.encode": Constructor("_codecs.encode", _encode),
     "__builtin__.bytes": Constructor("bytes", _no_bytes),
     "collections.OrderedDict": Constructor("collections.OrderedDict", _ordered_dict),
     "collections.Counter": Constructor("collections.Counter", _counter),
-    "argparse.Namespace": Constructor("argparse.Namespace", Attributes),  # torchvision's checkpoints keep their flags
+    "argparse.Namespace": Constructor(
+        "argparse.Namespace", PickledAttributes
+    ),  # torchvision's checkpoints keep their flags
     **{
         f"numpy.{core}.{name}": Constructor(name, build)
         for core in ("core", "_core")
         for name, build in {
-            "multiarray._reconstruct": Array,
-            "multiarray.scalar": Scalar,
-            "numeric._frombuffer": BufferArray,
+            "multiarray._reconstruct": PickledArray,
+            "multiarray.scalar": PickledScalar,
+            "numeric._frombuffer": PickledBufferArray,
         }.items()
     },
 }

@@ -7,19 +7,19 @@ from collections.abc import Callable
 from typing import Any
 
 from mrcnn_jax.errors import WeightsError
-from mrcnn_jax.weights.io.constructors import Names
-from mrcnn_jax.weights.io.deferred import Deferred
-from mrcnn_jax.weights.io.messages import TRUNCATED, shown
+from mrcnn_jax.weights.io.constructors import AllowedGlobals
+from mrcnn_jax.weights.io.deferred import DeferredValue
+from mrcnn_jax.weights.io.messages import TRUNCATED, printable
 
 _MAX_NAME = 200
 _NAMES = {ord(known.code): known.name for known in pickletools.opcodes}
-Persistent = Callable[[Any], Deferred]
+PersistentLoad = Callable[[Any], DeferredValue]
 
 
-class Machine:
+class PickleMachine:
     """What an opcode works on."""
 
-    def __init__(self, data: memoryview, names: Names, start: int, persistent: Persistent | None):
+    def __init__(self, data: memoryview, names: AllowedGlobals, start: int, persistent: PersistentLoad | None):
         self.data, self.names, self.position, self.persistent = data, names, start, persistent
         self.opcode = 0
         self.stack: list[Any] = []
@@ -51,7 +51,7 @@ class Machine:
         if not found and len(text) < _MAX_NAME:
             raise WeightsError(TRUNCATED)
         if not found:
-            raise WeightsError(f"its pickle is damaged, or asks for a name without end: {shown(text)}")
+            raise WeightsError(f"its pickle is damaged, or asks for a name without end: {printable(text)}")
         self.position += len(text) + 1
         return text.decode("latin-1")
 
@@ -90,6 +90,6 @@ def opcode_name(opcode: int) -> str | None:
 
 def _forbidden(name: str) -> str:
     return (
-        f"its pickle asks for {shown(name)}, which is no part of an array; nothing of it was run. If the file is your "
+        f"its pickle asks for {printable(name)}, which is no part of an array; nothing of it was run. If the file is your "
         "own and holds a whole program object, save its weights alone: torch.save(model.state_dict(), path)"
     )

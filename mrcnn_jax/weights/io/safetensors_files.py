@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 
 from mrcnn_jax.errors import WeightsError
-from mrcnn_jax.weights.io.arrays import NUMBERS, flat, shaped
-from mrcnn_jax.weights.io.messages import TRUNCATED, shown
+from mrcnn_jax.weights.io.arrays import NUMBER_FORMATS, decode_numbers, reshape
+from mrcnn_jax.weights.io.messages import TRUNCATED, printable
 
 _MAX_HEADER = 16 << 20  # a tensor takes about a hundred bytes of it
 _NAMES = {
@@ -35,7 +35,7 @@ _NAMES = {
     "U64": "u8",
     "BOOL": "b1",
 }
-_THEIRS = {NUMBERS[name].dtype: theirs for theirs, name in _NAMES.items() if name != "bf16"}
+_THEIRS = {NUMBER_FORMATS[name].dtype: theirs for theirs, name in _NAMES.items() if name != "bf16"}
 
 
 def is_safetensors(data: memoryview) -> bool:
@@ -54,7 +54,7 @@ def read(data: memoryview) -> dict[str, np.ndarray]:
     position = 0
     for name, (start, end) in sorted(spans.items(), key=lambda item: item[1]):
         if start != position:
-            raise WeightsError(f"tensor {shown(name)} does not begin where the one before it ends")
+            raise WeightsError(f"tensor {printable(name)} does not begin where the one before it ends")
         position = end
     if begin + position != len(data):
         raise WeightsError(TRUNCATED if begin + position > len(data) else "something follows its last tensor")
@@ -101,15 +101,15 @@ def _unrepeated(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 def _span(name: str, entry: object) -> tuple[int, int]:
     offsets = entry.get("data_offsets") if isinstance(entry, dict) else None
     if type(offsets) is not list or len(offsets) != 2 or {type(offset) for offset in offsets} != {int}:
-        raise WeightsError(f"tensor {shown(name)} is not described as the format demands")
+        raise WeightsError(f"tensor {printable(name)} is not described as the format demands")
     start, end = offsets
     if not 0 <= start <= end:
-        raise WeightsError(f"tensor {shown(name)} has no meaningful extent")
+        raise WeightsError(f"tensor {printable(name)} has no meaningful extent")
     return start, end
 
 
 def _tensor(entry: dict[str, Any], data: memoryview) -> np.ndarray:
     theirs, shape = entry.get("dtype"), entry.get("shape")
     if type(theirs) is not str or theirs not in _NAMES or type(shape) is not list:
-        raise WeightsError(f"it holds a tensor of {shown(theirs)}, which is not read")
-    return shaped(flat(data, NUMBERS[_NAMES[theirs]]), tuple(shape))
+        raise WeightsError(f"it holds a tensor of {printable(theirs)}, which is not read")
+    return reshape(decode_numbers(data, NUMBER_FORMATS[_NAMES[theirs]]), tuple(shape))

@@ -14,10 +14,10 @@ import numpy as np
 
 from mrcnn_jax.errors import WeightsError
 from mrcnn_jax.weights.io import numpy_pickles, unpickler, zip_files
-from mrcnn_jax.weights.io.arrays import NUMBERS, Number, flat, strided
-from mrcnn_jax.weights.io.constructors import Constructor, Names
-from mrcnn_jax.weights.io.deferred import Deferred, materialize
-from mrcnn_jax.weights.io.messages import TRUNCATED, shown
+from mrcnn_jax.weights.io.arrays import NUMBER_FORMATS, NumberFormat, decode_numbers, strided_view
+from mrcnn_jax.weights.io.constructors import Constructor, AllowedGlobals
+from mrcnn_jax.weights.io.deferred import DeferredValue, materialize
+from mrcnn_jax.weights.io.messages import TRUNCATED, printable
 
 LEGACY_MAGIC = 0x1950A86A20F9469CFC6C  # the first pickle of a file of the older format
 _LEGACY_PROTOCOL = 1001
@@ -36,17 +36,17 @@ _STORAGES = {
 _DTYPES = ("float32", "float64", "float16", "bfloat16", "int64", "int32", "int16", "int8", "uint8", "bool")
 
 
-class StorageType:
+class TorchStorageType:
     """`torch.FloatStorage` and its like."""
 
-    def __init__(self, name: str, number: Number):
+    def __init__(self, name: str, number: NumberFormat):
         self.name, self.number = name, number
 
 
-class Storage(Deferred):
+class TorchStorage(DeferredValue):
     """The numbers that one or more tensors show. `find` gives their bytes when the whole file is known."""
 
-    def __init__(self, kind: StorageType, key: str, count: int, find: Callable[[Storage], memoryview]):
+    def __init__(self, kind: TorchStorageType, key: str, count: int, find: Callable[[TorchStorage], memoryview]):
         self.kind, self.key, self.count, self.find = kind, key, count, find
 
     @property
@@ -59,39 +59,39 @@ class Storage(Deferred):
         """All its numbers."""
         data = self.find(self)
         if len(data) != self.size:
-            raise WeightsError(f"storage {shown(self.key)} has {len(data)} bytes instead of {self.size}")
-        return flat(data, self.kind.number)
+            raise WeightsError(f"storage {printable(self.key)} has {len(data)} bytes instead of {self.size}")
+        return decode_numbers(data, self.kind.number)
 
 
-class Tensor(Deferred):
+class TorchTensor(DeferredValue):
     """A tensor that waits for its storage; whether it wants gradients, its hooks and its metadata are not looked at."""
 
     def __init__(self, storage: object, offset: object, shape: object, strides: object, *unused: object):
-        if not isinstance(storage, Storage) or len(unused) > 3:
+        if not isinstance(storage, TorchStorage) or len(unused) > 3:
             raise WeightsError("a tensor in it has no storage")
         self.storage, self.offset, self.shape, self.strides = storage, offset, shape, strides
 
     @cached_property
     def value(self) -> np.ndarray:
-        return strided(self.storage.value, self.offset, self.shape, self.strides)
+        return strided_view(self.storage.value, self.offset, self.shape, self.strides)
 
 
-def read_zip(data: memoryview, members: dict[str, zip_files.Member], root: str) -> Any:
+def read_zip(data: memoryview, members: dict[str, zip_files.ZipMember], root: str) -> Any:
     """What was saved, from the archive's members below the folder `root`."""
     if f"{root}/constants.pkl" in members:
         raise WeightsError("it is a TorchScript program, not weights: save its state_dict() with torch.save")
     order = members.get(f"{root}/byteorder")
-    if order and bytes(zip_files.contents(data, order)) != b"little":
+    if order and bytes(zip_files.read_member(data, order)) != b"little":
         raise WeightsError("it comes from a big-endian machine: load and save it again on another one")
 
-    def find(storage: Storage) -> memoryview:
+    def find(storage: TorchStorage) -> memoryview:
         name = f"{root}/data/{storage.key}"
         if name not in members:
-            raise WeightsError(f"it lacks {shown(name)}")
-        return zip_files.contents(data, members[name])
+            raise WeightsError(f"it lacks {printable(name)}")
+        return zip_files.read_member(data, members[name])
 
-    pickle = zip_files.contents(data, members[f"{root}/data.pkl"])
-    value, _ = unpickler.load(pickle, NAMES, persistent=_Storages(find))
+    pickle = zip_files.read_member(data, members[f"{root}/data.pkl"])
+    value, _ = unpickler.load(pickle, ALLOWED_GLOBALS, persistent=_Storages(find))
     return materialize(value, len(pickle))
 
 
@@ -103,7 +103,7 @@ def read_legacy(data: memoryview, start: int) -> Any:
         raise WeightsError("it comes from an unknown version of torch or a big-endian machine: load and save it again")
     places: dict[str, memoryview] = {}
     storages = _Storages(lambda storage: places[storage.key])
-    value, end = unpickler.load(data, NAMES, start=start, persistent=storages)
+    value, end = unpickler.load(data, ALLOWED_GLOBALS, start=start, persistent=storages)
     keys, position = unpickler.load(data, {}, start=end)
     if type(keys) is not list or set(map(type, keys)) - {str} or sorted(keys) != sorted(storages.known):
         raise WeightsError("its storages are not those that its tensors use: get the file again")
@@ -112,7 +112,7 @@ def read_legacy(data: memoryview, start: int) -> Any:
     return materialize(value, end - start)
 
 
-def _place(data: memoryview, position: int, storage: Storage, places: dict[str, memoryview]) -> int:
+def _place(data: memoryview, position: int, storage: TorchStorage, places: dict[str, memoryview]) -> int:
     """Note where the bytes of `storage` lie, after their count at `position`; the end of them."""
     begin = position + 8
     end = begin + storage.size
@@ -120,7 +120,7 @@ def _place(data: memoryview, position: int, storage: Storage, places: dict[str, 
         raise WeightsError(TRUNCATED)
     count = int.from_bytes(data[position:begin], "little", signed=True)
     if count != storage.count:
-        raise WeightsError(f"storage {shown(storage.key)} has {count} numbers instead of {storage.count}")
+        raise WeightsError(f"storage {printable(storage.key)} has {count} numbers instead of {storage.count}")
     places[storage.key] = data[begin:end]
     return end
 
@@ -128,26 +128,26 @@ def _place(data: memoryview, position: int, storage: Storage, places: dict[str, 
 class _Storages:
     """Answers a torch pickle's persistent ids: ("storage", type, key, device, count), in old files with a view."""
 
-    def __init__(self, find: Callable[[Storage], memoryview]):
+    def __init__(self, find: Callable[[TorchStorage], memoryview]):
         self.find = find
-        self.known: dict[str, Storage] = {}
+        self.known: dict[str, TorchStorage] = {}
 
-    def __call__(self, identity: object) -> Storage:
+    def __call__(self, identity: object) -> TorchStorage:
         if type(identity) is not tuple or len(identity) not in (5, 6) or identity[0] != "storage":
             raise WeightsError("it refers to something that is no storage of numbers: save a state_dict() alone")
         _, kind, key, device, count, *view = identity
-        if not isinstance(kind, StorageType) or {type(key), type(device)} != {str} or type(count) is not int:
+        if not isinstance(kind, TorchStorageType) or {type(key), type(device)} != {str} or type(count) is not int:
             raise WeightsError("it refers to a storage in no known way")
         if count < 0 or any(part is not None for part in view):
             raise WeightsError("it refers to a storage of no known extent: load and save it again with a newer torch")
-        storage = self.known.setdefault(key, Storage(kind, key, count, self.find))
+        storage = self.known.setdefault(key, TorchStorage(kind, key, count, self.find))
         if (storage.kind, storage.count) != (kind, count):
-            raise WeightsError(f"storage {shown(key)} is described in two ways")
+            raise WeightsError(f"storage {printable(key)} is described in two ways")
         return storage
 
 
-def _parameter(tensor: object, *unused: object) -> Tensor:
-    if not isinstance(tensor, Tensor) or len(unused) != 2:
+def _parameter(tensor: object, *unused: object) -> TorchTensor:
+    if not isinstance(tensor, TorchTensor) or len(unused) != 2:
         raise WeightsError("a parameter in it has no tensor")
     return tensor
 
@@ -164,13 +164,16 @@ def _device(kind: object, index: object = None) -> str:
     return kind if index is None else f"{kind}:{index}"
 
 
-NAMES: Names = {
-    **numpy_pickles.NAMES,
-    **{f"torch.{name}Storage": StorageType(f"torch.{name}Storage", NUMBERS[kind]) for name, kind in _STORAGES.items()},
+ALLOWED_GLOBALS: AllowedGlobals = {
+    **numpy_pickles.ALLOWED_GLOBALS,
+    **{
+        f"torch.{name}Storage": TorchStorageType(f"torch.{name}Storage", NUMBER_FORMATS[kind])
+        for name, kind in _STORAGES.items()
+    },
     **{f"torch.{name}": f"torch.{name}" for name in _DTYPES},
     "torch.Size": Constructor("torch.Size", _size),
     "torch.device": Constructor("torch.device", _device),
-    "torch._utils._rebuild_tensor": Constructor("torch._utils._rebuild_tensor", Tensor),
-    "torch._utils._rebuild_tensor_v2": Constructor("torch._utils._rebuild_tensor_v2", Tensor),
+    "torch._utils._rebuild_tensor": Constructor("torch._utils._rebuild_tensor", TorchTensor),
+    "torch._utils._rebuild_tensor_v2": Constructor("torch._utils._rebuild_tensor_v2", TorchTensor),
     "torch._utils._rebuild_parameter": Constructor("torch._utils._rebuild_parameter", _parameter),
 }

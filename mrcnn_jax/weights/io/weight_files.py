@@ -20,7 +20,7 @@ import numpy as np
 from mrcnn_jax.errors import WeightsError
 from mrcnn_jax.weights.io import npz_files, numpy_pickles, safetensors_files, torch_files, unpickler, zip_files
 from mrcnn_jax.weights.io.deferred import materialize
-from mrcnn_jax.weights.io.messages import shown
+from mrcnn_jax.weights.io.messages import printable
 
 __all__ = ["WeightsError", "read", "write"]
 
@@ -59,7 +59,7 @@ def read(path: str | os.PathLike[str]) -> Any:
 def write(path: str | os.PathLike[str], state: Mapping[str, Any]) -> None:
     """Write arrays by name as .npz or .safetensors, whichever the path ends in; a file there is replaced at the end."""
     path = Path(path)
-    check_name(path)
+    check_suffix(path)
     arrays = {name: np.asarray(value) for name, value in state.items()}
     for name, array in arrays.items():
         if not isinstance(name, str):
@@ -74,7 +74,7 @@ def write(path: str | os.PathLike[str], state: Mapping[str, Any]) -> None:
         unfinished.unlink(missing_ok=True)
 
 
-def check_name(path: str | os.PathLike[str]) -> None:
+def check_suffix(path: str | os.PathLike[str]) -> None:
     """Raise WeightsError for a name that does not end as `write` needs it."""
     if Path(path).suffix not in _WRITERS:
         raise WeightsError(f"{path}: weights are written as {' or '.join(_WRITERS)}")
@@ -84,7 +84,7 @@ def _content(data: memoryview) -> Any:
     if data[:2] == b"PK":
         return _zip(data)
     if data[:1] == b"\x80":
-        value, end = unpickler.load(data, numpy_pickles.NAMES)
+        value, end = unpickler.load(data, numpy_pickles.ALLOWED_GLOBALS)
         if value != torch_files.LEGACY_MAGIC:
             return materialize(value, end)
         _refuse_zero_tail(data)
@@ -96,7 +96,7 @@ def _content(data: memoryview) -> Any:
 
 
 def _zip(data: memoryview) -> Any:
-    members = zip_files.members(data)
+    members = zip_files.read_directory(data)
     roots = [name.removesuffix("/data.pkl") for name in members if name.endswith("/data.pkl")]
     if len(roots) == 1:
         return torch_files.read_zip(data, members, roots[0])
@@ -120,6 +120,6 @@ def _other(begin: bytes) -> str:
             "it is a tar archive: unpack it first (torch before 0.4 wrote such files: save it again with a newer one)"
         )
     return (
-        f"it is of no known format (it begins with {shown(begin[:16])}); read are .pth, .pkl, .npz and .safetensors. "
+        f"it is of no known format (it begins with {printable(begin[:16])}); read are .pth, .pkl, .npz and .safetensors. "
         "If it should be one of them, get the file again"
     )

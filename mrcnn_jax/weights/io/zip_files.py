@@ -12,7 +12,7 @@ import zlib
 from typing import NamedTuple
 
 from mrcnn_jax.errors import WeightsError
-from mrcnn_jax.weights.io.messages import TRUNCATED, shown
+from mrcnn_jax.weights.io.messages import TRUNCATED, printable
 
 _END = struct.Struct("<4s4H2LH")
 _END64_LOCATOR = struct.Struct("<4sLQL")
@@ -29,7 +29,7 @@ _MAX_GROWTH, _MAX_SMALL = 16, 64 << 20
 _BLOCK = 1 << 16
 
 
-class Member(NamedTuple):
+class ZipMember(NamedTuple):
     name: bytes
     header: int  # where its local header begins
     stored: int  # bytes in the file
@@ -39,7 +39,7 @@ class Member(NamedTuple):
     limit: int  # where the next member begins
 
 
-def members(data: memoryview) -> dict[str, Member]:
+def read_directory(data: memoryview) -> dict[str, ZipMember]:
     """By name, every member of the zip file `data`. Raises WeightsError where the table of contents is not sound."""
     start, count, end = _directory(data)
     entries, position = [], start
@@ -57,16 +57,16 @@ def members(data: memoryview) -> dict[str, Member]:
     return found
 
 
-def contents(data: memoryview, member: Member) -> memoryview:
+def read_member(data: memoryview, member: ZipMember) -> memoryview:
     """The bytes of a member: a window on the file unless it is compressed."""
     begin = _begin(data, member)
     view = data[begin : begin + member.stored]
     if begin + member.stored > member.limit:
-        raise WeightsError(f"member {shown(member.name)} runs into another one")
+        raise WeightsError(f"member {printable(member.name)} runs into another one")
     if member.method == _DEFLATED:
         view = _inflated(view, member)
     if zlib.crc32(view) != member.checksum:
-        raise WeightsError(f"member {shown(member.name)} is damaged (its checksum differs): get the file again")
+        raise WeightsError(f"member {printable(member.name)} is damaged (its checksum differs): get the file again")
     return view
 
 
@@ -93,7 +93,7 @@ def _directory(data: memoryview) -> tuple[int, int, int]:
     return start, count, end
 
 
-def _entry(data: memoryview, position: int, end: int, directory: int) -> tuple[Member, int]:
+def _entry(data: memoryview, position: int, end: int, directory: int) -> tuple[ZipMember, int]:
     """The entry at `position` of the table of contents, and where the next one begins."""
     if position + _ENTRY.size > end:
         raise WeightsError("its table of contents is damaged: get the file again")
@@ -108,10 +108,10 @@ def _entry(data: memoryview, position: int, end: int, directory: int) -> tuple[M
         extra = bytes(data[begin + names : begin + names + extras])
         size, stored, header = _long_fields(extra, [size, stored, header])
     if flags & _ENCRYPTED or method not in (_STORED, _DEFLATED):
-        raise WeightsError(f"member {shown(name)} is encrypted, or compressed in a way that is not read")
+        raise WeightsError(f"member {printable(name)} is encrypted, or compressed in a way that is not read")
     if (method == _STORED and stored != size) or header + _LOCAL.size + names + stored > directory:
-        raise WeightsError(f"member {shown(name)} does not have the size that it claims")
-    return Member(name, header, stored, size, checksum, method, 0), after
+        raise WeightsError(f"member {printable(name)} does not have the size that it claims")
+    return ZipMember(name, header, stored, size, checksum, method, 0), after
 
 
 def _long_fields(extra: bytes, fields: list[int]) -> list[int]:
@@ -130,19 +130,21 @@ def _long_fields(extra: bytes, fields: list[int]) -> list[int]:
     raise WeightsError("its table of contents is damaged: get the file again")
 
 
-def _begin(data: memoryview, member: Member) -> int:
+def _begin(data: memoryview, member: ZipMember) -> int:
     """Where a member's bytes begin, after its local header, which must agree with the table of contents."""
     if member.header + _LOCAL.size > member.limit:
-        raise WeightsError(f"member {shown(member.name)} runs into another one")
+        raise WeightsError(f"member {printable(member.name)} runs into another one")
     fields = _LOCAL.unpack_from(data, member.header)
     name = member.header + _LOCAL.size
     begin = name + fields[9] + fields[10]
     if fields[0] != b"PK\3\4" or fields[3] != member.method or bytes(data[name : name + fields[9]]) != member.name:
-        raise WeightsError(f"member {shown(member.name)} is not where the table of contents says: get the file again")
+        raise WeightsError(
+            f"member {printable(member.name)} is not where the table of contents says: get the file again"
+        )
     return begin
 
 
-def _inflated(view: memoryview, member: Member) -> memoryview:
+def _inflated(view: memoryview, member: ZipMember) -> memoryview:
     result, inflater = bytearray(), zlib.decompressobj(-zlib.MAX_WBITS)
     try:
         for start in range(0, len(view), _BLOCK):
@@ -153,9 +155,9 @@ def _inflated(view: memoryview, member: Member) -> memoryview:
         if len(result) <= member.size:
             result += inflater.flush()  # the rest of the last repetition, a few hundred bytes
     except zlib.error:
-        raise WeightsError(f"member {shown(member.name)} is damaged: get the file again") from None
+        raise WeightsError(f"member {printable(member.name)} is damaged: get the file again") from None
     if len(result) != member.size:
-        raise WeightsError(f"member {shown(member.name)} does not have the size that it claims")
+        raise WeightsError(f"member {printable(member.name)} does not have the size that it claims")
     return memoryview(result).toreadonly()
 
 
@@ -163,4 +165,4 @@ def _text(name: bytes) -> str:
     try:
         return name.decode()
     except UnicodeDecodeError:
-        raise WeightsError(f"the name of member {shown(name)} is damaged") from None
+        raise WeightsError(f"the name of member {printable(name)} is damaged") from None

@@ -10,7 +10,7 @@ import struct
 import numpy as np
 import pytest
 
-from mrcnn_jax.weights.io.numpy_pickles import NAMES
+from mrcnn_jax.weights.io.numpy_pickles import ALLOWED_GLOBALS
 
 DTYPE = b"cnumpy\ndtype\n\x8c\2f4\x89\x88\x87R"
 EMPTY_ARRAY = b"cnumpy.core.multiarray\n_reconstruct\ncnumpy\nndarray\nK\0\x85C\1b\x87R"
@@ -116,7 +116,7 @@ def test_data_cannot_be_multiplied(refusal):
 
 def test_only_these_names_are_known():
     """Whoever adds one should think what a file could do with it."""
-    assert sorted(NAMES) == [
+    assert sorted(ALLOWED_GLOBALS) == [
         "__builtin__.bytes",
         "_codecs.encode",
         "argparse.Namespace",

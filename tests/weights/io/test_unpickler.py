@@ -17,7 +17,7 @@ import pytest
 
 from mrcnn_jax.weights.io import unpickler
 from mrcnn_jax.weights.io.constructors import Constructor
-from mrcnn_jax.weights.io.numpy_pickles import NAMES
+from mrcnn_jax.weights.io.numpy_pickles import ALLOWED_GLOBALS
 
 DTYPE = b"cnumpy\ndtype\n\x8c\2f4\x89\x88\x87R"
 EMPTY_ARRAY = b"cnumpy.core.multiarray\n_reconstruct\ncnumpy\nndarray\nK\0\x85C\1b\x87R"
@@ -252,6 +252,6 @@ def test_pairs_are_used_once(read_watched):
 
 def test_the_watch_sees_what_a_pickle_does(read_watched, monkeypatch):
     """Were a name let through by mistake, these tests would notice."""
-    monkeypatch.setitem(NAMES, "posix.system", Constructor("posix.system", os.system))
+    monkeypatch.setitem(ALLOWED_GLOBALS, "posix.system", Constructor("posix.system", os.system))
     with pytest.raises(AssertionError, match=r"os\.system"):
         read_watched(pickle.dumps(Calls(os.system, "true")))

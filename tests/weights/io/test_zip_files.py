@@ -28,7 +28,7 @@ def archive(content=CONTENT, compression=zipfile.ZIP_STORED, comment=b"") -> byt
 
 def contents(data: bytes) -> dict[str, bytes]:
     view = memoryview(data)
-    return {name: bytes(zip_files.contents(view, member)) for name, member in zip_files.members(view).items()}
+    return {name: bytes(zip_files.read_member(view, member)) for name, member in zip_files.read_directory(view).items()}
 
 
 def changed(data: bytes, record: bytes, offset: int, fields: str, *values: int, last: bool = False) -> bytes:
@@ -50,7 +50,7 @@ def test_an_empty_archive_has_no_members():
 
 def test_stored_members_are_not_copied():
     data = memoryview(archive())
-    member = zip_files.contents(data, zip_files.members(data)["a.npy"])
+    member = zip_files.read_member(data, zip_files.read_directory(data)["a.npy"])
     assert np.shares_memory(np.frombuffer(data, np.uint8), np.frombuffer(member, np.uint8))
 
 
