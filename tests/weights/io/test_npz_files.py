@@ -1,4 +1,4 @@
-"""NumPy's archives: numbers of every kind are read, and headers that lie are refused."""
+"""The .npz format: arrays of every number format are read, and invalid headers are refused."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def header(descr="'<f4'", fortran="False", shape="(2, 3)") -> str:
 
 
 @pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
-def test_arrays_of_every_kind(read_watched, save):
+def test_arrays_of_every_format(read_watched, save):
     buffer = io.BytesIO()
     save(buffer, **ARRAYS)
     found = read_watched(buffer.getvalue())
@@ -66,7 +66,7 @@ def test_objects_are_refused(refusal, tmp_path):
     assert not (tmp_path / "canary").exists()
 
 
-LIES = {
+INVALID = {
     "data too short": array(header(), bytes(20)),
     "data too long": array(header(), bytes(28)),
     "half a number": array(header(), bytes(23)),
@@ -90,6 +90,6 @@ LIES = {
 }
 
 
-@pytest.mark.parametrize("what", LIES)
-def test_arrays_that_lie_are_refused(refusal, what):
-    refusal(archive(w=LIES[what]))
+@pytest.mark.parametrize("what", INVALID)
+def test_invalid_arrays_are_refused(refusal, what):
+    refusal(archive(w=INVALID[what]))

@@ -1,4 +1,4 @@
-"""What torch.save wrote, in both formats: equal to what torch reads, and refused where a storage or a tensor lies."""
+"""Files of torch.save in both formats: equal to what torch reads; invalid storages and tensors are refused."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def save(torch):
 
 
 def tensors(torch):
-    """Tensors of every number and of every kind of view."""
+    """Tensors of every dtype and every kind of view."""
     values = torch.arange(24).reshape(2, 3, 4)
     kinds = ["float32", "float64", "float16", "bfloat16", "int64", "int32", "int16", "int8", "uint8", "bool"]
     base = torch.randn(6, 8, generator=torch.Generator().manual_seed(0))
@@ -76,7 +76,7 @@ def test_shared_storages_are_shared(torch, save, read_watched, new_format):
 @pytest.mark.medium
 @FORMATS
 def test_a_training_checkpoint(torch, save, read_watched, new_format):
-    """torchvision's reference script saves the optimizer, its schedule and its flags beside the model."""
+    """As in torchvision's reference script: model, optimizer, scheduler and command-line flags."""
     model = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.BatchNorm2d(4))
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
     model(torch.ones(1, 3, 8, 8)).sum().backward()
@@ -148,7 +148,7 @@ def test_other_tensors_are_refused(torch, save, refusal, new_format, kind):
     assert "asks for" in refusal(save({"a": make[kind]()}, new_format))
 
 
-# Below: files made by hand, so that they can lie.
+# Files written by hand, which can be invalid.
 FLOATS = b"ctorch\nFloatStorage\n"
 FOUR = np.arange(4, dtype="<f4").tobytes()
 HUGE = b"\x8a\x09" + ((1 << 66) + 1).to_bytes(9, "little")
@@ -201,7 +201,7 @@ HANDMADE = pytest.mark.parametrize("make", [zip_of, legacy_of], ids=["zip", "leg
 
 
 @HANDMADE
-def test_an_honest_handmade_file(read_watched, make):
+def test_valid_handmade_file(read_watched, make):
     np.testing.assert_array_equal(read_watched(make(tensor())), np.arange(4, dtype=np.float32), strict=True)
     old = b"ctorch._utils\n_rebuild_tensor\n(" + storage() + number(1) + numbers(3) + numbers(1) + b"tR"
     np.testing.assert_array_equal(read_watched(make(old)), np.arange(1, 4, dtype=np.float32), strict=True)
@@ -238,15 +238,15 @@ TENSORS = {
     "a size of text": b"ctorch\nSize\n" + text("ab") + b"\x85R",
     "a device of numbers": b"ctorch\ndevice\n" + number(1) + b"\x85R",
     "a storage's type as a value": FLOATS,
-    "a storage's type that is called": FLOATS + b")R",  # it is no constructor
+    "a storage's type that is called": FLOATS + b")R",  # not a constructor
     "a storage with a state": storage() + b"}b",
 }
 
 
 @HANDMADE
 @pytest.mark.parametrize("what", TENSORS)
-def test_tensors_that_lie_are_refused(refusal, make, what):
-    assert "damaged" not in refusal(make(TENSORS[what]))  # a good pickle of a bad tensor
+def test_invalid_tensors_are_refused(refusal, make, what):
+    assert "damaged" not in refusal(make(TENSORS[what]))  # a valid pickle of an invalid tensor
 
 
 STORAGES = {
@@ -279,25 +279,25 @@ STORAGES = {
 
 @HANDMADE
 @pytest.mark.parametrize("what", STORAGES)
-def test_storages_that_lie_are_refused(refusal, make, what):
+def test_invalid_storages_are_refused(refusal, make, what):
     body = STORAGES[what] if "two" in what else tensor(of=STORAGES[what])
     assert "damaged" not in refusal(make(body))
 
 
-def test_zip_files_of_other_machines_and_programs_are_refused(refusal, read_watched):
+def test_other_zip_files_are_refused(refusal, read_watched):
     assert "big-endian" in refusal(zip_of(tensor(), byteorder=b"big"))
     assert "TorchScript" in refusal(zip_of(tensor(), **{"constants.pkl": b"\x80\2)."}))
     assert read_watched(zip_of(tensor(), byteorder=b"little")).shape == (4,)
 
 
-def test_old_files_of_other_machines_are_refused(refusal):
+def test_other_legacy_files_are_refused(refusal):
     assert "big-endian" in refusal(legacy_of(tensor(), little_endian=False))
     assert "unknown version" in refusal(legacy_of(tensor(), protocol=1002))
 
 
-def test_the_storages_of_an_old_file_are_those_it_uses(refusal):
+def test_storages_of_a_legacy_file_are_those_of_its_tensors(refusal):
     for keys in [(), ("1",), ("0", "1"), ("0", "0"), (0,), (None,)]:
         assert "its storages are not those" in refusal(legacy_of(tensor(), keys=keys))
     for count in (3, 5, -1, 1 << 62):
         assert "numbers instead of 4" in refusal(legacy_of(tensor(), count=count))
-    assert "too early" in refusal(legacy_of(tensor(), data=FOUR[:-1]))
+    assert "incomplete" in refusal(legacy_of(tensor(), data=FOUR[:-1]))
