@@ -51,7 +51,7 @@ class PickleMachine:
         if not newline and len(text) < _MAX_NAME:
             raise WeightsError(TRUNCATED)
         if not newline:
-            raise WeightsError(f"its pickle is damaged, or it asks for a very long name: {printable(text)}")
+            raise WeightsError(f"its pickle is damaged, or it contains a very long name: {printable(text)}")
         self.position += len(text) + 1
         return text.decode("latin-1")
 
@@ -90,6 +90,6 @@ def opcode_name(opcode: int) -> str | None:
 
 def _forbidden(name: str) -> str:
     return (
-        f"its pickle asks for {printable(name)}, which weights do not need; nothing of it was run. If the file is your"
+        f"its pickle refers to {printable(name)}, which weights do not need; nothing of it was run. If the file is your"
         " own and contains a whole model object, save only its weights: torch.save(model.state_dict(), path)"
     )

@@ -145,7 +145,7 @@ def test_other_tensors_are_refused(torch, save, refusal, new_format, kind):
         "sparse": lambda: torch.eye(3).to_sparse(),
         "complex": lambda: torch.ones(2, dtype=torch.complex64),
     }
-    assert "asks for" in refusal(save({"a": make[kind]()}, new_format))
+    assert "refers to" in refusal(save({"a": make[kind]()}, new_format))
 
 
 # Files written by hand, which can be invalid.
