@@ -35,8 +35,8 @@ def starting_point(config: Config, workdir: epath.PathLike, key: jax.Array) -> t
 
 
 def initial_variables(config: Config, key: jax.Array) -> tuple[Config, Variables]:
-    """Random variables, or those of `config.init`: a file that `weights.source.load_weights` reads, `efficientnet_names.PACKAGE_INIT`,
-    or the workdir of another run.
+    """Random variables, or those of `config.init`: a file that `weights.source.load_weights` reads,
+    `efficientnet_names.PACKAGE_INIT`, or the workdir of another run.
 
     The configuration gets the preprocessing, stride and epsilon that go with the weights.
     """

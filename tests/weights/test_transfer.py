@@ -161,8 +161,8 @@ def eps(config, source, messages, **options):
     """Epsilon of the imported model, and the lines of the log about it."""
     messages.clear()
     model, _ = import_weights(source, config, **options)
-    said = [record.getMessage() for record in messages.records if record.getMessage().startswith("epsilon")]
-    return model.backbone.norm_eps, said
+    lines = [record.getMessage() for record in messages.records if record.getMessage().startswith("epsilon")]
+    return model.backbone.norm_eps, lines
 
 
 def test_epsilon_of_published_files_is_zero(network, tmp_path, monkeypatch, messages):
@@ -172,9 +172,9 @@ def test_epsilon_of_published_files_is_zero(network, tmp_path, monkeypatch, mess
     assert eps(config, path, messages)[0] == 1e-5  # the name alone does not count
     digits = hashlib.sha256(path.read_bytes()).hexdigest()[:8]
     monkeypatch.setattr(preprocessing, "_COCO_V1", (f"maskrcnn_resnet50_fpn_coco-{digits}.pth",))
-    found, said = eps(config, path, messages)
-    assert found == 0
-    assert said == [
+    value, lines = eps(config, path, messages)
+    assert value == 0
+    assert lines == [
         f"epsilon of the frozen batch norms: 0 (the file is torchvision's maskrcnn_resnet50_fpn_coco-{digits}.pth)"
     ]
     assert eps(config, path, messages, frozen_bn_eps=1e-3)[0] == 1e-3
@@ -328,10 +328,9 @@ def test_whole_model_with_other_classes(network, random_variables, messages):
             else:
                 assert_trees_equal(ours, theirs["params"][part][module])
     assert_trees_equal(variables["frozen"], theirs["frozen"])
-    said = " ".join(record.getMessage() for record in messages.records)
-    assert "random initial values for box_head/deltas, box_head/logits, mask_head/logits" in said
-    assert "pixel_mean is 123.675 116.28 103.53, was 1 2 3" in said
-    assert "stride_in_1x1" not in said  # it was False before
+    assert "random initial values for box_head/deltas, box_head/logits, mask_head/logits" in log_text(messages)
+    assert "pixel_mean is 123.675 116.28 103.53, was 1 2 3" in log_text(messages)
+    assert "stride_in_1x1" not in log_text(messages)  # it was False before
 
 
 def test_whole_model_with_the_same_classes_is_copied(network, messages):
@@ -358,7 +357,7 @@ def named(config, *names, **fields):
     return dataclasses.replace(config, num_classes=len(names), category_names=names, **fields)
 
 
-def said(messages):
+def log_text(messages):
     return "\n".join(record.getMessage() for record in messages.records)
 
 
@@ -386,11 +385,11 @@ def test_80_coco_classes_from_torchvisions_90(network, random_variables, message
     np.testing.assert_array_equal(
         variables["params"]["box_head"]["logits"]["bias"][0], state["roi_heads.box_predictor.cls_score.bias"][0]
     )
-    assert "its classes are assumed to be COCO's, because of their number" in said(messages)
-    assert "11 with the same index: person, " in said(messages)
-    assert "69 with another index: stop sign (13 to 12), " in said(messages)
-    assert "10 not in the model: N/A" in said(messages)
-    assert "random" not in said(messages)
+    assert "its classes are assumed to be COCO's, because of their number" in log_text(messages)
+    assert "11 with the same index: person, " in log_text(messages)
+    assert "69 with another index: stop sign (13 to 12), " in log_text(messages)
+    assert "10 not in the model: N/A" in log_text(messages)
+    assert "random" not in log_text(messages)
 
 
 def test_other_classes_of_the_same_number(variant, random_variables, messages):
@@ -406,8 +405,8 @@ def test_other_classes_of_the_same_number(variant, random_variables, messages):
     assert (
         "runs/first: classes matched by name: 2 with another index: cat (2 to 1), dog (1 to 3);"
         " 1 not in the weights: cow; 1 not in the model: emu"
-    ) in said(messages)
-    assert "random" not in said(messages)
+    ) in log_text(messages)
+    assert "random" not in log_text(messages)
 
 
 def test_without_common_classes_the_layers_are_random(variant, random_variables, messages):
@@ -415,8 +414,8 @@ def test_without_common_classes_the_layers_are_random(variant, random_variables,
     config = named(variant("frozen"), *(f"cell {i}" for i in range(80)))
     _, variables = init_from_file(config, detectron2_names.export_state(random_variables(config)), jax.random.key(0))
     assert np.abs(variables["params"]["box_head"]["logits"]["kernel"]).max() < 0.1
-    assert "80 not in the weights: cell 0, " in said(messages)
-    assert "random initial values for box_head/deltas, box_head/logits, mask_head/logits" in said(messages)
+    assert "80 not in the weights: cell 0, " in log_text(messages)
+    assert "random initial values for box_head/deltas, box_head/logits, mask_head/logits" in log_text(messages)
 
 
 def test_keypoints_by_name(variant, random_variables, messages):
@@ -435,7 +434,7 @@ def test_keypoints_by_name(variant, random_variables, messages):
         np.testing.assert_array_equal(value, theirs["params"]["keypoint_head"]["deconv"][leaf][..., [2, 0]])
     assert_trees_equal(variables["params"]["box_head"], theirs["params"]["box_head"])
     line = "keypoints matched by name: 2 with another index: Right Eye as right_eye (3 to 1), nose (1 to 2)"
-    assert line in said(messages)
+    assert line in log_text(messages)
 
 
 def test_inconsistent_heads_are_refused(network):
@@ -498,8 +497,8 @@ def test_other_heads(variant, random_variables, messages, monkeypatch, source, t
     assert {part for part in ours if part.endswith("head")} == {"box_head", "rpn_head", *heads[target]}
     for part in ours.keys() - new:
         assert_trees_equal(ours[part], theirs["params"][part])
-    assert ("not used, because the model has none: " + ", ".join(extra) in said(messages)) == bool(extra)
-    assert ("random initial values for " + ", ".join(sorted(new)) in said(messages)) == bool(new)
+    assert ("not used, because the model has none: " + ", ".join(extra) in log_text(messages)) == bool(extra)
+    assert ("random initial values for " + ", ".join(sorted(new)) in log_text(messages)) == bool(new)
 
 
 def test_incomplete_head_is_refused(network):
@@ -515,7 +514,7 @@ def test_frozen_and_trained_norms_are_exchanged(variant, random_variables, messa
     frozen, learned = variant("frozen"), variant("bn")
     theirs = random_variables(learned)
     _, variables = init_from_run(frozen, learned, theirs, jax.random.key(0), "run")
-    assert "run: model.backbone.norm is frozen_bn, was bn: constants and statistics are kept" in said(messages)
+    assert "run: model.backbone.norm is frozen_bn, was bn: constants and statistics are kept" in log_text(messages)
     ours, params = variables["frozen"]["backbone"], theirs["params"]["backbone"]
     norm = {**params["stem"]["norm"]["norm"], **theirs["batch_stats"]["backbone"]["stem"]["norm"]["norm"]}
     assert_trees_equal(ours["stem"]["norm"], norm)

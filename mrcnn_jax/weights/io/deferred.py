@@ -104,7 +104,7 @@ class _Materializer:
         self.values, self.bytes = _MAX_REPEATED + size, size
 
     def convert(self, value: Any, depth: int) -> Any:
-        """Convert `value`; shared parts are copied and counted each time."""
+        """Convert `value`. A value that is referenced several times counts each time."""
         self.values -= 1
         if depth > _MAX_DEPTH or self.values < 0:
             raise WeightsError("it nests or repeats values without limit")

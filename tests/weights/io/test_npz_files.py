@@ -39,20 +39,20 @@ def header(descr="'<f4'", fortran="False", shape="(2, 3)") -> str:
 def test_arrays_of_every_format(read_watched, save):
     buffer = io.BytesIO()
     save(buffer, **ARRAYS)
-    found = read_watched(buffer.getvalue())
-    assert list(found) == list(ARRAYS)
+    loaded = read_watched(buffer.getvalue())
+    assert list(loaded) == list(ARRAYS)
     for name, expected in ARRAYS.items():
-        np.testing.assert_array_equal(found[name], expected)
-        assert found[name].dtype == expected.dtype.newbyteorder("=")
-        assert found[name].flags.aligned
-        assert not found[name].flags.writeable
+        np.testing.assert_array_equal(loaded[name], expected)
+        assert loaded[name].dtype == expected.dtype.newbyteorder("=")
+        assert loaded[name].flags.aligned
+        assert not loaded[name].flags.writeable
 
 
 @pytest.mark.parametrize("version", [b"\1\0", b"\2\0", b"\3\0"])
 @pytest.mark.parametrize("shape", ["(2, 3)", "(2L, 3L)", "(2, 3,)"])
 def test_headers_of_every_version(read_watched, version, shape):
-    found = read_watched(archive(w=array(header(shape=shape), version=version)))["w"]
-    np.testing.assert_array_equal(found, np.zeros((2, 3), np.float32), strict=True)
+    loaded = read_watched(archive(w=array(header(shape=shape), version=version)))["w"]
+    np.testing.assert_array_equal(loaded, np.zeros((2, 3), np.float32), strict=True)
 
 
 def test_objects_are_refused(refusal, tmp_path):

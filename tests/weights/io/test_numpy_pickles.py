@@ -155,13 +155,13 @@ PICKLED = {
 @pytest.mark.parametrize("name", PICKLED)
 def test_arrays_of_every_kind(read_watched, name, protocol):
     expected = PICKLED[name]
-    found = read_watched(pickle.dumps({"model": {name: expected, "again": expected}}, protocol))["model"]
-    assert found[name].dtype == expected.dtype.newbyteorder("=")
-    np.testing.assert_array_equal(found[name], expected, strict=name != "big-endian")
+    loaded = read_watched(pickle.dumps({"model": {name: expected, "again": expected}}, protocol))["model"]
+    assert loaded[name].dtype == expected.dtype.newbyteorder("=")
+    np.testing.assert_array_equal(loaded[name], expected, strict=name != "big-endian")
     if isinstance(expected, np.ndarray):
-        assert found[name].flags.aligned
-        assert not found[name].flags.writeable
-        assert found["again"] is found[name]
+        assert loaded[name].flags.aligned
+        assert not loaded[name].flags.writeable
+        assert loaded["again"] is loaded[name]
 
 
 PLAIN = {
@@ -185,10 +185,10 @@ def test_objects_in_training_checkpoints(read_watched, protocol):
         "milestones": collections.Counter([16, 22]),
         "order": collections.OrderedDict(b=1, a=2),
     }
-    found = read_watched(pickle.dumps(content, protocol))
-    assert found == {"args": {"lr": 0.02, "data": ["a"]}, "milestones": {16: 1, 22: 1}, "order": {"b": 1, "a": 2}}
-    assert {type(value) for value in found.values()} == {dict}
-    assert list(found["order"]) == ["b", "a"]
+    loaded = read_watched(pickle.dumps(content, protocol))
+    assert loaded == {"args": {"lr": 0.02, "data": ["a"]}, "milestones": {16: 1, 22: 1}, "order": {"b": 1, "a": 2}}
+    assert {type(value) for value in loaded.values()} == {dict}
+    assert list(loaded["order"]) == ["b", "a"]
 
 
 def python2_string(data: bytes) -> bytes:
@@ -214,16 +214,16 @@ def test_files_of_python_2(read_watched):
         python2_string(b"cfg") + python2_string(config.encode("latin-1")),
         python2_string(b"order") + b"ccollections\nOrderedDict\n](](U\1aK\1e](U\1bK\2ee\x85R",
     ]
-    found = read_watched(b"\x80\2}(" + b"".join(items) + b"u.")
-    np.testing.assert_array_equal(found.pop("conv1_w"), long, strict=True)
-    np.testing.assert_array_equal(found.pop("conv1_b"), short, strict=True)
-    assert found == {"cfg": config, "order": {"a": 1, "b": 2}}
+    loaded = read_watched(b"\x80\2}(" + b"".join(items) + b"u.")
+    np.testing.assert_array_equal(loaded.pop("conv1_w"), long, strict=True)
+    np.testing.assert_array_equal(loaded.pop("conv1_b"), short, strict=True)
+    assert loaded == {"cfg": config, "order": {"a": 1, "b": 2}}
     assert pickle.loads(b"\x80\2}(" + b"".join(items) + b"u.", encoding="latin1")["cfg"] == config
 
 
 def test_bools_are_0_or_1(read_watched):
     """NumPy gives wrong results for bools with other bytes."""
     content = pickle.dumps(np.array([True, False, True, True]), 4).replace(b"\1\0\1\1", b"\xff\0\2\1")
-    found = read_watched(content)
-    assert np.count_nonzero(found) == 3
-    np.testing.assert_array_equal(found.view(np.uint8), [1, 0, 1, 1])
+    loaded = read_watched(content)
+    assert np.count_nonzero(loaded) == 3
+    np.testing.assert_array_equal(loaded.view(np.uint8), [1, 0, 1, 1])

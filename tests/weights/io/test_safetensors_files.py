@@ -35,39 +35,39 @@ def entry(start: object = 0, end: object = 16, shape: object = (4,), dtype: obje
 def test_round_trip(tmp_path):
     path = tmp_path / "weights.safetensors"
     weight_files.write(path, ARRAYS)
-    found = weight_files.read(path)
-    assert set(found) == set(ARRAYS)
+    loaded = weight_files.read(path)
+    assert set(loaded) == set(ARRAYS)
     for name, expected in ARRAYS.items():
-        np.testing.assert_array_equal(found[name], expected)
-        assert found[name].dtype == expected.dtype.newbyteorder("=")
-        assert found[name].flags.aligned
-        assert not found[name].flags.writeable
+        np.testing.assert_array_equal(loaded[name], expected)
+        assert loaded[name].dtype == expected.dtype.newbyteorder("=")
+        assert loaded[name].flags.aligned
+        assert not loaded[name].flags.writeable
 
 
 def test_package_reads_our_files(tmp_path):
     package = pytest.importorskip("safetensors.numpy", reason="safetensors is not installed")
     path = tmp_path / "weights.safetensors"
     weight_files.write(path, ARRAYS)
-    found = package.load_file(path)
-    assert set(found) == set(ARRAYS)
+    loaded = package.load_file(path)
+    assert set(loaded) == set(ARRAYS)
     for name, expected in ARRAYS.items():
-        np.testing.assert_array_equal(found[name], expected)
+        np.testing.assert_array_equal(loaded[name], expected)
 
 
 def test_files_of_the_package(tmp_path, read_watched):
     package = pytest.importorskip("safetensors.numpy", reason="safetensors is not installed")
     state = {name: np.ascontiguousarray(array) for name, array in ARRAYS.items()}
-    found = read_watched(package.save(state, metadata={"format": "np"}))
+    loaded = read_watched(package.save(state, metadata={"format": "np"}))
     for name, expected in state.items():
-        np.testing.assert_array_equal(found[name], expected)
+        np.testing.assert_array_equal(loaded[name], expected)
 
 
 def test_bfloat16_and_bools(read_watched):
     bits = np.array([0x3F80, 0xC000, 0x7F80, 0x0001], "<u2")
-    found = read_watched(handmade(bits.tobytes(), w=entry(end=8, dtype="BF16")))["w"]
-    np.testing.assert_array_equal(found, np.array([1, -2, np.inf, 2.0**-133], np.float32), strict=True)
-    found = read_watched(handmade(b"\xff\0\2\1", w=entry(end=4, dtype="BOOL")))["w"]
-    np.testing.assert_array_equal(found.view(np.uint8), [1, 0, 1, 1])
+    loaded = read_watched(handmade(bits.tobytes(), w=entry(end=8, dtype="BF16")))["w"]
+    np.testing.assert_array_equal(loaded, np.array([1, -2, np.inf, 2.0**-133], np.float32), strict=True)
+    loaded = read_watched(handmade(b"\xff\0\2\1", w=entry(end=4, dtype="BOOL")))["w"]
+    np.testing.assert_array_equal(loaded.view(np.uint8), [1, 0, 1, 1])
 
 
 def test_metadata_is_not_a_tensor(read_watched):

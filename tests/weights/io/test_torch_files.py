@@ -57,20 +57,20 @@ def tensors(torch):
 @FORMATS
 def test_tensors_of_every_kind(torch, save, read_watched, new_format):
     expected = tensors(torch)
-    found = read_watched(save(expected, new_format))
-    assert list(found) == list(expected)
+    loaded = read_watched(save(expected, new_format))
+    assert list(loaded) == list(expected)
     for name, tensor in expected.items():
         reference = (tensor.float() if tensor.dtype == torch.bfloat16 else tensor).detach().numpy()
-        np.testing.assert_array_equal(found[name], reference, strict=True, err_msg=name)
-        assert found[name].flags.aligned
-        assert not found[name].flags.writeable
+        np.testing.assert_array_equal(loaded[name], reference, strict=True, err_msg=name)
+        assert loaded[name].flags.aligned
+        assert not loaded[name].flags.writeable
 
 
 @FORMATS
 def test_shared_storages_are_shared(torch, save, read_watched, new_format):
     base = torch.arange(100, dtype=torch.bfloat16)
-    found = read_watched(save({"all": base, "part": base[10:20]}, new_format))
-    assert np.shares_memory(found["all"], found["part"])
+    loaded = read_watched(save({"all": base, "part": base[10:20]}, new_format))
+    assert np.shares_memory(loaded["all"], loaded["part"])
 
 
 @pytest.mark.medium
@@ -91,24 +91,24 @@ def test_a_training_checkpoint(torch, save, read_watched, new_format):
         "plain": [1, 0.5, "text", None, True, (1, 2)],
         "torch": [torch.Size([1, 2]), torch.device("cuda", 1), torch.float32],
     }
-    found = read_watched(save(content, new_format))
-    assert {name: value.shape for name, value in found["model"].items()} == {
+    loaded = read_watched(save(content, new_format))
+    assert {name: value.shape for name, value in loaded["model"].items()} == {
         name: tuple(value.shape) for name, value in model.state_dict().items()
     }
-    np.testing.assert_array_equal(found["model"]["1.running_mean"], model[1].running_mean.numpy())
+    np.testing.assert_array_equal(loaded["model"]["1.running_mean"], model[1].running_mean.numpy())
     moments = content["optimizer"]["state"][0]["exp_avg"]
-    np.testing.assert_array_equal(found["optimizer"]["state"][0]["exp_avg"], moments.numpy())
-    assert found["optimizer"]["param_groups"] == content["optimizer"]["param_groups"]
-    assert found["lr_scheduler"]["milestones"] == {16: 1, 22: 1}
-    assert found["args"] == {"lr": 0.02, "device": "cpu", "output_dir": None}
-    assert (found["epoch"], found["plain"]) == (3, content["plain"])
-    assert found["torch"] == [(1, 2), "cuda:1", "torch.float32"]
+    np.testing.assert_array_equal(loaded["optimizer"]["state"][0]["exp_avg"], moments.numpy())
+    assert loaded["optimizer"]["param_groups"] == content["optimizer"]["param_groups"]
+    assert loaded["lr_scheduler"]["milestones"] == {16: 1, 22: 1}
+    assert loaded["args"] == {"lr": 0.02, "device": "cpu", "output_dir": None}
+    assert (loaded["epoch"], loaded["plain"]) == (3, content["plain"])
+    assert loaded["torch"] == [(1, 2), "cuda:1", "torch.float32"]
 
 
 @FORMATS
 def test_arrays_among_tensors(torch, save, read_watched, new_format):
-    found = read_watched(save({"a": np.arange(6.0).reshape(2, 3), "b": torch.ones(2)}, new_format))
-    np.testing.assert_array_equal(found["a"], np.arange(6.0).reshape(2, 3), strict=True)
+    loaded = read_watched(save({"a": np.arange(6.0).reshape(2, 3), "b": torch.ones(2)}, new_format))
+    np.testing.assert_array_equal(loaded["a"], np.arange(6.0).reshape(2, 3), strict=True)
 
 
 @FORMATS

@@ -88,10 +88,10 @@ def test_format_is_detected_from_the_content(content, tmp_path):
     for name in ("weights.pth", "weights.npz", "weights"):
         path = tmp_path / name
         path.write_bytes(content)
-        for found in (read(path), read(str(path))):
-            assert set(found) == set(STATE)
+        for loaded in (read(path), read(str(path))):
+            assert set(loaded) == set(STATE)
             for key, value in STATE.items():
-                np.testing.assert_array_equal(found[key], value, strict=True)
+                np.testing.assert_array_equal(loaded[key], value, strict=True)
 
 
 def test_truncated_files_are_refused(content, tmp_path):
@@ -194,9 +194,9 @@ def test_files_are_replaced_atomically(suffix, tmp_path):
     """Also while arrays that were read are still views of the old file."""
     path = tmp_path / f"state{suffix}"
     write(path, STATE)
-    found = read(path)
-    write(path, {name: value * 2 for name, value in found.items()})
-    np.testing.assert_array_equal(found["backbone.weight"], STATE["backbone.weight"])
+    loaded = read(path)
+    write(path, {name: value * 2 for name, value in loaded.items()})
+    np.testing.assert_array_equal(loaded["backbone.weight"], STATE["backbone.weight"])
     np.testing.assert_array_equal(read(path)["backbone.weight"], STATE["backbone.weight"] * 2)
     before = path.read_bytes()
     with pytest.raises(WeightsError, match="x is complex128, which is not supported"):
