@@ -1,1 +1,1 @@
-"""What a run leaves behind: its work directory, checkpoints, checksums and averaged weights."""
+"""The work directory of a run: configuration, checkpoints, checksums, and averaged weights."""

@@ -1,4 +1,4 @@
-"""README.md in the folder of a run: what each file there is, and what one can do with them."""
+"""README.md in the work directory of a run, which describes its files and how to use them."""
 
 from __future__ import annotations
 
@@ -16,80 +16,79 @@ README = "README.md"
 _TEXT = """# {name}
 
 A training run of mrcnn_jax {version}.
-{begun}
-## What is here
+{start_command}
+## Files
 
-| file | what it is |
+| file | content |
 |---|---|
-| `config.json` | every setting of the run, with ids and names of the categories |
-| `data.json` | what identifies the training data: counts, and hashes of annotations and images |
-| `checkpoints/<step>/` | all it takes to go on: parameters, optimizer, moving average; the newest few are kept \
-(`train.keep_checkpoints`) |
-| `best/<step>/` | the best checkpoint so far, where `train.best_metric` names what it is best in |
-| `metrics.jsonl` | a line every `train.log_every` steps, see below |
-| `evaluations.jsonl` | a line for each measurement on held-back images: average precisions, validation losses |
-| `tensorboard/` | both of these as curves, and pictures of what was found beside what is there |
-| `evaluation/` | of the newest evaluation: |
-| &nbsp; `results.json` | COCO records of all that was found |
-| &nbsp; `metrics.json` | COCO's averages |
-| &nbsp; `classes.json` | the same for each class |
-| &nbsp; `overlays/<image id>.png` | ground truth and what was found, side by side |
-| &nbsp; `report.html` | a page of tables, curves and pictures, where it was asked for |
-| `profile/`, `evaluation/profile/` | where the time of a few steps or batches went, where `--profile` asked for it |
-| `failures/step_<step>.npz` | a step that was not finite, with all it takes to do it again |
-| `corrupt/<step>/` | checkpoints that were found damaged, and are not used |
+| `config.json` | the configuration, with ids and names of the categories |
+| `data.json` | counts and hashes of annotations and images that identify the training data |
+| `checkpoints/<step>/` | the newest checkpoints (`train.keep_checkpoints`): parameters, optimizer, moving average |
+| `best/<step>/` | the best checkpoint, if `train.best_metric` is set |
+| `metrics.jsonl` | training metrics, one line every `train.log_every` steps, see below |
+| `evaluations.jsonl` | results on the evaluation dataset, one line each: average precisions, validation losses |
+| `tensorboard/` | both of these as curves, and images of detections and ground truth |
+| `evaluation/` | the newest evaluation: |
+| &nbsp; `results.json` | detections as COCO results |
+| &nbsp; `metrics.json` | COCO metrics |
+| &nbsp; `classes.json` | COCO metrics of each class |
+| &nbsp; `overlays/<image id>.png` | ground truth and detections, side by side |
+| &nbsp; `report.html` | tables, curves and images, with `--report` |
+| `profile/`, `evaluation/profile/` | profiles of a few steps or batches, with `--profile` |
+| `failures/step_<step>.npz` | a step whose loss or gradient was not finite, with everything needed to repeat it |
+| `corrupt/<step>/` | damaged checkpoints, which are not used |
 
-Some appear only when there is something to put in. To go on, a run needs
+Some files are written only when needed. To resume, a run needs
 `config.json`, `data.json`, `checkpoints/`, `evaluations.jsonl` and `best/`.
 
-In `metrics.jsonl` are, as means over the steps since the line before: `loss` and its parts, `grad_norm` (before it is
-clipped), `num_rois` and `num_positive_rois` (regions that the heads learned from in a batch, and those of them with an
-object), `images_per_second` and `data_wait_fraction` (of the time: spent waiting for images); and, as they were then,
-`learning_rate`, `skipped` (steps left out so far because they were not finite) and `peak_memory_gib` (of the fullest
-device of the first process; on a CPU of that process).
+`metrics.jsonl` contains means over the steps since the previous line: `loss` and its parts, `grad_norm` (before
+clipping), `num_rois` and `num_positive_rois` (RoIs per batch that the heads are trained on, and those of them with an
+object), `images_per_second` and `data_wait_fraction` (the fraction of the time spent waiting for images). It also
+contains current values: `learning_rate`, `skipped` (number of steps skipped so far because they were not finite) and
+`peak_memory_gib` (of the first process: its fullest device, or its own memory on a CPU).
 
-## What to do with it
+## Usage
 
 In the folder of mrcnn_jax:
 
 ```bash
-tensorboard --logdir={folder}   # the curves, while it runs (pip install tensorboard)
-python eval.py --workdir={folder} --report   # measure again, and write evaluation/report.html
+tensorboard --logdir={folder}   # training curves (pip install tensorboard)
+python eval.py --workdir={folder} --report   # evaluate again, and write evaluation/report.html
 python eval.py --workdir={folder} --checkpoint=best
 tensorboard --logdir={folder}/profile   # after train.py --profile (pip install tensorboard xprof)
-python predict.py --workdir={folder} PHOTOS --output=found   # files, folders, films, a camera
+python predict.py --workdir={folder} IMAGES --output=predictions   # files, folders, videos, a camera
 mrcnn weights export {folder} weights.safetensors --format=torchvision   # or detectron2
-mrcnn replay {folder}/failures/FILE   # which image and which loss were not finite
+mrcnn replay {folder}/failures/FILE   # find the image and the loss that were not finite
 ```
 
 ```python
 import mrcnn_jax as mrcnn
 
-predict = mrcnn.Predictor.from_checkpoint({quoted!r})
-(found,) = predict(["photo.jpg"])
+predict = mrcnn.Predictor.from_checkpoint({path!r})
+(prediction,) = predict(["photo.jpg"])
 ```
 
-The command that began the run also goes on with it, at the exact next batch, after an interruption or with more
-`--config.train.steps=N`. Its data may have moved (`--config.data.root=DIR`). Settings and data that change what is
-learned need a new folder.
+To resume an interrupted run at the exact next batch, repeat the command that started it. To train longer, add
+`--config.train.steps=N`. If the data was moved, set `--config.data.root=DIR`. Other data, or settings that change what
+is learned, need a new work directory.
 """
 
 
 def write(workdir: epath.PathLike, config: Config) -> None:
-    """Write the file. Raises OSError."""
-    quoted = str(workdir)
+    """Write README.md. Raises OSError."""
+    path = str(workdir)
     text = _TEXT.format(
         name=config.name,
         version=__version__,
-        folder=shlex.quote(quoted),
-        quoted=quoted,
-        begun=_begun(),
+        folder=shlex.quote(path),
+        path=path,
+        start_command=_start_command(),
     )
     files.write_text(epath.Path(workdir) / README, text)
 
 
-def _begun() -> str:
-    """The command of this process if it is train.py; nothing of a script or a notebook that calls `train`."""
+def _start_command() -> str:
+    """A paragraph with the command line of this process if it is train.py; otherwise empty."""
     if Path(sys.argv[0]).name != "train.py":
         return ""
-    return f"\nIt was begun with\n\n```bash\n{shlex.join(['python', *sys.argv])}\n```\n"
+    return f"\nIt was started with\n\n```bash\n{shlex.join(['python', *sys.argv])}\n```\n"

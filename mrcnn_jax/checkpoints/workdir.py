@@ -1,14 +1,15 @@
-"""The folder of a run: which configuration it belongs to, which checkpoints are there.
+"""The work directory of a run: its files, and whether a configuration and training data may continue it.
 
-    workdir/README.md                what is what, for people
-    workdir/config.json              the configuration, categories filled in
-    workdir/data.json                what identifies the content of the training data, wherever it is
-    workdir/checkpoints/<step>/      what to go on from, see `training.checkpoint`
-    workdir/best/<step>/             what scored best
-    workdir/corrupt/<step>/          checkpoints that turned out to be damaged
+    workdir/README.md                description of the files for users
+    workdir/config.json              the configuration, including the categories of the data
+    workdir/data.json                counts and hashes that identify the training data, independently of its path
+    workdir/checkpoints/<step>/      checkpoints to resume from, see `manager`
+    workdir/best/<step>/             the checkpoint with the best metric
+    workdir/corrupt/<step>/          damaged checkpoints
 
-It may be in an object store (gs://): nothing here counts on renaming, and a checkpoint there is complete when Orbax
-has written its commit file.
+A run resumes from its newest checkpoint. Only the fields in `MUTABLE_FIELDS` may then differ from config.json.
+The work directory may be in an object store (gs://), which cannot rename: a checkpoint there is complete when Orbax has
+written its commit file.
 """
 
 from __future__ import annotations
@@ -31,9 +32,9 @@ from mrcnn_jax.runtime import files
 
 CHECKPOINTS, BEST, CORRUPT = "checkpoints", "best", "corrupt"
 CONFIG, DATA = "config.json", "data.json"
-# Fields that a resumed run may change: where its data is, how long it runs, what it says and keeps, how it spares
-# memory, how fast it reads, what it passes over, what it evaluates and when.
-CHANGEABLE = (
+# Fields that a resumed run may change: paths, run length, logging, checkpoints, memory, data workers, handling of
+# errors, and evaluation. A name that ends in a dot includes all fields below it.
+MUTABLE_FIELDS = (
     *PLACES,
     "train.steps",
     "train.log_every",
@@ -55,7 +56,7 @@ CHANGEABLE = (
 
 
 def check_workdir(path: epath.PathLike) -> None:
-    """Raise ConfigError, in all processes, if the main process cannot write to `path`: see `files.check_output`."""
+    """Raise ConfigError in all processes if the main process cannot write to `path`; see `files.check_output`."""
 
     def check() -> bytes:
         files.check_output(path, "--workdir", folder=True)
@@ -65,71 +66,78 @@ def check_workdir(path: epath.PathLike) -> None:
 
 
 def prepare_workdir(workdir: epath.PathLike, config: Config, content: Mapping[str, Any] | None = None) -> None:
-    """Record `config` in `workdir`, or refuse to continue a run that was started with another one.
+    """Record the configuration and the training data of a run, or check them if the run resumes.
 
-    `content` is that of the training data (`Dataset.fingerprint`), which is recorded and compared likewise.
-    A README.md that explains the folder is written when the run begins, and where it is missing.
-    Raises ConfigError naming the fields that differ, other than those of `CHANGEABLE`, and for a folder that cannot be
-    written to. Before its first checkpoint a run has nothing to continue, and may be started anew with any
-    configuration and data.
+    A run without a complete checkpoint may be restarted with any configuration and data. A README.md is written when
+    the run starts, or if it is missing.
+
+    Args:
+      content: what identifies the training data (`Dataset.fingerprint`).
+
+    Raises ConfigError if the run has other data, or other values of fields that are not in `MUTABLE_FIELDS`, which
+    are listed; and if the work directory cannot be written to.
     """
     workdir = epath.Path(workdir)
-    before = resumable(workdir)
-    if before is not None:
-        names = [name for name in differing_fields(before, config) if not name.startswith(CHANGEABLE)]
-        if names:
-            old, new = flatten(before), flatten(config)
-            changes = "; ".join(f"{name} was {old.get(name)!r}, is {new.get(name)!r}" for name in names)
-            raise ConfigError(f"{workdir} holds a run with another configuration: {changes}. Use a new workdir")
+    recorded = resumable_config(workdir)
+    if recorded is not None:
+        _check_config(workdir, recorded, config)
         _check_content(workdir / DATA, content)
     if jax.process_index() == 0:
-        make_writable(workdir / CHECKPOINTS)
+        make_writable_folder(workdir / CHECKPOINTS)
         try:
             files.write_text(workdir / CONFIG, to_json(config))
             if content is not None:
                 files.write_text(workdir / DATA, json.dumps(content, indent=2) + "\n")
-            if before is None or not (workdir / run_readme.README).is_file():
+            if recorded is None or not (workdir / run_readme.README).is_file():
                 run_readme.write(workdir, config)
         except OSError as error:
-            raise _unwritable(workdir, error) from error
+            raise _write_error(workdir, error) from error
+
+
+def _check_config(workdir: epath.Path, recorded: Config, config: Config) -> None:
+    """Raise ConfigError if `config` differs in fields that must not change."""
+    names = [name for name in differing_fields(recorded, config) if not name.startswith(MUTABLE_FIELDS)]
+    if names:
+        old, new = flatten(recorded), flatten(config)
+        changes = "; ".join(f"{name} was {old.get(name)!r}, is {new.get(name)!r}" for name in names)
+        raise ConfigError(f"{workdir} contains a run with another configuration: {changes}. Use a new workdir")
 
 
 def _check_content(path: epath.Path, content: Mapping[str, Any] | None) -> None:
-    """Raise ConfigError if the training data was another when the run began. Runs of earlier versions do not know."""
+    """Raise ConfigError if the training data changed. Runs of earlier versions have no record of it."""
     if content is None or not path.is_file():
         return
-    before = _read_json(path)
+    recorded = _read_json(path)
     if changes := [
-        f"{name} was {json.dumps(before.get(name)):.80}, is {json.dumps(value):.80}"
+        f"{name} was {json.dumps(recorded.get(name)):.80}, is {json.dumps(value):.80}"
         for name, value in content.items()
-        if before.get(name) != value
+        if recorded.get(name) != value
     ]:
         raise ConfigError(
-            f"{path.parent} holds a run with other training data: {'; '.join(changes)}. Give it back the data that it"
-            f" was begun with, which may be in another place (data.root), or begin a new run, for example with"
-            f" init={path.parent}"
+            f"{path.parent} contains a run with other training data: {'; '.join(changes)}. Use the data of that run"
+            f" (set data.root if it was moved), or start a new run, for example with init={path.parent}"
         )
 
 
-def make_writable(folder: epath.Path) -> None:
-    """Make `folder`. Raises ConfigError if nothing can be written there."""
+def make_writable_folder(folder: epath.Path) -> None:
+    """Create `folder` if it does not exist. Raises ConfigError if it cannot be written to."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         if not files.is_remote(folder) and not os.access(folder, os.W_OK | os.X_OK):
-            raise PermissionError(errno.EACCES, "it is read-only, or somebody else's")
+            raise PermissionError(errno.EACCES, "it is read-only, or belongs to another user")
     except OSError as error:
-        raise _unwritable(folder, error) from error
+        raise _write_error(folder, error) from error
 
 
-def _unwritable(folder: epath.Path, error: OSError) -> Exception:
-    """What to raise for an error on first writing: a full disk is no matter of the configuration."""
+def _write_error(folder: epath.Path, error: OSError) -> Exception:
+    """Return the error to raise: a ConfigError unless the disk is full."""
     if error.errno in DISK_FULL:
         return error
     return ConfigError(f"{folder} cannot be written to ({error.strerror or error}): use another --workdir")
 
 
 def read_config(workdir: epath.PathLike) -> Config | None:
-    """The configuration recorded in `workdir`, or None. Raises ConfigError for one that cannot be read."""
+    """Return the configuration recorded in `workdir`, or None. Raises ConfigError if it cannot be read."""
     path = epath.Path(workdir) / CONFIG
     if not path.is_file():
         return None
@@ -141,49 +149,49 @@ def read_config(workdir: epath.PathLike) -> Config | None:
 
 
 def _read_json(path: epath.Path) -> dict[str, Any]:
-    """The object in a file of the run. Raises ConfigError for what a power failure, or an editor, makes of it."""
+    """Read a JSON object. Raises ConfigError if the file is damaged."""
     try:
         content = json.loads(path.read_bytes())
     except ValueError as error:
         raise _damaged(path, f"is damaged ({error})") from None
     if not isinstance(content, dict):
-        raise _damaged(path, "is damaged (it holds no object)")
+        raise _damaged(path, "is damaged (it does not contain a JSON object)")
     return content
 
 
 def _damaged(path: epath.Path, what: str) -> ConfigError:
     return ConfigError(
-        f"{path} {what}. Put a copy there: of a backup, or of a new run that is begun with the same command in another"
-        " workdir, which writes the same file"
+        f"{path} {what}. Replace it by a backup, or by the same file of a new run, started with the same command in"
+        " another workdir"
     )
 
 
-def resumable(workdir: epath.PathLike) -> Config | None:
-    """The configuration of the run in `workdir` if it has a complete checkpoint to go on from.
+def resumable_config(workdir: epath.PathLike) -> Config | None:
+    """Return the configuration of the run in `workdir`, or None if it has no complete checkpoint to resume from.
 
-    Raises ConfigError if there is a checkpoint, but no configuration that can be read.
+    Raises ConfigError if there is a checkpoint but no readable configuration.
     """
     if not complete_steps(epath.Path(workdir) / CHECKPOINTS):
         return None
     config = read_config(workdir)
     if config is None:
-        raise _damaged(epath.Path(workdir) / CONFIG, "is missing, beside checkpoints")
+        raise _damaged(epath.Path(workdir) / CONFIG, "is missing, but there are checkpoints")
     return config
 
 
-def locate(workdir: epath.PathLike) -> epath.Path:
-    """The absolute path of a workdir; in a remote store every path is. "~" is the home directory."""
+def absolute_path(workdir: epath.PathLike) -> epath.Path:
+    """Return the absolute path of a work directory, with "~" expanded; paths in object stores are unchanged."""
     workdir = epath.Path(os.path.expanduser(workdir))
     return workdir if files.is_remote(workdir) else workdir.absolute()
 
 
 def complete_steps(folder: epath.Path) -> list[int]:
-    """Steps of the checkpoints in `folder` that were written to the end, in ascending order."""
+    """Return the steps of the complete checkpoints in `folder`, in ascending order."""
     return sorted(ocp.utils.checkpoint_steps(folder)) if folder.is_dir() else []
 
 
 def differing_fields(first: Config, second: Config) -> list[str]:
-    """Dotted names of the fields in which two configurations differ."""
+    """Return the dotted names of the fields in which two configurations differ."""
     old, new = flatten(first), flatten(second)
     missing = object()
     return [name for name in {**old, **new} if old.get(name, missing) != new.get(name, missing)]

@@ -22,7 +22,7 @@ def main(arguments: Sequence[str]) -> None:
     export.add_argument("file", type=os.path.expanduser, help="the file to write: .safetensors or .npz")
     export.add_argument("--format", choices=_EXPORT, required=True, help="names and layouts of the tensors")
     options, _ = common.parse(parser, arguments)
-    weight_files.check_name(options.file)
+    weight_files.check_suffix(options.file)
     files.check_output(options.file, "FILE", parents=False)
     config, variables = load_variables(options.workdir)
     state = _EXPORT[options.format](variables)

@@ -22,7 +22,7 @@ from mrcnn_jax.structures import Detections
 from mrcnn_jax.weights import reference_models
 
 if TYPE_CHECKING:
-    from mrcnn_jax.weights.source import Weights
+    from mrcnn_jax.weights.source import WeightsSource
 
 Image = NDArray[np.uint8] | str | os.PathLike[str]
 
@@ -56,7 +56,7 @@ class Predictor:
     @classmethod
     def from_torchvision(
         cls,
-        weights: Weights,
+        weights: WeightsSource,
         name: str = "maskrcnn_resnet50_fpn",
         *,
         exact: bool = True,
@@ -73,7 +73,7 @@ class Predictor:
     @classmethod
     def from_detectron2(
         cls,
-        weights: Weights,
+        weights: WeightsSource,
         name: str = "mask_rcnn_R_50_FPN",
         *,
         exact: bool = True,
@@ -84,7 +84,7 @@ class Predictor:
 
     @classmethod
     def _from_reference(
-        cls, weights: Weights, origin: reference_models.Origin, name: str, exact: bool, frozen_bn_eps: float | None
+        cls, weights: WeightsSource, origin: reference_models.Origin, name: str, exact: bool, frozen_bn_eps: float | None
     ) -> Predictor:
         config, variables = reference_models.load(weights, origin, name, exact=exact, frozen_bn_eps=frozen_bn_eps)
         if exact:

@@ -10,7 +10,7 @@ import jax
 from etils import epath
 
 from mrcnn_jax.checkpoints.manager import load_variables
-from mrcnn_jax.checkpoints.workdir import CONFIG, resumable
+from mrcnn_jax.checkpoints.workdir import CONFIG, resumable_config
 from mrcnn_jax.config import Config
 from mrcnn_jax.errors import ConfigError, WeightsError
 from mrcnn_jax.models.mask_rcnn import Variables, build_model, init_variables
@@ -26,7 +26,7 @@ def starting_point(config: Config, workdir: epath.PathLike, key: jax.Array) -> t
 
     Raises ConfigError for an `init` that does not exist, cannot be read or does not fit the model.
     """
-    before = resumable(workdir)
+    before = resumable_config(workdir)
     if before is None:
         return initial_variables(config, key)
     if config.init:
@@ -35,25 +35,25 @@ def starting_point(config: Config, workdir: epath.PathLike, key: jax.Array) -> t
 
 
 def initial_variables(config: Config, key: jax.Array) -> tuple[Config, Variables]:
-    """Random variables, or those of `config.init`: a file that `weights.load` reads, `weights.efficientnet.PACKAGED`,
-    or the workdir of another run.
+    """Random variables, or those of `config.init`: a file that `weights.source.load_weights` reads,
+    `efficientnet_names.PACKAGE_INIT`, or the workdir of another run.
 
     The configuration gets the preprocessing, stride and epsilon that go with the weights.
     """
     if not config.init:
         return config, init_variables(build_model(config.model), key)
     try:
-        if config.init == efficientnet_names.PACKAGED:
-            model, variables = transfer.initial_from_file(
+        if config.init == efficientnet_names.PACKAGE_INIT:
+            model, variables = transfer.init_from_file(
                 config.model, efficientnet_names.weights_file(), key, config.init
             )
         elif (epath.Path(config.init) / CONFIG).is_file():
             run, variables = load_variables(config.init)
             averaged = ", the averaged weights (train.ema_decay)" if run.train.ema_decay else ""
             log.info("%s: the newest checkpoint%s", config.init, averaged)
-            model, variables = transfer.initial_from_run(config.model, run.model, variables, key, config.init)
+            model, variables = transfer.init_from_run(config.model, run.model, variables, key, config.init)
         elif Path(config.init).is_file():
-            model, variables = transfer.initial_from_file(config.model, config.init, key)
+            model, variables = transfer.init_from_file(config.model, config.init, key)
         else:
             raise ConfigError(f"init: there is neither a file nor a workdir {config.init}")
     except WeightsError as error:

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from mrcnn_jax.checkpoints.ema import averaged_variables, start_average, update_average
+from mrcnn_jax.checkpoints.ema import ema_variables, init_ema, update_ema
 from mrcnn_jax.config import Config
 from mrcnn_jax.models.mask_rcnn import MaskRCNN, Variables
 from mrcnn_jax.structures import Batch
@@ -31,7 +31,7 @@ class TrainState(NamedTuple):
 
     def inference_variables(self) -> Variables:
         """What to evaluate: the averaged weights if there are any."""
-        return averaged_variables(self.params, self.model_state, self.ema)
+        return ema_variables(self.params, self.model_state, self.ema)
 
 
 def create_state(
@@ -41,7 +41,7 @@ def create_state(
     model_state = {name: value for name, value in variables.items() if name != "params"}
     params = variables["params"]
     zero = jnp.zeros((), jnp.int32)
-    average = start_average(params, model_state, ema_decay)
+    average = init_ema(params, model_state, ema_decay)
     return TrainState(zero, params, model_state, optimizer.init(params), average, jnp.zeros((), jnp.int32))
 
 
@@ -71,7 +71,7 @@ def make_train_step(
             updates, opt_state = optimizer.update(found.gradients, state.opt_state, state.params)
             params = optax.apply_updates(state.params, updates)
             model_state = {**state.model_state, **found.statistics}
-            ema = update_average(state.ema, params, model_state, train.ema_decay, state.step)
+            ema = update_ema(state.ema, params, model_state, train.ema_decay, state.step)
             after = TrainState(state.step + 1, params, model_state, opt_state, ema, state.skipped)
             after = _guard(state, after, finite, train.max_skipped)
         metrics = {

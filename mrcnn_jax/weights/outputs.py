@@ -1,6 +1,8 @@
-"""Which output of a head is of which class or keypoint, and where the same one is in another model's weights.
+"""Correspondence of head outputs between a model and the weights that initialize it.
 
-Names decide. Where a side has none, outputs are matched by position if there are equally many, else not at all.
+The last layers of the heads (`CLASS_LAYERS`) have outputs for each class or keypoint. `match_names` finds the same
+classes or keypoints in the weights by name. If one side has no names, outputs are matched by index when both sides have
+equally many, and not at all otherwise. `source_indices` turns this into an index for each output of a layer.
 """
 
 from __future__ import annotations
@@ -13,105 +15,109 @@ import numpy as np
 
 from mrcnn_jax.config import ModelConfig
 
-# The layers with outputs for each class or keypoint.
 CLASS_LAYERS = ("box_head/logits", "box_head/deltas", "mask_head/logits", "keypoint_head/deconv")
-_BACKGROUND, _ANY = 0, -1  # beside classes 1..C; _ANY: the output of a class-agnostic layer
-_SHOWN = 10  # names in a message
+_BACKGROUND, _ANY_CLASS = 0, -1  # next to classes 1..C; _ANY_CLASS: the output of a class-agnostic layer
+_MAX_LISTED = 10  # names in a message
 
-Output = tuple[int, Hashable]  # its class or keypoint, counted from 1, and which of its numbers it is
+OutputKey = tuple[int, Hashable]  # class or keypoint, counted from 1, and which of its outputs
 
 
-class Matched(NamedTuple):
-    """Which classes or keypoints of a model, counted from 1, are which of other weights."""
+class NameMatch(NamedTuple):
+    """Classes or keypoints of a model and the same ones in other weights, both counted from 1."""
 
     pairs: dict[int, int]
-    description: str  # what is kept, moved, new and left out
+    description: str  # for the log
 
 
-def matched(kind: str, ours: Sequence[str], theirs: Sequence[str], count: int, their_count: int) -> Matched:
-    """Match a model's `count` classes or keypoints to `their_count` of other weights by their names.
+def match_names(
+    kind: str, names: Sequence[str], source_names: Sequence[str], count: int, source_count: int
+) -> NameMatch:
+    """Match the `count` classes or keypoints of a model to the `source_count` of other weights by name.
 
-    Case, spaces, hyphens and underscores make no difference where names stay unique without them. Messages call them
-    `kind`.
+    Case, spaces, hyphens and underscores are ignored where names stay unique without them. `kind` is "classes" or
+    "keypoints", for the description.
     """
-    if len(ours) == count and len(theirs) == their_count:
-        pairs = _pairs(ours, theirs)
-        return Matched(pairs, f"{kind} by name: {_described(ours, theirs, pairs)}")
-    unnamed = "the weights do not name their" if len(theirs) != their_count else "the model does not name its"
-    if count != their_count:
-        return Matched({}, f"{unnamed} {kind}; there are {their_count}, not {count}: all begin anew")
-    return Matched({k: k for k in range(1, count + 1)}, f"{unnamed} {kind}; there are {count}: each keeps its place")
+    if len(names) == count and len(source_names) == source_count:
+        pairs = _pairs(names, source_names)
+        return NameMatch(pairs, f"{kind} matched by name: {_describe(names, source_names, pairs)}")
+    unnamed = "the weights do not name their" if len(source_names) != source_count else "the model does not name its"
+    if count != source_count:
+        reason = f"{unnamed} {kind}; the weights have {source_count}, the model has {count}"
+        return NameMatch({}, f"{reason}: none is matched")
+    return NameMatch({k: k for k in range(1, count + 1)}, f"{unnamed} {kind}; both have {count}: matched by index")
 
 
-def outputs(model: ModelConfig, layer: str) -> list[Output]:
-    """What the outputs of one of `CLASS_LAYERS` are, in order."""
+def layer_outputs(model: ModelConfig, layer: str) -> list[OutputKey]:
+    """Return the key of each output of one of `CLASS_LAYERS`, in order."""
     classes = list(range(1, model.num_classes + 1))
     if layer == "box_head/logits":
         return [(k, 0) for k in (_BACKGROUND, *classes)]
     if layer == "box_head/deltas":
-        return [(k, i) for k in ([_ANY] if model.box.class_agnostic else classes) for i in range(4)]
+        return [(k, i) for k in ([_ANY_CLASS] if model.box.class_agnostic else classes) for i in range(4)]
     if layer == "keypoint_head/deconv":
         return [(k, 0) for k in range(1, model.num_keypoints + 1)]
-    assert model.mask is not None, f"{layer} is of no head that the model has"
-    masks = [_ANY] if model.mask.class_agnostic else classes
+    assert model.mask is not None, f"{layer} belongs to a head that the model does not have"
+    masks = [_ANY_CLASS] if model.mask.class_agnostic else classes
     if model.mask.activation == "softmax":
         masks = [_BACKGROUND, *masks]
     cells = (2 * model.mask.pool_size) ** 2 if model.mask.fc_layers else 1
-    # Logits that compete in a softmax are no log-odds on their own: neither kind takes the other's place.
+    # The activation is part of the key: softmax logits cannot replace sigmoid logits, nor the reverse.
     return [(k, (model.mask.activation, cell)) for cell in range(cells) for k in masks]
 
 
-def source_of(ours: list[Output], theirs: list[Output], pairs: dict[int, int]) -> np.ndarray:
-    """(len(ours),) int: which of the outputs `theirs` each of ours begins with; -1: none.
+def source_indices(outputs: list[OutputKey], source_outputs: list[OutputKey], pairs: dict[int, int]) -> np.ndarray:
+    """Return (len(outputs),) int: the index in `source_outputs` of each output, or -1.
 
-    The background is taken only with a class that it was trained against. An output for any class serves each class.
+    The background is matched only if at least one class is. A class-agnostic output is used for every class.
     """
-    place = {output: i for i, output in enumerate(theirs)}
-    same = {**pairs, _BACKGROUND: _BACKGROUND} if pairs else {}
+    index = {output: i for i, output in enumerate(source_outputs)}
+    pairs = {**pairs, _BACKGROUND: _BACKGROUND} if pairs else {}
 
     def find(k: int, part: Hashable) -> int:
-        own = place.get((same[k], part), -1) if k in same else -1
-        return place.get((_ANY, part), -1) if own < 0 and k != _BACKGROUND else own
+        same_class = index.get((pairs[k], part), -1) if k in pairs else -1
+        return index.get((_ANY_CLASS, part), -1) if same_class < 0 and k != _BACKGROUND else same_class
 
-    return np.array([find(*output) for output in ours])
+    return np.array([find(*output) for output in outputs])
 
 
-def _pairs(ours: Sequence[str], theirs: Sequence[str]) -> dict[int, int]:
-    if tuple(ours) == tuple(theirs):
-        return {k: k for k in range(1, len(ours) + 1)}
-    exact, alike, ours_alike = _unique(theirs), _unique(map(_plain, theirs)), _unique(map(_plain, ours))
+def _pairs(names: Sequence[str], source_names: Sequence[str]) -> dict[int, int]:
+    if tuple(names) == tuple(source_names):
+        return {k: k for k in range(1, len(names) + 1)}
+    exact = _unique_indices(source_names)
+    normalized = _unique_indices(map(_normalize, names))
+    source_normalized = _unique_indices(map(_normalize, source_names))
     pairs = {}
-    for k, name in enumerate(ours, 1):
+    for k, name in enumerate(names, 1):
         if name in exact:
             pairs[k] = exact[name]
-        elif _plain(name) in alike and _plain(name) in ours_alike:
-            pairs[k] = alike[_plain(name)]
+        elif _normalize(name) in source_normalized and _normalize(name) in normalized:
+            pairs[k] = source_normalized[_normalize(name)]
     return pairs
 
 
-def _unique(names: Iterable[str]) -> dict[str, int]:
-    """The places, counted from 1, of the names that occur once."""
+def _unique_indices(names: Iterable[str]) -> dict[str, int]:
+    """The indices, counted from 1, of the names that occur once."""
     names = list(names)
     return {name: k for k, name in enumerate(names, 1) if names.count(name) == 1}
 
 
-def _plain(name: str) -> str:
+def _normalize(name: str) -> str:
     return re.sub(r"[\s_-]+", "", name.casefold())
 
 
-def _described(ours: Sequence[str], theirs: Sequence[str], pairs: dict[int, int]) -> str:
-    def named(k: int) -> str:
-        name, other = ours[k - 1], theirs[pairs[k] - 1]
-        return name if name == other else f"{name} as {other}"
+def _describe(names: Sequence[str], source_names: Sequence[str], pairs: dict[int, int]) -> str:
+    def pair_name(k: int) -> str:
+        name, source_name = names[k - 1], source_names[pairs[k] - 1]
+        return name if name == source_name else f"{name} as {source_name}"
 
     groups = {
-        "keep their place": [named(k) for k in pairs if pairs[k] == k],
-        "come from another place": [f"{named(k)} ({pairs[k]} to {k})" for k in pairs if pairs[k] != k],
-        "begin anew": [name for k, name in enumerate(ours, 1) if k not in pairs],
-        "of the weights are left out": [name for k, name in enumerate(theirs, 1) if k not in pairs.values()],
+        "with the same index": [pair_name(k) for k in pairs if pairs[k] == k],
+        "with another index": [f"{pair_name(k)} ({pairs[k]} to {k})" for k in pairs if pairs[k] != k],
+        "not in the weights": [name for k, name in enumerate(names, 1) if k not in pairs],
+        "not in the model": [name for k, name in enumerate(source_names, 1) if k not in pairs.values()],
     }
-    return "; ".join(f"{len(names)} {what}: {_listed(names)}" for what, names in groups.items() if names)
+    return "; ".join(f"{len(group)} {what}: {_listed(group)}" for what, group in groups.items() if group)
 
 
 def _listed(names: list[str]) -> str:
-    return ", ".join(names[:_SHOWN]) + (", ..." if len(names) > _SHOWN else "")
+    return ", ".join(names[:_MAX_LISTED]) + (", ..." if len(names) > _MAX_LISTED else "")

@@ -1,4 +1,4 @@
-"""What a file of weights decides about the network beside its parameters: pixels, strides, the epsilon of its norms.
+"""Preprocessing, stride and batch norm epsilon that each source of weights was trained with.
 
 | weights | channels | mean, std of pixels 0..255 | stride of a block | source |
 |---|---|---|---|---|
@@ -11,8 +11,8 @@
 | Detectron's, group norm or ResNeXt | BGR | the same | 3x3 | core/config.py, RESNETS.STRIDE_1X1 |
 | EfficientNet-Lite's | RGB | 127, 128 | - | tensorflow/tpu 22d5cab, efficientnet/lite/efficientnet_lite_builder.py |
 
-A Detectron2 state dict that holds `pixel_mean` and `pixel_std` is taken at its word. The epsilon is 1e-5, in
-EfficientNet-Lite 1e-3; torchvision runs its published COCO_V1 files with 0 (`overwrite_eps` in models/detection).
+If a Detectron2 state dict contains `pixel_mean` and `pixel_std`, they are used. The epsilon is 1e-5, in
+EfficientNet-Lite 1e-3; torchvision uses 0 for its published COCO_V1 files (`overwrite_eps` in models/detection).
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from typing import Any, Literal, NamedTuple
 
 from mrcnn_jax.config import ModelConfig
 from mrcnn_jax.errors import WeightsError
-from mrcnn_jax.weights.naming import State
+from mrcnn_jax.weights.naming import StateDict
 
 log = logging.getLogger(__name__)
 
@@ -33,7 +33,7 @@ Triple = tuple[float, float, float]
 
 
 class Preprocessing(NamedTuple):
-    """The fields of a ModelConfig that follow the weights; mean and std are in the order of the channels."""
+    """The fields of a ModelConfig that the weights determine. `pixel_mean` and `pixel_std`: in `channel_order`."""
 
     channel_order: Literal["rgb", "bgr"]
     pixel_mean: Triple
@@ -54,8 +54,8 @@ _RESNEXT = Preprocessing("bgr", _BGR_MEAN, (57.375, 57.12, 58.395), stride_in_1x
 _DETECTRON_MEAN = (102.9801, 115.9465, 122.7717)
 EFFICIENTNET_LITE = Preprocessing("rgb", (127.0, 127.0, 127.0), (128.0, 128.0, 128.0), norm_eps=1e-3)
 
-# torchvision's FasterRCNN_, MaskRCNN_ and KeypointRCNN_ResNet50_FPN_Weights.COCO_V1: a file's SHA-256 begins with the
-# digits in its name.
+# torchvision's FasterRCNN_, MaskRCNN_ and KeypointRCNN_ResNet50_FPN_Weights.COCO_V1. The digits in the name are the
+# first ones of the file's SHA-256.
 _COCO_V1 = (
     "fasterrcnn_resnet50_fpn_coco-258fb6c6.pth",
     "maskrcnn_resnet50_fpn_coco-bf2d0c1e.pth",
@@ -63,69 +63,74 @@ _COCO_V1 = (
 )
 
 
-def of_detectron2(state: State, author: str) -> Preprocessing:
-    """Of a state dict with Detectron2's names; `author` is what its file says about its origin."""
+def detectron2_preprocessing(state: StateDict, author: str) -> Preprocessing:
+    """Return the preprocessing of a state dict with Detectron2's names; `author` is `__author__` of its file."""
     if "pixel_mean" in state and "pixel_std" in state:
-        return _stated(state)
+        return _from_pixel_statistics(state)
     if author == "torchvision":
         return TORCHVISION
-    kind = _residual_network(state)
-    return {"resnext": _RESNEXT, "group norm": _GROUP_NORM, "resnet": _MSRA}[kind]
+    return {"resnext": _RESNEXT, "group norm": _GROUP_NORM, "resnet": _MSRA}[_backbone_type(state)]
 
 
-def of_detectron(state: State) -> Preprocessing:
-    """Of what Detectron (2018) trained, under Detectron2's names."""
-    return Preprocessing("bgr", _DETECTRON_MEAN, _UNSCALED, stride_in_1x1=_residual_network(state) == "resnet")
+def detectron_preprocessing(state: StateDict) -> Preprocessing:
+    """Return the preprocessing of weights of Detectron (2018), converted to Detectron2's names."""
+    return Preprocessing("bgr", _DETECTRON_MEAN, _UNSCALED, stride_in_1x1=_backbone_type(state) == "resnet")
 
 
-def apply_preprocessing(model: ModelConfig, chosen: Preprocessing) -> ModelConfig:
-    """The configuration with the fields that follow the weights set."""
-    backbone = dataclasses.replace(model.backbone, stride_in_1x1=chosen.stride_in_1x1, norm_eps=chosen.norm_eps)
+def apply_preprocessing(model: ModelConfig, new: Preprocessing) -> ModelConfig:
+    """Return `model` with the fields of `new`."""
+    backbone = dataclasses.replace(model.backbone, stride_in_1x1=new.stride_in_1x1, norm_eps=new.norm_eps)
     return dataclasses.replace(
         model,
-        channel_order=chosen.channel_order,
-        pixel_mean=chosen.pixel_mean,
-        pixel_std=chosen.pixel_std,
+        channel_order=new.channel_order,
+        pixel_mean=new.pixel_mean,
+        pixel_std=new.pixel_std,
         backbone=backbone,
     )
 
 
 def preprocessing_of(model: ModelConfig) -> Preprocessing:
-    """The fields that follow the weights, of a model that has been given some: `follow(m, followed_by(m)) == m`."""
+    """Return the fields of `model` that the weights determine; the inverse of `apply_preprocessing`."""
     backbone = model.backbone
     return Preprocessing(
         model.channel_order, model.pixel_mean, model.pixel_std, backbone.stride_in_1x1, backbone.norm_eps
     )
 
 
-def with_eps(chosen: Preprocessing, norm: str, path: Path | None, override: float | None) -> Preprocessing:
-    """Decide the epsilon of frozen batch norms, and log it. `path`: the file, if its hash may tell.
+def select_norm_eps(default: Preprocessing, norm: str, path: Path | None, override: float | None) -> Preprocessing:
+    """Return `default` with the epsilon of the frozen batch norms, which is logged.
 
-    Raises WeightsError for an override where there is no frozen batch norm.
+    Args:
+      norm: the norm of the backbone; without frozen batch norms, `default` is returned.
+      path: a file that may be one of torchvision's published COCO_V1 files, which have epsilon 0.
+      override: an epsilon that replaces all others.
+
+    Raises WeightsError if there is an `override` but no frozen batch norm.
     """
     if norm != "frozen_bn":
         if override is not None:
             raise WeightsError(f"frozen_bn_eps={override} is for frozen batch norms; the backbone's norm is {norm!r}")
-        return chosen
+        return default
+    selected = default
     if override is not None:
-        chosen, reason = chosen._replace(norm_eps=override), "as asked for"
-    elif path is not None and (name := published_as(path)):
-        chosen, reason = chosen._replace(norm_eps=0.0), f"this is torchvision's {name}"
+        selected, reason = default._replace(norm_eps=override), "as requested"
+    elif path is not None and (name := published_file_name(path)):
+        selected, reason = default._replace(norm_eps=0.0), f"the file is torchvision's {name}"
     else:
-        reason = "the default" if path is None else "this is not one of torchvision's published COCO_V1 files"
-    log.info("epsilon of the frozen batch norms: %g (%s)", chosen.norm_eps, reason)
-    return chosen
+        reason = "the default" if path is None else "the file is not one of torchvision's published COCO_V1 files"
+    log.info("epsilon of the frozen batch norms: %g (%s)", selected.norm_eps, reason)
+    return selected
 
 
-def published_as(path: Path) -> str | None:
-    """The name of torchvision's COCO_V1 file that this is, by its content, whatever it is called; else None."""
+def published_file_name(path: Path) -> str | None:
+    """Return the name of torchvision's COCO_V1 file with the content of `path`; None if there is none."""
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     return next((name for name in _COCO_V1 if digest.startswith(name[-12:-4])), None)
 
 
-def _residual_network(state: State) -> Literal["resnet", "resnext", "group norm"]:
-    """What kind of network a state dict with Detectron2's names is of."""
+def _backbone_type(state: StateDict) -> Literal["resnet", "resnext", "group norm"]:
+    """The type of the backbone in a state dict with Detectron2's names."""
     kernel = next((value for name, value in state.items() if name.endswith("res2.0.conv2.weight")), None)
     if kernel is not None and kernel.ndim == 4 and kernel.shape[1] < kernel.shape[0]:
         return "resnext"
@@ -133,18 +138,19 @@ def _residual_network(state: State) -> Literal["resnet", "resnext", "group norm"
     return "resnet" if batch_norm else "group norm"
 
 
-def _stated(state: State) -> Preprocessing:
-    """Of a state dict that stores its pixel statistics. Red is the brightest channel of ImageNet: it tells the order.
+def _from_pixel_statistics(state: StateDict) -> Preprocessing:
+    """Preprocessing of a state dict that contains its pixel mean and std.
 
-    Statistics with scaled pixels in RGB belong to torchvision's ResNets, and such in BGR to Caffe2's ResNeXt.
+    The channel order is inferred: red has the highest mean in ImageNet. Scaled pixels in RGB belong to torchvision's
+    ResNets, scaled pixels in BGR to Caffe2's ResNeXt; both have the stride in the 3x3 convolution.
     """
     mean, std = _triple(state["pixel_mean"]), _triple(state["pixel_std"])
     order: Literal["rgb", "bgr"] = "rgb" if mean[0] > mean[2] else "bgr"
-    unscaled = std == _UNSCALED and _residual_network(state) == "resnet"
+    unscaled = std == _UNSCALED and _backbone_type(state) == "resnet"
     return Preprocessing(order, mean, std, stride_in_1x1=unscaled)
 
 
 def _triple(value: Any) -> Triple:
-    """float32 numbers as they were written: 103.53, not 103.52999877929688."""
-    red, green, blue = (float(f"{float(v):.7g}") for v in value.reshape(-1))
-    return red, green, blue
+    """Three float32 numbers in their shortest decimal form: 103.53, not 103.52999877929688."""
+    first, second, third = (float(f"{float(v):.7g}") for v in value.reshape(-1))
+    return first, second, third

@@ -1,4 +1,4 @@
-"""torchvision and Detectron2 models by their own names."""
+"""Models of the reference implementations (torchvision, Detectron2), loaded by their own names."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING, Any, Literal
 from mrcnn_jax.config import Config, presets
 
 if TYPE_CHECKING:
-    from mrcnn_jax.weights.source import Weights
+    from mrcnn_jax.weights.source import WeightsSource
 
 Origin = Literal["torchvision", "detectron2"]
 ORIGINS: tuple[Origin, ...] = ("torchvision", "detectron2")
 
 
 def origin_of(name: str) -> Origin:
-    """Which reference implementation a model name is from: torchvision writes maskrcnn_..., Detectron2 mask_rcnn_..."""
+    """Return the project of a model name: maskrcnn_... is torchvision's, mask_rcnn_... Detectron2's."""
     return "torchvision" if re.match("(mask|faster|keypoint)rcnn", name) else "detectron2"
 
 
@@ -27,7 +27,7 @@ def is_name(text: str) -> bool:
 
 
 def load(
-    source: Weights,
+    source: WeightsSource,
     origin: Origin,
     name: str,
     recipe: Config | None = None,
@@ -35,18 +35,19 @@ def load(
     exact: bool = True,
     frozen_bn_eps: float | None = None,
 ) -> tuple[Config, Any]:
-    """Configuration and variables of a reference model.
+    """Load the configuration and the variables of a reference model.
 
     Args:
-      source: a file of weights (.pth, .pkl, .npz, .safetensors), or a state dict of arrays or torch tensors.
-      name: of the model, such as "maskrcnn_resnet50_fpn" or "mask_rcnn_R_50_FPN"; see `presets`.
-      recipe: where data and settings come from, all but the model. Default: COCO 2017.
-      exact: resize and pad every image as the reference implementation does; otherwise into the buckets.
-      frozen_bn_eps: epsilon of frozen batch norms; default: what the weights were made with.
+      source: a weights file (.pth, .pkl, .npz, .safetensors), or a state dict of arrays or torch tensors.
+      origin: the project of the model.
+      name: the project's name of the model, such as "maskrcnn_resnet50_fpn" or "mask_rcnn_R_50_FPN"; see `presets`.
+      recipe: the configuration of everything but the model. Default: COCO 2017.
+      exact: whether to resize and pad each image as the reference implementation does; otherwise into the buckets.
+      frozen_bn_eps: epsilon of frozen batch norms. Default: the value that belongs to the weights.
 
     Raises ConfigError for an unknown name, WeightsError for weights that cannot be used.
     """
-    from mrcnn_jax.weights.transfer import import_weights  # here: it needs jax
+    from mrcnn_jax.weights.transfer import import_weights  # deferred, because it imports jax
 
     model = presets.torchvision_model(name) if origin == "torchvision" else presets.detectron2_model(name)
     model, variables = import_weights(source, model, format=origin, frozen_bn_eps=frozen_bn_eps)

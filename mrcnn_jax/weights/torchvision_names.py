@@ -1,8 +1,8 @@
-"""Names and layouts of torchvision: its detection models, and its ResNet and ResNeXt classifiers.
+"""Names of torchvision's detection models and of its ResNet and ResNeXt classifiers.
 
-torchvision keeps a background row in its box deltas and a background channel in its mask predictor; neither is ever
-read, so they are dropped on import and written as zeros on export. Its class scores have the background first, as ours.
-Sources: torchvision 0.29.2, models/detection (names; the older ones in rpn.py, mask_rcnn.py and
+torchvision has a background row in its box deltas and a background channel in its mask predictor. Neither is ever used:
+they are dropped on import and written as zeros on export. The background is the first class of its scores, as in ours.
+Sources: torchvision 0.29.2, models/detection (older names in rpn.py, mask_rcnn.py and
 ops/feature_pyramid_network.py), models/resnet.py.
 """
 
@@ -17,11 +17,11 @@ import numpy as np
 from mrcnn_jax.errors import WeightsError
 from mrcnn_jax.models.mask_rcnn import MaskRCNN, Variables
 from mrcnn_jax.weights import naming
-from mrcnn_jax.weights.naming import Naming, Network, Rows, Rules, State
+from mrcnn_jax.weights.naming import Architecture, Naming, RowTransform, Rules, StateDict
 
 
 def resnet_rules(prefix: str, stages: str = "backbone/") -> Rules:
-    """A residual network under `prefix`; `stages`: the pattern of where our res2..res5 are."""
+    """Rules for a residual network under `prefix`; `stages` is a pattern of the path of our res2..res5."""
     block = rf"{stages}res(\d)/block(\d+)"
     return [
         (r"backbone/stem/conv", lambda: f"{prefix}conv1"),
@@ -33,7 +33,7 @@ def resnet_rules(prefix: str, stages: str = "backbone/") -> Rules:
     ]
 
 
-def _detection_rules(network: Network) -> Rules:
+def _detection_rules(network: Architecture) -> Rules:
     return [
         *resnet_rules("backbone.body."),
         (r"fpn/lateral(\d)", lambda level: f"backbone.fpn.inner_blocks.{level - 2}.0"),
@@ -43,7 +43,7 @@ def _detection_rules(network: Network) -> Rules:
         (r"rpn_head/conv(\d)", lambda i: f"rpn.head.conv.{i - 1}.0"),
         (r"rpn_head/objectness", lambda: "rpn.head.cls_logits"),
         (r"rpn_head/deltas", lambda: "rpn.head.bbox_pred"),
-        *_box_layers(network.box_convs),
+        *_box_head_rules(network.box_convs),
         (r"box_head/logits", lambda: "roi_heads.box_predictor.cls_score"),
         (r"box_head/deltas", lambda: "roi_heads.box_predictor.bbox_pred"),
         (r"mask_head/conv(\d)", lambda i: f"roi_heads.mask_head.{i - 1}.0"),
@@ -55,8 +55,8 @@ def _detection_rules(network: Network) -> Rules:
     ]
 
 
-def _box_layers(convs: int) -> Rules:
-    """Two named layers; or one sequence of blocks (convolution, norm, ReLU), a flattening, and layers with ReLUs."""
+def _box_head_rules(convs: int) -> Rules:
+    """Rules for fc6 and fc7, or for a sequence of `convs` blocks, a flatten layer, and fully connected layers."""
     if not convs:
         return [(r"box_head/fc(\d)", lambda i: f"roi_heads.box_head.fc{i + 5}")]
     return [
@@ -66,26 +66,26 @@ def _box_layers(convs: int) -> Rules:
     ]
 
 
-def _without(rows: int) -> Rows:
+def _drop_rows(rows: int) -> RowTransform:
     return lambda value: value[rows:]
 
 
-def _with_zeros(rows: int) -> Rows:
+def _prepend_zero_rows(rows: int) -> RowTransform:
     return lambda value: np.concatenate([np.zeros((rows, *value.shape[1:]), value.dtype), value])
 
 
-_BACKGROUND = {"box_head/deltas": 4, "mask_head/logits": 1}
+_BACKGROUND_ROWS = {"box_head/deltas": 4, "mask_head/logits": 1}
 DETECTION = Naming(
     "torchvision",
     _detection_rules,
-    rows_in={module: _without(rows) for module, rows in _BACKGROUND.items()},
-    rows_out={module: _with_zeros(rows) for module, rows in _BACKGROUND.items()},
+    import_rows={module: _drop_rows(rows) for module, rows in _BACKGROUND_ROWS.items()},
+    export_rows={module: _prepend_zero_rows(rows) for module, rows in _BACKGROUND_ROWS.items()},
     class_scores="roi_heads.box_predictor.cls_score.bias",
 )
-# A classifier; its last stage is the head of a C4 model.
+# Our C4 models have the last stage outside of the backbone.
 CLASSIFIER = Naming("torchvision's classifier", lambda _: resnet_rules("", "(?:backbone/)?"))
 
-# Older names, which its published COCO_V1 files may have; the newer ones wrap a layer in a block.
+# Names of earlier versions, which the published COCO_V1 files may have. Later versions wrap each layer in a block.
 _OLD_NAMES: list[tuple[re.Pattern[str], str | Callable[[re.Match[str]], str]]] = [
     (re.compile(r"(backbone\.fpn\.(?:inner|layer)_blocks\.\d)\.(weight|bias)"), r"\1.0.\2"),
     (re.compile(r"rpn\.head\.conv\.(weight|bias)"), r"rpn.head.conv.0.0.\1"),
@@ -93,8 +93,8 @@ _OLD_NAMES: list[tuple[re.Pattern[str], str | Callable[[re.Match[str]], str]]] =
 ]
 
 
-def with_new_names(state: State) -> dict[str, np.ndarray]:
-    """A state dict of any version of torchvision under its present names."""
+def update_names(state: StateDict) -> dict[str, np.ndarray]:
+    """Rename the tensors of a state dict of any torchvision version to the current names."""
     renamed = {}
     for name, value in state.items():
         for pattern, replacement in _OLD_NAMES:
@@ -104,25 +104,25 @@ def with_new_names(state: State) -> dict[str, np.ndarray]:
     return renamed
 
 
-def import_state(model: MaskRCNN, state: State) -> Variables:
-    """Our variables from the state dict of a torchvision detection model of the same architecture, old names or new.
+def import_state(model: MaskRCNN, state: StateDict) -> Variables:
+    """Convert the state dict of a torchvision detection model, of any version, to the variables of `model`.
 
     Raises WeightsError that lists every missing, unexpected and wrongly shaped tensor.
     """
-    return naming.import_state(DETECTION, model, with_new_names(state))
+    return naming.import_state(DETECTION, model, update_names(state))
 
 
 def export_state(tree: Mapping[str, Any]) -> dict[str, np.ndarray]:
-    """The arrays of `tree` (`{collection: ...}`, variables or gradients) under torchvision's names and layouts.
+    """Convert `tree` (`{collection: ...}`, variables or gradients) to a torchvision state dict.
 
-    Raises WeightsError for what torchvision has no model for: C4, class-agnostic heads.
+    Raises WeightsError if torchvision has no such model: C4, class-agnostic heads.
     """
     state = naming.export_state(DETECTION, tree)
     classes = len(state["roi_heads.box_predictor.cls_score.bias"])
-    for name, outputs in (
+    for name, size in (
         ("roi_heads.box_predictor.bbox_pred.bias", 4 * classes),
         ("roi_heads.mask_predictor.mask_fcn_logits.bias", classes),
     ):
-        if name in state and len(state[name]) != outputs:
+        if name in state and len(state[name]) != size:
             raise WeightsError(f"torchvision has no class-agnostic heads: {name} would be {state[name].shape}")
     return state

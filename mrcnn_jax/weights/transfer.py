@@ -1,7 +1,12 @@
-"""Anybody's weights into a model: for inference as they are, or as the beginning of a training.
+"""Weights of other projects and of earlier runs as variables of a model, for inference or to start training from.
 
-The file decides what goes with its weights (preprocessing, where blocks have their stride, the epsilon of frozen batch
-norms, and for inference the classes); what it decides is returned as part of the configuration.
+- `import_weights`: a whole detection model of torchvision or Detectron2, ready for inference.
+- `init_from_file`: initial variables of a training run, from a detection model or an ImageNet classifier.
+- `init_from_run`: initial variables of a training run, from another run of this project.
+
+Each returns the model's configuration together with the variables, because weights determine some of its fields: the
+preprocessing, the stride of residual blocks, the epsilon of frozen batch norms and, for inference, the classes.
+Changed fields are logged.
 """
 
 from __future__ import annotations
@@ -20,156 +25,175 @@ from mrcnn_jax.config import BoxHeadConfig, MaskHeadConfig, ModelConfig
 from mrcnn_jax.errors import WeightsError
 from mrcnn_jax.models.mask_rcnn import Variables, build_model, init_variables
 from mrcnn_jax.weights import caffe2_names, naming, preprocessing
-from mrcnn_jax.weights.coco_categories import KEYPOINTS, SKELETON, categories
-from mrcnn_jax.weights.naming import Flat, Naming, Path, State
-from mrcnn_jax.weights.outputs import CLASS_LAYERS, matched, outputs, source_of
+from mrcnn_jax.weights.coco_categories import PERSON_KEYPOINTS, PERSON_SKELETON, coco_categories
+from mrcnn_jax.weights.naming import FlatVariables, Naming, StateDict, VariablePath
+from mrcnn_jax.weights.outputs import CLASS_LAYERS, layer_outputs, match_names, source_indices
 from mrcnn_jax.weights.preprocessing import Preprocessing, apply_preprocessing, preprocessing_of
-from mrcnn_jax.weights.source import Source, Weights, detect_format
+from mrcnn_jax.weights.source import LoadedWeights, WeightsSource, load_weights
 
 log = logging.getLogger(__name__)
 
-Shapes = Mapping[Path, tuple[int, ...]]
-Partial = tuple[np.ndarray, np.ndarray]  # a variable, and which of its outputs hold values
+Shapes = Mapping[VariablePath, tuple[int, ...]]
+PartialVariable = tuple[np.ndarray, np.ndarray]  # a variable, and bool: which of its outputs (last axis) have values
 _HEADS = ("box_head", "mask_head", "keypoint_head")
 
 
 def import_weights(
-    source: Weights,
+    source: WeightsSource,
     model: ModelConfig,
     *,
     format: Literal["torchvision", "detectron2", "auto"] = "auto",
     frozen_bn_eps: float | None = None,
 ) -> tuple[ModelConfig, Variables]:
-    """A peer's detection model, ready for inference: its configuration and its variables (NumPy arrays, float32).
+    """Load a detection model of torchvision or Detectron2 for inference.
 
     Args:
       source: a file (.pth, .pkl, .npz, .safetensors), or a state dict of arrays or torch tensors.
-      model: the architecture, as in `presets`. The number of classes, their ids and names (where `model` does not have
-        as many), preprocessing, stride and epsilon are replaced by those of the weights.
-      format: whose names are expected; "auto" looks. Detectron (2018) counts as "detectron2".
-      frozen_bn_eps: epsilon of frozen batch norms; default: see `preprocessing`. Which one is used is logged.
+      model: the architecture, as in `presets`. Preprocessing, stride, epsilon and number of classes are replaced by
+        those of the weights; category ids and names only if their number differs.
+      format: the expected format; "auto" accepts each. Detectron (2018) counts as "detectron2".
+      frozen_bn_eps: epsilon of frozen batch norms. Default: as in `preprocessing.select_norm_eps`. The value is logged.
 
-    Raises WeightsError for a file that cannot be read, is of another format, holds no whole model, or does not fit
-    `model`; in the last case with the list of all that is missing, unexpected or of another shape.
+    Returns the configuration and the variables (NumPy arrays, float32).
+
+    Raises WeightsError if the file cannot be read, has another format, is not a whole detection model, or does not fit
+    `model`; in the last case the message lists every missing, unexpected and wrongly shaped tensor.
     """
-    found = detect_format(source)
-    if not found.kind.whole:
+    weights = load_weights(source)
+    if not weights.format.is_detector:
         raise WeightsError(
-            f"{found.label} is {found.kind.description}, not a detection model; a training can start from it (init)"
+            f"{weights.label} is {weights.format.description}, not a detection model; training can start from it (init)"
         )
-    if format not in ("auto", found.kind.format):
-        raise WeightsError(f"{found.label} is {found.kind.description}, not in the format {format!r}")
-    model = _with_classes(_follow(model, found, frozen_bn_eps), found)
-    shapes = naming.template(build_model(model))
-    given = naming.match(found.kind.naming, shapes, found.state, source=found.label)
-    return model, flax.traverse_util.unflatten_dict(given)
+    if format not in ("auto", weights.format.origin):
+        raise WeightsError(f"{weights.label} is {weights.format.description}, not in the format {format!r}")
+    model = _set_classes(_set_preprocessing(model, weights, frozen_bn_eps), weights)
+    shapes = naming.flat_shapes(build_model(model))
+    variables = naming.convert_state(weights.format.naming, shapes, weights.state, source=weights.label)
+    return model, flax.traverse_util.unflatten_dict(variables)
 
 
-def initial_from_file(
-    model: ModelConfig, source: Weights, key: jax.Array, label: str = ""
+def init_from_file(
+    model: ModelConfig, source: WeightsSource, key: jax.Array, label: str = ""
 ) -> tuple[ModelConfig, Variables]:
-    """What a training of `model`, whose classes are known, starts from: weights of a whole model or of a classifier.
+    """Initialize the variables of `model` from a detection model or a classifier.
 
-    Classes and keypoints are matched by name (`outputs`). Classes and heads that the weights lack, and all that a
-    classifier lacks, get random values; heads that the model lacks are left out; each is logged. Returns the
-    configuration with the preprocessing, stride and epsilon of the weights, and the variables. Messages call the file
-    `label`, or by its path.
+    Classes and keypoints are matched by name (see `outputs`). Classes and heads that the weights lack, and everything
+    but the backbone if the weights are a classifier, are initialized randomly. Heads that the model lacks are dropped.
+    All of this is logged.
 
-    Raises WeightsError for a file that cannot be read, is of no known kind, or does not fit; see `import_weights`.
+    Args:
+      model: the configuration of the model, with the classes of the training data.
+      source: a file (.pth, .pkl, .npz, .safetensors), or a state dict of arrays or torch tensors.
+      key: PRNG key for the random values.
+      label: the name of the weights in messages; by default the path of the file.
+
+    Returns the configuration with the preprocessing, stride and epsilon of the weights, and the variables.
+
+    Raises WeightsError if the file cannot be read, has an unknown format, or does not fit; see `import_weights`.
     """
-    found = detect_format(source, label)
-    model = _follow(model, found, None)
-    log.info("%s: %s", found.label, found.kind.description)
-    if model.backbone.norm in ("bn", "sync_bn") and caffe2_names.has_fused_norms(found.state):
+    weights = load_weights(source, label)
+    model = _set_preprocessing(model, weights, None)
+    log.info("%s: %s", weights.label, weights.format.description)
+    if model.backbone.norm in ("bn", "sync_bn") and caffe2_names.has_fused_norms(weights.state):
         raise WeightsError(
-            f"{found.label}: its batch norms are fused into a scale and an offset, which do not fit the statistics of a"
-            f" batch: set model.backbone.norm=frozen_bn instead of {model.backbone.norm}"
+            f"{weights.label}: its batch norms are fused into a scale and an offset and cannot be trained with the"
+            f" statistics of a batch: set model.backbone.norm=frozen_bn instead of {model.backbone.norm}"
         )
-    shapes = naming.template(build_model(model))
-    if found.kind.whole:
-        theirs = _as_in_file(model, found)
-        return model, _taken_over(model, theirs, shapes, found.kind.naming, found.state, key, found.label)
+    shapes = naming.flat_shapes(build_model(model))
+    if weights.format.is_detector:
+        source_model = _source_config(model, weights)
+        names, state = weights.format.naming, weights.state
+        return model, _transfer_variables(model, source_model, shapes, names, state, key, weights.label)
     wanted = {path: shape for path, shape in shapes.items() if _in_backbone(path)}
-    given = naming.match(found.kind.naming, wanted, found.state, source=found.label)
-    return model, _fill_missing(model, shapes, given, key, found.label)
+    variables = naming.convert_state(weights.format.naming, wanted, weights.state, source=weights.label)
+    return model, _fill_missing(model, shapes, variables, key, weights.label)
 
 
-def initial_from_run(
+def init_from_run(
     model: ModelConfig, run: ModelConfig, variables: Variables, key: jax.Array, label: str
 ) -> tuple[ModelConfig, Variables]:
-    """As `initial_from_file`, from the configuration and the variables of another run of ours."""
+    """Initialize the variables of `model` from those of another run.
+
+    `run` is the model configuration of that run; otherwise as `init_from_file`.
+    """
     model = apply_preprocessing(model, preprocessing_of(run))
-    shapes = naming.template(build_model(model))
+    shapes = naming.flat_shapes(build_model(model))
     leaves = flax.traverse_util.flatten_dict(jax.device_get(variables))
-    names = naming.OURS.names(leaves, naming.describe(shapes))
+    names = naming.FLAX.names(leaves, naming.architecture_of(shapes))
     state = {names[path]: leaf for path, leaf in leaves.items()}
-    begun = _taken_over(model, run, shapes, naming.OURS, state, key, label)
-    before, after = run.backbone.norm, model.backbone.norm
-    if before != after:
-        log.info("%s: model.backbone.norm is %s, was %s: constants and statistics are kept", label, after, before)
-    return model, begun
+    initial = _transfer_variables(model, run, shapes, naming.FLAX, state, key, label)
+    old, new = run.backbone.norm, model.backbone.norm
+    if old != new:
+        log.info("%s: model.backbone.norm is %s, was %s: constants and statistics are kept", label, new, old)
+    return model, initial
 
 
-def _taken_over(
-    model: ModelConfig, theirs: ModelConfig, shapes: Shapes, peer: Naming, state: State, key: jax.Array, label: str
+def _transfer_variables(
+    model: ModelConfig,
+    source_model: ModelConfig,
+    shapes: Shapes,
+    names: Naming,
+    state: StateDict,
+    key: jax.Array,
+    label: str,
 ) -> Variables:
-    """Variables of `model` out of `state`, in which the outputs of the heads are those of the model `theirs`."""
-    ours, there = {path[1] for path in shapes}, {_head(name) for name in state} - {""}
-    if extra := sorted(there - ours):
-        log.info("%s: left out, since the model has none: %s", label, ", ".join(extra))
-    state = {name: value for name, value in state.items() if _head(name) not in extra}
+    """Variables of `model` from the state dict of `source_model`, which may have other classes, keypoints and heads."""
+    heads, source_heads = {path[1] for path in shapes}, {_head(name) for name in state} - {""}
+    if dropped := sorted(source_heads - heads):
+        log.info("%s: not used, because the model has none: %s", label, ", ".join(dropped))
+    state = {name: value for name, value in state.items() if _head(name) not in dropped}
     wanted = {
-        path: _with_outputs(path, shape, theirs)
+        path: _source_shape(path, shape, source_model)
         for path, shape in shapes.items()
-        if path[1] not in _HEADS or path[1] in there
+        if path[1] not in _HEADS or path[1] in source_heads
     }
-    given = naming.match(peer, wanted, state, source=label)
-    pairs = _matched_classes(model, theirs, there & ours, label)
-    partial: dict[Path, Partial] = {}
-    for path in [path for path in given if naming.module_of(path) in CLASS_LAYERS]:
-        layer, value = naming.module_of(path), given.pop(path)
-        places = source_of(outputs(model, layer), outputs(theirs, layer), pairs[path[1]])
-        if (places >= 0).all():
-            given[path] = value[..., places]
-        elif (places >= 0).any():
-            partial[path] = value[..., places], places >= 0
-    return _fill_missing(model, shapes, given, key, label, partial)
+    variables = naming.convert_state(names, wanted, state, source=label)
+    pairs = _match_classes(model, source_model, source_heads & heads, label)
+    partial: dict[VariablePath, PartialVariable] = {}
+    for path in [path for path in variables if naming.module_of(path) in CLASS_LAYERS]:
+        layer, value = naming.module_of(path), variables.pop(path)
+        indices = source_indices(layer_outputs(model, layer), layer_outputs(source_model, layer), pairs[path[1]])
+        if (indices >= 0).all():
+            variables[path] = value[..., indices]
+        elif (indices >= 0).any():
+            partial[path] = value[..., indices], indices >= 0
+    return _fill_missing(model, shapes, variables, key, label, partial)
 
 
-def _matched_classes(
-    model: ModelConfig, theirs: ModelConfig, heads: Collection[str], label: str
+def _match_classes(
+    model: ModelConfig, source_model: ModelConfig, heads: Collection[str], label: str
 ) -> dict[str, dict[int, int]]:
-    """For each of `heads`, which of its classes or keypoints are which of `theirs`; logged."""
+    """For each of `heads`, the class or keypoint in `source_model` of each one in `model`, counted from 1; logged."""
     pairs = {}
     if "box_head" in heads or "mask_head" in heads:
-        names = model.category_names, theirs.category_names
-        classes = matched("classes", *names, model.num_classes, theirs.num_classes)
+        names = model.category_names, source_model.category_names
+        classes = match_names("classes", *names, model.num_classes, source_model.num_classes)
         log.info("%s: %s", label, classes.description)
         pairs = {"box_head": classes.pairs, "mask_head": classes.pairs}
     if "keypoint_head" in heads:
-        names = model.keypoint_names, theirs.keypoint_names
-        keypoints = matched("keypoints", *names, model.num_keypoints, theirs.num_keypoints)
+        names = model.keypoint_names, source_model.keypoint_names
+        keypoints = match_names("keypoints", *names, model.num_keypoints, source_model.num_keypoints)
         log.info("%s: %s", label, keypoints.description)
         pairs["keypoint_head"] = keypoints.pairs
     return pairs
 
 
-def _as_in_file(model: ModelConfig, found: Source) -> ModelConfig:
-    """`model` with heads for the classes and keypoints of a file, whose numbers tell whether they are COCO's."""
-    rows = {layer: _rows(found, layer) for layer in CLASS_LAYERS}
-    classes = rows["box_head/logits"] - 1 if rows["box_head/logits"] else model.num_classes
-    keypoints = rows["keypoint_head/deconv"]
-    keypoint_names = KEYPOINTS if keypoints == len(KEYPOINTS) else ()
-    _, names = categories(classes, of_persons=bool(keypoint_names))
+def _source_config(model: ModelConfig, weights: LoadedWeights) -> ModelConfig:
+    """`model` with the heads of the weights. Classes and keypoints are taken for COCO's if there are as many."""
+    counts = {layer: _num_outputs(weights, layer) for layer in CLASS_LAYERS}
+    classes = counts["box_head/logits"] - 1 if counts["box_head/logits"] else model.num_classes
+    keypoints = counts["keypoint_head/deconv"]
+    keypoint_names = PERSON_KEYPOINTS if keypoints == len(PERSON_KEYPOINTS) else ()
+    _, names = coco_categories(classes, person=bool(keypoint_names))
     if names or keypoint_names:
         which = " and ".join(["classes"] * bool(names) + ["keypoints"] * bool(keypoint_names))
-        log.info("%s: its %s are taken for COCO's, since they are as many", found.label, which)
+        log.info("%s: its %s are assumed to be COCO's, because of their number", weights.label, which)
 
-    def is_agnostic(outputs: int, head: BoxHeadConfig | MaskHeadConfig) -> bool:
-        return outputs == 1 and (classes > 1 or head.class_agnostic)
+    def is_agnostic(count: int, head: BoxHeadConfig | MaskHeadConfig) -> bool:
+        return count == 1 and (classes > 1 or head.class_agnostic)
 
-    box = dataclasses.replace(model.box, class_agnostic=is_agnostic(rows["box_head/deltas"] // 4, model.box))
-    mask, masks = model.mask, rows["mask_head/logits"]
+    box = dataclasses.replace(model.box, class_agnostic=is_agnostic(counts["box_head/deltas"] // 4, model.box))
+    mask, masks = model.mask, counts["mask_head/logits"]
     if mask is not None:
         activation: Literal["sigmoid", "softmax"] = "softmax" if masks == classes + 1 else "sigmoid"
         mask = dataclasses.replace(mask, class_agnostic=is_agnostic(masks, mask), activation=activation)
@@ -187,86 +211,90 @@ def _as_in_file(model: ModelConfig, found: Source) -> ModelConfig:
     )
 
 
-def _rows(found: Source, layer: str) -> int:
-    """How many outputs a layer has in a file; 0 where it has no such layer."""
+def _num_outputs(weights: LoadedWeights, layer: str) -> int:
+    """Number of outputs of a layer in the weights; 0 if they have no such layer."""
     path = ("params", *layer.split("/"), "bias")
-    network = naming.describe({})
-    value = found.state.get(found.kind.naming.names([path], network)[path], np.zeros(0))
-    return np.size(found.kind.naming.to_ours(path, value, network))
+    network = naming.architecture_of({})
+    bias = weights.state.get(weights.format.naming.names([path], network)[path], np.zeros(0))
+    return np.size(weights.format.naming.to_flax(path, bias, network))
 
 
-def _with_outputs(path: Path, shape: tuple[int, ...], theirs: ModelConfig) -> tuple[int, ...]:
-    """The shape that a variable of this path has in `theirs`, if only classes and keypoints differ."""
+def _source_shape(path: VariablePath, shape: tuple[int, ...], source_model: ModelConfig) -> tuple[int, ...]:
+    """The shape of a variable in `source_model`, which differs only in classes and keypoints."""
     layer = naming.module_of(path)
-    return (*shape[:-1], len(outputs(theirs, layer))) if layer in CLASS_LAYERS else shape
+    return (*shape[:-1], len(layer_outputs(source_model, layer))) if layer in CLASS_LAYERS else shape
 
 
 def _head(name: str) -> str:
-    """The head that a tensor of any naming is of; "" if of none."""
-    found = re.search(r"(?:^|[./])(box|mask|keypoint)_(?:head|predictor)[./]", name)
-    return f"{found[1]}_head" if found else ""
+    """The head that a tensor belongs to, in any naming; "" if it belongs to none."""
+    match = re.search(r"(?:^|[./])(box|mask|keypoint)_(?:head|predictor)[./]", name)
+    return f"{match[1]}_head" if match else ""
 
 
-def _follow(model: ModelConfig, found: Source, frozen_bn_eps: float | None) -> ModelConfig:
-    path = found.path if found.kind.format == "torchvision" and found.kind.whole else None
-    chosen = preprocessing.with_eps(found.preprocessing, model.backbone.norm, path, frozen_bn_eps)
-    _report(found.label, model, chosen)
-    return apply_preprocessing(model, chosen)
+def _set_preprocessing(model: ModelConfig, weights: LoadedWeights, frozen_bn_eps: float | None) -> ModelConfig:
+    """`model` with the preprocessing, stride and epsilon of the weights; changed fields are logged."""
+    path = weights.path if weights.format.origin == "torchvision" and weights.format.is_detector else None
+    new = preprocessing.select_norm_eps(weights.preprocessing, model.backbone.norm, path, frozen_bn_eps)
+    _log_changes(weights.label, preprocessing_of(model), new)
+    return apply_preprocessing(model, new)
 
 
-def _report(label: str, model: ModelConfig, chosen: Preprocessing) -> None:
-    """Log which fields of the configuration the weights change."""
-    before = preprocessing_of(model)
-    fields = zip(chosen._fields, map(_shown, before), map(_shown, chosen), strict=True)
-    changes = [f"{name} is {new}, was {old}" for name, old, new in fields if old != new]
+def _log_changes(label: str, old: Preprocessing, new: Preprocessing) -> None:
+    fields = zip(new._fields, map(_format_value, old), map(_format_value, new), strict=True)
+    changes = [f"{name} is {after}, was {before}" for name, before, after in fields if before != after]
     if changes:
-        log.info("%s decides: %s", label, "; ".join(changes))
+        log.info("%s sets %s", label, "; ".join(changes))
 
 
-def _shown(value: Any) -> str:
+def _format_value(value: Any) -> str:
     if isinstance(value, tuple):
-        return " ".join(map(_shown, value))
+        return " ".join(map(_format_value, value))
     return f"{value:.6g}" if isinstance(value, float) else str(value)
 
 
-def _with_classes(model: ModelConfig, found: Source) -> ModelConfig:
-    """The model with the number of classes of the weights; ids and names stay where there are as many.
+def _set_classes(model: ModelConfig, weights: LoadedWeights) -> ModelConfig:
+    """`model` with the number of classes of the weights. Category ids and names are kept if there are as many.
 
-    One class with 17 keypoints is COCO's person.
+    A single class with 17 keypoints is COCO's person.
     """
-    name = found.kind.naming.class_scores
-    if name not in found.state:
-        raise WeightsError(f"{found.label} has no {name}: it is not a whole detection model")
-    count = len(found.state[name]) - 1
+    name = weights.format.naming.class_scores
+    if name not in weights.state:
+        raise WeightsError(f"{weights.label} has no {name}: it is not a whole detection model")
+    count = len(weights.state[name]) - 1
     if count == len(model.category_ids):
         return dataclasses.replace(model, num_classes=count)
-    ids, names = categories(count, of_persons=model.keypoint is not None)
+    ids, names = coco_categories(count, person=model.keypoint is not None)
     model = dataclasses.replace(model, num_classes=count, category_ids=ids, category_names=names)
-    if count == 1 and model.num_keypoints == len(KEYPOINTS) and not model.keypoint_names:
-        model = dataclasses.replace(model, keypoint_names=KEYPOINTS, skeleton=SKELETON)
+    if count == 1 and model.num_keypoints == len(PERSON_KEYPOINTS) and not model.keypoint_names:
+        model = dataclasses.replace(model, keypoint_names=PERSON_KEYPOINTS, skeleton=PERSON_SKELETON)
     return model
 
 
-def _in_backbone(path: Path) -> bool:
+def _in_backbone(path: VariablePath) -> bool:
     return path[1] in ("backbone", "res5")
 
 
 def _fill_missing(
-    model: ModelConfig, shapes: Shapes, given: Flat, key: jax.Array, label: str, partial: Mapping[Path, Partial] = {}
+    model: ModelConfig,
+    shapes: Shapes,
+    variables: FlatVariables,
+    key: jax.Array,
+    label: str,
+    partial: Mapping[VariablePath, PartialVariable] = {},
 ) -> Variables:
-    """The given variables, and random ones for the rest, which is logged by modules."""
-    rest = [path for path in shapes if path not in given]
-    if new := [path for path in rest if path not in partial]:
-        log.info("%s: random initial values for %s", label, ", ".join(_named(new, given.keys() | partial.keys())))
-    if rest:
-        # Only the rest: drawing what is given as well would take seconds more.
-        fresh = flax.traverse_util.flatten_dict(jax.device_get(init_variables(build_model(model), key, rest)))
-        mixed = {path: np.where(known, value, fresh[path]) for path, (value, known) in partial.items()}
-        given = {**given, **fresh, **mixed}
-    return flax.traverse_util.unflatten_dict(given)
+    """`variables` completed with random initial values, whose modules are logged."""
+    missing = [path for path in shapes if path not in variables]
+    if new := [path for path in missing if path not in partial]:
+        log.info("%s: random initial values for %s", label, ", ".join(_modules(new, variables.keys() | partial.keys())))
+    if missing:
+        # Drawing only the missing ones saves seconds.
+        random = flax.traverse_util.flatten_dict(jax.device_get(init_variables(build_model(model), key, missing)))
+        mixed = {path: np.where(known, value, random[path]) for path, (value, known) in partial.items()}
+        variables = {**variables, **random, **mixed}
+    return flax.traverse_util.unflatten_dict(variables)
 
 
-def _named(paths: Iterable[Path], others: Iterable[Path]) -> list[str]:
-    """The modules of some variables; a part of the network by its own name, if nothing of it is among the others."""
+def _modules(paths: Iterable[VariablePath], others: Iterable[VariablePath]) -> list[str]:
+    """The modules of `paths`; only the name of the head or backbone if none of its variables is among `others`."""
     parts = {path[1] for path in others}
     return sorted({naming.module_of(path) if path[1] in parts else path[1] for path in paths})

@@ -22,7 +22,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from mrcnn_jax.checkpoints.workdir import differing_fields, resumable
+from mrcnn_jax.checkpoints.workdir import differing_fields, resumable_config
 from mrcnn_jax.config import Config, apply_overrides, from_json, to_json, validate
 from mrcnn_jax.errors import ConfigError
 from mrcnn_jax.evaluation.evaluate import FOLDER
@@ -147,7 +147,7 @@ def finished(job: Job) -> Result | None:
 def check_unchanged(job: Job) -> None:
     """Raise ConfigError if the folder holds a finished run, or the checkpoints of one, of another configuration."""
     record = _read(job.folder)
-    if record is None or (record["metrics"] is None and resumable(job.folder) is None):
+    if record is None or (record["metrics"] is None and resumable_config(job.folder) is None):
         return
     names = _changed(record, job.config)
     if names:
@@ -173,7 +173,7 @@ def _train(job: Job, train: Train) -> None:
     """Train to the end and keep what was found; the seconds of an interrupted run count, too."""
     before = _read(job.folder)
     # A run without a checkpoint begins anew, and so does its clock.
-    spent = before["seconds"] if before is not None and resumable(job.folder) is not None else 0.0
+    spent = before["seconds"] if before is not None and resumable_config(job.folder) is not None else 0.0
     job.folder.mkdir(parents=True, exist_ok=True)
     metrics, start = None, time.monotonic()
     _write(job, None, spent)

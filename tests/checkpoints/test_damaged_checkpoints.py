@@ -1,4 +1,4 @@
-"""Checkpoints that something happened to: found out, passed over, kept; never mistaken for what was written."""
+"""Damaged checkpoints are detected, skipped and kept; they are never restored."""
 
 from __future__ import annotations
 
@@ -38,14 +38,14 @@ def workdir(two_steps: Path, tmp_path: Path) -> Path:
     return shutil.copytree(two_steps, tmp_path / "run")
 
 
-# When one of many reads at a time fails, Orbax leaves the others to themselves: what becomes of them is heard of at
-# some garbage collection, and in lines that tensorstore prints.
+# When one of several concurrent reads fails, Orbax does not await the others. Their exceptions are reported during
+# garbage collection, and tensorstore prints lines about them.
 pytestmark = [pytest.mark.medium, pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")]
 
 
 @pytest.fixture(autouse=True)
-def tidy() -> Iterator[None]:
-    """Leaves nothing of that to the tests of other files."""
+def collect_garbage() -> Iterator[None]:
+    """Keep those exceptions out of the tests of other files."""
     yield
     gc.collect()
 
@@ -60,10 +60,10 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 def destroy(step: Path) -> None:
-    """Turn a bit in every file of the parameters."""
+    """Flip a bit in every file of the parameters."""
     item = step / "params"
     for name, content in contents(item).items():
-        (item / name).write_bytes(_turned(content, random.Random(0), 1))
+        (item / name).write_bytes(_flip_bits(content, random.Random(0), 1))
 
 
 def is_state(state: TrainState, step: int) -> bool:
@@ -71,7 +71,7 @@ def is_state(state: TrainState, step: int) -> bool:
     return all(jax.tree.leaves(same))
 
 
-def _turned(content: bytes, rng: random.Random, bits: int) -> bytes:
+def _flip_bits(content: bytes, rng: random.Random, bits: int) -> bytes:
     changed = bytearray(content)
     for _ in range(bits):
         changed[rng.randrange(len(changed))] ^= 1 << rng.randrange(8)
@@ -79,8 +79,8 @@ def _turned(content: bytes, rng: random.Random, bits: int) -> bytes:
 
 
 DAMAGES = (
-    lambda content, rng: _turned(content, rng, 1),
-    lambda content, rng: _turned(content, rng, 4),
+    lambda content, rng: _flip_bits(content, rng, 1),
+    lambda content, rng: _flip_bits(content, rng, 4),
     lambda content, rng: content[: rng.randrange(len(content))],
     lambda content, rng: bytes(len(content)),
     lambda content, rng: None,  # the file is gone
@@ -88,8 +88,8 @@ DAMAGES = (
 
 
 @pytest.mark.parametrize("seed", [0, *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(1, 9))])
-def test_any_damage_is_found_or_does_no_harm(workdir, seed, caplog):
-    """Each file of the latest checkpoint in turn: the state is that of step 2 to the bit, or that of step 1."""
+def test_any_damage_is_detected_or_harmless(workdir, seed, caplog):
+    """With damage in each file of the latest checkpoint: the exact state of step 2, or that of step 1."""
     rng = random.Random(seed)
     step = workdir / "checkpoints" / "2"
     intact = contents(step)
@@ -100,14 +100,14 @@ def test_any_damage_is_found_or_does_no_harm(workdir, seed, caplog):
         (step / name).unlink() if changed is None else (step / name).write_bytes(changed)
         _, variables = load_variables(workdir)
         assert any(np.array_equal(variables["params"]["head"]["kernel"], kernel(step)) for step in (1, 2))
-        assert step.is_dir()  # to look at a run does not change it
+        assert step.is_dir()  # loading changes no files
         caplog.clear()
         state = restore(workdir)
         outcomes[int(state.step)] += 1
         assert is_state(state, int(state.step)), name
         fell_back = int(state.step) == 1
         assert fell_back == ("checkpoints/2 is damaged" in caplog.text), name
-        assert fell_back == ("the run goes on from step 1" in caplog.text), name
+        assert fell_back == ("the run resumes from step 1" in caplog.text), name
         if fell_back:
             assert not step.exists()
             assert contents(workdir / "corrupt" / "2").keys() == intact.keys() - ({name} if changed is None else set())
@@ -118,15 +118,15 @@ def test_any_damage_is_found_or_does_no_harm(workdir, seed, caplog):
             (step / path).parent.mkdir(parents=True, exist_ok=True)
             (step / path).write_bytes(original)
     assert outcomes[1] >= 5  # arrays, their index, checksums
-    assert outcomes[2] >= 1  # what Orbax notes beside them
+    assert outcomes[2] >= 1  # metadata of Orbax
 
 
 def kernel(step: int) -> Any:
     return make_state(step).params["head"]["kernel"]
 
 
-def test_wrong_bytes_that_can_be_read_have_a_wrong_checksum():
-    """What no format of files would notice."""
+def test_wrong_values_have_a_wrong_checksum():
+    """Also if the files can be read."""
     items = {"params": {"a": np.arange(6, dtype=np.float32), "b": np.zeros((), np.int32)}}
     recorded = make_record(items)["items"]["params"]
     verify(recorded, items["params"])
@@ -136,15 +136,15 @@ def test_wrong_bytes_that_can_be_read_have_a_wrong_checksum():
         {"a": np.arange(6, dtype=np.float32).view(np.int32), "b": np.zeros((), np.int32)},
         {"a": np.arange(6, dtype=np.float32)},
     ):
-        with pytest.raises(DamagedCheckpointError, match="checksum is wrong of"):
+        with pytest.raises(DamagedCheckpointError, match="wrong checksum of"):
             verify(recorded, wrong)
     negative = {**items["params"], "a": items["params"]["a"] * np.float32(-1) + 0}
     negative["a"][0] = -0.0
-    with pytest.raises(DamagedCheckpointError, match="wrong of a"):
+    with pytest.raises(DamagedCheckpointError, match="wrong checksum of a"):
         verify(make_record({"": {"a": negative["a"] + 0}})["items"][""], {"a": negative["a"]})
 
 
-def test_step_of_a_damaged_checkpoint_is_saved_again_and_nothing_is_deleted(workdir):
+def test_damaged_step_is_saved_again_and_nothing_is_deleted(workdir):
     for name in ("2", "2-2"):
         destroy(workdir / "checkpoints" / "2")
         bad = contents(workdir / "checkpoints" / "2")
@@ -155,19 +155,19 @@ def test_step_of_a_damaged_checkpoint_is_saved_again_and_nothing_is_deleted(work
         assert_same(restore(workdir), make_state(2))
 
 
-def test_without_an_intact_checkpoint_nothing_is_moved_and_nothing_begun_anew(workdir):
+def test_without_an_intact_checkpoint_nothing_is_moved_and_nothing_restarted(workdir):
     for step in ("1", "2"):
         destroy(workdir / "checkpoints" / step)
     before = contents(workdir)
     for use in (restore, load_variables):
         with pytest.raises(
-            DamagedCheckpointError, match=r"no intact checkpoint \(step 2: .*; step 1: .*\)\. Put one there"
+            DamagedCheckpointError, match=r"no intact checkpoint \(step 2: .*; step 1: .*\)\. Restore one"
         ):
             use(workdir)
     assert contents(workdir) == before
 
 
-def test_leavings_that_look_like_later_checkpoints(workdir):
+def test_incomplete_folders_of_later_steps(workdir):
     folder = workdir / "checkpoints"
     (folder / "3").mkdir()
     shutil.copytree(folder / "2" / "params", folder / "4" / "params")  # half a copy
@@ -182,7 +182,7 @@ def test_leavings_that_look_like_later_checkpoints(workdir):
         assert_same(restore(workdir), make_state(step))
 
 
-def test_intact_checkpoint_of_other_arrays_is_no_damage(workdir):
+def test_checkpoint_with_other_arrays_is_not_damaged(workdir):
     with Checkpointer(workdir, keep=2) as checkpointer, pytest.raises(ConfigError) as error:
         checkpointer.restore_latest(make_state(0, size=7))
     assert not isinstance(error.value, DamagedCheckpointError)
@@ -202,14 +202,14 @@ def test_damaged_best_or_named_checkpoint_is_not_replaced_by_another(workdir):
 
 
 @pytest.mark.slow
-def test_run_goes_on_from_the_checkpoint_before(finished_run, tmp_path, caplog):
-    """Step 10, the last, is damaged: it is done again from step 9, and its checkpoint written again."""
+def test_run_resumes_from_the_previous_checkpoint(finished_run, tmp_path, caplog):
+    """The last step, 10, is damaged: it is repeated from step 9 and saved again."""
     from mrcnn_jax.training.train import train
 
     run = shutil.copytree(finished_run.workdir, tmp_path / "run")
     destroy(run / "checkpoints" / "10")
     train(finished_run.config, run)
-    assert "the run goes on from step 9" in caplog.text
+    assert "the run resumes from step 9" in caplog.text
     _, variables = load_variables(run, 10)
     assert_same(variables["params"], jax.device_get(finished_run.state.params))
     assert (run / "corrupt" / "10").is_dir()

@@ -1,4 +1,4 @@
-"""The moving average of the weights: its numbers, that it owns its arrays, what is saved and evaluated."""
+"""The moving average of the weights: values, ownership of arrays, saving and evaluation."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import numpy as np
 import optax
 import pytest
 
-from mrcnn_jax.checkpoints.ema import start_average, update_average
+from mrcnn_jax.checkpoints.ema import init_ema, update_ema
 from mrcnn_jax.checkpoints.manager import Checkpointer, load_variables
 from mrcnn_jax.checkpoints.workdir import prepare_workdir
 from mrcnn_jax.config import Config
@@ -45,11 +45,11 @@ def averaged(values: list[np.ndarray]) -> np.ndarray:
 
 
 def test_average_follows_the_recursion():
-    """Parameters and running statistics alike; what is frozen has no average."""
+    """For parameters and running statistics; constants have no average."""
     path = [draw(seed) for seed in range(STEPS + 1)]
     split = [({"params": v["params"]}, {"batch_stats": v["batch_stats"], "frozen": v["frozen"]}) for v in path]
-    average = start_average(split[0][0]["params"], split[0][1], DECAY)
-    update = jax.jit(lambda average, params, rest, step: update_average(average, params, rest, DECAY, step))
+    average = init_ema(split[0][0]["params"], split[0][1], DECAY)
+    update = jax.jit(lambda average, params, rest, step: update_ema(average, params, rest, DECAY, step))
     for step, (params, rest) in enumerate(split[1:]):
         average = update(average, params["params"], rest, np.int32(step))
         seen = path[: step + 2]
@@ -59,35 +59,35 @@ def test_average_follows_the_recursion():
                 "batch_stats": jax.tree.map(lambda *values: averaged(values), *[v["batch_stats"] for v in seen])
             },
         }
-        # At every step, since half of an error is forgotten at each; a step rounds a few times.
+        # Compared at every step, because an error is halved by each; a step rounds a few times.
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-6), average, expected)
 
 
-def test_average_of_what_does_not_move_keeps_its_bits():
+def test_average_of_constant_values_is_exact():
     variables = draw(0)
     variables["params"]["head"]["bias"] *= np.float32(1e-30)
     rest = {name: variables[name] for name in ("batch_stats", "frozen")}
-    average = start_average(variables["params"], rest, 0.999)
-    update = jax.jit(lambda average, step: update_average(average, variables["params"], rest, 0.999, step))
+    average = init_ema(variables["params"], rest, 0.999)
+    update = jax.jit(lambda average, step: update_ema(average, variables["params"], rest, 0.999, step))
     for step in (*range(STEPS), 100_000):
         average = update(average, np.int32(step))
     jax.tree.map(np.testing.assert_array_equal, average["params"], variables["params"])
     jax.tree.map(np.testing.assert_array_equal, average["model_state"], {"batch_stats": variables["batch_stats"]})
 
 
-def test_no_array_of_a_state_is_there_twice():
-    """It is donated as a whole."""
+def test_state_has_no_aliases():
+    """The whole state is donated."""
     leaves = [leaf for leaf in jax.tree.leaves(state_of(draw(0))) if leaf.size]
     assert len({leaf.unsafe_buffer_pointer() for leaf in leaves}) == len(leaves)
 
 
-def moved(state: TrainState) -> TrainState:
-    """The state with an average that is not what it is the average of."""
+def with_other_average(state: TrainState) -> TrainState:
+    """The state with an average that differs from its parameters."""
     return state._replace(ema=jax.tree.map(lambda leaf: leaf + 1, state.ema))
 
 
-def test_average_is_what_is_evaluated():
-    state = moved(state_of(draw(0)))
+def test_average_is_evaluated():
+    state = with_other_average(state_of(draw(0)))
     variables = state.inference_variables()
     expected = draw(0)
     for name in ("params", "batch_stats"):
@@ -99,8 +99,8 @@ def test_average_is_what_is_evaluated():
 
 
 @pytest.mark.parametrize("decay", [0, DECAY])
-def test_average_is_saved_and_what_is_loaded(tmp_path, decay):
-    state = moved(state_of(draw(0), decay))
+def test_average_is_saved_and_loaded(tmp_path, decay):
+    state = with_other_average(state_of(draw(0), decay))
     prepare_workdir(tmp_path, Config())
     with Checkpointer(tmp_path, keep=1) as checkpointer:
         checkpointer.save(5, state)

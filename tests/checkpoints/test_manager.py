@@ -1,4 +1,4 @@
-"""Checkpoints: to the bit, the last few of them, never half of one."""
+"""Saving and restoring of checkpoints: exact values, number kept, interrupted saves, selection by step."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def test_round_trip_and_only_the_last_are_kept(tmp_path):
         assert checkpointer.restore_latest(make_state(0)) is None
         for step in (1, 2, 3):
             checkpointer.save(step, make_state(step))
-        checkpointer.save(3, make_state(9))  # a step that is saved already stays as it is
+        checkpointer.save(3, make_state(9))  # an existing step is not overwritten
         checkpointer.wait()
         restored = checkpointer.restore_latest(jax.eval_shape(lambda: make_state(0)))
     assert_same(restored, make_state(3))
@@ -37,7 +37,7 @@ def test_round_trip_and_only_the_last_are_kept(tmp_path):
 
 
 def test_state_may_be_donated_as_soon_as_save_returns(tmp_path):
-    size = 2_000_000  # large enough to be still on its way to the disk
+    size = 2_000_000  # large enough to be still written in the background
     state = jax.device_put(make_state(1, size))
     destroy = jax.jit(lambda tree: jax.tree.map(lambda leaf: leaf * 0 - 1, tree), donate_argnums=0)
     with Checkpointer(tmp_path, keep=1) as checkpointer:
@@ -48,8 +48,8 @@ def test_state_may_be_donated_as_soon_as_save_returns(tmp_path):
     assert_same(restored, make_state(1, size))
 
 
-def test_interrupted_save_never_counts(tmp_path):
-    """A process is killed (SIGKILL) while a checkpoint is half on the disk."""
+def test_interrupted_save_is_ignored(tmp_path):
+    """A process is killed (SIGKILL) in the middle of a save."""
     script = f"""
         import os, signal, sys, time
         sys.path.insert(0, {str(ROOT / "tests")!r})
@@ -63,7 +63,7 @@ def test_interrupted_save_never_counts(tmp_path):
         checkpointer.wait()
         checkpointer.save(2, make_state(2, 8_000_000))
         while not any("tmp" in path.name for path in (folder / "checkpoints").iterdir()):
-            assert not (folder / "checkpoints" / "2").exists(), "the save was over before it could be interrupted"
+            assert not (folder / "checkpoints" / "2").exists(), "the save was complete before it could be interrupted"
         os.kill(os.getpid(), signal.SIGKILL)
     """
     done = run_python(script, tmp_path)
@@ -73,7 +73,7 @@ def test_interrupted_save_never_counts(tmp_path):
     template = make_state(0, 8_000_000)
     with Checkpointer(tmp_path, keep=3) as checkpointer:
         assert_same(checkpointer.restore_latest(template), make_state(1, 8_000_000))
-        checkpointer.save(2, make_state(2, 8_000_000))  # its leavings are not in the way
+        checkpointer.save(2, make_state(2, 8_000_000))  # despite the unfinished checkpoint
         checkpointer.wait()
         assert int(checkpointer.restore_latest(template).step) == 2
     assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["1", "2"]
@@ -113,7 +113,7 @@ def run_python(script: str, folder: Path) -> subprocess.CompletedProcess[str]:
     )
 
 
-def test_folders_that_cannot_be_loaded(tmp_path):
+def test_folders_without_a_run_or_checkpoint(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"not a workdir of train\.py"):
         load_variables(tmp_path)
     prepare_workdir(tmp_path, Config())
@@ -121,14 +121,14 @@ def test_folders_that_cannot_be_loaded(tmp_path):
         load_variables(tmp_path)
 
 
-def test_checkpoint_is_chosen_by_its_step_or_as_the_best(tmp_path):
+def test_checkpoint_is_selected_by_step_or_as_the_best(tmp_path):
     prepare_workdir(tmp_path, Config())
     with Checkpointer(tmp_path, keep=2) as checkpointer:
         for step in (3, 4):
             checkpointer.save(step, make_state(step))
     with pytest.raises(FileNotFoundError, match="no best checkpoint yet"):
         load_variables(tmp_path, "best")
-    for step in (7, 9, 9, 2):  # measured again after a restart; a run that went back
+    for step in (7, 9, 9, 2):  # evaluated again after a restart; an earlier step
         save_best(tmp_path, step, {"params": make_state(step).params, "frozen": make_state(step).model_state["frozen"]})
         assert [path.name for path in (tmp_path / "best").iterdir()] == [str(step)]
     expected = {"best": 2, "latest": 4, "3": 3, 4: 4}
@@ -136,12 +136,12 @@ def test_checkpoint_is_chosen_by_its_step_or_as_the_best(tmp_path):
         _, variables = load_variables(tmp_path, checkpoint)
         assert_same(variables, {"params": make_state(step).params, **make_state(step).model_state})
     for missing in (5, "5", "newest"):
-        with pytest.raises(FileNotFoundError, match=f"no checkpoint {missing!r}; it has those of steps 3, 4"):
+        with pytest.raises(FileNotFoundError, match=f"no checkpoint {missing!r}; available steps: 3, 4"):
             load_variables(tmp_path, missing)
 
 
 def test_averaged_weights_are_loaded_and_both_are_restored(tmp_path):
-    """What is not needed is not read: the parameters themselves may be gone."""
+    """Loading reads only what it needs: `params` and `training` may be missing."""
     prepare_workdir(tmp_path, Config())
     statistics = {"frozen": make_state(2).model_state["frozen"], "batch_stats": {"mean": np.full(2, 7, np.float32)}}
     average = {"params": make_state(5).params, "model_state": {"batch_stats": {"mean": np.full(2, 8, np.float32)}}}
@@ -156,7 +156,7 @@ def test_averaged_weights_are_loaded_and_both_are_restored(tmp_path):
     assert_same(variables, {"params": average["params"], **statistics, **average["model_state"]})
 
 
-def test_only_the_main_process_touches_the_disk(tmp_path, monkeypatch):
+def test_only_the_main_process_accesses_the_disk(tmp_path, monkeypatch):
     monkeypatch.setattr(jax, "process_index", lambda: 1)
     with Checkpointer(tmp_path / "run", keep=2) as checkpointer:
         checkpointer.save(1, make_state(1))

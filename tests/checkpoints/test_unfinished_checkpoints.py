@@ -1,4 +1,4 @@
-"""Checkpoints that could not be written to the end: killed at any moment, no room, nowhere to write."""
+"""Saves that fail: the process is killed at any moment, the disk is full, the folder is not writable."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 class Snapshots:
-    """While open, copies a folder before every operation of Python on files below it, and as often as it can besides.
+    """Copies a folder before every file operation of Python in it, and repeatedly in a thread.
 
-    A copy is what SIGKILL would have left at that moment, once copying has not met a change (`same`).
+    A copy equals what SIGKILL would have left at that moment, unless the folder changed during copying.
     """
 
     def __init__(self, folder: Path, to: Path):
@@ -41,7 +41,7 @@ class Snapshots:
         self._thread = threading.Thread(target=self._watch)
 
     def __enter__(self) -> Snapshots:
-        sys.addaudithook(self._hook)  # for the life of the process: it does nothing afterwards
+        sys.addaudithook(self._hook)  # cannot be removed; does nothing after exit
         self._thread.start()
         return self
 
@@ -70,7 +70,7 @@ class Snapshots:
                     self.taken += 1
                     return
             except (shutil.Error, OSError):
-                pass  # something went away meanwhile
+                pass  # a file was removed during copying
             finally:
                 self._copying.now = False
             shutil.rmtree(target, ignore_errors=True)
@@ -86,7 +86,7 @@ def listing(folder: Path) -> list[tuple[str, int]]:
 
 
 def test_killed_at_any_moment_of_a_save(tmp_path):
-    """Whatever is on the disk while checkpoint 3 is written and 1 removed: the state of 2 or 3, to the bit."""
+    """At any moment while checkpoint 3 is written and 1 removed, the exact state of 2 or 3 is restored."""
     workdir = tmp_path / "run"
     prepare_workdir(workdir, Config())
     with Checkpointer(workdir, keep=2) as checkpointer:
@@ -108,7 +108,7 @@ def test_killed_at_any_moment_of_a_save(tmp_path):
 
 
 def latest_of(workdir: Path) -> int:
-    """The step of the state that a run would go on from, which is looked at to the last bit."""
+    """The step that a run resumes from; its state is compared exactly."""
     _, variables = load_variables(workdir)
     with Checkpointer(workdir, keep=2) as checkpointer:
         state = checkpointer.restore_latest(make_state(0, 50_000))
@@ -116,14 +116,14 @@ def latest_of(workdir: Path) -> int:
         assert_same(state, make_state(step, 50_000))
         np.testing.assert_array_equal(variables["params"]["head"]["kernel"], state.params["head"]["kernel"])
         assert not (workdir / "corrupt").exists()
-        checkpointer.save(4, make_state(4, 50_000))  # leavings are not in the way
+        checkpointer.save(4, make_state(4, 50_000))  # despite unfinished checkpoints
         checkpointer.wait()
         assert int(checkpointer.restore_latest(make_state(0, 50_000)).step) == 4
     return step
 
 
-def test_no_room_for_a_file(tmp_path):
-    """In a process that may not write large files: the error, and what is there afterwards."""
+def test_full_disk(tmp_path):
+    """In a process with a limit of the file size: the error, and the remaining checkpoints."""
     script = f"""
         import resource, sys
         sys.path.insert(0, {str(ROOT / "tests")!r})
@@ -179,8 +179,8 @@ def test_no_room_for_a_file(tmp_path):
 
 
 @pytest.mark.slow
-def test_command_ends_with_74_and_continues_when_there_is_room(finished_run, tmp_path):
-    """The largest file that is allowed is smaller than the parameters from step 5 on."""
+def test_command_exits_with_74_and_resumes_when_there_is_space(finished_run, tmp_path):
+    """From step 5 on, the limit of the file size is smaller than the parameters."""
     recipe, workdir = write_recipe(finished_run.config, tmp_path / "recipe.py"), tmp_path / "run"
     prelude = f"""
 import os, resource, time
@@ -197,7 +197,7 @@ MetricsLog.step = step
     train = ["train.py", f"--config={recipe}", f"--workdir={workdir}"]
     with launch(train, tmp_path / "first", devices=2, prelude=prelude) as job:
         assert job.wait() == [74]
-        said = job.output()  # what is left of the save may complain around it
+        said = job.output()  # other lines may be from the failed save
     assert f"error: checkpoint 6 could not be written to {workdir}/checkpoints: File too large." in said
     assert "The last complete one is of step 3. Make room" in said
     assert "then the same command continues" in said
@@ -207,18 +207,18 @@ MetricsLog.step = step
     assert_same(variables["params"], load_variables(finished_run.workdir)[1]["params"])
 
 
-def test_too_little_room_is_known_before_anything_is_written(tmp_path, monkeypatch):
+def test_disk_space_is_checked_before_writing(tmp_path, monkeypatch):
     usage = shutil.disk_usage(tmp_path)
     with Checkpointer(tmp_path, keep=2) as checkpointer:
         checkpointer.save(1, make_state(1, 1_000_000))
         checkpointer.wait()
         monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=3_000_000))
-        with pytest.raises(CheckpointError, match=r"needs 8\.0 MB, and 3\.0 MB are free\. The last .* step 1"):
+        with pytest.raises(CheckpointError, match=r"needs 8\.0 MB, but only 3\.0 MB are free\. The last .* step 1"):
             checkpointer.save(2, make_state(2, 1_000_000))
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["1"]
 
 
-def test_error_that_ended_a_run_is_not_hidden_by_one_of_a_save(tmp_path, monkeypatch, caplog):
+def test_error_of_a_save_does_not_hide_the_error_of_the_run(tmp_path, monkeypatch, caplog):
     checkpointer = Checkpointer(tmp_path, keep=2)
     monkeypatch.setattr(checkpointer._manager, "wait_until_finished", fail_once())
     checkpointer.__exit__(ZeroDivisionError, None, None)
@@ -235,7 +235,7 @@ def fail_once():
     return wait
 
 
-def test_folders_that_cannot_be_written_to(tmp_path, monkeypatch):
+def test_folders_that_are_not_writable(tmp_path, monkeypatch):
     (tmp_path / "file").touch()
     with pytest.raises(ConfigError, match=r"file/run.* cannot be written to"):
         prepare_workdir(tmp_path / "file" / "run", Config())
@@ -247,7 +247,7 @@ def test_folders_that_cannot_be_written_to(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(("number", "status"), [(errno.EROFS, 2), (errno.EACCES, 2), (errno.ENOSPC, 74)])
-def test_errors_while_a_workdir_is_claimed(tmp_path, monkeypatch, capsys, number, status):
+def test_errors_while_a_workdir_is_prepared(tmp_path, monkeypatch, capsys, number, status):
     def refuse(*_: object) -> None:
         raise OSError(number, os.strerror(number))
 
@@ -256,7 +256,7 @@ def test_errors_while_a_workdir_is_claimed(tmp_path, monkeypatch, capsys, number
     assert os.strerror(number) in capsys.readouterr().err
 
 
-def test_older_best_stays_until_the_new_one_is_complete(tmp_path, monkeypatch):
+def test_previous_best_is_kept_until_the_new_one_is_complete(tmp_path, monkeypatch):
     prepare_workdir(tmp_path, Config())
     save_best(tmp_path, 4, {"params": make_state(4).params, **make_state(4).model_state})
 

@@ -1,4 +1,4 @@
-"""The folder of a run: the configuration that belongs to it."""
+"""The work directory of a run: recorded configuration and data, damaged files, and README.md."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from mrcnn_jax.errors import ConfigError
 
 
 def save_one(workdir: Path) -> None:
-    """A folder that looks like a complete checkpoint."""
+    """Create a folder that counts as a complete checkpoint."""
     (workdir / "checkpoints" / "1").mkdir()
 
 
-def test_other_configuration_is_refused_by_the_names_of_its_fields(tmp_path):
+def test_other_configuration_is_refused_and_fields_are_named(tmp_path):
     config = Config()
     prepare_workdir(tmp_path, config)
     save_one(tmp_path)
@@ -62,7 +62,7 @@ def test_length_logging_and_evaluation_may_change(tmp_path, override):
 CONTENT = {"images": 3, "SHA-256 of the annotation file": "0123", "SHA-256 of the image files": "4567"}
 
 
-def test_other_training_data_is_refused_wherever_it_is(tmp_path):
+def test_other_training_data_is_refused_and_paths_may_change(tmp_path):
     prepare_workdir(tmp_path, Config(), CONTENT)
     save_one(tmp_path)
     prepare_workdir(tmp_path, apply_overrides(Config(), ["data.root=/elsewhere"]), CONTENT)
@@ -73,11 +73,11 @@ def test_other_training_data_is_refused_wherever_it_is(tmp_path):
     assert 'annotation file was "0123", is "89ab"' in message
     assert "image files" not in message
     assert f"init={tmp_path}" in message
-    prepare_workdir(tmp_path, Config(), CONTENT)  # nothing was recorded of the others
+    prepare_workdir(tmp_path, Config(), CONTENT)  # the record is unchanged
 
 
-def test_data_binds_from_the_first_checkpoint_that_knows_of_it(tmp_path):
-    """Runs of earlier versions do not say what they were trained on."""
+def test_data_may_change_before_the_first_checkpoint(tmp_path):
+    """And in runs of earlier versions, which have no data.json."""
     prepare_workdir(tmp_path, Config(), CONTENT)
     prepare_workdir(tmp_path, Config(), {**CONTENT, "images": 2})
     save_one(tmp_path)
@@ -91,11 +91,11 @@ def test_data_binds_from_the_first_checkpoint_that_knows_of_it(tmp_path):
 
 @pytest.mark.parametrize("content", [b"", b"\0" * 100, b'{"name": "a', b"\xff\xfe", b"[]", b'"a"'])
 @pytest.mark.parametrize("name", ["config.json", "data.json"])
-def test_torn_files_are_named_with_what_to_do(tmp_path, name, content):
+def test_damaged_files_are_named_with_advice(tmp_path, name, content):
     prepare_workdir(tmp_path, Config(), CONTENT)
     save_one(tmp_path)
     (tmp_path / name).write_bytes(content)
-    with pytest.raises(ConfigError, match=rf"{tmp_path / name} is damaged \(.*\)\. Put a copy there"):
+    with pytest.raises(ConfigError, match=rf"{tmp_path / name} is damaged \(.*\)\. Replace it"):
         prepare_workdir(tmp_path, Config(), CONTENT)
     assert (tmp_path / name).read_bytes() == content
     if name == "config.json":
@@ -103,30 +103,30 @@ def test_torn_files_are_named_with_what_to_do(tmp_path, name, content):
             load_variables(tmp_path)
 
 
-def test_settings_that_cannot_be_are_named_with_their_file(tmp_path):
-    """Of an earlier or a later version, or of an editor."""
+def test_invalid_fields_are_named_with_the_file(tmp_path):
+    """As of another version, or after manual changes."""
     for text in ('{"train": {"stepz": 3}}', '{"train": {"steps": 0}}'):
         (tmp_path / "config.json").write_text(text)
         with pytest.raises(ConfigError, match=rf"^{tmp_path}/config\.json: .*config\.train\.step"):
             read_config(tmp_path)
 
 
-def test_checkpoints_without_a_configuration_are_not_begun_anew(tmp_path):
+def test_checkpoints_without_a_configuration_are_refused(tmp_path):
     prepare_workdir(tmp_path, Config())
     save_one(tmp_path)
     (tmp_path / "config.json").unlink()
-    with pytest.raises(ConfigError, match=r"config\.json is missing, beside checkpoints"):
+    with pytest.raises(ConfigError, match=r"config\.json is missing, but there are checkpoints"):
         prepare_workdir(tmp_path, Config())
 
 
-def test_nothing_binds_before_the_first_checkpoint(tmp_path):
+def test_configuration_may_change_before_the_first_checkpoint(tmp_path):
     prepare_workdir(tmp_path, Config())
     changed = apply_overrides(Config(), ["optimizer.learning_rate=0.5"])
     prepare_workdir(tmp_path, changed)
     assert read_config(tmp_path) == changed
 
 
-def test_readme_is_written_at_the_beginning_and_tells_the_command(tmp_path, monkeypatch):
+def test_readme_is_written_at_the_start_with_the_command(tmp_path, monkeypatch):
     workdir = tmp_path / "my run"
     monkeypatch.setattr(sys, "argv", ["train.py", "--config=a b.py", "--config.init="])
     prepare_workdir(workdir, Config(name="first"))
@@ -135,14 +135,14 @@ def test_readme_is_written_at_the_beginning_and_tells_the_command(tmp_path, monk
     assert "\npython train.py '--config=a b.py' --config.init=\n" in text
     assert f"python eval.py --workdir='{workdir}' --report" in text
     assert f"from_checkpoint('{workdir}')" in text
-    prepare_workdir(workdir, Config(name="second"))  # nothing was kept of the first
+    prepare_workdir(workdir, Config(name="second"))  # there was no checkpoint
     assert (workdir / "README.md").read_text().startswith("# second\n")
 
 
-def test_readme_of_a_run_that_goes_on_belongs_to_the_people(tmp_path, monkeypatch):
+def test_readme_of_a_resumed_run_is_not_overwritten(tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["ipython"])
     prepare_workdir(tmp_path, Config())
-    assert "It was begun with" not in (tmp_path / "README.md").read_text()
+    assert "It was started with" not in (tmp_path / "README.md").read_text()
     save_one(tmp_path)
     (tmp_path / "README.md").write_text("my notes")
     prepare_workdir(tmp_path, Config())

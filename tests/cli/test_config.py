@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from mrcnn_jax.checkpoints.workdir import locate
+from mrcnn_jax.checkpoints.workdir import absolute_path
 from mrcnn_jax.cli import common
 from mrcnn_jax.cli import config as command
 from mrcnn_jax.cli import main as mrcnn
@@ -58,7 +58,7 @@ def test_tilde_is_the_home_directory(uncounted, capsys, tmp_path, monkeypatch):
     common.add_model(parser)
     given = parser.parse_args(["--workdir=~/run", "--weights=~/a.pth"])
     assert (given.workdir, given.weights) == (f"{tmp_path}/run", f"{tmp_path}/a.pth")
-    assert locate("~/run") == tmp_path / "run"
+    assert absolute_path("~/run") == tmp_path / "run"
     monkeypatch.setenv("MRCNN_JAX_CACHE", "~/cache")
     assert default_cache() == tmp_path / "cache" / "datasets"
     assert cache_root() == tmp_path / "cache"

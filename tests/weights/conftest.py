@@ -1,4 +1,4 @@
-"""Tiny networks of every kind that weights are read for, with variables that are all different."""
+"""Fixtures: tiny networks of every architecture with random variables, and monitored reading of weights files."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from mrcnn_jax.weights.preprocessing import TORCHVISION, apply_preprocessing
 
 
 def _variant(tiny: ModelConfig, name: str) -> ModelConfig:
-    """A tiny network by what is special about it."""
+    """A tiny network with the architecture `name`."""
 
     def backbone(**fields: Any) -> Any:
         return dataclasses.replace(tiny.backbone, **fields)
@@ -88,15 +88,15 @@ def _shapes(config: ModelConfig) -> Any:
 
 
 def shapes_of(model: MaskRCNN) -> Any:
-    """`variable_shapes(model)`, the same for networks that differ only in their pixels and in the names of classes."""
+    """`variable_shapes(model)`, cached for networks that differ only in preprocessing and categories."""
     return _shapes(
         dataclasses.replace(apply_preprocessing(model.config, TORCHVISION), category_ids=(), category_names=())
     )
 
 
 @pytest.fixture(scope="module", autouse=True)
-def shapes_are_found_once() -> Iterator[None]:
-    """Finding the shapes of a network traces all of it, and the same few are asked for in most of these tests."""
+def cached_shapes() -> Iterator[None]:
+    """Cache the shapes of networks, because each computation traces the whole network."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(naming, "variable_shapes", shapes_of)
         yield
@@ -104,7 +104,7 @@ def shapes_are_found_once() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def random_variables() -> Callable[[ModelConfig], Any]:
-    """random_variables(config): variables of that network, every number another one."""
+    """random_variables(config): normally distributed variables of that network."""
 
     def make(config: ModelConfig) -> Any:
         rng = np.random.default_rng(0)
@@ -121,7 +121,7 @@ def _positive_variance(path: Any, leaf: np.ndarray) -> np.ndarray:
 
 @pytest.fixture(scope="session")
 def as_blobs() -> Callable[[dict[str, np.ndarray]], dict[str, np.ndarray]]:
-    """Detectron2's state dict (ResNet of bottlenecks or basic blocks, frozen batch norms) as Detectron writes it."""
+    """as_blobs(state): a Detectron2 state dict with frozen batch norms as Detectron's blobs."""
     return _blobs
 
 
@@ -173,8 +173,8 @@ def _background_first(blob: str, value: np.ndarray) -> np.ndarray:
     return np.concatenate([np.full((rows, *value.shape[1:]), 7, np.float32), value])
 
 
-# What Python reports when code is made, found or run, a process or a connection started, or a file touched.
-_DEEDS = (
+# Audit events of imports, code execution, processes, connections and file access.
+_AUDITED = (
     "import",
     "exec",
     "compile",
@@ -187,37 +187,37 @@ _DEEDS = (
     "socket.",
     "open",
 )
-_watched: list[str] | None = None
+_events: list[str] | None = None
 
 
-def _watch(event: str, arguments: tuple[Any, ...]) -> None:
-    if _watched is not None and event.startswith(_DEEDS) and threading.current_thread() is threading.main_thread():
-        _watched.append(f"{event} {arguments}")
+def _record_event(event: str, arguments: tuple[Any, ...]) -> None:
+    if _events is not None and event.startswith(_AUDITED) and threading.current_thread() is threading.main_thread():
+        _events.append(f"{event} {arguments}")
 
 
-sys.addaudithook(_watch)
+sys.addaudithook(_record_event)
 
 
 def _read_watched(path: Path) -> Any:
-    """`files.read(path)`; fails where reading did anything but open that one file, or took memory without measure."""
-    global _watched
+    """`weight_files.read(path)`. Fails if reading does anything but open this file, or takes too much memory."""
+    global _events
     tracemalloc.start()
-    _watched = []
+    _events = []
     try:
         return weight_files.read(path)
     finally:
-        deeds, _watched = _watched, None
+        events, _events = _events, None
         _, peak = tracemalloc.get_traced_memory()
         tracemalloc.stop()
-        assert all(deed.startswith("open") and repr(str(path)) in deed for deed in deeds), deeds
-        assert len(deeds) == 1
-        # An empty list is one byte of a pickle, and some 60 in a list.
+        assert all(event.startswith("open") and repr(str(path)) in event for event in events), events
+        assert len(events) == 1
+        # An empty list takes one byte in a pickle and about 60 in memory.
         assert peak < 2_000_000 + 100 * path.stat().st_size
 
 
 @pytest.fixture
 def read_watched(tmp_path: Path) -> Callable[[bytes], Any]:
-    """read_watched(content): what `files.read` makes of a file of that content, having done nothing else."""
+    """read_watched(content): the result of `weight_files.read` for a file with that content; see `_read_watched`."""
 
     def read(content: bytes) -> Any:
         path = tmp_path / "weights"
@@ -229,7 +229,7 @@ def read_watched(tmp_path: Path) -> Callable[[bytes], Any]:
 
 @pytest.fixture
 def refusal(read_watched: Callable[[bytes], Any], tmp_path: Path) -> Callable[[bytes], str]:
-    """refusal(content): why `files.read` refuses a file of that content, which it must, having done nothing."""
+    """refusal(content): the message of the WeightsError for a file with that content; see `_read_watched`."""
 
     def refuse(content: bytes) -> str:
         with pytest.raises(WeightsError) as error:

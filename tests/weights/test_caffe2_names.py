@@ -1,4 +1,4 @@
-"""Caffe2 blobs as Detectron2's tensors. The names here are those of the published files, written out."""
+"""Conversion of Caffe2 blobs to Detectron2's tensors, with the names of the published files."""
 
 from __future__ import annotations
 
@@ -72,18 +72,18 @@ def test_names(names):
     state = to_detectron2(blobs)
     for blob, name in names.items():
         assert state[name][0] == blobs[blob][0], (blob, name)
-    made = {name for name in state if name.endswith((".running_mean", ".running_var"))} - set(names.values())
-    assert set(state) - made == set(names.values())
-    assert len(made) == 2 * sum(blob.endswith("_bn_s") for blob in names)
+    added = {name for name in state if name.endswith((".running_mean", ".running_var"))} - set(names.values())
+    assert set(state) - added == set(names.values())
+    assert len(added) == 2 * sum(blob.endswith("_bn_s") for blob in names)
 
 
-def test_background_moves():
-    """Detectron's is first everywhere; Detectron2's scores have it last, its deltas and masks lack it."""
+def test_background_is_moved():
+    """First in all of Detectron's layers; last in Detectron2's scores, absent in its deltas and masks."""
     blobs = {
         "cls_score_b": np.arange(4),
         "bbox_pred_b": np.arange(16),
         "mask_fcn_logits_b": np.arange(4),
-        "mask_fcn_logits_w": np.zeros((1, 8, 1, 1)),  # a single mask is for all classes
+        "mask_fcn_logits_w": np.zeros((1, 8, 1, 1)),  # a class-agnostic mask
     }
     state = to_detectron2(blobs)
     assert state["roi_heads.box_predictor.cls_score.bias"].tolist() == [1, 2, 3, 0]
@@ -100,7 +100,7 @@ def test_fused_batch_norm_only_scales_and_offsets():
     np.testing.assert_allclose(variance + np.float32(1e-5), 1, rtol=2 * np.finfo(np.float32).eps)
 
 
-def test_what_is_no_weight_is_left_out_and_what_is_unknown_stays():
+def test_unused_blobs_are_dropped_and_unknown_ones_kept():
     blobs = dict.fromkeys(
         ("conv1_w_momentum", "fc1000_w", "fc1000_b", "pred_w", "conv1_b", "kps_score_w", "kps_score_b", "retnet_cls_w"),
         np.zeros(2, np.float32),
@@ -110,7 +110,7 @@ def test_what_is_no_weight_is_left_out_and_what_is_unknown_stays():
 
 @pytest.mark.parametrize("name", ["bottleneck", "c4", "dc5", "keypoints"])
 def test_whole_networks(variant, random_variables, as_blobs, name):
-    """Detectron2's tensors written as Detectron's blobs come back; of its batch norms, what they do to a number."""
+    """Round trip of Detectron2's tensors through blobs; batch norms have the same effect on a number."""
     state = detectron2_names.export_state(random_variables(variant(name)))
     back = to_detectron2(as_blobs(state))
     assert set(back) == set(state)

@@ -13,7 +13,7 @@ from mrcnn_jax.config import AnchorConfig, FPNConfig, KeypointHeadConfig, preset
 from mrcnn_jax.errors import WeightsError
 from mrcnn_jax.models.mask_rcnn import build_model, variable_shapes
 from mrcnn_jax.weights.detectron2_names import DETECTION, export_state, import_state
-from mrcnn_jax.weights.naming import describe, template
+from mrcnn_jax.weights.naming import architecture_of, flat_shapes
 
 pytestmark = pytest.mark.medium
 
@@ -21,7 +21,7 @@ VARIANTS = ["gn", "frozen", "bottleneck", "resnext", "keypoints", "v2", "gn ever
 
 
 @pytest.mark.parametrize("name", VARIANTS)
-def test_there_and_back(variant, random_variables, name):
+def test_round_trip(variant, random_variables, name):
     config = variant(name)
     variables = random_variables(config)
     state = export_state(variables)
@@ -30,7 +30,7 @@ def test_there_and_back(variant, random_variables, name):
 
 
 def zoo():
-    """Configurations of the models whose names lie beside the golden arrays, but for the number of classes."""
+    """Configurations of the models with golden names, except for the number of classes."""
     base = presets.detectron2()
     one_map = AnchorConfig(((32.0, 64.0, 128.0, 256.0, 512.0),))
 
@@ -62,26 +62,26 @@ def zoo():
     }
 
 
-# A ResNet-101 is a ResNet-50 of more blocks, and the ResNeXt-101 has as many.
+# Covered by ResNet-50 and ResNeXt-101.
 RARE = {"mask_rcnn_R_101_FPN"}
 
 
 @pytest.mark.parametrize("name", [pytest.param(name, marks=[pytest.mark.slow] * (name in RARE)) for name in zoo()])
 def test_golden_names_and_shapes(golden, name):
-    """Every tensor of Detectron2's model, and no other."""
+    """The exported tensors are exactly those of Detectron2's model."""
     theirs = json.loads(golden.file(f"d2_keys_{name}.json").read_text())
     classes = theirs["roi_heads.box_predictor.cls_score.bias"][0] - 1
-    shapes = template(build_model(replace(zoo()[name], num_classes=classes)))
-    network = describe(shapes)
+    shapes = flat_shapes(build_model(replace(zoo()[name], num_classes=classes)))
+    network = architecture_of(shapes)
     names = DETECTION.names(shapes, network)
     assert len(set(names.values())) == len(names)
     zero = np.float32(0)
-    ours = {names[path]: DETECTION.to_peer(path, np.broadcast_to(zero, shapes[path]), network) for path in shapes}
+    ours = {names[path]: DETECTION.from_flax(path, np.broadcast_to(zero, shapes[path]), network) for path in shapes}
     assert {key: list(value.shape) for key, value in ours.items()} == theirs
 
 
 def test_background_is_last(variant):
-    """Ours is first; box deltas and masks have none in either."""
+    """Ours is first; box deltas and masks have no background."""
     zeros = jax.tree.map(lambda leaf: np.zeros(leaf.shape, np.float32), variable_shapes(build_model(variant("gn"))))
     zeros["params"]["box_head"]["logits"]["bias"][:] = [10, 1, 2, 3]
     zeros["params"]["box_head"]["deltas"]["bias"][:] = np.arange(12)
@@ -93,7 +93,7 @@ def test_background_is_last(variant):
 
 
 def test_layouts(variant):
-    """Where one marked weight of the layers that differ from torchvision's goes."""
+    """The position of one marked weight in each layer that differs from torchvision's."""
     zeros = jax.tree.map(lambda leaf: np.zeros(leaf.shape, np.float32), variable_shapes(build_model(variant("v2"))))
     params = zeros["params"]
     params["rpn_head"]["conv2"]["kernel"][0, 2, 3, 4] = 1  # row, column, in, out
@@ -110,7 +110,7 @@ def test_layouts(variant):
     assert sum(np.count_nonzero(value) for value in state.values()) == 5
 
 
-def test_stored_constants_are_no_weights(variant, random_variables):
+def test_stored_constants_are_ignored(variant, random_variables):
     config = variant("c4")
     variables = random_variables(config)
     state = export_state(variables)
@@ -119,8 +119,8 @@ def test_stored_constants_are_no_weights(variant, random_variables):
     jax.tree.map(np.testing.assert_array_equal, variables, import_state(build_model(config), state))
 
 
-def test_other_networks_are_refused_with_the_list(variant, random_variables):
-    """The weights of an FPN for a C4 model: everything that differs is named."""
+def test_all_mismatches_are_listed(variant, random_variables):
+    """The weights of an FPN model do not fit a C4 model."""
     state = export_state(random_variables(variant("frozen")))
     with pytest.raises(WeightsError, match="do not fit the model") as error:
         import_state(build_model(variant("c4")), state)
@@ -130,14 +130,14 @@ def test_other_networks_are_refused_with_the_list(variant, random_variables):
     assert "shape: roi_heads.box_predictor.cls_score.weight is (4, 32), which gives (32, 4), not (64, 4)" in text
 
 
-def test_tensors_that_are_no_floating_point_numbers_are_refused(variant, random_variables):
+def test_integer_tensors_are_refused(variant, random_variables):
     state = export_state(random_variables(variant("gn")))
     state["backbone.fpn_lateral2.bias"] = np.zeros(16, np.int32)
-    with pytest.raises(WeightsError, match=r"backbone.fpn_lateral2.bias holds int32, not floating-point numbers"):
+    with pytest.raises(WeightsError, match=r"backbone.fpn_lateral2.bias contains int32, not floating-point numbers"):
         import_state(build_model(variant("gn")), state)
 
 
-def test_half_precision_becomes_single(variant, random_variables):
+def test_float16_becomes_float32(variant, random_variables):
     config = variant("gn")
     halves = {name: value.astype(np.float16) for name, value in export_state(random_variables(config)).items()}
     variables = import_state(build_model(config), halves)

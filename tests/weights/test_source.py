@@ -1,4 +1,4 @@
-"""Where in a file the weights are: under any key and prefix if there is one set of them, else a choice is asked for."""
+"""Loading weights: the network is found under any key and prefix; several different networks are refused."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from mrcnn_jax.errors import WeightsError
-from mrcnn_jax.weights.source import detect_format
+from mrcnn_jax.weights.source import load_weights
 
 NETWORK = {
     "conv1.weight": np.ones((4, 3, 7, 7), np.float32),
@@ -25,49 +25,49 @@ def prefixed(prefix, state=NETWORK):
     return {prefix + name: value for name, value in state.items()}
 
 
-def assert_read(content, state=NETWORK):
-    found = detect_format(content).state
-    assert found.keys() == state.keys()
+def assert_loads(content, state=NETWORK):
+    loaded = load_weights(content).state
+    assert loaded.keys() == state.keys()
     for name, value in state.items():
-        np.testing.assert_array_equal(found[name], value)
+        np.testing.assert_array_equal(loaded[name], value)
 
 
-def refusal(content):
+def error_message(content):
     with pytest.raises(WeightsError) as error:
-        detect_format(content)
+        load_weights(content)
     return str(error.value)
 
 
 @pytest.mark.parametrize("key", ["model", "model_state_dict", "net", "ema", "teacher", "params", "weights", 0])
 def test_any_key(key):
-    """Beside what else a training saves: the optimizer's tensors are of no network."""
+    """The optimizer state and other values of a training checkpoint are ignored."""
     momentum = {"state": {0: {"momentum_buffer": np.ones(3)}}, "param_groups": [{"lr": 0.1, "params": [0]}]}
-    assert_read({key: NETWORK, "optimizer": momentum, "epoch": 3, "best": np.float64(0.4)})
+    assert_loads({key: NETWORK, "optimizer": momentum, "epoch": 3, "best": np.float64(0.4)})
 
 
 @pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "module._orig_mod.", "model.", "encoder.", "a.b.c."])
 @pytest.mark.parametrize("state", [NETWORK, DETECTOR])
 def test_any_prefix(prefix, state):
-    assert_read({"state_dict": prefixed(prefix, state)}, state)
+    assert_loads({"state_dict": prefixed(prefix, state)}, state)
 
 
-def test_modules_within_a_network_may_be_wrapped():
-    """torch.compile and checkpointing of a part put their names in the middle."""
+def test_wrapped_submodules():
+    """torch.compile and activation checkpointing of a submodule insert names in the middle."""
     state = {
         "conv1.weight": "_orig_mod.conv1.weight",
         "layer1.0.conv1.weight": "layer1._orig_mod.0._checkpoint_wrapped_module.conv1.weight",
     }
-    assert_read({wrapped: NETWORK[name] for name, wrapped in state.items()})
+    assert_loads({wrapped: NETWORK[name] for name, wrapped in state.items()})
 
 
-def test_dictionaries_within_dictionaries_and_lists():
-    assert_read({"ema": {"module": NETWORK, "updates": 3}})
-    assert_read({"checkpoints": [{"net": prefixed("model.")}]})
+def test_nested_dictionaries_and_lists():
+    assert_loads({"ema": {"module": NETWORK, "updates": 3}})
+    assert_loads({"checkpoints": [{"net": prefixed("model.")}]})
 
 
 @pytest.mark.medium
-def test_what_torch_wraps():
-    """The names that torch itself makes of a network's own."""
+def test_torch_wrappers():
+    """The names in the state dicts of DataParallel and AveragedModel."""
     torch = pytest.importorskip("torch")
     from torch.optim.swa_utils import AveragedModel
 
@@ -76,12 +76,12 @@ def test_what_torch_wraps():
     expected = {name: value.numpy() for name, value in network.state_dict().items()}
     for wrapped in (torch.nn.DataParallel(network), AveragedModel(network)):
         assert wrapped.state_dict().keys() != expected.keys()
-        assert_read({"net": wrapped.state_dict()}, expected)
+        assert_loads({"net": wrapped.state_dict()}, expected)
 
 
 @pytest.mark.parametrize(("encoder", "copy"), [("encoder_q", "encoder_k"), ("base_encoder", "momentum_encoder")])
-def test_the_encoder_that_moco_trains(encoder, copy, caplog):
-    """Its other encoder, its queue and the heads of both are no part of the backbone."""
+def test_moco_query_encoder(encoder, copy, caplog):
+    """The momentum encoder, the queue and the heads are not part of the backbone."""
     caplog.set_level(logging.INFO, logger="mrcnn_jax")
     extra = {
         "module.queue": np.ones((4, 4)),
@@ -89,66 +89,64 @@ def test_the_encoder_that_moco_trains(encoder, copy, caplog):
         f"module.{encoder}.fc.0.weight": np.ones(2),
     }
     copied = prefixed(f"module.{copy}.", {name: 7 * value for name, value in NETWORK.items()})
-    assert_read({"state_dict": {**copied, **prefixed(f"module.{encoder}."), **extra}, "arch": "resnet50"})
-    assert f"read under state_dict (names after 'module.{encoder}.'); left out: module." in caplog.messages[-1]
+    assert_loads({"state_dict": {**copied, **prefixed(f"module.{encoder}."), **extra}, "arch": "resnet50"})
+    assert f"read under state_dict (prefix 'module.{encoder}.'); not used: module." in caplog.messages[-1]
 
 
-def test_heads_of_pretraining_are_left_out():
+def test_pretraining_heads_are_dropped():
     swav = {"projection_head.0.weight": np.ones((4, 4)), "prototypes.weight": np.ones((3, 4)), "fc.bias": np.ones(9)}
-    assert_read({**prefixed("module."), **prefixed("module.", swav)})
-    assert_read({"teacher": {**prefixed("backbone."), "head.mlp.0.weight": np.ones((4, 4))}})
+    assert_loads({**prefixed("module."), **prefixed("module.", swav)})
+    assert_loads({"teacher": {**prefixed("backbone."), "head.mlp.0.weight": np.ones((4, 4))}})
 
 
-def test_several_sets_of_weights_are_named():
-    """Averaged weights or not is for the user to say."""
+def test_several_networks_are_refused():
+    """For example with and without averaging: the message lists them."""
     averaged = {"n_averaged": np.int64(5), **prefixed("module.", TWICE)}
-    assert refusal({"model": NETWORK, "model_ema": averaged, "epoch": 1}) == (
-        "the state dict holds more than one set of weights: under model; under model_ema (names after 'module.')."
-        " Save the one to use alone, such as: torch.save(torch.load(FILE)['model'], NEW)"
+    assert error_message({"model": NETWORK, "model_ema": averaged, "epoch": 1}) == (
+        "the state dict contains more than one set of weights: under model; under model_ema (prefix 'module.')."
+        " Save only the weights to use, for example: torch.save(torch.load(FILE)['model'], NEW)"
     )
-    assert refusal({**prefixed("student."), **prefixed("teacher.", TWICE)}) == (
-        "the state dict holds more than one set of weights: at the top (names after 'student.'); at the top (names"
-        " after 'teacher.'). Save the one to use alone, such as: torch.save({k: v for k, v in torch.load(FILE).items()"
-        " if k.startswith('student.')}, NEW)"
+    assert error_message({**prefixed("student."), **prefixed("teacher.", TWICE)}) == (
+        "the state dict contains more than one set of weights: at the top level (prefix 'student.'); at the top level"
+        " (prefix 'teacher.'). Save only the weights to use, for example: torch.save({k: v for k, v in"
+        " torch.load(FILE).items() if k.startswith('student.')}, NEW)"
     )
 
 
-def test_the_same_weights_twice_are_one_set():
-    assert_read({"model": NETWORK, "ema": prefixed("module.")})
+def test_equal_networks_count_as_one():
+    assert_loads({"model": NETWORK, "ema": prefixed("module.")})
 
 
-def test_a_backbone_within_a_network_of_another_kind_is_named():
-    """As the rest of the network would be missing without a word."""
+def test_backbone_of_an_unknown_network_is_refused():
+    """Otherwise the rest of the network would be dropped silently."""
     other = {**prefixed("backbone."), "neck.lateral_convs.0.conv.weight": np.ones(3), "bbox_head.cls.bias": np.ones(2)}
-    message = refusal({"state_dict": other})
-    assert (
-        "a torchvision classifier under state_dict (names after 'backbone.'), and other tensors beside it: " in message
-    )
-    assert "beside it: bbox_head.cls.bias, neck.lateral_convs.0.conv.weight. Save the one" in message
+    message = error_message({"state_dict": other})
+    assert "a torchvision classifier under state_dict (prefix 'backbone.') and other tensors: " in message
+    assert "other tensors: bbox_head.cls.bias, neck.lateral_convs.0.conv.weight. Save only" in message
     assert "torch.load(FILE)['state_dict'].items() if k.startswith('backbone.')" in message
 
 
-def test_advice_can_be_followed():
-    """The expressions of two messages, evaluated on what they are about."""
+def test_advice_is_valid_code():
+    """The expressions in the messages, evaluated on the content that they are about."""
     for content in (
         {"a": {"student": NETWORK}, "b": [prefixed("module.", TWICE)]},
         {**prefixed("student."), **prefixed("teacher.", TWICE)},
         {"state_dict": {**prefixed("backbone."), "neck.bias": np.ones(3)}},
     ):
-        expression = re.search(r"torch\.save\((.*), NEW\)", refusal(content))[1]
-        assert_read(eval(expression.replace("torch.load(FILE)", "content"), {"content": content}))
+        expression = re.search(r"torch\.save\((.*), NEW\)", error_message(content))[1]
+        assert_loads(eval(expression.replace("torch.load(FILE)", "content"), {"content": content}))
 
 
-def test_no_tensors_is_only_said_when_there_are_none():
-    assert "it holds no tensors" in refusal({"epoch": 3, "model": {}})
-    assert "it holds blocks.0.bias, blocks.0.weight under net; known are" in refusal(
+def test_unknown_formats():
+    assert "it contains no tensors" in error_message({"epoch": 3, "model": {}})
+    assert "it contains blocks.0.bias, blocks.0.weight under net; known formats" in error_message(
         {"net": {"blocks.0.weight": np.ones(2), "blocks.0.bias": np.ones(2)}, "optimizer": [np.ones(2)]}
     )
-    assert "it holds 0, 1 under layers.5; known are" in refusal({"layers": {5: [np.ones(2), np.ones(2)]}})
+    assert "it contains 0, 1 under layers.5; known formats" in error_message({"layers": {5: [np.ones(2), np.ones(2)]}})
     names = ", ".join(f"a{i}" for i in range(5))
-    assert f"it holds {names}, ...; known are" in refusal({f"a{i}": np.ones(2) for i in range(6)})
+    assert f"it contains {names}, ...; known formats" in error_message({f"a{i}": np.ones(2) for i in range(6)})
 
 
-def test_names_of_a_file_command_no_terminal():
-    assert refusal({"\x1b[2J": {"\x07": np.ones(2)}}).isprintable()
-    assert refusal({"\x1b[2J": NETWORK, "b": TWICE}).isprintable()
+def test_control_characters_are_escaped():
+    assert error_message({"\x1b[2J": {"\x07": np.ones(2)}}).isprintable()
+    assert error_message({"\x1b[2J": NETWORK, "b": TWICE}).isprintable()

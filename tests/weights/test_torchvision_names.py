@@ -1,4 +1,4 @@
-"""torchvision's names and layouts: there and back without a change, and what does not fit is listed."""
+"""torchvision's names and layouts: exact round trips, golden names, and the list of mismatches."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 from mrcnn_jax.config import FPNConfig, KeypointHeadConfig, presets
 from mrcnn_jax.errors import WeightsError
 from mrcnn_jax.models.mask_rcnn import build_model, variable_shapes
-from mrcnn_jax.weights.naming import describe, template
+from mrcnn_jax.weights.naming import architecture_of, flat_shapes
 from mrcnn_jax.weights.torchvision_names import DETECTION, export_state, import_state
 
 pytestmark = pytest.mark.medium
@@ -34,7 +34,7 @@ def state(frozen_config, random_variables):
 
 
 @pytest.mark.parametrize("name", ["frozen", "bn", "bottleneck", "resnext", "keypoints", "v2", "gn everywhere"])
-def test_there_and_back(variant, random_variables, name):
+def test_round_trip(variant, random_variables, name):
     config = variant(name)
     variables = random_variables(config)
     back = import_state(build_model(config), export_state(variables))
@@ -75,21 +75,21 @@ MODELS = {
 
 @pytest.mark.parametrize("name", MODELS)
 def test_golden_names_and_shapes(golden, name):
-    """Every tensor of torchvision's model, and no other."""
+    """The exported tensors are exactly those of torchvision's model."""
     theirs = json.loads(golden.file(f"tv_keys_{name}.json").read_text())
     classes = theirs["roi_heads.box_predictor.cls_score.bias"][0] - 1
-    shapes = template(build_model(replace(MODELS[name], num_classes=classes)))
-    network = describe(shapes)
+    shapes = flat_shapes(build_model(replace(MODELS[name], num_classes=classes)))
+    network = architecture_of(shapes)
     names = DETECTION.names(shapes, network)
     assert len(set(names.values())) == len(names)
     zero = np.float32(0)
-    ours = {names[path]: DETECTION.to_peer(path, np.broadcast_to(zero, shapes[path]), network) for path in shapes}
+    ours = {names[path]: DETECTION.from_flax(path, np.broadcast_to(zero, shapes[path]), network) for path in shapes}
     wanted = {key: list(shape) for key, shape in theirs.items() if not key.endswith("num_batches_tracked")}
     assert {key: list(value.shape) for key, value in ours.items()} == wanted
 
 
 def test_layouts(frozen_model):
-    """Where one marked weight of each kind of layer goes."""
+    """The position of one marked weight in each kind of layer."""
     zeros = jax.tree.map(lambda leaf: np.zeros(leaf.shape, np.float32), variable_shapes(frozen_model))
     params = zeros["params"]
     params["fpn"]["output3"]["kernel"][0, 2, 3, 4] = 1  # row, column, in, out
@@ -120,7 +120,7 @@ def test_layout_of_keypoints(variant):
 
 
 def test_old_names(frozen_config, frozen_model, random_variables):
-    """Each level's, the RPN's and the mask head's convolutions as torchvision called them at first."""
+    """Convolutions of the FPN, the RPN and the mask head under their first names in torchvision."""
     variables = random_variables(frozen_config)
     old = {}
     for name, value in export_state(variables).items():
@@ -140,7 +140,7 @@ def test_counters_of_batch_norm_are_ignored(frozen_model, state):
     import_state(frozen_model, state)
 
 
-def test_everything_that_does_not_fit_is_listed(frozen_model, state):
+def test_all_mismatches_are_listed(frozen_model, state):
     del state["rpn.head.cls_logits.bias"]
     del state["backbone.body.bn1.running_var"]
     state["roi_heads.keypoint_head.0.weight"] = np.zeros(3, np.float32)
@@ -165,7 +165,7 @@ def test_everything_that_does_not_fit_is_listed(frozen_model, state):
     assert "(91, 32)" in str(error.value)
 
 
-def test_networks_that_torchvision_lacks_are_named(variant, random_variables):
+def test_networks_without_a_counterpart_are_refused(variant, random_variables):
     with pytest.raises(WeightsError, match="torchvision has no counterpart of res5/block0/"):
         export_state(random_variables(variant("c4")))
     with pytest.raises(WeightsError, match=r"no class-agnostic heads: roi_heads.box_predictor.bbox_pred.bias"):

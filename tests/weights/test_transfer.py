@@ -1,4 +1,4 @@
-"""Weights into models: whose they are, what they decide, which of them a training may replace."""
+"""Transfer of weights to models: formats, configuration fields that follow, matching of classes and heads."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ import pytest
 from mrcnn_jax.config import presets
 from mrcnn_jax.errors import WeightsError
 from mrcnn_jax.weights import detectron2_names, preprocessing, torchvision_names, transfer
-from mrcnn_jax.weights.coco_categories import COCO, categories
+from mrcnn_jax.weights.coco_categories import COCO_CATEGORIES, coco_categories
 from mrcnn_jax.weights.io import weight_files
 from mrcnn_jax.weights.preprocessing import TORCHVISION, Preprocessing, apply_preprocessing, preprocessing_of
-from mrcnn_jax.weights.transfer import import_weights, initial_from_file, initial_from_run
+from mrcnn_jax.weights.transfer import import_weights, init_from_file, init_from_run
 
 pytestmark = pytest.mark.medium
 
@@ -39,18 +39,18 @@ def messages(caplog):
     return caplog
 
 
-def assert_equal(ours, theirs):
+def assert_trees_equal(ours, theirs):
     jax.tree.map(np.testing.assert_array_equal, ours, theirs)
 
 
-def differently_configured(config):
-    """The same network with everything that weights decide set to something else."""
-    odd = Preprocessing("rgb", (1.0, 2.0, 3.0), (4.0, 5.0, 6.0), stride_in_1x1=False, norm_eps=0.5)
-    return dataclasses.replace(apply_preprocessing(config, odd), num_classes=7)
+def with_other_fields(config):
+    """The same network with other values in all fields that weights determine."""
+    other = Preprocessing("rgb", (1.0, 2.0, 3.0), (4.0, 5.0, 6.0), stride_in_1x1=False, norm_eps=0.5)
+    return dataclasses.replace(apply_preprocessing(config, other), num_classes=7)
 
 
-def saved(folder, name, content):
-    """A file with `content`: a state dict, or for pickles anything."""
+def save(folder, name, content):
+    """Write `content`, a state dict (anything for a pickle), and return the path."""
     path = folder / name
     if path.suffix == ".pkl":
         path.write_bytes(pickle.dumps(content, protocol=2))
@@ -63,12 +63,12 @@ def saved(folder, name, content):
 @pytest.mark.parametrize(
     ("export", "expected"), [(torchvision_names.export_state, TORCHVISION), (detectron2_names.export_state, MSRA)]
 )
-def test_files_decide(network, tmp_path, name, export, expected):
-    """Number of classes, pixels, stride and epsilon come from the file, whatever the configuration says."""
+def test_weights_determine_configuration_fields(network, tmp_path, name, export, expected):
+    """Number of classes, preprocessing, stride and epsilon are those of the file."""
     config, variables = network
-    path = saved(tmp_path, name, export(variables))
-    model, imported = import_weights(path, differently_configured(config))
-    assert_equal(imported, variables)
+    path = save(tmp_path, name, export(variables))
+    model, imported = import_weights(path, with_other_fields(config))
+    assert_trees_equal(imported, variables)
     assert model.num_classes == 3
     assert (model.category_ids, model.category_names) == ((1, 2, 3), ())
     assert preprocessing_of(model) == expected
@@ -76,15 +76,15 @@ def test_files_decide(network, tmp_path, name, export, expected):
 
 
 def test_detectron2_pickle_and_torch_checkpoint(network, tmp_path):
-    """The zoo's form; and a training script's, with other things beside the weights and DataParallel's prefix."""
+    """A file of the model zoo, and a training checkpoint with optimizer state and the prefix of DataParallel."""
     config, variables = network
     state = detectron2_names.export_state(variables)
-    zoo = saved(tmp_path, "zoo.pkl", {"model": state, "__author__": "Detectron2 Model Zoo"})
-    assert_equal(import_weights(zoo, config, format="detectron2")[1], variables)
+    zoo = save(tmp_path, "zoo.pkl", {"model": state, "__author__": "Detectron2 Model Zoo"})
+    assert_trees_equal(import_weights(zoo, config, format="detectron2")[1], variables)
     torch = pytest.importorskip("torch")
     tensors = {f"module.{name}": torch.from_numpy(value) for name, value in state.items()}
     torch.save({"model": tensors, "optimizer": {"state": {}}, "iteration": 7}, tmp_path / "last.pth")
-    assert_equal(import_weights(tmp_path / "last.pth", config)[1], variables)
+    assert_trees_equal(import_weights(tmp_path / "last.pth", config)[1], variables)
 
 
 def test_state_dict_of_torch_tensors(network):
@@ -94,16 +94,16 @@ def test_state_dict_of_torch_tensors(network):
         name: torch.nn.Parameter(torch.from_numpy(v)) for name, v in torchvision_names.export_state(variables).items()
     }
     state["backbone.body.bn1.num_batches_tracked"] = torch.tensor(3)
-    assert_equal(import_weights(state, config, format="torchvision")[1], variables)
+    assert_trees_equal(import_weights(state, config, format="torchvision")[1], variables)
 
 
 def test_detectron_blobs(network, as_blobs, tmp_path):
     config, variables = network
     blobs = as_blobs(detectron2_names.export_state(variables))
     blobs |= {f"{name}_momentum": value for name, value in blobs.items()}
-    path = saved(tmp_path, "model_final.pkl", {"blobs": blobs, "cfg": "MODEL: {}"})
+    path = save(tmp_path, "model_final.pkl", {"blobs": blobs, "cfg": "MODEL: {}"})
     model, imported = import_weights(path, config, format="detectron2")
-    assert_equal(imported["params"], variables["params"])
+    assert_trees_equal(imported["params"], variables["params"])
     assert preprocessing_of(model) == DETECTRON
 
 
@@ -116,7 +116,7 @@ def test_detectron_blobs(network, as_blobs, tmp_path):
         ("c4", "torchvision", TORCHVISION),
     ],
 )
-def test_detectron2_networks_tell_their_pixels(variant, random_variables, name, author, expected):
+def test_preprocessing_of_detectron2_networks(variant, random_variables, name, author, expected):
     config = variant(name)
     state = detectron2_names.export_state(random_variables(config))
     model, _ = import_weights({"model": state, "__author__": author}, config)
@@ -130,7 +130,7 @@ def test_detectron2_networks_tell_their_pixels(variant, random_variables, name, 
         ((103.53, 116.28, 123.675), (1.0, 1.0, 1.0), ("bgr", True)),
     ],
 )
-def test_stored_pixel_statistics_are_believed(network, mean, std, expected):
+def test_stored_pixel_statistics_are_used(network, mean, std, expected):
     config, variables = network
     state = detectron2_names.export_state(variables)
     state |= {
@@ -143,13 +143,13 @@ def test_stored_pixel_statistics_are_believed(network, mean, std, expected):
 
 
 @pytest.mark.parametrize("name", ["resnext", "gn"])
-def test_detectron_without_msras_network_has_its_stride_in_3x3(variant, random_variables, name):
+def test_detectron_without_msra_backbone_has_stride_in_3x3(variant, random_variables, name):
     state = detectron2_names.export_state(random_variables(variant(name)))
-    assert preprocessing.of_detectron(state) == DETECTRON._replace(stride_in_1x1=False)
+    assert preprocessing.detectron_preprocessing(state) == DETECTRON._replace(stride_in_1x1=False)
 
 
-def test_presets_are_what_their_files_decide():
-    """A preset's pixels and stride are those of the peer's own initial weights: the two tables agree."""
+def test_presets_have_the_preprocessing_of_their_weights():
+    """The tables in `presets` and in `preprocessing` agree."""
     assert preprocessing_of(presets.torchvision()) == TORCHVISION
     assert preprocessing_of(presets.detectron2()) == MSRA
 
@@ -158,24 +158,24 @@ def test_presets_are_what_their_files_decide():
 
 
 def eps(config, source, messages, **options):
-    """Epsilon of the imported model; what the log says about it."""
+    """Epsilon of the imported model, and the lines of the log about it."""
     messages.clear()
     model, _ = import_weights(source, config, **options)
-    said = [record.getMessage() for record in messages.records if record.getMessage().startswith("epsilon")]
-    return model.backbone.norm_eps, said
+    lines = [record.getMessage() for record in messages.records if record.getMessage().startswith("epsilon")]
+    return model.backbone.norm_eps, lines
 
 
 def test_epsilon_of_published_files_is_zero(network, tmp_path, monkeypatch, messages):
     config, variables = network
     state = torchvision_names.export_state(variables)
-    path = saved(tmp_path, "maskrcnn_resnet50_fpn_coco-bf2d0c1e.npz", state)
+    path = save(tmp_path, "maskrcnn_resnet50_fpn_coco-bf2d0c1e.npz", state)
     assert eps(config, path, messages)[0] == 1e-5  # the name alone does not count
     digits = hashlib.sha256(path.read_bytes()).hexdigest()[:8]
     monkeypatch.setattr(preprocessing, "_COCO_V1", (f"maskrcnn_resnet50_fpn_coco-{digits}.pth",))
-    found, said = eps(config, path, messages)
-    assert found == 0
-    assert said == [
-        f"epsilon of the frozen batch norms: 0 (this is torchvision's maskrcnn_resnet50_fpn_coco-{digits}.pth)"
+    value, lines = eps(config, path, messages)
+    assert value == 0
+    assert lines == [
+        f"epsilon of the frozen batch norms: 0 (the file is torchvision's maskrcnn_resnet50_fpn_coco-{digits}.pth)"
     ]
     assert eps(config, path, messages, frozen_bn_eps=1e-3)[0] == 1e-3
     assert eps(config, state, messages) == (
@@ -184,12 +184,12 @@ def test_epsilon_of_published_files_is_zero(network, tmp_path, monkeypatch, mess
     )
     assert eps(config, state, messages, frozen_bn_eps=0.0) == (
         0,
-        ["epsilon of the frozen batch norms: 0 (as asked for)"],
+        ["epsilon of the frozen batch norms: 0 (as requested)"],
     )
 
 
-def test_published_names_carry_their_hash():
-    """torchvision's own form, from which the digits are cut; the three COCO_V1 files."""
+def test_published_names_contain_a_hash():
+    """The three COCO_V1 files."""
     assert len(preprocessing._COCO_V1) == 3
     for name in preprocessing._COCO_V1:
         assert len(name[-12:-4]) == 8
@@ -208,22 +208,21 @@ def test_epsilon_is_only_for_frozen_norms(variant, random_variables, messages):
 
 
 def test_categories_of_coco():
-    assert len(COCO) == 80
-    ids, names = categories(80, of_persons=False)
+    assert len(COCO_CATEGORIES) == 80
+    ids, names = coco_categories(80, person=False)
     assert (ids[11], names[11], ids[-1], names[-1]) == (13, "stop sign", 90, "toothbrush")
-    ids, names = categories(90, of_persons=False)
+    ids, names = coco_categories(90, person=False)
     assert (ids, names[11], names[12]) == (tuple(range(1, 91)), "N/A", "stop sign")
-    assert [names[i - 1] for i in COCO] == list(COCO.values())
-    assert categories(1, of_persons=True) == ((1,), ("person",))
-    assert categories(1, of_persons=False) == ((1,), ())
+    assert [names[i - 1] for i in COCO_CATEGORIES] == list(COCO_CATEGORIES.values())
+    assert coco_categories(1, person=True) == ((1,), ("person",))
+    assert coco_categories(1, person=False) == ((1,), ())
 
 
-def test_categories_are_those_of_the_data_set(shared_data):
-    """The list here against a file of COCO's."""
+def test_categories_equal_those_of_the_dataset(shared_data):
     import json
 
     data = json.loads((shared_data("coco_by") / "annotations.json").read_text())
-    assert {c["id"]: c["name"] for c in data["categories"]} == COCO
+    assert {c["id"]: c["name"] for c in data["categories"]} == COCO_CATEGORIES
 
 
 @pytest.mark.parametrize("classes", [80, 90])
@@ -234,7 +233,7 @@ def test_classes_of_coco_models_are_named(variant, random_variables, classes):
     assert (model.category_names[0], model.category_names[-1]) == ("person", "toothbrush")
 
 
-def test_categories_of_the_configuration_stay_where_they_fit(variant, random_variables):
+def test_categories_are_kept_if_there_are_as_many(variant, random_variables):
     config = dataclasses.replace(variant("gn"), category_ids=(4, 5, 9), category_names=("a", "b", "c"))
     state = detectron2_names.export_state(random_variables(config))
     assert import_weights(state, config)[0].category_ids == (4, 5, 9)
@@ -255,32 +254,32 @@ def test_keypoints_of_coco_persons_are_named(variant, random_variables):
     assert not import_weights(detectron2_names.export_state(random_variables(other)), other)[0].keypoint_names
 
 
-# --- what is refused
+# --- errors
 
 
-def test_other_formats_and_kinds_are_refused(network, tmp_path):
+def test_other_formats_are_refused(network, tmp_path):
     config, variables = network
     state = torchvision_names.export_state(variables)
     with pytest.raises(WeightsError, match="is a torchvision detection model, not in the format 'detectron2'"):
         import_weights(state, config, format="detectron2")
     with pytest.raises(WeightsError, match="the state dict is a torchvision classifier, not a detection model"):
         import_weights(classifier(state), config)
-    with pytest.raises(WeightsError, match=r"of no known kind: it holds a.b.weight; .* a Detectron2 model"):
+    with pytest.raises(WeightsError, match=r"has an unknown format: it contains a.b.weight; .* a Detectron2 model"):
         import_weights({"a.b.weight": np.zeros(2)}, config)
-    with pytest.raises(WeightsError, match="it holds no tensors; "):
+    with pytest.raises(WeightsError, match="it contains no tensors; "):
         import_weights({"epoch": 3}, config)
-    with pytest.raises(WeightsError, match="holds a list, not a state dict"):
-        import_weights(saved(tmp_path, "list.pkl", [1, 2]), config)
+    with pytest.raises(WeightsError, match="contains a list, not a state dict"):
+        import_weights(save(tmp_path, "list.pkl", [1, 2]), config)
     del state["roi_heads.box_predictor.cls_score.bias"]
     with pytest.raises(WeightsError, match=r"has no roi_heads\.box_predictor\.cls_score\.bias"):
         import_weights(state, config)
 
 
-def test_what_does_not_fit_is_listed_with_the_file(network, tmp_path):
+def test_mismatches_are_listed_with_the_file(network, tmp_path):
     config, variables = network
     state = torchvision_names.export_state(variables)
     state["extra.weight"] = state.pop("rpn.head.cls_logits.bias")
-    path = saved(tmp_path, "broken.npz", state)
+    path = save(tmp_path, "broken.npz", state)
     with pytest.raises(WeightsError) as error:
         import_weights(path, config)
     assert str(error.value).splitlines() == [
@@ -291,53 +290,54 @@ def test_what_does_not_fit_is_listed_with_the_file(network, tmp_path):
 
 
 @pytest.mark.parametrize("value", [np.float32(np.nan), np.float64(1e300)])
-def test_weights_of_a_training_that_failed_are_refused(network, value):
-    """A network with NaN in it finds nothing anywhere."""
+def test_non_finite_weights_are_refused(network, value):
+    """A network with NaN in it detects nothing."""
     config, variables = network
     state = detectron2_names.export_state(variables)
     name = "roi_heads.box_head.fc1.bias"
     state[name] = np.where(np.arange(len(state[name])) == 3, value, state[name])
-    with pytest.raises(WeightsError, match=f"\n  not finite: {name} holds NaN or infinity$"):
+    with pytest.raises(WeightsError, match=f"\n  not finite: {name} contains NaN or infinity$"):
         import_weights(state, config)
 
 
-# --- the beginning of a training
+# --- initial variables of a training run
 
 
 def classifier(state):
-    """A torchvision classifier with the residual network of a detection model."""
+    """The state dict of a torchvision classifier with the backbone of a detection model."""
     prefix = "backbone.body."
     network = {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
     return {**network, "fc.weight": np.zeros((1000, 4), np.float32), "fc.bias": np.zeros(1000, np.float32)}
 
 
 def test_whole_model_with_other_classes(network, random_variables, messages):
-    """A head for 90 classes is replaced by a new one; all the rest is the file's."""
+    """The layers of 90 classes are initialized randomly; everything else is copied."""
     config, _ = network
     theirs = random_variables(dataclasses.replace(config, num_classes=90))
-    model, variables = initial_from_file(
-        differently_configured(config), torchvision_names.export_state(theirs), jax.random.key(0)
+    model, variables = init_from_file(
+        with_other_fields(config), torchvision_names.export_state(theirs), jax.random.key(0)
     )
-    assert model.num_classes == 7  # that of the data, which a training knows
+    assert model.num_classes == 7  # of the training data
     assert preprocessing_of(model) == TORCHVISION
     new = {("box_head", "logits"), ("box_head", "deltas"), ("mask_head", "logits")}
     for part, modules in variables["params"].items():
         for module, ours in modules.items():
             if (part, module) in new:
                 assert ours["kernel"].shape[-1] in (7, 8, 28)
-                assert np.std(ours["kernel"]) < 0.02  # the initial values of the paper's, not the file's of std 1
+                assert np.std(ours["kernel"]) < 0.02  # initial values, not those of the file, whose std is 1
             else:
-                assert_equal(ours, theirs["params"][part][module])
-    assert_equal(variables["frozen"], theirs["frozen"])
-    said = " ".join(record.getMessage() for record in messages.records)
-    assert "random initial values for box_head/deltas, box_head/logits, mask_head/logits" in said
-    assert "pixel_mean is 123.675 116.28 103.53, was 1 2 3" in said
-    assert "stride_in_1x1" not in said  # it was False before
+                assert_trees_equal(ours, theirs["params"][part][module])
+    assert_trees_equal(variables["frozen"], theirs["frozen"])
+    assert "random initial values for box_head/deltas, box_head/logits, mask_head/logits" in log_text(messages)
+    assert "pixel_mean is 123.675 116.28 103.53, was 1 2 3" in log_text(messages)
+    assert "stride_in_1x1" not in log_text(messages)  # it was False before
 
 
-def test_whole_model_with_the_same_classes_is_taken_whole(network, messages):
+def test_whole_model_with_the_same_classes_is_copied(network, messages):
     config, variables = network
-    assert_equal(initial_from_file(config, detectron2_names.export_state(variables), jax.random.key(0))[1], variables)
+    assert_trees_equal(
+        init_from_file(config, detectron2_names.export_state(variables), jax.random.key(0))[1], variables
+    )
     assert not any("random" in record.getMessage() for record in messages.records)
 
 
@@ -345,9 +345,9 @@ def test_other_keypoints(variant, random_variables):
     theirs = random_variables(variant("keypoints", 1))
     config = variant("keypoints", 1)
     config = dataclasses.replace(config, keypoint=dataclasses.replace(config.keypoint, num_keypoints=5, flip_map=()))
-    _, variables = initial_from_file(config, detectron2_names.export_state(theirs), jax.random.key(0))
+    _, variables = init_from_file(config, detectron2_names.export_state(theirs), jax.random.key(0))
     assert variables["params"]["keypoint_head"]["deconv"]["kernel"].shape[-1] == 5
-    assert_equal(variables["params"]["box_head"], theirs["params"]["box_head"])
+    assert_trees_equal(variables["params"]["box_head"], theirs["params"]["box_head"])
 
 
 # --- classes and keypoints by name
@@ -357,7 +357,7 @@ def named(config, *names, **fields):
     return dataclasses.replace(config, num_classes=len(names), category_names=names, **fields)
 
 
-def said(messages):
+def log_text(messages):
     return "\n".join(record.getMessage() for record in messages.records)
 
 
@@ -373,53 +373,53 @@ def predictor(state):
         )
 
 
-def test_coco_out_of_torchvisions_90(network, random_variables, messages):
-    """Class k of COCO's 80 has the rows of its id, as torchvision's models count."""
+def test_80_coco_classes_from_torchvisions_90(network, random_variables, messages):
+    """Each of the 80 classes gets the rows of its category id, the class index in torchvision."""
     config, _ = network
-    ids, names = tuple(COCO), tuple(COCO.values())
+    ids, names = tuple(COCO_CATEGORIES), tuple(COCO_CATEGORIES.values())
     state = torchvision_names.export_state(random_variables(dataclasses.replace(config, num_classes=90)))
-    _, variables = initial_from_file(named(config, *names, category_ids=ids), state, jax.random.key(0))
+    _, variables = init_from_file(named(config, *names, category_ids=ids), state, jax.random.key(0))
     for ours, theirs in zip(predictor(torchvision_names.export_state(variables)), predictor(state), strict=True):
         for value, source in zip(ours, theirs, strict=True):
             np.testing.assert_array_equal(value[1:], source[list(ids)])
     np.testing.assert_array_equal(
         variables["params"]["box_head"]["logits"]["bias"][0], state["roi_heads.box_predictor.cls_score.bias"][0]
     )
-    assert "its classes are taken for COCO's, since they are as many" in said(messages)
-    assert "11 keep their place: person, " in said(messages)
-    assert "69 come from another place: stop sign (13 to 12), " in said(messages)
-    assert "10 of the weights are left out: N/A" in said(messages)
-    assert "random" not in said(messages)
+    assert "its classes are assumed to be COCO's, because of their number" in log_text(messages)
+    assert "11 with the same index: person, " in log_text(messages)
+    assert "69 with another index: stop sign (13 to 12), " in log_text(messages)
+    assert "10 not in the model: N/A" in log_text(messages)
+    assert "random" not in log_text(messages)
 
 
-def test_other_classes_of_the_same_number_begin_anew(variant, random_variables, messages):
-    """A run of cats, cows and dogs after one of dogs, cats and emus: two go on by name, and one is not the emu."""
+def test_other_classes_of_the_same_number(variant, random_variables, messages):
+    """From dog, cat and emu to cat, cow and dog: two are matched by name, cow is initialized randomly."""
     run, config = named(variant("frozen"), "dog", "cat", "emu"), named(variant("frozen"), "cat", "cow", "dog")
     theirs = random_variables(run)
-    _, variables = initial_from_run(config, run, theirs, jax.random.key(0), "runs/first")
+    _, variables = init_from_run(config, run, theirs, jax.random.key(0), "runs/first")
     state = torchvision_names.export_state(theirs)
     for ours, source in zip(predictor(torchvision_names.export_state(variables)), predictor(state), strict=True):
         for value, other in zip(ours, source, strict=True):
             np.testing.assert_array_equal(value[[0, 1, 3]], other[[0, 2, 1]])
-            assert np.abs(value[2]).max() < 0.1  # random around 0, where the file has numbers around 1
+            assert np.abs(value[2]).max() < 0.1  # random values around 0; those of the file are around 1
     assert (
-        "runs/first: classes by name: 2 come from another place: cat (2 to 1), dog (1 to 3); 1 begin anew: cow;"
-        " 1 of the weights are left out: emu"
-    ) in said(messages)
-    assert "random" not in said(messages)
+        "runs/first: classes matched by name: 2 with another index: cat (2 to 1), dog (1 to 3);"
+        " 1 not in the weights: cow; 1 not in the model: emu"
+    ) in log_text(messages)
+    assert "random" not in log_text(messages)
 
 
-def test_without_a_class_in_common_the_layers_begin_anew(variant, random_variables, messages):
+def test_without_common_classes_the_layers_are_random(variant, random_variables, messages):
     """80 classes under Detectron2's names are COCO's."""
     config = named(variant("frozen"), *(f"cell {i}" for i in range(80)))
-    _, variables = initial_from_file(config, detectron2_names.export_state(random_variables(config)), jax.random.key(0))
+    _, variables = init_from_file(config, detectron2_names.export_state(random_variables(config)), jax.random.key(0))
     assert np.abs(variables["params"]["box_head"]["logits"]["kernel"]).max() < 0.1
-    assert "80 begin anew: cell 0, " in said(messages)
-    assert "random initial values for box_head/deltas, box_head/logits, mask_head/logits" in said(messages)
+    assert "80 not in the weights: cell 0, " in log_text(messages)
+    assert "random initial values for box_head/deltas, box_head/logits, mask_head/logits" in log_text(messages)
 
 
 def test_keypoints_by_name(variant, random_variables, messages):
-    """A run whose joints come in another order; the person stays."""
+    """Keypoints in another order; the class is the same."""
 
     def skeleton(*names):
         config = named(variant("keypoints"), "person", keypoint_names=names)
@@ -429,42 +429,41 @@ def test_keypoints_by_name(variant, random_variables, messages):
     run = skeleton("nose", "left_eye", "right_eye")
     theirs = random_variables(run)
     ours = skeleton("Right Eye", "nose")
-    _, variables = initial_from_run(ours, run, theirs, jax.random.key(0), "run")
+    _, variables = init_from_run(ours, run, theirs, jax.random.key(0), "run")
     for leaf, value in variables["params"]["keypoint_head"]["deconv"].items():
         np.testing.assert_array_equal(value, theirs["params"]["keypoint_head"]["deconv"][leaf][..., [2, 0]])
-    assert_equal(variables["params"]["box_head"], theirs["params"]["box_head"])
-    assert "keypoints by name: 2 come from another place: Right Eye as right_eye (3 to 1), nose (1 to 2)" in said(
-        messages
-    )
+    assert_trees_equal(variables["params"]["box_head"], theirs["params"]["box_head"])
+    line = "keypoints matched by name: 2 with another index: Right Eye as right_eye (3 to 1), nose (1 to 2)"
+    assert line in log_text(messages)
 
 
-def test_heads_of_peers_that_disagree_are_refused(network):
-    """Boxes or masks of another number of classes than the scores are no head for other classes."""
+def test_inconsistent_heads_are_refused(network):
+    """Boxes of another number of classes than the scores."""
     config, variables = network
     state = torchvision_names.export_state(variables)
     state |= {name: value[:-4] for name, value in state.items() if "bbox_pred" in name}
     with pytest.raises(WeightsError, match=r"box_predictor\.bbox_pred\.weight is \(12, 32\)"):
-        initial_from_file(config, state, jax.random.key(0))
+        init_from_file(config, state, jax.random.key(0))
 
 
 def test_class_agnostic_weights(variant, random_variables):
-    """Of a peer's file, whose only sign is their number: one box and one mask for any class serve each class."""
+    """Recognized by their number of outputs; the box and the mask are used for each class."""
     theirs = random_variables(variant("agnostic", 5))
     config = dataclasses.replace(variant("gn"), num_classes=2)
-    _, variables = initial_from_file(config, detectron2_names.export_state(theirs), jax.random.key(0))
+    _, variables = init_from_file(config, detectron2_names.export_state(theirs), jax.random.key(0))
     deltas, logits = variables["params"]["box_head"]["deltas"], variables["params"]["mask_head"]["logits"]
     np.testing.assert_array_equal(deltas["bias"], np.tile(theirs["params"]["box_head"]["deltas"]["bias"], 2))
     np.testing.assert_array_equal(logits["bias"], np.tile(theirs["params"]["mask_head"]["logits"]["bias"], 2))
 
 
-# --- heads more or fewer, and norms
+# --- other heads and norms
 
 
 @pytest.mark.parametrize("source", ["mask", "boxes", "keypoint"])
 @pytest.mark.parametrize("target", ["mask", "boxes", "keypoint", "both"])
-@pytest.mark.parametrize("peer", ["torchvision", "detectron2", "run"])
-def test_heads_more_or_fewer(variant, random_variables, messages, monkeypatch, source, target, peer):
-    """What both have is the weights', what only one has begins anew or is left out."""
+@pytest.mark.parametrize("origin", ["torchvision", "detectron2", "run"])
+def test_other_heads(variant, random_variables, messages, monkeypatch, source, target, origin):
+    """Heads of both are copied; a head that only the model has is random, one that only the weights have is dropped."""
     base, keypoint = variant("frozen"), variant("keypoints").keypoint
     kinds = {
         "mask": base,
@@ -487,56 +486,56 @@ def test_heads_more_or_fewer(variant, random_variables, messages, monkeypatch, s
 
     monkeypatch.setattr(transfer, "init_variables", draw)
     theirs = random_variables(kinds[source])
-    if peer == "run":
-        _, variables = initial_from_run(kinds[target], kinds[source], theirs, jax.random.key(0), "run")
+    if origin == "run":
+        _, variables = init_from_run(kinds[target], kinds[source], theirs, jax.random.key(0), "run")
     else:
-        state = {"torchvision": torchvision_names, "detectron2": detectron2_names}[peer].export_state(theirs)
-        _, variables = initial_from_file(kinds[target], state, jax.random.key(0))
+        state = {"torchvision": torchvision_names, "detectron2": detectron2_names}[origin].export_state(theirs)
+        _, variables = init_from_file(kinds[target], state, jax.random.key(0))
     assert set(drawn) == new
-    assert_equal(variables["frozen"], theirs["frozen"])
+    assert_trees_equal(variables["frozen"], theirs["frozen"])
     ours = variables["params"]
     assert {part for part in ours if part.endswith("head")} == {"box_head", "rpn_head", *heads[target]}
     for part in ours.keys() - new:
-        assert_equal(ours[part], theirs["params"][part])
-    assert ("left out, since the model has none: " + ", ".join(extra) in said(messages)) == bool(extra)
-    assert ("random initial values for " + ", ".join(sorted(new)) in said(messages)) == bool(new)
+        assert_trees_equal(ours[part], theirs["params"][part])
+    assert ("not used, because the model has none: " + ", ".join(extra) in log_text(messages)) == bool(extra)
+    assert ("random initial values for " + ", ".join(sorted(new)) in log_text(messages)) == bool(new)
 
 
-def test_half_a_head_is_refused(network):
+def test_incomplete_head_is_refused(network):
     config, variables = network
     state = torchvision_names.export_state(variables)
     del state["roi_heads.mask_predictor.conv5_mask.bias"]
     with pytest.raises(WeightsError, match=r"missing: roi_heads\.mask_predictor\.conv5_mask\.bias"):
-        initial_from_file(config, state, jax.random.key(0))
+        init_from_file(config, state, jax.random.key(0))
 
 
-def test_norms_frozen_and_learned_take_each_other_over(variant, random_variables, messages):
-    """The same constants and statistics, in other collections."""
+def test_frozen_and_trained_norms_are_exchanged(variant, random_variables, messages):
+    """Constants and statistics are the same, in other collections."""
     frozen, learned = variant("frozen"), variant("bn")
     theirs = random_variables(learned)
-    _, variables = initial_from_run(frozen, learned, theirs, jax.random.key(0), "run")
-    assert "run: model.backbone.norm is frozen_bn, was bn: constants and statistics are kept" in said(messages)
+    _, variables = init_from_run(frozen, learned, theirs, jax.random.key(0), "run")
+    assert "run: model.backbone.norm is frozen_bn, was bn: constants and statistics are kept" in log_text(messages)
     ours, params = variables["frozen"]["backbone"], theirs["params"]["backbone"]
     norm = {**params["stem"]["norm"]["norm"], **theirs["batch_stats"]["backbone"]["stem"]["norm"]["norm"]}
-    assert_equal(ours["stem"]["norm"], norm)
+    assert_trees_equal(ours["stem"]["norm"], norm)
     assert set(norm) == {"scale", "bias", "mean", "var"}
     assert len(jax.tree.leaves(ours)) == len(jax.tree.leaves(theirs["batch_stats"]["backbone"])) * 2
-    _, back = initial_from_run(learned, frozen, variables, jax.random.key(0), "run")
-    assert_equal(back, theirs)
+    _, back = init_from_run(learned, frozen, variables, jax.random.key(0), "run")
+    assert_trees_equal(back, theirs)
     synced = dataclasses.replace(learned, backbone=dataclasses.replace(learned.backbone, norm="sync_bn"))
-    assert_equal(initial_from_run(synced, learned, theirs, jax.random.key(0), "run")[1], theirs)
+    assert_trees_equal(init_from_run(synced, learned, theirs, jax.random.key(0), "run")[1], theirs)
 
 
 def test_only_heads_may_differ(network, random_variables):
-    """Another width of the hidden layer is no matter of classes: nothing is dropped for it."""
+    """Another width of the hidden layer is an error."""
     config, variables = network
     narrower = dataclasses.replace(config, box=dataclasses.replace(config.box, hidden=16), num_classes=5)
     with pytest.raises(WeightsError, match=r"shape: roi_heads.box_predictor.bbox_pred.weight is \(16, 32\)"):
-        initial_from_file(narrower, torchvision_names.export_state(variables), jax.random.key(0))
+        init_from_file(narrower, torchvision_names.export_state(variables), jax.random.key(0))
 
 
 def test_classifier_of_detectron2(variant, random_variables):
-    """Only the residual network comes from the file, C4's shared head included."""
+    """Only the backbone is copied, including the shared head of C4."""
     config = variant("c4")
     theirs = random_variables(config)
     state = detectron2_names.export_state(theirs)
@@ -546,11 +545,11 @@ def test_classifier_of_detectron2(variant, random_variables):
         if tensor.startswith(("stem.", "res")):
             bare[tensor] = value
     bare["stem.fc.weight"] = np.zeros((10, 4), np.float32)
-    model, variables = initial_from_file(config, {"model": bare, "__author__": "torchvision"}, jax.random.key(0))
+    model, variables = init_from_file(config, {"model": bare, "__author__": "torchvision"}, jax.random.key(0))
     assert preprocessing_of(model) == TORCHVISION
     for collection in ("params", "frozen"):
         for part in ("backbone", "res5"):
-            assert_equal(variables[collection].get(part), theirs[collection].get(part))
+            assert_trees_equal(variables[collection].get(part), theirs[collection].get(part))
     assert np.std(variables["params"]["rpn_head"]["conv1"]["kernel"]) < 0.02
 
 
@@ -558,16 +557,16 @@ def test_torchvision_classifier(network, messages):
     config, theirs = network
     state = classifier(torchvision_names.export_state(theirs))
     state["bn1.num_batches_tracked"] = np.int64(3)
-    model, variables = initial_from_file(config, state, jax.random.key(0))
+    model, variables = init_from_file(config, state, jax.random.key(0))
     assert preprocessing_of(model) == TORCHVISION
     assert "random initial values for box_head, fpn, mask_head, rpn_head" in messages.messages[-1]
-    assert_equal(variables["params"]["backbone"], theirs["params"]["backbone"])
-    assert_equal(variables["frozen"], theirs["frozen"])
+    assert_trees_equal(variables["params"]["backbone"], theirs["params"]["backbone"])
+    assert_trees_equal(variables["frozen"], theirs["frozen"])
 
 
 @pytest.mark.parametrize("fused", [True, False])
 def test_msra_classifier(network, as_blobs, fused):
-    """Detectron2's copy has the statistics of the batch norms; Detectron's has them fused, and other means."""
+    """Detectron2's copy has batch norm statistics; in Detectron's they are fused, and the pixel means differ."""
     config, theirs = network
     state = detectron2_names.export_state(theirs)
     blobs = {name: v for name, v in as_blobs(state).items() if name.startswith(("conv1_", "res_conv1", "res"))}
@@ -578,34 +577,34 @@ def test_msra_classifier(network, as_blobs, fused):
             blobs |= {f"{prefix}gamma": scale, f"{prefix}beta": offset, f"{prefix}running_mean": 0 * scale}
             blobs[f"{prefix}running_var"] = 0 * scale + 1
     blobs |= {"conv1_b": np.zeros(8, np.float32), "fc1000_w": np.zeros((10, 4), np.float32)}
-    model, variables = initial_from_file(config, blobs, jax.random.key(0))
+    model, variables = init_from_file(config, blobs, jax.random.key(0))
     assert preprocessing_of(model) == (DETECTRON if fused else MSRA)
-    assert_equal(variables["params"]["backbone"], theirs["params"]["backbone"])
+    assert_trees_equal(variables["params"]["backbone"], theirs["params"]["backbone"])
 
 
 @pytest.mark.parametrize("norm", ["bn", "sync_bn"])
-def test_fused_norms_are_not_trained(variant, network, as_blobs, norm):
-    """With the statistics of a batch they would scale by the deviation twice."""
+def test_fused_norms_cannot_be_trained(variant, network, as_blobs, norm):
+    """Normalization by batch statistics would divide by the standard deviation twice."""
     blobs = as_blobs(detectron2_names.export_state(network[1]))
     config = variant("bn")
     config = dataclasses.replace(config, backbone=dataclasses.replace(config.backbone, norm=norm))
     with pytest.raises(WeightsError, match=rf"fused .*: set model\.backbone\.norm=frozen_bn instead of {norm}"):
-        initial_from_file(config, {"blobs": blobs}, jax.random.key(0))
+        init_from_file(config, {"blobs": blobs}, jax.random.key(0))
 
 
-def test_backbones_of_another_depth_or_norm_are_named(variant, network, random_variables):
+def test_errors_name_another_depth_or_norm(variant, network, random_variables):
     config, variables = network
     deeper = dataclasses.replace(config, backbone=dataclasses.replace(config.backbone, name="resnet34"))
     last = "set model.backbone.name to the depth of the weights"
     for export in (torchvision_names.export_state, detectron2_names.export_state):
         with pytest.raises(WeightsError, match=f"\n  only the model has these blocks of the backbone: {last}$"):
-            initial_from_file(deeper, export(variables), jax.random.key(0))
+            init_from_file(deeper, export(variables), jax.random.key(0))
     with pytest.raises(WeightsError, match=f"\n  only the weights have these blocks of the backbone: {last}$"):
-        initial_from_run(config, deeper, random_variables(deeper), jax.random.key(0), "run")
+        init_from_run(config, deeper, random_variables(deeper), jax.random.key(0), "run")
     with pytest.raises(
         WeightsError, match=r"\n  only the weights have these statistics of batch norm: set model\.back.*$"
     ):
-        initial_from_run(variant("gn"), config, variables, jax.random.key(0), "run")
+        init_from_run(variant("gn"), config, variables, jax.random.key(0), "run")
 
 
 def test_incomplete_classifier_is_refused(network):
@@ -614,21 +613,21 @@ def test_incomplete_classifier_is_refused(network):
     del state["layer3.1.bn2.bias"]
     state["layer5.0.conv1.weight"] = np.zeros(3, np.float32)
     with pytest.raises(WeightsError) as error:
-        initial_from_file(config, state, jax.random.key(0))
+        init_from_file(config, state, jax.random.key(0))
     assert str(error.value).splitlines()[1:] == [
         "  missing: layer3.1.bn2.bias",
         "  unexpected: layer5.0.conv1.weight",
     ]
 
 
-def test_another_run_of_ours(network):
-    """Its weights and its preprocessing, a new head where it had other classes."""
+def test_init_from_run(network):
+    """Weights and preprocessing of the run, with new layers for other classes."""
     run, theirs = network
     run = apply_preprocessing(run, MSRA)
-    model, variables = initial_from_run(differently_configured(run), run, theirs, jax.random.key(0), "runs/first")
+    model, variables = init_from_run(with_other_fields(run), run, theirs, jax.random.key(0), "runs/first")
     assert preprocessing_of(model) == MSRA
-    assert_equal(variables["params"]["fpn"], theirs["params"]["fpn"])
+    assert_trees_equal(variables["params"]["fpn"], theirs["params"]["fpn"])
     assert variables["params"]["box_head"]["logits"]["bias"].shape == (8,)
     smaller = dataclasses.replace(run, box=dataclasses.replace(run.box, hidden=16))
     with pytest.raises(WeightsError, match=r"runs/first: these weights do not fit .*\n.*box_head/deltas/"):
-        initial_from_run(smaller, run, theirs, jax.random.key(0), "runs/first")
+        init_from_run(smaller, run, theirs, jax.random.key(0), "runs/first")

@@ -1,1 +1,1 @@
-"""Reads weight files of other programs. Nothing in a file is executed."""
+"""Readers and writers of weights files. Nothing in a file is executed."""

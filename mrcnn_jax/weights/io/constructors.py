@@ -1,4 +1,4 @@
-"""What stands for the names in a pickle, and for the containers that they make."""
+"""Replacements of the classes and functions that a pickle of weights names."""
 
 from __future__ import annotations
 
@@ -6,36 +6,36 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from mrcnn_jax.errors import WeightsError
-from mrcnn_jax.weights.io.deferred import Deferred
-from mrcnn_jax.weights.io.messages import shown
+from mrcnn_jax.weights.io.deferred import DeferredValue
+from mrcnn_jax.weights.io.messages import printable
 
-_MAX_KEY = 1 << 31  # larger integers can be chosen so that dictionaries of them take for ever
+_MAX_KEY = 1 << 31  # larger integers can be chosen to collide, which makes a dictionary very slow
 
 
 class Constructor:
-    """A name that a pickle may call, and the function of ours that answers."""
+    """A name that a pickle may call, with the function that is called instead."""
 
     def __init__(self, name: str, build: Callable[..., Any]):
         self.name, self.build = name, build
 
     def __call__(self, arguments: object) -> Any:
         if type(arguments) is not tuple:
-            raise WeightsError(f"it calls {self.name} in a way that no pickler does")
+            raise WeightsError(f"it calls {self.name} with {printable(type(arguments).__name__)} instead of a tuple")
         try:
             return self.build(*arguments)
         except TypeError:
-            raise WeightsError(f"it calls {self.name} with arguments that no pickler gives it") from None
+            raise WeightsError(f"it calls {self.name} with unexpected arguments") from None
 
 
-Names = Mapping[str, Any]  # "module.name" -> a Constructor or a plain value
+AllowedGlobals = Mapping[str, Any]  # "module.name" -> a Constructor or a plain value
 
 
-class OrderedDict(dict[Any, Any]):
-    """Stands for `collections.OrderedDict`; the state that torch gives to its state dicts (`_metadata`) is dropped."""
+class PickledOrderedDict(dict[Any, Any]):
+    """Replaces `collections.OrderedDict`. The attributes of torch's state dicts (`_metadata`) are dropped."""
 
 
-class Attributes(Deferred):
-    """Stands for an object whose state is a dictionary of plain values, and becomes that dictionary."""
+class PickledAttributes(DeferredValue):
+    """Replaces an object by the dictionary of its attributes."""
 
     def __init__(self) -> None:
         self.state: dict[str, Any] = {}
@@ -46,12 +46,14 @@ class Attributes(Deferred):
 
     def set_state(self, state: Any) -> None:
         if type(state) is not dict:
-            raise WeightsError("the attributes of an object in it are no dictionary")
+            raise WeightsError("the attributes of an object are not a dictionary")
         self.state = state
 
 
-def checked_key(key: object) -> str | int:
-    """A key of a dictionary: a short string or a small integer."""
+def check_key(key: object) -> str | int:
+    """Return a key of a dictionary. Raises WeightsError unless it is a short string or a small integer."""
     if type(key) is str or (type(key) is int and -_MAX_KEY <= key < _MAX_KEY):
         return key
-    raise WeightsError(f"a dictionary in it has {shown(type(key).__name__)} as a key; weights have names")
+    raise WeightsError(
+        f"a dictionary has {printable(type(key).__name__)} as a key; keys must be short strings or small integers"
+    )

@@ -1,11 +1,11 @@
-"""Wording that the readers of weight files share."""
+"""Error messages that the readers of weights files share."""
 
 from __future__ import annotations
 
-TRUNCATED = "it ends too early, as an interrupted download or copy does: get the file again"
+TRUNCATED = "it is incomplete, as after an interrupted download or copy: get the file again"
 
 
-def shown(text: object) -> str:
-    """`text` out of a file as a message may show it: short, and with nothing that a terminal would obey."""
+def printable(text: object) -> str:
+    """Return content of a file as short ASCII text without control characters, for a message."""
     shortened = ascii(text)
     return shortened if len(shortened) <= 120 else shortened[:117] + "..."

@@ -1,6 +1,6 @@
-"""NumPy's .npz archives: arrays of numbers only.
+"""NumPy's .npz format, for arrays of numbers.
 
-The header of an array is a Python literal; here it is matched, not evaluated. Facts: numpy.lib.format.
+The header of an array is a Python literal. It is matched with a pattern, not evaluated. Source: numpy.lib.format.
 """
 
 from __future__ import annotations
@@ -14,23 +14,23 @@ import numpy as np
 
 from mrcnn_jax.errors import WeightsError
 from mrcnn_jax.weights.io import zip_files
-from mrcnn_jax.weights.io.arrays import flat, number, shaped
-from mrcnn_jax.weights.io.messages import shown
+from mrcnn_jax.weights.io.arrays import decode_numbers, number_format, reshape
+from mrcnn_jax.weights.io.messages import printable
 
 _SUFFIX = ".npy"
 _MAGIC = b"\x93NUMPY"
-_LENGTHS = {1: 2, 2: 4, 3: 4}  # bytes of the header's length, by version
+_LENGTH_BYTES = {1: 2, 2: 4, 3: 4}  # bytes of the length of the header, by version
 _MAX_HEADER = 4096
-# Python 2 wrote long integers with an L.
+# Python 2 writes long integers with an L.
 _SHAPE = rb"\(((?:\d{1,18}L?, ?)*(?:\d{1,18}L?)?)\)"
 _HEADER = re.compile(
     rb"\{'descr': '([<>|=])([a-z]\d)', 'fortran_order': (True|False), 'shape': " + _SHAPE + rb", ?\}\s*"
 )
 
 
-def read(data: memoryview, members: dict[str, zip_files.Member]) -> dict[str, np.ndarray]:
-    """The arrays of an archive, by name."""
-    return {name.removesuffix(_SUFFIX): _array(zip_files.contents(data, member)) for name, member in members.items()}
+def read(data: memoryview, members: dict[str, zip_files.ZipMember]) -> dict[str, np.ndarray]:
+    """Read the arrays of an archive, by name."""
+    return {name.removesuffix(_SUFFIX): _array(zip_files.read_member(data, member)) for name, member in members.items()}
 
 
 def write(path: Path, state: Mapping[str, np.ndarray]) -> None:
@@ -43,16 +43,18 @@ def write(path: Path, state: Mapping[str, np.ndarray]) -> None:
 
 def _array(content: memoryview) -> np.ndarray:
     version = content[len(_MAGIC)] if len(content) > len(_MAGIC) else 0
-    if content[: len(_MAGIC)] != _MAGIC or version not in _LENGTHS:
-        raise WeightsError("it holds something that is no array, or an array of an unknown version")
-    begin = len(_MAGIC) + 2 + _LENGTHS[version]
-    end = begin + int.from_bytes(content[begin - _LENGTHS[version] : begin], "little")
+    if content[: len(_MAGIC)] != _MAGIC or version not in _LENGTH_BYTES:
+        raise WeightsError("it contains something other than an array, or an array of an unknown version")
+    begin = len(_MAGIC) + 2 + _LENGTH_BYTES[version]
+    end = begin + int.from_bytes(content[begin - _LENGTH_BYTES[version] : begin], "little")
     header = bytes(content[begin : min(end, begin + _MAX_HEADER)])
-    found = _HEADER.fullmatch(header)
-    if not found:
+    match = _HEADER.fullmatch(header)
+    if not match:
         raise WeightsError(
-            f"it holds an array that is not of plain numbers ({shown(header.decode('latin-1').strip())})"
+            f"it contains an array that is not of plain numbers ({printable(header.decode('latin-1').strip())})"
         )
-    byte_order, kind, fortran, shape = (group.decode() for group in found.groups())
+    byte_order, type_name, fortran, shape = (group.decode() for group in match.groups())
     sizes = tuple(int(size) for size in re.findall(r"\d+", shape))
-    return shaped(flat(content[end:], number(kind, byte_order)), sizes, "F" if fortran == "True" else "C")
+    return reshape(
+        decode_numbers(content[end:], number_format(type_name, byte_order)), sizes, "F" if fortran == "True" else "C"
+    )

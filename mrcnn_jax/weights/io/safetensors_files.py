@@ -1,8 +1,8 @@
 """The .safetensors format: the length of a JSON header, the header, and the bytes of the tensors.
 
-Read and written here rather than by the `safetensors` package, whose NumPy side (0.8.0) writes the memory of a
-transposed array as if it were in order, hands out bools that are neither 0 nor 1, and copies what could be mapped.
-Facts: https://github.com/huggingface/safetensors, "Format".
+The `safetensors` package is not used: its NumPy interface (0.8.0) writes transposed arrays in the wrong order, returns
+bools whose byte is neither 0 nor 1, and copies data that could be memory-mapped.
+Source: https://github.com/huggingface/safetensors, "Format".
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from typing import Any
 import numpy as np
 
 from mrcnn_jax.errors import WeightsError
-from mrcnn_jax.weights.io.arrays import NUMBERS, flat, shaped
-from mrcnn_jax.weights.io.messages import TRUNCATED, shown
+from mrcnn_jax.weights.io.arrays import NUMBER_FORMATS, decode_numbers, reshape
+from mrcnn_jax.weights.io.messages import TRUNCATED, printable
 
-_MAX_HEADER = 16 << 20  # a tensor takes about a hundred bytes of it
-_NAMES = {
+_MAX_HEADER = 16 << 20  # bytes; a tensor takes about 100 of them
+_FORMATS = {
     "F16": "f2",
     "BF16": "bf16",
     "F32": "f4",
@@ -35,16 +35,16 @@ _NAMES = {
     "U64": "u8",
     "BOOL": "b1",
 }
-_THEIRS = {NUMBERS[name].dtype: theirs for theirs, name in _NAMES.items() if name != "bf16"}
+_DTYPE_NAMES = {NUMBER_FORMATS[name].dtype: dtype for dtype, name in _FORMATS.items() if name != "bf16"}
 
 
 def is_safetensors(data: memoryview) -> bool:
-    """Whether `data` begins as such a file does."""
+    """Whether `data` begins like a .safetensors file."""
     return len(data) > 8 and data[8] == ord("{") and int.from_bytes(data[:8], "little") <= _MAX_HEADER
 
 
 def read(data: memoryview) -> dict[str, np.ndarray]:
-    """The tensors by name. They must cover the data exactly, as the format demands."""
+    """Read the tensors, by name. Raises WeightsError unless they cover the data exactly, as the format requires."""
     begin = 8 + int.from_bytes(data[:8], "little")
     if begin > len(data):
         raise WeightsError(TRUNCATED)
@@ -54,21 +54,21 @@ def read(data: memoryview) -> dict[str, np.ndarray]:
     position = 0
     for name, (start, end) in sorted(spans.items(), key=lambda item: item[1]):
         if start != position:
-            raise WeightsError(f"tensor {shown(name)} does not begin where the one before it ends")
+            raise WeightsError(f"tensor {printable(name)} does not begin at the end of the previous one")
         position = end
     if begin + position != len(data):
-        raise WeightsError(TRUNCATED if begin + position > len(data) else "something follows its last tensor")
+        raise WeightsError(TRUNCATED if begin + position > len(data) else "it has data after its last tensor")
     return {name: _tensor(header[name], data[begin + start : begin + end]) for name, (start, end) in spans.items()}
 
 
 def write(path: Path, state: Mapping[str, np.ndarray]) -> None:
-    """Write `state`; wide numbers come first, so that all of them are aligned."""
+    """Write `state`, in descending order of the item size, so that all tensors are aligned."""
     ordered = dict(sorted(state.items(), key=lambda item: -item[1].itemsize))
     header, position = {}, 0
     for name, array in ordered.items():
         offsets = [position, position + array.nbytes]
         header[name] = {
-            "dtype": _THEIRS[array.dtype.newbyteorder("=")],
+            "dtype": _DTYPE_NAMES[array.dtype.newbyteorder("=")],
             "shape": list(array.shape),
             "data_offsets": offsets,
         }
@@ -82,8 +82,9 @@ def write(path: Path, state: Mapping[str, np.ndarray]) -> None:
 
 
 def _header(text: bytes) -> dict[str, Any]:
+    # Decoded first, because json.loads accepts bytes of other encodings.
     try:
-        header = json.loads(text.decode(), object_pairs_hook=_unrepeated)  # bytes may be of any encoding
+        header = json.loads(text.decode(), object_pairs_hook=_unique_pairs)
     except WeightsError:
         raise
     except (ValueError, RecursionError):
@@ -91,25 +92,25 @@ def _header(text: bytes) -> dict[str, Any]:
     return header
 
 
-def _unrepeated(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def _unique_pairs(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     result = dict(pairs)
     if len(result) != len(pairs):
-        raise WeightsError("its header names a tensor twice")
+        raise WeightsError("its header contains a tensor twice")
     return result
 
 
 def _span(name: str, entry: object) -> tuple[int, int]:
     offsets = entry.get("data_offsets") if isinstance(entry, dict) else None
     if type(offsets) is not list or len(offsets) != 2 or {type(offset) for offset in offsets} != {int}:
-        raise WeightsError(f"tensor {shown(name)} is not described as the format demands")
+        raise WeightsError(f"tensor {printable(name)} is not described as the format requires")
     start, end = offsets
     if not 0 <= start <= end:
-        raise WeightsError(f"tensor {shown(name)} has no meaningful extent")
+        raise WeightsError(f"tensor {printable(name)} has invalid offsets")
     return start, end
 
 
 def _tensor(entry: dict[str, Any], data: memoryview) -> np.ndarray:
-    theirs, shape = entry.get("dtype"), entry.get("shape")
-    if type(theirs) is not str or theirs not in _NAMES or type(shape) is not list:
-        raise WeightsError(f"it holds a tensor of {shown(theirs)}, which is not read")
-    return shaped(flat(data, NUMBERS[_NAMES[theirs]]), tuple(shape))
+    dtype, shape = entry.get("dtype"), entry.get("shape")
+    if type(dtype) is not str or dtype not in _FORMATS or type(shape) is not list:
+        raise WeightsError(f"it contains a tensor of {printable(dtype)}, which is not supported")
+    return reshape(decode_numbers(data, NUMBER_FORMATS[_FORMATS[dtype]]), tuple(shape))

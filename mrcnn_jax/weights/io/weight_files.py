@@ -1,10 +1,10 @@
-"""Files of weights, read by what they contain, whatever they are called, and without running any of it.
+"""Reading and writing of weights files. The format is detected from the content, and nothing in a file is executed.
 
     read(path)           nested dictionaries, lists, tuples, strings, numbers and NumPy arrays
     write(path, state)   .npz or .safetensors
 
-Formats: `torch.save` (zip, and the older one), pickles of NumPy arrays (protocols 2 to 5, those of Python 2 included),
-.npz and .safetensors. Neither torch nor Python's unpickler is used: `unpickler` says what takes its place.
+Formats: `torch.save` (zip and legacy), pickles of NumPy arrays (protocols 2 to 5, including those of Python 2), .npz
+and .safetensors. Neither torch nor Python's unpickler is used; see `unpickler`.
 """
 
 from __future__ import annotations
@@ -20,31 +20,33 @@ import numpy as np
 from mrcnn_jax.errors import WeightsError
 from mrcnn_jax.weights.io import npz_files, numpy_pickles, safetensors_files, torch_files, unpickler, zip_files
 from mrcnn_jax.weights.io.deferred import materialize
-from mrcnn_jax.weights.io.messages import shown
+from mrcnn_jax.weights.io.messages import printable
 
 __all__ = ["WeightsError", "read", "write"]
 
 _WRITERS = {".npz": npz_files.write, ".safetensors": safetensors_files.write}
-# A copy that stopped half-way may have its full length all the same. No tensor of this size is zero at a file's end.
+# An interrupted copy may have its full length, filled with zeros. So many zero bytes at the end are an error.
 _ZERO_TAIL = 1 << 20
-_OTHERS = {
+_OTHER_FORMATS = {
     b"<": "it is a web page, not weights: download the file itself",
-    b"version https://git-lfs": "it only stands for the file, which is in Git LFS: run `git lfs pull`",
+    b"version https://git-lfs": "it is a pointer to a file in Git LFS: run `git lfs pull`",
     b"\x1f\x8b": "it is compressed with gzip: unpack it first",
     b"BZh": "it is compressed with bzip2: unpack it first",
     b"\xfd7zXZ": "it is compressed with xz: unpack it first",
-    b"\x89HDF": "it is an HDF5 file; Keras and TensorFlow weights are not read",
-    b"\x93NUMPY": "it is a single array; weights have names: use an .npz",
-    b"\0" * 16: "it is filled with zeros, as an interrupted download is: get the file again",
+    b"\x89HDF": "it is an HDF5 file; Keras and TensorFlow weights are not supported",
+    b"\x93NUMPY": "it is a single array without a name: save an .npz",
+    b"\0" * 16: "it is filled with zeros, as after an interrupted download: get the file again",
 }
 
 
 def read(path: str | os.PathLike[str]) -> Any:
-    """What a file of weights holds: mostly a dictionary of arrays, or one with such dictionaries inside.
+    """Read a weights file: usually a dictionary of arrays, or nested dictionaries with arrays.
 
-    Arrays are read-only and may be windows on the file, which must not be changed while they are used (`write` replaces
-    a file and does no harm). bfloat16 becomes float32. Raises WeightsError, with the file's name and what to do, for a
-    file that is damaged, cut short, of no known format, or that asks for anything but arrays and plain values.
+    Arrays are read-only and may be views of the file, which must not be modified while they are used; replacing the
+    file, as `write` does, is safe. bfloat16 is converted to float32.
+
+    Raises WeightsError, with the path and what to do, if the file is damaged or incomplete, has an unknown format, or
+    contains anything but arrays and plain values.
     """
     with Path(path).open("rb") as file:
         if not os.fstat(file.fileno()).st_size:
@@ -57,15 +59,15 @@ def read(path: str | os.PathLike[str]) -> Any:
 
 
 def write(path: str | os.PathLike[str], state: Mapping[str, Any]) -> None:
-    """Write arrays by name as .npz or .safetensors, whichever the path ends in; a file there is replaced at the end."""
+    """Write arrays by name, atomically, as .npz or .safetensors depending on the suffix of `path`."""
     path = Path(path)
-    check_name(path)
+    check_suffix(path)
     arrays = {name: np.asarray(value) for name, value in state.items()}
     for name, array in arrays.items():
         if not isinstance(name, str):
-            raise WeightsError(f"{path}: {name!r} is no name")
+            raise WeightsError(f"{path}: {name!r} is not a string")
         if array.dtype.kind not in "biuf" or array.itemsize > 8:
-            raise WeightsError(f"{path}: {name} is {array.dtype}, which is not written: make it float32")
+            raise WeightsError(f"{path}: {name} is {array.dtype}, which is not supported: convert it to float32")
     unfinished = path.with_name(path.name + ".unfinished")
     try:
         _WRITERS[path.suffix](unfinished, arrays)
@@ -74,45 +76,45 @@ def write(path: str | os.PathLike[str], state: Mapping[str, Any]) -> None:
         unfinished.unlink(missing_ok=True)
 
 
-def check_name(path: str | os.PathLike[str]) -> None:
-    """Raise WeightsError for a name that does not end as `write` needs it."""
+def check_suffix(path: str | os.PathLike[str]) -> None:
+    """Raise WeightsError unless `write` supports the suffix of `path`."""
     if Path(path).suffix not in _WRITERS:
-        raise WeightsError(f"{path}: weights are written as {' or '.join(_WRITERS)}")
+        raise WeightsError(f"{path}: the suffix must be {' or '.join(_WRITERS)}")
 
 
 def _content(data: memoryview) -> Any:
     if data[:2] == b"PK":
         return _zip(data)
     if data[:1] == b"\x80":
-        value, end = unpickler.load(data, numpy_pickles.NAMES)
+        value, end = unpickler.load(data, numpy_pickles.ALLOWED_GLOBALS)
         if value != torch_files.LEGACY_MAGIC:
             return materialize(value, end)
-        _refuse_zero_tail(data)
+        _check_zero_tail(data)
         return torch_files.read_legacy(data, end)
     if safetensors_files.is_safetensors(data):
-        _refuse_zero_tail(data)
+        _check_zero_tail(data)
         return safetensors_files.read(data)
-    raise WeightsError(_other(bytes(data[:512])))
+    raise WeightsError(_describe_other_format(bytes(data[:512])))
 
 
 def _zip(data: memoryview) -> Any:
-    members = zip_files.members(data)
+    members = zip_files.read_directory(data)
     roots = [name.removesuffix("/data.pkl") for name in members if name.endswith("/data.pkl")]
     if len(roots) == 1:
         return torch_files.read_zip(data, members, roots[0])
     if members and all(name.endswith(".npy") for name in members):
         return npz_files.read(data, members)
-    raise WeightsError("it is a zip archive, but neither of torch nor of NumPy: perhaps the weights are inside it")
+    raise WeightsError("it is a zip archive of neither torch nor NumPy: unpack it, perhaps it contains weights")
 
 
-def _refuse_zero_tail(data: memoryview) -> None:
-    """For the formats that have no checksum."""
+def _check_zero_tail(data: memoryview) -> None:
+    """Raise WeightsError if the file ends in zeros. For formats without checksums."""
     if len(data) > _ZERO_TAIL and not np.frombuffer(data[-_ZERO_TAIL:], np.uint8).any():
-        raise WeightsError("it ends in zeros, as an interrupted download or copy does: get the file again")
+        raise WeightsError("it ends in zeros, as after an interrupted download or copy: get the file again")
 
 
-def _other(begin: bytes) -> str:
-    for magic, reason in _OTHERS.items():
+def _describe_other_format(begin: bytes) -> str:
+    for magic, reason in _OTHER_FORMATS.items():
         if begin.startswith(magic):
             return reason
     if begin[257:262] == b"ustar":
@@ -120,6 +122,6 @@ def _other(begin: bytes) -> str:
             "it is a tar archive: unpack it first (torch before 0.4 wrote such files: save it again with a newer one)"
         )
     return (
-        f"it is of no known format (it begins with {shown(begin[:16])}); read are .pth, .pkl, .npz and .safetensors. "
-        "If it should be one of them, get the file again"
+        f"it has an unknown format (it begins with {printable(begin[:16])}); supported are .pth, .pkl, .npz and"
+        " .safetensors. If it should be one of them, get the file again"
     )

@@ -1,4 +1,4 @@
-"""NumPy's archives: numbers of every kind are read, and headers that lie are refused."""
+"""The .npz format: arrays of every number format are read, and invalid headers are refused."""
 
 from __future__ import annotations
 
@@ -36,23 +36,23 @@ def header(descr="'<f4'", fortran="False", shape="(2, 3)") -> str:
 
 
 @pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
-def test_arrays_of_every_kind(read_watched, save):
+def test_arrays_of_every_format(read_watched, save):
     buffer = io.BytesIO()
     save(buffer, **ARRAYS)
-    found = read_watched(buffer.getvalue())
-    assert list(found) == list(ARRAYS)
+    loaded = read_watched(buffer.getvalue())
+    assert list(loaded) == list(ARRAYS)
     for name, expected in ARRAYS.items():
-        np.testing.assert_array_equal(found[name], expected)
-        assert found[name].dtype == expected.dtype.newbyteorder("=")
-        assert found[name].flags.aligned
-        assert not found[name].flags.writeable
+        np.testing.assert_array_equal(loaded[name], expected)
+        assert loaded[name].dtype == expected.dtype.newbyteorder("=")
+        assert loaded[name].flags.aligned
+        assert not loaded[name].flags.writeable
 
 
 @pytest.mark.parametrize("version", [b"\1\0", b"\2\0", b"\3\0"])
 @pytest.mark.parametrize("shape", ["(2, 3)", "(2L, 3L)", "(2, 3,)"])
 def test_headers_of_every_version(read_watched, version, shape):
-    found = read_watched(archive(w=array(header(shape=shape), version=version)))["w"]
-    np.testing.assert_array_equal(found, np.zeros((2, 3), np.float32), strict=True)
+    loaded = read_watched(archive(w=array(header(shape=shape), version=version)))["w"]
+    np.testing.assert_array_equal(loaded, np.zeros((2, 3), np.float32), strict=True)
 
 
 def test_objects_are_refused(refusal, tmp_path):
@@ -66,7 +66,7 @@ def test_objects_are_refused(refusal, tmp_path):
     assert not (tmp_path / "canary").exists()
 
 
-LIES = {
+INVALID = {
     "data too short": array(header(), bytes(20)),
     "data too long": array(header(), bytes(28)),
     "half a number": array(header(), bytes(23)),
@@ -90,6 +90,6 @@ LIES = {
 }
 
 
-@pytest.mark.parametrize("what", LIES)
-def test_arrays_that_lie_are_refused(refusal, what):
-    refusal(archive(w=LIES[what]))
+@pytest.mark.parametrize("what", INVALID)
+def test_invalid_arrays_are_refused(refusal, what):
+    refusal(archive(w=INVALID[what]))

@@ -1,4 +1,4 @@
-"""Arrays in pickles: those of every pickler are read, and those that lie about themselves are refused."""
+"""Pickled arrays: those of every protocol are read, and invalid ones are refused."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import struct
 import numpy as np
 import pytest
 
-from mrcnn_jax.weights.io.numpy_pickles import NAMES
+from mrcnn_jax.weights.io.numpy_pickles import ALLOWED_GLOBALS
 
 DTYPE = b"cnumpy\ndtype\n\x8c\2f4\x89\x88\x87R"
 EMPTY_ARRAY = b"cnumpy.core.multiarray\n_reconstruct\ncnumpy\nndarray\nK\0\x85C\1b\x87R"
@@ -22,7 +22,7 @@ def pickled(body: bytes) -> bytes:
 
 
 def array(state: bytes) -> bytes:
-    """A pickle of an array with a state of the attacker's choice."""
+    """A pickle of an array with the given state."""
     return pickled(EMPTY_ARRAY + state + b"b")
 
 
@@ -30,7 +30,7 @@ def state(shape: bytes, data: bytes = EIGHT_BYTES, fortran: bytes = b"\x89", ver
     return b"(" + version + shape + DTYPE + fortran + data + b"t"
 
 
-def test_a_well_made_array_is_read(read_watched):
+def test_valid_array(read_watched):
     np.testing.assert_array_equal(read_watched(array(state(b"K\2\x85"))), np.zeros(2, np.float32))
 
 
@@ -60,8 +60,8 @@ ARRAYS = {
 
 
 @pytest.mark.parametrize("what", ARRAYS)
-def test_arrays_that_lie_are_refused(refusal, what):
-    assert "damaged" not in refusal(array(ARRAYS[what]))  # a good pickle of a bad array
+def test_invalid_arrays_are_refused(refusal, what):
+    assert "damaged" not in refusal(array(ARRAYS[what]))  # a valid pickle of an invalid array
 
 
 BUFFERS = {
@@ -75,7 +75,7 @@ BUFFERS = {
 
 
 @pytest.mark.parametrize("what", BUFFERS)
-def test_buffers_that_lie_are_refused(refusal, what):
+def test_invalid_buffers_are_refused(refusal, what):
     refusal(pickled(b"cnumpy._core.numeric\n_frombuffer\n(" + EIGHT_BYTES + DTYPE + BUFFERS[what] + b"R"))
 
 
@@ -87,7 +87,7 @@ def test_arrays_without_data_and_odd_scalars_are_refused(refusal):
     assert "not an array" in refusal(pickled(other + state(b"K\2\x85") + b"b"))
 
 
-NUMBER_TYPES = {
+DTYPES = {
     "objects": b"cnumpy\ndtype\n\x8c\2O8\x89\x88\x87R",
     "records": DTYPE + b"(K\3\x8c\1<N\x8c\1a\x85}J\xff\xff\xff\xffJ\xff\xff\xff\xffK\0tb",
     "subarrays": DTYPE + b"(K\3\x8c\1<" + DTYPE + b"NNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK\0tb",
@@ -99,24 +99,24 @@ NUMBER_TYPES = {
 }
 
 
-@pytest.mark.parametrize("what", NUMBER_TYPES)
+@pytest.mark.parametrize("what", DTYPES)
 def test_arrays_of_other_things_are_refused(refusal, what):
-    refusal(array(b"(K\1K\2\x85" + NUMBER_TYPES[what] + b"\x89" + EIGHT_BYTES + b"t"))
+    refusal(array(b"(K\1K\2\x85" + DTYPES[what] + b"\x89" + EIGHT_BYTES + b"t"))
 
 
-def test_data_cannot_be_multiplied(refusal):
-    """Many arrays, or strings, that share one piece of the file in a way that needs copies."""
+def test_copies_of_data_are_limited(refusal):
+    """Many arrays or strings that each need a copy of the same part of the file."""
     data = b"B" + struct.pack("<I", 4000) + bytes(4000) + b"\x94"
     one = EMPTY_ARRAY + b"(K\1M\xe8\3\x85" + DTYPE + b"\x89h\0tb"
-    assert "more than the file does" in refusal(pickled(b"(" + data + one * 200 + b"t"))
+    assert "are larger than the file" in refusal(pickled(b"(" + data + one * 200 + b"t"))
     text = b"X" + struct.pack("<I", 4000) + b"a" * 4000 + b"\x94"
     encoded = b"c_codecs\nencode\nh\0\x8c\6latin1\x86R"
-    assert "more than the file does" in refusal(pickled(b"(" + text + encoded * 200 + b"t"))
+    assert "are larger than the file" in refusal(pickled(b"(" + text + encoded * 200 + b"t"))
 
 
-def test_only_these_names_are_known():
-    """Whoever adds one should think what a file could do with it."""
-    assert sorted(NAMES) == [
+def test_allowed_globals():
+    """Before adding a name, consider what a malicious file could do with it."""
+    assert sorted(ALLOWED_GLOBALS) == [
         "__builtin__.bytes",
         "_codecs.encode",
         "argparse.Namespace",
@@ -155,13 +155,13 @@ PICKLED = {
 @pytest.mark.parametrize("name", PICKLED)
 def test_arrays_of_every_kind(read_watched, name, protocol):
     expected = PICKLED[name]
-    found = read_watched(pickle.dumps({"model": {name: expected, "again": expected}}, protocol))["model"]
-    assert found[name].dtype == expected.dtype.newbyteorder("=")
-    np.testing.assert_array_equal(found[name], expected, strict=name != "big-endian")
+    loaded = read_watched(pickle.dumps({"model": {name: expected, "again": expected}}, protocol))["model"]
+    assert loaded[name].dtype == expected.dtype.newbyteorder("=")
+    np.testing.assert_array_equal(loaded[name], expected, strict=name != "big-endian")
     if isinstance(expected, np.ndarray):
-        assert found[name].flags.aligned
-        assert not found[name].flags.writeable
-        assert found["again"] is found[name]
+        assert loaded[name].flags.aligned
+        assert not loaded[name].flags.writeable
+        assert loaded["again"] is loaded[name]
 
 
 PLAIN = {
@@ -179,16 +179,16 @@ def test_plain_values(read_watched, protocol):
 
 
 @pytest.mark.parametrize("protocol", [2, 3, 4, 5])
-def test_what_training_scripts_add(read_watched, protocol):
+def test_objects_in_training_checkpoints(read_watched, protocol):
     content = {
         "args": argparse.Namespace(lr=0.02, data=["a"]),
         "milestones": collections.Counter([16, 22]),
         "order": collections.OrderedDict(b=1, a=2),
     }
-    found = read_watched(pickle.dumps(content, protocol))
-    assert found == {"args": {"lr": 0.02, "data": ["a"]}, "milestones": {16: 1, 22: 1}, "order": {"b": 1, "a": 2}}
-    assert {type(value) for value in found.values()} == {dict}
-    assert list(found["order"]) == ["b", "a"]
+    loaded = read_watched(pickle.dumps(content, protocol))
+    assert loaded == {"args": {"lr": 0.02, "data": ["a"]}, "milestones": {16: 1, 22: 1}, "order": {"b": 1, "a": 2}}
+    assert {type(value) for value in loaded.values()} == {dict}
+    assert list(loaded["order"]) == ["b", "a"]
 
 
 def python2_string(data: bytes) -> bytes:
@@ -196,7 +196,7 @@ def python2_string(data: bytes) -> bytes:
 
 
 def python2_array(values: np.ndarray) -> bytes:
-    """As Python 2's cPickle writes it with protocol 2: text for bytes, numbers for bools."""
+    """An array as Python 2's cPickle writes it with protocol 2: text for bytes, numbers for bools."""
     shape = b"(" + b"".join(b"M" + struct.pack("<H", size) for size in values.shape) + b"t"
     kind = b"cnumpy\ndtype\n" + python2_string(values.dtype.str[1:].encode()) + b"K\0K\1\x87R"
     kind += b"(K\3U\1<NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK\0tb"
@@ -205,7 +205,7 @@ def python2_array(values: np.ndarray) -> bytes:
 
 
 def test_files_of_python_2(read_watched):
-    """Detectron's and MSRA's: short and long data, a long text, an OrderedDict by its pairs."""
+    """As in files of Detectron and MSRA: short and long data, a long text, an OrderedDict of pairs."""
     short, long = np.arange(7, dtype=np.float32), np.arange(3000, dtype=np.float64).reshape(50, 60)
     config = "MODEL: caf\u00e9\n" * 200
     items = [
@@ -214,16 +214,16 @@ def test_files_of_python_2(read_watched):
         python2_string(b"cfg") + python2_string(config.encode("latin-1")),
         python2_string(b"order") + b"ccollections\nOrderedDict\n](](U\1aK\1e](U\1bK\2ee\x85R",
     ]
-    found = read_watched(b"\x80\2}(" + b"".join(items) + b"u.")
-    np.testing.assert_array_equal(found.pop("conv1_w"), long, strict=True)
-    np.testing.assert_array_equal(found.pop("conv1_b"), short, strict=True)
-    assert found == {"cfg": config, "order": {"a": 1, "b": 2}}
+    loaded = read_watched(b"\x80\2}(" + b"".join(items) + b"u.")
+    np.testing.assert_array_equal(loaded.pop("conv1_w"), long, strict=True)
+    np.testing.assert_array_equal(loaded.pop("conv1_b"), short, strict=True)
+    assert loaded == {"cfg": config, "order": {"a": 1, "b": 2}}
     assert pickle.loads(b"\x80\2}(" + b"".join(items) + b"u.", encoding="latin1")["cfg"] == config
 
 
-def test_bools_are_bools(read_watched):
-    """NumPy trusts the bytes of a bool to be 0 or 1, and counts wrongly where they are not."""
+def test_bools_are_0_or_1(read_watched):
+    """NumPy gives wrong results for bools with other bytes."""
     content = pickle.dumps(np.array([True, False, True, True]), 4).replace(b"\1\0\1\1", b"\xff\0\2\1")
-    found = read_watched(content)
-    assert np.count_nonzero(found) == 3
-    np.testing.assert_array_equal(found.view(np.uint8), [1, 0, 1, 1])
+    loaded = read_watched(content)
+    assert np.count_nonzero(loaded) == 3
+    np.testing.assert_array_equal(loaded.view(np.uint8), [1, 0, 1, 1])

@@ -1,4 +1,4 @@
-"""The .safetensors format: equal to what its own package reads and writes, and refused where the header lies."""
+"""The .safetensors format: compatible with the safetensors package; invalid headers are refused."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from mrcnn_jax.weights.io import safetensors_files, weight_files
 
 KINDS = ("f2", "f4", "f8", "i4", "i8", "u1", "u4", "?", ">f4")
 ARRAYS = {
-    "one byte": np.array([1, 2, 3], np.int8),  # an odd length, so that others would not be aligned behind it
+    "one byte": np.array([1, 2, 3], np.int8),  # an odd length: tensors after it would not be aligned
     **{
         kind: np.arange(6).reshape(2, 3).astype(kind) for kind in ("f2", "f4", "f8", "i4", "i8", "u1", "u4", "?", ">f4")
     },
@@ -32,49 +32,49 @@ def entry(start: object = 0, end: object = 16, shape: object = (4,), dtype: obje
     return {"dtype": dtype, "shape": shape, "data_offsets": [start, end]}
 
 
-def test_there_and_back(tmp_path):
+def test_round_trip(tmp_path):
     path = tmp_path / "weights.safetensors"
     weight_files.write(path, ARRAYS)
-    found = weight_files.read(path)
-    assert set(found) == set(ARRAYS)
+    loaded = weight_files.read(path)
+    assert set(loaded) == set(ARRAYS)
     for name, expected in ARRAYS.items():
-        np.testing.assert_array_equal(found[name], expected)
-        assert found[name].dtype == expected.dtype.newbyteorder("=")
-        assert found[name].flags.aligned
-        assert not found[name].flags.writeable
+        np.testing.assert_array_equal(loaded[name], expected)
+        assert loaded[name].dtype == expected.dtype.newbyteorder("=")
+        assert loaded[name].flags.aligned
+        assert not loaded[name].flags.writeable
 
 
-def test_the_package_reads_what_is_written(tmp_path):
+def test_package_reads_our_files(tmp_path):
     package = pytest.importorskip("safetensors.numpy", reason="safetensors is not installed")
     path = tmp_path / "weights.safetensors"
     weight_files.write(path, ARRAYS)
-    found = package.load_file(path)
-    assert set(found) == set(ARRAYS)
+    loaded = package.load_file(path)
+    assert set(loaded) == set(ARRAYS)
     for name, expected in ARRAYS.items():
-        np.testing.assert_array_equal(found[name], expected)
+        np.testing.assert_array_equal(loaded[name], expected)
 
 
-def test_what_the_package_writes_is_read(tmp_path, read_watched):
+def test_files_of_the_package(tmp_path, read_watched):
     package = pytest.importorskip("safetensors.numpy", reason="safetensors is not installed")
     state = {name: np.ascontiguousarray(array) for name, array in ARRAYS.items()}
-    found = read_watched(package.save(state, metadata={"format": "np"}))
+    loaded = read_watched(package.save(state, metadata={"format": "np"}))
     for name, expected in state.items():
-        np.testing.assert_array_equal(found[name], expected)
+        np.testing.assert_array_equal(loaded[name], expected)
 
 
 def test_bfloat16_and_bools(read_watched):
     bits = np.array([0x3F80, 0xC000, 0x7F80, 0x0001], "<u2")
-    found = read_watched(handmade(bits.tobytes(), w=entry(end=8, dtype="BF16")))["w"]
-    np.testing.assert_array_equal(found, np.array([1, -2, np.inf, 2.0**-133], np.float32), strict=True)
-    found = read_watched(handmade(b"\xff\0\2\1", w=entry(end=4, dtype="BOOL")))["w"]
-    np.testing.assert_array_equal(found.view(np.uint8), [1, 0, 1, 1])
+    loaded = read_watched(handmade(bits.tobytes(), w=entry(end=8, dtype="BF16")))["w"]
+    np.testing.assert_array_equal(loaded, np.array([1, -2, np.inf, 2.0**-133], np.float32), strict=True)
+    loaded = read_watched(handmade(b"\xff\0\2\1", w=entry(end=4, dtype="BOOL")))["w"]
+    np.testing.assert_array_equal(loaded.view(np.uint8), [1, 0, 1, 1])
 
 
 def test_metadata_is_not_a_tensor(read_watched):
     assert list(read_watched(handmade(w=entry(), __metadata__={"format": "pt"}))) == ["w"]
 
 
-LIES = {
+INVALID = {
     "data too short": handmade(FLOATS[:12], w=entry()),
     "data too long": handmade(FLOATS + b"!", w=entry()),
     "shape too large": handmade(w=entry(shape=[5])),
@@ -106,15 +106,15 @@ LIES = {
 }
 
 
-@pytest.mark.parametrize("what", LIES)
-def test_headers_that_lie_are_refused(refusal, what):
-    refusal(LIES[what])
+@pytest.mark.parametrize("what", INVALID)
+def test_invalid_headers_are_refused(refusal, what):
+    refusal(INVALID[what])
 
 
-def test_an_honest_handmade_file(read_watched):
+def test_valid_handmade_file(read_watched):
     np.testing.assert_array_equal(read_watched(handmade(w=entry(), v=entry(16, 16, [0])))["w"], np.arange(4.0))
 
 
 def test_the_longest_header(monkeypatch, refusal):
     monkeypatch.setattr(safetensors_files, "_MAX_HEADER", 10)
-    assert "no known format" in refusal(handmade(w=entry()))
+    assert "unknown format" in refusal(handmade(w=entry()))

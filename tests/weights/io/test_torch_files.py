@@ -1,4 +1,4 @@
-"""What torch.save wrote, in both formats: equal to what torch reads, and refused where a storage or a tensor lies."""
+"""Files of torch.save in both formats: equal to what torch reads; invalid storages and tensors are refused."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def save(torch):
 
 
 def tensors(torch):
-    """Tensors of every number and of every kind of view."""
+    """Tensors of every dtype and every kind of view."""
     values = torch.arange(24).reshape(2, 3, 4)
     kinds = ["float32", "float64", "float16", "bfloat16", "int64", "int32", "int16", "int8", "uint8", "bool"]
     base = torch.randn(6, 8, generator=torch.Generator().manual_seed(0))
@@ -57,26 +57,26 @@ def tensors(torch):
 @FORMATS
 def test_tensors_of_every_kind(torch, save, read_watched, new_format):
     expected = tensors(torch)
-    found = read_watched(save(expected, new_format))
-    assert list(found) == list(expected)
+    loaded = read_watched(save(expected, new_format))
+    assert list(loaded) == list(expected)
     for name, tensor in expected.items():
         reference = (tensor.float() if tensor.dtype == torch.bfloat16 else tensor).detach().numpy()
-        np.testing.assert_array_equal(found[name], reference, strict=True, err_msg=name)
-        assert found[name].flags.aligned
-        assert not found[name].flags.writeable
+        np.testing.assert_array_equal(loaded[name], reference, strict=True, err_msg=name)
+        assert loaded[name].flags.aligned
+        assert not loaded[name].flags.writeable
 
 
 @FORMATS
 def test_shared_storages_are_shared(torch, save, read_watched, new_format):
     base = torch.arange(100, dtype=torch.bfloat16)
-    found = read_watched(save({"all": base, "part": base[10:20]}, new_format))
-    assert np.shares_memory(found["all"], found["part"])
+    loaded = read_watched(save({"all": base, "part": base[10:20]}, new_format))
+    assert np.shares_memory(loaded["all"], loaded["part"])
 
 
 @pytest.mark.medium
 @FORMATS
 def test_a_training_checkpoint(torch, save, read_watched, new_format):
-    """torchvision's reference script saves the optimizer, its schedule and its flags beside the model."""
+    """As in torchvision's reference script: model, optimizer, scheduler and command-line flags."""
     model = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.BatchNorm2d(4))
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
     model(torch.ones(1, 3, 8, 8)).sum().backward()
@@ -91,24 +91,24 @@ def test_a_training_checkpoint(torch, save, read_watched, new_format):
         "plain": [1, 0.5, "text", None, True, (1, 2)],
         "torch": [torch.Size([1, 2]), torch.device("cuda", 1), torch.float32],
     }
-    found = read_watched(save(content, new_format))
-    assert {name: value.shape for name, value in found["model"].items()} == {
+    loaded = read_watched(save(content, new_format))
+    assert {name: value.shape for name, value in loaded["model"].items()} == {
         name: tuple(value.shape) for name, value in model.state_dict().items()
     }
-    np.testing.assert_array_equal(found["model"]["1.running_mean"], model[1].running_mean.numpy())
+    np.testing.assert_array_equal(loaded["model"]["1.running_mean"], model[1].running_mean.numpy())
     moments = content["optimizer"]["state"][0]["exp_avg"]
-    np.testing.assert_array_equal(found["optimizer"]["state"][0]["exp_avg"], moments.numpy())
-    assert found["optimizer"]["param_groups"] == content["optimizer"]["param_groups"]
-    assert found["lr_scheduler"]["milestones"] == {16: 1, 22: 1}
-    assert found["args"] == {"lr": 0.02, "device": "cpu", "output_dir": None}
-    assert (found["epoch"], found["plain"]) == (3, content["plain"])
-    assert found["torch"] == [(1, 2), "cuda:1", "torch.float32"]
+    np.testing.assert_array_equal(loaded["optimizer"]["state"][0]["exp_avg"], moments.numpy())
+    assert loaded["optimizer"]["param_groups"] == content["optimizer"]["param_groups"]
+    assert loaded["lr_scheduler"]["milestones"] == {16: 1, 22: 1}
+    assert loaded["args"] == {"lr": 0.02, "device": "cpu", "output_dir": None}
+    assert (loaded["epoch"], loaded["plain"]) == (3, content["plain"])
+    assert loaded["torch"] == [(1, 2), "cuda:1", "torch.float32"]
 
 
 @FORMATS
 def test_arrays_among_tensors(torch, save, read_watched, new_format):
-    found = read_watched(save({"a": np.arange(6.0).reshape(2, 3), "b": torch.ones(2)}, new_format))
-    np.testing.assert_array_equal(found["a"], np.arange(6.0).reshape(2, 3), strict=True)
+    loaded = read_watched(save({"a": np.arange(6.0).reshape(2, 3), "b": torch.ones(2)}, new_format))
+    np.testing.assert_array_equal(loaded["a"], np.arange(6.0).reshape(2, 3), strict=True)
 
 
 @FORMATS
@@ -145,10 +145,10 @@ def test_other_tensors_are_refused(torch, save, refusal, new_format, kind):
         "sparse": lambda: torch.eye(3).to_sparse(),
         "complex": lambda: torch.ones(2, dtype=torch.complex64),
     }
-    assert "asks for" in refusal(save({"a": make[kind]()}, new_format))
+    assert "refers to" in refusal(save({"a": make[kind]()}, new_format))
 
 
-# Below: files made by hand, so that they can lie.
+# Files written by hand, which can be invalid.
 FLOATS = b"ctorch\nFloatStorage\n"
 FOUR = np.arange(4, dtype="<f4").tobytes()
 HUGE = b"\x8a\x09" + ((1 << 66) + 1).to_bytes(9, "little")
@@ -201,7 +201,7 @@ HANDMADE = pytest.mark.parametrize("make", [zip_of, legacy_of], ids=["zip", "leg
 
 
 @HANDMADE
-def test_an_honest_handmade_file(read_watched, make):
+def test_valid_handmade_file(read_watched, make):
     np.testing.assert_array_equal(read_watched(make(tensor())), np.arange(4, dtype=np.float32), strict=True)
     old = b"ctorch._utils\n_rebuild_tensor\n(" + storage() + number(1) + numbers(3) + numbers(1) + b"tR"
     np.testing.assert_array_equal(read_watched(make(old)), np.arange(1, 4, dtype=np.float32), strict=True)
@@ -238,15 +238,15 @@ TENSORS = {
     "a size of text": b"ctorch\nSize\n" + text("ab") + b"\x85R",
     "a device of numbers": b"ctorch\ndevice\n" + number(1) + b"\x85R",
     "a storage's type as a value": FLOATS,
-    "a storage's type that is called": FLOATS + b")R",  # it is no constructor
+    "a storage's type that is called": FLOATS + b")R",  # not a constructor
     "a storage with a state": storage() + b"}b",
 }
 
 
 @HANDMADE
 @pytest.mark.parametrize("what", TENSORS)
-def test_tensors_that_lie_are_refused(refusal, make, what):
-    assert "damaged" not in refusal(make(TENSORS[what]))  # a good pickle of a bad tensor
+def test_invalid_tensors_are_refused(refusal, make, what):
+    assert "damaged" not in refusal(make(TENSORS[what]))  # a valid pickle of an invalid tensor
 
 
 STORAGES = {
@@ -279,25 +279,25 @@ STORAGES = {
 
 @HANDMADE
 @pytest.mark.parametrize("what", STORAGES)
-def test_storages_that_lie_are_refused(refusal, make, what):
+def test_invalid_storages_are_refused(refusal, make, what):
     body = STORAGES[what] if "two" in what else tensor(of=STORAGES[what])
     assert "damaged" not in refusal(make(body))
 
 
-def test_zip_files_of_other_machines_and_programs_are_refused(refusal, read_watched):
+def test_other_zip_files_are_refused(refusal, read_watched):
     assert "big-endian" in refusal(zip_of(tensor(), byteorder=b"big"))
     assert "TorchScript" in refusal(zip_of(tensor(), **{"constants.pkl": b"\x80\2)."}))
     assert read_watched(zip_of(tensor(), byteorder=b"little")).shape == (4,)
 
 
-def test_old_files_of_other_machines_are_refused(refusal):
+def test_other_legacy_files_are_refused(refusal):
     assert "big-endian" in refusal(legacy_of(tensor(), little_endian=False))
     assert "unknown version" in refusal(legacy_of(tensor(), protocol=1002))
 
 
-def test_the_storages_of_an_old_file_are_those_it_uses(refusal):
+def test_storages_of_a_legacy_file_are_those_of_its_tensors(refusal):
     for keys in [(), ("1",), ("0", "1"), ("0", "0"), (0,), (None,)]:
         assert "its storages are not those" in refusal(legacy_of(tensor(), keys=keys))
     for count in (3, 5, -1, 1 << 62):
         assert "numbers instead of 4" in refusal(legacy_of(tensor(), count=count))
-    assert "too early" in refusal(legacy_of(tensor(), data=FOUR[:-1]))
+    assert "incomplete" in refusal(legacy_of(tensor(), data=FOUR[:-1]))

@@ -1,4 +1,4 @@
-"""Pickles that would run, take or break something: refused with a reason, and nothing of them happens."""
+"""Malicious and damaged pickles: refused with a reason, without executing anything."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ import pytest
 
 from mrcnn_jax.weights.io import unpickler
 from mrcnn_jax.weights.io.constructors import Constructor
-from mrcnn_jax.weights.io.numpy_pickles import NAMES
+from mrcnn_jax.weights.io.numpy_pickles import ALLOWED_GLOBALS
 
 DTYPE = b"cnumpy\ndtype\n\x8c\2f4\x89\x88\x87R"
 EMPTY_ARRAY = b"cnumpy.core.multiarray\n_reconstruct\ncnumpy\nndarray\nK\0\x85C\1b\x87R"
@@ -38,7 +38,7 @@ class Calls:
         return self.call
 
 
-# By the name that must be refused. "CANARY" becomes the path of a file that must not come to be.
+# By the name in the message. "CANARY" is replaced by the path of a file that must not be created.
 HARMFUL = {
     "posix.system": (os.system, "touch CANARY"),
     "eval": (eval, "open('CANARY', 'w')"),
@@ -60,7 +60,7 @@ def test_calls_are_refused_by_name(refusal, tmp_path, name, protocol):
     function, *arguments = HARMFUL[name]
     arguments = [part.replace("CANARY", str(canary)) if isinstance(part, str) else part for part in arguments]
     message = refusal(pickle.dumps({"model": {"w": np.ones(3), "x": [Calls(function, *arguments)]}}, protocol))
-    assert f"{name.rpartition('.')[2]}'" in message  # protocol 2 uses the modules' names of Python 2
+    assert f"{name.rpartition('.')[2]}'" in message  # protocol 2 uses Python 2's module names
     assert "nothing of it was run" in message
     assert not canary.exists()
 
@@ -84,12 +84,12 @@ def test_hidden_calls_are_refused(refusal, tmp_path, place):
     canary = tmp_path / "canary"
     for protocol in (2, 4, 5):
         content = pickle.dumps(HIDING_PLACES[place](Calls(os.system, f"touch {canary}")), protocol)
-        assert "asks for" in refusal(content)
+        assert "refers to" in refusal(content)
     assert not canary.exists()
 
 
 def test_every_other_opcode_is_refused_by_name(refusal):
-    """INST and OBJ call, EXT finds what a registry holds, NEWOBJ_EX makes objects, PERSID and NEXT_BUFFER fetch."""
+    """Among them those that call, create objects, or use the extension registry, persistent ids or buffers."""
     known = {bytes([opcode]) for opcode in unpickler._OPERATIONS} | {b"."}
     others = [op for op in pickletools.opcodes if op.code.encode("latin-1") not in known]
     refused = {op.name for op in others}
@@ -110,7 +110,7 @@ def test_every_other_opcode_is_refused_by_name(refusal):
         assert f"uses {op.name}," in refusal(pickled(b"(" + op.code.encode("latin-1") + b"os\nsystem\n" + bytes(8)))
 
 
-def test_registered_extensions_are_not_looked_up(refusal):
+def test_registered_extensions_are_refused(refusal):
     copyreg.add_extension("posix", "system", 240)
     try:
         assert "EXT1" in refusal(pickled(b"\x82\xf0\x8c\4true\x85R"))
@@ -119,23 +119,23 @@ def test_registered_extensions_are_not_looked_up(refusal):
 
 
 @pytest.mark.parametrize("name", ["os\nsystem", "collections\nOrderedDict.__class__", "numpy\nndarray.tofile", "\n"])
-def test_names_by_the_line_and_by_the_stack(refusal, name):
-    assert "asks for" in refusal(pickled(b"c" + name.encode() + b"\n)R"))
+def test_names_of_global_and_stack_global(refusal, name):
+    assert "refers to" in refusal(pickled(b"c" + name.encode() + b"\n)R"))
     parts = [b"\x8c" + bytes([len(part)]) + part.encode() for part in name.split("\n")]
-    assert "asks for" in refusal(pickled(b"".join(parts) + b"\x93)R"))
+    assert "refers to" in refusal(pickled(b"".join(parts) + b"\x93)R"))
 
 
-def test_names_cannot_speak_to_the_terminal(refusal):
+def test_control_characters_in_names_are_escaped(refusal):
     message = refusal(pickled(b"c\x1b[2Jos\nsystem\x07\n"))
     assert r"\x1b[2Jos.system\x07" in message
 
 
-CALLS_OF_OTHER_THINGS = {
+INVALID_CALLS = {
     "text": b"\x8c\2os)R",
     "number": b"K\1)R",
     "array name": b"cnumpy\nndarray\n)R",
     "NEWOBJ of a dictionary": b"})\x81",
-    "what a call made": DTYPE + b")R",
+    "result of a call": DTYPE + b")R",
     "arguments in a list": b"ccollections\nOrderedDict\n]R",
     "too many arguments": b"ccollections\nCounter\n}}\x86R",
     "a name as a value": b"ccollections\nOrderedDict\n",
@@ -147,12 +147,12 @@ CALLS_OF_OTHER_THINGS = {
 }
 
 
-@pytest.mark.parametrize("what", CALLS_OF_OTHER_THINGS)
+@pytest.mark.parametrize("what", INVALID_CALLS)
 def test_only_constructors_are_called(refusal, what):
-    assert "damaged" not in refusal(pickled(CALLS_OF_OTHER_THINGS[what]))
+    assert "damaged" not in refusal(pickled(INVALID_CALLS[what]))
 
 
-STATES = {
+INVALID_STATES = {
     "of a dictionary": b"}}b",
     "of a list": b"]}b",
     "of text": b"\x8c\1a}b",
@@ -161,12 +161,12 @@ STATES = {
 }
 
 
-@pytest.mark.parametrize("what", STATES)
-def test_states_are_refused(refusal, what):
-    refusal(pickled(STATES[what]))
+@pytest.mark.parametrize("what", INVALID_STATES)
+def test_invalid_states_are_refused(refusal, what):
+    refusal(pickled(INVALID_STATES[what]))
 
 
-def test_the_state_of_an_ordered_dict_does_nothing(read_watched):
+def test_state_of_an_ordered_dict_is_ignored(read_watched):
     content = pickled(ORDERED_DICT + b"}\x8c\x09__class__\x8c\1xsb")
     assert read_watched(content) == {}
     assert type(read_watched(content)) is dict
@@ -203,8 +203,8 @@ DAMAGED = {
 
 
 @pytest.mark.parametrize("what", DAMAGED)
-def test_damage_and_false_sizes_are_refused(refusal, what):
-    """Also that no memory is taken for them: see `refusal`."""
+def test_damaged_pickles_are_refused(refusal, what):
+    """Without allocating the declared sizes; see `refusal`."""
     refusal(pickled(DAMAGED[what]))
 
 
@@ -239,7 +239,7 @@ def test_recursion_and_repetition_are_refused(refusal):
     assert deep in refusal(pickled(b"(" + doubling + b"t"))
 
 
-def test_work_is_bounded(refusal, monkeypatch):
+def test_steps_are_limited(refusal, monkeypatch):
     monkeypatch.setattr(unpickler, "_MAX_STEPS", 1000)
     assert "more steps" in refusal(pickled(b"(" + b"]" * 1000 + b"t"))
 
@@ -250,8 +250,8 @@ def test_pairs_are_used_once(read_watched):
     assert read_watched(pickled(b"(" + pairs + repeated * 3 + b"t")) == ([], {"a": 1, "b": 2}, {}, {})
 
 
-def test_the_watch_sees_what_a_pickle_does(read_watched, monkeypatch):
-    """Were a name let through by mistake, these tests would notice."""
-    monkeypatch.setitem(NAMES, "posix.system", Constructor("posix.system", os.system))
+def test_calls_are_noticed(read_watched, monkeypatch):
+    """`read_watched` fails if a dangerous name is allowed by mistake."""
+    monkeypatch.setitem(ALLOWED_GLOBALS, "posix.system", Constructor("posix.system", os.system))
     with pytest.raises(AssertionError, match=r"os\.system"):
         read_watched(pickle.dumps(Calls(os.system, "true")))

@@ -1,4 +1,4 @@
-"""Files of weights as a whole: known by their content, refused when damaged, quick, and small in memory."""
+"""Weights files: detection of the format, damaged files, atomic writing, and memory."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def bfloat16_file(state) -> bytes:
     return buffer.getvalue()
 
 
-def written(state, suffix: str, folder: Path) -> bytes:
+def write_and_read_bytes(state, suffix: str, folder: Path) -> bytes:
     write(folder / f"state{suffix}", state)
     return (folder / f"state{suffix}").read_bytes()
 
@@ -60,16 +60,16 @@ FORMATS = {
     "pickle 2": lambda state, folder: pickle.dumps(state, 2),
     "pickle 4": lambda state, folder: pickle.dumps(state, 4),
     "pickle 5": lambda state, folder: pickle.dumps(state, 5),
-    "npz": lambda state, folder: written(state, ".npz", folder),
+    "npz": lambda state, folder: write_and_read_bytes(state, ".npz", folder),
     "npz compressed": lambda state, folder: compressed(state),
-    "safetensors": lambda state, folder: written(state, ".safetensors", folder),
+    "safetensors": lambda state, folder: write_and_read_bytes(state, ".safetensors", folder),
 }
-# These hold a checksum, so a change anywhere in the data is seen.
+# Formats with a checksum of the data.
 CHECKED = {"torch zip", "npz", "npz compressed"}
-# Bytes at the end whose zeros could be meant: data that no one has checked, and (zip) sizes and a comment's length.
-UNSEEN = {
+# Bytes at the end where zeros are not detected: data without checksum, and (zip) sizes and the length of the comment.
+UNDETECTED = {
     **dict.fromkeys(CHECKED, 22),
-    "torch legacy": 7 + max(value.nbytes for value in STATE.values()),  # and its count's upper bytes
+    "torch legacy": 7 + max(value.nbytes for value in STATE.values()),  # and the upper bytes of its count
     "safetensors": sum(value.nbytes for value in STATE.values()),
 }
 
@@ -84,17 +84,17 @@ def content(kind, tmp_path) -> bytes:
     return FORMATS[kind](STATE, tmp_path)
 
 
-def test_the_content_decides_not_the_name(content, tmp_path):
+def test_format_is_detected_from_the_content(content, tmp_path):
     for name in ("weights.pth", "weights.npz", "weights"):
         path = tmp_path / name
         path.write_bytes(content)
-        for found in (read(path), read(str(path))):
-            assert set(found) == set(STATE)
+        for loaded in (read(path), read(str(path))):
+            assert set(loaded) == set(STATE)
             for key, value in STATE.items():
-                np.testing.assert_array_equal(found[key], value, strict=True)
+                np.testing.assert_array_equal(loaded[key], value, strict=True)
 
 
-def test_files_cut_anywhere_are_refused(content, tmp_path):
+def test_truncated_files_are_refused(content, tmp_path):
     path = tmp_path / "cut"
     path.write_bytes(content)
     for size in range(len(content) - 1, -1, -1):
@@ -104,9 +104,9 @@ def test_files_cut_anywhere_are_refused(content, tmp_path):
 
 
 def test_files_that_end_in_zeros_are_refused(kind, content, tmp_path):
-    """A copy that stopped half-way, into a file that had its full size from the start."""
+    """As after an interrupted copy into a file that was allocated with its full size."""
     path = tmp_path / "zeros"
-    for size in range(0, len(content) - UNSEEN.get(kind, 0), 7):
+    for size in range(0, len(content) - UNDETECTED.get(kind, 0), 7):
         path.write_bytes(content[:size] + bytes(len(content) - size))
         with pytest.raises(WeightsError, match="zeros: "):
             read(path)
@@ -125,7 +125,7 @@ def test_a_megabyte_of_zeros_at_the_end_is_refused(kind, tmp_path):
 
 
 @pytest.mark.parametrize("kind", sorted(CHECKED), indirect=True)
-def test_a_changed_byte_is_seen_where_there_is_a_checksum(kind, content, tmp_path):
+def test_changed_byte_is_detected_by_the_checksum(kind, content, tmp_path):
     needle = STATE["backbone.weight"].tobytes()
     place = content.find(needle) + 10 if needle in content else content.find(b".npy") + 60
     path = tmp_path / "changed"
@@ -134,8 +134,8 @@ def test_a_changed_byte_is_seen_where_there_is_a_checksum(kind, content, tmp_pat
         read(path)
 
 
-def test_random_damage_is_read_or_refused_and_nothing_else(content, read_watched):
-    """Bytes overwritten, removed and repeated at random: no other error, no deed, no memory without measure."""
+def test_random_damage(content, read_watched):
+    """Bytes overwritten, removed and repeated at random: read or refused, without side effects or much memory."""
     rng = random.Random(0)
     refused = 0
     for _ in range(150):
@@ -164,13 +164,13 @@ OTHERS = {
     "HDF5": b"\x89HDF\r\n\x1a\n" + bytes(100),
     "single array": b"\x93NUMPY\1\0" + bytes(100),
     "tar archive": b"data.pkl".ljust(257, b"\0") + b"ustar" + bytes(300),
-    "no known format": b"hello, world",
+    "unknown format": b"hello, world",
     r"\\x1b\[31m": b"\x1b[31mred",
 }
 
 
 @pytest.mark.parametrize("reason", OTHERS)
-def test_other_files_are_named(reason, tmp_path):
+def test_other_formats_are_named(reason, tmp_path):
     path = tmp_path / "weights.pth"
     path.write_bytes(OTHERS[reason])
     with pytest.raises(WeightsError, match=rf"weights\.pth: .*{reason}"):
@@ -181,33 +181,33 @@ def test_other_archives_are_refused(refusal):
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w") as archive:
         archive.writestr("model/weights.pth", b"...")
-    assert "perhaps the weights are inside it" in refusal(buffer.getvalue())
+    assert "perhaps it contains weights" in refusal(buffer.getvalue())
 
 
-def test_a_missing_file_is_a_missing_file(tmp_path):
+def test_missing_file(tmp_path):
     with pytest.raises(FileNotFoundError):
         read(tmp_path / "none.pth")
 
 
 @pytest.mark.parametrize("suffix", [".npz", ".safetensors"])
-def test_a_file_is_replaced_whole_or_not_at_all(suffix, tmp_path):
-    """Also while its own arrays are still windows on it."""
+def test_files_are_replaced_atomically(suffix, tmp_path):
+    """Also while arrays that were read are still views of the old file."""
     path = tmp_path / f"state{suffix}"
     write(path, STATE)
-    found = read(path)
-    write(path, {name: value * 2 for name, value in found.items()})
-    np.testing.assert_array_equal(found["backbone.weight"], STATE["backbone.weight"])
+    loaded = read(path)
+    write(path, {name: value * 2 for name, value in loaded.items()})
+    np.testing.assert_array_equal(loaded["backbone.weight"], STATE["backbone.weight"])
     np.testing.assert_array_equal(read(path)["backbone.weight"], STATE["backbone.weight"] * 2)
     before = path.read_bytes()
-    with pytest.raises(WeightsError, match="x is complex128, which is not written"):
+    with pytest.raises(WeightsError, match="x is complex128, which is not supported"):
         write(path, {**STATE, "x": np.ones(2, complex)})
-    with pytest.raises(WeightsError, match="1 is no name"):
+    with pytest.raises(WeightsError, match="1 is not a string"):
         write(path, {**STATE, 1: np.ones(2)})
     assert path.read_bytes() == before
     assert [file.name for file in tmp_path.iterdir()] == [path.name]
 
 
-def test_other_endings_are_not_written(tmp_path):
+def test_other_suffixes_are_refused(tmp_path):
     with pytest.raises(WeightsError, match=r"\.npz or \.safetensors"):
         write(tmp_path / "state.pth", STATE)
 
@@ -228,7 +228,7 @@ print((peak() - before), total, "torch" in sys.modules)
 """
 
 
-@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="the system does not tell a process's peak memory")
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="the system does not report peak memory")
 @pytest.mark.parametrize(
     "kind",
     [
@@ -237,11 +237,11 @@ print((peak() - before), total, "torch" in sys.modules)
     ],
 )
 def test_memory(kind, tmp_path):
-    """Less than 2.5 times the file. A process of its own, because a peak is never forgotten."""
+    """Peak memory is less than 2.5 times the size of the file. In a subprocess, because peaks are not reset."""
     values = {f"layer{index}": RNG.standard_normal((1000, 1000)).astype(np.float32) for index in range(6)}
     if kind not in FORMATS:
         for value in values.values():
-            value.view(np.uint32)[:] &= 0xFFFF0000  # what a bfloat16 can hold
+            value.view(np.uint32)[:] &= 0xFFFF0000  # values that bfloat16 represents exactly
     path = tmp_path / "large"
     path.write_bytes(FORMATS[kind](values, tmp_path) if kind in FORMATS else bfloat16_file(values))
     command = [sys.executable, "-c", MEASURE, str(path)]

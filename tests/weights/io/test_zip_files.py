@@ -1,4 +1,4 @@
-"""Zip archives: those that zipfile writes are read, and those that lie are refused."""
+"""Zip archives: those of `zipfile` are read, and invalid ones are refused."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ def archive(content=CONTENT, compression=zipfile.ZIP_STORED, comment=b"") -> byt
 
 def contents(data: bytes) -> dict[str, bytes]:
     view = memoryview(data)
-    return {name: bytes(zip_files.contents(view, member)) for name, member in zip_files.members(view).items()}
+    return {name: bytes(zip_files.read_member(view, member)) for name, member in zip_files.read_directory(view).items()}
 
 
 def changed(data: bytes, record: bytes, offset: int, fields: str, *values: int, last: bool = False) -> bytes:
-    """`data` with fields of its first (or last) record of a kind overwritten."""
+    """`data` with fields of its first (or last) record of a type overwritten."""
     place = (data.rfind if last else data.find)(record) + offset
     packed = struct.pack("<" + fields, *values)
     return data[:place] + packed + data[place + len(packed) :]
@@ -50,12 +50,12 @@ def test_an_empty_archive_has_no_members():
 
 def test_stored_members_are_not_copied():
     data = memoryview(archive())
-    member = zip_files.contents(data, zip_files.members(data)["a.npy"])
+    member = zip_files.read_member(data, zip_files.read_directory(data)["a.npy"])
     assert np.shares_memory(np.frombuffer(data, np.uint8), np.frombuffer(member, np.uint8))
 
 
 def test_streamed_archives_and_long_fields():
-    """Sizes behind the data (flag 3), and sizes in the 64-bit extra field."""
+    """Sizes after the data (flag 3), and sizes in the 64-bit extra field."""
 
     class Unseekable(io.BytesIO):
         def seekable(self):
@@ -97,22 +97,22 @@ def zip64(data: bytes, *, count: int | None = None, shift: int = 0) -> bytes:
 
 def test_large_archives():
     assert contents(zip64(archive())) == CONTENT
-    for lie in ({"count": 2}, {"count": 4}, {"count": 1 << 40}, {"shift": 1}, {"shift": -1}, {"shift": 1 << 60}):
-        with pytest.raises(WeightsError, match="table of contents"):
-            contents(zip64(archive(), **lie))
-    with pytest.raises(WeightsError, match="table of contents"):
+    for change in ({"count": 2}, {"count": 4}, {"count": 1 << 40}, {"shift": 1}, {"shift": -1}, {"shift": 1 << 60}):
+        with pytest.raises(WeightsError, match="its zip directory is damaged"):
+            contents(zip64(archive(), **change))
+    with pytest.raises(WeightsError, match="its zip directory is damaged"):
         contents(zip64(archive()).replace(struct.pack("<2H", 1, 24), struct.pack("<2H", 1, 16)))
 
 
 @pytest.mark.parametrize("size", [*range(65536, 65536 + 600, 20), 1 << 20])
-def test_repetitions_that_end_behind_a_block(size):
-    """The decompressor may have read all of its input and still owe some bytes."""
+def test_pending_output_of_the_decompressor(size):
+    """Some bytes may be pending after all input is consumed."""
     content = {"w": bytes(size)}
     assert contents(archive(content, zipfile.ZIP_DEFLATED)) == content
 
 
 def overlapping() -> bytes:
-    """The first member ends inside the second one, and its checksum is right."""
+    """The first member ends inside the second one, with a valid checksum."""
     data, size = archive(), len(CONTENT["a.npy"]) + 10
     checksum = zlib.crc32(data[35 : 35 + size])
     return changed(data, ENTRY, 16, "3L", checksum, size, size)
@@ -120,7 +120,7 @@ def overlapping() -> bytes:
 
 STORED, DEFLATED = archive(), archive(compression=zipfile.ZIP_DEFLATED)
 DIRECTORY = STORED.find(ENTRY)
-LIES = {
+INVALID = {
     "too many entries": changed(STORED, END, 8, "2H", 4, 4),
     "too few entries": changed(STORED, END, 8, "2H", 2, 2),
     "several disks": changed(STORED, END, 4, "2H", 1, 1),
@@ -155,28 +155,28 @@ LIES = {
 }
 
 
-@pytest.mark.parametrize("what", LIES)
-def test_archives_that_lie_are_refused(what):
+@pytest.mark.parametrize("what", INVALID)
+def test_invalid_archives_are_refused(what):
     with pytest.raises(WeightsError):
-        contents(LIES[what])
+        contents(INVALID[what])
 
 
-def test_members_that_share_bytes_are_refused():
-    with pytest.raises(WeightsError, match="runs into another one"):
+def test_overlapping_members_are_refused():
+    with pytest.raises(WeightsError, match="overlaps another one"):
         contents(overlapping())
 
 
 @pytest.mark.medium
-def test_bombs_are_refused_before_they_grow(refusal):
-    """A hundred kilobytes that would become a hundred megabytes; and one that says that it does not."""
+def test_decompression_bombs_are_refused(refusal):
+    """100 kB that would become 100 MB, with the true and with a false size."""
     bomb = archive({"w.npy": bytes(100 << 20)}, zipfile.ZIP_DEFLATED)
     assert "would grow" in refusal(bomb)
-    assert "size that it claims" in refusal(changed(bomb, ENTRY, 24, "L", 1000))
+    assert "does not have the declared size" in refusal(changed(bomb, ENTRY, 24, "L", 1000))
     many = archive({f"{index}.npy": bytes(1 << 20) for index in range(70)}, zipfile.ZIP_DEFLATED)
     assert "would grow" in refusal(many)
 
 
-def test_the_number_of_members_is_bounded(monkeypatch):
+def test_number_of_members_is_limited(monkeypatch):
     monkeypatch.setattr(zip_files, "_MAX_MEMBERS", 2)
-    with pytest.raises(WeightsError, match="table of contents"):
+    with pytest.raises(WeightsError, match="its zip directory is damaged"):
         contents(STORED)
