@@ -20,9 +20,9 @@ from pycocotools.cocoeval import COCOeval, Params
 from mrcnn_jax.config import ModelConfig
 from mrcnn_jax.config.metric_names import KEYPOINT_METRICS, METRICS
 from mrcnn_jax.data.annotations import read
-from mrcnn_jax.data.categories import are_cocos, keypoint_words
+from mrcnn_jax.data.categories import is_coco_keypoints, keypoint_words
 from mrcnn_jax.data.lvis_labels import FederatedLabels
-from mrcnn_jax.data.mask_crops import area
+from mrcnn_jax.data.mask_crops import annotation_area
 from mrcnn_jax.errors import ConfigError, listing
 from mrcnn_jax.evaluation import lvis_metrics, notes
 from mrcnn_jax.inference.postprocess import categories
@@ -143,20 +143,20 @@ def ground_truth(
     """
     content = read(path, image_ids, images, scoring=True)
     categories = content.categories.select(category_names)
-    skeleton = [[first + 1, second + 1] for first, second in categories.pose.skeleton]  # as COCO counts
+    skeleton = [[first + 1, second + 1] for first, second in categories.keypoint_schema.skeleton]  # as COCO counts
     truth = COCO()
     truth.dataset = {
         "images": [
             {"id": i.id, "file_name": i.file_name, "height": i.height, "width": i.width} for i in content.images
         ],
         "categories": [
-            {"id": i, "name": name, "keypoints": list(categories.pose.names), "skeleton": skeleton}
+            {"id": i, "name": name, "keypoints": list(categories.keypoint_schema.names), "skeleton": skeleton}
             for i, name in zip(categories.ids, categories.names, strict=True)
         ],
         "annotations": [],
         "unscored": 0,
     }
-    known, unlabeled = set(categories.ids), [0] * 3 * len(categories.pose.names)
+    known, unlabeled = set(categories.ids), [0] * 3 * len(categories.keypoint_schema.names)
     for annotation in (annotation for image in content.images for annotation in image.annotations):
         if annotation["category_id"] in known:
             number = len(truth.dataset["annotations"]) + 1
@@ -177,7 +177,7 @@ def ground_truth(
             annotation["bbox"] = _extent(truth, annotation)
         if "area" not in annotation:
             image = truth.imgs[annotation["image_id"]]
-            annotation["area"] = area(annotation, image["height"], image["width"])
+            annotation["area"] = annotation_area(annotation, image["height"], image["width"])
     return truth
 
 
@@ -269,7 +269,7 @@ def _sigmas(truth: COCO, given: Sequence[float]) -> tuple[NDArray[np.float64], s
         raise ValueError(f"{len(given)} keypoint_sigmas for {count} keypoints")
     if given:
         return np.array(given), ""
-    if any(are_cocos(category["keypoints"]) for category in truth.cats.values()):
+    if any(is_coco_keypoints(category["keypoints"]) for category in truth.cats.values()):
         return coco, ""
     words = f"the keypoints are not COCO's: OKS takes the mean of COCO's sigmas, {coco.mean():.3f}, for each of them"
     return np.full(count, coco.mean()), words

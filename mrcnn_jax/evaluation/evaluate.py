@@ -60,7 +60,7 @@ def check_evaluation(config: Config, dataset: Dataset) -> None:
     It can when the model knows the data's categories and has their keypoints, and a batch divides over the processes.
     """
     coco_metrics.check_categories(config.model, dataset.categories.ids, dataset.categories.names)
-    coco_metrics.check_keypoints(config.model, dataset.categories.pose.names)
+    coco_metrics.check_keypoints(config.model, dataset.categories.keypoint_schema.names)
     count, size = jax.process_count(), config.eval.batch_size
     if not config.eval.alone and size % count:
         raise ConfigError(f"eval.batch_size={size} does not divide over {count} processes: give a multiple of {count}")
@@ -71,7 +71,7 @@ def tables(config: Config, dataset: Dataset) -> list[str]:
     wanted = {
         "bbox": True,
         "segm": config.model.mask is not None and dataset.has_masks,
-        "keypoints": config.model.keypoint is not None and bool(dataset.categories.pose.names),
+        "keypoints": config.model.keypoint is not None and bool(dataset.categories.keypoint_schema.names),
     }
     return [name for name in wanted if wanted[name]]
 
@@ -270,7 +270,7 @@ def _open(dataset: Dataset, config: Config) -> tuple[AbstractContextManager[Iter
     index, count = jax.process_index(), jax.process_count()
     if not config.eval.alone:
         batches = eval_batches(dataset, config, process_index=index, process_count=count)
-        return batches, batches.images()
+        return batches, batches.image_count()
     make = tta.prepare if config.eval.augmented else single_image.prepare
     singles = single_image.batches(dataset, config, make, process_index=index, process_count=count)
     return contextlib.closing(singles), len(range(index, len(dataset), count))

@@ -12,7 +12,7 @@ from typing import Any
 from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 
-from mrcnn_jax.data.annotation_checks import readable_mask
+from mrcnn_jax.data.annotation_checks import safe_segmentation
 from mrcnn_jax.errors import DataError, listing, shown
 from mrcnn_jax.runtime.progress import track
 
@@ -191,7 +191,7 @@ def _run_lengths(mask: Any, height: int, width: int) -> dict[str, Any] | None:
     """A mask as compressed run lengths of so many pixels; None if it cannot be read."""
     if isinstance(mask, dict) and mask["size"] != [height, width]:
         return None
-    if readable_mask(mask, height, width) is None:
+    if safe_segmentation(mask, height, width) is None:
         return None
     if isinstance(mask, dict) and isinstance(mask["counts"], str):
         return mask

@@ -55,7 +55,7 @@ def _load(dataset: Dataset, config: Config, make: Prepare, slot: tuple[int, bool
     index, valid = slot
     image = dataset.decode(dataset.record(index)[0])
     if image is None:
-        raise DataError(dataset.why_undecodable(index))
+        raise DataError(dataset.explain_decode_failure(index))
     return make(image, index, config)._replace(valid=np.array([valid]))
 
 
@@ -64,7 +64,7 @@ def _into_bucket(pixels: NDArray[np.uint8], config: Config) -> NetworkInput:
     size = (pixels.shape[0], pixels.shape[1])
     bucket, (height, width) = _bucket(size, config)
     canvas = np.zeros((*bucket, 3), dtype=np.uint8)
-    geometry.resample(pixels, geometry.whole(size), (height, width), canvas[:height, :width])
+    geometry.resample(pixels, geometry.full_window(size), (height, width), canvas[:height, :width])
     return canvas, (height, width)
 
 

@@ -268,10 +268,10 @@ def test_images_that_are_nowhere(coco_folder: Any, tmp_path: Path, capsys: pytes
 
 def test_interrupted(coco_folder: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     def interrupted(*_: Any) -> Any:
-        yield image_files.Examined()
+        yield image_files.ImageCheck()
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(image_files, "examine", interrupted)
+    monkeypatch.setattr(image_files, "check_images", interrupted)
     assert run(coco_folder) == 130
     assert capsys.readouterr().err == "Ctrl-C: interrupted\n"
     assert not list(Path().iterdir())

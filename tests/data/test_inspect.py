@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from mrcnn_jax.data import load_split
-from mrcnn_jax.data.annotation_checks import STRAY_MASK
+from mrcnn_jax.data.annotation_checks import MASK_OUTSIDE_BOX
 from mrcnn_jax.data.annotations import AnnotationFile, inspect, read
 from mrcnn_jax.data.findings import Refusal, describe_refusals
 from mrcnn_jax.errors import DataError, shown
@@ -208,7 +208,7 @@ def test_entries_that_are_no_objects_are_refused(coco_folder: Any, name: str, en
     (refusal,) = inspected(coco_folder).refusals
     count = len(coco_folder.content[name])
     assert refusal.kind == f"entries of {name!r} that are no objects"
-    assert refusal.culprit == f"number {count} of {name!r} ({shown(entry)})"
+    assert refusal.item == f"number {count} of {name!r} ({shown(entry)})"
     assert refusal.advice.startswith("write an object with id, ")
 
 
@@ -221,7 +221,7 @@ def test_duplicate_category_is_refused(coco_folder: Any) -> None:
 def test_of_a_category_that_is_refused_the_annotations_are_not_mentioned(coco_folder: Any) -> None:
     coco_folder.content["categories"] = [{"id": 20, "name": "kite"}, {"id": 3, "name": None}]
     content = inspected(coco_folder)
-    assert [refusal.culprit for refusal in content.refusals] == ["category 3"]
+    assert [refusal.item for refusal in content.refusals] == ["category 3"]
     assert {a["category_id"] for image in content.images for a in image.annotations} == {20}
 
 
@@ -308,7 +308,7 @@ def test_published_files_are_read_as_they_are(shared_data: Callable[[str], Path]
     assert len(lvis.images) == 100
     # Eleven of its outlines lie nowhere near their boxes.
     assert {(problem.kind, problem.image_id) for problem in lvis.problems} == {
-        (STRAY_MASK, image_id) for image_id in (179898, 443426, 464824)
+        (MASK_OUTSIDE_BOX, image_id) for image_id in (179898, 443426, 464824)
     }
     assert (len(lvis.problems), sum(len(image.annotations) for image in lvis.images)) == (11, 977)
 

@@ -29,7 +29,7 @@ def preparations(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
     prepared: list[Path] = []
     original = records._prepare
 
-    def count(json_path: Path, images: Path, image_ids: Any, folder: Path) -> records.Index:
+    def count(json_path: Path, images: Path, image_ids: Any, folder: Path) -> records.RecordIndex:
         prepared.append(folder)
         return original(json_path, images, image_ids, folder)
 
@@ -147,7 +147,7 @@ def test_everything_that_is_refused_is_said_at_once(coco_folder: Any) -> None:
     coco_folder.add(98, [1, 1, 5, 5], category_id=77)
     config = coco_folder.config()
     content = annotations.inspect(coco_folder.root / "coco.json", (), images)
-    examined = image_files.examine(images, content.images)
+    examined = image_files.check_images(images, content.images)
     found = [one.refusal for one in examined if one.refusal is not None]
     assert len(content.refusals) == 1
     assert len(found) == 2
@@ -164,7 +164,7 @@ def test_a_file_that_changes_while_preparing_is_named(
     coco_folder: Any, monkeypatch: pytest.MonkeyPatch, rewrite_later: Any, change: str
 ) -> None:
     path = coco_folder.root / "images" / "3.png"
-    original = image_files.examine
+    original = image_files.check_images
 
     def examine(folder: Path, images: Any) -> Any:
         yield from original(folder, images)
@@ -175,7 +175,7 @@ def test_a_file_that_changes_while_preparing_is_named(
         else:
             path.unlink()
 
-    monkeypatch.setattr(image_files, "examine", examine)
+    monkeypatch.setattr(image_files, "check_images", examine)
     words = "cannot be read now" if change == "deleted" else "changed after it was examined"
     with pytest.raises(DataError, match=rf"{path} .*{words}.*start again"):
         load_split(coco_folder.config().data, "train")
@@ -185,14 +185,14 @@ def test_a_file_that_changes_while_preparing_is_named(
 def test_a_json_that_changes_while_preparing_is_prepared_again(
     coco_folder: Any, preparations: list[Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    config, original = coco_folder.config(), image_files.examine
+    config, original = coco_folder.config(), image_files.check_images
     coco_folder.add(98, [1, 1, 5, 5])
 
     def examine(folder: Path, images: Any) -> Any:
         yield from original(folder, images)
         coco_folder.save()
 
-    monkeypatch.setattr(image_files, "examine", examine)
+    monkeypatch.setattr(image_files, "check_images", examine)
     load_split(config.data, "train")
     check_records(coco_folder)
     assert len(preparations) == 2
@@ -295,7 +295,7 @@ def test_the_faster_of_two_processes_wins(
     original = records._move_into_place
     places = []
 
-    def slower(building: Path, place: Path, index: records.Index) -> None:
+    def slower(building: Path, place: Path, index: records.RecordIndex) -> None:
         places.append(place)
         if len(places) == 1:
             load_split(config.data, "train")  # another process prepares the same meanwhile

@@ -130,7 +130,7 @@ def test_records_that_are_cut_short_stop_the_run(coco_folder: Any, count: int, o
 def test_the_end_of_a_worker_is_explained_by_its_exit_code() -> None:
     grain = "Worker process was terminated unexpectedly with exit code {}. Search the logs above for the source."
     for code, words in {-7: "--shm-size", -9: "give the job more memory", 1: "__main__", 3: "data.workers=0"}.items():
-        message = str(workers.lost(RuntimeError(grain.format(code)), 5))
+        message = str(workers.worker_error(RuntimeError(grain.format(code)), 5))
         assert message.startswith(f"worker process 5 of the data loader ended, exit code {code}: ")
         assert words in message
 

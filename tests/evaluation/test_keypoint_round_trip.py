@@ -8,7 +8,7 @@ import pytest
 
 from mrcnn_jax.config import KeypointHeadConfig, ModelConfig
 from mrcnn_jax.data.augment.geometry import flip, resize
-from mrcnn_jax.data.sample import make_sample, write
+from mrcnn_jax.data.sample import make_sample, write_ground_truth
 from mrcnn_jax.inference.postprocess import postprocess
 from mrcnn_jax.ops import keypoints as keypoint_ops
 from mrcnn_jax.structures import Detections, GroundTruth
@@ -58,7 +58,7 @@ def test_truth_comes_back_from_its_heat_maps_without_an_offset(flipped):
     image = np.zeros((*SIZE, 3), np.uint8)
     sample = make_sample(image, given, {1: 1}, SIZE, masks=False, num_keypoints=POINTS)
     sample = resize(flip(sample, flipped, False, FLIP_MAP), SCALED)
-    write(sample, truth)
+    write_ground_truth(sample, truth)
     decoded, targeted = there_and_back(truth.keypoints, truth.boxes, truth.valid)
     assert targeted.all()
     found = flip(sample._replace(boxes=truth.boxes, keypoints=np.asarray(decoded)), flipped, False, FLIP_MAP)

@@ -17,13 +17,13 @@ SKELETON = (  # as COCO's file has it: counted from 1
     *((16, 14), (14, 12), (17, 15), (15, 13), (12, 13), (6, 12), (7, 13), (6, 7), (6, 8), (7, 9)),
     *((8, 10), (9, 11), (2, 3), (1, 2), (1, 3), (2, 4), (3, 5), (4, 6), (5, 7)),
 )
-FACE = slice(0, 3)  # nose and eyes, which are not there to be seen from behind
+FACE_KEYPOINTS = slice(0, 3)  # nose and eyes, which are not there to be seen from behind
 
-HEAD = 0.082  # half the head's width
+HEAD_HALF_WIDTH = 0.082  # half the head's width
 _SHOULDER, _HIP = 0.115, 0.07  # half of what is between the two
 _SPINE, _NECK = 0.29, 0.12
 _UPPER_ARM, _FOREARM, _THIGH, _SHIN = 0.165, 0.15, 0.24, 0.235
-_SPREAD = 10.0  # degrees; standard deviation of each angle of a pose
+_ANGLE_STD = 10.0  # degrees; standard deviation of each angle of a pose
 
 
 class Limb(NamedTuple):
@@ -76,28 +76,31 @@ def draw_pose(rng: np.random.Generator) -> BodyPose:
     """A pose that somebody may hold: standing, waving, walking, sitting, bent."""
     lean, arms, legs = _POSES[rng.integers(len(_POSES))]
     pose = BodyPose(
-        lean + _SPREAD * rng.standard_normal() / 2,
-        _SPREAD * rng.standard_normal() / 2,
+        lean + _ANGLE_STD * rng.standard_normal() / 2,
+        _ANGLE_STD * rng.standard_normal() / 2,
         (rng.uniform(-15, 15), rng.uniform(-12, 12)),
-        (_loosened(rng, arms[0]), _loosened(rng, arms[1])),
-        (_loosened(rng, legs[0]), _loosened(rng, legs[1])),
+        (_perturb_limb(rng, arms[0]), _perturb_limb(rng, arms[1])),
+        (_perturb_limb(rng, legs[0]), _perturb_limb(rng, legs[1])),
     )
-    return mirrored(pose) if rng.random() < 0.5 else pose
+    return mirror_pose(pose) if rng.random() < 0.5 else pose
 
 
-def mirrored(pose: BodyPose) -> BodyPose:
+def mirror_pose(pose: BodyPose) -> BodyPose:
     """The pose of its mirror image."""
     (turn, tilt), (left_arm, right_arm), (left_leg, right_leg) = pose.nod, pose.arms, pose.legs
     return BodyPose(pose.lean, -pose.tilt, (-turn, -tilt), (right_arm, left_arm), (right_leg, left_leg))
 
 
-def seen(pose: BodyPose, yaw: float, pitch: float) -> Body:
+def project_body(pose: BodyPose, yaw: float, pitch: float) -> Body:
     """The body turned by `yaw` degrees to its left, 0 facing the viewer, who looks down at it by `pitch` degrees."""
     trunk = _rotation(0, pose.tilt, pose.lean)
     head = trunk @ _rotation(pose.nod[0], pose.nod[1], -0.5 * pose.lean)  # people look where they go
     neck = trunk @ np.array([0, -_SPINE, 0])
     center = neck + 0.5 * trunk @ np.array([0, -_NECK, 0]) + 0.5 * head @ np.array([0, -_NECK, 0])
-    face = np.array([[0, 0.15, 0.98], [0.45, -0.25, 0.85], [-0.45, -0.25, 0.85], [1.02, 0, 0], [-1.02, 0, 0]]) * HEAD
+    face = (
+        np.array([[0, 0.15, 0.98], [0.45, -0.25, 0.85], [-0.45, -0.25, 0.85], [1.02, 0, 0], [-1.02, 0, 0]])
+        * HEAD_HALF_WIDTH
+    )
     joints, hands, toes = np.empty((17, 3)), np.empty((2, 3)), np.empty((2, 3))
     joints[:5] = center + face @ head.T
     for k, side in enumerate((1, -1)):
@@ -116,10 +119,10 @@ def seen(pose: BodyPose, yaw: float, pitch: float) -> Body:
     return Body(joints @ view.T, toes @ view.T, hands @ view.T, view @ neck, np.vstack([center, axes]) @ view.T)
 
 
-def _loosened(rng: np.random.Generator, limb: Limb) -> Limb:
+def _perturb_limb(rng: np.random.Generator, limb: Limb) -> Limb:
     """The limb with all angles a little different."""
     (a, b), (c, d) = limb
-    e, f, g, h = _SPREAD * rng.standard_normal(4)
+    e, f, g, h = _ANGLE_STD * rng.standard_normal(4)
     return Limb((a + e, b + f), (c + e + g, d + f + h))
 
 

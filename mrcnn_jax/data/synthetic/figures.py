@@ -10,11 +10,11 @@ from collections.abc import Callable
 
 import numpy as np
 
-Inside = Callable[[np.ndarray, np.ndarray], np.ndarray]
+InsideFunction = Callable[[np.ndarray, np.ndarray], np.ndarray]
 Points = tuple[tuple[float, float], ...]
 
 
-def star(corners: int, depth: float) -> Inside:
+def star(corners: int, depth: float) -> InsideFunction:
     """The figure that joins `corners` outer points (radius 1) and as many inner points (radius `depth`)."""
     sector = np.pi / corners
     inner_x, inner_y = depth * np.cos(sector), depth * np.sin(sector)
@@ -29,17 +29,17 @@ def star(corners: int, depth: float) -> Inside:
     return inside
 
 
-def regular(corners: int) -> Inside:
+def regular_polygon(corners: int) -> InsideFunction:
     """The regular polygon: a star whose inner points lie in the middle of its sides."""
     return star(corners, 0.5 if corners == 3 else float(np.cos(np.pi / corners)))  # cos(pi / 3) is a little more
 
 
-def cross(half_width: float, reach: float) -> Inside:
+def cross(half_width: float, reach: float) -> InsideFunction:
     """Two bars at a right angle."""
     return lambda x, y: (np.minimum(abs(x), abs(y)) <= half_width) & (np.maximum(abs(x), abs(y)) <= reach)
 
 
-def ring(inner: float) -> Inside:
+def ring(inner: float) -> InsideFunction:
     """A disc with a hole of this radius."""
     return lambda x, y: (np.hypot(x, y) <= 1) & (np.hypot(x, y) >= inner)
 
@@ -70,7 +70,7 @@ def gear(x: np.ndarray, y: np.ndarray) -> np.ndarray:
     return (radius <= np.where(teeth, 1, 0.74)) & (radius >= 0.3)
 
 
-def polygon(*corners: tuple[float, float]) -> Inside:
+def polygon(*corners: tuple[float, float]) -> InsideFunction:
     """A polygon that may have dents, by the even-odd rule."""
 
     def inside(x: np.ndarray, y: np.ndarray) -> np.ndarray:
@@ -83,13 +83,13 @@ def polygon(*corners: tuple[float, float]) -> Inside:
     return inside
 
 
-def strokes(half_width: float, *lines: Points) -> Inside:
+def strokes(half_width: float, *lines: Points) -> InsideFunction:
     """Everything that lies within `half_width` of one of these broken lines."""
     ends = [pair for line in lines for pair in itertools.pairwise(line)]
-    return lambda x, y: np.any([distance(x, y, a, b) <= half_width for a, b in ends], axis=0)
+    return lambda x, y: np.any([segment_distance(x, y, a, b) <= half_width for a, b in ends], axis=0)
 
 
-def distance(x: np.ndarray, y: np.ndarray, a: tuple[float, float], b: tuple[float, float]) -> np.ndarray:
+def segment_distance(x: np.ndarray, y: np.ndarray, a: tuple[float, float], b: tuple[float, float]) -> np.ndarray:
     """How far each point is from the segment between a and b, which may be one point."""
     dx, dy = b[0] - a[0], b[1] - a[1]
     along = np.clip(((x - a[0]) * dx + (y - a[1]) * dy) / max(dx * dx + dy * dy, 1e-12), 0, 1)

@@ -30,7 +30,7 @@ _FORMAT = 1  # raise it when the pictures change
 _KINDS: dict[str, ModuleType] = {"simple": simple, "outlines": outlines, "people": people}
 
 
-def write(config: ShapesConfig, root: Path) -> None:
+def write_dataset(config: ShapesConfig, root: Path) -> None:
     """Write train.json, val.json and the folders train/ and val/ to `root`, unless the same set is already there.
 
     A folder appears whole or not at all. Raises DataError where `root` holds something that this did not write.
@@ -40,7 +40,7 @@ def write(config: ShapesConfig, root: Path) -> None:
     recipe = _recipe(config)
     root.parent.mkdir(parents=True, exist_ok=True)
     with files.folder_lock(root.parent):  # nobody replaces it meanwhile
-        there = _recipe_of(root)
+        there = _read_recipe(root)
         if there == recipe:
             return
         if there is None and root.exists() and any(root.iterdir()):
@@ -60,7 +60,7 @@ def _recipe(config: ShapesConfig) -> dict[str, Any]:
     return json.loads(json.dumps({"format": _FORMAT, **dataclasses.asdict(config)}))
 
 
-def _recipe_of(root: Path) -> dict[str, Any] | None:
+def _read_recipe(root: Path) -> dict[str, Any] | None:
     """The recipe a folder was written by; None if it was not written here."""
     try:
         recipe = json.loads((root / "shapes.json").read_text())
@@ -73,7 +73,7 @@ def _recipe_of(root: Path) -> dict[str, Any] | None:
 def _replace(building: Path, root: Path, recipe: dict[str, Any]) -> None:
     """Put `building` in the place of `root`, unless another process has just put the same there."""
     with files.folder_lock(root.parent):
-        if _recipe_of(root) != recipe:
+        if _read_recipe(root) != recipe:
             files.replace(building, root)
 
 
@@ -113,7 +113,9 @@ def _renderer(config: ShapesConfig) -> Callable[[np.random.Generator, int], tupl
     unknown = sorted(set(config.outlines) - set(outlines.OUTLINES))
     if unknown:
         raise DataError(f"data.shapes.outlines names {', '.join(unknown)}; there are {', '.join(outlines.OUTLINES)}")
-    choice = outlines.Choice(config.outlines or outlines.ALL.names, config.diameters, config.objects)
+    choice = outlines.OutlineOptions(
+        config.outlines or outlines.DEFAULT_OPTIONS.names, config.diameters, config.objects
+    )
     return functools.partial(outlines.render, choice=choice)
 
 

@@ -13,26 +13,26 @@ import numpy as np
 
 from mrcnn_jax.data.synthetic import scene
 from mrcnn_jax.data.synthetic.figures import (
-    Inside,
+    InsideFunction,
     crescent,
     cross,
     gear,
     half_disc,
     heart,
     polygon,
-    regular,
+    regular_polygon,
     ring,
     star,
     strokes,
 )
 from mrcnn_jax.data.synthetic.scene import Figure
 
-_NEIGHBOR = 0.4  # probability that an object is put across one of its own class
+_OVERLAP_PROBABILITY = 0.4  # probability that an object is put across one of its own class
 _ATTEMPTS = 30  # at placing one object
-_LINE = 0.06  # half the width of a thin figure's lines, as part of its radius; but at least a pixel
+_LINE_HALF_WIDTH = 0.06  # half the width of a thin figure's lines, as part of its radius; but at least a pixel
 
 
-class Choice(NamedTuple):
+class OutlineOptions(NamedTuple):
     """What is drawn of all that could be."""
 
     names: tuple[str, ...]
@@ -40,31 +40,31 @@ class Choice(NamedTuple):
     objects: tuple[int, int] = (4, 10)  # in an image, both included
 
 
-class Outline(NamedTuple):
+class OutlineClass(NamedTuple):
     """A class of figures."""
 
-    inside: Callable[[float], Inside]  # given half the width of thin lines, in radii
+    inside: Callable[[float], InsideFunction]  # given half the width of thin lines, in radii
     smallest: float = 12.0  # pixels of diameter at which it is still told apart from all others
 
 
-def _solid(inside: Inside, smallest: float = 12.0) -> Outline:
-    return Outline(lambda line: inside, smallest)
+def _solid(inside: InsideFunction, smallest: float = 12.0) -> OutlineClass:
+    return OutlineClass(lambda line: inside, smallest)
 
 
-def _thin(*lines: tuple[tuple[float, float], ...], smallest: float = 12.0) -> Outline:
+def _thin(*lines: tuple[tuple[float, float], ...], smallest: float = 12.0) -> OutlineClass:
     """Lines whose round ends stay within the radius."""
-    return Outline(
+    return OutlineClass(
         lambda line: strokes(line, *(tuple(((1 - line) * x, (1 - line) * y) for x, y in points) for points in lines)),
         smallest,
     )
 
 
-OUTLINES: dict[str, Outline] = {
+OUTLINES: dict[str, OutlineClass] = {
     "circle": _solid(lambda x, y: np.hypot(x, y) <= 0.9),
-    "triangle": _solid(regular(3)),
-    "square": _solid(regular(4)),
-    "pentagon": _solid(regular(5), 20),
-    "hexagon": _solid(regular(6), 24),
+    "triangle": _solid(regular_polygon(3)),
+    "square": _solid(regular_polygon(4)),
+    "pentagon": _solid(regular_polygon(5), 20),
+    "hexagon": _solid(regular_polygon(6), 24),
     "star4": _solid(star(4, 0.35), 16),
     "star5": _solid(star(5, 0.4), 16),
     "star6": _solid(star(6, 0.5), 20),
@@ -98,7 +98,7 @@ OUTLINES: dict[str, Outline] = {
         18,
     ),
     "bar": _thin(((-1, 0), (1, 0))),
-    "hoop": Outline(lambda line: ring(1 - 2 * line)),
+    "hoop": OutlineClass(lambda line: ring(1 - 2 * line)),
     "zigzag": _thin(((-0.95, 0.3), (-0.48, -0.4), (0, 0.35), (0.48, -0.4), (0.95, 0.3)), smallest=20),
     "stick cross": _thin(((-1, 0), (1, 0)), ((0, -1), (0, 1)), smallest=16),
     "antenna": _thin(
@@ -109,34 +109,36 @@ OUTLINES: dict[str, Outline] = {
 CATEGORIES: list[dict[str, Any]] = [{"id": k, "name": name} for k, name in enumerate(OUTLINES, 1)]
 
 
-ALL = Choice(tuple(OUTLINES))
+DEFAULT_OPTIONS = OutlineOptions(tuple(OUTLINES))
 
 
-def render(rng: np.random.Generator, size: int, choice: Choice = ALL) -> tuple[np.ndarray, list[Figure]]:
+def render(
+    rng: np.random.Generator, size: int, choice: OutlineOptions = DEFAULT_OPTIONS
+) -> tuple[np.ndarray, list[Figure]]:
     """One image (S, S, 3) uint8 RGB and its figures, back to front."""
-    image = scene.ground(rng, size)
+    image = scene.background(rng, size)
     figures: list[Figure] = []
     for _ in range(rng.integers(choice.objects[0], choice.objects[1] + 1)):
-        if figures and rng.random() < _NEIGHBOR:
-            name, mask = _place_across(rng, figures[rng.integers(len(figures))], figures, choice)
+        if figures and rng.random() < _OVERLAP_PROBABILITY:
+            name, mask = _place_overlapping(rng, figures[rng.integers(len(figures))], figures, choice)
         else:
-            name, mask = place_anywhere(rng, size, figures, choice)
+            name, mask = place_randomly(rng, size, figures, choice)
         if mask is None:
             continue
         paint(rng, image, mask, figures)
         figures = [figure._replace(mask=figure.mask & ~mask) for figure in figures]
         figures.append(Figure(name, mask, int(mask.sum())))
-    return scene.develop(rng, image), figures
+    return scene.add_camera_noise(rng, image), figures
 
 
 def paint(rng: np.random.Generator, image: np.ndarray, mask: np.ndarray, others: list[Figure]) -> None:
     """Fill `mask` with a texture that stands out from the ground and from each of the others that it covers."""
     covered = [mask & other.mask for other in others]
     grounds = [image[area].mean(axis=0) for area in [mask, *covered] if area.any()]
-    scene.fill(rng, image, mask, scene.distinct(rng, *grounds), contrast=0.2)
+    scene.fill_texture(rng, image, mask, scene.contrasting_color(rng, *grounds), contrast=0.2)
 
 
-def outline(
+def draw_mask(
     name: str, angle: float, center: np.ndarray, radius: float, size: int, *, mirrored: bool = False
 ) -> np.ndarray:
     """Mask (S, S) of the pixels whose center lies within the figure of this radius."""
@@ -145,28 +147,28 @@ def outline(
     x = (np.arange(low[0], high[0])[None, :] + 0.5 - center[0]) / radius
     y = (np.arange(low[1], high[1])[:, None] + 0.5 - center[1]) / radius
     across, down = x * np.cos(angle) + y * np.sin(angle), y * np.cos(angle) - x * np.sin(angle)
-    inside = OUTLINES[name].inside(max(_LINE, 1 / radius))
+    inside = OUTLINES[name].inside(max(_LINE_HALF_WIDTH, 1 / radius))
     mask = np.zeros((size, size), bool)
     mask[low[1] : high[1], low[0] : high[0]] = inside(-across if mirrored else across, down)
     return mask
 
 
-def place_anywhere(
-    rng: np.random.Generator, size: int, others: list[Figure], choice: Choice = ALL
+def place_randomly(
+    rng: np.random.Generator, size: int, others: list[Figure], choice: OutlineOptions = DEFAULT_OPTIONS
 ) -> tuple[str, np.ndarray | None]:
     """A class and a mask that leaves enough of the others visible; None for the mask if no place was found."""
     name = str(rng.choice(choice.names))
     for _ in range(_ATTEMPTS):
         radius = float(np.exp(rng.uniform(*np.log(_radii(name, size, choice)))))  # as many small ones as large ones
         center = rng.uniform(0.8 * radius, size - 0.8 * radius, 2)  # some reach a little beyond the edge
-        mask = _turned(rng, name, center, radius, size)
-        if mask.any() and scene.leaves_visible(mask, others):
+        mask = _draw_randomly_rotated(rng, name, center, radius, size)
+        if mask.any() and scene.keeps_others_visible(mask, others):
             return name, mask
     return name, None
 
 
-def _place_across(
-    rng: np.random.Generator, other: Figure, others: list[Figure], choice: Choice
+def _place_overlapping(
+    rng: np.random.Generator, other: Figure, others: list[Figure], choice: OutlineOptions
 ) -> tuple[str, np.ndarray | None]:
     """The class of `other` and a mask that covers some of it, but leaves enough of all visible."""
     size = len(other.mask)
@@ -179,17 +181,19 @@ def _place_across(
         center = middle + away * np.array([np.cos(direction), np.sin(direction)])
         if (center < 0.8 * radius).any() or (center > size - 0.8 * radius).any():
             continue
-        mask = _turned(rng, other.name, center, radius, size)
-        if (mask & other.mask).any() and scene.leaves_visible(mask, others):
+        mask = _draw_randomly_rotated(rng, other.name, center, radius, size)
+        if (mask & other.mask).any() and scene.keeps_others_visible(mask, others):
             return other.name, mask
     return other.name, None
 
 
-def _turned(rng: np.random.Generator, name: str, center: np.ndarray, radius: float, size: int) -> np.ndarray:
+def _draw_randomly_rotated(
+    rng: np.random.Generator, name: str, center: np.ndarray, radius: float, size: int
+) -> np.ndarray:
     """The figure at any angle. No two classes are one another's turned or mirrored image."""
-    return outline(name, rng.uniform(0, 2 * np.pi), center, radius, size, mirrored=rng.random() < 0.5)
+    return draw_mask(name, rng.uniform(0, 2 * np.pi), center, radius, size, mirrored=rng.random() < 0.5)
 
 
-def _radii(name: str, size: int, choice: Choice) -> tuple[float, float]:
+def _radii(name: str, size: int, choice: OutlineOptions) -> tuple[float, float]:
     low, high = (part * size / 2 for part in choice.diameters)
     return min(max(low, OUTLINES[name].smallest / 2), high), high

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 
-VISIBLE = 0.6  # part of every object that later ones must leave uncovered
+MIN_VISIBLE = 0.6  # part of every object that later ones must leave uncovered
 
 
 class Figure(NamedTuple):
@@ -20,17 +20,17 @@ class Figure(NamedTuple):
     keypoints: np.ndarray | None = None  # (K, 3): x, y, visibility as COCO has it; of categories that have some
 
 
-def leaves_visible(mask: np.ndarray, others: Sequence[Figure]) -> bool:
+def keeps_others_visible(mask: np.ndarray, others: Sequence[Figure]) -> bool:
     """Whether enough of all others can be seen when `mask` (S, S) covers them."""
-    return all((other.mask & ~mask).sum() >= VISIBLE * other.area for other in others)
+    return all((other.mask & ~mask).sum() >= MIN_VISIBLE * other.area for other in others)
 
 
-def ground(rng: np.random.Generator, size: int) -> np.ndarray:
+def background(rng: np.random.Generator, size: int) -> np.ndarray:
     """An image (S, S, 3) float32 with nothing on it yet."""
-    return texture(rng, size, _muted(rng), contrast=0.1)
+    return texture(rng, size, _muted_color(rng), contrast=0.1)
 
 
-def develop(rng: np.random.Generator, image: np.ndarray) -> np.ndarray:
+def add_camera_noise(rng: np.random.Generator, image: np.ndarray) -> np.ndarray:
     """The picture (S, S, 3) uint8 that a camera would make of it: a little blurred, with noise."""
     image = cv2.GaussianBlur(image, (3, 3), 0.5) + 3 * rng.standard_normal(image.shape, np.float32)
     return np.clip(image, 0, 255).astype(np.uint8)
@@ -53,7 +53,7 @@ def texture(rng: np.random.Generator, size: int, color: np.ndarray, contrast: fl
     return color.astype(np.float32) * (1 + contrast * pattern[:, :, None])
 
 
-def fill(
+def fill_texture(
     rng: np.random.Generator,
     image: np.ndarray,
     mask: np.ndarray,
@@ -64,7 +64,7 @@ def fill(
     """Put a texture on the pixels of `mask` (S, S), if there are any; `shade` (S, S) says how bright each is."""
     if not mask.any():
         return
-    top, left, height, width = window(mask)
+    top, left, height, width = bounding_box(mask)
     area = slice(top, top + height), slice(left, left + width)
     pattern = texture(rng, max(height, width, 16), color, contrast)[:height, :width]  # a whole image's takes long
     if shade is not None:
@@ -73,19 +73,19 @@ def fill(
     np.copyto(image[area], pattern, where=inside)
 
 
-def window(mask: np.ndarray) -> tuple[int, int, int, int]:
+def bounding_box(mask: np.ndarray) -> tuple[int, int, int, int]:
     """Top, left, height and width of the smallest box around all pixels of a mask that has some."""
     rows, columns = (np.flatnonzero(mask.any(axis=axis)) for axis in (1, 0))
     return int(rows[0]), int(columns[0]), int(rows[-1] - rows[0] + 1), int(columns[-1] - columns[0] + 1)
 
 
-def distinct(rng: np.random.Generator, *grounds: np.ndarray) -> np.ndarray:
+def contrasting_color(rng: np.random.Generator, *grounds: np.ndarray) -> np.ndarray:
     """A color (3,) in 0..255 that stands out from all colors that it lies on."""
     colors = rng.uniform(20, 250, (8, 3))
-    distances = [np.linalg.norm(colors - ground, axis=1) for ground in grounds]
+    distances = [np.linalg.norm(colors - background, axis=1) for background in grounds]
     return colors[np.argmax(np.min(distances, axis=0) > 80)]
 
 
-def _muted(rng: np.random.Generator) -> np.ndarray:
+def _muted_color(rng: np.random.Generator) -> np.ndarray:
     """A grayish color for the ground, (3,) in 0..255."""
     return rng.uniform(60, 180) + rng.uniform(-20, 20, 3)

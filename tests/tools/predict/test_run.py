@@ -203,7 +203,7 @@ def test_pictures_that_cannot_be_read_are_named_as_check_names_them(tmp_path):
     outcome = predict_files(Fake(), inputs, tmp_path / "out", save=["coco"])
     reasons = [message.partition(": ")[2] for message in outcome.failures]
     judged = [
-        image_files.validate_image(head, ImageEntry(1, name, 9, 9, [])).refusal.culprit.partition(": ")[2]
+        image_files.check_image(head, ImageEntry(1, name, 9, 9, [])).refusal.item.partition(": ")[2]
         for name, head in found.items()
     ]
     assert reasons[:-1] == judged
