@@ -145,7 +145,9 @@ def collect_refusals(checks: Sequence[ImageCheck]) -> list[Refusal]:
     refusals = [check.refusal for check in checks if check.refusal is not None]
     if len(refusals) < len(checks) or any(refusal.advice != _MISSING_ADVICE for refusal in refusals):
         return refusals
-    advice = "none of the images is in this folder: correct data.root with data.train.images or data.eval.images, or --images"
+    advice = (
+        "this folder has none of the images: correct data.root with data.train.images or data.eval.images, or --images"
+    )
     return [refusal._replace(advice=advice) for refusal in refusals]
 
 

@@ -119,8 +119,8 @@ def warnings(values: Sequence[MeasuredRange], value_range: Range | None) -> list
             kind = f"images of {v.bits} bits" if v.bits else "images of floats, signed or 32-bit integers"
             source = "their type" if value_range is None else "data.value_range"
             lines.append(
-                f"{kind} have values from {v.low:g} to {v.high:g}; the range {scale} of {source} does not suit them; set"
-                f" data.value_range={suggest_range(values)}"
+                f"{kind} have values from {v.low:g} to {v.high:g}; the range {scale} of {source} does not suit them;"
+                f" set data.value_range={suggest_range(values)}"
             )
     return lines
 

@@ -12,7 +12,7 @@ from typing import Any
 from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 
-from mrcnn_jax.data.annotation_checks import safe_segmentation
+from mrcnn_jax.data.segmentation_checks import safe_segmentation
 from mrcnn_jax.errors import DataError, listing, shown
 from mrcnn_jax.runtime.progress import track
 

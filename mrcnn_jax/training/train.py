@@ -226,6 +226,8 @@ def with_categories(config: Config, categories: Categories) -> Config:
     check_keypoints(model, categories.keypoint_schema.names)
     if model.keypoint is not None and not model.keypoint_names:
         model = dataclasses.replace(
-            model, keypoint_names=categories.keypoint_schema.names, skeleton=model.skeleton or categories.keypoint_schema.skeleton
+            model,
+            keypoint_names=categories.keypoint_schema.names,
+            skeleton=model.skeleton or categories.keypoint_schema.skeleton,
         )
     return dataclasses.replace(config, model=model)

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pycocotools import mask as coco_mask
 
-from mrcnn_jax.data import annotation_checks
+from mrcnn_jax.data import annotation_checks, segmentation_checks
 from mrcnn_jax.data.categories import Categories, KeypointSchema
 from mrcnn_jax.data.findings import Problem
 
@@ -132,11 +132,11 @@ def test_without_a_usable_box_an_instance_is_dropped_and_named(kind: str, fields
     [
         *[(annotation_checks.MISSING_SEGMENTATION, {"segmentation": nothing}) for nothing in ([], {}, None, "", 0)],
         *[
-            (annotation_checks.INVALID_SEGMENTATION, {"segmentation": other})
+            (segmentation_checks.INVALID_SEGMENTATION, {"segmentation": other})
             for other in ("polygon", 7, True, POLYGON, ["a"], [None], [{"size": [40, 60]}])
         ],
         *[
-            (annotation_checks.INVALID_RLE, {"segmentation": rle})
+            (segmentation_checks.INVALID_RLE, {"segmentation": rle})
             for rle in (
                 {"counts": [2400]},
                 {"size": [40, 60]},
@@ -160,29 +160,32 @@ def test_without_a_usable_box_an_instance_is_dropped_and_named(kind: str, fields
             )
         ],
         *[
-            (annotation_checks.SHORT_POLYGON, {"segmentation": [points]})
+            (segmentation_checks.SHORT_POLYGON, {"segmentation": [points]})
             for points in ([], [4, 6], [4, 6, 24, 16], [1] * 5)
         ],
-        (annotation_checks.ODD_POLYGON, {"segmentation": [[*POLYGON, 4]]}),
+        (segmentation_checks.ODD_POLYGON, {"segmentation": [[*POLYGON, 4]]}),
         *[
-            (annotation_checks.INVALID_POLYGON, {"segmentation": [[4, 6, 24, 6, other, 16]]})
+            (segmentation_checks.INVALID_POLYGON, {"segmentation": [[4, 6, 24, 6, other, 16]]})
             for other in (NAN, INF, -INF, "24", None, [24], {}, 10**400)
         ],
         *[
-            (annotation_checks.FAR_POLYGON, {"segmentation": [[4, 6, far, 6, 24, 16]]})
+            (segmentation_checks.FAR_POLYGON, {"segmentation": [[4, 6, far, 6, 24, 16]]})
             for far in (121, -61, 1e9, -1e300, 10**30)
         ],
-        (annotation_checks.MASK_OUTSIDE_IMAGE, {"segmentation": [[70, 6, 90, 6, 90, 16]]}),
-        (annotation_checks.MASK_OUTSIDE_IMAGE, {"segmentation": [[4, -9, 24, -9, 24, -1]]}),
-        (annotation_checks.MASK_OUTSIDE_IMAGE, {"segmentation": [[4, 6, 24, 16, 4, 6]]}),
-        (annotation_checks.MASK_OUTSIDE_IMAGE, {"segmentation": [[4, 6, 4.01, 6, 4.01, 6.01]]}),
-        (annotation_checks.MASK_OUTSIDE_IMAGE, {"segmentation": [POLYGON + POLYGON]}),  # around twice is around nothing
-        (annotation_checks.MASK_OUTSIDE_IMAGE, {"segmentation": encoded(filled(0, 0, 0, 0))}),
-        (annotation_checks.MASK_OUTSIDE_IMAGE, {"segmentation": {"size": [40, 60], "counts": [2400]}}),
-        (annotation_checks.MASK_OUTSIDE_IMAGE, {"segmentation": {"size": [40, 60], "counts": [2400]}, "iscrowd": 1}),
-        (annotation_checks.MASK_OUTSIDE_BOX, {"segmentation": [[40, 20, 50, 20, 50, 30, 40, 30]]}),
-        (annotation_checks.MASK_OUTSIDE_BOX, {"segmentation": encoded(filled(40, 20, 50, 30))}),
-        (annotation_checks.MASK_OUTSIDE_BOX, {"segmentation": counted(filled(24, 0, 60, 40))}),
+        (segmentation_checks.MASK_OUTSIDE_IMAGE, {"segmentation": [[70, 6, 90, 6, 90, 16]]}),
+        (segmentation_checks.MASK_OUTSIDE_IMAGE, {"segmentation": [[4, -9, 24, -9, 24, -1]]}),
+        (segmentation_checks.MASK_OUTSIDE_IMAGE, {"segmentation": [[4, 6, 24, 16, 4, 6]]}),
+        (segmentation_checks.MASK_OUTSIDE_IMAGE, {"segmentation": [[4, 6, 4.01, 6, 4.01, 6.01]]}),
+        (
+            segmentation_checks.MASK_OUTSIDE_IMAGE,
+            {"segmentation": [POLYGON + POLYGON]},
+        ),  # around twice is around nothing
+        (segmentation_checks.MASK_OUTSIDE_IMAGE, {"segmentation": encoded(filled(0, 0, 0, 0))}),
+        (segmentation_checks.MASK_OUTSIDE_IMAGE, {"segmentation": {"size": [40, 60], "counts": [2400]}}),
+        (segmentation_checks.MASK_OUTSIDE_IMAGE, {"segmentation": {"size": [40, 60], "counts": [2400]}, "iscrowd": 1}),
+        (segmentation_checks.MASK_OUTSIDE_BOX, {"segmentation": [[40, 20, 50, 20, 50, 30, 40, 30]]}),
+        (segmentation_checks.MASK_OUTSIDE_BOX, {"segmentation": encoded(filled(40, 20, 50, 30))}),
+        (segmentation_checks.MASK_OUTSIDE_BOX, {"segmentation": counted(filled(24, 0, 60, 40))}),
     ],
 )
 def test_without_a_usable_mask_the_box_stays_and_the_mask_is_named(kind: str, fields: dict[str, Any]) -> None:
@@ -200,11 +203,11 @@ def test_without_a_usable_mask_the_box_stays_and_the_mask_is_named(kind: str, fi
 @pytest.mark.parametrize(
     ("kind", "fields", "changed"),
     [
-        (annotation_checks.SHORT_POLYGON, {"segmentation": [[1, 2], POLYGON, []]}, {"segmentation": [POLYGON]}),
-        (annotation_checks.ODD_POLYGON, {"segmentation": [POLYGON, [1] * 7]}, {"segmentation": [POLYGON]}),
-        (annotation_checks.INVALID_POLYGON, {"segmentation": [POLYGON, [NAN] * 6]}, {"segmentation": [POLYGON]}),
-        (annotation_checks.FAR_POLYGON, {"segmentation": [POLYGON, [1e9] * 6]}, {"segmentation": [POLYGON]}),
-        (annotation_checks.INVALID_SEGMENTATION, {"segmentation": [POLYGON, 7]}, {"segmentation": [POLYGON]}),
+        (segmentation_checks.SHORT_POLYGON, {"segmentation": [[1, 2], POLYGON, []]}, {"segmentation": [POLYGON]}),
+        (segmentation_checks.ODD_POLYGON, {"segmentation": [POLYGON, [1] * 7]}, {"segmentation": [POLYGON]}),
+        (segmentation_checks.INVALID_POLYGON, {"segmentation": [POLYGON, [NAN] * 6]}, {"segmentation": [POLYGON]}),
+        (segmentation_checks.FAR_POLYGON, {"segmentation": [POLYGON, [1e9] * 6]}, {"segmentation": [POLYGON]}),
+        (segmentation_checks.INVALID_SEGMENTATION, {"segmentation": [POLYGON, 7]}, {"segmentation": [POLYGON]}),
         (annotation_checks.CLIPPED_BOX, {"bbox": [-2, 6, 26, 10]}, {"bbox": [0, 6, 24, 10]}),
         (annotation_checks.CLIPPED_BOX, {"bbox": [4, 6, 70.5, 36.5]}, {"bbox": [4, 6, 56, 34]}),
         (annotation_checks.CLIPPED_BOX, {"bbox": [4, -1.5, 20, 20]}, {"bbox": [4, 0, 20, 18.5]}),
@@ -277,8 +280,8 @@ def test_several_slips_of_one_annotation_are_all_named_once() -> None:
     kinds = [problem.kind for problem in judge.problems]
     assert kinds == [
         annotation_checks.CLIPPED_BOX,
-        annotation_checks.SHORT_POLYGON,
-        annotation_checks.INVALID_POLYGON,
+        segmentation_checks.SHORT_POLYGON,
+        segmentation_checks.INVALID_POLYGON,
         annotation_checks.WRONG_KEYPOINT_COUNT,
     ]
 
@@ -357,7 +360,7 @@ def test_a_polygon_is_kept_if_pycocotools_draws_a_pixel_of_it(polygons: list[lis
     (kept,), judge = judged(annotated(bbox=whole, segmentation=polygons))
     drawn = coco_mask.area(coco_mask.merge(coco_mask.frPyObjects(polygons, HEIGHT, WIDTH))) > 0
     assert kept["segmentation"] == (polygons if drawn else [])
-    assert judge.problems == ([] if drawn else [Problem(annotation_checks.MASK_OUTSIDE_IMAGE, 500, 98)])
+    assert judge.problems == ([] if drawn else [Problem(segmentation_checks.MASK_OUTSIDE_IMAGE, 500, 98)])
 
 
 @settings(max_examples=50)
@@ -369,8 +372,8 @@ def test_an_rle_is_kept_if_it_has_a_pixel_in_its_box(seed: int, x: int, y: int, 
         (kept,), judge = judged(annotated(bbox=[x, y, width, height], segmentation=rle))
         assert kept["segmentation"] == (rle if seen else [])
         assert seen or judge.problems[0].kind in (
-            annotation_checks.MASK_OUTSIDE_BOX,
-            annotation_checks.MASK_OUTSIDE_IMAGE,
+            segmentation_checks.MASK_OUTSIDE_BOX,
+            segmentation_checks.MASK_OUTSIDE_IMAGE,
         )
 
 

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 from mrcnn_jax.data import load_split
-from mrcnn_jax.data.annotation_checks import MASK_OUTSIDE_BOX
 from mrcnn_jax.data.annotations import AnnotationFile, inspect, read
 from mrcnn_jax.data.findings import Refusal, describe_refusals
+from mrcnn_jax.data.segmentation_checks import MASK_OUTSIDE_BOX
 from mrcnn_jax.errors import DataError, shown
 
 CATEGORIES = [{"id": 20, "name": "kite"}, {"id": 3, "name": "boat"}]

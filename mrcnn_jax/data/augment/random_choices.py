@@ -55,9 +55,7 @@ def draw_choices(data: DataConfig, rng: np.random.Generator, size: Size, bucket:
     else:
         low, high = augment.scale_jitter
         scale = (low + jitter * (high - low)) * float((np.asarray(bucket) / _window_size(window)).min())
-        window = _crop_window(
-            window, np.asarray(bucket) / scale, jitter_place
-        )  # what is larger than the bucket is cut off
+        window = _crop_window(window, np.asarray(bucket) / scale, jitter_place)  # crops what exceeds the bucket
     x0, y0, x1, y1 = window.tolist()
     height, width = scaled_size(_window_size(window), scale, bucket).tolist()
     return Choices(

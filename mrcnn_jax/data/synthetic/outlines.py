@@ -1,7 +1,7 @@
-"""The kind "outlines": many classes that only their outline tells apart, thin ones and some with holes among them.
+"""The kind "outlines": many classes that differ only in their outline, some of them thin or with holes.
 
-Objects are small and large, and often several of one class lie across one another. Size says little about the class,
-color and texture nothing.
+Objects are small and large, and objects of one class often overlap. Size says little about the class, color and
+texture nothing.
 """
 
 from __future__ import annotations
@@ -27,24 +27,24 @@ from mrcnn_jax.data.synthetic.figures import (
 )
 from mrcnn_jax.data.synthetic.scene import Figure
 
-_OVERLAP_PROBABILITY = 0.4  # probability that an object is put across one of its own class
+_OVERLAP_PROBABILITY = 0.4  # that an object is placed over another of its class
 _ATTEMPTS = 30  # at placing one object
-_LINE_HALF_WIDTH = 0.06  # half the width of a thin figure's lines, as part of its radius; but at least a pixel
+_LINE_HALF_WIDTH = 0.06  # of thin figures, as a fraction of the radius; at least a pixel
 
 
 class OutlineOptions(NamedTuple):
-    """What is drawn of all that could be."""
+    """Options of `render`."""
 
-    names: tuple[str, ...]
-    diameters: tuple[float, float] = (0.0, 0.6)  # as parts of the image's side
-    objects: tuple[int, int] = (4, 10)  # in an image, both included
+    names: tuple[str, ...]  # of the classes
+    diameters: tuple[float, float] = (0.0, 0.6)  # least and greatest, as fractions of the image side
+    objects: tuple[int, int] = (4, 10)  # least and greatest number in an image
 
 
 class OutlineClass(NamedTuple):
     """A class of figures."""
 
-    inside: Callable[[float], InsideFunction]  # given half the width of thin lines, in radii
-    smallest: float = 12.0  # pixels of diameter at which it is still told apart from all others
+    inside: Callable[[float], InsideFunction]  # the figure, given half the width of thin lines in radii
+    smallest: float = 12.0  # diameter in pixels at which it is still distinct from all others
 
 
 def _solid(inside: InsideFunction, smallest: float = 12.0) -> OutlineClass:
@@ -52,7 +52,7 @@ def _solid(inside: InsideFunction, smallest: float = 12.0) -> OutlineClass:
 
 
 def _thin(*lines: tuple[tuple[float, float], ...], smallest: float = 12.0) -> OutlineClass:
-    """Lines whose round ends stay within the radius."""
+    """Return a class of polylines, scaled so that their round ends are within the radius."""
     return OutlineClass(
         lambda line: strokes(line, *(tuple(((1 - line) * x, (1 - line) * y) for x, y in points) for points in lines)),
         smallest,
@@ -113,16 +113,16 @@ DEFAULT_OPTIONS = OutlineOptions(tuple(OUTLINES))
 
 
 def render(
-    rng: np.random.Generator, size: int, choice: OutlineOptions = DEFAULT_OPTIONS
+    rng: np.random.Generator, size: int, options: OutlineOptions = DEFAULT_OPTIONS
 ) -> tuple[np.ndarray, list[Figure]]:
-    """One image (S, S, 3) uint8 RGB and its figures, back to front."""
+    """Render an image (S, S, 3) uint8 RGB and its figures, from back to front."""
     image = scene.background(rng, size)
     figures: list[Figure] = []
-    for _ in range(rng.integers(choice.objects[0], choice.objects[1] + 1)):
+    for _ in range(rng.integers(options.objects[0], options.objects[1] + 1)):
         if figures and rng.random() < _OVERLAP_PROBABILITY:
-            name, mask = _place_overlapping(rng, figures[rng.integers(len(figures))], figures, choice)
+            name, mask = _place_overlapping(rng, figures[rng.integers(len(figures))], figures, options)
         else:
-            name, mask = place_randomly(rng, size, figures, choice)
+            name, mask = place_randomly(rng, size, figures, options)
         if mask is None:
             continue
         paint(rng, image, mask, figures)
@@ -132,7 +132,7 @@ def render(
 
 
 def paint(rng: np.random.Generator, image: np.ndarray, mask: np.ndarray, others: list[Figure]) -> None:
-    """Fill `mask` with a texture that stands out from the ground and from each of the others that it covers."""
+    """Fill `mask` with a texture that contrasts with the background and the figures that it covers."""
     covered = [mask & other.mask for other in others]
     grounds = [image[area].mean(axis=0) for area in [mask, *covered] if area.any()]
     scene.fill_texture(rng, image, mask, scene.contrasting_color(rng, *grounds), contrast=0.2)
@@ -141,7 +141,7 @@ def paint(rng: np.random.Generator, image: np.ndarray, mask: np.ndarray, others:
 def draw_mask(
     name: str, angle: float, center: np.ndarray, radius: float, size: int, *, mirrored: bool = False
 ) -> np.ndarray:
-    """Mask (S, S) of the pixels whose center lies within the figure of this radius."""
+    """Return the mask (S, S) of the pixels whose center is inside a figure of this radius."""
     low = np.clip(np.floor(center - radius), 0, size).astype(int)
     high = np.clip(np.ceil(center + radius), 0, size).astype(int)
     x = (np.arange(low[0], high[0])[None, :] + 0.5 - center[0]) / radius
@@ -154,13 +154,13 @@ def draw_mask(
 
 
 def place_randomly(
-    rng: np.random.Generator, size: int, others: list[Figure], choice: OutlineOptions = DEFAULT_OPTIONS
+    rng: np.random.Generator, size: int, others: list[Figure], options: OutlineOptions = DEFAULT_OPTIONS
 ) -> tuple[str, np.ndarray | None]:
-    """A class and a mask that leaves enough of the others visible; None for the mask if no place was found."""
-    name = str(rng.choice(choice.names))
+    """Return a random class and a mask that keeps the others visible; None for the mask if no attempt succeeds."""
+    name = str(rng.choice(options.names))
     for _ in range(_ATTEMPTS):
-        radius = float(np.exp(rng.uniform(*np.log(_radii(name, size, choice)))))  # as many small ones as large ones
-        center = rng.uniform(0.8 * radius, size - 0.8 * radius, 2)  # some reach a little beyond the edge
+        radius = float(np.exp(rng.uniform(*np.log(_radii(name, size, options)))))  # log-uniform
+        center = rng.uniform(0.8 * radius, size - 0.8 * radius, 2)  # the edge of the image can cut the figure
         mask = _draw_randomly_rotated(rng, name, center, radius, size)
         if mask.any() and scene.keeps_others_visible(mask, others):
             return name, mask
@@ -168,15 +168,15 @@ def place_randomly(
 
 
 def _place_overlapping(
-    rng: np.random.Generator, other: Figure, others: list[Figure], choice: OutlineOptions
+    rng: np.random.Generator, other: Figure, others: list[Figure], options: OutlineOptions
 ) -> tuple[str, np.ndarray | None]:
-    """The class of `other` and a mask that covers some of it, but leaves enough of all visible."""
+    """Return the class of `other` and a mask that overlaps it, and keeps all others visible."""
     size = len(other.mask)
     ys, xs = np.nonzero(other.mask)
     middle = np.array([xs.mean(), ys.mean()]) + 0.5
     reach = np.hypot(xs + 0.5 - middle[0], ys + 0.5 - middle[1]).max()
     for _ in range(_ATTEMPTS):
-        radius = np.clip(reach * rng.uniform(0.6, 1.6), *_radii(other.name, size, choice))
+        radius = np.clip(reach * rng.uniform(0.6, 1.6), *_radii(other.name, size, options))
         away, direction = rng.uniform(0.2, 1) * (reach + radius), rng.uniform(0, 2 * np.pi)
         center = middle + away * np.array([np.cos(direction), np.sin(direction)])
         if (center < 0.8 * radius).any() or (center > size - 0.8 * radius).any():
@@ -190,10 +190,10 @@ def _place_overlapping(
 def _draw_randomly_rotated(
     rng: np.random.Generator, name: str, center: np.ndarray, radius: float, size: int
 ) -> np.ndarray:
-    """The figure at any angle. No two classes are one another's turned or mirrored image."""
+    """Return the mask of the figure, randomly rotated and mirrored, which makes no two classes equal."""
     return draw_mask(name, rng.uniform(0, 2 * np.pi), center, radius, size, mirrored=rng.random() < 0.5)
 
 
-def _radii(name: str, size: int, choice: OutlineOptions) -> tuple[float, float]:
-    low, high = (part * size / 2 for part in choice.diameters)
+def _radii(name: str, size: int, options: OutlineOptions) -> tuple[float, float]:
+    low, high = (part * size / 2 for part in options.diameters)
     return min(max(low, OUTLINES[name].smallest / 2), high), high

@@ -12,7 +12,6 @@ import numpy as np
 
 from mrcnn_jax.config import DataConfig
 from mrcnn_jax.data import image_files, value_range
-from mrcnn_jax.data.annotation_checks import MASK_PROBLEMS
 from mrcnn_jax.data.annotations import AnnotationFile, ImageEntry
 from mrcnn_jax.data.findings import (
     Refusal,
@@ -23,6 +22,7 @@ from mrcnn_jax.data.findings import (
 )
 from mrcnn_jax.data.image_files import ImageCheck
 from mrcnn_jax.data.mask_crops import annotation_area
+from mrcnn_jax.data.segmentation_checks import MASK_PROBLEMS
 from mrcnn_jax.data.value_range import MeasuredRange, Range
 from mrcnn_jax.tools.check.sources import Source, split_of, words
 
