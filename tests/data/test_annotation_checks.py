@@ -299,14 +299,14 @@ def test_without_masks_boxes_alone_will_do() -> None:
         (
             {"category_id": 7},
             "unknown category ids",
-            "annotation 500 (image 98) has category 7",
-            "add the category to 'categories', or correct the id",
+            "annotation 500 (image 98) has category_id 7",
+            "add the category to 'categories', or correct category_id",
         ),
         *[
             (
                 {"iscrowd": crowd},
                 "iscrowd that is neither 0 nor 1",
-                f"annotation 500 (image 98) has {text}",
+                f"annotation 500 (image 98) has iscrowd {text}",
                 "write the number 1 for a group of objects that share a mask, else 0, without quotes",
             )
             for crowd, text in (
@@ -317,9 +317,9 @@ def test_without_masks_boxes_alone_will_do() -> None:
         *[
             (
                 {"segmentation": {"size": size, "counts": counts}, "iscrowd": crowd},
-                "RLE of another size than its image",
-                f"annotation 500 (image 98) has {size[0]}x{size[1]}, not 40x60",
-                "encode the masks anew, or correct the image's height and width",
+                "RLE whose size (height x width) differs from its image",
+                f"annotation 500 (image 98) has an RLE of {size[0]}x{size[1]}, not 40x60",
+                "encode the masks again, or correct height and width of the image",
             )
             for size, counts, crowd in (
                 ([60, 40], [2400], 0),

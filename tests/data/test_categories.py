@@ -40,26 +40,26 @@ def test_no_category_has_keypoints() -> None:
 @pytest.mark.parametrize("pair", [[0, 1], [3, 4]])
 def test_a_skeleton_beyond_the_keypoints_is_refused(pair: list[int]) -> None:
     categories, (refusal,) = inspect_categories([BOAT, {**KITE, "skeleton": [[1, 2], pair]}])
-    assert refusal.kind == "categories whose skeleton joins keypoints that they do not have"
-    assert (refusal.item, refusal.advice) == ("category 20", "count from 1 there")
+    assert refusal.kind == "categories whose skeleton refers to keypoints that they do not have"
+    assert (refusal.item, refusal.advice) == ("category 20", "write pairs of keypoint numbers, counted from 1")
     assert categories.names == ("boat",)
 
 
 @pytest.mark.parametrize(
     ("entry", "kind", "culprit"),
     [
-        ("kite", "entries of 'categories' that are no objects", "number 2 of 'categories' (kite)"),
-        ({"id": 5}, "entries of 'categories' without one of id, name", "category 5"),
-        ({"id": "5", "name": "gull"}, "ids that are not whole numbers", "number 2 of 'categories': id 5"),
-        ({"id": True, "name": "gull"}, "ids that are not whole numbers", "number 2 of 'categories': id true"),
-        ({"id": 2**63, "name": "gull"}, "ids that are not whole numbers", f"number 2 of 'categories': id {2**63}"),
+        ("kite", "entries of 'categories' that are not objects", "number 2 of 'categories' (kite)"),
+        ({"id": 5}, "entries of 'categories' with missing fields", "category 5: name"),
+        ({"id": "5", "name": "gull"}, "ids that are not integers", "number 2 of 'categories': id 5"),
+        ({"id": True, "name": "gull"}, "ids that are not integers", "number 2 of 'categories': id true"),
+        ({"id": 2**63, "name": "gull"}, "ids that are not integers", f"number 2 of 'categories': id {2**63}"),
         ({"id": 3, "name": "gull"}, "duplicate category ids", "category 3"),
-        ({"id": 5, "name": None}, "categories whose name is no text", "category 5"),
-        ({"id": 5, "name": ["gull"]}, "categories whose name is no text", "category 5"),
-        ({**KITE, "keypoints": "nose"}, "categories whose keypoints or skeleton are no lists", "category 20"),
-        ({**KITE, "keypoints": [1, 2, 3]}, "categories whose keypoints or skeleton are no lists", "category 20"),
-        ({**KITE, "skeleton": [1, 2]}, "categories whose keypoints or skeleton are no lists", "category 20"),
-        ({**KITE, "skeleton": [[1, "2"]]}, "categories whose keypoints or skeleton are no lists", "category 20"),
+        ({"id": 5, "name": None}, "categories whose name is not text", "category 5"),
+        ({"id": 5, "name": ["gull"]}, "categories whose name is not text", "category 5"),
+        ({**KITE, "keypoints": "nose"}, "categories with invalid keypoints or skeleton", "category 20"),
+        ({**KITE, "keypoints": [1, 2, 3]}, "categories with invalid keypoints or skeleton", "category 20"),
+        ({**KITE, "skeleton": [1, 2]}, "categories with invalid keypoints or skeleton", "category 20"),
+        ({**KITE, "skeleton": [[1, "2"]]}, "categories with invalid keypoints or skeleton", "category 20"),
     ],
 )
 def test_an_entry_that_is_no_category_is_refused(entry: Any, kind: str, culprit: str) -> None:
@@ -73,7 +73,7 @@ def test_a_selection_keeps_the_order_of_the_ids() -> None:
     categories = Categories((3, 8, 20), ("boat", "gull", "kite"))
     assert categories.select(["kite", "boat"]) == Categories((3, 20), ("boat", "kite"))
     assert categories.select([]) == categories
-    with pytest.raises(DataError, match=r"data\.categories asks for bote; the data has boat, gull, kite"):
+    with pytest.raises(DataError, match=r"data\.categories names bote, but the dataset has boat, gull, kite"):
         categories.select(["boat", "bote"])
 
 

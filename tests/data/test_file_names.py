@@ -46,7 +46,7 @@ def test_a_name_that_differs_in_spelling_is_named(tmp_path: Path, asked: str, th
         assert hint is None
         return
     shown = os.fsencode(there).decode("utf-8", "backslashreplace")
-    assert hint == f"{shown} is there; the names differ {how}"
+    assert hint == f"{shown} exists, which differs {how}"
     if asked != there:
         assert file_names.describe_missing(tmp_path / asked) == f"No such file or directory; {hint}"
 
@@ -63,8 +63,10 @@ def test_the_same_hint_from_training_check_and_prediction(
     monkeypatch.chdir(tmp_path)
     images = coco_folder.root / "images"
     (images / "2.png").rename(images / "2.PNG")
-    hint = "2.PNG is there; the names differ in upper and lower case"
-    with pytest.raises(DataError, match=rf"2\.png \(id 98; {hint}\); write the names that the files have") as refused:
+    hint = "2.PNG exists, which differs in upper and lower case"
+    with pytest.raises(
+        DataError, match=rf"2\.png \(id 98; {hint}\); make file_name equal to the names of the files"
+    ) as refused:
         load_split(coco_folder.config().data, "train")
     assert mrcnn(["check", str(coco_folder.root)]) == 1
     assert str(refused.value) in capsys.readouterr().out.splitlines()

@@ -199,7 +199,7 @@ def test_of_several_pictures_the_first_is_used_and_check_says_so(kind: str) -> N
     content = encoded(first, kind, save_all=True, append_images=[second, second], **options)
     np.testing.assert_array_equal(image_files.decode(content), seen(encoded(first, kind, **options)))
     (warning,) = image_files.check_image(content, entry()).warnings
-    assert warning.kind == "image files of several pictures, of which the first is used"
+    assert warning.kind == "image files with several frames, of which the first is used"
     assert warning.item.startswith("a.jpg (id 7) has ")
     assert not image_files.check_image(encoded(first, kind, **options), entry()).warnings
 
@@ -246,7 +246,7 @@ def test_a_file_that_is_cut_off_is_refused(name: str) -> None:
         assert refusal is not None
         assert refusal.kind == "image files that cannot be read"
         assert refusal.item.startswith("a.jpg (id 7): ")
-        assert refusal.advice == "replace the files, or take the images out of the JSON"
+        assert refusal.advice == "replace the files, or remove the images from the JSON"
         assert refusal.image_id == 7
 
 
@@ -293,12 +293,12 @@ def test_a_png_whose_bits_are_flipped_is_refused() -> None:
     ("content", "reason"),
     [
         (b"", "it is empty"),
-        (b"<!DOCTYPE html><title>404</title>", "it is none of BMP, GIF, JPEG"),
-        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "it is none of BMP, GIF, JPEG"),  # never run
-        (b"\xff\xd8\xff", "it is none of"),
+        (b"<!DOCTYPE html><title>404</title>", "it is not one of BMP, GIF, JPEG"),
+        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "it is not one of BMP, GIF, JPEG"),  # never run
+        (b"\xff\xd8\xff", "it is not one of"),
         (bytes(4) + b"ftypisom" + bytes(50), "it is a video"),
-        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "it is a Git LFS pointer, not the file itself"),
-        (b"II*\0" + bytes(50), "it is a TIFF file of a kind that cannot be read"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "it is a Git LFS pointer: run git lfs pull"),
+        (b"II*\0" + bytes(50), "it is a TIFF file of an unsupported type"),
         (b"\x89PNG\r\n\x1a\n" + bytes(50), ""),
     ],
 )
@@ -317,7 +317,7 @@ def test_a_heic_picture_is_read_with_its_plugin_and_else_names_it(
     content = bytes(4) + b"ftypheic" + bytes(50)
     monkeypatch.setattr(image_formats, "FORMATS", tuple(name for name in FORMATS if name != "HEIF"))
     monkeypatch.setattr(image_files, "FORMATS", image_formats.FORMATS)
-    words = "it is a HEIC picture, which takes a package: pip install pillow-heif"
+    words = "it is a HEIC image, which needs a package: pip install pillow-heif"
     assert image_files.decode(content) is None
     assert image_files.explain_decode_failure(content) == words
     refusal = image_files.check_image(content, entry(name="a.heic")).refusal
@@ -370,9 +370,9 @@ def test_a_picture_too_large_for_the_memory_is_refused_unread(tmp_path: Path, ki
 def test_another_size_is_refused() -> None:
     refusal = image_files.check_image(KINDS["JPEG"], entry(width=82)).refusal
     assert refusal is not None
-    assert refusal.kind == "images whose size (height x width) disagrees with the JSON"
+    assert refusal.kind == "images whose size (height x width) differs from the JSON"
     assert refusal.item == "a.jpg (id 7) is 61x83, not 61x82"
-    assert refusal.advice == "correct height and width there"
+    assert refusal.advice == "correct height and width in the JSON"
     assert refusal.image_id == 7
 
 
@@ -386,7 +386,7 @@ def test_the_size_before_the_exif_rotation_is_refused_with_what_it_means(kind: s
     assert "take it out of the files if the annotations fit the pictures as stored" in refusal.advice
     swapped = image_files.check_image(KINDS[kind], entry(61, 83)).refusal  # nothing turns this one
     assert swapped is not None
-    assert swapped.advice == "correct height and width there"
+    assert swapped.advice == "correct height and width in the JSON"
 
 
 def test_a_folder_is_examined_in_order(tmp_path: Path) -> None:

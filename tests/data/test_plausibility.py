@@ -14,7 +14,7 @@ from mrcnn_jax.data import load_split
 from mrcnn_jax.data.annotations import inspect
 from mrcnn_jax.data.plausibility import _mask_extent
 
-ADVICE = "bbox is x, y, width, height in pixels in a COCO file"
+ADVICE = "write bbox as x, y, width, height in pixels"
 
 
 def warnings(folder: Any) -> list[str]:
@@ -56,7 +56,7 @@ def test_boxes_of_another_convention_are_named(coco_folder: Any, name: str) -> N
     spread(coco_folder, 1.0, CONVENTIONS[name])
     (line,) = warnings(coco_folder)
     assert "boxes (" in line
-    assert line.endswith(f" do not fit the extent of their own masks; they look like {name}: {ADVICE}")
+    assert line.endswith(f" do not match the extent of their masks; they look like {name}: {ADVICE}")
 
 
 @pytest.mark.parametrize(("share", "said"), [(0.0, ""), (0.025, ""), (0.5, "20 of 40 boxes (50%)")])
@@ -83,8 +83,7 @@ def test_what_is_said_of_single_boxes_is_no_convention(coco_folder: Any) -> None
 def test_boxes_that_fit_in_no_convention(coco_folder: Any) -> None:
     spread(coco_folder, 1.0, lambda x, y, w, h, width, height: [1, 1, 3, 3])
     assert warnings(coco_folder) == [
-        "40 of 40 boxes (100%) do not fit the extent of their own masks; they fit in no other convention either:"
-        f" {ADVICE}"
+        f"40 of 40 boxes (100%) do not match the extent of their masks; their format is not recognized: {ADVICE}"
     ]
 
 
@@ -138,9 +137,9 @@ def test_what_is_there_twice_is_named(coco_folder: Any, caplog: pytest.LogCaptur
     content["annotations"].append({**content["annotations"][0], "id": 91, "category_id": 20})  # another class
     content["annotations"].append({**content["annotations"][1], "id": 92, "segmentation": [[10, 2, 26, 2, 26, 27]]})
     said = [
-        "categories of the same name (1): kite (ids 20, 30); merge each into one",
+        "categories with the same name (1): kite (ids 20, 30); merge them into one",
         "image files with several ids (1): 2.png (ids 98, 7); give each file one id",
-        "annotations that are there twice (1): 90 = 1 (image 100); take one out",
+        "duplicate annotations (1): 90 = 1 (image 100); remove one of each pair",
     ]
     config = coco_folder.config(max_instances=9)
     assert warnings(coco_folder) == said

@@ -279,6 +279,6 @@ def test_images_of_few_values_are_named_by_check(
     coco_folder.save()
     assert mrcnn(["check", str(coco_folder.root)]) == 0
     printed = capsys.readouterr().out.splitlines()
-    kind = "images of no more than 8 distinct values (1): 2.png (id 98): 1; look whether they are what they should be"
+    kind = "images with at most 8 distinct values (1): 2.png (id 98) has 1; check that these are images and not masks"
     assert f"warning: {coco_folder.root / 'coco.json'}: {kind}" in printed
     assert printed[-1].startswith("training starts, with 1 warning; ")

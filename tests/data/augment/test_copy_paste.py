@@ -193,7 +193,7 @@ def test_instances_without_masks_cannot_be_pasted() -> None:
     sample = blank((20, 20), [annotation([0, 0, 20, 10])], 10)
     boxes = sample._replace(masks=None)
     for pair in ((sample, boxes), (boxes, sample)):
-        with pytest.raises(ValueError, match="without masks cannot be pasted"):
+        with pytest.raises(ValueError, match="copy-paste needs samples with masks"):
             paste(*pair, np.array([0]))
 
 

@@ -95,7 +95,7 @@ def test_what_is_beyond_the_edge_repeats_it(window: list[float]) -> None:
 def test_a_flip_wants_a_map_for_all_keypoints() -> None:
     image, keypoints = np.zeros((20, 30, 3), np.uint8), [3.0, 4, 2] * 4
     sample = make_sample(image, [annotation([0, 0, 9, 9], keypoints=keypoints)], {3: 1}, (20, 30), num_keypoints=4)
-    with pytest.raises(ValueError, match="a flip map of 0 for 4 keypoints"):
+    with pytest.raises(ValueError, match="flip_map has 0 indices for 4 keypoints"):
         flip(sample, True, False)
     assert flip(sample, False, False) is sample
 

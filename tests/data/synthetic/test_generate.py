@@ -142,7 +142,7 @@ def test_some_outlines_of_some_sizes(tmp_path: Path) -> None:
     inode = (root / "train.json").stat().st_ino
     generate.write_dataset(chosen, root)
     assert (root / "train.json").stat().st_ino == inode
-    with pytest.raises(DataError, match=r"data\.shapes\.outlines names hart; there are circle, "):
+    with pytest.raises(DataError, match=r"data\.shapes\.outlines has unknown names hart; choose from circle, "):
         generate.write_dataset(dataclasses.replace(chosen, outlines=("hart",)), root)
 
 
@@ -216,7 +216,7 @@ def test_several_that_replace_one_set_at_once(tmp_path: Path) -> None:
 
 def test_a_folder_of_someone_else_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / "thesis.txt").write_text("years of work")
-    with pytest.raises(DataError, match="holds other files; name an empty folder"):
+    with pytest.raises(DataError, match="has other files; set it to an empty folder"):
         generate.write_dataset(SMALL, tmp_path)
     with pytest.raises(DataError, match=r"data\.root is empty"):
         generate.write_dataset(SMALL, Path(""))

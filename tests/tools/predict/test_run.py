@@ -207,7 +207,7 @@ def test_pictures_that_cannot_be_read_are_named_as_check_names_them(tmp_path):
         for name, head in found.items()
     ]
     assert reasons[:-1] == judged
-    assert reasons[-1] == "No such file or directory; b.jpg is there; the names differ in upper and lower case"
+    assert reasons[-1] == "No such file or directory; b.jpg exists, which differs in upper and lower case"
 
 
 def test_masks_of_a_model_without_are_refused(files, tmp_path):
