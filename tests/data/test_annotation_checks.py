@@ -415,8 +415,8 @@ def test_of_what_cannot_be_scored_the_rest_stays_in_evaluation(fields: dict[str,
     ("points", "kinds"),
     [
         ([59.5, 39.5, 2, -0.5, -0.5, 1, 0, 0, 0], []),
-        ([60, 39, 2, 5, 5, 2, 0, 0, 0], ["keypoints outside the image"]),
-        ([5, -1, 1, 5, 5, 2, 0, 0, 0], ["keypoints outside the image"]),
+        ([60, 39, 2, 5, 5, 2, 0, 0, 0], [annotation_checks.KEYPOINTS_OUTSIDE_IMAGE]),
+        ([5, -1, 1, 5, 5, 2, 0, 0, 0], [annotation_checks.KEYPOINTS_OUTSIDE_IMAGE]),
         ([5, 5, 1, 5, 5, 2, 900, 900, 0], []),  # not labeled: where it is means nothing
     ],
 )

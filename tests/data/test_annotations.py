@@ -11,6 +11,7 @@ import pytest
 
 from mrcnn_jax.config import SplitConfig
 from mrcnn_jax.data import Problem, eval_batches, load_split, train_batches
+from mrcnn_jax.data.annotation_checks import EMPTY_BOX, MISSING_SEGMENTATION
 from mrcnn_jax.errors import DataError
 from mrcnn_jax.structures import Batch
 
@@ -63,7 +64,7 @@ def test_size_is_that_of_the_upright_image(coco_folder: Any) -> None:
 
 def test_unknown_category_is_refused(coco_folder: Any) -> None:
     annotation = coco_folder.add(98, [1, 1, 5, 5], category_id=7)
-    message = rf"coco\.json: unknown category ids \(1\): annotation {annotation['id']} \(image 98\) has category 7; add"
+    message = rf"coco\.json: unknown category ids \(1\): annotation {annotation['id']} \(image 98\) has category_id 7;"
     with pytest.raises(DataError, match=message):
         load_split(coco_folder.config().data, "train")
 
@@ -73,7 +74,7 @@ def test_boxes_without_area_are_dropped_counted_and_named(coco_folder: Any, capl
     coco_folder.add(99, [1, 1, 0, 5], id=2206849)
     with caplog.at_level(logging.WARNING):
         dataset = load_split(coco_folder.config().data, "train")
-    assert dataset.problems == (Problem("box without area", 2206849, 99), Problem("box without area", 918, 98))
+    assert dataset.problems == (Problem(EMPTY_BOX, 2206849, 99), Problem(EMPTY_BOX, 918, 98))
     assert "bbox without area (annotation dropped) in 2 annotations: 2206849 (image 99), 918 (image 98)" in caplog.text
     assert [len(dataset.record(i)[1]) for i in range(len(dataset))] == [2] * 7
 
@@ -93,7 +94,7 @@ def test_polygons_with_fewer_than_three_points_are_dropped(coco_folder: Any, cap
 def test_instance_without_segmentation_among_others_keeps_its_box(coco_folder: Any) -> None:
     coco_folder.add(98, [1, 1, 5, 5], id=500, segmentation=[])
     dataset = load_split(coco_folder.config().data, "train")
-    assert dataset.problems == (Problem("no segmentation (the box stays)", 500, 98),)
+    assert dataset.problems == (Problem(MISSING_SEGMENTATION, 500, 98),)
     assert dataset.has_masks
     assert dataset.instances.tolist() == [2, 2, 3, 2, 2, 2, 2]
 

@@ -168,7 +168,7 @@ def test_xmp_decides_where_exif_says_nothing(tmp_path: Path, kind: str, exif: in
     assert image_files.check_image(content, entry(width, height)).refusal is None
     refusal = image_files.check_image(content, entry(height, width)).refusal
     assert refusal is not None
-    assert ("their orientation (EXIF, XMP) turns the pictures" in refusal.advice) == (exif is None)
+    assert ("the size before the rotation by EXIF or XMP" in refusal.advice) == (exif is None)
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
@@ -383,7 +383,9 @@ def test_the_size_before_the_exif_rotation_is_refused_with_what_it_means(kind: s
     refusal = image_files.check_image(content, entry(83, 61)).refusal
     assert refusal is not None
     assert refusal.item == "a.jpg (id 7) is 83x61, not 61x83"
-    assert "take it out of the files if the annotations fit the pictures as stored" in refusal.advice
+    assert (
+        "remove the orientation from the files if the annotations fit the images before the rotation" in refusal.advice
+    )
     swapped = image_files.check_image(KINDS[kind], entry(61, 83)).refusal  # nothing turns this one
     assert swapped is not None
     assert swapped.advice == "correct height and width in the JSON"

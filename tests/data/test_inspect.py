@@ -234,12 +234,12 @@ def test_everything_wrong_is_said_at_once(coco_folder: Any) -> None:
     with pytest.raises(DataError) as error:
         load_split(coco_folder.config().data, "train")
     assert str(error.value).splitlines() == [
-        f"{path}: image sizes (height x width) that are not positive integers (1): image 98 is 0x64; write height and width in"
-        " pixels",
-        f"{path}: annotations of images that the file does not have (1): annotation 2 (image 7); add the image, or take"
-        " them out",
-        f"{path}: unknown category ids (2): annotation 1 (image 100) has category 7, annotation 15 (image 97) has"
-        " category 8; add the category to 'categories', or correct category_id",
+        f"{path}: image sizes (height x width) that are not positive integers (1): image 98 is 0x64; write"
+        " height and width in pixels",
+        f"{path}: annotations of images that the file does not have (1): annotation 2 (image 7); add the images, or"
+        " remove the annotations",
+        f"{path}: unknown category ids (2): annotation 1 (image 100) has category_id 7, annotation 15 (image 97)"
+        " has category_id 8; add the category to 'categories', or correct category_id",
     ]
 
 
