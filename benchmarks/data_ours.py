@@ -26,7 +26,7 @@ def main() -> None:
 
     config = from_json(arguments.config)
     whole = (
-        mock.patch.object(random_choices, "reduction", return_value=1)
+        mock.patch.object(random_choices, "decode_reduction", return_value=1)
         if arguments.full_decode
         else contextlib.nullcontext()
     )

@@ -62,7 +62,7 @@ class Clock:
 def shares(config: Config, rounds: int) -> tuple[dict[str, float], float]:
     """Milliseconds of CPU time an image for each stage, and for an image without any clock: least of the rounds."""
     dataset = load_split(config.data, "train")
-    assignment = pipeline._assign(dataset, config, max(config.data.shortest_edge_train))
+    assignment = pipeline._assign_buckets(dataset, config, max(config.data.shortest_edge_train))
     size = config.train.batch_size
     plan = BatchPlan(config.train.seed, assignment, config.data.buckets, size)
     batches = loader.Loader(dataset, config, plan, slice(0, size), training=True)

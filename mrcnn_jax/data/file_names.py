@@ -1,4 +1,4 @@
-"""Files of a folder, and those that are not there although one of nearly the same name is."""
+"""Files below a folder, and hints for missing files whose name differs from an existing one in spelling."""
 
 from __future__ import annotations
 
@@ -23,92 +23,92 @@ _DIFFERENCES: dict[str, Callable[[str], str]] = {
 }
 
 
-def walk(root: Path, *, without: Path | None, failed: Callable[[OSError], None]) -> Iterator[Path]:
-    """Files at any depth of `root`, but hidden ones and those of the folder `without`; links to folders are followed.
+def walk_files(root: Path, *, without: Path | None, failed: Callable[[OSError], None]) -> Iterator[Path]:
+    """Yield the files at any depth of `root`, without hidden ones and those in the folder `without`.
 
-    A linked folder that is searched anyway, or is around one that is, is logged and left out: no file comes twice.
-    failed: gets the error of a folder that cannot be searched.
+    Links to folders are followed, except to a folder that contains or is contained in one that is searched anyway: no
+    file comes twice. failed: called with the error of a folder that cannot be searched.
     """
-    top, left_out = root.resolve(), without and without.resolve()
+    top, excluded = root.resolve(), without and without.resolve()
     linked: list[Path] = []
 
-    def wanted(folder: Path) -> bool:
-        real = folder.resolve()
-        if folder.name.startswith(".") or real == left_out:
+    def is_searched(folder: Path) -> bool:
+        target = folder.resolve()
+        if folder.name.startswith(".") or target == excluded:
             return False
         if not folder.is_symlink():
             return True
-        if any(real == other or real in other.parents or other in real.parents for other in (top, *linked)):
-            log.info("%s: skipped, it is a link to %s, which is searched anyway, or is around it", folder, real)
+        if any(target == other or target in other.parents or other in target.parents for other in (top, *linked)):
+            log.info("%s: skipped, because it links to %s, which overlaps a folder that is searched", folder, target)
             return False
-        linked.append(real)
+        linked.append(target)
         return True
 
     for folder, subfolders, files in os.walk(root, onerror=failed, followlinks=True):
-        subfolders[:] = [name for name in sorted(subfolders) if wanted(Path(folder, name))]
+        subfolders[:] = [name for name in sorted(subfolders) if is_searched(Path(folder, name))]
         yield from (Path(folder, name) for name in files if not name.startswith("."))
 
 
-def near(folder: Path, name: str) -> str | None:
-    """What to say of a file below `folder` whose name differs from the missing `name` in spelling only; None: no such.
+def describe_similar(folder: Path, name: str) -> str | None:
+    """Return a hint at the file below `folder` that the missing `name` probably means, or None.
 
-    Unicode form, case, percent escapes, backslashes in the place of slashes, bytes that are not UTF-8, spaces at the
-    ends, and another suffix of the same name are spelling.
+    The names may differ in Unicode form, case, percent escapes, backslashes instead of slashes, bytes that are not
+    UTF-8, spaces at the ends, and the image suffix.
     """
-    place, found = folder, []
+    parent, parts = folder, []
     for part in name.replace("\\", "/").split("/"):
-        if not (place / part).exists():
-            there = _names(place, _changed(place)).get(_plain(part), [])
-            if len(there) != 1:
+        if not (parent / part).exists():
+            similar = _names_in(parent, _modified(parent)).get(_normalize(part), [])
+            if len(similar) != 1:
                 return None
-            part = there[0]
-        found.append(part)
-        place = place / part
-    path = "/".join(found)
-    return None if path == name else f"{_shown(path)} is there; the names differ {_difference(name, path)}"
+            part = similar[0]
+        parts.append(part)
+        parent = parent / part
+    path = "/".join(parts)
+    return None if path == name else f"{_printable(path)} exists, which differs {_difference(name, path)}"
 
 
-def missing(path: Path) -> str:
-    """Why a file cannot be read that is not there."""
+def describe_missing(path: Path) -> str:
+    """Return the error message for a missing file, with a hint at a similar name."""
     absolute = Path(os.path.abspath(path))
     parent = next((parent for parent in absolute.parents if parent.is_dir()), absolute)
-    hint = near(parent, str(absolute.relative_to(parent)))
+    hint = describe_similar(parent, str(absolute.relative_to(parent)))
     return "No such file or directory" + (f"; {hint}" if hint else "")
 
 
-def is_unicode(name: str) -> bool:
-    """Whether the bytes of a file's name are UTF-8; Python keeps those that are not as half characters."""
+def is_utf8(name: str) -> bool:
+    """Whether the bytes of a file name are UTF-8; Python represents other bytes as surrogates."""
     return name.isascii() or not any("\ud800" <= character <= "\udfff" for character in name)
 
 
-def _shown(name: str) -> str:
-    return shown(name if is_unicode(name) else os.fsencode(name).decode("ascii", "backslashreplace"))
+def _printable(name: str) -> str:
+    return shown(name if is_utf8(name) else os.fsencode(name).decode("ascii", "backslashreplace"))
 
 
-def _difference(name: str, there: str) -> str:
-    if not is_unicode(there):
+def _difference(name: str, existing: str) -> str:
+    if not is_utf8(existing):
         return "in encoding: it is not UTF-8, rename the file"
-    if name.replace("\\", "/") == there:
+    if name.replace("\\", "/") == existing:
         return "in backslashes: write / between folders"
-    for how, rule in _DIFFERENCES.items():
-        if rule(name) == rule(there):
-            return how
+    for difference, normalize in _DIFFERENCES.items():
+        if normalize(name) == normalize(existing):
+            return difference
     return "in spelling"
 
 
-def _plain(name: str) -> str:
-    """What names have in common that differ in spelling only."""
-    text = name if is_unicode(name) else os.fsencode(name).decode("latin-1")
+def _normalize(name: str) -> str:
+    """Return a key that is equal for names that differ in spelling only."""
+    text = name if is_utf8(name) else os.fsencode(name).decode("latin-1")
     return _without_suffix(unicodedata.normalize("NFC", unquote(text)).casefold().strip())
 
 
 def _without_suffix(name: str) -> str:
-    """Without that of an image."""
+    """Return the name without the suffix of an image format."""
     stem, suffix = os.path.splitext(name)
     return stem if suffix.lower() in SUFFIXES else name
 
 
-def _changed(folder: Path) -> int:
+def _modified(folder: Path) -> int:
     try:
         return folder.stat().st_mtime_ns
     except OSError:
@@ -116,12 +116,12 @@ def _changed(folder: Path) -> int:
 
 
 @functools.lru_cache(maxsize=64)
-def _names(folder: Path, changed: int) -> dict[str, list[str]]:
-    """What lies in `folder`, by plain name; listed once as long as it does not change."""
+def _names_in(folder: Path, changed: int) -> dict[str, list[str]]:
+    """Return the names in `folder` by normalized name, cached until `changed`, its modification time, changes."""
     names: dict[str, list[str]] = {}
     try:
         for name in sorted(os.listdir(folder)):
-            names.setdefault(_plain(name), []).append(name)
+            names.setdefault(_normalize(name), []).append(name)
     except OSError:
         pass
     return names

@@ -1,8 +1,7 @@
-"""What is found wrong with a data set, and how it is said: the same words from the check command and from training.
+"""Findings about a dataset and their messages, which `mrcnn check` and training share.
 
-Two severities. A refusal means that the JSON and the images do not belong together, or that a file cannot be read:
-training does not start. A problem is a slip of annotation (the published COCO has some): what is wrong is left out of
-the training data, counted and named.
+A refusal stops training: the annotation file and the images do not fit together, or a file cannot be read. A problem
+concerns a single annotation (the published COCO files have some): it is corrected or dropped, and reported.
 """
 
 from __future__ import annotations
@@ -16,17 +15,20 @@ from mrcnn_jax.errors import DataError, listing
 
 
 class Refusal(NamedTuple):
-    """One reason why training does not start. `kind` reads as a headline, `culprit` names the file or the entry."""
+    """One reason why training does not start.
+
+    Refusals with the same `kind` (a headline) and `advice` (what to do) share a line; `item` names the file or entry.
+    """
 
     kind: str
-    culprit: str
+    item: str
     advice: str
     image_id: int | None = None
     annotation_id: int | None = None
 
 
 class Problem(NamedTuple):
-    """One thing that is left out of the training data. `kind` says what: an instance, or a part of one."""
+    """One annotation that is corrected or dropped; `kind` says why, and what happens to it."""
 
     kind: str
     annotation_id: int
@@ -34,55 +36,62 @@ class Problem(NamedTuple):
 
 
 def raise_refusals(path: Path, refusals: Sequence[Refusal]) -> None:
-    """Raise DataError with a line for each kind of refusal; do nothing when there is none."""
+    """Raise DataError with a line for each kind of refusal, if there are any."""
     if refusals:
         raise DataError("\n".join(describe_refusals(path, refusals)))
 
 
-def describe_refusals(path: Path, refusals: Sequence[Refusal], most: int | None = 20) -> list[str]:
-    """A line for each kind, in the order of appearance: the file, how many, the first `most` by name, what to do."""
+def describe_refusals(path: Path, refusals: Sequence[Refusal], max_count: int | None = 20) -> list[str]:
+    """Return a line for each kind, in order of appearance: file, kind, count, the first `max_count` items, advice."""
     lines = []
     for kind, advice in dict.fromkeys((refusal.kind, refusal.advice) for refusal in refusals):
-        culprits = [r.culprit for r in refusals if (r.kind, r.advice) == (kind, advice)]
-        lines.append(f"{path}: {kind} ({len(culprits)}): {listing(culprits, most)}; {advice}")
+        items = [refusal.item for refusal in refusals if (refusal.kind, refusal.advice) == (kind, advice)]
+        lines.append(f"{path}: {kind} ({len(items)}): {listing(items, max_count)}; {advice}")
     return lines
 
 
-def describe_problems(problems: Sequence[Problem], most: int | None = 20) -> list[str]:
-    """A line for each kind, in the order of appearance: how many, and the first `most` annotations by id."""
+def describe_problems(problems: Sequence[Problem], max_count: int | None = 20) -> list[str]:
+    """Return a line for each kind, in order of appearance: kind, count, the first `max_count` annotation ids."""
     lines = []
-    for kind in dict.fromkeys(problem.kind for problem in problems):
-        named = [f"{p.annotation_id} (image {p.image_id})" for p in problems if p.kind == kind]
-        lines.append(f"dropped {len(named)}, {kind}: annotation {listing(named, most)}")
+    for kind, count in _count_by_kind(problems):
+        ids = [f"{p.annotation_id} (image {p.image_id})" for p in problems if p.kind == kind]
+        lines.append(f"{kind} in {_annotations(count)}: {listing(ids, max_count)}")
     return lines
 
 
-def nothing_to_learn(
+def no_instances_message(
     path: Path, categories: Sequence[str], instances: int, crowds: int, problems: Sequence[Problem]
 ) -> str:
-    """Why nothing can be learned from a file with so many usable instances and crowds; empty where something can."""
+    """Return why a file with these counts has nothing to train on, or an empty string if it has instances."""
     if instances:
         return ""
     if not categories:
-        return f"{path}: no categories; there is nothing to learn: name the classes in 'categories'"
+        return f"{path}: no categories, so there is nothing to train on; add the classes to 'categories'"
     reasons = _reasons(problems)
     if crowds:
-        reasons.insert(0, f"iscrowd=1 ({crowds})" if reasons else f"all {crowds} have iscrowd=1")
-        advice = "set iscrowd to 0 for single objects: some tools write 1 with every run-length mask"
+        reasons.insert(0, f"iscrowd=1 in {_annotations(crowds)}")
+        advice = "set iscrowd to 0 for single objects (some tools write 1 for every RLE mask)"
     elif reasons:
         advice = "correct the annotations"
     else:
-        return f"{path}: no instance to learn from: nothing is annotated as {listing(categories)}; annotate the images"
+        return f"{path}: no annotation of {listing(categories)}, so there is nothing to train on; annotate the images"
     return f"{path}: no instance is left to train on: {', '.join(reasons)}; {advice}"
 
 
-def no_masks(path: Path, problems: Sequence[Problem]) -> str:
-    """The message for a model with masks about a file in which no instance has one."""
+def no_masks_message(path: Path, problems: Sequence[Problem]) -> str:
+    """Return the error message for a model with masks and a file in which no instance has one."""
     reasons = f": {', '.join(_reasons(problems))}" if problems else ""
-    advice = "set model.mask=None to train boxes alone, or give the instances segmentations"
-    return f"{path}: no instance has a mask to learn from{reasons}; {advice}"
+    advice = "set model.mask=None to train on boxes alone, or add segmentations"
+    return f"{path}: no instance has a mask to train on{reasons}; {advice}"
 
 
 def _reasons(problems: Sequence[Problem]) -> list[str]:
-    """Each kind of problem, with the number of annotations that have it."""
-    return [f"{kind} ({count})" for kind, count in Counter(problem.kind for problem in problems).items()]
+    return [f"{kind} in {_annotations(count)}" for kind, count in _count_by_kind(problems)]
+
+
+def _count_by_kind(problems: Sequence[Problem]) -> list[tuple[str, int]]:
+    return list(Counter(problem.kind for problem in problems).items())
+
+
+def _annotations(count: int) -> str:
+    return f"{count} annotation{'' if count == 1 else 's'}"

@@ -1,4 +1,4 @@
-"""Entries of the lists of a COCO JSON: objects that have their fields, and ids that are whole numbers, each once."""
+"""Validation of the lists of a COCO JSON: entries are objects with the required fields and unique integer ids."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from mrcnn_jax.data.findings import Refusal
 from mrcnn_jax.errors import shown
 
 Entry = dict[str, Any]
-Fault = tuple[str, str, str]  # what is wrong, with which field, what to do
 
 _SINGULAR = {"images": "image", "annotations": "annotation", "categories": "category"}
 
@@ -17,53 +16,57 @@ _SINGULAR = {"images": "image", "annotations": "annotation", "categories": "cate
 def validate_entries(
     name: str, entries: Iterable[Any], ids: Sequence[str], others: Sequence[str] = ()
 ) -> tuple[list[Entry], list[Refusal]]:
-    """Those of the list `name` that are objects with all the fields, of which `ids` are whole numbers of 64 bits.
+    """Return the valid entries of the list `name`, and refusals of all others.
 
-    Of entries with the same id the first stays. Everything else comes back as refusals.
+    Args:
+      name: `images`, `annotations` or `categories`.
+      entries: the list. Of entries with the same `id` the first is valid.
+      ids: required fields that are integers of 64 bits, `id` among them.
+      others: further required fields, of any type.
     """
-    kept: dict[int, Entry] = {}
+    valid: dict[int, Entry] = {}
     refusals = []
-    for place, entry in enumerate(entries):
-        if fault := _fault(name, entry, ids, others):
-            refusals.append(_refusal(name, place, entry, fault))
-        elif kept.setdefault(entry["id"], entry) is not entry:
-            kind, advice = f"duplicate {_SINGULAR[name]} ids", "give each an id of its own"
-            refusals.append(_refusal(name, place, entry, (kind, "", advice)))
-    return list(kept.values()), refusals
+    for position, entry in enumerate(entries):
+        if fault := _find_fault(name, entry, ids, others):
+            refusals.append(_refusal(name, position, entry, *fault))
+        elif valid.setdefault(entry["id"], entry) is not entry:
+            kind = f"duplicate {_SINGULAR[name]} ids"
+            refusals.append(_refusal(name, position, entry, kind, "", "give each entry a unique id"))
+    return list(valid.values()), refusals
 
 
 def is_id(value: object) -> bool:
-    """A whole number of 64 bits; true and false are none."""
+    """Whether this is an integer of 64 bits, and not a bool."""
     return type(value) is int and -(2**63) <= value < 2**63
 
 
-def _fault(name: str, entry: Any, ids: Sequence[str], others: Sequence[str]) -> Fault | None:
+def _find_fault(name: str, entry: Any, ids: Sequence[str], others: Sequence[str]) -> tuple[str, str, str] | None:
+    """Return kind of fault, detail and advice; None for a valid entry."""
     if type(entry) is not dict:
-        return f"entries of {name!r} that are no objects", "", f"write an object with {', '.join((*ids, *others))}"
+        return f"entries of {name!r} that are not objects", "", f"write objects with {', '.join((*ids, *others))}"
     for field in ids:
         if field not in entry:
             break
         if not is_id(entry[field]):
-            advice = "write them as numbers without quotes or decimals, of at most 64 bits"
-            return "ids that are not whole numbers", f"{field} {shown(entry[field])}", advice
-    else:
-        if all(field in entry for field in others):
-            return None
-    return f"entries of {name!r} without one of {', '.join((*ids, *others))}", "", "add the field"
+            advice = "write integers of at most 64 bits, without quotes or decimals"
+            return "ids that are not integers", f"{field} {shown(entry[field])}", advice
+    missing = [field for field in (*ids, *others) if field not in entry]
+    if missing:
+        return f"entries of {name!r} with missing fields", ", ".join(missing), "add the fields"
+    return None
 
 
-def _refusal(name: str, place: int, entry: Any, fault: Fault) -> Refusal:
-    """Names the entry by its id if it has one, else by its place in the list."""
-    kind, field, advice = fault
-    own = entry.get("id") if isinstance(entry, dict) else None
-    culprit = f"{_SINGULAR[name]} {own}" if is_id(own) else f"number {place + 1} of {name!r}"
+def _refusal(name: str, position: int, entry: Any, kind: str, detail: str, advice: str) -> Refusal:
+    """Name the entry by its id, or by its position in the list if it has none."""
+    own_id = entry.get("id") if isinstance(entry, dict) else None
+    item = f"{_SINGULAR[name]} {own_id}" if is_id(own_id) else f"number {position + 1} of {name!r}"
     if not isinstance(entry, dict):
-        culprit += f" ({shown(entry)})"
-    image_id = own if name == "images" else entry.get("image_id") if isinstance(entry, dict) else None
+        item += f" ({shown(entry)})"
+    image_id = own_id if name == "images" else entry.get("image_id") if isinstance(entry, dict) else None
     return Refusal(
         kind,
-        f"{culprit}: {field}" if field else culprit,
+        f"{item}: {detail}" if detail else item,
         advice,
         image_id if is_id(image_id) else None,
-        own if name == "annotations" and is_id(own) else None,
+        own_id if name == "annotations" and is_id(own_id) else None,
     )

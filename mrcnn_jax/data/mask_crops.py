@@ -1,7 +1,7 @@
-"""The masks of the instances of one image: corners of polygons, or a bitmap of a part of the picture.
+"""Instance masks of one image as polygons or bitmaps, their transformations, and their rasterization.
 
-They stay what they came as through any flip, crop and scale, so that nothing is lost on the way; rasterized they are at
-the end, inside boxes or windows, never in the full frame.
+Flips, crops and scales transform the polygons and bitmaps without loss. They are rasterized at the end, inside boxes or
+windows, never in the whole image.
 """
 
 from __future__ import annotations
@@ -14,59 +14,60 @@ from pycocotools import mask as coco_mask
 
 from mrcnn_jax.data import rle
 
-_REACH = 4096  # cells beyond a raster up to which polygons are followed
+_MAX_DISTANCE = 4096  # pixels; polygons are clipped at this distance from a raster
 
 
 class Raster(NamedTuple):
-    """The mask of an instance as a bitmap of some part of the picture; outside of it the mask is 0."""
+    """The mask of an instance as a bitmap of a part of the image; outside of it the mask is 0."""
 
-    owner: int  # which instance
+    instance: int  # index of the instance
     bitmap: np.ndarray  # (h, w) uint8, 0 or 1
-    window: np.ndarray  # (4,) float64, x0 y0 x1 y1 of the part that it covers
+    window: np.ndarray  # (4,) float64, x0 y0 x1 y1 of the bitmap in the image
 
 
 class Masks(NamedTuple):
-    """The masks of n instances: m polygons, and rasters of other instances. Owners never decrease.
+    """The masks of n instances: m polygons, and rasters of other instances, both sorted by instance.
 
-    An instance that owns neither has no mask.
+    An instance with neither has no mask.
     """
 
-    points: np.ndarray  # (p, 2) float64, the corners of all polygons in a row
-    lengths: np.ndarray  # (m,) int64, how many corners each polygon has
-    owners: np.ndarray  # (m,) int64, which instance each polygon is a part of
+    points: np.ndarray  # (p, 2) float64, the corners of all polygons
+    lengths: np.ndarray  # (m,) int64, number of corners of each polygon
+    instances: np.ndarray  # (m,) int64, index of the instance of each polygon
     rasters: tuple[Raster, ...] = ()
 
-    def present(self, count: int) -> np.ndarray:
-        """Which of `count` instances have a mask: (count,) bool."""
-        found = np.zeros(count, bool)
-        found[self.owners] = True
-        found[[raster.owner for raster in self.rasters]] = True
-        return found
+    def has_mask(self, count: int) -> np.ndarray:
+        """Return which of the `count` instances have a mask, (count,) bool."""
+        result = np.zeros(count, bool)
+        result[self.instances] = True
+        result[[raster.instance for raster in self.rasters]] = True
+        return result
 
 
 def read_masks(segmentations: Sequence[Any], boxes: np.ndarray, height: int) -> Masks:
-    """COCO's polygons as they are, and RLE as bitmaps of the whole pixels that their boxes (n, 4) touch.
+    """Return the masks of COCO segmentations: polygons, and RLE as bitmaps of the pixels that their boxes touch.
 
-    An empty list, or nothing, stands for an instance without a mask. height: of the picture. Boxes lie inside it.
+    segmentations: of n instances; an empty list or None for an instance without a mask. boxes: (n, 4), inside the
+    image. height: of the image.
     """
     polygons: list[np.ndarray] = []
-    owners: list[int] = []
+    instances: list[int] = []
     rasters: list[Raster] = []
     for i, segmentation in enumerate(segmentations):
         if isinstance(segmentation, dict):
             window = pixel_windows(boxes[i])
-            bitmap = rle.crop(rle.runs(segmentation), height, tuple(window.tolist()))
+            bitmap = rle.crop(rle.run_lengths(segmentation), height, tuple(window.tolist()))
             rasters.append(Raster(i, bitmap, window.astype(np.float64)))
         elif segmentation:
             polygons += [np.asarray(polygon, np.float64).reshape(-1, 2) for polygon in segmentation]
-            owners += [i] * len(segmentation)
+            instances += [i] * len(segmentation)
     points = np.concatenate(polygons) if polygons else np.zeros((0, 2))
     lengths = np.array([len(polygon) for polygon in polygons], np.int64)
-    return Masks(points, lengths, np.array(owners, np.int64), tuple(rasters))
+    return Masks(points, lengths, np.array(instances, np.int64), tuple(rasters))
 
 
-def area(annotation: dict[str, Any], height: int, width: int) -> float:
-    """Square pixels of a checked annotation: the file's area, or else that of the mask, or else that of the box.
+def annotation_area(annotation: dict[str, Any], height: int, width: int) -> float:
+    """Return the area of a validated annotation in pixels: `area`, else the area of the mask, else of the box.
 
     height, width: of the image.
     """
@@ -74,148 +75,151 @@ def area(annotation: dict[str, Any], height: int, width: int) -> float:
         return float(annotation["area"])
     segmentation, pixels = annotation.get("segmentation"), 0
     if isinstance(segmentation, dict):
-        pixels = int(rle.runs(segmentation)[1::2].sum())
+        pixels = int(rle.run_lengths(segmentation)[1::2].sum())
     elif segmentation:
         pixels = int(coco_mask.area(coco_mask.merge(coco_mask.frPyObjects(segmentation, height, width))))
     return float(pixels or annotation["bbox"][2] * annotation["bbox"][3])
 
 
 def select_masks(masks: Masks, keep: np.ndarray, count: int) -> Masks:
-    """The masks of the instances `keep`, indices (k,) in increasing order, out of `count`."""
-    number = np.full(count, -1)
-    number[keep] = np.arange(len(keep))
-    stays = number[masks.owners] >= 0
+    """Return the masks of the instances `keep`, indices (k,) in increasing order, out of `count`."""
+    new_index = np.full(count, -1)
+    new_index[keep] = np.arange(len(keep))
+    kept = new_index[masks.instances] >= 0
+    rasters = ((raster, int(new_index[raster.instance])) for raster in masks.rasters)
     return Masks(
-        points=masks.points[np.repeat(stays, masks.lengths)],
-        lengths=masks.lengths[stays],
-        owners=number[masks.owners[stays]],
-        rasters=tuple(r._replace(owner=int(number[r.owner])) for r in masks.rasters if number[r.owner] >= 0),
+        points=masks.points[np.repeat(kept, masks.lengths)],
+        lengths=masks.lengths[kept],
+        instances=new_index[masks.instances[kept]],
+        rasters=tuple(raster._replace(instance=index) for raster, index in rasters if index >= 0),
     )
 
 
 def replace_masks(masks: Masks, rasters: dict[int, Raster]) -> Masks:
-    """The same with other masks for some instances, given by their owners."""
-    stays = ~np.isin(masks.owners, list(rasters))
-    others = [raster for raster in masks.rasters if raster.owner not in rasters]
+    """Replace the masks of some instances by `rasters`, given by index of the instance."""
+    kept = ~np.isin(masks.instances, list(rasters))
+    others = [raster for raster in masks.rasters if raster.instance not in rasters]
     return Masks(
-        points=masks.points[np.repeat(stays, masks.lengths)],
-        lengths=masks.lengths[stays],
-        owners=masks.owners[stays],
-        rasters=tuple(sorted([*others, *rasters.values()], key=lambda raster: raster.owner)),
+        points=masks.points[np.repeat(kept, masks.lengths)],
+        lengths=masks.lengths[kept],
+        instances=masks.instances[kept],
+        rasters=tuple(sorted([*others, *rasters.values()], key=lambda raster: raster.instance)),
     )
 
 
-def join_masks(first: Masks, second: Masks, count: int) -> Masks:
-    """Both; the instances of `second` come behind the `count` of `first`."""
-    behind = (raster._replace(owner=raster.owner + count) for raster in second.rasters)
+def concatenate_masks(first: Masks, second: Masks, count: int) -> Masks:
+    """Concatenate the masks of two samples; instances of `second` follow the `count` instances of `first`."""
+    shifted = (raster._replace(instance=raster.instance + count) for raster in second.rasters)
     return Masks(
         points=np.concatenate([first.points, second.points]),
         lengths=np.concatenate([first.lengths, second.lengths]),
-        owners=np.concatenate([first.owners, second.owners + count]),
-        rasters=(*first.rasters, *behind),
+        instances=np.concatenate([first.instances, second.instances + count]),
+        rasters=(*first.rasters, *shifted),
     )
 
 
-def move_masks(masks: Masks, scale: np.ndarray | float, offset: np.ndarray | float = 0.0) -> Masks:
-    """Every point (x, y) goes to (x, y) * scale + offset; a negative scale mirrors."""
+def transform_masks(masks: Masks, scale: np.ndarray | float, offset: np.ndarray | float = 0.0) -> Masks:
+    """Map every point (x, y) to (x, y) * scale + offset; a negative scale mirrors."""
     scale, offset = np.broadcast_to(scale, 2), np.broadcast_to(offset, 2)
     mirrored = tuple(slice(None, None, -1 if s < 0 else None) for s in scale[::-1])
     rasters = []
     for raster in masks.rasters:
         corners = raster.window.reshape(2, 2) * scale + offset
         window = np.concatenate([corners.min(axis=0), corners.max(axis=0)])
-        rasters.append(Raster(raster.owner, raster.bitmap[mirrored], window))
+        rasters.append(Raster(raster.instance, raster.bitmap[mirrored], window))
     return masks._replace(points=masks.points * scale + offset, rasters=tuple(rasters))
 
 
 def crop_masks(masks: Masks, boxes: np.ndarray, side: int) -> np.ndarray:
-    """Rasters (n, side, side) uint8 of the masks of n instances, each inside its own of `boxes` (n, 4), none empty.
+    """Rasterize the masks of n instances inside their `boxes` (n, 4): (n, side, side) uint8.
 
-    What a polygon covers is decided as pycocotools does.
+    No box may be empty. Polygons are rasterized by pycocotools.
     """
     crops = np.zeros((len(boxes), side, side), np.uint8)
-    if len(masks.lengths):  # one call for all polygons of the image; those of one instance are joined
-        owners = np.repeat(masks.owners, masks.lengths)
-        extents = boxes[owners, 2:] - boxes[owners, :2]
-        points = (masks.points - boxes[owners, :2]) * (side / extents)
-        rasters = coco_mask.decode(_encode(points, masks.lengths, side, side))
-        for owner, bitmap in zip(masks.owners, rasters.transpose(2, 0, 1), strict=True):
-            crops[owner] |= bitmap
+    if len(masks.lengths):  # one call for all polygons of the image is faster
+        instances = np.repeat(masks.instances, masks.lengths)
+        extents = boxes[instances, 2:] - boxes[instances, :2]
+        points = (masks.points - boxes[instances, :2]) * (side / extents)
+        rasters = coco_mask.decode(_encode_polygons(points, masks.lengths, side, side))
+        for instance, bitmap in zip(masks.instances, rasters.transpose(2, 0, 1), strict=True):
+            crops[instance] |= bitmap
     for raster in masks.rasters:
-        crops[raster.owner] = _look_up(raster, boxes[raster.owner], side, side)
+        crops[raster.instance] = _sample_raster(raster, boxes[raster.instance], side, side)
     return crops
 
 
-def bitmaps(masks: Masks, windows: np.ndarray) -> Iterator[np.ndarray]:
-    """The masks of n instances, each inside its own of `windows` (n, 4) in whole pixels: (y1 - y0, x1 - x0) uint8."""
-    first = np.searchsorted(masks.owners, np.arange(len(windows) + 1))  # polygon of each instance
-    start = np.concatenate([[0], np.cumsum(masks.lengths)])[first]  # corner of each instance
-    rasters = {raster.owner: raster for raster in masks.rasters}
+def rasterize_masks(masks: Masks, windows: np.ndarray) -> Iterator[np.ndarray]:
+    """Yield the masks of n instances inside their `windows` (n, 4) in whole pixels: (y1 - y0, x1 - x0) uint8."""
+    first = np.searchsorted(masks.instances, np.arange(len(windows) + 1))  # first polygon of each instance
+    start = np.concatenate([[0], np.cumsum(masks.lengths)])[first]  # first corner of each instance
+    rasters = {raster.instance: raster for raster in masks.rasters}
     for i, window in enumerate(windows):
         width, height = int(window[2] - window[0]), int(window[3] - window[1])
         if i in rasters:
-            yield _look_up(rasters[i], window, height, width)
+            yield _sample_raster(rasters[i], window, height, width)
         elif first[i] == first[i + 1] or not (width and height):
             yield np.zeros((height, width), np.uint8)
         else:
             points = masks.points[start[i] : start[i + 1]] - window[:2]
             yield coco_mask.decode(
-                coco_mask.merge(_encode(points, masks.lengths[first[i] : first[i + 1]], height, width))
+                coco_mask.merge(_encode_polygons(points, masks.lengths[first[i] : first[i + 1]], height, width))
             )
 
 
 def visible_boxes(masks: Masks, boxes: np.ndarray) -> np.ndarray:
-    """Bounds (n, 4) of the masks of n instances inside their `boxes` (n, 4), in whole pixels or less.
+    """Return the bounds (n, 4) of the masks of n instances, clipped to their `boxes` (n, 4).
 
-    Without a pixel inside its box the bounds of an instance are empty: four times 0.
+    Bounds are whole pixels, except where the box cuts them. They are 0 for a mask without a pixel in its box.
     """
     windows = pixel_windows(boxes)
-    found = np.zeros((len(boxes), 4))
-    for row, box, window, bitmap in zip(found, boxes, windows, bitmaps(masks, windows), strict=True):
+    bounds = np.zeros((len(boxes), 4))
+    for row, box, window, bitmap in zip(bounds, boxes, windows, rasterize_masks(masks, windows), strict=True):
         xs, ys = np.flatnonzero(bitmap.any(axis=0)), np.flatnonzero(bitmap.any(axis=1))
         if len(xs):
             row[:2] = np.maximum(box[:2], window[:2] + np.array([xs[0], ys[0]]))
             row[2:] = np.minimum(box[2:], window[:2] + np.array([xs[-1], ys[-1]]) + 1)
-    return found
+    return bounds
 
 
 def pixel_windows(boxes: np.ndarray) -> np.ndarray:
-    """The whole pixels x0 y0 x1 y1 that `boxes` (..., 4) touch, int64; without width or height where a box is empty."""
+    """Return the whole pixels x0 y0 x1 y1 that `boxes` (..., 4) touch, int64; an empty window for an empty box."""
     low, high = np.floor(boxes[..., :2]), np.ceil(boxes[..., 2:])
     return np.concatenate([low, np.maximum(high, low)], axis=-1).astype(np.int64)
 
 
-def _look_up(raster: Raster, box: np.ndarray, height: int, width: int) -> np.ndarray:
-    """Raster (height, width) of a bitmap inside `box`: its pixel under the center of each cell, 0 outside of it."""
-    picked, inside = [], []
+def _sample_raster(raster: Raster, box: np.ndarray, height: int, width: int) -> np.ndarray:
+    """Sample a bitmap at the centers of height x width cells of `box`, by nearest neighbor; 0 outside the bitmap."""
+    indices, inside = [], []
     for axis, cells in ((0, width), (1, height)):
         centers = box[axis] + (np.arange(cells) + 0.5) / max(cells, 1) * (box[axis + 2] - box[axis])
         pixels = raster.bitmap.shape[1 - axis]
         low, high = raster.window[axis], raster.window[axis + 2]
         index = np.floor((centers - low) * (pixels / (high - low))).astype(np.intp)
         inside.append((index >= 0) & (index < pixels))
-        picked.append(index)
-    bitmap = raster.bitmap.take(picked[1], axis=0, mode="clip").take(picked[0], axis=1, mode="clip")
+        indices.append(index)
+    bitmap = raster.bitmap.take(indices[1], axis=0, mode="clip").take(indices[0], axis=1, mode="clip")
     return bitmap * (inside[1][:, None] & inside[0])
 
 
-def _encode(points: np.ndarray, lengths: np.ndarray, height: int, width: int) -> list[dict[str, Any]]:
-    """RLE of the polygons, of `lengths` (m,) corners in `points` (p, 2), in a picture of this size.
+def _encode_polygons(points: np.ndarray, lengths: np.ndarray, height: int, width: int) -> list[dict[str, Any]]:
+    """Return the RLE of each polygon, with `lengths` (m,) corners of `points` (p, 2), in an image of this size.
 
-    pycocotools walks along every edge in steps of a fifth of a pixel, wherever it leads, and counts them with 32 bits:
-    a corner at 1e9, or a box that is a thousandth of its polygon, would take all memory. So polygons are cut off far
-    away from the picture; what is in it stays.
+    pycocotools follows every edge in steps of a fifth of a pixel and counts them with 32 bits, so a corner at 1e9, or a
+    box of a thousandth of its polygon, would take all memory. Polygons are therefore clipped far outside the image.
     """
-    low, high = np.array([-_REACH, -_REACH]), np.array([width + _REACH, height + _REACH])
+    low, high = np.array([-_MAX_DISTANCE, -_MAX_DISTANCE]), np.array([width + _MAX_DISTANCE, height + _MAX_DISTANCE])
     polygons = np.split(points, np.cumsum(lengths)[:-1])
     if np.any((points < low) | (points > high)):
-        polygons = [_cut(polygon, low, high) for polygon in polygons]
+        polygons = [_clip_polygon(polygon, low, high) for polygon in polygons]
     encoded: list[dict[str, Any]] = coco_mask.frPyObjects([p.ravel().tolist() for p in polygons], height, width)
     return encoded
 
 
-def _cut(polygon: np.ndarray, low: np.ndarray, high: np.ndarray) -> np.ndarray:
-    """The part of a polygon (p, 2) from `low` to `high` (Sutherland and Hodgman); of none, a point outside."""
+def _clip_polygon(polygon: np.ndarray, low: np.ndarray, high: np.ndarray) -> np.ndarray:
+    """Clip a polygon (p, 2) to the rectangle from `low` to `high` (Sutherland-Hodgman).
+
+    Returns a degenerate polygon outside the image if nothing is left.
+    """
     for axis, sign, limit in ((0, 1, high[0]), (0, -1, -low[0]), (1, 1, high[1]), (1, -1, -low[1])):
         beyond = sign * polygon[:, axis] - limit  # positive outside
         following, beyond_following = np.roll(polygon, -1, axis=0), np.roll(beyond, -1)

@@ -1,7 +1,7 @@
-"""Batches ready for the device: plan -> records -> augmentation -> padded `Batch`, ahead of time, by grain.
+"""Iterators of batches for training and evaluation, loaded ahead by grain in threads or worker processes.
 
-The unit that grain distributes is a whole batch, a pure function of the step. So neither the number of workers nor
-the number of processes changes what is in it, and a run resumed at step k continues with exactly batch k.
+grain distributes whole batches, each a pure function of the step. So batches do not depend on the number of workers or
+processes, and a run resumed at step k continues with exactly batch k.
 """
 
 from __future__ import annotations
@@ -26,42 +26,42 @@ from mrcnn_jax.structures import Batch
 
 log = logging.getLogger(__name__)
 
-_THREADS = 8  # at most, each making one batch; 16 large images with their masks take 70 MB
+_MAX_THREADS = 8  # each loads one batch; 16 large images with their masks take 70 MB
 _BATCHES_AHEAD = 2  # of one worker process
-_ENDLESS = 2**40
-MAX_CONSECUTIVE_FAILURES = 16  # images in a row that cannot be loaded: then it is not the images
+_NO_END = 2**40
+MAX_CONSECUTIVE_FAILURES = 16  # images that cannot be loaded in a row; then the cause is not the images
 
 
 class Batches(Iterator[Batch]):
-    """An iterator of this process's part of the global batches. Close it (or use `with`) to stop its workers.
+    """Iterator of this process's part of the global batches. Close it (or use `with`) to stop its workers.
 
-    `next` raises DataError for what stops the data: a worker process that ended, records that are gone, many images in
-    a row that cannot be loaded, or with `stop` a single one. Without `stop` that one is an empty slot, and a warning in
-    the log.
+    `next` raises DataError if a worker process ended, records are missing, MAX_CONSECUTIVE_FAILURES images in a row
+    cannot be loaded, or with `stop` a single image cannot be loaded. Without `stop` such an image is an empty slot and
+    a warning in the log.
     """
 
-    def __init__(self, loader: Loader, steps: range, count: int, *, stop: bool):
-        self._loader, self._steps, self._workers, self._stop = loader, steps, count, stop
-        self._position = 0  # in `steps`, of the batch that comes next
-        self._iterator: Any = iter(_read_ahead(loader, steps, count))
-        self._failure: DataError | None = None
-        self._corrupt: tuple[int, set[int]] = (-1, set())  # epoch, and the images of it that were named
-        self._in_vain = 0  # planned images since the last one that could be loaded
+    def __init__(self, loader: Loader, steps: range, num_workers: int, *, stop: bool):
+        self._loader, self._steps, self._num_workers, self._stop = loader, steps, num_workers, stop
+        self._position = 0  # index in `steps` of the next batch
+        self._iterator: Any = iter(_prefetch(loader, steps, num_workers))
+        self._error: DataError | None = None
+        self._reported: tuple[int, set[int]] = (-1, set())  # epoch, and the images reported in it
+        self._consecutive_failures = 0
 
     def __next__(self) -> Batch:
-        if self._failure is not None:  # grain would say that there are no more
-            raise self._failure
+        if self._error is not None:  # grain would raise StopIteration
+            raise self._error
         try:
-            batch = self._take()
+            batch = self._load_next()
         except DataError as error:
-            self._failure = error
+            self._error = error
             raise
         self._position += 1
         return batch
 
-    def _take(self) -> Batch:
-        """The next batch, compared with what was planned."""
-        assert self._iterator is not None, "the batches were closed"
+    def _load_next(self) -> Batch:
+        """Return the next batch, and report images that could not be loaded."""
+        assert self._iterator is not None, "the iterator is closed"
         try:
             batch = next(self._iterator)
         except StopIteration:
@@ -69,47 +69,47 @@ class Batches(Iterator[Batch]):
                 raise DataError(f"the data ended after {self._position} of {len(self._steps)} batches") from None
             raise
         except KeyboardInterrupt as interrupt:
-            # Its frames would keep grain's iterators alive until the interpreter has taken itself apart.
+            # The traceback's frames would keep grain's iterators alive during interpreter shutdown.
             raise interrupt.with_traceback(None) from None
         except Exception as error:
-            if isinstance(error, DataError) or not self._workers:
+            if isinstance(error, DataError) or not self._num_workers:
                 raise
-            raise workers.lost(error, self._position % self._workers) from None  # they take turns
-        if self._workers:
+            raise workers.worker_error(error, self._position % self._num_workers) from None  # workers take turns
+        if self._num_workers:
             batch = workers.unpack(batch)
         planned = self._loader.planned(self._steps[self._position])
         for index in np.unique(planned.indices[planned.valid & ~batch.valid]).tolist():
-            self._name_corrupt(index, planned.epoch)
+            self._report_failure(index, planned.epoch)
         self._check_consecutive_failures(batch.valid[planned.valid], planned.indices[planned.valid])
         return batch
 
     def _check_consecutive_failures(self, loaded: np.ndarray, indices: np.ndarray) -> None:
-        """Raise DataError when nothing can be loaded any more: a run would go on with nothing but empty slots."""
-        for done, index in zip(loaded.tolist(), indices.tolist(), strict=True):
-            self._in_vain = 0 if done else self._in_vain + 1
-            if self._in_vain == MAX_CONSECUTIVE_FAILURES:
+        """Raise DataError if too many images in a row fail: training would continue with empty slots only."""
+        for is_loaded, index in zip(loaded.tolist(), indices.tolist(), strict=True):
+            self._consecutive_failures = 0 if is_loaded else self._consecutive_failures + 1
+            if self._consecutive_failures == MAX_CONSECUTIVE_FAILURES:
                 reason = self._loader.describe_failure(index)
                 raise DataError(f"{MAX_CONSECUTIVE_FAILURES} images in a row cannot be loaded; {reason}")
 
-    def _name_corrupt(self, index: int, epoch: int) -> None:
-        """Say that an image could not be loaded, once in an epoch. Raises DataError if that is to stop everything."""
-        if self._corrupt[0] != epoch:
-            self._corrupt = (epoch, set())
-        named = self._corrupt[1]
-        if index in named:
+    def _report_failure(self, index: int, epoch: int) -> None:
+        """Log, once in an epoch, that an image could not be loaded. Raises DataError with `stop`."""
+        if self._reported[0] != epoch:
+            self._reported = (epoch, set())
+        reported = self._reported[1]
+        if index in reported:
             return
-        named.add(index)
+        reported.add(index)
         reason = self._loader.describe_failure(index)
         if self._stop:
             raise DataError(reason)
-        log.warning("%s. Its slot stays empty (epoch %d: %d so far)", reason, epoch, len(named))
+        log.warning("%s. Its slot stays empty (%d such images in epoch %d)", reason, len(reported), epoch)
 
-    def images(self) -> int:
-        """How many images are planned for this process. For batches that come to an end."""
+    def image_count(self) -> int:
+        """Return the number of images in all batches of this process; for a finite iterator."""
         return sum(int(self._loader.planned(step).valid.sum()) for step in self._steps)
 
     def close(self) -> None:
-        """Stop reading ahead and end the worker processes."""
+        """Stop prefetching and end the worker processes."""
         iterator, self._iterator = self._iterator, None
         if iterator is not None:
             iterator.close()
@@ -126,33 +126,34 @@ class Batches(Iterator[Batch]):
 def train_batches(
     dataset: Dataset, config: Config, *, start_step: int = 0, process_index: int = 0, process_count: int = 1
 ) -> Batches:
-    """The endless sequence of training batches from `start_step` on; B is train.batch_size / process_count.
+    """Return the endless iterator of training batches from `start_step`; B is train.batch_size / process_count.
 
-    An image that cannot be decoded is an empty slot, or with data.on_corrupt="stop" a DataError. Raises DataError
-    when the model wants masks or keypoints that the data does not have, or the batch cannot be divided.
+    An image that cannot be decoded is an empty slot, or with data.on_corrupt="stop" a DataError. Raises DataError if
+    the dataset lacks the masks or keypoints that the model needs, or B is not an integer.
     """
     data = config.data
     plan = BatchPlan(
         config.train.seed,
-        _assign(dataset, config, max(data.shortest_edge_train)),
+        _assign_buckets(dataset, config, max(data.shortest_edge_train)),
         data.buckets,
         config.train.batch_size,
         remainder=data.remainder,
     )
     slots = _process_slots(config.train.batch_size, process_index, process_count)
     loader = Loader(dataset, config, plan, slots, training=True)
-    return Batches(loader, range(start_step, _ENDLESS), data.workers, stop=data.on_corrupt == "stop")
+    return Batches(loader, range(start_step, _NO_END), data.workers, stop=data.on_corrupt == "stop")
 
 
 def eval_batches(dataset: Dataset, config: Config, *, process_index: int = 0, process_count: int = 1) -> Batches:
-    """Every image once, in the order of the data set within each bucket; unused slots at a bucket's end are not valid.
+    """Return an iterator over every image once, in the order of the dataset within each bucket.
 
-    The ground truth is included, as for training but without augmentation. B is eval.batch_size / process_count.
-    An image that cannot be decoded is always a DataError: without its detections the scores would be others.
+    B is eval.batch_size / process_count; slots left over in the last batch of a bucket are not valid. The ground truth
+    is included, without augmentation. An image that cannot be decoded is a DataError, because the metrics would be
+    wrong without it.
     """
     plan = BatchPlan(
         0,
-        _assign(dataset, config, config.data.shortest_edge_eval),
+        _assign_buckets(dataset, config, config.data.shortest_edge_eval),
         config.data.buckets,
         config.eval.batch_size,
         shuffle=False,
@@ -163,34 +164,37 @@ def eval_batches(dataset: Dataset, config: Config, *, process_index: int = 0, pr
     return Batches(loader, range(plan.batches_per_epoch), config.data.workers, stop=True)
 
 
-def _assign(dataset: Dataset, config: Config, shortest_edge: int) -> np.ndarray:
-    """Bucket of each image. With several training sizes the largest decides, so that an image never moves."""
+def _assign_buckets(dataset: Dataset, config: Config, shortest_edge: int) -> np.ndarray:
+    """Return the bucket of each image, the same for all training sizes if `shortest_edge` is the largest of them."""
     data = config.data
     return choose_buckets(dataset.sizes, data.buckets, shortest_edge=shortest_edge, longest_edge=data.longest_edge)
 
 
 def _process_slots(batch_size: int, process_index: int, process_count: int) -> slice:
-    """The slots of the global batch that this process loads."""
+    """Return the slots of the global batch that this process loads."""
     if batch_size % process_count:
-        raise DataError(f"a global batch of {batch_size} images cannot be divided among {process_count} processes")
-    share = batch_size // process_count
-    return slice(process_index * share, (process_index + 1) * share)
+        raise DataError(
+            f"a global batch of {batch_size} images cannot be divided among {process_count} processes; choose a"
+            " multiple of the number of processes"
+        )
+    per_process = batch_size // process_count
+    return slice(process_index * per_process, (process_index + 1) * per_process)
 
 
-def _read_ahead(loader: Loader, steps: range, count: int) -> Any:
-    """A grain data set of `loader` over `steps`, in order, in threads of this process or in `count` processes."""
-    import grain  # takes a second to import, which `load_split` alone need not wait for
+def _prefetch(loader: Loader, steps: range, num_workers: int) -> Any:
+    """Return a grain dataset of `loader` over `steps`, in order, in threads or, with `num_workers`, in processes."""
+    import grain  # the import takes a second, and `load_split` alone does not need it
 
     if not flags.FLAGS.is_parsed():
-        flags.FLAGS.mark_as_parsed()  # grain reads absl flags, and outside absl.app nobody parses them
-    threads = min(_THREADS, os.cpu_count() or 1) if count == 0 else 1
+        flags.FLAGS.mark_as_parsed()  # grain reads absl flags, which only absl.app parses
+    threads = min(_MAX_THREADS, os.cpu_count() or 1) if num_workers == 0 else 1
     options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=max(threads, _BATCHES_AHEAD))
     dataset = grain.MapDataset.range(steps.start, steps.stop).map(loader)
-    if count > 0:
+    if num_workers > 0:
         dataset = dataset.map(workers.pack)
     dataset = dataset.to_iter_dataset(options)
-    if count > 0:
-        multiprocessing = grain.MultiprocessingOptions(num_workers=count, per_worker_buffer_size=_BATCHES_AHEAD)
-        dataset = dataset.mp_prefetch(multiprocessing, worker_init_fn=workers.Start())
-    cv2.setNumThreads(1)  # batches are made side by side already
+    if num_workers > 0:
+        multiprocessing = grain.MultiprocessingOptions(num_workers=num_workers, per_worker_buffer_size=_BATCHES_AHEAD)
+        dataset = dataset.mp_prefetch(multiprocessing, worker_init_fn=workers.WorkerInit())
+    cv2.setNumThreads(1)  # several batches are loaded at the same time already
     return dataset

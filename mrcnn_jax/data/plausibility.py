@@ -1,6 +1,6 @@
-"""What is suspicious in a COCO file that can be used: boxes of another convention, and things that are there twice.
+"""Warnings about a valid COCO file: boxes in another format, and duplicate categories, files and annotations.
 
-Nothing of it is refused or left out. The check prints it, and training logs it.
+Nothing is refused or dropped. `mrcnn check` prints the warnings, and training logs them.
 """
 
 from __future__ import annotations
@@ -17,101 +17,101 @@ from mrcnn_jax.data.categories import Categories
 from mrcnn_jax.data.json_entries import Entry
 from mrcnn_jax.errors import listing, shown
 
-_EXAMINED = 1000  # images whose boxes are held against their masks
-_SHARE = 0.05  # of the boxes, from which on it is no slip
-_FIT = 0.5  # least IoU of a box and the extent of its mask, each grown by a pixel
+_MAX_IMAGES = 1000  # images whose boxes are compared with their masks
+_MIN_FRACTION = 0.05  # of boxes that do not match, for a warning
+_MIN_IOU = 0.5  # of a matching box and the extent of its mask, each enlarged by a pixel
 
-_COCO = "x, y, width, height"
-_ADVICE = f"bbox is {_COCO} in pixels in a COCO file"
+_COCO_FORMAT = "x, y, width, height"
+_ADVICE = f"write bbox as {_COCO_FORMAT} in pixels"
 
 
-def suspicions(categories: Categories, images: Sequence[Any], by_image: Mapping[int, Sequence[Entry]]) -> list[str]:
-    """A line for each thing that looks wrong in checked images and their annotations as they are in the file."""
+def warnings(categories: Categories, images: Sequence[Any], by_image: Mapping[int, Sequence[Entry]]) -> list[str]:
+    """Return a line for each warning about valid images and their annotations as they are in the file."""
     names = [(name.strip().casefold(), i) for name, i in zip(categories.names, categories.ids, strict=True)]
     files = [(os.path.normpath(image.file_name), image.id) for image in images]
     lines = [
-        _format(images, by_image),
-        _twice("categories of the same name", "merge each into one", names),
-        _twice("image files with several ids", "give each file one id", files),
-        _repeated(images, by_image),
+        _box_format_warning(images, by_image),
+        _duplicate_names("categories with the same name", "merge them into one", names),
+        _duplicate_names("image files with several ids", "give each file one id", files),
+        _duplicate_annotations(images, by_image),
     ]
     return [line for line in lines if line]
 
 
-def _box_format(boxes: np.ndarray, extents: np.ndarray, sizes: np.ndarray) -> str:
-    """A line about `bbox` (n, 4) of which too many do not fit `extents` (n, 4), x0 y0 x1 y1 of their masks; or nothing.
+def _box_format_by_masks(boxes: np.ndarray, extents: np.ndarray, sizes: np.ndarray) -> str:
+    """Return a warning if too many `bbox` (n, 4) do not match the `extents` (n, 4) x0 y0 x1 y1 of their masks.
 
-    sizes: (n, 2), width and height of the image of each.
+    sizes: (n, 2), width and height of the image of each box.
     """
-    readings = _readings(boxes, sizes)
-    wrong = ~_fit(readings.pop(_COCO), extents)
-    if not len(boxes) or wrong.mean() < _SHARE:
+    corners_by_format = _convert_from_formats(boxes, sizes)
+    wrong = ~_match(corners_by_format.pop(_COCO_FORMAT), extents)
+    if not len(boxes) or wrong.mean() < _MIN_FRACTION:
         return ""
-    said = f"{wrong.sum():,} of {len(boxes):,} boxes ({wrong.mean():.0%}) do not fit the extent of their own masks"
-    fitting = {name: _fit(corners[wrong], extents[wrong]).mean() for name, corners in readings.items()}
-    best = max(fitting, key=lambda name: fitting[name])
-    looks = f"they look like {best}" if fitting[best] >= 0.5 else "they fit in no other convention either"
-    return f"{said}; {looks}: {_ADVICE}"
+    finding = f"{wrong.sum():,} of {len(boxes):,} boxes ({wrong.mean():.0%}) do not match the extent of their masks"
+    matching = {name: _match(corners[wrong], extents[wrong]).mean() for name, corners in corners_by_format.items()}
+    best = max(matching, key=lambda name: matching[name])
+    guess = f"they look like {best}" if matching[best] >= 0.5 else "their format is not recognized"
+    return f"{finding}; {guess}: {_ADVICE}"
 
 
-def _readings(boxes: np.ndarray, sizes: np.ndarray) -> dict[str, np.ndarray]:
-    """The x0 y0 x1 y1 (n, 4) that four numbers stand for in each convention."""
+def _convert_from_formats(boxes: np.ndarray, sizes: np.ndarray) -> dict[str, np.ndarray]:
+    """Return x0 y0 x1 y1 (n, 4) for each format that the four numbers could have."""
     first, second = boxes[:, :2], boxes[:, 2:]
-    swapped, after = first[:, ::-1], second[:, ::-1]
-    found = {
-        _COCO: (first, first + second),
+    first_swapped, second_swapped = first[:, ::-1], second[:, ::-1]
+    pairs = {
+        _COCO_FORMAT: (first, first + second),
         "x0, y0, x1, y1": (first, second),
         "center x, center y, width, height": (first - second / 2, first + second / 2),
-        "y0, x0, y1, x1": (swapped, after),
-        "y, x, height, width": (swapped, swapped + after),
+        "y0, x0, y1, x1": (first_swapped, second_swapped),
+        "y, x, height, width": (first_swapped, first_swapped + second_swapped),
     }
-    corners = {name: np.concatenate(pair, axis=1) for name, pair in found.items()}
+    corners = {name: np.concatenate(pair, axis=1) for name, pair in pairs.items()}
     fractions = {f"{name} as fractions of the image": c * np.tile(sizes, 2) for name, c in corners.items()}
     return {**corners, **fractions}
 
 
-def _fit(boxes: np.ndarray, extents: np.ndarray) -> np.ndarray:
-    """(n,) bool, whether boxes and extents x0 y0 x1 y1 are about the same."""
-    grown = np.array([-1.0, -1.0, 1.0, 1.0])
-    boxes, extents = boxes + grown, extents + grown
+def _match(boxes: np.ndarray, extents: np.ndarray) -> np.ndarray:
+    """Return whether boxes and extents x0 y0 x1 y1 have an IoU of _MIN_IOU, (n,) bool."""
+    margin = np.array([-1.0, -1.0, 1.0, 1.0])
+    boxes, extents = boxes + margin, extents + margin
     sides = np.minimum(boxes[:, 2:], extents[:, 2:]) - np.maximum(boxes[:, :2], extents[:, :2])
-    common = np.maximum(sides, 0).prod(axis=1)
+    intersection = np.maximum(sides, 0).prod(axis=1)
     areas = [np.maximum(corners[:, 2:] - corners[:, :2], 0).prod(axis=1) for corners in (boxes, extents)]
-    return common >= _FIT * (areas[0] + areas[1] - common)
+    return intersection >= _MIN_IOU * (areas[0] + areas[1] - intersection)
 
 
-def _format(images: Sequence[Any], by_image: Mapping[int, Sequence[Entry]]) -> str:
-    """A line about the convention of the boxes, from evenly spread images; or nothing."""
+def _box_format_warning(images: Sequence[Any], by_image: Mapping[int, Sequence[Entry]]) -> str:
+    """Return a warning about the format of the boxes, from evenly spaced images, or an empty string."""
     boxes, extents, sizes = [], [], []
-    for image in images[:: max(1, len(images) // _EXAMINED)]:
+    for image in images[:: max(1, len(images) // _MAX_IMAGES)]:
         for annotation in by_image[image.id]:
             box = annotation["bbox"]
             if not annotation.get("iscrowd") and _are_numbers(box) and len(box) == 4 and min(box[2:]) > 0:
                 boxes.append([float(number) for number in box])
-                extents.append(_extent(annotation.get("segmentation"), image.height))
+                extents.append(_mask_extent(annotation.get("segmentation"), image.height))
                 sizes.append((image.width, image.height))
     if not boxes:
         return ""
     masked = np.array([extent is not None for extent in extents])
     arrays = np.array(boxes), np.array(sizes, float)
     known = np.array([extent for extent in extents if extent is not None]).reshape(-1, 4)
-    line = _box_format(arrays[0][masked], known, arrays[1][masked]) if masked.any() else ""
-    return line or _format_by_images(*arrays)
+    line = _box_format_by_masks(arrays[0][masked], known, arrays[1][masked]) if masked.any() else ""
+    return line or _box_format_by_image_size(*arrays)
 
 
-def _format_by_images(boxes: np.ndarray, sizes: np.ndarray) -> str:
-    """As `_box_format`, where masks say nothing and the size of the image is all that can be compared with."""
+def _box_format_by_image_size(boxes: np.ndarray, sizes: np.ndarray) -> str:
+    """Return a warning as `_box_format_by_masks`, from a comparison with the image size, for boxes without masks."""
     if np.all(boxes <= 1):
         return f"no box has a number above 1; they look like fractions of the image: {_ADVICE}"
-    beyond = np.any(boxes[:, :2] + boxes[:, 2:] > sizes + 1, axis=1)
-    if beyond.mean() >= _SHARE and np.all((boxes[:, 2:] > boxes[:, :2]) & (boxes[:, 2:] <= sizes + 1)):
-        said = f"{beyond.sum():,} of {len(boxes):,} boxes ({beyond.mean():.0%}) reach beyond their images"
-        return f"{said}; they look like x0, y0, x1, y1: {_ADVICE}"
+    outside = np.any(boxes[:, :2] + boxes[:, 2:] > sizes + 1, axis=1)
+    if outside.mean() >= _MIN_FRACTION and np.all((boxes[:, 2:] > boxes[:, :2]) & (boxes[:, 2:] <= sizes + 1)):
+        finding = f"{outside.sum():,} of {len(boxes):,} boxes ({outside.mean():.0%}) reach beyond their images"
+        return f"{finding}; they look like x0, y0, x1, y1: {_ADVICE}"
     return ""
 
 
-def _extent(segmentation: Any, height: int) -> list[float] | None:
-    """x0 y0 x1 y1 of a mask in an image of this height; None where it has none that can be read."""
+def _mask_extent(segmentation: Any, height: int) -> list[float] | None:
+    """Return x0 y0 x1 y1 of a mask in an image of this height, or None if there is none or it is invalid."""
     if isinstance(segmentation, list):
         polygons = [p for p in segmentation if _are_numbers(p) and len(p) >= 6 and len(p) % 2 == 0]
         if not polygons:
@@ -119,7 +119,7 @@ def _extent(segmentation: Any, height: int) -> list[float] | None:
         xs, ys = [x for p in polygons for x in p[0::2]], [y for p in polygons for y in p[1::2]]
         return [float(min(xs)), float(min(ys)), float(max(xs)), float(max(ys))]
     try:
-        ends = np.cumsum(rle.runs(segmentation)) if isinstance(segmentation, dict) else np.zeros(0, int)
+        ends = np.cumsum(rle.run_lengths(segmentation)) if isinstance(segmentation, dict) else np.zeros(0, int)
     except (KeyError, TypeError, ValueError):
         return None
     stop = ends[1::2]  # of each run of ones
@@ -128,7 +128,7 @@ def _extent(segmentation: Any, height: int) -> list[float] | None:
     if not len(first):
         return None
     columns, rows = (first // height, last // height), (first % height, last % height)
-    if np.any(columns[0] < columns[1]):  # a run that goes on at the top of the next column
+    if np.any(columns[0] < columns[1]):  # a run continues at the top of the next column
         return [float(columns[0].min()), 0.0, float(columns[1].max() + 1), float(height)]
     return [float(columns[0].min()), float(rows[0].min()), float(columns[1].max() + 1), float(rows[1].max() + 1)]
 
@@ -136,33 +136,33 @@ def _extent(segmentation: Any, height: int) -> list[float] | None:
 def _are_numbers(values: Any) -> bool:
     if not isinstance(values, list) or not all(type(value) in (int, float) for value in values):
         return False
-    return all(abs(value) <= 1e9 for value in values)  # NaN is not
+    return all(abs(value) <= 1e9 for value in values)  # False for NaN
 
 
-def _twice(kind: str, advice: str, pairs: Iterable[tuple[str, int]]) -> str:
-    """A line about names that several ids have; or nothing."""
-    owners: dict[str, list[int]] = defaultdict(list)
+def _duplicate_names(kind: str, advice: str, pairs: Iterable[tuple[str, int]]) -> str:
+    """Return a warning about names that have several ids, or an empty string."""
+    ids_by_name: dict[str, list[int]] = defaultdict(list)
     for name, number in pairs:
-        owners[name].append(number)
-    named = [f"{shown(name)} (ids {listing(ids)})" for name, ids in owners.items() if len(ids) > 1]
-    return f"{kind} ({len(named)}): {listing(named)}; {advice}" if named else ""
+        ids_by_name[name].append(number)
+    items = [f"{shown(name)} (ids {listing(ids)})" for name, ids in ids_by_name.items() if len(ids) > 1]
+    return f"{kind} ({len(items)}): {listing(items)}; {advice}" if items else ""
 
 
-def _repeated(images: Sequence[Any], by_image: Mapping[int, Sequence[Entry]]) -> str:
-    """A line about annotations with the category, box, mask and keypoints of another one in their image; or nothing."""
-    named = []
+def _duplicate_annotations(images: Sequence[Any], by_image: Mapping[int, Sequence[Entry]]) -> str:
+    """Return a warning about annotations with the category, box, mask and keypoints of another one in their image."""
+    items = []
     for image in images:
         earlier: dict[Hashable, list[Entry]] = defaultdict(list)
         for annotation in by_image[image.id]:
             try:
-                alike = earlier[annotation["category_id"], *annotation["bbox"]]
-            except TypeError:  # something else than a list of numbers, which is named elsewhere
+                candidates = earlier[annotation["category_id"], *annotation["bbox"]]
+            except TypeError:  # not a list of numbers, which `annotation_checks` reports
                 continue
-            if same := next((other for other in alike if _same(annotation, other)), None):
-                named.append(f"{annotation['id']} = {same['id']} (image {image.id})")
-            alike.append(annotation)
-    return f"annotations that are there twice ({len(named)}): {listing(named)}; take one out" if named else ""
+            if same := next((other for other in candidates if _is_duplicate(annotation, other)), None):
+                items.append(f"{annotation['id']} = {same['id']} (image {image.id})")
+            candidates.append(annotation)
+    return f"duplicate annotations ({len(items)}): {listing(items)}; remove one of each pair" if items else ""
 
 
-def _same(one: Entry, other: Entry) -> bool:
+def _is_duplicate(one: Entry, other: Entry) -> bool:
     return all(one.get(name) == other.get(name) for name in ("segmentation", "keypoints", "iscrowd"))

@@ -1,7 +1,7 @@
-"""The files of prepared records: written by a tensorflow-datasets builder beside their place, moved there when whole.
+"""Writing of prepared records to array_record files, with a tensorflow-datasets builder.
 
-Nothing here looks at what images show. A preparation that is killed leaves a folder whose name begins with a dot;
-nobody reads it, and a later preparation removes it.
+They are written to a temporary folder whose name begins with a dot. A later preparation removes it if the process is
+killed.
 """
 
 from __future__ import annotations
@@ -26,43 +26,43 @@ from mrcnn_jax.data.annotations import ImageEntry
 from mrcnn_jax.errors import DataError
 from mrcnn_jax.runtime.progress import track
 
-# tfds holds a split in memory while it writes it, and beyond 1 GB it spills to files through TensorFlow, which is not
-# there. So the records go to as many splits as keep each one well below that.
+# tfds keeps a split in memory while it writes it. Above 1 GB it needs TensorFlow, so the records are divided into
+# splits well below that.
 _PART_BYTES = 256 * 2**20
-_MARGIN = 64 * 2**20  # free space beyond the files themselves: annotations, the blocks of the records, other programs
-_STALE_SECONDS = 3600  # a preparation that lives writes a part within minutes
-_BUILDING = re.compile(r"\..+-[0-9a-f]{16}-.+")  # names of folders that are not in their place yet, or any more
-_ELSEWHERE = "set data.cache_dir, or the environment variable MRCNN_JAX_CACHE, to a folder on another disk"
+_FREE_SPACE_MARGIN = 64 * 2**20  # for annotations, block overhead of the records, and other programs
+_STALE_SECONDS = 3600  # a running preparation writes a part within minutes
+_TEMPORARY_NAME = re.compile(r"\..+-[0-9a-f]{16}-.+")
+_OTHER_DISK_ADVICE = "set data.cache_dir, or the environment variable MRCNN_JAX_CACHE, to a folder on another disk"
 
 
-class Status(NamedTuple):
-    """What tells whether a file is still the one that was looked at."""
+class FileStatus(NamedTuple):
+    """Size and modification time of a file, by which a change is noticed."""
 
     size: int
     modified: int  # nanoseconds
 
 
-def status(path: Path) -> Status:
-    """Of a file; of none, that of nothing that could be read."""
+def file_status(path: Path) -> FileStatus:
+    """Return the status of a file; its size is -1 if the file cannot be read."""
     try:
-        found = path.stat()
+        stat = path.stat()
     except OSError:
-        return Status(-1, 0)
-    return Status(found.st_size, found.st_mtime_ns)
+        return FileStatus(-1, 0)
+    return FileStatus(stat.st_size, stat.st_mtime_ns)
 
 
 class CocoRecords(tfds.core.GeneratorBasedBuilder):
-    """Writes one record for each image of a checked COCO JSON, in its order.
+    """A tfds builder that writes one record for each image, in order.
 
-    `statuses`: of the files in `folder` when they were examined. Raises DataError for one that is another now.
+    statuses: of the image files in `folder` when they were checked. Raises DataError if a file has changed since.
     """
 
     VERSION = tfds.core.Version("1.0.0")
 
-    def __init__(self, *, images: Sequence[ImageEntry], folder: Path, statuses: Sequence[Status], **kwargs: Any):
-        self._folder, self._counts = folder, _cut([status.size for status in statuses])
-        self.content = hashlib.sha256()  # of the names and bytes of all images that were written so far
-        # One iterator, from which each part takes its share: so the progress is that of all of them.
+    def __init__(self, *, images: Sequence[ImageEntry], folder: Path, statuses: Sequence[FileStatus], **kwargs: Any):
+        self._folder, self._counts = folder, _images_per_part([status.size for status in statuses])
+        self.content = hashlib.sha256()  # of the names and bytes of all images written so far
+        # All parts take their images from one iterator, so that there is one progress bar.
         self._images = track(zip(images, statuses, strict=True), len(images), "images prepared")
         super().__init__(file_format="array_record", **kwargs)
 
@@ -73,75 +73,74 @@ class CocoRecords(tfds.core.GeneratorBasedBuilder):
         )
 
     def _split_generators(self, dl_manager: Any) -> dict[str, Any]:
-        # The last one takes all that is left, to its end, where the progress ends too.
-        shares = [itertools.islice(self._images, count) for count in (*self._counts[:-1], None)]
-        return {f"part{i:05d}": self._generate_examples(share) for i, share in enumerate(shares)}
+        # The last part exhausts the iterator, which ends the progress bar.
+        parts = [itertools.islice(self._images, count) for count in (*self._counts[:-1], None)]
+        return {f"part{i:05d}": self._generate_examples(part) for i, part in enumerate(parts)}
 
     def _log_download_bytes(self) -> None:
-        """tfds announces a download here; there is none."""
+        """Do nothing: tfds would log a download, and there is none."""
 
     def _log_download_done(self) -> None:
-        """And here that it is done."""
+        """Do nothing, as `_log_download_bytes`."""
 
-    def _generate_examples(self, images: Iterable[tuple[ImageEntry, Status]]) -> Iterator[tuple[int, dict[str, Any]]]:
-        for i, (image, examined) in enumerate(images):  # the keys decide the order
-            content = read_unchanged(self._folder / image.file_name, examined)
+    def _generate_examples(
+        self, images: Iterable[tuple[ImageEntry, FileStatus]]
+    ) -> Iterator[tuple[int, dict[str, Any]]]:
+        for i, (image, status) in enumerate(images):  # the keys give the order
+            content = read_unchanged(self._folder / image.file_name, status)
             self.content.update(f"{image.file_name}\0{len(content)}\0".encode())
             self.content.update(content)
             yield i, {"image": content, "annotations": json.dumps(image.annotations)}
 
 
-def read_unchanged(path: Path, examined: Status) -> bytes:
-    """The content of a file. Raises DataError if it is not the one that was examined, before or after reading."""
+def read_unchanged(path: Path, status: FileStatus) -> bytes:
+    """Return the content of a file. Raises DataError if it has changed since it had this status."""
+    advice = "do not change the images while they are prepared, and start again"
     try:
         with path.open("rb") as file:
             content = file.read()
-            now = os.fstat(file.fileno())
+            stat = os.fstat(file.fileno())
     except OSError as error:
-        raise DataError(
-            f"{path} was there when it was examined and cannot be read now ({error.strerror}); leave the images as"
-            " they are while they are prepared, and start again"
-        ) from None
-    if Status(now.st_size, now.st_mtime_ns) != examined or len(content) != examined.size:
-        raise DataError(
-            f"{path} changed after it was examined; leave the images as they are while they are prepared, and start"
-            " again"
-        )
+        raise DataError(f"{path} was checked, and now it cannot be read ({error.strerror}); {advice}") from None
+    if FileStatus(stat.st_size, stat.st_mtime_ns) != status or len(content) != status.size:
+        raise DataError(f"{path} changed after it was checked; {advice}")
     return content
 
 
 @contextlib.contextmanager
-def written(
-    images: Sequence[ImageEntry], folder: Path, statuses: Sequence[Status], place: Path, name: str
+def write_records(
+    images: Sequence[ImageEntry], folder: Path, statuses: Sequence[FileStatus], target: Path, name: str
 ) -> Iterator[tuple[Path, str]]:
-    """Write the records of `images` in `folder` to a new folder beside `place`, as `name` in it.
+    """Write the records of the `images` in `folder` to the subfolder `name` of a temporary folder next to `target`.
 
-    Yields that folder, and the SHA-256 of the names and bytes of the images. The folder is removed afterwards unless it
-    was moved. Raises DataError when the disk has no room, when writing fails, or when a file is not the one that was
-    examined with these `statuses`.
+    A context manager that yields the temporary folder, and the SHA-256 of the names and bytes of the images. On exit
+    the temporary folder is removed unless it was renamed.
+
+    Raises DataError if the disk is full, writing fails, or a file has changed since it had its status in `statuses`.
     """
-    building = None
+    temporary = None
     try:
-        place.parent.mkdir(parents=True, exist_ok=True)
-        _remove_leftovers(place.parent)
-        _check_room(place, sum(status.size for status in statuses))
-        building = Path(tempfile.mkdtemp(prefix=f".{place.name}-", dir=place.parent))
+        target.parent.mkdir(parents=True, exist_ok=True)
+        _remove_stale_folders(target.parent)
+        _check_free_space(target, sum(status.size for status in statuses))
+        temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
         with quiet_tfds():
-            builder = CocoRecords(images=images, folder=folder, statuses=statuses, data_dir=building / name)
+            builder = CocoRecords(images=images, folder=folder, statuses=statuses, data_dir=temporary / name)
             builder.download_and_prepare()
-        shutil.rmtree(building / name / "downloads", ignore_errors=True)  # tfds makes it, and downloads nothing
-        yield building, builder.content.hexdigest()
-    except (OSError, RuntimeError) as error:  # array_record's is RuntimeError when the system refuses to write
-        words = f"the records could not be written ({error}); make room there, or {_ELSEWHERE}"
-        raise DataError(f"{place}: {words}") from error
+        shutil.rmtree(temporary / name / "downloads", ignore_errors=True)  # tfds always creates it
+        yield temporary, builder.content.hexdigest()
+    except (OSError, RuntimeError) as error:  # array_record raises RuntimeError if it cannot write
+        raise DataError(
+            f"{target}: the prepared records could not be written ({error}); free disk space, or {_OTHER_DISK_ADVICE}"
+        ) from error
     finally:
-        if building is not None:
-            shutil.rmtree(building, ignore_errors=True)
+        if temporary is not None:
+            shutil.rmtree(temporary, ignore_errors=True)
 
 
 @contextlib.contextmanager
 def quiet_tfds() -> Iterator[None]:
-    """tfds draws progress bars and logs through absl; none of it is for our users."""
+    """Disable the progress bars and log messages of tfds."""
     absl_logger = logging.getLogger("absl")
     level = absl_logger.level
     absl_logger.setLevel(logging.ERROR)
@@ -153,40 +152,40 @@ def quiet_tfds() -> Iterator[None]:
         absl_logger.setLevel(level)
 
 
-def _cut(sizes: Sequence[int]) -> list[int]:
-    """How many files go to each part, in order; no part is larger than `_PART_BYTES`, but for single larger files."""
+def _images_per_part(sizes: Sequence[int]) -> list[int]:
+    """Return how many images each part gets, in order; a part exceeds `_PART_BYTES` only for a single large file."""
     counts: list[int] = []
-    room = 0
+    remaining = 0
     for size in sizes:
-        if not counts or size > room:
+        if not counts or size > remaining:
             counts.append(0)
-            room = _PART_BYTES
+            remaining = _PART_BYTES
         counts[-1] += 1
-        room -= size
+        remaining -= size
     return counts
 
 
-def _check_room(place: Path, size: int) -> None:
-    """Raise DataError unless files of `size` bytes in all fit beside `place`."""
-    needed, free = size + size // 50 + _MARGIN, shutil.disk_usage(place.parent).free
+def _check_free_space(target: Path, size: int) -> None:
+    """Raise DataError unless the disk of `target` has enough space for `size` bytes of images."""
+    needed, free = size + size // 50 + _FREE_SPACE_MARGIN, shutil.disk_usage(target.parent).free
     if needed > free:
-        left = [str(path) for path in _leftovers(place.parent)]
-        hint = f" (or delete {', '.join(left)}, if no other process is preparing it)" if left else ""
+        temporary = [str(path) for path in _temporary_folders(target.parent)]
+        hint = f" (or delete {', '.join(temporary)} if no other process is writing there)" if temporary else ""
         raise DataError(
-            f"{place}: the prepared records need {needed / 1e9:.2f} GB, and the disk has {free / 1e9:.2f} GB free; make"
-            f" room there{hint}, or {_ELSEWHERE}"
+            f"{target}: the prepared records need {needed / 1e9:.2f} GB, and the disk has {free / 1e9:.2f} GB free;"
+            f" free disk space{hint}, or {_OTHER_DISK_ADVICE}"
         )
 
 
-def _leftovers(cache: Path) -> list[Path]:
-    """Folders of preparations that were cut short, or run now."""
-    return sorted(path for path in cache.iterdir() if _BUILDING.fullmatch(path.name))
+def _temporary_folders(cache: Path) -> list[Path]:
+    """Return the folders of running and of interrupted preparations."""
+    return sorted(path for path in cache.iterdir() if _TEMPORARY_NAME.fullmatch(path.name))
 
 
-def _remove_leftovers(cache: Path) -> None:
-    """Remove those in which nothing has changed for so long that nobody is at work in them any more."""
-    for leftover in _leftovers(cache):
+def _remove_stale_folders(cache: Path) -> None:
+    """Remove temporary folders in which nothing has changed for `_STALE_SECONDS`."""
+    for folder in _temporary_folders(cache):
         with contextlib.suppress(OSError):
-            last = max(path.lstat().st_mtime for path in (leftover, *leftover.rglob("*")))
-            if time.time() - last > _STALE_SECONDS:
-                shutil.rmtree(leftover, ignore_errors=True)
+            last_change = max(path.lstat().st_mtime for path in (folder, *folder.rglob("*")))
+            if time.time() - last_change > _STALE_SECONDS:
+                shutil.rmtree(folder, ignore_errors=True)

@@ -1,8 +1,8 @@
-"""COCO's run-length encoded masks, read by us: pycocotools trusts its input, and writes beyond its memory for some.
+"""Decoding of COCO's run-length encoded masks, with validation: pycocotools writes out of bounds for invalid input.
 
-An RLE is `{"size": [height, width], "counts": runs}`: lengths of alternating runs of 0 and 1, column after column,
-beginning with 0; as a list of numbers, or packed into a string (the packing of pycocotools: differences to the run
-before the last, in groups of five bits).
+An RLE is `{"size": [height, width], "counts": runs}`: lengths of alternating runs of 0 and 1 in column-major order,
+beginning with 0. The counts are a list of numbers, or pycocotools' compressed string: differences to the run before
+the last, in groups of five bits.
 """
 
 from __future__ import annotations
@@ -13,26 +13,26 @@ from typing import Any
 import numpy as np
 
 
-def runs(rle: Mapping[str, Any]) -> np.ndarray:
-    """The lengths of the runs, int64. Raises ValueError where they are not lengths, or do not fill the picture."""
+def run_lengths(rle: Mapping[str, Any]) -> np.ndarray:
+    """Return the lengths of the runs, int64. Raises ValueError if they are invalid or do not sum to the image size."""
     counts = rle["counts"]
     if isinstance(counts, (str, bytes)):
-        lengths = _unpack(counts.encode("ascii") if isinstance(counts, str) else counts)
+        lengths = _decompress(counts.encode("ascii") if isinstance(counts, str) else counts)
     else:
         lengths = np.asarray(counts)
         if lengths.ndim != 1 or (lengths.size and lengths.dtype.kind not in "iu"):
-            raise ValueError("its counts are not whole numbers")
+            raise ValueError("its counts are not integers")
     height, width = rle["size"]
     pixels = height * width
-    if np.any(lengths < 0) or np.any(lengths > pixels) or lengths.sum() != pixels:  # huge ones could sum up to anything
-        raise ValueError(f"its runs do not fill {height} x {width} pixels")
+    if np.any(lengths < 0) or np.any(lengths > pixels) or lengths.sum() != pixels:  # the sum alone could overflow
+        raise ValueError(f"its runs do not sum to {height} x {width} pixels")
     return lengths.astype(np.int64)
 
 
 def crop(lengths: np.ndarray, height: int, window: tuple[int, int, int, int]) -> np.ndarray:
-    """The bitmap (y1 - y0, x1 - x0) uint8 inside `window` (x0, y0, x1, y1), of a picture `height` pixels high.
+    """Return the bitmap (y1 - y0, x1 - x0) uint8 of `window` (x0, y0, x1, y1), in an image of this height.
 
-    Only the columns of the window are written out, never the whole picture.
+    Decodes only the columns of the window.
     """
     x0, y0, x1, y1 = window
     start, stop = x0 * height, x1 * height
@@ -44,17 +44,19 @@ def crop(lengths: np.ndarray, height: int, window: tuple[int, int, int, int]) ->
     return columns[:, y0:y1].T
 
 
-def _unpack(packed: bytes) -> np.ndarray:
-    groups = np.frombuffer(packed, np.uint8).astype(np.int64) - 48
+def _decompress(compressed: bytes) -> np.ndarray:
+    """Return the runs of a compressed string; each byte has five bits of a number and a continuation bit."""
+    groups = np.frombuffer(compressed, np.uint8).astype(np.int64) - 48
     if np.any((groups < 0) | (groups > 63)) or (len(groups) and groups[-1] & 32):
-        raise ValueError("its counts are not a packed list of runs")
+        raise ValueError("its counts are not a compressed list of runs")
     lasts = np.flatnonzero(groups & 32 == 0)
     starts = np.concatenate([[0], lasts[:-1] + 1]) if len(lasts) else lasts
     if np.any(lasts - starts > 10):
-        raise ValueError("its counts are not a packed list of runs")
-    place = np.arange(len(groups)) - np.repeat(starts, lasts - starts + 1)
-    values = np.add.reduceat((groups & 31) << (5 * place), starts) if len(starts) else starts
+        raise ValueError("its counts are not a compressed list of runs")
+    position = np.arange(len(groups)) - np.repeat(starts, lasts - starts + 1)
+    values = np.add.reduceat((groups & 31) << (5 * position), starts) if len(starts) else starts
     values -= np.where(groups[lasts] & 16, 1 << (5 * (lasts - starts + 1)), 0)
-    values[1::2] = np.cumsum(values[1::2])  # from the fourth run on, each is stored as the difference to the run
-    values[2::2] = np.cumsum(values[2::2])  # of the same color before it
+    # From the fourth run on, each is stored as the difference to the previous run of the same value.
+    values[1::2] = np.cumsum(values[1::2])
+    values[2::2] = np.cumsum(values[2::2])
     return values

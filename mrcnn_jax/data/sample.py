@@ -1,8 +1,7 @@
-"""One image with its instances, as the augmentations see it, and how it becomes ground truth of a batch.
+"""`Sample`, an image with its instances, its creation from COCO annotations, and its conversion to ground truth.
 
-Coordinates are continuous pixels of the sample's own image (pixel i covers [i, i + 1]). Masks stay what they came as,
-corners of polygons or a bitmap of a part of the picture, through any flip, crop and scale: they are rasterized once,
-at the end, inside their boxes.
+Coordinates are continuous pixels of the sample's image (pixel i covers [i, i + 1]). Masks stay polygons or bitmaps
+through flips, crops and scales, and are rasterized once at the end, inside their boxes.
 """
 
 from __future__ import annotations
@@ -12,7 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from mrcnn_jax.data.mask_crops import Masks, crop_masks, move_masks, read_masks, select_masks
+from mrcnn_jax.data.mask_crops import Masks, crop_masks, read_masks, select_masks, transform_masks
 from mrcnn_jax.structures import GroundTruth
 
 Annotation = dict[str, Any]
@@ -20,13 +19,13 @@ Size = Sequence[int] | np.ndarray  # height, width
 
 
 class Sample(NamedTuple):
-    """An image and its n instances (no crowds)."""
+    """An image and its n instances, without crowds."""
 
     image: np.ndarray  # (h, w, 3) uint8 RGB
     boxes: np.ndarray  # (n, 4) float64, x0 y0 x1 y1 inside the image
     classes: np.ndarray  # (n,) int32, 1..C
-    masks: Masks | None  # None: of boxes only
-    keypoints: np.ndarray  # (n, K, 3) float64: x, y, visibility; zeros where it is 0
+    masks: Masks | None  # None if masks are not used
+    keypoints: np.ndarray  # (n, K, 3) float64: x, y, visibility; all 0 for keypoints that are not labeled
 
 
 def make_sample(
@@ -39,47 +38,54 @@ def make_sample(
     masks: bool = True,
     num_keypoints: int = 0,
 ) -> Sample:
-    """The sample of a decoded image (h, w, 3) and its checked COCO annotations; crowds are left out.
+    """Return the sample of a decoded image (h, w, 3) and its validated COCO annotations, without crowds.
 
-    size: height and width of the original; `image` may have been decoded at 1 / `reduction` of it, rounded up. Boxes
-    are clipped to the picture. COCO gives the pixel that a keypoint lies on, counted from 0, so that the middle of
-    this pixel is where it is: 1/2 is added (as Detectron2 does; torchvision does not, and loses one pixel in mirrored
-    images), and `Prediction.to_coco` takes it away again. Keypoints outside the image count as not labeled.
+    Boxes are clipped to the image. COCO's keypoint coordinates are pixel indices, so 1/2 is added to get the center of
+    the pixel, as Detectron2 does (torchvision does not, which shifts keypoints by a pixel in mirrored images);
+    `Prediction.to_coco` subtracts it. Keypoints outside the image become not labeled.
+
+    Args:
+      image: the image, decoded at 1 / `reduction` of its original size, rounded up.
+      annotations: its annotations.
+      class_of: class index 1..C by category id.
+      size: height and width of the original image.
+      reduction: see `image`.
+      masks: whether masks are needed.
+      num_keypoints: K, or 0 if keypoints are not needed.
     """
     instances = [a for a in annotations if not a.get("iscrowd")]
     boxes = np.array([a["bbox"] for a in instances], np.float64).reshape(-1, 4)
     boxes[:, 2:] += boxes[:, :2]
     boxes = np.clip(boxes, 0, np.tile(np.asarray(size)[::-1], 2))
-    outlines = read_masks([a.get("segmentation") for a in instances], boxes, int(size[0])) if masks else None
+    sample_masks = read_masks([a.get("segmentation") for a in instances], boxes, int(size[0])) if masks else None
     keypoints = _read_keypoints([a.get("keypoints") for a in instances], num_keypoints, size)
     keypoints[..., :2] /= reduction
     return Sample(
         image=image,
         boxes=boxes / reduction,
         classes=np.array([class_of[a["category_id"]] for a in instances], np.int32),
-        masks=outlines and move_masks(outlines, 1 / reduction),
+        masks=sample_masks and transform_masks(sample_masks, 1 / reduction),
         keypoints=keypoints,
     )
 
 
-def select(sample: Sample, keep: np.ndarray) -> Sample:
-    """The instances `keep`, indices (k,) in increasing order; the image stays."""
+def select_instances(sample: Sample, keep: np.ndarray) -> Sample:
+    """Return the sample with the instances `keep`, indices (k,) in increasing order."""
     keep = np.asarray(keep, np.int64)
     masks = sample.masks and select_masks(sample.masks, keep, len(sample.boxes))
     return Sample(sample.image, sample.boxes[keep], sample.classes[keep], masks, sample.keypoints[keep])
 
 
-def write(sample: Sample, truth: GroundTruth) -> None:
-    """Fill the empty slots of one image (arrays of zeros, without a batch axis), in place.
+def write_ground_truth(sample: Sample, truth: GroundTruth) -> None:
+    """Write the instances of a sample to the ground truth of one image: arrays of zeros without a batch axis.
 
-    Of more instances than slots those with the largest boxes are kept, in their order; of equal ones the first.
-    Masks are left out where `truth` has room for none (side 0), and keypoints likewise. The window of an instance
-    without a mask stays empty.
+    If there are more instances than slots, those with the largest boxes are used, in their order. Masks and keypoints
+    are omitted if `truth` has none (size 0). The mask window of an instance without a mask stays 0.
     """
     slots = len(truth.valid)
     if len(sample.boxes) > slots:
         extents = sample.boxes[:, 2:] - sample.boxes[:, :2]
-        sample = select(sample, np.sort(np.argsort(-extents.prod(axis=1), kind="stable")[:slots]))
+        sample = select_instances(sample, np.sort(np.argsort(-extents.prod(axis=1), kind="stable")[:slots]))
     count = len(sample.boxes)
     if not count:
         return
@@ -89,21 +95,21 @@ def write(sample: Sample, truth: GroundTruth) -> None:
     if truth.keypoints.size:
         truth.keypoints[:count] = sample.keypoints
     if truth.masks.size:
-        assert sample.masks is not None, "a data set without masks has no room for them"
+        assert sample.masks is not None, "the ground truth has masks"
         truth.masks[:count] = crop_masks(sample.masks, sample.boxes, truth.masks.shape[-1])
-        truth.mask_windows[:count][~sample.masks.present(count)] = 0
+        truth.mask_windows[:count][~sample.masks.has_mask(count)] = 0
 
 
 def _read_keypoints(keypoints: Sequence[Sequence[float] | None], count: int, size: Size) -> np.ndarray:
-    """(n, K, 3) float64 from x, y, visibility of each of the K = `count` keypoints in a row, or nothing."""
-    found = np.zeros((len(keypoints), count, 3))
+    """Return keypoints (n, K, 3) float64 from COCO's flat lists of x, y, visibility; K is `count`."""
+    result = np.zeros((len(keypoints), count, 3))
     if not count:
-        return found
-    for row, flat in zip(found, keypoints, strict=True):
+        return result
+    for row, flat in zip(result, keypoints, strict=True):
         if flat:
             row[:] = np.reshape(flat, (count, 3))
-    found[..., :2] += 0.5
-    inside = (found[..., :2] >= 0) & (found[..., :2] <= np.asarray(size)[::-1])
-    found[~(inside.all(axis=-1) & (found[..., 2] > 0))] = 0
-    found[..., 2] = np.minimum(found[..., 2], 2)  # the largest of COCO's; any number may stand there
-    return found
+    result[..., :2] += 0.5
+    inside = (result[..., :2] >= 0) & (result[..., :2] <= np.asarray(size)[::-1])
+    result[~(inside.all(axis=-1) & (result[..., 2] > 0))] = 0
+    result[..., 2] = np.minimum(result[..., 2], 2)  # COCO has 0, 1 and 2, but other numbers can occur
+    return result

@@ -1,4 +1,4 @@
-"""Worker processes of the loader: how they begin, what they send, how they end, and what is said when one is lost."""
+"""Worker processes of the data loader: initialization, transfer of batches, and error messages."""
 
 from __future__ import annotations
 
@@ -15,55 +15,55 @@ import numpy as np
 from mrcnn_jax.errors import DataError
 from mrcnn_jax.structures import Batch, GroundTruth
 
-_LEFT_TO_MAIN = (signal.SIGINT, signal.SIGTERM)
-_ELSE = "data.workers=0 reads in threads of one process"
-_ADVICE = {
-    -signal.SIGKILL: "killed from outside, as the system does with what takes too much memory: use fewer data.workers"
-    " (0 reads in threads of one process), a smaller train.batch_size, or give the job more memory",
-    -signal.SIGBUS: "it found no room in shared memory, through which batches travel: enlarge /dev/shm (docker run"
+_IGNORED_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+_NO_WORKERS_ADVICE = "try data.workers=0, which loads in threads of one process"
+_ADVICE = {  # by exit code
+    -signal.SIGKILL: "it was killed, probably because memory ran out: use fewer data.workers (0 loads in threads of one"
+    " process) or a smaller train.batch_size, or give the job more memory",
+    -signal.SIGBUS: "shared memory, through which batches are sent, is full: enlarge /dev/shm (docker run"
     " --shm-size=2g) or use fewer data.workers",
-    -signal.SIGSEGV: f"it crashed inside a library; {_ELSE}",
-    1: "it could not start or was interrupted; its own words are above. A script that trains must do so under"
+    -signal.SIGSEGV: f"it crashed in a library: {_NO_WORKERS_ADVICE}",
+    1: "it could not start or was interrupted, see its output above; a script that trains must call the training under"
     ' `if __name__ == "__main__":`',
 }
 
 
-class Start:
-    """Runs first in each worker process.
+class WorkerInit:
+    """Initializes a worker process.
 
-    Ctrl-C at a terminal, and SIGTERM from Slurm, reach the workers too; without them a run could not do its last step.
-    So they ignore both, and end when the main process says so or is gone.
+    A worker ignores SIGINT and SIGTERM, which Ctrl-C and Slurm send to workers too: the main process needs further
+    batches to finish its last step. It ends when the main process ends it or exits.
     """
 
     def __call__(self, index: int, count: int) -> None:
         cv2.setNumThreads(1)  # the workers share the cores already
-        for number in _LEFT_TO_MAIN:
+        for number in _IGNORED_SIGNALS:
             signal.signal(number, signal.SIG_IGN)
-        threading.Thread(target=_end_with_parent, daemon=True).start()
+        threading.Thread(target=_exit_with_parent, daemon=True).start()
 
-    def __reduce__(self) -> tuple[type[Start], tuple[()]]:
-        # grain pickles this in the thread that starts the process next. A process inherits what is blocked there: so it
-        # is safe from its first moment on, and not only when it has imported all it needs, seconds later.
+    def __reduce__(self) -> tuple[type[WorkerInit], tuple[()]]:
+        # grain pickles this in the thread that then starts the process. A process inherits the blocked signals of that
+        # thread, so it is protected from its start, seconds before it has imported its modules.
         if threading.current_thread() is not threading.main_thread():
-            signal.pthread_sigmask(signal.SIG_BLOCK, _LEFT_TO_MAIN)
-        return Start, ()
+            signal.pthread_sigmask(signal.SIG_BLOCK, _IGNORED_SIGNALS)
+        return WorkerInit, ()
 
 
 def pack(batch: Batch) -> Batch:
-    """A batch as it travels: without masks for the slots that no image uses, which are a third of its bytes.
+    """Remove the masks of instance slots that no image uses, a third of the bytes of a batch, before sending it.
 
-    Every page of shared memory costs more than the copy: of an image's time, traveling takes half as much again.
+    Allocating pages of shared memory takes longer than copying: sending an image adds half of its loading time.
     """
     truth = batch.ground_truth
-    used = int(np.asarray(truth.valid).sum(axis=1).max(initial=0))  # instances come first
+    used = int(np.asarray(truth.valid).sum(axis=1).max(initial=0))  # valid instances are in the first slots
     return batch._replace(ground_truth=truth._replace(masks=np.ascontiguousarray(truth.masks[:, :used])))
 
 
 def unpack(batch: Batch) -> Batch:
-    """A batch as it was before `pack`, in memory of this process alone.
+    """Invert `pack`, and copy the batch from shared memory to memory of this process.
 
-    Shared memory is freed with the array that uses it. One that an exception keeps until the process ends would be
-    left to Python's resource tracker, which warns of a leak.
+    Shared memory is freed with the array that uses it. An array kept alive by an exception until the process exits
+    would cause a warning of a leak by Python's resource tracker.
     """
     truth = batch.ground_truth
     masks = np.zeros((*truth.valid.shape, *truth.masks.shape[2:]), np.uint8)
@@ -72,17 +72,18 @@ def unpack(batch: Batch) -> Batch:
     return Batch._make([*map(np.array, batch[:-1]), truth])
 
 
-def lost(error: Exception, worker: int) -> DataError:
-    """What to say when worker process `worker` does not go on, in place of `error`, which grain raised."""
-    found = re.search(r"terminated unexpectedly with exit code (-?\d+)", str(error))
-    if found is None:
+def worker_error(error: Exception, worker: int) -> DataError:
+    """Return the error for a worker process that failed, in place of `error`, which grain raised."""
+    match = re.search(r"terminated unexpectedly with exit code (-?\d+)", str(error))
+    if match is None:
         return DataError(f"worker process {worker} of the data loader failed: {type(error).__name__}: {error}")
-    code = int(found[1])
-    return DataError(f"worker process {worker} of the data loader ended, exit code {code}: {_ADVICE.get(code, _ELSE)}")
+    code = int(match[1])
+    advice = _ADVICE.get(code, _NO_WORKERS_ADVICE)
+    return DataError(f"worker process {worker} of the data loader ended with exit code {code}: {advice}")
 
 
-def _end_with_parent() -> None:
-    """A main process that is killed cannot end its workers, which would wait for ever: they watch it themselves."""
+def _exit_with_parent() -> None:
+    """Exit when the main process ends; if it is killed, it cannot end its workers."""
     parent = multiprocessing.parent_process()
     if parent is not None:
         connection.wait([parent.sentinel])

@@ -60,7 +60,7 @@ def check_evaluation(config: Config, dataset: Dataset) -> None:
     The model must have the dataset's categories and keypoints, and batches must divide evenly over the processes.
     """
     coco_metrics.check_categories(config.model, dataset.categories.ids, dataset.categories.names)
-    coco_metrics.check_keypoints(config.model, dataset.categories.pose.names)
+    coco_metrics.check_keypoints(config.model, dataset.categories.keypoint_schema.names)
     count, size = jax.process_count(), config.eval.batch_size
     if not config.eval.alone and size % count:
         raise ConfigError(f"eval.batch_size={size} does not divide over {count} processes: give a multiple of {count}")
@@ -71,7 +71,7 @@ def scorable_iou_types(config: Config, dataset: Dataset) -> list[str]:
     scorable = {
         "bbox": True,
         "segm": config.model.mask is not None and dataset.has_masks,
-        "keypoints": config.model.keypoint is not None and bool(dataset.categories.pose.names),
+        "keypoints": config.model.keypoint is not None and bool(dataset.categories.keypoint_schema.names),
     }
     return [iou_type for iou_type in scorable if scorable[iou_type]]
 

@@ -15,7 +15,7 @@ from typing import Any
 from pycocotools.coco import COCO
 
 from mrcnn_jax.config.metric_names import LVIS_METRICS
-from mrcnn_jax.data.lvis_labels import LISTS
+from mrcnn_jax.data.lvis_labels import IMAGE_FIELDS
 
 MAX_DETECTIONS = 300  # of an image
 # Indices of LVIS_METRICS in `all_stats` of faster-coco-eval.
@@ -83,7 +83,7 @@ def _renumber(
         return {**record, "image_id": image[record["image_id"]], "category_id": category[record["category_id"]]}
 
     def renumbered_image(entry: dict[str, Any]) -> dict[str, Any]:
-        lists = {name: [category[i] for i in entry[name] if i in category] for name in LISTS}
+        lists = {name: [category[i] for i in entry[name] if i in category] for name in IMAGE_FIELDS}
         return {**entry, "id": image[entry["id"]], **lists}
 
     dataset = {

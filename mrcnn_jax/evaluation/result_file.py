@@ -12,7 +12,7 @@ from typing import Any
 from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 
-from mrcnn_jax.data.annotation_checks import readable_mask
+from mrcnn_jax.data.segmentation_checks import safe_segmentation
 from mrcnn_jax.errors import DataError, listing, shown
 from mrcnn_jax.runtime.progress import track
 
@@ -193,7 +193,7 @@ def _run_lengths(mask: Any, height: int, width: int) -> dict[str, Any] | None:
     """Return a mask as compressed run lengths; None if it is invalid or not of the given size."""
     if isinstance(mask, dict) and mask["size"] != [height, width]:
         return None
-    if readable_mask(mask, height, width) is None:
+    if safe_segmentation(mask, height, width) is None:
         return None
     if isinstance(mask, dict) and isinstance(mask["counts"], str):
         return mask

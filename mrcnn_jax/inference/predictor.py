@@ -161,12 +161,12 @@ def read_image(path: str | os.PathLike[str], value_range: tuple[float, float] | 
     try:
         content = Path(path).read_bytes()
     except (FileNotFoundError, NotADirectoryError):
-        raise ImageError(f"{os.fspath(path)}: {file_names.missing(Path(path))}") from None
+        raise ImageError(f"{os.fspath(path)}: {file_names.describe_missing(Path(path))}") from None
     except OSError as error:
         raise ImageError(f"{os.fspath(path)}: {error.strerror or error}") from error
     pixels = image_files.decode(content, value_range=value_range)
     if pixels is None:
-        raise ImageError(f"{os.fspath(path)}: {image_files.explain(content, value_range)}")
+        raise ImageError(f"{os.fspath(path)}: {image_files.explain_decode_failure(content, value_range)}")
     return pixels
 
 

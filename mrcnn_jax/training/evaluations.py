@@ -177,7 +177,7 @@ class Evaluations:
                 self._config.model,
                 largest_divisor(self._devices, self._config.eval.batch_size // count),
                 masks=self._dataset.has_masks,
-                keypoints=bool(self._dataset.categories.pose.names),
+                keypoints=bool(self._dataset.categories.keypoint_schema.names),
             )
         with eval_batches(self._dataset, self._config, process_index=index, process_count=count) as batches:
             return self._validation(variables, batches, self._check)

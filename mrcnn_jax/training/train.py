@@ -223,9 +223,11 @@ def with_categories(config: Config, categories: Categories) -> Config:
     model = dataclasses.replace(
         model, num_classes=ours[0], category_ids=ours[1], category_names=model.category_names or categories.names
     )
-    check_keypoints(model, categories.pose.names)
+    check_keypoints(model, categories.keypoint_schema.names)
     if model.keypoint is not None and not model.keypoint_names:
         model = dataclasses.replace(
-            model, keypoint_names=categories.pose.names, skeleton=model.skeleton or categories.pose.skeleton
+            model,
+            keypoint_names=categories.keypoint_schema.names,
+            skeleton=model.skeleton or categories.keypoint_schema.skeleton,
         )
     return dataclasses.replace(config, model=model)

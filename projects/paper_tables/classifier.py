@@ -68,7 +68,7 @@ def crops(data: DataConfig) -> Crops:
     for index in range(len(dataset)):
         content, annotations = dataset.record(index)
         picture = dataset.decode(content)
-        assert picture is not None, dataset.name(index)
+        assert picture is not None, dataset.label(index)
         for annotation in annotations:
             images.append(_crop(picture, annotation["bbox"]))
             classes.append(labels[annotation["category_id"]])

@@ -104,9 +104,9 @@ def test_what_is_dropped_is_what_training_drops(
     printed = capsys.readouterr().out.splitlines()
     with caplog.at_level(logging.WARNING):
         load_split(coco_folder.config().data, "train")
-    said = [message for message in caplog.messages if ": dropped" in message]
+    said = [message for message in caplog.messages if "dropped) in 1 annotation: " in message]
     assert len(said) == 2
-    assert [line for line in printed if ": dropped" in line] == said
+    assert [line for line in printed if "dropped) in 1 annotation: " in line] == said
     assert printed[-1].startswith("training starts, without 2 things that are wrong; ")
 
 
@@ -158,14 +158,25 @@ def points_as_pairs(folder: Any) -> None:
 @pytest.mark.parametrize(
     ("breaking", "said"),
     [
-        (all_crowds, "no instance is left to train on: all 14 have iscrowd=1; set iscrowd to 0 for single objects"),
-        (flat_boxes, "no instance is left to train on: box without area (14); correct the annotations"),
-        (crowds_and_flat_boxes, "no instance is left to train on: iscrowd=1 (11), box without area (3); set iscrowd"),
-        (no_annotations, "no instance to learn from: nothing is annotated as boat, kite; annotate the images"),
-        (no_categories, "no categories; there is nothing to learn: name the classes in 'categories'"),
+        (
+            all_crowds,
+            "no instance is left to train on: iscrowd=1 in 14 annotations; set iscrowd to 0 for single objects",
+        ),
+        (
+            flat_boxes,
+            "no instance is left to train on: bbox without area (annotation dropped) in 14 annotations; correct",
+        ),
+        (
+            crowds_and_flat_boxes,
+            "no instance is left to train on: iscrowd=1 in 11 annotations, bbox without area (annotation dropped)"
+            " in 3 annotations; set iscrowd",
+        ),
+        (no_annotations, "no annotation of boat, kite, so there is nothing to train on; annotate the images"),
+        (no_categories, "no categories, so there is nothing to train on; add the classes to 'categories'"),
         (
             points_as_pairs,
-            "no instance has a mask to learn from: polygon with fewer than 3 points (14); set model.mask=",
+            "no instance has a mask to train on: polygon with fewer than 3 points (dropped) in 14 annotations;"
+            " set model.mask=",
         ),
     ],
 )
@@ -250,8 +261,8 @@ def test_a_broken_file_does_not_hide_the_others(coco_folder: Any, capsys: pytest
     assert run(coco_folder) == 1
     printed = capsys.readouterr().out
     assert "7/7 images checked" in printed
-    assert f"{coco_folder.root / 'val.json'} is not JSON" in printed
-    assert "is not JSON" in Path("check-coco.html").read_text()
+    assert f"{coco_folder.root / 'val.json'} is not valid JSON" in printed
+    assert "is not valid JSON" in Path("check-coco.html").read_text()
 
 
 def test_images_that_are_nowhere(coco_folder: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -263,15 +274,15 @@ def test_images_that_are_nowhere(coco_folder: Any, tmp_path: Path, capsys: pytes
     assert "give their folder as --images=FOLDER" in printed
     assert run(coco_folder, "--images", str(tmp_path / "elsewhere")) == 0
     assert run(coco_folder, "--images", str(tmp_path)) == 1
-    assert "it has none of the images: give their folder as" in capsys.readouterr().out
+    assert "this folder has none of the images: correct" in capsys.readouterr().out
 
 
 def test_interrupted(coco_folder: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     def interrupted(*_: Any) -> Any:
-        yield image_files.Examined()
+        yield image_files.ImageCheck()
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(image_files, "examine", interrupted)
+    monkeypatch.setattr(image_files, "check_images", interrupted)
     assert run(coco_folder) == 130
     assert capsys.readouterr().err == "Ctrl-C: interrupted\n"
     assert not list(Path().iterdir())

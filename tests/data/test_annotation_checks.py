@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pycocotools import mask as coco_mask
 
-from mrcnn_jax.data import annotation_checks
+from mrcnn_jax.data import annotation_checks, segmentation_checks
 from mrcnn_jax.data.categories import Categories, KeypointSchema
 from mrcnn_jax.data.findings import Problem
 
@@ -32,7 +32,7 @@ def judged(
     *annotations: dict[str, Any], masks: bool = True
 ) -> tuple[list[dict[str, Any]], annotation_checks.AnnotationValidator]:
     judge = annotation_checks.AnnotationValidator(CATEGORIES, masks=masks)
-    return judge.usable(annotations, HEIGHT, WIDTH), judge
+    return judge.validate(annotations, HEIGHT, WIDTH), judge
 
 
 def encoded(mask: np.ndarray) -> dict[str, Any]:
@@ -85,7 +85,7 @@ def test_what_is_right_stays_as_it_is(fields: dict[str, Any]) -> None:
     ("kind", "fields"),
     [
         *[
-            (annotation_checks.BAD_BOX, {"bbox": bbox})
+            (annotation_checks.INVALID_BOX, {"bbox": bbox})
             for bbox in (
                 [NAN, 1, 5, 5],
                 [1, 1, INF, 5],
@@ -110,7 +110,7 @@ def test_what_is_right_stays_as_it_is(fields: dict[str, Any]) -> None:
             for bbox in ([1, 1, 5, 0], [1, 1, 0, 5], [1, 1, -5, 5], [9, 9, 5, -1])
         ],
         *[
-            (annotation_checks.OUTER_BOX, {"bbox": bbox})
+            (annotation_checks.BOX_OUTSIDE_IMAGE, {"bbox": bbox})
             for bbox in ([60, 1, 5, 5], [1, 40, 5, 5], [-9, 1, 5, 5], [1, -5, 5, 5], [1e300, 1, 5, 5], [1e17, 1, 1, 1])
         ],
         *[
@@ -130,13 +130,13 @@ def test_without_a_usable_box_an_instance_is_dropped_and_named(kind: str, fields
 @pytest.mark.parametrize(
     ("kind", "fields"),
     [
-        *[(annotation_checks.NO_MASK, {"segmentation": nothing}) for nothing in ([], {}, None, "", 0)],
+        *[(annotation_checks.MISSING_SEGMENTATION, {"segmentation": nothing}) for nothing in ([], {}, None, "", 0)],
         *[
-            (annotation_checks.BAD_MASK, {"segmentation": other})
+            (segmentation_checks.INVALID_SEGMENTATION, {"segmentation": other})
             for other in ("polygon", 7, True, POLYGON, ["a"], [None], [{"size": [40, 60]}])
         ],
         *[
-            (annotation_checks.BAD_RLE, {"segmentation": rle})
+            (segmentation_checks.INVALID_RLE, {"segmentation": rle})
             for rle in (
                 {"counts": [2400]},
                 {"size": [40, 60]},
@@ -160,29 +160,32 @@ def test_without_a_usable_box_an_instance_is_dropped_and_named(kind: str, fields
             )
         ],
         *[
-            (annotation_checks.SHORT_POLYGON, {"segmentation": [points]})
+            (segmentation_checks.SHORT_POLYGON, {"segmentation": [points]})
             for points in ([], [4, 6], [4, 6, 24, 16], [1] * 5)
         ],
-        (annotation_checks.ODD_POLYGON, {"segmentation": [[*POLYGON, 4]]}),
+        (segmentation_checks.ODD_POLYGON, {"segmentation": [[*POLYGON, 4]]}),
         *[
-            (annotation_checks.BAD_POLYGON, {"segmentation": [[4, 6, 24, 6, other, 16]]})
+            (segmentation_checks.INVALID_POLYGON, {"segmentation": [[4, 6, 24, 6, other, 16]]})
             for other in (NAN, INF, -INF, "24", None, [24], {}, 10**400)
         ],
         *[
-            (annotation_checks.FAR_POLYGON, {"segmentation": [[4, 6, far, 6, 24, 16]]})
+            (segmentation_checks.FAR_POLYGON, {"segmentation": [[4, 6, far, 6, 24, 16]]})
             for far in (121, -61, 1e9, -1e300, 10**30)
         ],
-        (annotation_checks.UNSEEN_MASK, {"segmentation": [[70, 6, 90, 6, 90, 16]]}),
-        (annotation_checks.UNSEEN_MASK, {"segmentation": [[4, -9, 24, -9, 24, -1]]}),
-        (annotation_checks.UNSEEN_MASK, {"segmentation": [[4, 6, 24, 16, 4, 6]]}),
-        (annotation_checks.UNSEEN_MASK, {"segmentation": [[4, 6, 4.01, 6, 4.01, 6.01]]}),
-        (annotation_checks.UNSEEN_MASK, {"segmentation": [POLYGON + POLYGON]}),  # around twice is around nothing
-        (annotation_checks.UNSEEN_MASK, {"segmentation": encoded(filled(0, 0, 0, 0))}),
-        (annotation_checks.UNSEEN_MASK, {"segmentation": {"size": [40, 60], "counts": [2400]}}),
-        (annotation_checks.UNSEEN_MASK, {"segmentation": {"size": [40, 60], "counts": [2400]}, "iscrowd": 1}),
-        (annotation_checks.STRAY_MASK, {"segmentation": [[40, 20, 50, 20, 50, 30, 40, 30]]}),
-        (annotation_checks.STRAY_MASK, {"segmentation": encoded(filled(40, 20, 50, 30))}),
-        (annotation_checks.STRAY_MASK, {"segmentation": counted(filled(24, 0, 60, 40))}),
+        (segmentation_checks.MASK_OUTSIDE_IMAGE, {"segmentation": [[70, 6, 90, 6, 90, 16]]}),
+        (segmentation_checks.MASK_OUTSIDE_IMAGE, {"segmentation": [[4, -9, 24, -9, 24, -1]]}),
+        (segmentation_checks.MASK_OUTSIDE_IMAGE, {"segmentation": [[4, 6, 24, 16, 4, 6]]}),
+        (segmentation_checks.MASK_OUTSIDE_IMAGE, {"segmentation": [[4, 6, 4.01, 6, 4.01, 6.01]]}),
+        (
+            segmentation_checks.MASK_OUTSIDE_IMAGE,
+            {"segmentation": [POLYGON + POLYGON]},
+        ),  # around twice is around nothing
+        (segmentation_checks.MASK_OUTSIDE_IMAGE, {"segmentation": encoded(filled(0, 0, 0, 0))}),
+        (segmentation_checks.MASK_OUTSIDE_IMAGE, {"segmentation": {"size": [40, 60], "counts": [2400]}}),
+        (segmentation_checks.MASK_OUTSIDE_IMAGE, {"segmentation": {"size": [40, 60], "counts": [2400]}, "iscrowd": 1}),
+        (segmentation_checks.MASK_OUTSIDE_BOX, {"segmentation": [[40, 20, 50, 20, 50, 30, 40, 30]]}),
+        (segmentation_checks.MASK_OUTSIDE_BOX, {"segmentation": encoded(filled(40, 20, 50, 30))}),
+        (segmentation_checks.MASK_OUTSIDE_BOX, {"segmentation": counted(filled(24, 0, 60, 40))}),
     ],
 )
 def test_without_a_usable_mask_the_box_stays_and_the_mask_is_named(kind: str, fields: dict[str, Any]) -> None:
@@ -200,16 +203,16 @@ def test_without_a_usable_mask_the_box_stays_and_the_mask_is_named(kind: str, fi
 @pytest.mark.parametrize(
     ("kind", "fields", "changed"),
     [
-        (annotation_checks.SHORT_POLYGON, {"segmentation": [[1, 2], POLYGON, []]}, {"segmentation": [POLYGON]}),
-        (annotation_checks.ODD_POLYGON, {"segmentation": [POLYGON, [1] * 7]}, {"segmentation": [POLYGON]}),
-        (annotation_checks.BAD_POLYGON, {"segmentation": [POLYGON, [NAN] * 6]}, {"segmentation": [POLYGON]}),
-        (annotation_checks.FAR_POLYGON, {"segmentation": [POLYGON, [1e9] * 6]}, {"segmentation": [POLYGON]}),
-        (annotation_checks.BAD_MASK, {"segmentation": [POLYGON, 7]}, {"segmentation": [POLYGON]}),
+        (segmentation_checks.SHORT_POLYGON, {"segmentation": [[1, 2], POLYGON, []]}, {"segmentation": [POLYGON]}),
+        (segmentation_checks.ODD_POLYGON, {"segmentation": [POLYGON, [1] * 7]}, {"segmentation": [POLYGON]}),
+        (segmentation_checks.INVALID_POLYGON, {"segmentation": [POLYGON, [NAN] * 6]}, {"segmentation": [POLYGON]}),
+        (segmentation_checks.FAR_POLYGON, {"segmentation": [POLYGON, [1e9] * 6]}, {"segmentation": [POLYGON]}),
+        (segmentation_checks.INVALID_SEGMENTATION, {"segmentation": [POLYGON, 7]}, {"segmentation": [POLYGON]}),
         (annotation_checks.CLIPPED_BOX, {"bbox": [-2, 6, 26, 10]}, {"bbox": [0, 6, 24, 10]}),
         (annotation_checks.CLIPPED_BOX, {"bbox": [4, 6, 70.5, 36.5]}, {"bbox": [4, 6, 56, 34]}),
         (annotation_checks.CLIPPED_BOX, {"bbox": [4, -1.5, 20, 20]}, {"bbox": [4, 0, 20, 18.5]}),
         *[
-            (annotation_checks.BAD_KEYPOINTS, {"keypoints": points}, {"keypoints": []})
+            (annotation_checks.INVALID_KEYPOINTS, {"keypoints": points}, {"keypoints": []})
             for points in (
                 [NAN] * 9,
                 [1, 2, "2"] * 3,
@@ -222,7 +225,7 @@ def test_without_a_usable_mask_the_box_stays_and_the_mask_is_named(kind: str, fi
             )
         ],
         *[
-            (annotation_checks.MISCOUNTED_KEYPOINTS, {"keypoints": points, "category_id": category}, {"keypoints": []})
+            (annotation_checks.WRONG_KEYPOINT_COUNT, {"keypoints": points, "category_id": category}, {"keypoints": []})
             for points, category in (([1, 2, 2], 20), ([1] * 10, 20), ([1, 2, 2], 3))
         ],
     ],
@@ -243,13 +246,13 @@ def test_an_instance_stays_without_what_is_wrong_with_it(
 def test_an_area_that_is_no_number_is_dropped(area: Any) -> None:
     kept, judge = judged(annotated(area=area, iscrowd=1))
     assert kept == [annotated(iscrowd=1)]
-    assert judge.problems == [Problem(annotation_checks.BAD_AREA, 500, 98)]
+    assert judge.problems == [Problem(annotation_checks.INVALID_AREA, 500, 98)]
 
 
 @pytest.mark.parametrize("scoring", [False, True])
 def test_an_area_of_0_is_taken_as_missing(scoring: bool) -> None:
     judge = annotation_checks.AnnotationValidator(CATEGORIES, masks=True, scoring=scoring)
-    assert judge.usable([annotated(area=0), annotated(area=0.0, id=501)], HEIGHT, WIDTH) == [
+    assert judge.validate([annotated(area=0), annotated(area=0.0, id=501)], HEIGHT, WIDTH) == [
         annotated(),
         annotated(id=501),
     ]
@@ -277,9 +280,9 @@ def test_several_slips_of_one_annotation_are_all_named_once() -> None:
     kinds = [problem.kind for problem in judge.problems]
     assert kinds == [
         annotation_checks.CLIPPED_BOX,
-        annotation_checks.SHORT_POLYGON,
-        annotation_checks.BAD_POLYGON,
-        annotation_checks.MISCOUNTED_KEYPOINTS,
+        segmentation_checks.SHORT_POLYGON,
+        segmentation_checks.INVALID_POLYGON,
+        annotation_checks.WRONG_KEYPOINT_COUNT,
     ]
 
 
@@ -296,14 +299,14 @@ def test_without_masks_boxes_alone_will_do() -> None:
         (
             {"category_id": 7},
             "unknown category ids",
-            "annotation 500 (image 98) has category 7",
-            "add the category to 'categories', or correct the id",
+            "annotation 500 (image 98) has category_id 7",
+            "add the category to 'categories', or correct category_id",
         ),
         *[
             (
                 {"iscrowd": crowd},
                 "iscrowd that is neither 0 nor 1",
-                f"annotation 500 (image 98) has {text}",
+                f"annotation 500 (image 98) has iscrowd {text}",
                 "write the number 1 for a group of objects that share a mask, else 0, without quotes",
             )
             for crowd, text in (
@@ -314,9 +317,9 @@ def test_without_masks_boxes_alone_will_do() -> None:
         *[
             (
                 {"segmentation": {"size": size, "counts": counts}, "iscrowd": crowd},
-                "RLE of another size than its image",
-                f"annotation 500 (image 98) has {size[0]}x{size[1]}, not 40x60",
-                "encode the masks anew, or correct the image's height and width",
+                "RLE whose size (height x width) differs from its image",
+                f"annotation 500 (image 98) has an RLE of {size[0]}x{size[1]}, not 40x60",
+                "encode the masks again, or correct height and width of the image",
             )
             for size, counts, crowd in (
                 ([60, 40], [2400], 0),
@@ -337,9 +340,9 @@ def test_what_does_not_fit_together_is_refused(fields: dict[str, Any], kind: str
 
 def test_of_a_category_that_is_refused_nothing_more_is_said() -> None:
     judge = annotation_checks.AnnotationValidator(CATEGORIES, masks=True, refused={7})
-    assert not judge.usable([annotated(category_id=7)], HEIGHT, WIDTH)
+    assert not judge.validate([annotated(category_id=7)], HEIGHT, WIDTH)
     assert not judge.refusals
-    assert not judge.usable([annotated(category_id=8)], HEIGHT, WIDTH)
+    assert not judge.validate([annotated(category_id=8)], HEIGHT, WIDTH)
     assert len(judge.refusals) == 1
 
 
@@ -357,7 +360,7 @@ def test_a_polygon_is_kept_if_pycocotools_draws_a_pixel_of_it(polygons: list[lis
     (kept,), judge = judged(annotated(bbox=whole, segmentation=polygons))
     drawn = coco_mask.area(coco_mask.merge(coco_mask.frPyObjects(polygons, HEIGHT, WIDTH))) > 0
     assert kept["segmentation"] == (polygons if drawn else [])
-    assert judge.problems == ([] if drawn else [Problem(annotation_checks.UNSEEN_MASK, 500, 98)])
+    assert judge.problems == ([] if drawn else [Problem(segmentation_checks.MASK_OUTSIDE_IMAGE, 500, 98)])
 
 
 @settings(max_examples=50)
@@ -368,7 +371,10 @@ def test_an_rle_is_kept_if_it_has_a_pixel_in_its_box(seed: int, x: int, y: int, 
     for rle in (encoded(mask), counted(mask)):
         (kept,), judge = judged(annotated(bbox=[x, y, width, height], segmentation=rle))
         assert kept["segmentation"] == (rle if seen else [])
-        assert seen or judge.problems[0].kind in (annotation_checks.STRAY_MASK, annotation_checks.UNSEEN_MASK)
+        assert seen or judge.problems[0].kind in (
+            segmentation_checks.MASK_OUTSIDE_BOX,
+            segmentation_checks.MASK_OUTSIDE_IMAGE,
+        )
 
 
 @pytest.mark.parametrize(
@@ -387,7 +393,7 @@ def test_what_can_be_scored_stays_as_it_is_for_evaluation(fields: dict[str, Any]
     _, judge = judged(annotation)
     assert judge.problems  # of training
     scoring = annotation_checks.AnnotationValidator(CATEGORIES, masks=True, scoring=True)
-    assert scoring.usable([annotation], HEIGHT, WIDTH) == [annotation]
+    assert scoring.validate([annotation], HEIGHT, WIDTH) == [annotation]
     assert not scoring.problems
 
 
@@ -401,7 +407,7 @@ def test_what_can_be_scored_stays_as_it_is_for_evaluation(fields: dict[str, Any]
 )
 def test_of_what_cannot_be_scored_the_rest_stays_in_evaluation(fields: dict[str, Any], left: dict[str, Any]) -> None:
     scoring = annotation_checks.AnnotationValidator(CATEGORIES, masks=True, scoring=True)
-    assert scoring.usable([annotated(**fields)], HEIGHT, WIDTH) == [annotated(**left)]
+    assert scoring.validate([annotated(**fields)], HEIGHT, WIDTH) == [annotated(**left)]
     assert len(scoring.problems) == 1
 
 
@@ -409,8 +415,8 @@ def test_of_what_cannot_be_scored_the_rest_stays_in_evaluation(fields: dict[str,
     ("points", "kinds"),
     [
         ([59.5, 39.5, 2, -0.5, -0.5, 1, 0, 0, 0], []),
-        ([60, 39, 2, 5, 5, 2, 0, 0, 0], ["keypoints outside the image"]),
-        ([5, -1, 1, 5, 5, 2, 0, 0, 0], ["keypoints outside the image"]),
+        ([60, 39, 2, 5, 5, 2, 0, 0, 0], [annotation_checks.KEYPOINTS_OUTSIDE_IMAGE]),
+        ([5, -1, 1, 5, 5, 2, 0, 0, 0], [annotation_checks.KEYPOINTS_OUTSIDE_IMAGE]),
         ([5, 5, 1, 5, 5, 2, 900, 900, 0], []),  # not labeled: where it is means nothing
     ],
 )

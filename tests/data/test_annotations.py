@@ -11,6 +11,7 @@ import pytest
 
 from mrcnn_jax.config import SplitConfig
 from mrcnn_jax.data import Problem, eval_batches, load_split, train_batches
+from mrcnn_jax.data.annotation_checks import EMPTY_BOX, MISSING_SEGMENTATION
 from mrcnn_jax.errors import DataError
 from mrcnn_jax.structures import Batch
 
@@ -27,7 +28,7 @@ def test_missing_image_is_refused(coco_folder: Any) -> None:
 
 
 def test_where_all_images_are_missing_the_folder_is_wrong(coco_folder: Any) -> None:
-    advice = r"it has none of the images: give their folder as data\.root and data\.train/eval\.images"
+    advice = r"this folder has none of the images: correct data\.root with data\.train\.images or data\.eval\.images"
     for images in ("nowhere", "."):
         config = coco_folder.config(train=SplitConfig("coco.json", images))
         with pytest.raises(DataError, match=rf"coco\.json: images that are not in .* \(7\): 0\.png .*; {advice}"):
@@ -63,7 +64,7 @@ def test_size_is_that_of_the_upright_image(coco_folder: Any) -> None:
 
 def test_unknown_category_is_refused(coco_folder: Any) -> None:
     annotation = coco_folder.add(98, [1, 1, 5, 5], category_id=7)
-    message = rf"coco\.json: unknown category ids \(1\): annotation {annotation['id']} \(image 98\) has category 7; add"
+    message = rf"coco\.json: unknown category ids \(1\): annotation {annotation['id']} \(image 98\) has category_id 7;"
     with pytest.raises(DataError, match=message):
         load_split(coco_folder.config().data, "train")
 
@@ -73,8 +74,8 @@ def test_boxes_without_area_are_dropped_counted_and_named(coco_folder: Any, capl
     coco_folder.add(99, [1, 1, 0, 5], id=2206849)
     with caplog.at_level(logging.WARNING):
         dataset = load_split(coco_folder.config().data, "train")
-    assert dataset.problems == (Problem("box without area", 2206849, 99), Problem("box without area", 918, 98))
-    assert "dropped 2, box without area: annotation 2206849 (image 99), 918 (image 98)" in caplog.text
+    assert dataset.problems == (Problem(EMPTY_BOX, 2206849, 99), Problem(EMPTY_BOX, 918, 98))
+    assert "bbox without area (annotation dropped) in 2 annotations: 2206849 (image 99), 918 (image 98)" in caplog.text
     assert [len(dataset.record(i)[1]) for i in range(len(dataset))] == [2] * 7
 
 
@@ -84,7 +85,7 @@ def test_polygons_with_fewer_than_three_points_are_dropped(coco_folder: Any, cap
     coco_folder.add(98, [1, 1, 5, 5], id=501, segmentation=[[1, 1, 6, 6]])
     with caplog.at_level(logging.WARNING):
         dataset = load_split(coco_folder.config().data, "train")
-    assert "dropped 2, polygon with fewer than 3 points: annotation 500 (image 98), 501 (image 98)" in caplog.text
+    assert "polygon with fewer than 3 points (dropped) in 2 annotations: 500 (image 98), 501 (image 98)" in caplog.text
     kept = {a["id"]: a["segmentation"] for a in dataset.record(2)[1]}
     assert kept[500] == [whole]
     assert kept[501] == []  # its box stays
@@ -93,7 +94,7 @@ def test_polygons_with_fewer_than_three_points_are_dropped(coco_folder: Any, cap
 def test_instance_without_segmentation_among_others_keeps_its_box(coco_folder: Any) -> None:
     coco_folder.add(98, [1, 1, 5, 5], id=500, segmentation=[])
     dataset = load_split(coco_folder.config().data, "train")
-    assert dataset.problems == (Problem("no segmentation (the box stays)", 500, 98),)
+    assert dataset.problems == (Problem(MISSING_SEGMENTATION, 500, 98),)
     assert dataset.has_masks
     assert dataset.instances.tolist() == [2, 2, 3, 2, 2, 2, 2]
 
@@ -107,7 +108,7 @@ def test_keypoints_of_a_wrong_number_are_dropped_and_their_instance_kept(
     coco_folder.add(98, [1, 1, 5, 5], id=502, category_id=20, keypoints=[])
     with caplog.at_level(logging.WARNING):
         dataset = load_split(coco_folder.config().data, "train")
-    assert "dropped 2, wrong number of keypoints: annotation 500 (image 98), 501 (image 98)" in caplog.text
+    assert "wrong number of keypoints (dropped) in 2 annotations: 500 (image 98), 501 (image 98)" in caplog.text
     kept = {a["id"]: a["keypoints"] for a in dataset.record(2)[1] if "keypoints" in a}
     assert [kept[i] for i in (500, 501, 502)] == [[], [], []]
     assert [12, 4, 2, 20, 10, 1, 0, 0, 0] in kept.values()
@@ -133,7 +134,7 @@ def test_data_without_masks_serves_a_model_without_masks_only(coco_folder: Any) 
         del annotation["segmentation"]
     config = coco_folder.config()
     dataset = load_split(config.data, "train")
-    with pytest.raises(DataError, match=r"coco\.json: no instance has a mask to learn from; set model\.mask=None"):
+    with pytest.raises(DataError, match=r"coco\.json: no instance has a mask to train on; set model\.mask=None"):
         train_batches(dataset, config)
     boxes_only = dataclasses.replace(config, model=dataclasses.replace(config.model, mask=None))
     with train_batches(dataset, boxes_only) as batches:
@@ -157,7 +158,7 @@ def test_categories_choose_annotations(coco_folder: Any) -> None:
     boats = load_split(coco_folder.config(categories=("boat",)).data, "eval")
     assert boats.instances.sum() == 7
     assert not boats.has_masks
-    with pytest.raises(DataError, match=r"data\.categories asks for bote; the data has boat, kite"):
+    with pytest.raises(DataError, match=r"data\.categories names bote, but the dataset has boat, kite"):
         load_split(coco_folder.config(categories=("bote",)).data, "train")
 
 
@@ -177,14 +178,14 @@ def test_images_with_too_few_keypoints_are_not_trained_on(coco_folder: Any, capl
     data = coco_folder.config(min_keypoints=3).data
     with caplog.at_level(logging.INFO):
         dataset = load_split(data, "train")
-    assert "2 of 7 images have 3 labeled keypoints or more" in caplog.text
+    assert "using 2 of 7 images, those with at least 3 labeled keypoints" in caplog.text
     assert dataset.ids.tolist() == [98, 95]
     assert len(dataset.file_names) == len(dataset.sizes) == len(dataset.instances) == 2
     content, annotations = dataset.record(1)
     assert content == dataset.image_path(1).read_bytes() == (coco_folder.root / "images" / "5.png").read_bytes()
     assert {a["image_id"] for a in annotations} == {95}
     assert len(load_split(data, "eval")) == 7
-    with pytest.raises(DataError, match=r"coco\.json: no image has the data\.min_keypoints=6 labeled keypoints"):
+    with pytest.raises(DataError, match=r"coco\.json: no image has at least data\.min_keypoints=6 labeled keypoints"):
         load_split(coco_folder.config(min_keypoints=6).data, "train")
 
 
@@ -192,7 +193,7 @@ def test_image_ids_choose_images(coco_folder: Any) -> None:
     chosen = load_split(coco_folder.config(train=SplitConfig("coco.json", "images", (95, 99))).data, "train")
     assert chosen.ids.tolist() == [99, 95]  # in the order of the file
     assert chosen.image_path(0).name == "1.png"
-    with pytest.raises(DataError, match=r"image_ids asks for images that the file does not have \(1\): 7"):
+    with pytest.raises(DataError, match=r"image_ids names images that the file does not have \(1\): image 7"):
         load_split(coco_folder.config(train=SplitConfig("coco.json", "images", (95, 7))).data, "train")
 
 
@@ -200,18 +201,21 @@ def test_image_ids_choose_images(coco_folder: Any) -> None:
     ("content", "message"),
     [
         (None, "no annotation file"),
-        ("", "is not JSON"),
-        ("{", "is not JSON"),
-        ("[" * 100_000, "is not JSON"),
-        ('{"images": ' + "1" * 5000 + "}", "is not JSON"),
-        ("\udcff\udcfe", "is not JSON"),
+        ("", "is not valid JSON"),
+        ("{", "is not valid JSON"),
+        ("[" * 100_000, "is not valid JSON"),
+        ('{"images": ' + "1" * 5000 + "}", "is not valid JSON"),
+        ("\udcff\udcfe", "is not valid JSON"),
         ("[]", "has no list 'images'"),
         ("7", "has no list 'images'"),
         ('{"images": {}, "annotations": [], "categories": []}', "has no list 'images'"),
         ('{"images": [{}], "annotations": null, "categories": []}', "has no list 'annotations'"),
         ('{"images": [], "annotations": []}', "has no list 'categories'"),
-        ('{"images": [], "annotations": [], "categories": []}', "no images"),
-        ('{"images": [{"id": 4}], "annotations": [], "categories": []}', r"without one of .*width \(1\): image 4"),
+        ('{"images": [], "annotations": [], "categories": []}', "list 'images' is empty"),
+        (
+            '{"images": [{"id": 4}], "annotations": [], "categories": []}',
+            r"missing fields \(1\): image 4: height, width",
+        ),
     ],
 )
 def test_file_that_is_no_coco_json_is_refused(coco_folder: Any, content: str | None, message: str) -> None:

@@ -212,7 +212,7 @@ def test_copy_paste_wants_masks(coco_folder: Any) -> None:
         del annotation["segmentation"]
     config = coco_folder.config()
     config = dataclasses.replace(config, model=dataclasses.replace(config.model, mask=None))
-    with pytest.raises(DataError, match=r"data\.augment\.copy_paste cuts instances out along theirs: set it to 0"):
+    with pytest.raises(DataError, match=r"which data\.augment\.copy_paste needs; set it to 0"):
         take(change(config, AugmentConfig(copy_paste=0.5)), 1)
     boxes = take(change(config, dataclasses.replace(EVERYTHING, copy_paste=0.0)), 3)
     assert all(fields[6].size == 0 for fields in boxes)

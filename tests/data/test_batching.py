@@ -158,7 +158,7 @@ def test_buckets_are_mixed() -> None:
 
 
 def test_a_bucket_that_fills_no_batch_is_not_dropped_in_silence() -> None:
-    message = r"batch of 4 .*no full one; bucket 1088x800 has 3, 1344x800 has 1: set data\.remainder=repeat or pad"
+    message = r"train\.batch_size=4: bucket 1088x800 has 3, 1344x800 has 1; set data\.remainder=repeat or pad"
     with pytest.raises(DataError, match=message):
         BatchPlan(0, np.array([0] * 4 + [1] * 3 + [3]), BUCKETS, 4, remainder="drop")
 

@@ -41,20 +41,20 @@ def test_a_name_that_differs_in_spelling_is_named(tmp_path: Path, asked: str, th
     path = tmp_path / there
     path.parent.mkdir(exist_ok=True)
     path.touch()
-    hint = file_names.near(tmp_path, asked)
+    hint = file_names.describe_similar(tmp_path, asked)
     if how is None:
         assert hint is None
         return
     shown = os.fsencode(there).decode("utf-8", "backslashreplace")
-    assert hint == f"{shown} is there; the names differ {how}"
+    assert hint == f"{shown} exists, which differs {how}"
     if asked != there:
-        assert file_names.missing(tmp_path / asked) == f"No such file or directory; {hint}"
+        assert file_names.describe_missing(tmp_path / asked) == f"No such file or directory; {hint}"
 
 
 def test_two_near_names_are_no_hint(tmp_path: Path) -> None:
     for name in ("a.JPG", "A.jpg"):
         (tmp_path / name).touch()
-    assert file_names.near(tmp_path, "A.JPG") is None
+    assert file_names.describe_similar(tmp_path, "A.JPG") is None
 
 
 def test_the_same_hint_from_training_check_and_prediction(
@@ -63,8 +63,10 @@ def test_the_same_hint_from_training_check_and_prediction(
     monkeypatch.chdir(tmp_path)
     images = coco_folder.root / "images"
     (images / "2.png").rename(images / "2.PNG")
-    hint = "2.PNG is there; the names differ in upper and lower case"
-    with pytest.raises(DataError, match=rf"2\.png \(id 98; {hint}\); write the names that the files have") as refused:
+    hint = "2.PNG exists, which differs in upper and lower case"
+    with pytest.raises(
+        DataError, match=rf"2\.png \(id 98; {hint}\); make file_name equal to the names of the files"
+    ) as refused:
         load_split(coco_folder.config().data, "train")
     assert mrcnn(["check", str(coco_folder.root)]) == 1
     assert str(refused.value) in capsys.readouterr().out.splitlines()
@@ -88,15 +90,15 @@ def test_links_to_folders_are_followed_once(tmp_path: Path, caplog: pytest.LogCa
         (root / link).symlink_to(target)
     (tmp_path / "elsewhere" / "back").symlink_to(root)
     with caplog.at_level(logging.INFO):
-        found = list(file_names.walk(root, without=root / "out", failed=pytest.fail))
+        found = list(file_names.walk_files(root, without=root / "out", failed=pytest.fail))
     assert sorted(str(path.relative_to(root)) for path in found) == ["a.png", "l1/c.png", "l1/deep/d.png", "sub/b.png"]
-    assert len([message for message in caplog.messages if "skipped, it is a link" in message]) == 5
+    assert len([message for message in caplog.messages if "skipped, because it links to" in message]) == 5
     assert [str(path) for path in files.find(root)] == ["a.png", "l1/c.png", "l1/deep/d.png", "out/f.png", "sub/b.png"]
 
 
 def test_a_folder_that_cannot_be_searched_is_told(tmp_path: Path) -> None:
     told: list[OSError] = []
-    assert list(file_names.walk(tmp_path / "absent", without=None, failed=told.append)) == []
+    assert list(file_names.walk_files(tmp_path / "absent", without=None, failed=told.append)) == []
     assert isinstance(told[0], FileNotFoundError)
 
 

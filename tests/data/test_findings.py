@@ -80,8 +80,8 @@ def test_problems_of_a_kind_share_a_line() -> None:
     problems = [Problem("box without area", i, i // 2) for i in range(23)]
     problems.insert(1, Problem("no segmentation", 4, 2))
     assert describe_problems(problems, 2) == [
-        "dropped 23, box without area: annotation 0 (image 0), 1 (image 0), and 21 more",
-        "dropped 1, no segmentation: annotation 4 (image 2)",
+        "box without area in 23 annotations: 0 (image 0), 1 (image 0), and 21 more",
+        "no segmentation in 1 annotation: 4 (image 2)",
     ]
     assert describe_problems(problems)[0].endswith("19 (image 9), and 3 more")
     assert describe_problems(problems, None)[0].endswith("22 (image 11)")

@@ -42,7 +42,7 @@ from mrcnn_jax.data import annotations, image_files, load_split, records, train_
 from mrcnn_jax.data.batching import BatchPlan
 from mrcnn_jax.data.findings import raise_refusals
 from mrcnn_jax.data.loader import Loader
-from mrcnn_jax.data.pipeline import _assign
+from mrcnn_jax.data.pipeline import _assign_buckets
 from mrcnn_jax.errors import DataError
 from mrcnn_jax.evaluation import coco_metrics as evaluation
 from mrcnn_jax.structures import Batch
@@ -204,15 +204,13 @@ class InMemory:
     def __init__(self, images: dict[str, bytes]):
         self._images, self._entries = images, []
 
-    def prepare(self, path: Path, folder: Path, image_ids: Any, cache: Path) -> tuple[Path, records.Index]:
+    def prepare(self, path: Path, folder: Path, image_ids: Any, cache: Path) -> tuple[Path, records.RecordIndex]:
         """As `records.open_prepared`, with the same checks; nothing is written."""
         content = annotations.inspect(path, image_ids, folder)
         for image in content.images:
             if image.file_name not in self._images:
                 raise DataError(f"{image.file_name} is not there")
-        refusals = [
-            image_files.validate_image(self._images[image.file_name], image).refusal for image in content.images
-        ]
+        refusals = [image_files.check_image(self._images[image.file_name], image).refusal for image in content.images]
         raise_refusals(path, [*content.refusals, *filter(None, refusals)])
         self._entries = content.images
         return Path(), records._make_index(content, "", ("", ""), [], {})
@@ -283,7 +281,7 @@ def go_the_whole_way(root: Path, content: bytes, images: dict[str, bytes], keypo
     try:
         with InMemory(images).in_place():
             dataset = load_split(config.data, "train")
-            plan = BatchPlan(0, _assign(dataset, config, 64), config.data.buckets, 2)
+            plan = BatchPlan(0, _assign_buckets(dataset, config, 64), config.data.buckets, 2)
             loader = Loader(dataset, config, plan, slice(0, 2), training=True)
             truth = evaluation.ground_truth(root / "fuzz.json")
     except DataError:
@@ -344,9 +342,9 @@ def test_numbers_that_no_float_can_hold(root, key, value):
 
 def test_a_polygon_that_would_fill_the_memory_is_not_drawn(tmp_path):
     content = copy.deepcopy(JSON)
-    content["images"][0].update(height=1, width=annotations.MOST_PIXELS)
-    across = [0, 0, annotations.MOST_PIXELS, 0, annotations.MOST_PIXELS, 1, 0, 1]
-    content["annotations"][0].update(bbox=[0, 0, annotations.MOST_PIXELS, 1], segmentation=[across])
+    content["images"][0].update(height=1, width=annotations.MAX_PIXELS)
+    across = [0, 0, annotations.MAX_PIXELS, 0, annotations.MOST_PIXELS, 1, 0, 1]
+    content["annotations"][0].update(bbox=[0, 0, annotations.MAX_PIXELS, 1], segmentation=[across])
     (tmp_path / "fuzz.json").write_text(json.dumps(content))
     kinds = {problem.kind for problem in annotations.inspect(tmp_path / "fuzz.json").problems}
     assert "polygon with an outline of more than 10 million pixels" in kinds

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image, ImageOps, PngImagePlugin
 
 from mrcnn_jax.data import image_files, image_formats
-from mrcnn_jax.data.annotations import MOST_PIXELS, ImageEntry
+from mrcnn_jax.data.annotations import MAX_PIXELS, ImageEntry
 from mrcnn_jax.data.image_formats import FORMATS
 from mrcnn_jax.tools.convert import files
 
@@ -133,7 +133,7 @@ def test_exif_orientation_is_applied(kind: str, orientation: int) -> None:
     expected = np.asarray(ImageOps.exif_transpose(stored))
     assert expected.shape == ((83, 61, 3) if orientation >= 5 else (61, 83, 3))
     np.testing.assert_allclose(image_files.decode(content), expected, atol=2)
-    assert image_files.validate_image(content, entry(*expected.shape[1::-1])).refusal is None
+    assert image_files.check_image(content, entry(*expected.shape[1::-1])).refusal is None
 
 
 def xmp(orientation: int) -> bytes:
@@ -165,10 +165,10 @@ def test_xmp_decides_where_exif_says_nothing(tmp_path: Path, kind: str, exif: in
     assert image_files.decode(content, 2).shape == (-(-height // 2), -(-width // 2), 3)  # type: ignore[union-attr]
     (tmp_path / "a").write_bytes(content)
     assert files.image_size(tmp_path / "a") == (height, width)
-    assert image_files.validate_image(content, entry(width, height)).refusal is None
-    refusal = image_files.validate_image(content, entry(height, width)).refusal
+    assert image_files.check_image(content, entry(width, height)).refusal is None
+    refusal = image_files.check_image(content, entry(height, width)).refusal
     assert refusal is not None
-    assert ("their orientation (EXIF, XMP) turns the pictures" in refusal.advice) == (exif is None)
+    assert ("the size before the rotation by EXIF or XMP" in refusal.advice) == (exif is None)
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
@@ -198,15 +198,15 @@ def test_of_several_pictures_the_first_is_used_and_check_says_so(kind: str) -> N
     options = {"lossless": True} if kind == "WEBP" else {}
     content = encoded(first, kind, save_all=True, append_images=[second, second], **options)
     np.testing.assert_array_equal(image_files.decode(content), seen(encoded(first, kind, **options)))
-    (warning,) = image_files.validate_image(content, entry()).warnings
-    assert warning.kind == "image files of several pictures, of which the first is used"
-    assert warning.culprit.startswith("a.jpg (id 7) has ")
-    assert not image_files.validate_image(encoded(first, kind, **options), entry()).warnings
+    (warning,) = image_files.check_image(content, entry()).warnings
+    assert warning.kind == "image files with several frames, of which the first is used"
+    assert warning.item.startswith("a.jpg (id 7) has ")
+    assert not image_files.check_image(encoded(first, kind, **options), entry()).warnings
 
 
 def test_a_preview_beside_a_jpeg_is_no_second_picture() -> None:
     content = encoded(PICTURE, "MPO", save_all=True, append_images=[PICTURE.resize((16, 12))])
-    assert image_files.validate_image(content, entry()).warnings == ()
+    assert image_files.check_image(content, entry()).warnings == ()
 
 
 @pytest.mark.parametrize("reduction", [2, 4, 8])
@@ -237,16 +237,16 @@ def test_reduced_pixels_are_means_of_squares(name: str, reduction: int) -> None:
 @pytest.mark.parametrize("name", ["JPEG", "JPEG progressive", "JPEG CMYK", *LOSSLESS])
 def test_a_file_that_is_cut_off_is_refused(name: str) -> None:
     content = KINDS[name] if name in KINDS else encoded(PICTURE, name)
-    assert image_files.validate_image(content, entry()).refusal is None
+    assert image_files.check_image(content, entry()).refusal is None
     whole = len(content)
     for length in (1, 3, 20, whole // 3, whole // 2, whole * 19 // 20, *([whole - 1] if name[:4] == "JPEG" else [])):
         assert image_files.decode(content[:length]) is None, length
         assert image_files.decode(content[:length], 2) is None, length
-        refusal = image_files.validate_image(content[:length], entry()).refusal
+        refusal = image_files.check_image(content[:length], entry()).refusal
         assert refusal is not None
         assert refusal.kind == "image files that cannot be read"
-        assert refusal.culprit.startswith("a.jpg (id 7): ")
-        assert refusal.advice == "replace the files, or take the images out of the JSON"
+        assert refusal.item.startswith("a.jpg (id 7): ")
+        assert refusal.advice == "replace the files, or remove the images from the JSON"
         assert refusal.image_id == 7
 
 
@@ -264,7 +264,7 @@ def test_a_preview_does_not_end_a_jpeg_that_is_cut_off() -> None:
 def test_rubbish_after_the_picture_does_no_harm(name: str, tail: bytes) -> None:
     content = KINDS[name] + tail
     np.testing.assert_array_equal(image_files.decode(content), image_files.decode(KINDS[name]))
-    assert image_files.validate_image(content, entry()).refusal is None
+    assert image_files.check_image(content, entry()).refusal is None
 
 
 def test_zeros_in_the_place_of_the_rest_of_a_jpeg_are_noticed() -> None:
@@ -277,37 +277,37 @@ def test_a_jpeg_whose_data_stop_making_sense_is_refused() -> None:
     content = bytearray(KINDS["JPEG"])
     scan = content.rfind(b"\xff\xda")
     content[scan + 100 : scan + 104] = b"\xff\xc4\x00\x00"  # a table without room for its own length
-    refusal = image_files.validate_image(bytes(content), entry()).refusal
+    refusal = image_files.check_image(bytes(content), entry()).refusal
     assert refusal is not None
-    assert refusal.culprit == "a.jpg (id 7): broken data stream when reading image file"
+    assert refusal.item == "a.jpg (id 7): broken data stream when reading image file"
 
 
 def test_a_png_whose_bits_are_flipped_is_refused() -> None:
     content = bytearray(KINDS["PNG"])
     content[len(content) // 2] ^= 1
     assert image_files.decode(bytes(content)) is None
-    assert image_files.validate_image(bytes(content), entry()).refusal is not None
+    assert image_files.check_image(bytes(content), entry()).refusal is not None
 
 
 @pytest.mark.parametrize(
     ("content", "reason"),
     [
         (b"", "it is empty"),
-        (b"<!DOCTYPE html><title>404</title>", "it is none of BMP, GIF, JPEG"),
-        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "it is none of BMP, GIF, JPEG"),  # never run
-        (b"\xff\xd8\xff", "it is none of"),
+        (b"<!DOCTYPE html><title>404</title>", "it is not one of BMP, GIF, JPEG"),
+        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "it is not one of BMP, GIF, JPEG"),  # never run
+        (b"\xff\xd8\xff", "it is not one of"),
         (bytes(4) + b"ftypisom" + bytes(50), "it is a video"),
-        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "it is a Git LFS pointer, not the file itself"),
-        (b"II*\0" + bytes(50), "it is a TIFF file of a kind that cannot be read"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "it is a Git LFS pointer: run git lfs pull"),
+        (b"II*\0" + bytes(50), "it is a TIFF file of an unsupported type"),
         (b"\x89PNG\r\n\x1a\n" + bytes(50), ""),
     ],
 )
 def test_a_file_that_is_no_picture_is_refused(content: bytes, reason: str) -> None:
     assert image_files.decode(content) is None
-    refusal = image_files.validate_image(content, entry()).refusal
+    refusal = image_files.check_image(content, entry()).refusal
     assert refusal is not None
     assert refusal.kind == "image files that cannot be read"
-    assert refusal.culprit.startswith(f"a.jpg (id 7): {reason}")
+    assert refusal.item.startswith(f"a.jpg (id 7): {reason}")
 
 
 def test_a_heic_picture_is_read_with_its_plugin_and_else_names_it(
@@ -317,16 +317,16 @@ def test_a_heic_picture_is_read_with_its_plugin_and_else_names_it(
     content = bytes(4) + b"ftypheic" + bytes(50)
     monkeypatch.setattr(image_formats, "FORMATS", tuple(name for name in FORMATS if name != "HEIF"))
     monkeypatch.setattr(image_files, "FORMATS", image_formats.FORMATS)
-    words = "it is a HEIC picture, which takes a package: pip install pillow-heif"
+    words = "it is a HEIC image, which needs a package: pip install pillow-heif"
     assert image_files.decode(content) is None
-    assert image_files.explain(content) == words
-    refusal = image_files.validate_image(content, entry(name="a.heic")).refusal
+    assert image_files.explain_decode_failure(content) == words
+    refusal = image_files.check_image(content, entry(name="a.heic")).refusal
     assert refusal is not None
-    assert refusal.culprit == f"a.heic (id 7): {words}"
+    assert refusal.item == f"a.heic (id 7): {words}"
     (tmp_path / "a.heic").write_bytes(content)
     with pytest.raises(files.Rejected) as rejected:
         files.image_size(tmp_path / "a.heic")
-    assert rejected.value.refusal.culprit == f"a.heic ({words})"
+    assert rejected.value.refusal.item == f"a.heic ({words})"
 
 
 def test_heic_pictures_are_read_where_the_plugin_is_installed(tmp_path: Path) -> None:
@@ -354,39 +354,41 @@ def bomb(kind: str) -> bytes:
 @pytest.mark.parametrize("kind", ["JPEG", "PNG"])
 def test_a_picture_too_large_for_the_memory_is_refused_unread(tmp_path: Path, kind: str) -> None:
     assert image_files.decode(bomb(kind)) is None
-    refusal = image_files.validate_image(bomb(kind), entry()).refusal
+    refusal = image_files.check_image(bomb(kind), entry()).refusal
     assert refusal is not None
-    assert refusal.kind == f"images of more than {MOST_PIXELS} pixels"
-    assert refusal.culprit == "a.jpg (id 7)"
+    assert refusal.kind == f"images of more than {MAX_PIXELS} pixels"
+    assert refusal.item == "a.jpg (id 7)"
     assert refusal.advice == "cut them into tiles, or scale them down"
-    words = f"it has more than {MOST_PIXELS} pixels: cut it into tiles, or scale it down"
-    assert image_files.explain(bomb(kind)) == words
+    words = f"it has more than {MAX_PIXELS} pixels: cut it into tiles, or scale it down"
+    assert image_files.explain_decode_failure(bomb(kind)) == words
     (tmp_path / "a").write_bytes(bomb(kind))
     with pytest.raises(files.Rejected) as rejected:
         files.image_size(tmp_path / "a")
-    assert rejected.value.refusal.culprit == f"a ({words})"
+    assert rejected.value.refusal.item == f"a ({words})"
 
 
 def test_another_size_is_refused() -> None:
-    refusal = image_files.validate_image(KINDS["JPEG"], entry(width=82)).refusal
+    refusal = image_files.check_image(KINDS["JPEG"], entry(width=82)).refusal
     assert refusal is not None
-    assert refusal.kind == "images whose size (height x width) disagrees with the JSON"
-    assert refusal.culprit == "a.jpg (id 7) is 61x83, not 61x82"
-    assert refusal.advice == "correct height and width there"
+    assert refusal.kind == "images whose size (height x width) differs from the JSON"
+    assert refusal.item == "a.jpg (id 7) is 61x83, not 61x82"
+    assert refusal.advice == "correct height and width in the JSON"
     assert refusal.image_id == 7
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG"])
 def test_the_size_before_the_exif_rotation_is_refused_with_what_it_means(kind: str) -> None:
     content = encoded(PICTURE, kind, exif=turned(6))
-    assert image_files.validate_image(content, entry(61, 83)).refusal is None
-    refusal = image_files.validate_image(content, entry(83, 61)).refusal
+    assert image_files.check_image(content, entry(61, 83)).refusal is None
+    refusal = image_files.check_image(content, entry(83, 61)).refusal
     assert refusal is not None
-    assert refusal.culprit == "a.jpg (id 7) is 83x61, not 61x83"
-    assert "take it out of the files if the annotations fit the pictures as stored" in refusal.advice
-    swapped = image_files.validate_image(KINDS[kind], entry(61, 83)).refusal  # nothing turns this one
+    assert refusal.item == "a.jpg (id 7) is 83x61, not 61x83"
+    assert (
+        "remove the orientation from the files if the annotations fit the images before the rotation" in refusal.advice
+    )
+    swapped = image_files.check_image(KINDS[kind], entry(61, 83)).refusal  # nothing turns this one
     assert swapped is not None
-    assert swapped.advice == "correct height and width there"
+    assert swapped.advice == "correct height and width in the JSON"
 
 
 def test_a_folder_is_examined_in_order(tmp_path: Path) -> None:
@@ -401,9 +403,9 @@ def test_a_folder_is_examined_in_order(tmp_path: Path) -> None:
     (tmp_path / "8.png").mkdir()
     images[9] = ImageEntry(9, "9.png/a.png", 30, 29, [])
     images[11] = ImageEntry(11, "x" * 300, 30, 31, [])
-    found = [one.refusal for one in image_files.examine(tmp_path, images)]
+    found = [one.refusal for one in image_files.check_images(tmp_path, images)]
     assert [r and r.image_id for r in found] == [i if i % 7 == 3 or i in (5, 6, 8, 9, 11) else None for i in range(40)]
-    kinds = {r.image_id: (r.kind, r.culprit) for r in found if r}
+    kinds = {r.image_id: (r.kind, r.item) for r in found if r}
     assert kinds[5] == (f"images that are not in {tmp_path}", "5.png (id 5)")
     assert kinds[9] == (f"images that are not in {tmp_path}", "9.png/a.png (id 9)")
     assert kinds[6] == ("image files that cannot be read", "6.png (id 6): it is empty")
@@ -418,16 +420,16 @@ def test_few_files_are_read_ahead_and_none_after_the_end(tmp_path: Path, monkeyp
         with lock:
             read.append(image.id)
 
-    monkeypatch.setattr(image_files, "validate_image", judge)
+    monkeypatch.setattr(image_files, "check_image", judge)
     (tmp_path / "a").write_bytes(b"")
-    results = image_files.examine(tmp_path, [ImageEntry(i, "a", 1, 1, []) for i in range(1000)])
+    results = image_files.check_images(tmp_path, [ImageEntry(i, "a", 1, 1, []) for i in range(1000)])
     assert next(results) is None
     results.close()  # type: ignore[attr-defined]
     assert len(read) < 30
 
 
 def test_there_may_be_no_images(tmp_path: Path) -> None:
-    assert list(image_files.examine(tmp_path, [])) == []
+    assert list(image_files.check_images(tmp_path, [])) == []
 
 
 @pytest.mark.filterwarnings("ignore:.*:UserWarning", "ignore:.*:PIL.Image.DecompressionBombWarning")  # Pillow's
@@ -439,7 +441,7 @@ def test_what_passes_the_judge_can_be_decoded_at_every_size() -> None:
         content = bytearray(encoded(PICTURE, kind, exif=turned(6)))
         for place in rng.integers(3, min(len(content), 400), rng.integers(0, 4)):  # in the headers, mostly
             content[place] = rng.choice([0, 255, rng.integers(256)])
-        if image_files.validate_image(bytes(content), entry(61, 83)).refusal is None:
+        if image_files.check_image(bytes(content), entry(61, 83)).refusal is None:
             passed += 1
             for reduction in (1, 2, 4, 8):
                 pixels = image_files.decode(bytes(content), reduction)

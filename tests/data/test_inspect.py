@@ -9,14 +9,14 @@ from typing import Any
 import pytest
 
 from mrcnn_jax.data import load_split
-from mrcnn_jax.data.annotation_checks import STRAY_MASK
 from mrcnn_jax.data.annotations import AnnotationFile, inspect, read
 from mrcnn_jax.data.findings import Refusal, describe_refusals
+from mrcnn_jax.data.segmentation_checks import MASK_OUTSIDE_BOX
 from mrcnn_jax.errors import DataError, shown
 
 CATEGORIES = [{"id": 20, "name": "kite"}, {"id": 3, "name": "boat"}]
-WHOLE = "write them as numbers without quotes or decimals, of at most 64 bits"
-FIELD = "add the field"
+WHOLE = "write integers of at most 64 bits, without quotes or decimals"
+FIELDS = "add the fields"
 TILES = "cut them into tiles, or scale them down"
 
 
@@ -46,7 +46,7 @@ def inspected(coco_folder: Any, image_ids: tuple[int, ...] = (), folder: Path | 
     ("changes", "refusal"),
     [
         *[
-            ({"id": value}, ("ids that are not whole numbers", f"number 3 of 'images': id {text}", WHOLE))
+            ({"id": value}, ("ids that are not integers", f"number 3 of 'images': id {text}", WHOLE))
             for value, text in (
                 ("98", "98"),
                 (98.0, "98.0"),
@@ -58,18 +58,18 @@ def inspected(coco_folder: Any, image_ids: tuple[int, ...] = (), folder: Path | 
                 (-(2**63) - 1, str(-(2**63) - 1)),
             )
         ],
-        ({"id": 99}, ("duplicate image ids", "image 99", "give each an id of its own", 99)),
-        ({"id": ...}, ("entries of 'images' without one of id, height, width", "number 3 of 'images'", FIELD)),
-        ({"height": ...}, ("entries of 'images' without one of id, height, width", "image 98", FIELD, 98)),
-        ({"file_name": ...}, ("images without file_name or coco_url", "image 98", FIELD, 98)),
-        ({"file_name": None}, ("images without file_name or coco_url", "image 98", FIELD, 98)),
+        ({"id": 99}, ("duplicate image ids", "image 99", "give each entry a unique id", 99)),
+        ({"id": ...}, ("entries of 'images' with missing fields", "number 3 of 'images': id", FIELDS)),
+        ({"height": ...}, ("entries of 'images' with missing fields", "image 98: height", FIELDS, 98)),
+        ({"file_name": ...}, ("images without file_name or coco_url", "image 98", "add file_name", 98)),
+        ({"file_name": None}, ("images without file_name or coco_url", "image 98", "add file_name", 98)),
         *[
             (
                 {"file_name": name},
                 (
-                    "file names that are no paths inside the image folder",
+                    "file names that are not paths inside the image folder",
                     f"image 98 has {text}",
-                    "write them relative to it, without '..'",
+                    "write paths relative to the image folder, without '..'",
                     98,
                 ),
             )
@@ -88,9 +88,9 @@ def inspected(coco_folder: Any, image_ids: tuple[int, ...] = (), folder: Path | 
         (
             {"file_name": "\ud800.png"},
             (
-                "file names that are not Unicode",
+                "file names that are not valid Unicode",
                 r"image 98 has '\ud800.png'",
-                "rename the files, and write the new names",
+                "rename the files, and correct file_name",
                 98,
             ),
         ),
@@ -98,7 +98,7 @@ def inspected(coco_folder: Any, image_ids: tuple[int, ...] = (), folder: Path | 
             (
                 {"height": height, "width": width},
                 (
-                    "image sizes that are not whole numbers from 1 on",
+                    "image sizes (height x width) that are not positive integers",
                     f"image 98 is {text}",
                     "write height and width in pixels",
                     98,
@@ -140,18 +140,18 @@ def test_image_that_cannot_be_used_is_refused(
     ("changes", "refusal"),
     [
         *[
-            ({"id": value}, ("ids that are not whole numbers", f"number 5 of 'annotations': id {text}", WHOLE, 98))
+            ({"id": value}, ("ids that are not integers", f"number 5 of 'annotations': id {text}", WHOLE, 98))
             for value, text in (("5", "5"), (5.0, "5.0"), (False, "false"), (None, "null"))
         ],
-        ({"image_id": "98"}, ("ids that are not whole numbers", "annotation 5: image_id 98", WHOLE, None, 5)),
-        ({"category_id": 3.0}, ("ids that are not whole numbers", "annotation 5: category_id 3.0", WHOLE, 98, 5)),
-        ({"id": 4}, ("duplicate annotation ids", "annotation 4", "give each an id of its own", 98, 4)),
+        ({"image_id": "98"}, ("ids that are not integers", "annotation 5: image_id 98", WHOLE, None, 5)),
+        ({"category_id": 3.0}, ("ids that are not integers", "annotation 5: category_id 3.0", WHOLE, 98, 5)),
+        ({"id": 4}, ("duplicate annotation ids", "annotation 4", "give each entry a unique id", 98, 4)),
         (
             {"image_id": 7},
             (
                 "annotations of images that the file does not have",
                 "annotation 5 (image 7)",
-                "add the image, or take them out",
+                "add the images, or remove the annotations",
                 7,
                 5,
             ),
@@ -160,9 +160,9 @@ def test_image_that_cannot_be_used_is_refused(
             (
                 {field: ...},
                 (
-                    "entries of 'annotations' without one of id, image_id, category_id, bbox",
-                    "annotation 5",
-                    FIELD,
+                    "entries of 'annotations' with missing fields",
+                    f"annotation 5: {field}",
+                    FIELDS,
                     None if field == "image_id" else 98,
                     5,
                 ),
@@ -173,8 +173,8 @@ def test_image_that_cannot_be_used_is_refused(
             {"category_id": 7},
             (
                 "unknown category ids",
-                "annotation 5 (image 98) has category 7",
-                "add the category to 'categories', or correct the id",
+                "annotation 5 (image 98) has category_id 7",
+                "add the category to 'categories', or correct category_id",
                 98,
                 5,
             ),
@@ -182,9 +182,9 @@ def test_image_that_cannot_be_used_is_refused(
         (
             {"segmentation": {"size": [64, 48], "counts": [3072]}},
             (
-                "RLE of another size than its image",
-                "annotation 5 (image 98) has 64x48, not 48x64",
-                "encode the masks anew, or correct the image's height and width",
+                "RLE whose size (height x width) differs from its image",
+                "annotation 5 (image 98) has an RLE of 64x48, not 48x64",
+                "encode the masks again, or correct height and width of the image",
                 98,
                 5,
             ),
@@ -207,21 +207,21 @@ def test_entries_that_are_no_objects_are_refused(coco_folder: Any, name: str, en
     coco_folder.content = {**coco_folder.content, name: [*coco_folder.content[name], entry]}
     (refusal,) = inspected(coco_folder).refusals
     count = len(coco_folder.content[name])
-    assert refusal.kind == f"entries of {name!r} that are no objects"
-    assert refusal.culprit == f"number {count} of {name!r} ({shown(entry)})"
-    assert refusal.advice.startswith("write an object with id, ")
+    assert refusal.kind == f"entries of {name!r} that are not objects"
+    assert refusal.item == f"number {count} of {name!r} ({shown(entry)})"
+    assert refusal.advice.startswith("write objects with id, ")
 
 
 def test_duplicate_category_is_refused(coco_folder: Any) -> None:
     coco_folder.content["categories"] = [*CATEGORIES, {"id": 3, "name": "ship"}]
     (refusal,) = inspected(coco_folder).refusals
-    assert refusal == Refusal("duplicate category ids", "category 3", "give each an id of its own")
+    assert refusal == Refusal("duplicate category ids", "category 3", "give each entry a unique id")
 
 
 def test_of_a_category_that_is_refused_the_annotations_are_not_mentioned(coco_folder: Any) -> None:
     coco_folder.content["categories"] = [{"id": 20, "name": "kite"}, {"id": 3, "name": None}]
     content = inspected(coco_folder)
-    assert [refusal.culprit for refusal in content.refusals] == ["category 3"]
+    assert [refusal.item for refusal in content.refusals] == ["category 3"]
     assert {a["category_id"] for image in content.images for a in image.annotations} == {20}
 
 
@@ -234,12 +234,12 @@ def test_everything_wrong_is_said_at_once(coco_folder: Any) -> None:
     with pytest.raises(DataError) as error:
         load_split(coco_folder.config().data, "train")
     assert str(error.value).splitlines() == [
-        f"{path}: image sizes that are not whole numbers from 1 on (1): image 98 is 0x64; write height and width in"
-        " pixels",
-        f"{path}: annotations of images that the file does not have (1): annotation 2 (image 7); add the image, or take"
-        " them out",
-        f"{path}: unknown category ids (2): annotation 1 (image 100) has category 7, annotation 15 (image 97) has"
-        " category 8; add the category to 'categories', or correct the id",
+        f"{path}: image sizes (height x width) that are not positive integers (1): image 98 is 0x64; write"
+        " height and width in pixels",
+        f"{path}: annotations of images that the file does not have (1): annotation 2 (image 7); add the images, or"
+        " remove the annotations",
+        f"{path}: unknown category ids (2): annotation 1 (image 100) has category_id 7, annotation 15 (image 97)"
+        " has category_id 8; add the category to 'categories', or correct category_id",
     ]
 
 
@@ -308,7 +308,7 @@ def test_published_files_are_read_as_they_are(shared_data: Callable[[str], Path]
     assert len(lvis.images) == 100
     # Eleven of its outlines lie nowhere near their boxes.
     assert {(problem.kind, problem.image_id) for problem in lvis.problems} == {
-        (STRAY_MASK, image_id) for image_id in (179898, 443426, 464824)
+        (MASK_OUTSIDE_BOX, image_id) for image_id in (179898, 443426, 464824)
     }
     assert (len(lvis.problems), sum(len(image.annotations) for image in lvis.images)) == (11, 977)
 

@@ -13,10 +13,10 @@ from support.samples import assert_same_mask, full_frame, rle_of, some_masks, st
 from mrcnn_jax.data import mask_crops as masks_module
 from mrcnn_jax.data.mask_crops import (
     Masks,
-    bitmaps,
+    concatenate_masks,
     crop_masks,
-    join_masks,
     pixel_windows,
+    rasterize_masks,
     read_masks,
     replace_masks,
     select_masks,
@@ -32,7 +32,7 @@ def test_bitmaps_are_cut_out_of_the_full_frame(seed: int) -> None:
     masks, windows = read_masks(segmentations, boxes, 40), pixel_windows(boxes)
     whole = [full_frame(segmentation, 40, 40) for segmentation in segmentations]
     visible = visible_boxes(masks, boxes)
-    for i, ((x0, y0, x1, y1), bitmap) in enumerate(zip(windows, bitmaps(masks, windows), strict=True)):
+    for i, ((x0, y0, x1, y1), bitmap) in enumerate(zip(windows, rasterize_masks(masks, windows), strict=True)):
         found = np.zeros((40, 40), np.uint8)
         found[y0:y1, x0:x1] = bitmap
         assert_same_mask(found, whole[i], masks, i)
@@ -55,21 +55,21 @@ def test_selecting_joining_and_replacing(seed: int) -> None:
     first, second = select_masks(masks, keep, 6), select_masks(masks, rest, 6)
     np.testing.assert_array_equal(crop_masks(first, boxes[keep], 16), crops[keep])
     both = np.concatenate([keep, rest])
-    np.testing.assert_array_equal(crop_masks(join_masks(first, second, len(keep)), boxes[both], 16), crops[both])
-    others = {r.owner: r for r in read_masks([rle_of(np.ones((40, 40), bool))] * 6, boxes, 40).rasters}
+    np.testing.assert_array_equal(crop_masks(concatenate_masks(first, second, len(keep)), boxes[both], 16), crops[both])
+    others = {r.instance: r for r in read_masks([rle_of(np.ones((40, 40), bool))] * 6, boxes, 40).rasters}
     some = {int(i): others[int(i)] for i in rest}
     replaced = replace_masks(masks, some)
     expected = crops.copy()
     expected[rest] = 1
     np.testing.assert_array_equal(crop_masks(replaced, boxes, 16), expected)
     for changed in (first, second, replaced):
-        assert (np.diff(changed.owners) >= 0).all()
-        assert (np.diff([r.owner for r in changed.rasters]) > 0).all()
+        assert (np.diff(changed.instances) >= 0).all()
+        assert (np.diff([r.instance for r in changed.rasters]) > 0).all()
 
 
 def test_an_instance_without_outline_or_an_empty_window_has_no_pixels() -> None:
     masks = Masks(np.array([[0.0, 0], [9, 0], [9, 9]]), np.array([3]), np.array([1]))
-    empty, cut, filled = bitmaps(masks, np.array([[0, 0, 4, 3], [5, 5, 5, 9], [0, 0, 2, 2]])[[0, 1, 2]])
+    empty, cut, filled = rasterize_masks(masks, np.array([[0, 0, 4, 3], [5, 5, 5, 9], [0, 0, 2, 2]])[[0, 1, 2]])
     assert (empty.shape, cut.shape, filled.shape) == ((3, 4), (4, 0), (2, 2))
     assert not empty.any()
     assert not filled.any()  # of instance 2
@@ -89,7 +89,7 @@ def test_polygons_may_reach_far_out(far: float) -> None:
     y, x = np.mgrid[:32, :32]
     expected = [x >= 10, y < 12, x >= 0, x < 0, (x >= 16) & (y >= 16), x > y]
     masks = read_masks([[polygon] for polygon in polygons], np.zeros((6, 4)), 32)
-    found = list(bitmaps(masks, np.tile([0, 0, 32, 32], (6, 1))))
+    found = list(rasterize_masks(masks, np.tile([0, 0, 32, 32], (6, 1))))
     crops = crop_masks(masks, np.tile([0.0, 0, 32, 32], (6, 1)), 32)
     for bitmap, crop, mask in zip(found, crops, expected, strict=True):
         np.testing.assert_array_equal(bitmap, crop)
@@ -107,9 +107,9 @@ def test_cutting_polygons_off_does_not_change_what_is_seen(seed: int) -> None:
     frame = full_frame([(np.array(polygon) + shift).tolist()], 2 * shift + size, 2 * shift + size)
     expected = frame[shift : shift + size, shift : shift + size]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(masks_module, "_REACH", size)
+        patch.setattr(masks_module, "_MAX_DISTANCE", size)
         masks = read_masks([[polygon]], np.zeros((1, 4)), size)
-        found = next(bitmaps(masks, np.array([[0, 0, size, size]])))
+        found = next(rasterize_masks(masks, np.array([[0, 0, size, size]])))
     assert_same_mask(found, expected, masks, 0)
 
 

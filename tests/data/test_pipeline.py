@@ -203,11 +203,21 @@ def test_keypoints_that_the_data_does_not_have_are_refused_in_training_only(coco
         (
             KeypointHeadConfig(),
             (),
-            r"has 3 keypoints, and the model has a head for 17: set model\.keypoint\.num_key",
+            r"has 3 keypoints, and model\.keypoint\.num_keypoints=17; set it",
             0,
         ),
-        (KITE, ("boat",), r"has no keypoints, or categories whose keypoints differ, and the model has a head for 3", 0),
-        (wrong_sides, (), r"nose, left_tip, right_tip, which .* \(0, 2, 1\); .*flip_map says \(0, 1, 2\)", 3),
+        (
+            KITE,
+            ("boat",),
+            r"has no keypoints, or categories with different keypoints, and model\.keypoint\.num_keypoints=3",
+            0,
+        ),
+        (
+            wrong_sides,
+            (),
+            r"flip_map=\(0, 1, 2\) does not fit .*nose, left_tip, right_tip; set .*flip_map=\(0, 2, 1\)",
+            3,
+        ),
     ]:
         config = kites(coco_folder, head, categories=chosen)
         with pytest.raises(DataError, match=message):
@@ -226,7 +236,7 @@ def test_seventeen_keypoints_of_other_names_are_not_mirrored_as_cocos(coco_folde
         if "keypoints" in annotation:
             annotation["keypoints"] = [12, 4, 2] * 17
     coco_folder.save()
-    with pytest.raises(DataError, match=r"p0, p1, .*p16, whose names do not say which are left and right, .*flip_map"):
+    with pytest.raises(DataError, match=r"p0, p1, .*p16, do not show which are left and right, .*flip_map"):
         take(config, 1)
     for flip_map in (tuple(range(17)), (1, 0, *range(2, 17))):  # whoever gives one knows
         model = dataclasses.replace(config.model, keypoint=KeypointHeadConfig(flip_map=flip_map))
@@ -238,7 +248,7 @@ def test_a_keypoint_head_needs_a_labeled_keypoint(coco_folder: Any) -> None:
     for annotation in coco_folder.content["annotations"]:
         annotation["keypoints"] = []
     coco_folder.save()
-    with pytest.raises(DataError, match=r"coco\.json: no instance has a labeled keypoint to learn from; label some"):
+    with pytest.raises(DataError, match=r"coco\.json: no instance has a labeled keypoint to train on; label"):
         take(config, 1)
 
 
@@ -273,7 +283,7 @@ def test_crowds_and_surplus_instances(coco_folder: Any, caplog: pytest.LogCaptur
     config = coco_folder.config(train=SplitConfig("coco.json", "images", (98,)), horizontal_flip=0.0)
     with caplog.at_level(logging.WARNING):
         truth = take(config, 1)[0].ground_truth
-    assert "1 images have more than data.max_instances=4 instances; the 2 smallest" in caplog.text
+    assert "1 images have more than data.max_instances=4 instances; their 2 smallest" in caplog.text
     assert "image ids 98" in caplog.text
     assert truth.valid[0].all()
     widths = truth.boxes[0, :, 2] - truth.boxes[0, :, 0]
@@ -295,7 +305,7 @@ def test_ten_thousand_instances_in_one_image(coco_folder: Any, caplog: pytest.Lo
     start = time.process_time()
     truth = take(config, 1)[0].ground_truth
     assert time.process_time() - start < 5  # 0.05 s an image, most of it to parse its JSON; some are read ahead
-    assert "1 images have more than data.max_instances=100 instances; the 9900 smallest" in caplog.text
+    assert "1 images have more than data.max_instances=100 instances; their 9900 smallest" in caplog.text
     sides = np.array([annotation["bbox"][2] for annotation in coco_folder.content["annotations"]])
     largest = np.sort(np.argsort(-sides, kind="stable")[:100])
     corners = np.array([coco_folder.content["annotations"][i]["bbox"][:2] for i in largest])

@@ -12,13 +12,13 @@ from pycocotools import mask as coco_mask
 
 from mrcnn_jax.data import load_split
 from mrcnn_jax.data.annotations import inspect
-from mrcnn_jax.data.plausibility import _extent
+from mrcnn_jax.data.plausibility import _mask_extent
 
-ADVICE = "bbox is x, y, width, height in pixels in a COCO file"
+ADVICE = "write bbox as x, y, width, height in pixels"
 
 
-def suspicions(folder: Any) -> list[str]:
-    return inspect(folder.save()).suspicions
+def warnings(folder: Any) -> list[str]:
+    return inspect(folder.save()).warnings
 
 
 def size_of(folder: Any, annotation: dict[str, Any]) -> tuple[int, int]:
@@ -54,15 +54,15 @@ def spread(folder: Any, share: float = 1.0, written: Callable[..., list[float]] 
 @pytest.mark.parametrize("name", CONVENTIONS)
 def test_boxes_of_another_convention_are_named(coco_folder: Any, name: str) -> None:
     spread(coco_folder, 1.0, CONVENTIONS[name])
-    (line,) = suspicions(coco_folder)
+    (line,) = warnings(coco_folder)
     assert "boxes (" in line
-    assert line.endswith(f" do not fit the extent of their own masks; they look like {name}: {ADVICE}")
+    assert line.endswith(f" do not match the extent of their masks; they look like {name}: {ADVICE}")
 
 
 @pytest.mark.parametrize(("share", "said"), [(0.0, ""), (0.025, ""), (0.5, "20 of 40 boxes (50%)")])
 def test_slips_of_a_few_boxes_are_no_convention(coco_folder: Any, share: float, said: str) -> None:
     spread(coco_folder, share, CONVENTIONS["center x, center y, width, height"])
-    lines = suspicions(coco_folder)
+    lines = warnings(coco_folder)
     assert [line.split(" do not")[0] for line in lines] == ([said] if said else [])
 
 
@@ -77,14 +77,13 @@ def test_what_is_said_of_single_boxes_is_no_convention(coco_folder: Any) -> None
         {"bbox": [40, 30, 5, 5], "segmentation": [[1, 2, None, 4, 5, 6]]},
     ):
         coco_folder.add(100, [1, 1, 5, 5]).update(fields)
-    assert suspicions(coco_folder) == []
+    assert warnings(coco_folder) == []
 
 
 def test_boxes_that_fit_in_no_convention(coco_folder: Any) -> None:
     spread(coco_folder, 1.0, lambda x, y, w, h, width, height: [1, 1, 3, 3])
-    assert suspicions(coco_folder) == [
-        "40 of 40 boxes (100%) do not fit the extent of their own masks; they fit in no other convention either:"
-        f" {ADVICE}"
+    assert warnings(coco_folder) == [
+        f"40 of 40 boxes (100%) do not match the extent of their masks; their format is not recognized: {ADVICE}"
     ]
 
 
@@ -99,7 +98,7 @@ def test_boxes_alone_that_cannot_be_pixels_or_sizes(coco_folder: Any) -> None:
         for annotation in coco_folder.content["annotations"]:
             annotation["segmentation"] = []
             annotation["keypoints"] = [annotation["id"]]  # else they are the same
-        assert [line[: len(said)] for line in suspicions(coco_folder)] == [said]
+        assert [line[: len(said)] for line in warnings(coco_folder)] == [said]
 
 
 def test_boxes_and_masks_as_fractions(coco_folder: Any) -> None:
@@ -107,15 +106,15 @@ def test_boxes_and_masks_as_fractions(coco_folder: Any) -> None:
     for annotation in coco_folder.content["annotations"]:
         annotation["bbox"] = [number / 64 for number in annotation["bbox"]]
         annotation["segmentation"] = [[number / 64 for number in annotation["segmentation"][0]]]
-    (line,) = suspicions(coco_folder)
+    (line,) = warnings(coco_folder)
     assert line == f"no box has a number above 1; they look like fractions of the image: {ADVICE}"
 
 
 def test_sound_data_raise_no_suspicion(coco_folder: Any, shared_data: Callable[[str], Any]) -> None:
-    assert suspicions(coco_folder) == []
+    assert warnings(coco_folder) == []
     coco = shared_data("coco_by")
     for path in (coco / "annotations.json", coco / "person_keypoints.json", shared_data("nuclei") / "annotations.json"):
-        assert inspect(path).suspicions == []
+        assert inspect(path).warnings == []
 
 
 def test_the_extent_of_a_mask_is_that_of_pycocotools() -> None:
@@ -125,9 +124,9 @@ def test_the_extent_of_a_mask_is_that_of_pycocotools() -> None:
             mask = np.asfortranarray(rng.random((17, 23)) < density, np.uint8)
             packed = coco_mask.encode(mask)
             x, y, w, h = coco_mask.toBbox(packed)
-            extent = _extent({"size": [17, 23], "counts": packed["counts"].decode()}, 17)
+            extent = _mask_extent({"size": [17, 23], "counts": packed["counts"].decode()}, 17)
             assert extent == ([x, y, x + w, y + h] if mask.any() else None)
-    assert _extent([[3, 9, 5, 2, 4, 4], [1, 3, 2, 3, 2, 8], [0, 0]], 17) == [1, 2, 5, 9]
+    assert _mask_extent([[3, 9, 5, 2, 4, 4], [1, 3, 2, 3, 2, 8], [0, 0]], 17) == [1, 2, 5, 9]
 
 
 def test_what_is_there_twice_is_named(coco_folder: Any, caplog: pytest.LogCaptureFixture) -> None:
@@ -138,12 +137,12 @@ def test_what_is_there_twice_is_named(coco_folder: Any, caplog: pytest.LogCaptur
     content["annotations"].append({**content["annotations"][0], "id": 91, "category_id": 20})  # another class
     content["annotations"].append({**content["annotations"][1], "id": 92, "segmentation": [[10, 2, 26, 2, 26, 27]]})
     said = [
-        "categories of the same name (1): kite (ids 20, 30); merge each into one",
+        "categories with the same name (1): kite (ids 20, 30); merge them into one",
         "image files with several ids (1): 2.png (ids 98, 7); give each file one id",
-        "annotations that are there twice (1): 90 = 1 (image 100); take one out",
+        "duplicate annotations (1): 90 = 1 (image 100); remove one of each pair",
     ]
     config = coco_folder.config(max_instances=9)
-    assert suspicions(coco_folder) == said
+    assert warnings(coco_folder) == said
     for _ in range(2):  # prepared, and read from the prepared records
         caplog.clear()
         with caplog.at_level(logging.WARNING):

@@ -29,7 +29,7 @@ def preparations(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
     prepared: list[Path] = []
     original = records._prepare
 
-    def count(json_path: Path, images: Path, image_ids: Any, folder: Path) -> records.Index:
+    def count(json_path: Path, images: Path, image_ids: Any, folder: Path) -> records.RecordIndex:
         prepared.append(folder)
         return original(json_path, images, image_ids, folder)
 
@@ -55,7 +55,7 @@ def test_records_hold_the_files_and_annotations_in_order(coco_folder: Any, capfd
     check_records(coco_folder)
     lines, errors = capfd.readouterr()
     assert errors == ""
-    assert [line.split(",")[0] for line in lines.splitlines()] == ["7/7 images examined", "7/7 images prepared"]
+    assert [line.split(",")[0] for line in lines.splitlines()] == ["7/7 images checked", "7/7 images prepared"]
 
 
 def parts(coco_folder: Any) -> list[Path]:
@@ -116,14 +116,14 @@ def test_prepared_again_when_the_cache_is_damaged(
         part.unlink()
     check_records(coco_folder)
     assert len(preparations) == 2
-    assert ("damaged or missing; they are prepared again" in caplog.text) == damage.startswith("records")
+    assert ("damaged or missing; preparing them again" in caplog.text) == damage.startswith("records")
 
 
 def test_a_description_that_tfds_cannot_read_is_said_with_the_folder_to_delete(coco_folder: Any) -> None:
     load_split(coco_folder.config().data, "train")
     description = next(coco_folder.root.rglob("dataset_info.json"))
     description.write_text("?" * description.stat().st_size)
-    with pytest.raises(DataError, match=rf"{description.parents[2]}: .* cannot be opened .* delete the folder"):
+    with pytest.raises(DataError, match=rf"{description.parents[2]}: .* cannot be opened .* delete this folder"):
         load_split(coco_folder.config().data, "train")
 
 
@@ -136,7 +136,7 @@ def test_records_of_an_older_format_are_left_alone_and_named(
     old, new = preparations
     assert old != new
     assert old.is_dir()
-    assert f"{old} is of an older version" in caplog.text
+    assert f"{old} was prepared by an older version" in caplog.text
 
 
 def test_everything_that_is_refused_is_said_at_once(coco_folder: Any) -> None:
@@ -147,7 +147,7 @@ def test_everything_that_is_refused_is_said_at_once(coco_folder: Any) -> None:
     coco_folder.add(98, [1, 1, 5, 5], category_id=77)
     config = coco_folder.config()
     content = annotations.inspect(coco_folder.root / "coco.json", (), images)
-    examined = image_files.examine(images, content.images)
+    examined = image_files.check_images(images, content.images)
     found = [one.refusal for one in examined if one.refusal is not None]
     assert len(content.refusals) == 1
     assert len(found) == 2
@@ -164,7 +164,7 @@ def test_a_file_that_changes_while_preparing_is_named(
     coco_folder: Any, monkeypatch: pytest.MonkeyPatch, rewrite_later: Any, change: str
 ) -> None:
     path = coco_folder.root / "images" / "3.png"
-    original = image_files.examine
+    original = image_files.check_images
 
     def examine(folder: Path, images: Any) -> Any:
         yield from original(folder, images)
@@ -175,8 +175,8 @@ def test_a_file_that_changes_while_preparing_is_named(
         else:
             path.unlink()
 
-    monkeypatch.setattr(image_files, "examine", examine)
-    words = "cannot be read now" if change == "deleted" else "changed after it was examined"
+    monkeypatch.setattr(image_files, "check_images", examine)
+    words = "now it cannot be read" if change == "deleted" else "changed after it was checked"
     with pytest.raises(DataError, match=rf"{path} .*{words}.*start again"):
         load_split(coco_folder.config().data, "train")
     assert list((coco_folder.root / "cache").iterdir()) == []
@@ -185,14 +185,14 @@ def test_a_file_that_changes_while_preparing_is_named(
 def test_a_json_that_changes_while_preparing_is_prepared_again(
     coco_folder: Any, preparations: list[Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    config, original = coco_folder.config(), image_files.examine
+    config, original = coco_folder.config(), image_files.check_images
     coco_folder.add(98, [1, 1, 5, 5])
 
     def examine(folder: Path, images: Any) -> Any:
         yield from original(folder, images)
         coco_folder.save()
 
-    monkeypatch.setattr(image_files, "examine", examine)
+    monkeypatch.setattr(image_files, "check_images", examine)
     load_split(config.data, "train")
     check_records(coco_folder)
     assert len(preparations) == 2
@@ -206,7 +206,7 @@ def test_a_disk_without_room_is_said_before_anything_is_written(
     leftover = cache / f".coco-{'0' * 16}-abc"
     leftover.mkdir(parents=True)
     with pytest.raises(
-        DataError, match=r"0\.07 GB, and the disk has 0\.01 GB free; make room there \(or delete .*-abc"
+        DataError, match=r"0\.07 GB, and the disk has 0\.01 GB free; free disk space \(or delete .*-abc"
     ):
         load_split(coco_folder.config().data, "train")
     assert list(cache.iterdir()) == [leftover]
@@ -295,7 +295,7 @@ def test_the_faster_of_two_processes_wins(
     original = records._move_into_place
     places = []
 
-    def slower(building: Path, place: Path, index: records.Index) -> None:
+    def slower(building: Path, place: Path, index: records.RecordIndex) -> None:
         places.append(place)
         if len(places) == 1:
             load_split(config.data, "train")  # another process prepares the same meanwhile
@@ -315,7 +315,7 @@ def test_a_reader_of_replaced_records_stops(coco_folder: Any) -> None:
     dataset = load_split(coco_folder.config().data, "train")
     coco_folder.add(98, [1, 1, 5, 5])
     load_split(coco_folder.config().data, "train")
-    with pytest.raises(DataError, match="were prepared anew because the data changed; start again"):
+    with pytest.raises(DataError, match="replaced because the data changed; start again"):
         dataset.record(0)
 
 

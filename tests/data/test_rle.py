@@ -30,7 +30,7 @@ def test_runs_and_crops_are_those_of_pycocotools(
     packed = coco_mask.encode(np.asfortranarray(mask, np.uint8))
     plain = rle_of(mask, compressed=False)
     for encoded in (packed, {**packed, "counts": packed["counts"].decode()}, plain):
-        lengths = rle.runs(encoded)
+        lengths = rle.run_lengths(encoded)
         assert lengths.tolist() == plain["counts"]
         np.testing.assert_array_equal(rle.crop(lengths, height, (x0, y0, x1, y1)), mask[y0:y1, x0:x1])
 
@@ -40,7 +40,7 @@ def test_long_runs_are_unpacked() -> None:
     mask = np.zeros((3000, 3000), bool)
     mask[100:2900, 7] = mask[5, 900:910] = mask[:, 2000:2600] = True
     packed = rle_of(mask)
-    assert rle.runs(packed).tolist() == rle_of(mask, compressed=False)["counts"]
+    assert rle.run_lengths(packed).tolist() == rle_of(mask, compressed=False)["counts"]
 
 
 @pytest.mark.parametrize(
@@ -67,4 +67,4 @@ def test_long_runs_are_unpacked() -> None:
 )
 def test_what_is_no_rle_is_an_error(counts: Any) -> None:
     with pytest.raises(ValueError, match=r"its (runs|counts)|codec can't encode"):
-        rle.runs({"size": [4, 5], "counts": counts})
+        rle.run_lengths({"size": [4, 5], "counts": counts})

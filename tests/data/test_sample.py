@@ -10,7 +10,7 @@ from pycocotools import mask as coco_mask
 from support.samples import annotation, empty_truth, rle_of
 
 from mrcnn_jax.data.augment.geometry import resize
-from mrcnn_jax.data.sample import Sample, crop_masks, make_sample, select, write
+from mrcnn_jax.data.sample import Sample, crop_masks, make_sample, select_instances, write_ground_truth
 from mrcnn_jax.structures import GroundTruth
 
 
@@ -84,7 +84,7 @@ def test_polygon_crops_resampled_agree_with_exact_rasters() -> None:
 def test_truth_is_scaled_by_the_true_ratio_of_each_axis() -> None:
     truth = empty_truth(3, 8)
     sample = make_sample(np.zeros((20, 30, 3), np.uint8), [annotation([2, 4, 6, 8])], {3: 5}, (20, 30))
-    write(resize(sample, (41, 60)), truth)
+    write_ground_truth(resize(sample, (41, 60)), truth)
     np.testing.assert_allclose(truth.boxes[0], [4, 8.2, 16, 24.6], rtol=1e-6)
     np.testing.assert_array_equal(truth.boxes, truth.mask_windows)
     assert truth.classes.tolist() == [5, 0, 0]
@@ -100,7 +100,7 @@ def test_an_instance_without_a_mask_has_an_empty_window(nothing: dict[str, Any])
         del bare["segmentation"]
     raster = annotation([2, 4, 6, 8], segmentation=rle_of(np.ones((20, 30))))
     truth = empty_truth(4, 8)
-    write(sample_of([raster, bare, annotation([0, 0, 9, 9])], (20, 30)), truth)
+    write_ground_truth(sample_of([raster, bare, annotation([0, 0, 9, 9])], (20, 30)), truth)
     assert truth.valid.tolist() == [True, True, True, False]
     assert truth.boxes[1].tolist() == [10, 2, 14, 6]
     assert truth.mask_windows.tolist() == [[2, 4, 8, 12], [0] * 4, [0, 0, 9, 9], [0] * 4]
@@ -115,7 +115,7 @@ def test_crowds_are_left_out_and_the_largest_kept_in_order() -> None:
     assert sample.boxes[:, 0].tolist() == [0, 1, 2, 3, 4]
     for slots, kept in [(3, [0, 1, 3]), (5, [0, 1, 2, 3, 4]), (8, [0, 1, 2, 3, 4])]:  # of equals the earlier one
         truth = empty_truth(slots, 4)
-        write(sample, truth)
+        write_ground_truth(sample, truth)
         assert truth.boxes[truth.valid, 0].tolist() == kept
         assert truth.valid.tolist() == [True] * len(kept) + [False] * (slots - len(kept))
 
@@ -124,7 +124,7 @@ def truth_of(*keypoints: list[float], size: tuple[int, int], scaled: tuple[int, 
     """Instances with four keypoints each, in three slots."""
     truth = empty_truth(3, 0, points=4)
     annotations = [annotation([0, 0, size[1], size[0]], keypoints=points) for points in keypoints]
-    write(resize(sample_of(annotations, size, num_keypoints=4), scaled), truth)
+    write_ground_truth(resize(sample_of(annotations, size, num_keypoints=4), scaled), truth)
     return truth
 
 
@@ -143,7 +143,7 @@ def test_keypoints_outside_the_image_or_without_a_position_are_not_labeled() -> 
 
 def test_an_instance_may_have_no_keypoints() -> None:
     truth = empty_truth(2, 0, points=4)
-    write(sample_of([annotation([0, 0, 9, 9])], (20, 30), num_keypoints=4), truth)
+    write_ground_truth(sample_of([annotation([0, 0, 9, 9])], (20, 30), num_keypoints=4), truth)
     assert truth.valid.tolist() == [True, False]
     assert not truth.keypoints.any()
 
@@ -159,7 +159,7 @@ def test_golden_torchvision_resizes_boxes_and_keypoints_alike(golden: Any, i: in
         for box, points in zip(boxes, keypoints, strict=True)
     ]
     sample = sample_of(annotations, arrays[f"img_u8_{i}"].shape[1:], num_keypoints=keypoints.shape[1])
-    write(resize(sample, arrays["image_sizes"][i]), truth)
+    write_ground_truth(resize(sample, arrays["image_sizes"][i]), truth)
     # One rounding of ours against two of theirs (the ratio and the product), of float32.
     np.testing.assert_allclose(truth.boxes, arrays[f"out_boxes{i}"], rtol=4 * np.finfo(np.float32).eps)
     expected = arrays[f"out_keypoints{i}"]
@@ -180,7 +180,7 @@ def test_select_keeps_the_masks_of_the_selected() -> None:
     assert sample.masks is not None
     before = crop_masks(sample.masks, sample.boxes, 12)
     for keep in ([0, 2], [1], [1, 2], [], [0, 1, 2]):
-        part = select(sample, np.array(keep, int))
+        part = select_instances(sample, np.array(keep, int))
         assert part.masks is not None
         np.testing.assert_array_equal(part.boxes, sample.boxes[keep])
         np.testing.assert_array_equal(crop_masks(part.masks, part.boxes, 12), before[keep])

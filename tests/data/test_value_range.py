@@ -18,7 +18,7 @@ from mrcnn_jax.cli import main as mrcnn
 from mrcnn_jax.config import ModelConfig
 from mrcnn_jax.data import image_files, load_split, value_range
 from mrcnn_jax.data.annotations import ImageEntry
-from mrcnn_jax.data.value_range import Values
+from mrcnn_jax.data.value_range import MeasuredRange
 from mrcnn_jax.errors import DataError, ImageError
 from mrcnn_jax.inference import single_image
 from mrcnn_jax.inference.predictor import Predictor, read_image
@@ -72,8 +72,8 @@ def seen(content: bytes, scale: tuple[float, float] | None = None) -> np.ndarray
     return pixels[..., 0]
 
 
-def judged(content: bytes) -> image_files.Examined:
-    return image_files.validate_image(content, ImageEntry(7, "a.tif", 48, 64, []))
+def judged(content: bytes) -> image_files.ImageCheck:
+    return image_files.check_image(content, ImageEntry(7, "a.tif", 48, 64, []))
 
 
 @pytest.mark.parametrize("name", FULL)
@@ -91,8 +91,8 @@ def test_types_without_a_scale_are_not_guessed(name: str) -> None:
     pixels, _ = FULL[name]
     content = encoded(pixels)
     assert image_files.decode(content) is None
-    assert "set data.value_range" in image_files.explain(content)
-    assert judged(content) == image_files.Examined(None, Values(0, pixels.min(), pixels.max()))
+    assert "set data.value_range" in image_files.explain_decode_failure(content)
+    assert judged(content) == image_files.ImageCheck(None, MeasuredRange(0, pixels.min(), pixels.max()))
 
 
 def test_bits_per_sample_says_where_white_is() -> None:
@@ -101,7 +101,7 @@ def test_bits_per_sample_says_where_white_is() -> None:
     packed = np.stack([first >> 4, (first & 15) << 4 | second >> 8, second & 255], axis=1).astype(np.uint8)
     content = tiff(packed.tobytes(), 12, 1)
     np.testing.assert_array_equal(seen(content), GRAY)
-    assert judged(content).values == Values(12, 5, 4085)
+    assert judged(content).values == MeasuredRange(12, 5, 4085)
 
 
 def test_what_pillow_hides_of_a_tiff_file_is_respected() -> None:
@@ -136,7 +136,7 @@ def test_what_is_no_number_is_black_and_not_measured() -> None:
     pixels[0, :3] = np.nan, np.inf, -np.inf
     content = encoded(pixels)
     assert seen(content, (0.0, 255.0))[0, :3].tolist() == [0, 255, 0]
-    assert judged(content).values == Values(0, pixels[1:].min(), pixels[1:].max())
+    assert judged(content).values == MeasuredRange(0, pixels[1:].min(), pixels[1:].max())
     assert judged(encoded(np.full((48, 64), np.nan, np.float32))).values is None
 
 
@@ -161,24 +161,24 @@ def test_eight_bits_do_not_follow_the_value_range() -> None:
     ],
 )
 def test_suggestions(low: float, high: float, expected: tuple[float, float]) -> None:
-    assert value_range.suggest([Values(0, low, high)]) == expected
+    assert value_range.suggest_range([MeasuredRange(0, low, high)]) == expected
     if high > low:
-        assert not value_range.warnings([Values(0, low, high)], expected)
+        assert not value_range.warnings([MeasuredRange(0, low, high)], expected)
 
 
 @pytest.mark.parametrize(
     ("values", "scale", "suits"),
     [
-        (Values(16, 0, 65535), None, True),
-        (Values(16, 0, 4095), None, False),
-        (Values(12, 0, 4095), None, True),
-        (Values(16, 30000, 33000), None, False),
-        (Values(0, 0, 1), (0, 255), False),
-        (Values(0, 0, 65535), (0, 1), False),
-        (Values(0, 0.1, 1.1), (0, 1), True),
+        (MeasuredRange(16, 0, 65535), None, True),
+        (MeasuredRange(16, 0, 4095), None, False),
+        (MeasuredRange(12, 0, 4095), None, True),
+        (MeasuredRange(16, 30000, 33000), None, False),
+        (MeasuredRange(0, 0, 1), (0, 255), False),
+        (MeasuredRange(0, 0, 65535), (0, 1), False),
+        (MeasuredRange(0, 0.1, 1.1), (0, 1), True),
     ],
 )
-def test_ranges_that_do_not_suit_are_named(values: Values, scale: Any, suits: bool) -> None:
+def test_ranges_that_do_not_suit_are_named(values: MeasuredRange, scale: Any, suits: bool) -> None:
     lines = value_range.warnings([values], scale)
     assert (not lines) == suits
     assert suits or f"values from {values.low:g} to {values.high:g}" in lines[0]
@@ -279,6 +279,6 @@ def test_images_of_few_values_are_named_by_check(
     coco_folder.save()
     assert mrcnn(["check", str(coco_folder.root)]) == 0
     printed = capsys.readouterr().out.splitlines()
-    kind = "images of no more than 8 distinct values (1): 2.png (id 98): 1; look whether they are what they should be"
+    kind = "images with at most 8 distinct values (1): 2.png (id 98) has 1; check that these are images and not masks"
     assert f"warning: {coco_folder.root / 'coco.json'}: {kind}" in printed
     assert printed[-1].startswith("training starts, with 1 warning; ")

@@ -76,7 +76,7 @@ def test_a_killed_worker_is_said_within_seconds(shared_folder: Any, count: int) 
         message = fail(batches)
         assert time.monotonic() - start < SOON
     assert message.startswith("worker process ")
-    assert "of the data loader ended, exit code -9: killed from outside" in message
+    assert "of the data loader ended with exit code -9: it was killed" in message
     assert "use fewer data.workers" in message
     assert not any(running(pid) for pid in pids)
 
@@ -106,7 +106,7 @@ def test_records_that_are_gone_stop_the_run(coco_folder: Any, count: int) -> Non
     batches = begin(coco_folder.config(), count)
     shutil.rmtree(coco_folder.root / "cache")
     with batches:
-        assert "the prepared records are gone" in fail(batches)
+        assert "the prepared records were removed" in fail(batches)
 
 
 @pytest.mark.parametrize(
@@ -123,15 +123,15 @@ def test_records_that_are_cut_short_stop_the_run(coco_folder: Any, count: int, o
     os.truncate(part, 0)
     with batches:
         message = fail(batches)
-    assert message.startswith(f"{part}: this file of the prepared records is gone or was cut short; start again")
+    assert message.startswith(f"{part}: this file of prepared records is missing or truncated; start again")
     assert len(load_split(coco_folder.config().data, "train").record(0)[0]) > 0
 
 
 def test_the_end_of_a_worker_is_explained_by_its_exit_code() -> None:
     grain = "Worker process was terminated unexpectedly with exit code {}. Search the logs above for the source."
     for code, words in {-7: "--shm-size", -9: "give the job more memory", 1: "__main__", 3: "data.workers=0"}.items():
-        message = str(workers.lost(RuntimeError(grain.format(code)), 5))
-        assert message.startswith(f"worker process 5 of the data loader ended, exit code {code}: ")
+        message = str(workers.worker_error(RuntimeError(grain.format(code)), 5))
+        assert message.startswith(f"worker process 5 of the data loader ended with exit code {code}: ")
         assert words in message
 
 

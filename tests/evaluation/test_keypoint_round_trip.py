@@ -8,7 +8,7 @@ import pytest
 
 from mrcnn_jax.config import KeypointHeadConfig, ModelConfig
 from mrcnn_jax.data.augment.geometry import flip, resize
-from mrcnn_jax.data.sample import make_sample, write
+from mrcnn_jax.data.sample import make_sample, write_ground_truth
 from mrcnn_jax.inference.postprocess import postprocess
 from mrcnn_jax.ops import keypoints as keypoint_ops
 from mrcnn_jax.structures import Detections, GroundTruth

@@ -100,9 +100,9 @@ def assert_same_mask(found: np.ndarray, expected: np.ndarray, masks: Masks, inst
     edge belongs to either side: where the picture begins decides about such pixels. Those of RLE are exact, but for
     a middle that lies exactly between two pixels of the bitmap.
     """
-    rasters = {raster.owner: raster for raster in masks.rasters}
+    rasters = {raster.instance: raster for raster in masks.rasters}
     end = np.cumsum(masks.lengths)
-    own = masks.owners == instance
+    own = masks.instances == instance
     polygons = [masks.points[b - n : b] for b, n in zip(end[own], masks.lengths[own], strict=True)]
     for center in np.argwhere(found != expected)[:, ::-1] + 0.5:
         if instance in rasters:

@@ -98,7 +98,7 @@ def test_a_killed_loader_worker(training, undisturbed):
     status, said = training(at_step_5=kill, workers=2)
     assert status == 2
     assert "error: worker process " in said
-    assert "exit code -9: killed from outside" in said
+    assert "exit code -9: it was killed" in said
     status, said = training(workers=2)
     assert status == 0
     assert 0 < int(re.search(rf": step (\d+) of {STEPS}", said)[1]) < STEPS
@@ -124,7 +124,7 @@ def test_records_deleted_before_a_worker_opens_them(training, undisturbed):
         patch.setattr(train, "train_batches", later)
         status, said = training(workers=1)
     assert status == 2
-    assert "the prepared records are gone" in said
+    assert "the prepared records were removed" in said
     assert "start again" in said
     status, said = training()
     assert status == 0
@@ -135,7 +135,7 @@ def test_records_deleted_before_a_worker_opens_them(training, undisturbed):
 def test_records_cut_short_meanwhile(training, undisturbed):
     status, said = training(at_step_5=lambda: os.truncate(training.records("train"), 0))
     assert status == 2
-    assert "this file of the prepared records is gone or was cut short; start again" in said
+    assert "this file of prepared records is missing or truncated; start again" in said
     assert "stays empty" not in said  # no word of single images
     status, said = training()
     assert status == 0

@@ -143,7 +143,7 @@ def losses_of(workdir: Path) -> dict[int, float]:
 
 def test_evaluation_data_with_other_categories_are_refused_before_training(tiny_config, tmp_path):
     root = tmp_path / "shapes"
-    generate.write(tiny_config.data.shapes, root)
+    generate.write_dataset(tiny_config.data.shapes, root)
     annotations = json.loads((root / "val.json").read_text())
     annotations["categories"][0]["name"] = "somebody else's"
     (root / "val.json").write_text(json.dumps(annotations))

@@ -1,1 +1,1 @@
-"""Augmentation: pure functions from samples to samples, and the drawing of what they shall do."""
+"""Augmentation: random choices, and pure functions from samples to samples that apply them."""

@@ -1,1 +1,1 @@
-"""What the pictures of the procedural data set are made of: one module a kind, each with `CATEGORIES` and `render`."""
+"""The procedural datasets: `generate` writes them; each kind is a module with `CATEGORIES` and `render`."""

@@ -1,7 +1,7 @@
-"""Bodies: what a pose is, and where it puts COCO's 17 keypoints and the parts that are drawn.
+"""Body poses, and the 3D positions of COCO's 17 keypoints and further points in them.
 
-Lengths are parts of a standing person's height. A body's axes are its own left, down, and forward; the picture's are
-right, down, and towards the viewer, so that the left hand of somebody who faces us is on the right.
+Lengths are fractions of the height of a standing person. The axes of a body are its left, down and forward; those of
+the image are right, down and towards the viewer, so the left hand of a person who faces the viewer is on the right.
 """
 
 from __future__ import annotations
@@ -13,38 +13,38 @@ import numpy as np
 from mrcnn_jax.data.categories import COCO_KEYPOINTS
 
 KEYPOINTS = COCO_KEYPOINTS
-SKELETON = (  # as COCO's file has it: counted from 1
+SKELETON = (  # as in COCO's annotation file, counted from 1
     *((16, 14), (14, 12), (17, 15), (15, 13), (12, 13), (6, 12), (7, 13), (6, 7), (6, 8), (7, 9)),
     *((8, 10), (9, 11), (2, 3), (1, 2), (1, 3), (2, 4), (3, 5), (4, 6), (5, 7)),
 )
-FACE = slice(0, 3)  # nose and eyes, which are not there to be seen from behind
+FACE_KEYPOINTS = slice(0, 3)  # nose and eyes, not visible from behind
 
-HEAD = 0.082  # half the head's width
-_SHOULDER, _HIP = 0.115, 0.07  # half of what is between the two
+HEAD_HALF_WIDTH = 0.082
+_SHOULDER, _HIP = 0.115, 0.07  # half the distance between left and right
 _SPINE, _NECK = 0.29, 0.12
 _UPPER_ARM, _FOREARM, _THIGH, _SHIN = 0.165, 0.15, 0.24, 0.235
-_SPREAD = 10.0  # degrees; standard deviation of each angle of a pose
+_ANGLE_STD = 10.0  # degrees; standard deviation of each angle of a pose
 
 
 class Limb(NamedTuple):
-    """An arm or a leg: its upper and lower half, each swung forward from hanging down, then out to its side."""
+    """The angles of an arm or a leg, from hanging down: first forward, then out to its side."""
 
     upper: tuple[float, float]  # degrees: forward, out
     lower: tuple[float, float]
 
 
 class BodyPose(NamedTuple):
-    """How a body holds itself. `arms` and `legs` are left and right."""
+    """The angles of a body in degrees; `arms` and `legs` are left and right."""
 
-    lean: float  # degrees that the trunk leans forward
-    tilt: float  # and to its left
-    nod: tuple[float, float]  # of the head, turned to its left and tilted to its left, against the trunk
+    lean: float  # of the trunk, forward
+    tilt: float  # of the trunk, to its left
+    nod: tuple[float, float]  # of the head relative to the trunk: turn and tilt, to its left
     arms: tuple[Limb, Limb]
     legs: tuple[Limb, Limb]
 
 
 class Body(NamedTuple):
-    """A pose as it is seen: places (n, 3) on the picture's axes, the origin between the hips."""
+    """A posed body: points (n, 3) on the axes of the image, with the origin between the hips."""
 
     joints: np.ndarray  # (17, 3)
     toes: np.ndarray  # (2, 3), of the left and the right foot
@@ -73,31 +73,34 @@ _POSES: tuple[tuple[float, tuple[Limb, Limb], tuple[Limb, Limb]], ...] = (  # le
 
 
 def draw_pose(rng: np.random.Generator) -> BodyPose:
-    """A pose that somebody may hold: standing, waving, walking, sitting, bent."""
+    """Draw a random pose: standing, waving, walking, sitting or bent."""
     lean, arms, legs = _POSES[rng.integers(len(_POSES))]
     pose = BodyPose(
-        lean + _SPREAD * rng.standard_normal() / 2,
-        _SPREAD * rng.standard_normal() / 2,
+        lean + _ANGLE_STD * rng.standard_normal() / 2,
+        _ANGLE_STD * rng.standard_normal() / 2,
         (rng.uniform(-15, 15), rng.uniform(-12, 12)),
-        (_loosened(rng, arms[0]), _loosened(rng, arms[1])),
-        (_loosened(rng, legs[0]), _loosened(rng, legs[1])),
+        (_perturb_limb(rng, arms[0]), _perturb_limb(rng, arms[1])),
+        (_perturb_limb(rng, legs[0]), _perturb_limb(rng, legs[1])),
     )
-    return mirrored(pose) if rng.random() < 0.5 else pose
+    return mirror_pose(pose) if rng.random() < 0.5 else pose
 
 
-def mirrored(pose: BodyPose) -> BodyPose:
-    """The pose of its mirror image."""
+def mirror_pose(pose: BodyPose) -> BodyPose:
+    """Return the pose of the mirror image."""
     (turn, tilt), (left_arm, right_arm), (left_leg, right_leg) = pose.nod, pose.arms, pose.legs
     return BodyPose(pose.lean, -pose.tilt, (-turn, -tilt), (right_arm, left_arm), (right_leg, left_leg))
 
 
-def seen(pose: BodyPose, yaw: float, pitch: float) -> Body:
-    """The body turned by `yaw` degrees to its left, 0 facing the viewer, who looks down at it by `pitch` degrees."""
+def project_body(pose: BodyPose, yaw: float, pitch: float) -> Body:
+    """Return the body turned by `yaw` degrees to its left from facing the viewer, seen from `pitch` degrees above."""
     trunk = _rotation(0, pose.tilt, pose.lean)
-    head = trunk @ _rotation(pose.nod[0], pose.nod[1], -0.5 * pose.lean)  # people look where they go
+    head = trunk @ _rotation(pose.nod[0], pose.nod[1], -0.5 * pose.lean)  # people look ahead when they bend
     neck = trunk @ np.array([0, -_SPINE, 0])
     center = neck + 0.5 * trunk @ np.array([0, -_NECK, 0]) + 0.5 * head @ np.array([0, -_NECK, 0])
-    face = np.array([[0, 0.15, 0.98], [0.45, -0.25, 0.85], [-0.45, -0.25, 0.85], [1.02, 0, 0], [-1.02, 0, 0]]) * HEAD
+    face = (
+        np.array([[0, 0.15, 0.98], [0.45, -0.25, 0.85], [-0.45, -0.25, 0.85], [1.02, 0, 0], [-1.02, 0, 0]])
+        * HEAD_HALF_WIDTH
+    )
     joints, hands, toes = np.empty((17, 3)), np.empty((2, 3)), np.empty((2, 3))
     joints[:5] = center + face @ head.T
     for k, side in enumerate((1, -1)):
@@ -116,21 +119,21 @@ def seen(pose: BodyPose, yaw: float, pitch: float) -> Body:
     return Body(joints @ view.T, toes @ view.T, hands @ view.T, view @ neck, np.vstack([center, axes]) @ view.T)
 
 
-def _loosened(rng: np.random.Generator, limb: Limb) -> Limb:
-    """The limb with all angles a little different."""
+def _perturb_limb(rng: np.random.Generator, limb: Limb) -> Limb:
+    """Return the limb with random changes of all angles."""
     (a, b), (c, d) = limb
-    e, f, g, h = _SPREAD * rng.standard_normal(4)
+    e, f, g, h = _ANGLE_STD * rng.standard_normal(4)
     return Limb((a + e, b + f), (c + e + g, d + f + h))
 
 
 def _direction(angles: tuple[float, float], side: int) -> np.ndarray:
-    """Where half a limb points to: down for angles of 0. `side` is 1 for the left one."""
+    """Return the direction of half a limb, down for angles of 0; `side` is 1 for the left and -1 for the right."""
     forward, out = np.radians(angles)
     return np.array([side * np.sin(out), np.cos(out) * np.cos(forward), np.cos(out) * np.sin(forward)])
 
 
 def _rotation(turn: float, tilt: float, lean: float) -> np.ndarray:
-    """Matrix (3, 3) that leans forward, then tilts to the left, then turns to the left, in degrees."""
+    """Return the matrix (3, 3) that leans forward, then tilts to the left, then turns to the left, in degrees."""
     (ct, cs, cl), (st, ss, sl) = np.cos(np.radians([turn, tilt, lean])), np.sin(np.radians([turn, tilt, lean]))
     about_left = np.array([[1, 0, 0], [0, cl, sl], [0, -sl, cl]])
     about_front = np.array([[cs, -ss, 0], [ss, cs, 0], [0, 0, 1]])

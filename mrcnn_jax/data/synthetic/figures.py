@@ -1,6 +1,6 @@
-"""Figures as functions that say which points lie inside. Every one fits in a circle of radius 1 around the origin.
+"""Figures as functions that return which points are inside. All figures fit in the unit circle.
 
-A function takes x and y, arrays that are broadcast to one another, and returns bool. The y axis points down.
+A function takes x and y, arrays that broadcast, and returns bool. The y axis points down.
 """
 
 from __future__ import annotations
@@ -10,17 +10,17 @@ from collections.abc import Callable
 
 import numpy as np
 
-Inside = Callable[[np.ndarray, np.ndarray], np.ndarray]
+InsideFunction = Callable[[np.ndarray, np.ndarray], np.ndarray]
 Points = tuple[tuple[float, float], ...]
 
 
-def star(corners: int, depth: float) -> Inside:
-    """The figure that joins `corners` outer points (radius 1) and as many inner points (radius `depth`)."""
+def star(corners: int, depth: float) -> InsideFunction:
+    """Return a star with `corners` outer points (radius 1) and as many inner points (radius `depth`)."""
     sector = np.pi / corners
     inner_x, inner_y = depth * np.cos(sector), depth * np.sin(sector)
 
     def inside(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-        # Every point is folded into the half sector between an outer point (angle 0) and an inner one (angle `sector`).
+        # By symmetry, map points to the half sector from an outer point (angle 0) to an inner one (angle `sector`).
         angle = np.abs((np.arctan2(y, x) + sector) % (2 * sector) - sector)
         radius = np.hypot(x, y)
         px, py = radius * np.cos(angle), radius * np.sin(angle)
@@ -29,36 +29,37 @@ def star(corners: int, depth: float) -> Inside:
     return inside
 
 
-def regular(corners: int) -> Inside:
-    """The regular polygon: a star whose inner points lie in the middle of its sides."""
-    return star(corners, 0.5 if corners == 3 else float(np.cos(np.pi / corners)))  # cos(pi / 3) is a little more
+def regular_polygon(corners: int) -> InsideFunction:
+    """Return a regular polygon: a star whose inner points are the centers of the sides."""
+    # For triangles exactly 0.5: cos(pi / 3) in floating point is slightly larger.
+    return star(corners, 0.5 if corners == 3 else float(np.cos(np.pi / corners)))
 
 
-def cross(half_width: float, reach: float) -> Inside:
-    """Two bars at a right angle."""
+def cross(half_width: float, reach: float) -> InsideFunction:
+    """Return a cross of two bars."""
     return lambda x, y: (np.minimum(abs(x), abs(y)) <= half_width) & (np.maximum(abs(x), abs(y)) <= reach)
 
 
-def ring(inner: float) -> Inside:
-    """A disc with a hole of this radius."""
+def ring(inner: float) -> InsideFunction:
+    """Return a disc with a hole of radius `inner`."""
     return lambda x, y: (np.hypot(x, y) <= 1) & (np.hypot(x, y) >= inner)
 
 
 def crescent(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """A disc out of which another one was bitten."""
+    """A disc without the part covered by another disc."""
     return (np.hypot(x, y) <= 1) & (np.hypot(x - 0.45, y) >= 0.8)
 
 
 def half_disc(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """A disc cut through the middle, moved so that it turns about its own."""
+    """Half of a disc, centered on the origin."""
     return (np.hypot(x, y - 0.45) <= 0.88) & (y <= 0.45)
 
 
 def heart(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """Two discs and a wedge that touches both."""
+    """Two discs and a wedge below them."""
     side, top = abs(x), y + 0.3
     disc = np.hypot(side - 0.43, top) <= 0.47
-    # The wedge's side leaves the disc at 45 degrees, where the two have the same direction.
+    # The side of the wedge is tangent to the disc at 45 degrees.
     wedge = (side + top <= 0.43 + 0.47 * np.sqrt(2)) & (top >= 0.47 / np.sqrt(2)) | (side <= 0.43) & (abs(top) <= 0.36)
     return disc | wedge & (top >= 0)
 
@@ -70,27 +71,27 @@ def gear(x: np.ndarray, y: np.ndarray) -> np.ndarray:
     return (radius <= np.where(teeth, 1, 0.74)) & (radius >= 0.3)
 
 
-def polygon(*corners: tuple[float, float]) -> Inside:
-    """A polygon that may have dents, by the even-odd rule."""
+def polygon(*corners: tuple[float, float]) -> InsideFunction:
+    """Return a polygon, which can be concave, by the even-odd rule."""
 
     def inside(x: np.ndarray, y: np.ndarray) -> np.ndarray:
         odd = np.zeros(np.broadcast_shapes(x.shape, y.shape), bool)
         for (x0, y0), (x1, y1) in zip(corners, (*corners[1:], corners[0]), strict=True):
-            if y0 != y1:  # a ray to the right does not cross a level side
+            if y0 != y1:  # a horizontal ray does not cross a horizontal side
                 odd ^= ((y0 > y) != (y1 > y)) & (x < x0 + (y - y0) * (x1 - x0) / (y1 - y0))
         return odd
 
     return inside
 
 
-def strokes(half_width: float, *lines: Points) -> Inside:
-    """Everything that lies within `half_width` of one of these broken lines."""
+def strokes(half_width: float, *lines: Points) -> InsideFunction:
+    """Return the points within `half_width` of one of the polylines."""
     ends = [pair for line in lines for pair in itertools.pairwise(line)]
-    return lambda x, y: np.any([distance(x, y, a, b) <= half_width for a, b in ends], axis=0)
+    return lambda x, y: np.any([segment_distance(x, y, a, b) <= half_width for a, b in ends], axis=0)
 
 
-def distance(x: np.ndarray, y: np.ndarray, a: tuple[float, float], b: tuple[float, float]) -> np.ndarray:
-    """How far each point is from the segment between a and b, which may be one point."""
+def segment_distance(x: np.ndarray, y: np.ndarray, a: tuple[float, float], b: tuple[float, float]) -> np.ndarray:
+    """Return the distance of each point to the segment from a to b, which can be equal."""
     dx, dy = b[0] - a[0], b[1] - a[1]
     along = np.clip(((x - a[0]) * dx + (y - a[1]) * dy) / max(dx * dx + dy * dy, 1e-12), 0, 1)
     return np.hypot(x - a[0] - along * dx, y - a[1] - along * dy)

@@ -1,7 +1,7 @@
-"""A procedural data set: textured, overlapping objects on textured ground, with the masks of what is visible.
+"""Procedural datasets: textured, overlapping objects on a textured background, with masks of their visible parts.
 
-It is written as a COCO JSON and PNG files and read like any other data. `ShapesConfig.kind` says what is in the
-pictures; `drawing` has a module for each kind.
+They are written as COCO JSON and PNG files and read like any other dataset. `ShapesConfig.kind` selects the module that
+renders the images.
 """
 
 from __future__ import annotations
@@ -26,59 +26,59 @@ from mrcnn_jax.data.synthetic.scene import Figure
 from mrcnn_jax.errors import DataError
 from mrcnn_jax.runtime import files
 
-_FORMAT = 1  # raise it when the pictures change
+_FORMAT = 1  # increase it when the images change
 _KINDS: dict[str, ModuleType] = {"simple": simple, "outlines": outlines, "people": people}
 
 
-def write(config: ShapesConfig, root: Path) -> None:
-    """Write train.json, val.json and the folders train/ and val/ to `root`, unless the same set is already there.
+def write_dataset(config: ShapesConfig, root: Path) -> None:
+    """Write train.json, val.json and the folders train/ and val/ to `root`, unless it has the same dataset.
 
-    A folder appears whole or not at all. Raises DataError where `root` holds something that this did not write.
+    The dataset is written to a temporary folder, which is then renamed. Raises DataError if `root` has other files.
     """
     if not str(root) or root == Path():
-        raise DataError("data.root is empty; name a folder for the procedural data set")
+        raise DataError("data.root is empty; set it to a folder for the procedural dataset")
     recipe = _recipe(config)
     root.parent.mkdir(parents=True, exist_ok=True)
-    with files.folder_lock(root.parent):  # nobody replaces it meanwhile
-        there = _recipe_of(root)
-        if there == recipe:
+    with files.folder_lock(root.parent):  # another process could be replacing it
+        existing = _read_recipe(root)
+        if existing == recipe:
             return
-        if there is None and root.exists() and any(root.iterdir()):
-            raise DataError(f"data.root={root} holds other files; name an empty folder for the procedural data set")
-    building = Path(tempfile.mkdtemp(prefix=f".{root.name}-", dir=root.parent))
+        if existing is None and root.exists() and any(root.iterdir()):
+            raise DataError(f"data.root={root} has other files; set it to an empty folder for the procedural dataset")
+    temporary = Path(tempfile.mkdtemp(prefix=f".{root.name}-", dir=root.parent))
     try:
-        _write_split(building, config, "train", config.train_images, [config.seed, 0])
-        _write_split(building, config, "val", config.eval_images, [config.seed, 1])
-        (building / "shapes.json").write_text(json.dumps(recipe))
-        _replace(building, root, recipe)
+        _write_split(temporary, config, "train", config.train_images, [config.seed, 0])
+        _write_split(temporary, config, "val", config.eval_images, [config.seed, 1])
+        (temporary / "shapes.json").write_text(json.dumps(recipe))
+        _replace(temporary, root, recipe)
     finally:
-        shutil.rmtree(building, ignore_errors=True)
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def _recipe(config: ShapesConfig) -> dict[str, Any]:
-    """What is written beside the pictures, as it is read back."""
+    """Return the content of shapes.json, as it is after reading it."""
     return json.loads(json.dumps({"format": _FORMAT, **dataclasses.asdict(config)}))
 
 
-def _recipe_of(root: Path) -> dict[str, Any] | None:
-    """The recipe a folder was written by; None if it was not written here."""
+def _read_recipe(root: Path) -> dict[str, Any] | None:
+    """Return the content of shapes.json, or None if the folder is not a procedural dataset."""
     try:
         recipe = json.loads((root / "shapes.json").read_text())
     except (OSError, ValueError):
         return None
-    # Folders from the time when there was one kind do not name it, nor the fields of others.
+    # Early versions wrote no `kind` and no fields of other kinds; the defaults stand for them.
     return _recipe(ShapesConfig()) | recipe if isinstance(recipe, dict) else None
 
 
-def _replace(building: Path, root: Path, recipe: dict[str, Any]) -> None:
-    """Put `building` in the place of `root`, unless another process has just put the same there."""
+def _replace(temporary: Path, root: Path, recipe: dict[str, Any]) -> None:
+    """Rename `temporary` to `root`, unless another process has written the same dataset meanwhile."""
     with files.folder_lock(root.parent):
-        if _recipe_of(root) != recipe:
-            files.replace(building, root)
+        if _read_recipe(root) != recipe:
+            files.replace(temporary, root)
 
 
 def _write_split(root: Path, config: ShapesConfig, name: str, count: int, seed: list[int]) -> None:
-    """Write one folder of images and its JSON. Image ids start at 1."""
+    """Write a folder of images and its JSON; image ids start at 1."""
     size, render = config.image_size, _renderer(config)
     categories, category_ids = _categories(config)
     (root / name).mkdir()
@@ -96,7 +96,7 @@ def _write_split(root: Path, config: ShapesConfig, name: str, count: int, seed: 
 
 
 def _categories(config: ShapesConfig) -> tuple[list[dict[str, Any]], dict[str, int]]:
-    """COCO's categories, and the id of each figure by name."""
+    """Return the list of COCO categories, and the category id of each figure name."""
     categories: list[dict[str, Any]] = _KINDS[config.kind].CATEGORIES
     if config.kind == "outlines" and config.outlines:
         categories = [category for category in categories if category["name"] in config.outlines]
@@ -107,14 +107,17 @@ def _categories(config: ShapesConfig) -> tuple[list[dict[str, Any]], dict[str, i
 
 
 def _renderer(config: ShapesConfig) -> Callable[[np.random.Generator, int], tuple[np.ndarray, list[Figure]]]:
-    """What draws an image of this size. Raises DataError for an outline that is not known."""
+    """Return the function that renders an image. Raises DataError for unknown outlines."""
     if config.kind != "outlines":
         return _KINDS[config.kind].render
     unknown = sorted(set(config.outlines) - set(outlines.OUTLINES))
     if unknown:
-        raise DataError(f"data.shapes.outlines names {', '.join(unknown)}; there are {', '.join(outlines.OUTLINES)}")
-    choice = outlines.Choice(config.outlines or outlines.ALL.names, config.diameters, config.objects)
-    return functools.partial(outlines.render, choice=choice)
+        raise DataError(
+            f"data.shapes.outlines has unknown names {', '.join(unknown)}; choose from {', '.join(outlines.OUTLINES)}"
+        )
+    names = config.outlines or outlines.DEFAULT_OPTIONS.names
+    options = outlines.OutlineOptions(names, config.diameters, config.objects)
+    return functools.partial(outlines.render, options=options)
 
 
 def _annotation(figure: Figure, category_id: int, image_id: int, annotation_id: int) -> dict[str, Any]:

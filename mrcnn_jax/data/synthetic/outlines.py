@@ -1,7 +1,7 @@
-"""The kind "outlines": many classes that only their outline tells apart, thin ones and some with holes among them.
+"""The kind "outlines": many classes that differ only in their outline, some of them thin or with holes.
 
-Objects are small and large, and often several of one class lie across one another. Size says little about the class,
-color and texture nothing.
+Objects are small and large, and objects of one class often overlap. Size says little about the class, color and
+texture nothing.
 """
 
 from __future__ import annotations
@@ -13,58 +13,58 @@ import numpy as np
 
 from mrcnn_jax.data.synthetic import scene
 from mrcnn_jax.data.synthetic.figures import (
-    Inside,
+    InsideFunction,
     crescent,
     cross,
     gear,
     half_disc,
     heart,
     polygon,
-    regular,
+    regular_polygon,
     ring,
     star,
     strokes,
 )
 from mrcnn_jax.data.synthetic.scene import Figure
 
-_NEIGHBOR = 0.4  # probability that an object is put across one of its own class
+_OVERLAP_PROBABILITY = 0.4  # that an object is placed over another of its class
 _ATTEMPTS = 30  # at placing one object
-_LINE = 0.06  # half the width of a thin figure's lines, as part of its radius; but at least a pixel
+_LINE_HALF_WIDTH = 0.06  # of thin figures, as a fraction of the radius; at least a pixel
 
 
-class Choice(NamedTuple):
-    """What is drawn of all that could be."""
+class OutlineOptions(NamedTuple):
+    """Options of `render`."""
 
-    names: tuple[str, ...]
-    diameters: tuple[float, float] = (0.0, 0.6)  # as parts of the image's side
-    objects: tuple[int, int] = (4, 10)  # in an image, both included
+    names: tuple[str, ...]  # of the classes
+    diameters: tuple[float, float] = (0.0, 0.6)  # least and greatest, as fractions of the image side
+    objects: tuple[int, int] = (4, 10)  # least and greatest number in an image
 
 
-class Outline(NamedTuple):
+class OutlineClass(NamedTuple):
     """A class of figures."""
 
-    inside: Callable[[float], Inside]  # given half the width of thin lines, in radii
-    smallest: float = 12.0  # pixels of diameter at which it is still told apart from all others
+    inside: Callable[[float], InsideFunction]  # the figure, given half the width of thin lines in radii
+    smallest: float = 12.0  # diameter in pixels at which it is still distinct from all others
 
 
-def _solid(inside: Inside, smallest: float = 12.0) -> Outline:
-    return Outline(lambda line: inside, smallest)
+def _solid(inside: InsideFunction, smallest: float = 12.0) -> OutlineClass:
+    return OutlineClass(lambda line: inside, smallest)
 
 
-def _thin(*lines: tuple[tuple[float, float], ...], smallest: float = 12.0) -> Outline:
-    """Lines whose round ends stay within the radius."""
-    return Outline(
+def _thin(*lines: tuple[tuple[float, float], ...], smallest: float = 12.0) -> OutlineClass:
+    """Return a class of polylines, scaled so that their round ends are within the radius."""
+    return OutlineClass(
         lambda line: strokes(line, *(tuple(((1 - line) * x, (1 - line) * y) for x, y in points) for points in lines)),
         smallest,
     )
 
 
-OUTLINES: dict[str, Outline] = {
+OUTLINES: dict[str, OutlineClass] = {
     "circle": _solid(lambda x, y: np.hypot(x, y) <= 0.9),
-    "triangle": _solid(regular(3)),
-    "square": _solid(regular(4)),
-    "pentagon": _solid(regular(5), 20),
-    "hexagon": _solid(regular(6), 24),
+    "triangle": _solid(regular_polygon(3)),
+    "square": _solid(regular_polygon(4)),
+    "pentagon": _solid(regular_polygon(5), 20),
+    "hexagon": _solid(regular_polygon(6), 24),
     "star4": _solid(star(4, 0.35), 16),
     "star5": _solid(star(5, 0.4), 16),
     "star6": _solid(star(6, 0.5), 20),
@@ -98,7 +98,7 @@ OUTLINES: dict[str, Outline] = {
         18,
     ),
     "bar": _thin(((-1, 0), (1, 0))),
-    "hoop": Outline(lambda line: ring(1 - 2 * line)),
+    "hoop": OutlineClass(lambda line: ring(1 - 2 * line)),
     "zigzag": _thin(((-0.95, 0.3), (-0.48, -0.4), (0, 0.35), (0.48, -0.4), (0.95, 0.3)), smallest=20),
     "stick cross": _thin(((-1, 0), (1, 0)), ((0, -1), (0, 1)), smallest=16),
     "antenna": _thin(
@@ -109,87 +109,91 @@ OUTLINES: dict[str, Outline] = {
 CATEGORIES: list[dict[str, Any]] = [{"id": k, "name": name} for k, name in enumerate(OUTLINES, 1)]
 
 
-ALL = Choice(tuple(OUTLINES))
+DEFAULT_OPTIONS = OutlineOptions(tuple(OUTLINES))
 
 
-def render(rng: np.random.Generator, size: int, choice: Choice = ALL) -> tuple[np.ndarray, list[Figure]]:
-    """One image (S, S, 3) uint8 RGB and its figures, back to front."""
-    image = scene.ground(rng, size)
+def render(
+    rng: np.random.Generator, size: int, options: OutlineOptions = DEFAULT_OPTIONS
+) -> tuple[np.ndarray, list[Figure]]:
+    """Render an image (S, S, 3) uint8 RGB and its figures, from back to front."""
+    image = scene.background(rng, size)
     figures: list[Figure] = []
-    for _ in range(rng.integers(choice.objects[0], choice.objects[1] + 1)):
-        if figures and rng.random() < _NEIGHBOR:
-            name, mask = _place_across(rng, figures[rng.integers(len(figures))], figures, choice)
+    for _ in range(rng.integers(options.objects[0], options.objects[1] + 1)):
+        if figures and rng.random() < _OVERLAP_PROBABILITY:
+            name, mask = _place_overlapping(rng, figures[rng.integers(len(figures))], figures, options)
         else:
-            name, mask = place_anywhere(rng, size, figures, choice)
+            name, mask = place_randomly(rng, size, figures, options)
         if mask is None:
             continue
         paint(rng, image, mask, figures)
         figures = [figure._replace(mask=figure.mask & ~mask) for figure in figures]
         figures.append(Figure(name, mask, int(mask.sum())))
-    return scene.develop(rng, image), figures
+    return scene.add_camera_noise(rng, image), figures
 
 
 def paint(rng: np.random.Generator, image: np.ndarray, mask: np.ndarray, others: list[Figure]) -> None:
-    """Fill `mask` with a texture that stands out from the ground and from each of the others that it covers."""
+    """Fill `mask` with a texture that contrasts with the background and the figures that it covers."""
     covered = [mask & other.mask for other in others]
     grounds = [image[area].mean(axis=0) for area in [mask, *covered] if area.any()]
-    scene.fill(rng, image, mask, scene.distinct(rng, *grounds), contrast=0.2)
+    scene.fill_texture(rng, image, mask, scene.contrasting_color(rng, *grounds), contrast=0.2)
 
 
-def outline(
+def draw_mask(
     name: str, angle: float, center: np.ndarray, radius: float, size: int, *, mirrored: bool = False
 ) -> np.ndarray:
-    """Mask (S, S) of the pixels whose center lies within the figure of this radius."""
+    """Return the mask (S, S) of the pixels whose center is inside a figure of this radius."""
     low = np.clip(np.floor(center - radius), 0, size).astype(int)
     high = np.clip(np.ceil(center + radius), 0, size).astype(int)
     x = (np.arange(low[0], high[0])[None, :] + 0.5 - center[0]) / radius
     y = (np.arange(low[1], high[1])[:, None] + 0.5 - center[1]) / radius
     across, down = x * np.cos(angle) + y * np.sin(angle), y * np.cos(angle) - x * np.sin(angle)
-    inside = OUTLINES[name].inside(max(_LINE, 1 / radius))
+    inside = OUTLINES[name].inside(max(_LINE_HALF_WIDTH, 1 / radius))
     mask = np.zeros((size, size), bool)
     mask[low[1] : high[1], low[0] : high[0]] = inside(-across if mirrored else across, down)
     return mask
 
 
-def place_anywhere(
-    rng: np.random.Generator, size: int, others: list[Figure], choice: Choice = ALL
+def place_randomly(
+    rng: np.random.Generator, size: int, others: list[Figure], options: OutlineOptions = DEFAULT_OPTIONS
 ) -> tuple[str, np.ndarray | None]:
-    """A class and a mask that leaves enough of the others visible; None for the mask if no place was found."""
-    name = str(rng.choice(choice.names))
+    """Return a random class and a mask that keeps the others visible; None for the mask if no attempt succeeds."""
+    name = str(rng.choice(options.names))
     for _ in range(_ATTEMPTS):
-        radius = float(np.exp(rng.uniform(*np.log(_radii(name, size, choice)))))  # as many small ones as large ones
-        center = rng.uniform(0.8 * radius, size - 0.8 * radius, 2)  # some reach a little beyond the edge
-        mask = _turned(rng, name, center, radius, size)
-        if mask.any() and scene.leaves_visible(mask, others):
+        radius = float(np.exp(rng.uniform(*np.log(_radii(name, size, options)))))  # log-uniform
+        center = rng.uniform(0.8 * radius, size - 0.8 * radius, 2)  # the edge of the image can cut the figure
+        mask = _draw_randomly_rotated(rng, name, center, radius, size)
+        if mask.any() and scene.keeps_others_visible(mask, others):
             return name, mask
     return name, None
 
 
-def _place_across(
-    rng: np.random.Generator, other: Figure, others: list[Figure], choice: Choice
+def _place_overlapping(
+    rng: np.random.Generator, other: Figure, others: list[Figure], options: OutlineOptions
 ) -> tuple[str, np.ndarray | None]:
-    """The class of `other` and a mask that covers some of it, but leaves enough of all visible."""
+    """Return the class of `other` and a mask that overlaps it, and keeps all others visible."""
     size = len(other.mask)
     ys, xs = np.nonzero(other.mask)
     middle = np.array([xs.mean(), ys.mean()]) + 0.5
     reach = np.hypot(xs + 0.5 - middle[0], ys + 0.5 - middle[1]).max()
     for _ in range(_ATTEMPTS):
-        radius = np.clip(reach * rng.uniform(0.6, 1.6), *_radii(other.name, size, choice))
+        radius = np.clip(reach * rng.uniform(0.6, 1.6), *_radii(other.name, size, options))
         away, direction = rng.uniform(0.2, 1) * (reach + radius), rng.uniform(0, 2 * np.pi)
         center = middle + away * np.array([np.cos(direction), np.sin(direction)])
         if (center < 0.8 * radius).any() or (center > size - 0.8 * radius).any():
             continue
-        mask = _turned(rng, other.name, center, radius, size)
-        if (mask & other.mask).any() and scene.leaves_visible(mask, others):
+        mask = _draw_randomly_rotated(rng, other.name, center, radius, size)
+        if (mask & other.mask).any() and scene.keeps_others_visible(mask, others):
             return other.name, mask
     return other.name, None
 
 
-def _turned(rng: np.random.Generator, name: str, center: np.ndarray, radius: float, size: int) -> np.ndarray:
-    """The figure at any angle. No two classes are one another's turned or mirrored image."""
-    return outline(name, rng.uniform(0, 2 * np.pi), center, radius, size, mirrored=rng.random() < 0.5)
+def _draw_randomly_rotated(
+    rng: np.random.Generator, name: str, center: np.ndarray, radius: float, size: int
+) -> np.ndarray:
+    """Return the mask of the figure, randomly rotated and mirrored, which makes no two classes equal."""
+    return draw_mask(name, rng.uniform(0, 2 * np.pi), center, radius, size, mirrored=rng.random() < 0.5)
 
 
-def _radii(name: str, size: int, choice: Choice) -> tuple[float, float]:
-    low, high = (part * size / 2 for part in choice.diameters)
+def _radii(name: str, size: int, options: OutlineOptions) -> tuple[float, float]:
+    low, high = (part * size / 2 for part in options.diameters)
     return min(max(low, OUTLINES[name].smallest / 2), high), high

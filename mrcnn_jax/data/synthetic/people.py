@@ -1,7 +1,7 @@
-"""The kind "people": jointed figures with COCO's 17 keypoints, in front of figures that are no category.
+"""The kind "people": articulated figures with COCO's 17 keypoints, in front of objects without a category.
 
-Which side is left shows in one thing only, whether the face is seen: both sides are drawn alike, so that a mirrored
-picture, its keypoints exchanged, is one that could have been drawn. From behind, nose and eyes are not labeled.
+Left and right look the same, and differ only by whether the face is visible. So a mirrored image with exchanged
+keypoints is from the same distribution. Nose and eyes of a person seen from behind are not labeled.
 """
 
 from __future__ import annotations
@@ -24,69 +24,80 @@ CATEGORIES: list[dict[str, Any]] = [
     }
 ]
 
-_PEOPLE = (1, 4)  # in an image, both included
-_OBJECTS = (0, 4)  # of no category, behind them
-_HEIGHTS = (40, 200)  # pixels, of somebody who stands upright
-_TALLEST = 0.9  # as part of the image's side
-_FROM_BEHIND = 0.3  # probability
-_TURNED = 40.0  # degrees, at most, from facing the viewer or from looking away
-_OUTSIDE = 0.15  # part of the figure's width or height that may lie outside the image
+_PEOPLE = (1, 4)  # least and greatest number in an image
+_OBJECTS = (0, 4)  # least and greatest number of objects behind the people
+_HEIGHTS = (40, 200)  # pixels, of a standing person
+_MAX_HEIGHT = 0.9  # as a fraction of the image side
+_BACK_VIEW_PROBABILITY = 0.3
+_MAX_YAW = 40.0  # degrees from the front or back view
+_MAX_OUTSIDE = 0.15  # fraction of the width or height of a person that can be outside the image
 _ATTEMPTS = 20  # at placing one person
-_SMALLEST_DOT = 0.8  # pixels of radius; a smaller disc could miss all pixel centers
-_HIDDEN_EAR = 0.55  # an ear so many half widths of the head behind its middle is covered by it
+_MIN_RADIUS = 0.8  # pixels; a smaller disc could miss all pixel centers
+_HIDDEN_EAR_DEPTH = 0.55  # half widths of the head behind its center at which an ear is hidden
 
 _MATERIALS = ("skin", "hair", "shirt", "trousers", "shoes", "eyes", "nose")
 
 
-class Part(NamedTuple):
-    """What lies within `radius` of a point, a segment or a convex polygon."""
+class BodyPart(NamedTuple):
+    """The points within `radius` of a point, a segment or a convex polygon."""
 
     points: np.ndarray  # (n, 2) pixels
     radius: float
     material: str
-    depth: float  # greater ones are nearer to the viewer
+    depth: float  # greater values are nearer to the viewer
 
 
-class Drawing(NamedTuple):
-    """A person on the image's pixels."""
+class PersonDrawing(NamedTuple):
+    """The pixels of a person."""
 
-    materials: np.ndarray  # (S, S) uint8, 1 + index in _MATERIALS; 0 where nothing of the person is
-    shade: np.ndarray  # (S, S) float32, how bright
-    keypoints: np.ndarray  # (17, 3), as COCO has it
+    materials: np.ndarray  # (S, S) uint8, 1 + index in _MATERIALS; 0 outside the person
+    shade: np.ndarray  # (S, S) float32, brightness
+    keypoints: np.ndarray  # (17, 3), in COCO's format
 
 
 def render(rng: np.random.Generator, size: int) -> tuple[np.ndarray, list[Figure]]:
-    """One image (S, S, 3) uint8 RGB and its people, back to front."""
-    image = scene.ground(rng, size)
+    """Render an image (S, S, 3) uint8 RGB and its people, from back to front."""
+    image = scene.background(rng, size)
     for _ in range(rng.integers(_OBJECTS[0], _OBJECTS[1] + 1)):
-        _, mask = outlines.place_anywhere(rng, size, [])
+        _, mask = outlines.place_randomly(rng, size, [])
         if mask is not None:
             outlines.paint(rng, image, mask, [])
     people: list[Figure] = []
     for _ in range(rng.integers(_PEOPLE[0], _PEOPLE[1] + 1)):
-        drawing = _place(rng, size, people)
+        drawing = _place_person(rng, size, people)
         if drawing is None:
             continue
         mask = drawing.materials > 0
-        _paint(rng, image, drawing)
-        people = [_covered(person, mask) for person in people]
+        _paint_person(rng, image, drawing)
+        people = [_hide_behind(person, mask) for person in people]
         people.append(Figure("person", mask, int(mask.sum()), drawing.keypoints))
-    return scene.develop(rng, image), people
+    return scene.add_camera_noise(rng, image), people
 
 
-def parts_of(body: Body, height: float, sleeves: str = "shirt", legs: str = "trousers") -> list[Part]:
-    """What is drawn of a body `height` pixels tall whose hips are at the origin; the material of forearms and shins."""
+def body_parts(body: Body, height: float, sleeves: str = "shirt", legs: str = "trousers") -> list[BodyPart]:
+    """Return the parts of a body, `height` pixels tall, with the hips at the origin.
+
+    sleeves, legs: the materials of forearms and shins.
+    """
     joints, (center, crown, look) = body.joints, body.head
 
-    def part(material: str, radius: float, *places: np.ndarray, depth: float | None = None) -> Part:
+    def part(material: str, radius: float, *places: np.ndarray, depth: float | None = None) -> BodyPart:
         points = np.array(places)
-        return Part(height * points[:, :2], height * radius, material, points[:, 2].mean() if depth is None else depth)
+        return BodyPart(
+            height * points[:, :2], height * radius, material, points[:, 2].mean() if depth is None else depth
+        )
 
     parts = [
         part("shirt", 0.042, *joints[[5, 6, 12, 11]]),
         part("skin", 0.035, body.neck, center, depth=min(body.neck[2], center[2]) - 0.01),
-        part("skin", bodies.HEAD, center - 0.022 * crown, center + 0.022 * crown, depth=center[2]),
-        part("hair", 1.08 * bodies.HEAD, center, center + 0.055 * crown, depth=center[2] - 0.03 * np.sign(look[2])),
+        part("skin", bodies.HEAD_HALF_WIDTH, center - 0.022 * crown, center + 0.022 * crown, depth=center[2]),
+        part(
+            "hair",
+            1.08 * bodies.HEAD_HALF_WIDTH,
+            center,
+            center + 0.055 * crown,
+            depth=center[2] - 0.03 * np.sign(look[2]),
+        ),
     ]
     for k in (0, 1):
         shoulder, elbow, wrist, hip, knee, ankle = joints[5 + k :: 2][:6]
@@ -102,14 +113,14 @@ def parts_of(body: Body, height: float, sleeves: str = "shirt", legs: str = "tro
     if look[2] > 0:
         parts += [part("eyes", 0.016, joints[k], depth=center[2] + 0.01) for k in (1, 2)]
         parts.append(part("nose", 0.019, joints[0], depth=center[2] + 0.02))
-    return [p._replace(radius=max(p.radius, _SMALLEST_DOT)) for p in parts]
+    return [p._replace(radius=max(p.radius, _MIN_RADIUS)) for p in parts]
 
 
-def draw(parts: list[Part], keypoints: np.ndarray, size: int) -> Drawing:
-    """The parts, the nearest in front, in an image of this size. keypoints: (17, 3), x and y from its corner.
+def draw_person(parts: list[BodyPart], keypoints: np.ndarray, size: int) -> PersonDrawing:
+    """Draw the parts of a person from back to front, in an image of this size.
 
-    The middle of the first pixel is at 1/2 there, and at 0 in the drawing's keypoints, as COCO counts. Those that lie
-    outside are all zero.
+    keypoints: (17, 3), x and y in continuous pixels. The keypoints of the drawing are in COCO's format, with 0 at the
+    center of the first pixel; those outside the image are all 0.
     """
     materials, shade = np.zeros((size, size), np.uint8), np.ones((size, size), np.float32)
     for part in sorted(parts, key=lambda part: part.depth):
@@ -119,63 +130,63 @@ def draw(parts: list[Part], keypoints: np.ndarray, size: int) -> Drawing:
         away = _distance(part.points, np.arange(low[0], high[0]) + 0.5, np.arange(low[1], high[1]) + 0.5) / part.radius
         inside = away <= 1
         materials[area][inside] = 1 + _MATERIALS.index(part.material)
-        shade[area][inside] = (1.05 - 0.4 * away**2)[inside]  # round; and limbs stand out from what is behind them
+        shade[area][inside] = (1.05 - 0.4 * away**2)[inside]  # darker at the edges, so that limbs are distinct
     labeled = (keypoints[:, 2] > 0) & ((keypoints[:, :2] >= 0) & (keypoints[:, :2] < size)).all(axis=1)
-    places = np.minimum(np.round(keypoints[:, :2] - 0.5, 2), size - 0.51)  # rounded, they are still inside
-    written = np.column_stack([places, keypoints[:, 2]])
-    return Drawing(materials, shade, np.where(labeled[:, None], written, 0.0))
+    positions = np.minimum(np.round(keypoints[:, :2] - 0.5, 2), size - 0.51)  # stay inside after rounding
+    coco_keypoints = np.column_stack([positions, keypoints[:, 2]])
+    return PersonDrawing(materials, shade, np.where(labeled[:, None], coco_keypoints, 0.0))
 
 
-def keypoints_of(body: Body, height: float) -> np.ndarray:
-    """(17, 3): x and y in pixels from the hips; visibility as far as the person's own head decides it."""
+def body_keypoints(body: Body, height: float) -> np.ndarray:
+    """Return keypoints (17, 3): x and y in pixels from the hips, and visibility as far as the head hides points."""
     visibility = np.full(17, 2.0)
     center, _, look = body.head
     if look[2] <= 0:
-        visibility[bodies.FACE] = 0
-    visibility[3:5][body.joints[3:5, 2] < center[2] - _HIDDEN_EAR * bodies.HEAD] = 1
+        visibility[bodies.FACE_KEYPOINTS] = 0
+    visibility[3:5][body.joints[3:5, 2] < center[2] - _HIDDEN_EAR_DEPTH * bodies.HEAD_HALF_WIDTH] = 1
     return np.column_stack([height * body.joints[:, :2], visibility])
 
 
-def _place(rng: np.random.Generator, size: int, others: list[Figure]) -> Drawing | None:
-    """A person who leaves enough of the others visible; None if no place was found."""
-    tallest = min(_HEIGHTS[1], _TALLEST * size)
+def _place_person(rng: np.random.Generator, size: int, others: list[Figure]) -> PersonDrawing | None:
+    """Return a random person that keeps the others visible; None if no attempt succeeds."""
+    tallest = min(_HEIGHTS[1], _MAX_HEIGHT * size)
     for _ in range(_ATTEMPTS):
         height = np.exp(rng.uniform(np.log(min(_HEIGHTS[0], tallest)), np.log(tallest)))
-        yaw = rng.uniform(-_TURNED, _TURNED) + 180 * (rng.random() < _FROM_BEHIND)
-        body = bodies.seen(bodies.draw_pose(rng), yaw, rng.uniform(0, 15))
-        parts = parts_of(body, height, str(rng.choice(["shirt", "skin"])), str(rng.choice(["trousers", "skin"])))
+        yaw = rng.uniform(-_MAX_YAW, _MAX_YAW) + 180 * (rng.random() < _BACK_VIEW_PROBABILITY)
+        body = bodies.project_body(bodies.draw_pose(rng), yaw, rng.uniform(0, 15))
+        parts = body_parts(body, height, str(rng.choice(["shirt", "skin"])), str(rng.choice(["trousers", "skin"])))
         low = np.min([part.points.min(0) - part.radius for part in parts], axis=0)
         extent = np.max([part.points.max(0) + part.radius for part in parts], axis=0) - low
-        corner = rng.uniform(*np.sort([-_OUTSIDE * extent, size - (1 - _OUTSIDE) * extent], axis=0))
-        keypoints = keypoints_of(body, height)
+        corner = rng.uniform(*np.sort([-_MAX_OUTSIDE * extent, size - (1 - _MAX_OUTSIDE) * extent], axis=0))
+        keypoints = body_keypoints(body, height)
         keypoints[:, :2] += corner - low
-        drawing = draw([p._replace(points=p.points + corner - low) for p in parts], keypoints, size)
-        if scene.leaves_visible(drawing.materials > 0, others):
+        drawing = draw_person([p._replace(points=p.points + corner - low) for p in parts], keypoints, size)
+        if scene.keeps_others_visible(drawing.materials > 0, others):
             return drawing
     return None
 
 
-def _paint(rng: np.random.Generator, image: np.ndarray, drawing: Drawing) -> None:
-    """Color a person, in clothes of their own."""
+def _paint_person(rng: np.random.Generator, image: np.ndarray, drawing: PersonDrawing) -> None:
+    """Paint a person in random colors."""
     ground = image[drawing.materials > 0].mean(axis=0)
-    shirt = scene.distinct(rng, ground)
+    shirt = scene.contrasting_color(rng, ground)
     skin = np.array([240, 190, 160]) * rng.uniform(0.55, 1) + rng.uniform(-10, 10, 3)
     colors = {
         "skin": (skin, 0.03),
         "hair": (np.array([120, 85, 55]) * rng.uniform(0.15, 0.7), 0.1),
         "shirt": (shirt, 0.2),
-        "trousers": (scene.distinct(rng, ground, shirt), 0.15),
+        "trousers": (scene.contrasting_color(rng, ground, shirt), 0.15),
         "shoes": (rng.uniform(10, 90, 3), 0.05),
         "eyes": (np.array([15, 15, 25]), 0.0),
         "nose": (skin * [0.9, 0.55, 0.5], 0.0),
     }
     for index, (color, contrast) in enumerate((colors[name] for name in _MATERIALS), 1):
-        shade = drawing.shade if contrast else None  # eyes and nose are dots
-        scene.fill(rng, image, drawing.materials == index, color, contrast, shade)
+        shade = drawing.shade if contrast else None  # eyes are too small for shading
+        scene.fill_texture(rng, image, drawing.materials == index, color, contrast, shade)
 
 
-def _covered(person: Figure, mask: np.ndarray) -> Figure:
-    """What is left to be seen of a person behind `mask` (S, S); their keypoints there are labeled, but not visible."""
+def _hide_behind(person: Figure, mask: np.ndarray) -> Figure:
+    """Remove `mask` (S, S) from the mask of a person; keypoints under it stay labeled with visibility 1."""
     assert person.keypoints is not None
     keypoints = person.keypoints.copy()
     x, y = np.floor(keypoints[:, :2].T + 0.5).astype(int)
@@ -184,9 +195,9 @@ def _covered(person: Figure, mask: np.ndarray) -> Figure:
 
 
 def _distance(points: np.ndarray, x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """(rows, columns): how far the places (x, y) are from a point, a segment or a polygon; 0 within it."""
+    """Return the distance (rows, columns) of the pixels (x, y) to a point, a segment or a polygon; 0 inside it."""
     corners = [(float(px), float(py)) for px, py in points]
     columns, rows = x[None, :], y[:, None]
     edges = zip(corners, [*corners[1:], corners[0]], strict=True)
-    away = np.min([figures.distance(columns, rows, a, b) for a, b in edges], axis=0)
+    away = np.min([figures.segment_distance(columns, rows, a, b) for a, b in edges], axis=0)
     return np.where(figures.polygon(*corners)(columns, rows), 0.0, away) if len(corners) > 2 else away

@@ -1,4 +1,4 @@
-"""What all kinds of pictures share: ground, textures, colors, and which part of an object must stay visible."""
+"""Rendering shared by all kinds of procedural datasets: background, textures, colors and occlusion."""
 
 from __future__ import annotations
 
@@ -8,36 +8,36 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 
-VISIBLE = 0.6  # part of every object that later ones must leave uncovered
+MIN_VISIBLE = 0.6  # fraction of every object that must stay visible
 
 
 class Figure(NamedTuple):
     """One object of an image."""
 
     name: str  # of its category
-    mask: np.ndarray  # (S, S) bool, what is visible of it
-    area: int  # pixels it had before others covered some
-    keypoints: np.ndarray | None = None  # (K, 3): x, y, visibility as COCO has it; of categories that have some
+    mask: np.ndarray  # (S, S) bool, the visible part
+    area: int  # pixels, including the hidden part
+    keypoints: np.ndarray | None = None  # (K, 3): x, y, visibility in COCO's format
 
 
-def leaves_visible(mask: np.ndarray, others: Sequence[Figure]) -> bool:
-    """Whether enough of all others can be seen when `mask` (S, S) covers them."""
-    return all((other.mask & ~mask).sum() >= VISIBLE * other.area for other in others)
+def keeps_others_visible(mask: np.ndarray, others: Sequence[Figure]) -> bool:
+    """Whether MIN_VISIBLE of all others is visible when `mask` (S, S) covers them."""
+    return all((other.mask & ~mask).sum() >= MIN_VISIBLE * other.area for other in others)
 
 
-def ground(rng: np.random.Generator, size: int) -> np.ndarray:
-    """An image (S, S, 3) float32 with nothing on it yet."""
-    return texture(rng, size, _muted(rng), contrast=0.1)
+def background(rng: np.random.Generator, size: int) -> np.ndarray:
+    """Return a background image (S, S, 3) float32."""
+    return texture(rng, size, _muted_color(rng), contrast=0.1)
 
 
-def develop(rng: np.random.Generator, image: np.ndarray) -> np.ndarray:
-    """The picture (S, S, 3) uint8 that a camera would make of it: a little blurred, with noise."""
+def add_camera_noise(rng: np.random.Generator, image: np.ndarray) -> np.ndarray:
+    """Add slight blur and noise to an image: (S, S, 3) uint8."""
     image = cv2.GaussianBlur(image, (3, 3), 0.5) + 3 * rng.standard_normal(image.shape, np.float32)
     return np.clip(image, 0, 255).astype(np.uint8)
 
 
 def texture(rng: np.random.Generator, size: int, color: np.ndarray, contrast: float) -> np.ndarray:
-    """(S, S, 3) float32: `color` modulated by stripes, a checkerboard or smooth noise. S is at least 8."""
+    """Return `color` modulated by stripes, a checkerboard or smooth noise: (S, S, 3) float32, with S at least 8."""
     grid = np.arange(size, dtype=np.float32) * (2 * np.pi / rng.uniform(6, 16))
     angle = rng.uniform(0, 2 * np.pi)
     u = np.add.outer(grid * np.sin(angle), grid * np.cos(angle))
@@ -53,7 +53,7 @@ def texture(rng: np.random.Generator, size: int, color: np.ndarray, contrast: fl
     return color.astype(np.float32) * (1 + contrast * pattern[:, :, None])
 
 
-def fill(
+def fill_texture(
     rng: np.random.Generator,
     image: np.ndarray,
     mask: np.ndarray,
@@ -61,31 +61,31 @@ def fill(
     contrast: float,
     shade: np.ndarray | None = None,
 ) -> None:
-    """Put a texture on the pixels of `mask` (S, S), if there are any; `shade` (S, S) says how bright each is."""
+    """Fill the pixels of `mask` (S, S) with a texture, multiplied by `shade` (S, S) if given."""
     if not mask.any():
         return
-    top, left, height, width = window(mask)
+    top, left, height, width = bounding_box(mask)
     area = slice(top, top + height), slice(left, left + width)
-    pattern = texture(rng, max(height, width, 16), color, contrast)[:height, :width]  # a whole image's takes long
+    pattern = texture(rng, max(height, width, 16), color, contrast)[:height, :width]  # faster than for the whole image
     if shade is not None:
         pattern = pattern * shade[area][:, :, None]
     inside = mask[area][:, :, None]
     np.copyto(image[area], pattern, where=inside)
 
 
-def window(mask: np.ndarray) -> tuple[int, int, int, int]:
-    """Top, left, height and width of the smallest box around all pixels of a mask that has some."""
+def bounding_box(mask: np.ndarray) -> tuple[int, int, int, int]:
+    """Return top, left, height and width of the bounding box of a mask with at least one pixel."""
     rows, columns = (np.flatnonzero(mask.any(axis=axis)) for axis in (1, 0))
     return int(rows[0]), int(columns[0]), int(rows[-1] - rows[0] + 1), int(columns[-1] - columns[0] + 1)
 
 
-def distinct(rng: np.random.Generator, *grounds: np.ndarray) -> np.ndarray:
-    """A color (3,) in 0..255 that stands out from all colors that it lies on."""
+def contrasting_color(rng: np.random.Generator, *grounds: np.ndarray) -> np.ndarray:
+    """Return a random color (3,) in 0..255 that contrasts with all given colors."""
     colors = rng.uniform(20, 250, (8, 3))
-    distances = [np.linalg.norm(colors - ground, axis=1) for ground in grounds]
+    distances = [np.linalg.norm(colors - background, axis=1) for background in grounds]
     return colors[np.argmax(np.min(distances, axis=0) > 80)]
 
 
-def _muted(rng: np.random.Generator) -> np.ndarray:
-    """A grayish color for the ground, (3,) in 0..255."""
+def _muted_color(rng: np.random.Generator) -> np.ndarray:
+    """Return a random grayish color (3,) in 0..255."""
     return rng.uniform(60, 180) + rng.uniform(-20, 20, 3)

@@ -120,9 +120,9 @@ def _figures(anchor: str, survey: Survey, choices: Sequence[Choice], room: int) 
     said: dict[int, list[str]] = {}
     for refusal in survey.refusals:
         if refusal.image_id is not None:
-            said.setdefault(refusal.image_id, []).append(f"{refusal.kind}: {refusal.culprit}")
+            said.setdefault(refusal.image_id, []).append(f"{refusal.kind}: {refusal.item}")
     for problem in survey.content.problems:
-        said.setdefault(problem.image_id, []).append(f"dropped, {problem.kind}: annotation {problem.annotation_id}")
+        said.setdefault(problem.image_id, []).append(f"{problem.kind}: annotation {problem.annotation_id}")
     for i, choice in enumerate(choices):
         findings = said.get(survey.content.images[choice.image].id, [])
         yield _figure(survey, choice, f"{anchor}-picture{i}", findings, room)

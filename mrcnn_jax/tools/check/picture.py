@@ -60,12 +60,12 @@ def draw(image: np.ndarray, entry: ImageEntry, categories: Categories, window: W
         [{**a, "iscrowd": 0, "segmentation": a.get("segmentation") or []} for a in annotations],
         class_of,
         (entry.height, entry.width),
-        num_keypoints=len(categories.pose.names),
+        num_keypoints=len(categories.keypoint_schema.names),
     )
     items = _items(view, sample, annotations, categories.names)
     masks, steps = _masks(sample, view, items, room * 3 // 8)
     boxes = fitting((rectangle(item.box, item.title, item.style) for item in items), room // 4)
-    skeletons = fitting(_skeletons(items, view, sample, categories.pose.skeleton), room // 8)
+    skeletons = fitting(_skeletons(items, view, sample, categories.keypoint_schema.skeleton), room // 8)
     named = names([(item.box, item.name, item.style) for item in items[: len(boxes)]], view.size[0])
     layers = [
         tag("g", tag("g", masks, transform=f"scale({1 / steps:g})"), class_="masks"),
@@ -113,11 +113,11 @@ def _polygons(masks: Masks, view: _View) -> dict[int, list[np.ndarray]]:
     """Outlines of each instance that has a mask, in units of the page."""
     shapes: dict[int, list[np.ndarray]] = {}
     corners = np.split(view.place(masks.points), np.cumsum(masks.lengths)[:-1]) if len(masks.lengths) else []
-    for owner, polygon in zip(masks.owners.tolist(), corners, strict=True):
+    for owner, polygon in zip(masks.instances.tolist(), corners, strict=True):
         shapes.setdefault(owner, []).append(polygon)
     for raster in masks.rasters:
         shrunk, factor = thinned(raster.bitmap, view.scale)
-        shapes[raster.owner] = [view.place(raster.window[:2] + p * factor) for p in trace(shrunk)]
+        shapes[raster.instance] = [view.place(raster.window[:2] + p * factor) for p in trace(shrunk)]
     return {owner: polygons for owner, polygons in shapes.items() if polygons}
 
 

@@ -12,12 +12,18 @@ import numpy as np
 
 from mrcnn_jax.config import DataConfig
 from mrcnn_jax.data import image_files, value_range
-from mrcnn_jax.data.annotation_checks import MASK_FAULTS
 from mrcnn_jax.data.annotations import AnnotationFile, ImageEntry
-from mrcnn_jax.data.findings import Refusal, describe_problems, describe_refusals, no_masks, nothing_to_learn
-from mrcnn_jax.data.image_files import Examined
-from mrcnn_jax.data.mask_crops import area
-from mrcnn_jax.data.value_range import Range, Values
+from mrcnn_jax.data.findings import (
+    Refusal,
+    describe_problems,
+    describe_refusals,
+    no_instances_message,
+    no_masks_message,
+)
+from mrcnn_jax.data.image_files import ImageCheck
+from mrcnn_jax.data.mask_crops import annotation_area
+from mrcnn_jax.data.segmentation_checks import MASK_PROBLEMS
+from mrcnn_jax.data.value_range import MeasuredRange, Range
 from mrcnn_jax.tools.check.sources import Source, split_of, words
 
 MAX_INSTANCES = DataConfig.max_instances  # instances of an image that training sees, unless it is told otherwise
@@ -25,7 +31,7 @@ SMALL, LARGE = 32**2, 96**2  # square pixels: COCO's small, medium and large obj
 AREAS = ("small", "medium", "large")
 
 _Key = tuple[str, int, int, int]
-Watch = Callable[[Iterable[Examined], int], Iterable[Examined]]
+Watch = Callable[[Iterable[ImageCheck], int], Iterable[ImageCheck]]
 
 
 class Annotated(NamedTuple):
@@ -51,7 +57,7 @@ class Survey:
     refusals: list[Refusal]
     nothing: str  # why a model could learn nothing from it, or no masks; empty where it could
     warnings: list[str]  # what training does not mind, and may be wrong all the same
-    values: list[Values]  # of images of more than 8 bits
+    values: list[MeasuredRange]  # of images of more than 8 bits
     value_range: Range | None  # that they are shown with: as given, else what suits them
     annotated: Annotated
     sizes: np.ndarray  # (n, 2) int, height and width
@@ -129,17 +135,17 @@ def _key(image: ImageEntry) -> _Key:
     return image.file_name, image.id, image.height, image.width
 
 
-def _examine(wanted: dict[Path, dict[_Key, ImageEntry]]) -> Iterator[Examined]:
+def _examine(wanted: dict[Path, dict[_Key, ImageEntry]]) -> Iterator[ImageCheck]:
     for folder, images in wanted.items():
-        yield from image_files.examine(folder, list(images.values()))
+        yield from image_files.check_images(folder, list(images.values()))
 
 
-def _count(source: Source, found: Sequence[Examined], scale: Range | None) -> Survey:
-    images, values = source.content.images, value_range.merge(one.values for one in found)
+def _count(source: Source, found: Sequence[ImageCheck], scale: Range | None) -> Survey:
+    images, values = source.content.images, value_range.merge_ranges(one.values for one in found)
     unscaled = value_range.refusal(values, scale)
-    refusals = [*source.content.refusals, *image_files.refusals(found), *([unscaled] if unscaled else [])]
+    refusals = [*source.content.refusals, *image_files.collect_refusals(found), *([unscaled] if unscaled else [])]
     remarks = describe_refusals(source.path, [warning for one in found for warning in one.warnings], None)
-    suspicions = [*source.content.suspicions, *value_range.warnings(values, scale)]
+    suspicions = [*source.content.warnings, *value_range.warnings(values, scale)]
     annotated = _gather(images, source.content.categories.class_of())
     plain = ~annotated.crowd
     classes = len(source.content.categories.ids)
@@ -152,7 +158,7 @@ def _count(source: Source, found: Sequence[Examined], scale: Range | None) -> Su
         nothing="" if refusals else _nothing(source, annotated),
         warnings=[*remarks, *(f"{source.path}: {line}" for line in suspicions)],
         values=values,
-        value_range=scale or (value_range.suggest(values) if values else None),
+        value_range=scale or (value_range.suggest_range(values) if values else None),
         annotated=annotated,
         sizes=np.array([(image.height, image.width) for image in images], np.int64).reshape(-1, 2),
         instances=np.bincount(annotated.images[plain], minlength=len(images)),
@@ -167,9 +173,9 @@ def _nothing(source: Source, annotated: Annotated) -> str:
         return ""
     plain, problems = ~annotated.crowd, source.content.problems
     instances, crowds = int(plain.sum()), int(annotated.crowd.sum())
-    reason = nothing_to_learn(source.path, source.content.categories.names, instances, crowds, problems)
-    lost = not annotated.outlined[plain].any() and any(problem.kind in MASK_FAULTS for problem in problems)
-    return reason or (no_masks(source.path, problems) if lost else "")
+    reason = no_instances_message(source.path, source.content.categories.names, instances, crowds, problems)
+    lost = not annotated.outlined[plain].any() and any(problem.kind in MASK_PROBLEMS for problem in problems)
+    return reason or (no_masks_message(source.path, problems) if lost else "")
 
 
 def _gather(images: Sequence[ImageEntry], class_of: dict[int, int]) -> Annotated:
@@ -178,7 +184,7 @@ def _gather(images: Sequence[ImageEntry], class_of: dict[int, int]) -> Annotated
     return Annotated(
         images=np.array([i for i, _ in rows], np.int64),
         classes=np.array([class_of[a["category_id"]] for _, a in rows], np.int64),
-        areas=np.array([area(a, images[i].height, images[i].width) for i, a in rows], np.float64),
+        areas=np.array([annotation_area(a, images[i].height, images[i].width) for i, a in rows], np.float64),
         boxes=np.array([a["bbox"] for _, a in rows], np.float64).reshape(-1, 4),
         crowd=np.array([bool(a.get("iscrowd")) for _, a in rows], bool),
         rle=np.array([isinstance(mask, dict) for mask in masks], bool),
@@ -200,7 +206,7 @@ def _masks(annotated: Annotated) -> str:
 
 
 def _keypoints(survey: Survey) -> str:
-    names = survey.content.categories.pose.names
+    names = survey.content.categories.keypoint_schema.names
     if not survey.content.categories.keypoint_counts():
         return "none"
     shared = f"{len(names)} keypoints" if names else "categories with different keypoints: not trainable together"
@@ -226,7 +232,7 @@ def _picture_sizes(sizes: np.ndarray) -> list[tuple[str, str]]:
     ]
 
 
-def _type(values: Values) -> str:
+def _type(values: MeasuredRange) -> str:
     return f"unsigned integers of {values.bits} bits" if values.bits else "floats, signed or 32-bit integers"
 
 

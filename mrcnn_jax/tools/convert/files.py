@@ -62,10 +62,10 @@ def find(folder: Path, suffixes: Iterable[str] | None = None, without: Path | No
     and for names that no JSON can have.
     """
     wanted = is_image if suffixes is None else lambda path: path.suffix.lower() in suffixes and path.is_file()
-    found = (path for path in file_names.walk(existing(folder), without=without, failed=_fail) if wanted(path))
+    found = (path for path in file_names.walk_files(existing(folder), without=without, failed=_fail) if wanted(path))
     relative = sorted(path.relative_to(folder) for path in found)
     files = [path for path in relative if not any(part.startswith("__MACOSX") for part in path.parts)]
-    if strange := [ascii(str(path)) for path in files if not file_names.is_unicode(str(path))]:
+    if strange := [ascii(str(path)) for path in files if not file_names.is_utf8(str(path))]:
         refuse(f"{folder}: file names that are not UTF-8", strange, "rename them")
     return files
 
@@ -74,7 +74,7 @@ def is_image(path: Path) -> bool:
     """By its ending, or by what it holds."""
     try:
         return path.is_file() and (
-            path.suffix.lower() in image_formats.SUFFIXES or image_formats.kind(_head(path)) == "image"
+            path.suffix.lower() in image_formats.SUFFIXES or image_formats.detect_kind(_head(path)) == "image"
         )
     except OSError:
         return False
@@ -102,10 +102,10 @@ def image_size(path: Path) -> tuple[int, int]:
     try:
         return image_formats.upright_size(path)
     except Exception as error:  # decoders of broken files fail in many ways
-        why = image_formats.reason(_head(path), error)
+        why = image_formats.describe_error(_head(path), error)
         raise Rejected("images that cannot be read", f"{path.name} ({why})", "replace them") from None
 
 
 def _head(path: Path) -> bytes:
     with path.open("rb") as file:
-        return file.read(image_formats.MOST_BYTES)
+        return file.read(image_formats.HEADER_BYTES)

@@ -163,7 +163,7 @@ def _image(source: Source, stem: str, record: Record) -> tuple[str, tuple[int, i
     if file is None and record.file_name and (source.images / record.file_name).is_file():
         file = Path(record.file_name)
     if file is None:
-        hint = file_names.near(source.images, record.file_name or stem)
+        hint = file_names.describe_similar(source.images, record.file_name or stem)
         said = f", and there is no {record.file_name!r}" if record.file_name else ""
         said += f"; {hint}" if hint else ""
         raise Rejected(

@@ -36,7 +36,7 @@ def read(paths: Sequence[Path], overrides: Sequence[str]) -> tuple[Config, np.nd
     config = _checked(load_config(paths[0], overrides))
     data = config.data
     if data.shapes is not None:
-        generate.write(data.shapes, Path(data.root))
+        generate.write_dataset(data.shapes, Path(data.root))
     train = _sizes(Path(data.root) / data.train.annotations, data.train, config, data.min_keypoints)
     if config.eval.resize != "bucket":  # then evaluation does not use them
         return config, train, nothing

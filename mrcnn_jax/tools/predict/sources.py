@@ -71,7 +71,7 @@ def _of_path(path: str, output: Path, nothing: list[str]) -> list[Source]:
         nothing.append(f"{error.filename}: {error.strerror}")
 
     # Results that lie among the inputs are not predicted on.
-    files = sorted(file_names.walk(Path(path), without=output, failed=failed))
+    files = sorted(file_names.walk_files(Path(path), without=output, failed=failed))
     kinds = {file: _kind(file) for file in files}
     if skipped := [shown(str(file.relative_to(path))) for file in files if kinds[file] is None]:
         log.info("%s: skipped %d files, neither images nor videos: %s", path, len(skipped), listing(skipped))
@@ -89,7 +89,7 @@ def _kind(file: Path) -> Literal["image", "video"] | None:
         return "image"
     try:
         with file.open("rb") as opened:
-            return image_formats.kind(opened.read(image_formats.MOST_BYTES))
+            return image_formats.detect_kind(opened.read(image_formats.HEADER_BYTES))
     except OSError:
         return None
 
@@ -158,7 +158,7 @@ def _hint(source: Source) -> str:
     if source.kind == "camera":
         return f"it cannot be opened; is it connected, and may you read /dev/video{source.path}?"
     if not os.path.exists(source.path):
-        return file_names.missing(Path(source.path))
+        return file_names.describe_missing(Path(source.path))
     return "not a video that can be decoded"
 
 

@@ -8,9 +8,9 @@ import numpy as np
 from hypothesis import given, settings
 from support.samples import assert_same_mask, some_annotations
 
-from mrcnn_jax.data.augment.geometry import crop, flip, view
-from mrcnn_jax.data.mask_crops import bitmaps, pixel_windows
-from mrcnn_jax.data.sample import Sample, make_sample, select
+from mrcnn_jax.data.augment.geometry import crop, crop_and_resize, flip
+from mrcnn_jax.data.mask_crops import pixel_windows, rasterize_masks
+from mrcnn_jax.data.sample import Sample, make_sample, select_instances
 
 SIZE, POINTS = 60, 4
 FLIP_MAP = (0, 2, 1, 3)
@@ -39,7 +39,9 @@ def follow(sample: Sample, operation: tuple) -> tuple[Sample, np.ndarray]:
     if operation[0] == "crop":
         return crop(sample, (int(x0), int(y0), int(x1), int(y1))), np.ones(2)
     size = max(round((y1 - y0) * operation[5]), 12), max(round((x1 - x0) * operation[6]), 12)
-    return view(sample, np.array([x0, y0, x1, y1]), size), np.array([size[1] / (x1 - x0), size[0] / (y1 - y0)])
+    return crop_and_resize(sample, np.array([x0, y0, x1, y1]), size), np.array(
+        [size[1] / (x1 - x0), size[0] / (y1 - y0)]
+    )
 
 
 def scene(seed: int, count: int = 3) -> Sample:
@@ -53,7 +55,7 @@ def seen(sample: Sample) -> list[np.ndarray]:
     """The masks as bitmaps of the whole picture."""
     height, width = sample.image.shape[:2]
     assert sample.masks is not None
-    return list(bitmaps(sample.masks, np.tile([0, 0, width, height], (len(sample.boxes), 1))))
+    return list(rasterize_masks(sample.masks, np.tile([0, 0, width, height], (len(sample.boxes), 1))))
 
 
 @quick
@@ -147,7 +149,7 @@ def assert_same(found: Sample, expected: Sample) -> None:
     for a, b in zip(found.masks[:3], expected.masks[:3], strict=True):
         np.testing.assert_array_equal(a, b)
     for a, b in zip(found.masks.rasters, expected.masks.rasters, strict=True):
-        assert a.owner == b.owner
+        assert a.instance == b.instance
         np.testing.assert_array_equal(a.bitmap, b.bitmap)
         np.testing.assert_array_equal(a.window, b.window)
 
@@ -197,12 +199,12 @@ def test_a_view_of_a_view_is_one_view(seed: int, first: tuple, second: tuple) ->
     v0, v1 = between(second[3], second[4], height, 12)
     ratio_x, ratio_y = (x1 - x0) / width, (y1 - y0) / height
     window = np.array([x0 + u0 * ratio_x, y0 + v0 * ratio_y, x0 + u1 * ratio_x, y0 + v1 * ratio_y])
-    once = view(start, window, twice.image.shape[:2])
+    once = crop_and_resize(start, window, twice.image.shape[:2])
     assert once.masks is not None
     assert twice.masks is not None
     common = np.isin(once.classes, twice.classes)  # what the first view left less than a pixel of is gone for good
     assert set(twice.classes) <= set(once.classes)
     np.testing.assert_allclose(twice.keypoints, once.keypoints[common], atol=1e-9)
-    once = select(once, np.flatnonzero(common))
+    once = select_instances(once, np.flatnonzero(common))
     for i, (a, b) in enumerate(zip(seen(twice), seen(once), strict=True)):
         assert_same_mask(a, b, twice.masks, i)

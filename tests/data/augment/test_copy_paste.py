@@ -12,8 +12,8 @@ from support.samples import annotation, empty_truth, rle_of, some_annotations
 
 from mrcnn_jax.data.augment.copy_paste import paste
 from mrcnn_jax.data.augment.geometry import crop, flip, resize
-from mrcnn_jax.data.mask_crops import bitmaps, pixel_windows
-from mrcnn_jax.data.sample import Sample, make_sample, select, write
+from mrcnn_jax.data.mask_crops import pixel_windows, rasterize_masks
+from mrcnn_jax.data.sample import Sample, make_sample, select_instances, write_ground_truth
 
 SIZE, POINTS = 48, 3
 FLIP_MAP = (0, 2, 1)
@@ -33,7 +33,9 @@ def seen(sample: Sample) -> dict[int, np.ndarray]:
     assert sample.masks is not None
     windows = pixel_windows(sample.boxes)
     found = {}
-    for number, (x0, y0, x1, y1), bitmap in zip(sample.classes, windows, bitmaps(sample.masks, windows), strict=True):
+    for number, (x0, y0, x1, y1), bitmap in zip(
+        sample.classes, windows, rasterize_masks(sample.masks, windows), strict=True
+    ):
         found[int(number)] = np.zeros(sample.image.shape[:2], bool)
         found[int(number)][y0:y1, x0:x1] = bitmap > 0
     return found
@@ -55,7 +57,7 @@ def test_pasting_is_the_painters_algorithm(
 
     # Painted pixel by pixel: first the instances below, in their order, then those pasted.
     height, width = np.minimum(sample.image.shape[:2], other.image.shape[:2])
-    pasted = seen(crop(select(other, chosen), (0, 0, width, height)))
+    pasted = seen(crop(select_instances(other, chosen), (0, 0, width, height)))
     pasted = {
         number: np.pad(mask, [(0, sample.image.shape[0] - height), (0, sample.image.shape[1] - width)])
         for number, mask in pasted.items()
@@ -119,7 +121,7 @@ def test_a_worked_case() -> None:
     assert result.keypoints[0].tolist() == [[3.5, 3.5, 2], [9.5, 3.5, 1], [0, 0, 0]]
     assert result.keypoints[1, 0].tolist() == [20.5, 10.5, 2]
     truth = empty_truth(4, 12, points=3)
-    write(result, truth)
+    write_ground_truth(result, truth)
     assert truth.valid.sum() == 3
     assert truth.masks[:3].all()  # each fills what is left of it
 
@@ -129,13 +131,13 @@ def test_a_hole_stays_in_the_mask_that_is_written() -> None:
     other = blank((16, 16), [annotation([4, 4, 8, 4])], 200)
     result = paste(sample, other, np.array([0]))
     truth = empty_truth(2, 16)
-    write(result, truth)
+    write_ground_truth(result, truth)
     expected = np.ones((16, 16), np.uint8)
     expected[4:8, 4:12] = 0
     np.testing.assert_array_equal(truth.masks[0], expected)
     assert result.boxes[0].tolist() == [0, 0, 16, 16]
     again = paste(result, blank((16, 16), [annotation([0, 0, 16, 4])], 90), np.array([0]))
-    write(flip(again, True, True), truth := empty_truth(3, 12))
+    write_ground_truth(flip(again, True, True), truth := empty_truth(3, 12))
     expected = np.ones((12, 16), np.uint8)
     expected[:4, 4:12] = 0
     rows = np.floor((np.arange(12) + 0.5) * 12 / 12).astype(int)
@@ -191,7 +193,7 @@ def test_instances_without_masks_cannot_be_pasted() -> None:
     sample = blank((20, 20), [annotation([0, 0, 20, 10])], 10)
     boxes = sample._replace(masks=None)
     for pair in ((sample, boxes), (boxes, sample)):
-        with pytest.raises(ValueError, match="without masks cannot be pasted"):
+        with pytest.raises(ValueError, match="copy-paste needs samples with masks"):
             paste(*pair, np.array([0]))
 
 
@@ -203,6 +205,6 @@ def test_instances_without_masks_among_others() -> None:
     result = paste(sample, other, np.arange(4))
     assert result.boxes.tolist() == [[2, 2, 12, 12], [0, 30, 5, 35], [18, 18, 26, 26], [0, 0, 6, 6]]
     assert result.masks is not None
-    assert result.masks.present(4).tolist() == [False, True, True, True]
+    assert result.masks.has_mask(4).tolist() == [False, True, True, True]
     assert (result.image[2:6, 2:6] == 90).all()  # by the square in the corner
     assert (result.image[7:12, 7:12] == 50).all()

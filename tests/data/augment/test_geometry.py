@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from support.samples import annotation, empty_truth, rle_of
 
-from mrcnn_jax.data.augment.geometry import flip, resample, resize, view, whole
-from mrcnn_jax.data.sample import Sample, make_sample, write
+from mrcnn_jax.data.augment.geometry import crop_and_resize, flip, full_window, resample, resize
+from mrcnn_jax.data.sample import Sample, make_sample, write_ground_truth
 from mrcnn_jax.structures import GroundTruth
 
 FLIPS = [(True, False), (False, True), (True, True), (False, False)]
@@ -20,7 +20,7 @@ FLIP_MAP = (NOSE, RIGHT, LEFT, TAIL)
 
 def written(sample: Sample, slots: int, side: int) -> GroundTruth:
     truth = empty_truth(slots, side, sample.keypoints.shape[1])
-    write(sample, truth)
+    write_ground_truth(sample, truth)
     return truth
 
 
@@ -77,7 +77,7 @@ def test_flipped_keypoints_stay_on_their_pixels_and_change_sides(horizontal: boo
 def test_resize_writes_into_the_canvas() -> None:
     image = np.random.default_rng(3).integers(0, 256, (20, 30, 3), np.uint8)
     canvas = np.full((64, 64, 3), 7, np.uint8)
-    resample(image, whole((20, 30)), (40, 60), canvas[:40, :60])
+    resample(image, full_window((20, 30)), (40, 60), canvas[:40, :60])
     expected = cv2.resize(image, (60, 40), interpolation=cv2.INTER_LINEAR)
     np.testing.assert_array_equal(canvas[:40, :60], expected)
     assert (canvas[40:] == 7).all()
@@ -95,7 +95,7 @@ def test_what_is_beyond_the_edge_repeats_it(window: list[float]) -> None:
 def test_a_flip_wants_a_map_for_all_keypoints() -> None:
     image, keypoints = np.zeros((20, 30, 3), np.uint8), [3.0, 4, 2] * 4
     sample = make_sample(image, [annotation([0, 0, 9, 9], keypoints=keypoints)], {3: 1}, (20, 30), num_keypoints=4)
-    with pytest.raises(ValueError, match="a flip map of 0 for 4 keypoints"):
+    with pytest.raises(ValueError, match="flip_map has 0 indices for 4 keypoints"):
         flip(sample, True, False)
     assert flip(sample, False, False) is sample
 
@@ -105,7 +105,7 @@ def test_what_is_cut_off_to_less_than_a_pixel_is_gone(masks: bool) -> None:
     image = np.zeros((20, 30, 3), np.uint8)
     boxes = [[0, 0, 10, 10], [9.5, 2, 3, 3], [11, 1, 0.5, 0.5], [12, 4, 10, 10]]
     sample = make_sample(image, [annotation(list(box)) for box in boxes], {3: 1}, (20, 30), masks=masks)
-    cut = view(sample, np.array([9.5, 0, 20, 10]), (10, 20))
+    cut = crop_and_resize(sample, np.array([9.5, 0, 20, 10]), (10, 20))
     # The first shows half a pixel, enlarged to nearly one; what is not cut stays, however small it is.
     expected = np.array([[0, 2, 3, 5], [1.5, 1, 2, 1.5], [2.5, 4, 10.5, 10]]) * [20 / 10.5, 1, 20 / 10.5, 1]
     np.testing.assert_allclose(cut.boxes[:2], expected[:2])
@@ -121,7 +121,7 @@ def test_a_cut_instance_without_a_mask_keeps_the_part_of_its_box() -> None:
     figures = [annotation([4, 4, 12, 8]), annotation([4, 4, 12, 8], segmentation=[]), annotation([0, 0, 8.5, 8])]
     figures[2]["segmentation"] = []
     sample = make_sample(np.zeros((20, 30, 3), np.uint8), figures, {3: 1}, (20, 30))
-    left = view(sample, np.array([8, 0, 30, 20]), (20, 22))
+    left = crop_and_resize(sample, np.array([8, 0, 30, 20]), (20, 22))
     assert left.boxes.tolist() == [[0, 4, 8, 12]] * 2
     truth = written(left, 3, 4)
     assert truth.mask_windows.tolist() == [[0, 4, 8, 12], [0] * 4, [0] * 4]

@@ -13,7 +13,7 @@ from support.samples import annotation
 
 from mrcnn_jax.config import AugmentConfig, DataConfig
 from mrcnn_jax.data.augment import random_choices
-from mrcnn_jax.data.augment.color_jitter import Factors
+from mrcnn_jax.data.augment.color_jitter import JitterFactors
 from mrcnn_jax.data.augment.random_choices import Choices
 from mrcnn_jax.data.sample import make_sample
 
@@ -27,7 +27,9 @@ DATA = DataConfig(vertical_flip=0.3, augment=EVERYTHING)
 
 def choose(data: DataConfig, count: int = 1, size: Any = SIZE, bucket: Any = BUCKET) -> list[Choices]:
     """For the images 0..count - 1 of an epoch."""
-    return [random_choices.draw(data, random_choices.generator(0, 0, i), size, bucket) for i in range(count)]
+    return [
+        random_choices.draw_choices(data, random_choices.image_generator(0, 0, i), size, bucket) for i in range(count)
+    ]
 
 
 def change(data: DataConfig, **augment: Any) -> DataConfig:
@@ -35,7 +37,7 @@ def change(data: DataConfig, **augment: Any) -> DataConfig:
 
 
 def numbers(*arguments: int) -> list[float]:
-    return random_choices.generator(*arguments).random(4).tolist()
+    return random_choices.image_generator(*arguments).random(4).tolist()
 
 
 def test_chance_is_a_function_of_seed_epoch_and_image() -> None:
@@ -86,7 +88,7 @@ def test_flips_and_edges_do_not_change_what_the_others_do() -> None:
 def test_colors_do_not_change_each_other() -> None:
     for name in ("brightness", "contrast", "saturation", "hue"):
         for a, b in zip(choose(DATA, 20), choose(change(DATA, **{name: 0.0}), 20), strict=True):
-            assert b.factors == a.factors._replace(**{name: getattr(Factors(), name)})
+            assert b.factors == a.factors._replace(**{name: getattr(JitterFactors(), name)})
 
 
 def test_without_augmentation_the_whole_image_is_scaled() -> None:
@@ -118,7 +120,9 @@ def test_how_often() -> None:
     edges = [c.scaled[0] for c in choose(DataConfig(), count)]
     np.testing.assert_allclose(np.bincount(edges)[[640, 672, 704, 736, 768, 800]] / count, 1 / 6, atol=0.03)
     chosen = np.bincount(
-        np.concatenate([random_choices.draw_some(random_choices.generator(0, 0, i), 20) for i in range(500)])
+        np.concatenate(
+            [random_choices.draw_pasted_instances(random_choices.image_generator(0, 0, i), 20) for i in range(500)]
+        )
     )
     np.testing.assert_allclose(chosen / 500, 0.5, atol=4 * np.sqrt(0.25 / 500))
 
@@ -186,24 +190,24 @@ def test_crops_are_parts_of_the_stated_size_anywhere() -> None:
     st.integers(-(2**63), 2**63 - 1),
 )
 def test_every_image_has_a_part_that_fits(size: Any, bucket: Any, jitter: Any, image_id: int) -> None:
-    choices = random_choices.draw(
-        change(DATA, scale_jitter=jitter), random_choices.generator(0, 1, image_id), size, bucket
+    choices = random_choices.draw_choices(
+        change(DATA, scale_jitter=jitter), random_choices.image_generator(0, 1, image_id), size, bucket
     )
     x0, y0, x1, y1 = choices.window
     assert 0 <= x0 < x1 <= size[1]
     assert 0 <= y0 < y1 <= size[0]
     assert 1 <= choices.scaled[0] <= bucket[0]
     assert 1 <= choices.scaled[1] <= bucket[1]
-    factor = random_choices.reduction(choices)
+    factor = random_choices.decode_reduction(choices)
     assert factor == 1 or ((x1 - x0) >= factor * choices.scaled[1] and (y1 - y0) >= factor * choices.scaled[0])
     assert all(type(value) is int for value in (*choices.window, *choices.scaled))
 
 
 def test_reduction_leaves_as_many_pixels_as_are_needed() -> None:
     for (height, width), expected in {(480, 640): 1, (240, 321): 1, (240, 320): 2, (60, 80): 8, (10, 10): 8}.items():
-        assert random_choices.reduction(Choices(window=(0, 0, 640, 480), scaled=(height, width))) == expected
-    assert random_choices.reduction(Choices(window=(100, 100, 300, 260), scaled=(100, 100))) == 1
-    assert random_choices.reduction(Choices(window=(0, 0, 640, 480), scaled=(480, 80))) == 1
+        assert random_choices.decode_reduction(Choices(window=(0, 0, 640, 480), scaled=(height, width))) == expected
+    assert random_choices.decode_reduction(Choices(window=(100, 100, 300, 260), scaled=(100, 100))) == 1
+    assert random_choices.decode_reduction(Choices(window=(0, 0, 640, 480), scaled=(480, 80))) == 1
 
 
 @settings(max_examples=30)
@@ -233,7 +237,7 @@ def test_a_reduced_image_shows_the_same(
         sample = make_sample(
             image, annotations, {3: 1}, size, reduction=reduced, num_keypoints=len(pixels), masks=False
         )
-        return random_choices.apply(choices, sample, reduced=reduced, flip_map=tuple(range(len(pixels))))
+        return random_choices.apply_choices(choices, sample, reduction=reduced, flip_map=tuple(range(len(pixels))))
 
     found, expected = carried_out(reduced), carried_out(1)
     np.testing.assert_allclose(found.boxes, expected.boxes, atol=1e-9)
@@ -263,17 +267,17 @@ def test_the_picture_is_written_where_it_is_wanted() -> None:
     sample = make_sample(image, [], {}, (40, 60))
     for choices in (
         Choices((0, 0, 60, 40), (50, 50)),
-        Choices((3, 5, 50, 30), (20, 60), (True, True), Factors(1.1, 0.9, 1.2, 0.1)),
+        Choices((3, 5, 50, 30), (20, 60), (True, True), JitterFactors(1.1, 0.9, 1.2, 0.1)),
     ):
         canvas = np.full((64, 64, 3), 7, np.uint8)
         height, width = choices.scaled
-        result = random_choices.apply(choices, sample, reduced=1, out=canvas[:height, :width])
+        result = random_choices.apply_choices(choices, sample, reduction=1, out=canvas[:height, :width])
         assert np.shares_memory(result.image, canvas)
-        np.testing.assert_array_equal(result.image, random_choices.apply(choices, sample, reduced=1).image)
+        np.testing.assert_array_equal(result.image, random_choices.apply_choices(choices, sample, reduction=1).image)
         assert (canvas[height:] == 7).all()
         assert (canvas[:, width:] == 7).all()
-        odd = random_choices.apply(
-            choices._replace(window=(1, 1, 60, 39)), sample, reduced=2, out=canvas[:height, :width]
+        odd = random_choices.apply_choices(
+            choices._replace(window=(1, 1, 60, 39)), sample, reduction=2, out=canvas[:height, :width]
         )
         assert np.shares_memory(odd.image, canvas)
         assert (canvas[height:] == 7).all()

@@ -18,7 +18,7 @@ from pycocotools.coco import COCO
 
 from mrcnn_jax.config import DataConfig, KeypointHeadConfig, ShapesConfig, SplitConfig
 from mrcnn_jax.data import annotations, load_split
-from mrcnn_jax.data.categories import mirrored
+from mrcnn_jax.data.categories import infer_flip_map
 from mrcnn_jax.data.synthetic import generate, outlines, people, simple
 from mrcnn_jax.errors import DataError
 
@@ -28,7 +28,7 @@ SMALL = ShapesConfig(train_images=4, eval_images=2, image_size=128)
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("shapes") / "set"
-    generate.write(SMALL, folder)
+    generate.write_dataset(SMALL, folder)
     return folder
 
 
@@ -94,7 +94,7 @@ def test_the_five_figures_are_those_that_published_numbers_rest_on(root: Path) -
 def test_a_folder_from_before_there_were_kinds_is_the_same_set(tmp_path: Path) -> None:
     root = tmp_path / "set"
     tiny = ShapesConfig(train_images=1, eval_images=1, image_size=32)
-    generate.write(tiny, root)
+    generate.write_dataset(tiny, root)
     recipe = json.loads((root / "shapes.json").read_text())
     assert recipe.pop("kind") == "simple"
     assert recipe.pop("outlines") == []
@@ -103,9 +103,9 @@ def test_a_folder_from_before_there_were_kinds_is_the_same_set(tmp_path: Path) -
     assert recipe.pop("one_class") is False
     (root / "shapes.json").write_text(json.dumps(recipe))
     inode = (root / "train.json").stat().st_ino
-    generate.write(tiny, root)
+    generate.write_dataset(tiny, root)
     assert (root / "train.json").stat().st_ino == inode
-    generate.write(dataclasses.replace(tiny, kind="outlines"), root)
+    generate.write_dataset(dataclasses.replace(tiny, kind="outlines"), root)
     assert (root / "train.json").stat().st_ino != inode
 
 
@@ -113,7 +113,7 @@ def test_a_folder_from_before_there_were_kinds_is_the_same_set(tmp_path: Path) -
 def test_other_kinds_are_written_and_read_alike(kind: Literal["outlines", "people"], tmp_path: Path) -> None:
     config = dataclasses.replace(SMALL, kind=kind)
     for name in ("a", "b"):
-        generate.write(config, tmp_path / name)
+        generate.write_dataset(config, tmp_path / name)
     files = [path.relative_to(tmp_path / "a") for path in (tmp_path / "a").rglob("*") if path.is_file()]
     assert len(files) == 9
     for path in files:
@@ -133,23 +133,23 @@ def test_other_kinds_are_written_and_read_alike(kind: Literal["outlines", "peopl
 def test_some_outlines_of_some_sizes(tmp_path: Path) -> None:
     root, names = tmp_path / "set", ("heart", "bar")
     chosen = dataclasses.replace(SMALL, kind="outlines", image_size=128, outlines=names, diameters=(0.3, 0.5))
-    generate.write(chosen, root)
+    generate.write_dataset(chosen, root)
     content = json.loads((root / "train.json").read_text())
     assert {category["name"] for category in content["categories"]} == set(names)
     assert {a["category_id"] for a in content["annotations"]} == {c["id"] for c in content["categories"]}
     longest = [max(a["bbox"][2:]) for a in content["annotations"]]
     assert 0.5 * 0.3 * 128 <= min(longest) <= max(longest) <= 0.5 * 128 + 1
     inode = (root / "train.json").stat().st_ino
-    generate.write(chosen, root)
+    generate.write_dataset(chosen, root)
     assert (root / "train.json").stat().st_ino == inode
-    with pytest.raises(DataError, match=r"data\.shapes\.outlines names hart; there are circle, "):
-        generate.write(dataclasses.replace(chosen, outlines=("hart",)), root)
+    with pytest.raises(DataError, match=r"data\.shapes\.outlines has unknown names hart; choose from circle, "):
+        generate.write_dataset(dataclasses.replace(chosen, outlines=("hart",)), root)
 
 
 def test_outlines_may_be_one_class(tmp_path: Path) -> None:
     many = dataclasses.replace(SMALL, kind="outlines", objects=(2, 3))
-    generate.write(many, tmp_path / "many")
-    generate.write(dataclasses.replace(many, one_class=True), tmp_path / "one")
+    generate.write_dataset(many, tmp_path / "many")
+    generate.write_dataset(dataclasses.replace(many, one_class=True), tmp_path / "one")
     content = [json.loads((tmp_path / name / "train.json").read_text()) for name in ("many", "one")]
     assert content[1]["categories"] == [{"id": 1, "name": "figure"}]
     assert 2 * 4 <= len(content[0]["annotations"]) <= 3 * 4
@@ -159,11 +159,11 @@ def test_outlines_may_be_one_class(tmp_path: Path) -> None:
 
 
 def test_people_bring_the_names_of_their_keypoints(tmp_path: Path) -> None:
-    generate.write(dataclasses.replace(SMALL, kind="people"), tmp_path / "set")
+    generate.write_dataset(dataclasses.replace(SMALL, kind="people"), tmp_path / "set")
     content = annotations.read(tmp_path / "set" / "train.json")
-    pose = content.categories.pose
+    pose = content.categories.keypoint_schema
     assert content.categories.names == ("person",)
-    assert mirrored(pose.names) == KeypointHeadConfig().flip_map
+    assert infer_flip_map(pose.names) == KeypointHeadConfig().flip_map
     assert pose.names[0] == "nose"
     assert len(pose.skeleton) == 19
     assert (15, 13) in pose.skeleton  # left ankle and knee
@@ -175,11 +175,11 @@ def test_people_bring_the_names_of_their_keypoints(tmp_path: Path) -> None:
 def test_written_once_and_again_for_another_recipe(tmp_path: Path) -> None:
     root = tmp_path / "set"
     tiny = ShapesConfig(train_images=1, eval_images=1, image_size=32)
-    generate.write(tiny, root)
+    generate.write_dataset(tiny, root)
     inode = (root / "train.json").stat().st_ino
-    generate.write(tiny, root)
+    generate.write_dataset(tiny, root)
     assert (root / "train.json").stat().st_ino == inode
-    generate.write(ShapesConfig(train_images=2, eval_images=1, image_size=32), root)
+    generate.write_dataset(ShapesConfig(train_images=2, eval_images=1, image_size=32), root)
     assert len(list((root / "train").iterdir())) == 2
     assert [path.name for path in tmp_path.iterdir()] == ["set"]
 
@@ -193,12 +193,12 @@ def test_the_faster_of_two_processes_wins(tmp_path: Path, monkeypatch: pytest.Mo
     def slower(*arguments: Any) -> None:
         if not inodes:
             inodes.append(0)
-            generate.write(tiny, root)  # another process writes the same meanwhile
+            generate.write_dataset(tiny, root)  # another process writes the same meanwhile
             inodes[0] = (root / "train.json").stat().st_ino
         original(*arguments)
 
     monkeypatch.setattr(generate, "_replace", slower)
-    generate.write(tiny, root)
+    generate.write_dataset(tiny, root)
     assert (root / "train.json").stat().st_ino == inodes[0]
     assert [path.name for path in tmp_path.iterdir()] == ["set"]
 
@@ -206,18 +206,18 @@ def test_the_faster_of_two_processes_wins(tmp_path: Path, monkeypatch: pytest.Mo
 def test_several_that_replace_one_set_at_once(tmp_path: Path) -> None:
     """None of them falls over files that another one is removing."""
     root = tmp_path / "set"
-    generate.write(ShapesConfig(train_images=100, eval_images=1, image_size=32), root)
+    generate.write_dataset(ShapesConfig(train_images=100, eval_images=1, image_size=32), root)
     renewed = ShapesConfig(train_images=1, eval_images=1, image_size=32)
     with ThreadPoolExecutor(8) as pool:
-        list(pool.map(lambda _: generate.write(renewed, root), range(8)))
+        list(pool.map(lambda _: generate.write_dataset(renewed, root), range(8)))
     assert [path.name for path in (root / "train").iterdir()] == ["000001.png"]
     assert [path.name for path in tmp_path.iterdir()] == ["set"]
 
 
 def test_a_folder_of_someone_else_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / "thesis.txt").write_text("years of work")
-    with pytest.raises(DataError, match="holds other files; name an empty folder"):
-        generate.write(SMALL, tmp_path)
+    with pytest.raises(DataError, match="has other files; set it to an empty folder"):
+        generate.write_dataset(SMALL, tmp_path)
     with pytest.raises(DataError, match=r"data\.root is empty"):
-        generate.write(SMALL, Path(""))
+        generate.write_dataset(SMALL, Path(""))
     assert (tmp_path / "thesis.txt").exists()

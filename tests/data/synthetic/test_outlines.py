@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from mrcnn_jax.data.synthetic import outlines
-from mrcnn_jax.data.synthetic.scene import VISIBLE, Figure
+from mrcnn_jax.data.synthetic.scene import MIN_VISIBLE, Figure
 
 NAMES = tuple(outlines.OUTLINES)
 
@@ -22,7 +22,7 @@ def scenes() -> list[list[Figure]]:
 def masks(name: str, angles: int) -> np.ndarray:
     """(2 * angles, pixels) float32: a figure of radius 30 and its mirror image, each at many angles."""
     turned = [
-        outlines.outline(name, angle, np.array([32.0, 32.0]), 30.0, 64, mirrored=mirrored)
+        outlines.draw_mask(name, angle, np.array([32.0, 32.0]), 30.0, 64, mirrored=mirrored)
         for angle in np.linspace(0, 2 * np.pi, angles, endpoint=False)
         for mirrored in (False, True)
     ]
@@ -45,27 +45,27 @@ def test_the_smallest_and_thinnest_are_in_one_piece(name: str) -> None:
     radius = outlines.OUTLINES[name].smallest / 2
     for angle in np.linspace(0, 2 * np.pi, 12):
         for shift in (0.0, 0.3, 0.5):
-            mask = outlines.outline(name, angle, np.array([32 + shift, 32.0]), radius, 64)
+            mask = outlines.draw_mask(name, angle, np.array([32 + shift, 32.0]), radius, 64)
             assert mask.sum() > 10
             assert cv2.connectedComponents(mask.astype(np.uint8))[0] == 2  # the ground, and the figure
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_figures_stay_within_their_radius_and_reach_it_nearly(name: str) -> None:
-    y, x = np.nonzero(outlines.outline(name, 0.4, np.array([64.0, 64.0]), 50.0, 128))
+    y, x = np.nonzero(outlines.draw_mask(name, 0.4, np.array([64.0, 64.0]), 50.0, 128))
     furthest = np.hypot(x + 0.5 - 64, y + 0.5 - 64).max()
     assert 0.84 * 50 < furthest <= 50
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_the_window_that_is_computed_cuts_nothing_off(name: str) -> None:
-    whole = outlines.outline(name, 0.9, np.array([50.0, 50.0]), 30.0, 100)
-    cut = outlines.outline(name, 0.9, np.array([10.0, 15.0]), 30.0, 60)
+    whole = outlines.draw_mask(name, 0.9, np.array([50.0, 50.0]), 30.0, 100)
+    cut = outlines.draw_mask(name, 0.9, np.array([10.0, 15.0]), 30.0, 60)
     assert (cut == whole[35:95, 40:100]).all()
 
 
 def test_a_hoop_has_a_hole_and_thin_lines() -> None:
-    hoop = outlines.outline("hoop", 0.0, np.array([64.0, 64.0]), 50.0, 128)
+    hoop = outlines.draw_mask("hoop", 0.0, np.array([64.0, 64.0]), 50.0, 128)
     assert not hoop[64, 64]
     assert hoop[64].sum() == pytest.approx(2 * 6, abs=2)
 
@@ -83,7 +83,7 @@ def test_every_class_occurs_small_and_large(scenes: list[list[Figure]]) -> None:
 def test_objects_stay_visible_and_own_their_pixels(scenes: list[list[Figure]]) -> None:
     for figures in scenes:
         assert np.sum([figure.mask for figure in figures], axis=0).max() == 1
-        assert all(figure.mask.sum() >= VISIBLE * figure.area > 0 for figure in figures)
+        assert all(figure.mask.sum() >= MIN_VISIBLE * figure.area > 0 for figure in figures)
 
 
 def test_objects_of_one_class_lie_across_one_another(scenes: list[list[Figure]]) -> None:

@@ -6,11 +6,11 @@ import cv2
 import numpy as np
 import pytest
 
-from mrcnn_jax.data.categories import mirrored
+from mrcnn_jax.data.categories import infer_flip_map
 from mrcnn_jax.data.synthetic import bodies, people
-from mrcnn_jax.data.synthetic.scene import VISIBLE, Figure
+from mrcnn_jax.data.synthetic.scene import MIN_VISIBLE, Figure
 
-FLIPPED = np.array(mirrored(bodies.KEYPOINTS))
+FLIPPED = np.array(infer_flip_map(bodies.KEYPOINTS))
 LEFT = np.array([name.startswith("left") for name in bodies.KEYPOINTS])
 
 
@@ -19,25 +19,27 @@ def scenes() -> list[list[Figure]]:
     return [people.render(np.random.default_rng([3, k]), 160)[1] for k in range(60)]
 
 
-def standing(seed: int, yaw: float, size: int = 200, height: float = 120) -> tuple[people.Drawing, bodies.BodyPose]:
+def standing(
+    seed: int, yaw: float, size: int = 200, height: float = 120
+) -> tuple[people.PersonDrawing, bodies.BodyPose]:
     """Somebody in the middle of an image, alone."""
     pose = bodies.draw_pose(np.random.default_rng(seed))
     return drawn(pose, yaw, size, height), pose
 
 
-def drawn(pose: bodies.BodyPose, yaw: float, size: int, height: float) -> people.Drawing:
-    body = bodies.seen(pose, yaw, 8)
-    keypoints = people.keypoints_of(body, height)
+def drawn(pose: bodies.BodyPose, yaw: float, size: int, height: float) -> people.PersonDrawing:
+    body = bodies.project_body(pose, yaw, 8)
+    keypoints = people.body_keypoints(body, height)
     keypoints[:, :2] += size / 2
-    parts = [part._replace(points=part.points + size / 2) for part in people.parts_of(body, height)]
-    return people.draw(parts, keypoints, size)
+    parts = [part._replace(points=part.points + size / 2) for part in people.body_parts(body, height)]
+    return people.draw_person(parts, keypoints, size)
 
 
 @pytest.mark.parametrize("yaw", [0.0, 25.0, 170.0])
 @pytest.mark.parametrize("seed", range(8))
 def test_a_mirrored_picture_is_that_of_the_mirrored_person(seed: int, yaw: float) -> None:
     drawing, pose = standing(seed, yaw)
-    other = drawn(bodies.mirrored(pose), -yaw, 200, 120)
+    other = drawn(bodies.mirror_pose(pose), -yaw, 200, 120)
     assert (drawing.materials[:, ::-1] != other.materials).mean() < 1e-4  # rounding, on outlines
     expected = drawing.keypoints[FLIPPED]
     expected[:, 0] = np.where(expected[:, 2] > 0, 199 - expected[:, 0], 0)
@@ -46,10 +48,10 @@ def test_a_mirrored_picture_is_that_of_the_mirrored_person(seed: int, yaw: float
 
 def test_the_left_of_somebody_who_faces_us_is_on_the_right() -> None:
     pose = bodies.BodyPose(0, 0, (0, 0), (bodies._HANGING, bodies._HANGING), (bodies._STRAIGHT, bodies._STRAIGHT))
-    front, back = bodies.seen(pose, 0, 0).joints[:, 0], bodies.seen(pose, 180, 0).joints[:, 0]
+    front, back = bodies.project_body(pose, 0, 0).joints[:, 0], bodies.project_body(pose, 180, 0).joints[:, 0]
     assert (front[LEFT] > 0).all()
     assert (back[LEFT] < 0).all()
-    heights = bodies.seen(pose, 0, 0).joints[:, 1]
+    heights = bodies.project_body(pose, 0, 0).joints[:, 1]
     assert (np.diff(heights[[1, 0, 5, 7, 9]]) > 0).all()  # eye, nose, shoulder, elbow, wrist, downwards
     assert (np.diff(heights[[5, 11, 13, 15]]) > 0).all()
 
@@ -61,10 +63,10 @@ def test_a_face_is_drawn_and_labeled_from_the_front_only(seed: int) -> None:
     x, y = np.rint(front.keypoints[0, :2]).astype(int)
     assert front.materials[y, x] == nose
     assert (front.materials == eyes).any()
-    assert (front.keypoints[bodies.FACE, 2] == 2).all()
+    assert (front.keypoints[bodies.FACE_KEYPOINTS, 2] == 2).all()
     back, _ = standing(seed, 190)
     assert not np.isin(back.materials, [eyes, nose]).any()
-    assert not back.keypoints[bodies.FACE].any()
+    assert not back.keypoints[bodies.FACE_KEYPOINTS].any()
     assert (back.keypoints[3:, 2] > 0).all()
 
 
@@ -91,11 +93,11 @@ def test_what_lies_on_the_edge_is_inside() -> None:
     size = 64
     keypoints = np.tile([0.0, size - 0.001, 2.0], (17, 1))
     keypoints[::2, :2] = keypoints[::2, 1::-1]
-    body = bodies.seen(bodies.draw_pose(np.random.default_rng(0)), 0, 8)
-    drawing = people.draw(people.parts_of(body, 20), keypoints, size)
+    body = bodies.project_body(bodies.draw_pose(np.random.default_rng(0)), 0, 8)
+    drawing = people.draw_person(people.body_parts(body, 20), keypoints, size)
     assert (drawing.keypoints[:, 2] == 2).all()
     person = Figure("person", drawing.materials > 0, 1, drawing.keypoints)
-    covered = people._covered(person, np.ones((size, size), bool))
+    covered = people._hide_behind(person, np.ones((size, size), bool))
     assert covered.keypoints is not None
     assert (covered.keypoints[:, 2] == 1).all()
 
@@ -105,7 +107,7 @@ def test_who_is_covered_keeps_labels_that_are_not_visible() -> None:
     keypoints[:4] = [[2, 2, 2], [9.6, 5, 2], [9.4, 5, 2], [12, 5, 1]]
     mask = np.zeros((20, 20), bool)
     mask[:, 10:] = True
-    person = people._covered(Figure("person", np.ones((20, 20), bool), 400, keypoints), mask)
+    person = people._hide_behind(Figure("person", np.ones((20, 20), bool), 400, keypoints), mask)
     assert person.keypoints is not None
     assert person.keypoints[:5, 2].tolist() == [2, 1, 2, 1, 0]
     assert person.mask.sum() == 200
@@ -118,7 +120,7 @@ def test_labels_follow_from_who_is_in_front(scenes: list[list[Figure]]) -> None:
         assert np.sum([figure.mask for figure in figures], axis=0).max() == 1
         for k, figure in enumerate(figures):
             assert figure.keypoints is not None
-            assert figure.mask.sum() >= VISIBLE * figure.area
+            assert figure.mask.sum() >= MIN_VISIBLE * figure.area
             in_front = np.any([other.mask for other in figures[k + 1 :]] or [np.zeros_like(figure.mask)], axis=0)
             x, y = np.floor(figure.keypoints[:, :2].T + 0.5).astype(int)
             visibility = figure.keypoints[:, 2]

@@ -88,14 +88,14 @@ def test_an_image_of_several_files_is_read_once(coco_folder: Any, monkeypatch: p
     coco_folder.save()
     (coco_folder.root / "images" / "3.png").write_bytes(b"")
     (coco_folder.root / "other.json").write_bytes((coco_folder.root / "coco.json").read_bytes())
-    examine = image_files.examine
+    examine = image_files.check_images
     names: list[str] = []
 
     def recorded(folder: Path, images: Iterable[Any]) -> Any:
         names.extend(image.file_name for image in images)
         return examine(folder, images)
 
-    monkeypatch.setattr(image_files, "examine", recorded)
+    monkeypatch.setattr(image_files, "check_images", recorded)
     files = survey(sources.find(coco_folder.root).files, lambda results, total: results)
     assert sorted(names) == [f"{i}.png" for i in range(7)]
     assert [[refusal.image_id for refusal in found.refusals] for found in files] == [[97], [97]]

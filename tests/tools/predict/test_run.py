@@ -203,11 +203,11 @@ def test_pictures_that_cannot_be_read_are_named_as_check_names_them(tmp_path):
     outcome = predict_files(Fake(), inputs, tmp_path / "out", save=["coco"])
     reasons = [message.partition(": ")[2] for message in outcome.failures]
     judged = [
-        image_files.validate_image(head, ImageEntry(1, name, 9, 9, [])).refusal.culprit.partition(": ")[2]
+        image_files.check_image(head, ImageEntry(1, name, 9, 9, [])).refusal.item.partition(": ")[2]
         for name, head in found.items()
     ]
     assert reasons[:-1] == judged
-    assert reasons[-1] == "No such file or directory; b.jpg is there; the names differ in upper and lower case"
+    assert reasons[-1] == "No such file or directory; b.jpg exists, which differs in upper and lower case"
 
 
 def test_masks_of_a_model_without_are_refused(files, tmp_path):
