@@ -15,7 +15,7 @@ from pycocotools.coco import COCO
 from mrcnn_jax.data.annotations import AnnotationFile, read
 from mrcnn_jax.data.categories import Categories
 from mrcnn_jax.data.lvis_labels import FederatedLabels
-from mrcnn_jax.data.mask_crops import area
+from mrcnn_jax.data.mask_crops import annotation_area
 
 
 def load_ground_truth(
@@ -47,7 +47,7 @@ def load_ground_truth(
             annotation["bbox"] = _extent(truth, annotation)
         if "area" not in annotation:
             image = truth.imgs[annotation["image_id"]]
-            annotation["area"] = area(annotation, image["height"], image["width"])
+            annotation["area"] = annotation_area(annotation, image["height"], image["width"])
     return truth
 
 
@@ -89,7 +89,7 @@ def _index(coco: COCO) -> None:
 
 def _scorable_annotations(content: AnnotationFile, categories: Categories) -> tuple[list[dict[str, Any]], int]:
     """Return the annotations that count in a table, and the number of instances that do not."""
-    known, unlabeled = set(categories.ids), [0] * 3 * len(categories.pose.names)
+    known, unlabeled = set(categories.ids), [0] * 3 * len(categories.keypoint_schema.names)
     scorable: list[dict[str, Any]] = []
     unscored = 0
     for annotation in (annotation for image in content.images for annotation in image.annotations):
@@ -115,9 +115,9 @@ def _iou_types(annotation: dict[str, Any]) -> list[str]:
 
 
 def _category_entries(categories: Categories) -> list[dict[str, Any]]:
-    skeleton = [[first + 1, second + 1] for first, second in categories.pose.skeleton]  # COCO counts from 1
+    skeleton = [[first + 1, second + 1] for first, second in categories.keypoint_schema.skeleton]  # COCO counts from 1
     return [
-        {"id": i, "name": name, "keypoints": list(categories.pose.names), "skeleton": skeleton}
+        {"id": i, "name": name, "keypoints": list(categories.keypoint_schema.names), "skeleton": skeleton}
         for i, name in zip(categories.ids, categories.names, strict=True)
     ]
 

@@ -16,7 +16,7 @@ from pycocotools.cocoeval import COCOeval, Params
 
 from mrcnn_jax.config import ModelConfig
 from mrcnn_jax.config.metric_names import KEYPOINT_METRICS, METRICS
-from mrcnn_jax.data.categories import are_cocos, keypoint_words
+from mrcnn_jax.data.categories import is_coco_keypoints, keypoint_words
 from mrcnn_jax.errors import ConfigError, listing
 from mrcnn_jax.evaluation import lvis_metrics, notes
 from mrcnn_jax.evaluation.coco_ground_truth import load_ground_truth, restrict, silence_pycocotools, with_annotations
@@ -192,7 +192,7 @@ def _sigmas(truth: COCO, given: Sequence[float]) -> tuple[NDArray[np.float64], l
         raise ValueError(f"{len(given)} keypoint_sigmas for {count} keypoints")
     if given:
         return np.array(given), []
-    if any(are_cocos(category["keypoints"]) for category in truth.cats.values()):
+    if any(is_coco_keypoints(category["keypoints"]) for category in truth.cats.values()):
         return coco, []
     note = f"the keypoints are not COCO's: OKS uses the mean of COCO's sigmas, {coco.mean():.3f}, for each of them"
     return np.full(count, coco.mean()), [note]

@@ -274,7 +274,7 @@ def _open(dataset: Dataset, config: Config) -> tuple[AbstractContextManager[Iter
     index, count = jax.process_index(), jax.process_count()
     if not config.eval.alone:
         batches = eval_batches(dataset, config, process_index=index, process_count=count)
-        return batches, batches.images()
+        return batches, batches.image_count()
     prepare = tta.prepare if config.eval.augmented else single_image.prepare
     singles = single_image.batches(dataset, config, prepare, process_index=index, process_count=count)
     return contextlib.closing(singles), len(range(index, len(dataset), count))

@@ -24,7 +24,7 @@ def read(dataset: Dataset, index: int, model: ModelConfig) -> tuple[NDArray[np.u
     image = dataset.decode(content)
     assert image is not None, "an image that was predicted on can be decoded"
     class_of = {category: label for label, category in enumerate(model.category_ids, 1)}
-    pose = dataset.categories.pose
+    pose = dataset.categories.keypoint_schema
     size = image.shape[:2]
     sample = make_sample(image, annotations, class_of, size, masks=dataset.has_masks, num_keypoints=len(pose.names))
     keypoints = sample.keypoints.astype(np.float32)

@@ -84,7 +84,12 @@ class Predictor:
 
     @classmethod
     def _from_reference(
-        cls, weights: WeightsSource, origin: reference_models.Origin, name: str, exact: bool, frozen_bn_eps: float | None
+        cls,
+        weights: WeightsSource,
+        origin: reference_models.Origin,
+        name: str,
+        exact: bool,
+        frozen_bn_eps: float | None,
     ) -> Predictor:
         config, variables = reference_models.load(weights, origin, name, exact=exact, frozen_bn_eps=frozen_bn_eps)
         if exact:

@@ -60,7 +60,7 @@ def _load(dataset: Dataset, config: Config, prepare_image: Prepare, slot: tuple[
     index, valid = slot
     image = dataset.decode(dataset.record(index)[0])
     if image is None:
-        raise DataError(dataset.why_undecodable(index))
+        raise DataError(index)
     return prepare_image(image, index, config)._replace(valid=np.array([valid]))
 
 
@@ -69,7 +69,7 @@ def _pad_to_bucket(pixels: NDArray[np.uint8], config: Config) -> NetworkInput:
     size = (pixels.shape[0], pixels.shape[1])
     bucket, (height, width) = _choose_bucket(size, config)
     padded = np.zeros((*bucket, 3), dtype=np.uint8)
-    geometry.resample(pixels, geometry.whole(size), (height, width), padded[:height, :width])
+    geometry.resample(pixels, geometry.full_window(size), (height, width), padded[:height, :width])
     return padded, (height, width)
 
 

@@ -57,7 +57,7 @@ def test_keypoints_are_decoded_without_an_offset(flipped):
     image = np.zeros((*SIZE, 3), np.uint8)
     sample = make_sample(image, given, {1: 1}, SIZE, masks=False, num_keypoints=POINTS)
     sample = resize(flip(sample, flipped, False, FLIP_MAP), SCALED)
-    write(sample, truth)
+    write_ground_truth(sample, truth)
     decoded, targeted = encode_and_decode(truth.keypoints, truth.boxes, truth.valid)
     assert targeted.all()
     found = flip(sample._replace(boxes=truth.boxes, keypoints=np.asarray(decoded)), flipped, False, FLIP_MAP)
