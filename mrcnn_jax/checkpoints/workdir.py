@@ -61,7 +61,7 @@ def check_workdir(path: epath.PathLike) -> None:
         files.check_output(path, "--workdir", folder=True)
         return b""
 
-    collectives.on_main(check)
+    collectives.run_on_main(check)
 
 
 def prepare_workdir(workdir: epath.PathLike, config: Config, content: Mapping[str, Any] | None = None) -> None:

@@ -108,14 +108,14 @@ def evaluate_model(
         dataset = load_split(config.data, "eval")
         check_same_data({"data.eval": dataset})
     check_evaluation(config, dataset)
-    collectives.on_main(lambda: _clear(folder))
+    collectives.run_on_main(lambda: _clear(folder))
     compiled = tta.compile_detect if config.eval.augmented else detector.compile_detect
     detect = compiled(config.model, variables, _devices(config, devices))
     with tempfile.TemporaryFile() as records:
         share = _Share(config, dataset, folder, records)
         share.see_all(detect, check, profiling.profile_steps(folder / profiling.FOLDER, "evaluate", recorded=profile))
         shares = collectives.gather_bytes(share.packed())
-    return dict(json.loads(collectives.on_main(lambda: _score(config, dataset, folder, shares, report, quiet))))
+    return dict(json.loads(collectives.run_on_main(lambda: _score(config, dataset, folder, shares, report, quiet))))
 
 
 class _Share:

@@ -205,7 +205,7 @@ def _claim(config: Config, workdir: epath.PathLike, dataset: Dataset) -> tuple[C
         prepare_workdir(workdir, resolved, dataset.fingerprint())
         return to_json(resolved).encode()
 
-    return from_json(collectives.on_main(claim).decode()), variables
+    return from_json(collectives.run_on_main(claim).decode()), variables
 
 
 def with_categories(config: Config, categories: Categories) -> Config:

@@ -76,7 +76,7 @@ def test_clean_data(coco_folder: Any, capsys: pytest.CaptureFixture[str]) -> Non
     printed = capsys.readouterr()
     page = Path("check-coco.html")
     assert page.is_file()
-    assert printed.out.splitlines()[-1] == f"nothing is wrong; pictures and histograms in {page}"
+    assert printed.out.splitlines()[-1] == f"no problems found; images and histograms in {page}"
     assert printed.err == ""
     for text in ("7/7 images checked", "boat", "kite", "smallest 30x64, median 50x50, largest 64x64"):
         assert text in printed.out
@@ -93,7 +93,7 @@ def test_refusals_are_those_of_training(
         load_split(coco_folder.config().data, "train")
     lines = str(refused.value).splitlines()
     assert [line for line in printed if line.startswith(f"{coco_folder.root / 'coco.json'}: ")] == lines
-    assert printed[-1].startswith("refused: training does not start, for ")
+    assert printed[-1].startswith("refused: training would not start (")
 
 
 def test_what_is_dropped_is_what_training_drops(
@@ -107,7 +107,7 @@ def test_what_is_dropped_is_what_training_drops(
     said = [message for message in caplog.messages if ": dropped" in message]
     assert len(said) == 2
     assert [line for line in printed if ": dropped" in line] == said
-    assert printed[-1].startswith("training starts, without 2 things that are wrong; ")
+    assert printed[-1].startswith("training would start, but drop data (2 problems); ")
 
 
 def test_all_culprits_are_named_where_training_names_twenty(
@@ -181,7 +181,7 @@ def test_nothing_to_learn_from(
         train_batches(load_split(config.data, "train"), config)
     assert str(refused.value).startswith(f"{coco_folder.root / 'coco.json'}: {said}")
     assert str(refused.value) in printed
-    assert printed[-1].startswith("refused: training does not start, for 1 reasons; ")
+    assert printed[-1].startswith("refused: training would not start (1 problem); ")
 
 
 def test_boxes_are_learned_where_all_masks_are_lost(coco_folder: Any) -> None:
@@ -299,4 +299,4 @@ def test_as_a_command(coco_folder: Any) -> None:
         check=False,
     )
     assert (done.returncode, done.stderr) == (0, "")
-    assert done.stdout.endswith("nothing is wrong; pictures and histograms in check-coco.html\n")
+    assert done.stdout.endswith("no problems found; images and histograms in check-coco.html\n")

@@ -35,7 +35,7 @@ BAD = {
 @pytest.fixture
 def uncounted(monkeypatch):
     """Counting the parameters of every network takes seconds; this counts none."""
-    monkeypatch.setattr(command, "parameters", lambda model: 12_345_678)
+    monkeypatch.setattr(command, "count_parameters", lambda model: 12_345_678)
 
 
 def test_every_recipe_has_a_line(uncounted, capsys):

@@ -55,7 +55,7 @@ def test_boxes_of_another_program(folder: Path, capsys: pytest.CaptureFixture[st
             lambda records: [{**records[0], "bbox": [], "segmentation": None, "keypoints": None}],
             "without bbox, segmentation, keypoints (1):",
         ),
-        (lambda records: [{**records[0], "category_id": 1}] * 2, "are of categories (1) that"),
+        (lambda records: [{**records[0], "category_id": 1}] * 2, "no category id in"),
         (lambda records: [{**records[0], "segmentation": {"size": [9, 9], "counts": "00"}}], "(1): 0 (image 100)"),
     ],
 )
@@ -70,7 +70,7 @@ def test_results_that_cannot_be_used(folder: Path, capsys: pytest.CaptureFixture
 
 def test_files_that_are_not_there(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(folder, "--images=/no/such/folder") == 2
-    assert "no folder /no/such/folder; make it, or give another --images" in capsys.readouterr().err
+    assert "--images=/no/such/folder: no such directory" in capsys.readouterr().err
     (folder / "results.json").write_text("[{]")
     assert run(folder) == 2
     assert f"{folder / 'results.json'} is no JSON" in capsys.readouterr().err

@@ -216,12 +216,12 @@ def evaluated_by(count, config, folder, monkeypatch):
     for index in reversed(range(count)):  # the main process comes last, and gets what the others gave
         monkeypatch.setattr(jax, "process_index", lambda index=index: index)
         if index > 0:
-            monkeypatch.setattr(collectives, "on_main", lambda function: b"{}")
+            monkeypatch.setattr(collectives, "run_on_main", lambda function: b"{}")
             with monkeypatch.context() as patch:
                 patch.setattr(collectives, "gather_bytes", lambda content: shares.append(content) or [])
                 perfect(patch)
                 evaluate_model(config, {}, folder)
-    monkeypatch.setattr(collectives, "on_main", lambda function: function())
+    monkeypatch.setattr(collectives, "run_on_main", lambda function: function())
     perfect(monkeypatch)
     metrics = evaluate_model(config, {}, folder)
     pictures = {path.name: path.read_bytes() for path in (folder / "evaluation" / "overlays").iterdir()}
