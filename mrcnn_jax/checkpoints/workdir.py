@@ -24,7 +24,7 @@ import orbax.checkpoint as ocp
 from etils import epath
 
 from mrcnn_jax.checkpoints import run_readme
-from mrcnn_jax.config import PLACES, Config, flatten, from_json, to_json
+from mrcnn_jax.config import PATH_FIELDS, Config, flatten, from_json, to_json
 from mrcnn_jax.distributed import collectives
 from mrcnn_jax.errors import DISK_FULL, ConfigError
 from mrcnn_jax.runtime import files
@@ -34,7 +34,7 @@ CONFIG, DATA = "config.json", "data.json"
 # Fields that a resumed run may change: where its data is, how long it runs, what it says and keeps, how it spares
 # memory, how fast it reads, what it passes over, what it evaluates and when.
 CHANGEABLE = (
-    *PLACES,
+    *PATH_FIELDS,
     "train.steps",
     "train.log_every",
     "train.checkpoint_every",

@@ -20,7 +20,7 @@ from etils import epath
 
 import mrcnn_jax
 from mrcnn_jax.checkpoints.workdir import check_workdir
-from mrcnn_jax.config import PLACES, Config, flatten
+from mrcnn_jax.config import PATH_FIELDS, Config, flatten
 from mrcnn_jax.data.dataset import Dataset, load_split
 from mrcnn_jax.data.pipeline import eval_batches
 from mrcnn_jax.distributed import collectives
@@ -42,7 +42,7 @@ RESULTS = "results.json"
 
 def check_same_configuration(config: Config) -> None:
     """Raise ConfigError unless all processes have the same settings, but for places, and versions of the programs."""
-    settings = {name: value for name, value in flatten(config).items() if name not in PLACES}
+    settings = {name: value for name, value in flatten(config).items() if name not in PATH_FIELDS}
     versions = {"the version of mrcnn_jax": mrcnn_jax.__version__, "the version of jax": jax.__version__}
     collectives.check_same({**settings, **versions}, "configuration")
 
@@ -62,7 +62,7 @@ def check_evaluation(config: Config, dataset: Dataset) -> None:
     coco_metrics.check_categories(config.model, dataset.categories.ids, dataset.categories.names)
     coco_metrics.check_keypoints(config.model, dataset.categories.pose.names)
     count, size = jax.process_count(), config.eval.batch_size
-    if not config.eval.alone and size % count:
+    if not config.eval.single_image and size % count:
         raise ConfigError(f"eval.batch_size={size} does not divide over {count} processes: give a multiple of {count}")
 
 
@@ -96,7 +96,7 @@ def evaluate_model(
     made are logged and left out. The main process calls `report` with the scores and the folder of the images.
 
     All processes call this together. Each sees its share of the images, on as many of its `devices` (default: all) as
-    divide its part of a batch; where each image is alone (`config.eval.alone`), on one. The main process prints, writes
+    divide its part of a batch; where each image is alone (`config.eval.single_image`), on one. The main process prints, writes
     and scores; all return the same. `dataset` is the split if it is open already. `check` is called before each global
     batch, equally often in every process; what it raises ends the evaluation. Raises ConfigError, see
     `check_evaluation`.
@@ -261,14 +261,14 @@ def _warn_of_truncated(config: Config, dataset: Dataset, indices: Sequence[int])
 
 def _devices(config: Config, devices: Sequence[jax.Device] | None) -> tuple[jax.Device, ...]:
     """Those that share this process's part of a batch, which may be one image."""
-    images = 1 if config.eval.alone else config.eval.batch_size // jax.process_count()
+    images = 1 if config.eval.single_image else config.eval.batch_size // jax.process_count()
     return largest_divisor(jax.local_devices() if devices is None else devices, images)
 
 
 def _open(dataset: Dataset, config: Config) -> tuple[AbstractContextManager[Iterator[Any]], int]:
     """This process's batches as `config.eval` says, in the buckets or each image alone; how many images."""
     index, count = jax.process_index(), jax.process_count()
-    if not config.eval.alone:
+    if not config.eval.single_image:
         batches = eval_batches(dataset, config, process_index=index, process_count=count)
         return batches, batches.images()
     make = tta.prepare if config.eval.augmented else single_image.prepare
