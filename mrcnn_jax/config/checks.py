@@ -43,8 +43,8 @@ def _check_accumulation(train: TrainConfig) -> None:
     """See also `training.parallel.check_divisible`, which knows the number of devices."""
     if train.batch_size % train.accumulate:
         raise ConfigError(
-            f"train.accumulate={train.accumulate} does not divide train.batch_size={train.batch_size}; give a divisor of"
-            " the number of images per device, or 1 to disable accumulation"
+            f"train.accumulate={train.accumulate} does not divide train.batch_size={train.batch_size}; give a divisor"
+            " of the number of images per device, or 1 to disable accumulation"
         )
 
 
@@ -86,7 +86,7 @@ def _check_features(model: ModelConfig) -> None:
         )
     if model.box.pool_size % 2:
         raise ConfigError(
-            f"model.box.pool_size={model.box.pool_size} must be even with model.features=c4, because res5 halves it; use 14"
+            f"model.box.pool_size={model.box.pool_size} must be even with model.features=c4; use 14"
         )
     if model.mask is not None and model.mask.pool_size != model.box.pool_size:
         raise ConfigError(
@@ -102,11 +102,11 @@ def _check_anchors(model: ModelConfig) -> None:
         raise ConfigError(f"model.anchors.sizes needs one tuple for {where}, got {len(sizes)}")
     if len({len(level) for level in sizes}) != 1:
         raise ConfigError(
-            "model.anchors.sizes needs the same number of sizes on each level, because all levels share one RPN head"
+            "model.anchors.sizes needs the same number of sizes on each level, for the shared RPN head"
         )
     if not sizes[0] or not model.anchors.aspect_ratios:
         raise ConfigError(
-            "model.anchors.sizes and model.anchors.aspect_ratios need at least one value (for each level)"
+            "model.anchors.sizes and model.anchors.aspect_ratios need at least one value (per level)"
         )
 
 
@@ -221,7 +221,7 @@ def _check_shapes(shapes: ShapesConfig | None) -> None:
 def _check_value_range(data: DataConfig) -> None:
     if data.value_range is not None and data.value_range[0] >= data.value_range[1]:
         raise ConfigError(
-            f"data.value_range={data.value_range}: give (low, high) with low < high, such as (0, 4095), or None"
+            f"data.value_range={data.value_range}: give (low, high), such as (0, 4095), or None"
         )
 
 

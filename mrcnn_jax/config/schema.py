@@ -112,7 +112,7 @@ class OptimizerConfig(Settings):
     warmup_steps: NonNegativeInt = 1000
     warmup_factor: Fraction = 0.001
     clip_norm: PositiveFloat | None = None  # maximum global gradient norm
-    # Learning rate multipliers as (path, factor): (("backbone", 0.1), ("backbone/res5", 0.5)). The longest path applies.
+    # (path, factor) of learning rates, such as (("backbone", 0.1), ("backbone/res5", 0.5)); the longest path applies.
     lr_multipliers: tuple[tuple[str, NonNegativeFloat], ...] = ()
 
 

@@ -15,7 +15,7 @@ from mrcnn_jax.models.mask_rcnn import build_model, variable_shapes
 
 pytestmark = pytest.mark.medium
 
-# Fields that the reference runs changed (README of the golden arrays): fewer proposals, all RoIs sampled, more positives.
+# Fields that the reference runs changed, see the README of the golden arrays: fewer proposals, more positive RoIs.
 CHANGED = {
     "rpn": (
         "batch_size",
