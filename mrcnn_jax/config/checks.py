@@ -85,9 +85,7 @@ def _check_features(model: ModelConfig) -> None:
             " model.box.fc_layers=0"
         )
     if model.box.pool_size % 2:
-        raise ConfigError(
-            f"model.box.pool_size={model.box.pool_size} must be even with model.features=c4; use 14"
-        )
+        raise ConfigError(f"model.box.pool_size={model.box.pool_size} must be even with model.features=c4; use 14")
     if model.mask is not None and model.mask.pool_size != model.box.pool_size:
         raise ConfigError(
             f"model.mask.pool_size={model.mask.pool_size}, model.box.pool_size={model.box.pool_size}: with"
@@ -101,13 +99,9 @@ def _check_anchors(model: ModelConfig) -> None:
     if len(sizes) != levels:
         raise ConfigError(f"model.anchors.sizes needs one tuple for {where}, got {len(sizes)}")
     if len({len(level) for level in sizes}) != 1:
-        raise ConfigError(
-            "model.anchors.sizes needs the same number of sizes on each level, for the shared RPN head"
-        )
+        raise ConfigError("model.anchors.sizes needs the same number of sizes on each level, for the shared RPN head")
     if not sizes[0] or not model.anchors.aspect_ratios:
-        raise ConfigError(
-            "model.anchors.sizes and model.anchors.aspect_ratios need at least one value (per level)"
-        )
+        raise ConfigError("model.anchors.sizes and model.anchors.aspect_ratios need at least one value (per level)")
 
 
 def _check_proposals(model: ModelConfig) -> None:
@@ -220,9 +214,7 @@ def _check_shapes(shapes: ShapesConfig | None) -> None:
 
 def _check_value_range(data: DataConfig) -> None:
     if data.value_range is not None and data.value_range[0] >= data.value_range[1]:
-        raise ConfigError(
-            f"data.value_range={data.value_range}: give (low, high), such as (0, 4095), or None"
-        )
+        raise ConfigError(f"data.value_range={data.value_range}: give (low, high), such as (0, 4095), or None")
 
 
 def _check_scales(scales: tuple[int, ...]) -> None:

@@ -57,10 +57,8 @@ class AugmentConfig(Settings):
     # to the image scaled to fill the bucket.
     scale_jitter: tuple[PositiveFloat, PositiveFloat] | None = None
     crop: Fraction = 0.0  # probability of a random crop
-    crop_size: tuple[PositiveFraction, PositiveFraction] = (
-        0.5,
-        1.0,
-    )  # bounds of height and width, relative to the image
+    # Bounds of its height and of its width, as fractions of the image.
+    crop_size: tuple[PositiveFraction, PositiveFraction] = (0.5, 1.0)
     brightness: NonNegativeFloat = 0.0  # factors in [1 - b, 1 + b], as in torchvision's ColorJitter
     contrast: NonNegativeFloat = 0.0
     saturation: NonNegativeFloat = 0.0

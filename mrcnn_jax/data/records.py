@@ -173,7 +173,7 @@ def _move_into_place(building: Path, place: Path, index: Index) -> None:
     """Put `building` at `place`, instead of an outdated one; another process may have been faster with the same."""
     with files.folder_lock(place.parent):
         if not _is_whole(place, _read_index(place), index.stamp):
-            files.replace(building, place)
+            files.replace_folder(building, place)
 
 
 def _is_whole(place: Path, index: Index | None, stamp: str) -> bool:

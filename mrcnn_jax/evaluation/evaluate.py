@@ -96,8 +96,8 @@ def evaluate_model(
     made are logged and left out. The main process calls `report` with the scores and the folder of the images.
 
     All processes call this together. Each sees its share of the images, on as many of its `devices` (default: all) as
-    divide its part of a batch; where each image is alone (`config.eval.single_image`), on one. The main process prints,
-    writes and scores; all return the same. `dataset` is the split if it is open already. `check` is called before each global
+    divide its part of a batch; where each image is alone (`eval.single_image`), on one. The main process prints, writes
+    and scores; all return the same. `dataset` is the split if it is open already. `check` is called before each global
     batch, equally often in every process; what it raises ends the evaluation. Raises ConfigError, see
     `check_evaluation`.
     """

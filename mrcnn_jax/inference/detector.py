@@ -72,7 +72,7 @@ def run(
             profile.begin(next(numbers))
             detections = detect(batch.images, batch.image_sizes)
             yield detections, batch
-            with jax.profiler.TraceAnnotation(profiling.WAITING):
+            with jax.profiler.TraceAnnotation(profiling.INPUT_EVENT):
                 batch = next(source, None)
             profile.end(detections)
 

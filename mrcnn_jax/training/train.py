@@ -133,7 +133,7 @@ class _Run:
             print(
                 f"{self.workdir}: step {start} of {train.steps}, {len(dataset)} images, {jax.device_count()} devices"
                 f" ({jax.devices()[0].device_kind}) in {count} processes, seed {train.seed}, jax {jax.__version__}",
-                f"the first step of each image shape is compiled before it is done{compilation_cache.described()}",
+                f"the first step of each image shape is compiled before it is done{compilation_cache.describe()}",
                 sep="\n",
                 flush=True,
             )

@@ -220,7 +220,7 @@ def test_the_page_goes_where_it_is_told_to(coco_folder: Any, tmp_path: Path) -> 
         ([".", "--images", "nowhere"], "no folder nowhere; give the folder with the images as --images"),
         (
             [".", "--output", "no/where.html"],
-            "--output=no/where.html cannot be written to: there is no folder no: make it; give another --output",
+            "--output=no/where.html cannot be written to: there is no folder no: create it; give another --output",
         ),
     ],
 )

@@ -74,7 +74,7 @@ def _replace(building: Path, root: Path, recipe: dict[str, Any]) -> None:
     """Put `building` in the place of `root`, unless another process has just put the same there."""
     with files.folder_lock(root.parent):
         if _recipe_of(root) != recipe:
-            files.replace(building, root)
+            files.replace_folder(building, root)
 
 
 def _write_split(root: Path, config: ShapesConfig, name: str, count: int, seed: list[int]) -> None:

@@ -389,8 +389,8 @@ def test_a_second_prediction_into_the_same_folder_is_refused(files, tmp_path):
 def test_a_prediction_that_was_killed_leaves_its_folder_free(files, tmp_path):
     (tmp_path / "out").mkdir()
     code = (
-        "import sys, time, pathlib; from mrcnn_jax import paths\n"
-        f"with paths.claimed(pathlib.Path({str(tmp_path / 'out')!r})) as free: print(free, flush=True); time.sleep(99)"
+        "import sys, time, pathlib; from mrcnn_jax.runtime import files\n"
+        f"with files.try_lock(pathlib.Path({str(tmp_path / 'out')!r})) as free: print(free, flush=True); time.sleep(99)"
     )
     with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as other:
         assert other.stdout.readline() == "True\n"
