@@ -1,7 +1,7 @@
 """torchvision's maskrcnn_resnet50_fpn_v2 on COCO 2017: batch norm in all parts, no frozen layers, deeper heads.
 
 Published: box AP 47.4, mask AP 41.8 (torchvision, MaskRCNN_ResNet50_FPN_V2_Weights.COCO_V1, val2017; 32 GPUs with
-two images).
+two images each).
 Training: batch size 64, SGD 0.1, weight decay 4e-5, 400 epochs, / 10 after 352 and 384 (pytorch/vision#5773);
 large-scale jitter: images at 0.1 to 2 times the size that fills 1024x1024, cropped or padded to it.
 Differences: padding is excluded from the image; evaluation uses the bucket, where 480x640 becomes 768x1024 instead of

@@ -1,6 +1,6 @@
 """Mask R-CNN X101-64x4d-FPN on COCO 2017: the paper's ResNeXt with Detectron's 1x schedule.
 
-Published: box AP 42.4, mask AP 37.5 (Detectron model zoo, minival; 8 P100 with one image).
+Published: box AP 42.4, mask AP 37.5 (Detectron model zoo, minival; 8 P100 with one image each).
 In the paper: mask AP 36.7 (table 2a, minival).
 Losses, ROIAlign and anchors are Detectron2's; Detectron has smooth L1, unaligned bins and rounded anchors.
 Training: batch size 8, SGD 0.01, 180,000 steps, / 10 at 120,000 and 160,000; shortest edge 800.

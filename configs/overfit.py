@@ -7,7 +7,7 @@ Command: `mrcnn train --config=configs/overfit.py --config.data.root=DIR --workd
 
 from mrcnn_jax.config import Config, DataConfig, EvalConfig, OptimizerConfig, SplitConfig, TrainConfig, presets
 
-IMAGE_IDS = (5001, 60623, 62554, 107438, 129648, 214753, 458756, 491525)  # image ids; the first and the fifth have crowds
+IMAGE_IDS = (5001, 60623, 62554, 107438, 129648, 214753, 458756, 491525)  # the first and the fifth have crowds
 
 
 def get_config() -> Config:
