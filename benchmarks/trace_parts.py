@@ -16,7 +16,7 @@ from typing import Any
 
 from jax.profiler import ProfileData
 
-from mrcnn_jax.runtime.profiling import WAITING
+from mrcnn_jax.runtime.profiling import INPUT_EVENT
 
 # The names in the paths of operations: modules of the network, and the scopes of `models.rcnn` and `training`.
 PARTS = (
@@ -42,8 +42,8 @@ def main() -> None:
         if forward + backward:
             print(f"| {part} | {forward / steps:.1f} | {backward / steps:.1f} | {(forward + backward) / total:.1%} |")
     print(
-        f"\n{steps} steps of {host['steps'] / steps:.1f} ms, of which the host waited {host[WAITING] / steps:.1f} ms"
-        f" for data; the devices together worked {total / steps:.1f} ms a step"
+        f"\n{steps} steps of {host['steps'] / steps:.1f} ms, of which the host waited {host[INPUT_EVENT] / steps:.1f}"
+        f" ms for data; the devices together worked {total / steps:.1f} ms a step"
     )
 
 
@@ -61,8 +61,8 @@ def measure(
             milliseconds = event.duration_ns / 1e6
             if "step_num" in stats:
                 steps, host["steps"] = steps + 1, host["steps"] + milliseconds
-            elif event.name == WAITING:
-                host[WAITING] += milliseconds
+            elif event.name == INPUT_EVENT:
+                host[INPUT_EVENT] += milliseconds
             elif "hlo_op" in stats:
                 part = part_of(places.get((stats["program_id"], stats["hlo_op"]), ""))
                 while running and running[-1][0] <= event.start_ns:

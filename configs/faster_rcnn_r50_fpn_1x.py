@@ -1,10 +1,10 @@
-"""Faster R-CNN R50-FPN on COCO 2017, Detectron2's flavor and 1x schedule: Mask R-CNN without the mask head.
+"""Faster R-CNN R50-FPN on COCO 2017 with Detectron2's settings and 1x schedule: Mask R-CNN without the mask head.
 
-Published: box AP 37.9 (Detectron2's zoo, val2017; 8 V100, .210 s a step, 3.0 GB each).
-Training: batch 16, SGD .02, 90,000 steps, / 10 at 60,000 and 80,000; shorter side 640..800.
-By us: not trained. The tests compare what it shares with Mask R-CNN, and take a step of it, small.
-Initial weights (`init`): MSRA's ImageNet R-50, in Detectron2's file or Detectron's (R-50.pkl).
-Command: `python train.py --config=configs/faster_rcnn_r50_fpn_1x.py --config.data.root=COCO --config.init=FILE
+Published: box AP 37.9 (Detectron2 model zoo, val2017; 8 V100, 0.210 s/step, 3.0 GB per GPU).
+Training: batch size 16, SGD 0.02, 90,000 steps, / 10 at 60,000 and 80,000; shortest edge 640..800.
+Status: not trained here. Tests compare the shared parts with Mask R-CNN and run a training step of a small version.
+Initial weights (`init`): MSRA's ImageNet weights, R-50.pkl of Detectron2 or Detectron.
+Command: `mrcnn train --config=configs/faster_rcnn_r50_fpn_1x.py --config.data.root=COCO --config.init=FILE
 --workdir=DIR`.
 """
 

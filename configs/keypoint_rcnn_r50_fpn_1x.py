@@ -1,12 +1,12 @@
-"""Keypoint R-CNN R50-FPN on COCO 2017's persons, Detectron2's flavor and 1x schedule.
+"""Keypoint R-CNN R50-FPN on the persons of COCO 2017 with Detectron2's settings and 1x schedule.
 
-Published: box AP 53.6, keypoint AP 64.0 (Detectron2's zoo, val2017; 8 V100, .315 s a step, 5.0 GB each).
-The paper: box AP 50.7, keypoint AP 64.2 (table 5, minival), 90,000 steps.
-Training: batch 16, SGD .02, 90,000 steps, / 10 at 60,000 and 80,000; shorter side 640..800. Persons only, images with
-a labeled keypoint.
-By us: not trained. The tests compare the network with Detectron2's own run, and take a step of it, small.
-Initial weights (`init`): MSRA's ImageNet R-50, in Detectron2's file or Detectron's (R-50.pkl).
-Command: `python train.py --config=configs/keypoint_rcnn_r50_fpn_1x.py --config.data.root=COCO --config.init=FILE
+Published: box AP 53.6, keypoint AP 64.0 (Detectron2 model zoo, val2017; 8 V100, 0.315 s/step, 5.0 GB per GPU).
+In the paper: box AP 50.7, keypoint AP 64.2 (table 5, minival), 90,000 steps.
+Training: batch size 16, SGD 0.02, 90,000 steps, / 10 at 60,000 and 80,000; shortest edge 640..800. Only persons, and
+images with a labeled keypoint.
+Status: not trained here. Tests compare the network with Detectron2 and run a training step of a small version.
+Initial weights (`init`): MSRA's ImageNet weights, R-50.pkl of Detectron2 or Detectron.
+Command: `mrcnn train --config=configs/keypoint_rcnn_r50_fpn_1x.py --config.data.root=COCO --config.init=FILE
 --workdir=DIR`.
 """
 

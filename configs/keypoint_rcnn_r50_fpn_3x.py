@@ -1,11 +1,11 @@
-"""Keypoint R-CNN R50-FPN on COCO 2017's persons, Detectron2's flavor and 3x schedule.
+"""Keypoint R-CNN R50-FPN on the persons of COCO 2017 with Detectron2's settings and 3x schedule.
 
-Published: box AP 55.4, keypoint AP 65.5 (Detectron2's zoo, val2017; 8 V100, .316 s a step, 5.0 GB each).
-Training: batch 16, SGD .02, 270,000 steps, / 10 at 210,000 and 250,000; shorter side 640..800. Persons only, images
-with a labeled keypoint.
-By us: not trained. The tests compare the network with Detectron2's own run, and take a step of it, small.
-Initial weights (`init`): MSRA's ImageNet R-50, in Detectron2's file or Detectron's (R-50.pkl).
-Command: `python train.py --config=configs/keypoint_rcnn_r50_fpn_3x.py --config.data.root=COCO --config.init=FILE
+Published: box AP 55.4, keypoint AP 65.5 (Detectron2 model zoo, val2017; 8 V100, 0.316 s/step, 5.0 GB per GPU).
+Training: batch size 16, SGD 0.02, 270,000 steps, / 10 at 210,000 and 250,000; shortest edge 640..800. Only persons, and
+images with a labeled keypoint.
+Status: not trained here. Tests compare the network with Detectron2 and run a training step of a small version.
+Initial weights (`init`): MSRA's ImageNet weights, R-50.pkl of Detectron2 or Detectron.
+Command: `mrcnn train --config=configs/keypoint_rcnn_r50_fpn_3x.py --config.data.root=COCO --config.init=FILE
 --workdir=DIR`.
 """
 

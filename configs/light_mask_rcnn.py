@@ -1,9 +1,9 @@
-"""Mask R-CNN for somebody's own photographs on a laptop's CPU: EfficientNet-Lite0 with ImageNet weights.
+"""Mask R-CNN to fine-tune on your own photographs on a laptop's CPU: EfficientNet-Lite0 with ImageNet weights.
 
-Data: a folder with images/, train.json and val.json (COCO format); name it with --config.data.root=DIR.
+Data: a folder with images/, train.json and val.json (COCO format), given by --config.data.root=DIR.
 Hardware, time and accuracy: docs/recipes.md, "light_mask_rcnn".
 Command: `pip install -e '.[data,viz,light]'`, then
-`python train.py --config=configs/light_mask_rcnn.py --config.data.root=DIR --workdir=runs/light`.
+`mrcnn train --config=configs/light_mask_rcnn.py --config.data.root=DIR --workdir=runs/light`.
 """
 
 from mrcnn_jax.config import Config, DataConfig, EvalConfig, OptimizerConfig, SplitConfig, TrainConfig, presets

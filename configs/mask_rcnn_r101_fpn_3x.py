@@ -1,10 +1,10 @@
-"""Mask R-CNN R101-FPN on COCO 2017, Detectron2's flavor and 3x schedule.
+"""Mask R-CNN R101-FPN on COCO 2017 with Detectron2's settings and 3x schedule.
 
-Published: box AP 42.9, mask AP 38.6 (Detectron2's zoo, val2017; 8 V100, .340 s a step, 4.6 GB each).
-Training: batch 16, SGD .02, 270,000 steps, / 10 at 210,000 and 250,000; shorter side 640..800.
-By us: not trained. The tests compare the network with Detectron2's own run, and take a step of it, small.
-Initial weights (`init`): MSRA's ImageNet R-101, in Detectron2's file or Detectron's (R-101.pkl).
-Command: `python train.py --config=configs/mask_rcnn_r101_fpn_3x.py --config.data.root=COCO --config.init=FILE
+Published: box AP 42.9, mask AP 38.6 (Detectron2 model zoo, val2017; 8 V100, 0.340 s/step, 4.6 GB per GPU).
+Training: batch size 16, SGD 0.02, 270,000 steps, / 10 at 210,000 and 250,000; shortest edge 640..800.
+Status: not trained here. Tests compare the network with Detectron2 and run a training step of a small version.
+Initial weights (`init`): MSRA's ImageNet weights, R-101.pkl of Detectron2 or Detectron.
+Command: `mrcnn train --config=configs/mask_rcnn_r101_fpn_3x.py --config.data.root=COCO --config.init=FILE
 --workdir=DIR`.
 """
 

@@ -1,11 +1,11 @@
-"""Mask R-CNN R50-C4 on COCO 2017: features of res4, res5 as the head. Detectron2's flavor and 1x schedule.
+"""Mask R-CNN R50-C4 on COCO 2017: res4 features with res5 in the heads. Detectron2's settings and 1x schedule.
 
-Published: box AP 36.8, mask AP 32.2 (Detectron2's zoo, val2017; 8 V100, .584 s a step, 5.2 GB each).
-The paper: mask AP 30.3 (table 2a, minival), with 64 RoIs an image and 300 proposals at test.
-Training: batch 16, SGD .02, 90,000 steps, / 10 at 60,000 and 80,000; shorter side 640..800.
-By us: not trained. The tests compare the network with Detectron2's own run, and take a step of it, small.
-Initial weights (`init`): MSRA's ImageNet R-50, in Detectron2's file or Detectron's (R-50.pkl); it gives res5, too.
-Command: `python train.py --config=configs/mask_rcnn_r50_c4_1x.py --config.data.root=COCO --config.init=FILE
+Published: box AP 36.8, mask AP 32.2 (Detectron2 model zoo, val2017; 8 V100, 0.584 s/step, 5.2 GB per GPU).
+In the paper: mask AP 30.3 (table 2a, minival), with 64 RoIs per image and 300 test proposals.
+Training: batch size 16, SGD 0.02, 90,000 steps, / 10 at 60,000 and 80,000; shortest edge 640..800.
+Status: not trained here. Tests compare the network with Detectron2 and run a training step of a small version.
+Initial weights (`init`): MSRA's ImageNet weights, R-50.pkl of Detectron2 or Detectron, including res5.
+Command: `mrcnn train --config=configs/mask_rcnn_r50_c4_1x.py --config.data.root=COCO --config.init=FILE
 --workdir=DIR`.
 """
 

@@ -1,14 +1,15 @@
-"""Mask R-CNN R50-FPN on COCO 2017 from random weights with large-scale jitter, Detectron2's new baseline of 100 epochs.
+"""Mask R-CNN R50-FPN on COCO 2017 from random weights with large-scale jitter: Detectron2's new baseline, 100 epochs.
 
-Published: box AP 44.6, mask AP 40.3 (Detectron2's zoo, new_baselines/mask_rcnn_R_50_FPN_100ep_LSJ, val2017; mixed
+Published: box AP 44.6, mask AP 40.3 (Detectron2 model zoo, new_baselines/mask_rcnn_R_50_FPN_100ep_LSJ, val2017; mixed
 precision).
-Training: batch 64, SGD .1, weight decay 4e-5, 184,375 steps, / 10 at 163,889 and 177,546; images at .1 to 2 times what
-fills 1024x1024, cut or padded to that. SyncBN everywhere, nothing frozen, two convolutions in the RPN.
-Differs: float32 (`model.compute_dtype`); the padding is not part of the picture; evaluation is in the one bucket, where
-480x640 becomes 768x1024 instead of 800x1067 (`eval.resize=detectron2` for Detectron2's, a compilation for each shape).
-By us: not trained. The tests take a step of the network, small.
-Initial weights (`init`): none; nothing is frozen.
-Command: `python train.py --config=configs/mask_rcnn_r50_fpn_lsj.py --config.data.root=COCO --workdir=DIR`.
+Training: batch size 64, SGD 0.1, weight decay 4e-5, 184,375 steps, / 10 at 163,889 and 177,546; images at 0.1 to 2
+times the size that fills 1024x1024, cropped or padded to it. SyncBN in all parts, no frozen layers, two convolutions in
+the RPN.
+Differences: float32 (`model.compute_dtype`); padding is excluded from the image; evaluation uses the bucket, where
+480x640 becomes 768x1024 instead of 800x1067 (`eval.resize=detectron2`: as in Detectron2, one compilation per shape).
+Status: not trained here. Tests run a training step of a small version.
+Initial weights (`init`): none; no layer is frozen.
+Command: `mrcnn train --config=configs/mask_rcnn_r50_fpn_lsj.py --config.data.root=COCO --workdir=DIR`.
 """
 
 import dataclasses

@@ -1,20 +1,20 @@
-"""torchvision's maskrcnn_resnet50_fpn_v2 on COCO 2017: batch norm everywhere, nothing frozen, deeper heads.
+"""torchvision's maskrcnn_resnet50_fpn_v2 on COCO 2017: batch norm in all parts, no frozen layers, deeper heads.
 
-Published: box AP 47.4, mask AP 41.8 (torchvision, MaskRCNN_ResNet50_FPN_V2_Weights.COCO_V1, val2017; 32 GPUs, two
-images each).
-Training: batch 64, SGD .1, weight decay 4e-5, 400 epochs, / 10 after 352 and 384 (pytorch/vision#5773); images at .1 to
-2 times what fills 1024x1024, cut or padded to that (large-scale jitter).
-Differs: the padding is not part of the picture; evaluation is in the one bucket, where 480x640 becomes 768x1024 instead
-of 800x1066 (`eval.resize=torchvision` for torchvision's, a compilation for each shape).
-By us: not trained. The tests compare the network with torchvision's own run, and take a step of it, small.
-Initial weights (`init`): torchvision's ImageNet ResNet-50, or none: nothing is frozen.
-Command: `python train.py --config=configs/mask_rcnn_r50_fpn_v2.py --config.data.root=COCO --config.init=FILE
+Published: box AP 47.4, mask AP 41.8 (torchvision, MaskRCNN_ResNet50_FPN_V2_Weights.COCO_V1, val2017; 32 GPUs with
+two images each).
+Training: batch size 64, SGD 0.1, weight decay 4e-5, 400 epochs, / 10 after 352 and 384 (pytorch/vision#5773);
+large-scale jitter: images at 0.1 to 2 times the size that fills 1024x1024, cropped or padded to it.
+Differences: padding is excluded from the image; evaluation uses the bucket, where 480x640 becomes 768x1024 instead of
+800x1066 (`eval.resize=torchvision`: as in torchvision, one compilation per shape).
+Status: not trained here. Tests compare the network with torchvision and run a training step of a small version.
+Initial weights (`init`): torchvision's ImageNet ResNet-50, or none; no layer is frozen.
+Command: `mrcnn train --config=configs/mask_rcnn_r50_fpn_v2.py --config.data.root=COCO --config.init=FILE
 --workdir=DIR`.
 """
 
 from mrcnn_jax.config import AugmentConfig, Config, DataConfig, OptimizerConfig, TrainConfig, presets
 
-EPOCH = 1833  # steps of 64 of the 117,266 training images that have an annotation
+EPOCH = 1833  # steps, for 117,266 annotated training images and batch size 64
 
 
 def get_config() -> Config:

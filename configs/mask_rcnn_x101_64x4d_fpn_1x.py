@@ -1,12 +1,12 @@
-"""Mask R-CNN X101-64x4d-FPN on COCO 2017: the paper's ResNeXt, 1x, as Detectron (2018) trained it.
+"""Mask R-CNN X101-64x4d-FPN on COCO 2017: the paper's ResNeXt with Detectron's 1x schedule.
 
-Published: box AP 42.4, mask AP 37.5 (Detectron's model zoo, minival; 8 P100, one image each).
-The paper: mask AP 36.7 (table 2a, minival).
-Losses, ROIAlign and anchors are Detectron2's here; Detectron had smooth L1, unaligned bins and rounded anchors.
-Training: batch 8, SGD .01, 180,000 steps, / 10 at 120,000 and 160,000; shorter side 800.
-By us: not trained. The tests count its parameters, and take a step of it, small.
-Initial weights (`init`): Detectron's X-101-64x4d.pkl (ImageNet; it sets Detectron's pixel means).
-Command: `python train.py --config=configs/mask_rcnn_x101_64x4d_fpn_1x.py --config.data.root=COCO --config.init=FILE
+Published: box AP 42.4, mask AP 37.5 (Detectron model zoo, minival; 8 P100 with one image each).
+In the paper: mask AP 36.7 (table 2a, minival).
+Losses, ROIAlign and anchors are Detectron2's; Detectron has smooth L1, unaligned bins and rounded anchors.
+Training: batch size 8, SGD 0.01, 180,000 steps, / 10 at 120,000 and 160,000; shortest edge 800.
+Status: not trained here. Tests count the parameters and run a training step of a small version.
+Initial weights (`init`): Detectron's X-101-64x4d.pkl (ImageNet, with Detectron's pixel means).
+Command: `mrcnn train --config=configs/mask_rcnn_x101_64x4d_fpn_1x.py --config.data.root=COCO --config.init=FILE
 --workdir=DIR`.
 """
 

@@ -1,8 +1,8 @@
-"""Nuclei under the microscope: a real set (dsb2018, CC0), 54 training images, from random weights on a CPU.
+"""Mask R-CNN on microscopy images of nuclei (dsb2018, CC0; 54 training images) from random weights on a CPU.
 
-Data: a folder with images/, train.json and val.json; name it with --config.data.root=DIR.
+Data: a folder with images/, train.json and val.json (COCO format), given by --config.data.root=DIR.
 Hardware, time and accuracy: docs/recipes.md, "nuclei".
-Command: `python train.py --config=configs/nuclei.py --config.data.root=DIR --workdir=runs/nuclei`.
+Command: `mrcnn train --config=configs/nuclei.py --config.data.root=DIR --workdir=runs/nuclei`.
 """
 
 from mrcnn_jax.config import Config, DataConfig, EvalConfig, OptimizerConfig, SplitConfig, TrainConfig, presets

@@ -1,18 +1,18 @@
-"""Overfit: eight COCO photographs learned by heart, small, with all 80 classes and crowds. A test of the machinery.
+"""Overfitting of eight small COCO photographs with 80 classes and crowds, as a test of the whole pipeline.
 
-Data: a folder with images/ and annotations.json that holds the photographs named below; --config.data.root=DIR.
+Data: a folder with images/ and annotations.json of the image ids below, given by --config.data.root=DIR.
 Hardware, time and accuracy: docs/recipes.md, "overfit".
-Command: `python train.py --config=configs/overfit.py --config.data.root=DIR --workdir=runs/overfit`.
+Command: `mrcnn train --config=configs/overfit.py --config.data.root=DIR --workdir=runs/overfit`.
 """
 
 from mrcnn_jax.config import Config, DataConfig, EvalConfig, OptimizerConfig, SplitConfig, TrainConfig, presets
 
-PHOTOGRAPHS = (5001, 60623, 62554, 107438, 129648, 214753, 458756, 491525)  # the first and the fifth have crowds
+IMAGE_IDS = (5001, 60623, 62554, 107438, 129648, 214753, 458756, 491525)  # the first and the fifth have crowds
 
 
 def get_config() -> Config:
     sizes = ((16.0,), (32.0,), (64.0,), (128.0,), (224.0,))
-    split = SplitConfig("annotations.json", "images", PHOTOGRAPHS)
+    split = SplitConfig("annotations.json", "images", IMAGE_IDS)
     data = DataConfig(
         train=split,
         eval=split,

@@ -1,8 +1,8 @@
-"""People: a small ResNet-18-FPN Keypoint R-CNN learns the poses of drawn people from random weights, 17 keypoints each.
+"""Keypoint R-CNN, ResNet-18-FPN, on synthetic stick figures with 17 keypoints, from random weights.
 
-Data: the procedural set `people` (192-pixel images), written to data.root on the first run and read like any COCO set.
+Data: the synthetic dataset `people` (192-pixel images), written to data.root in COCO format by the first run.
 Hardware, time and accuracy: docs/recipes.md, "people".
-Command: `python train.py --config=configs/people.py --workdir=runs/people`.
+Command: `mrcnn train --config=configs/people.py --workdir=runs/people`.
 """
 
 import dataclasses

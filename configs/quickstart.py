@@ -1,8 +1,8 @@
-"""Quickstart: a small ResNet-18-FPN Mask R-CNN learns five kinds of outlines from random weights.
+"""Quickstart: Mask R-CNN, small ResNet-18-FPN, on a synthetic dataset of five shapes, from random weights.
 
-Data: the procedural set `shapes` (128-pixel images), written to data.root on the first run and read like any COCO set.
+Data: the synthetic dataset `shapes` (128-pixel images), written to data.root in COCO format by the first run.
 Hardware, time and accuracy: docs/recipes.md, "quickstart".
-Command: `python train.py --config=configs/quickstart.py --workdir=runs/quickstart`, or `make quickstart`.
+Command: `mrcnn train --config=configs/quickstart.py --workdir=runs/quickstart`, or `make quickstart`.
 """
 
 from mrcnn_jax.config import (

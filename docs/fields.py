@@ -1,6 +1,6 @@
-"""The fields of dataclasses in the documentation: the comments beside them, where this project says shapes and units.
+"""Documentation of dataclass fields from the comments beside them, where this project describes shapes and units.
 
-An extension of griffe, which reads the sources for mkdocstrings, and a hook of mkdocs for the tables of settings.
+A griffe extension for mkdocstrings, and an mkdocs hook that writes the tables of configuration fields.
 """
 
 from __future__ import annotations
@@ -14,12 +14,15 @@ from typing import Any
 import griffe
 
 SETTINGS = "<!-- tables of all settings -->"
+MODULES = ("field_types", "model_schema", "schema")  # of mrcnn_jax.config
 _RANGE = re.compile(r"Annotated\[(\w+), ['\"](.+?)['\"]\]")  # a number and its interval
 _PATH = re.compile(r"Annotated\[str, os\.path\.expanduser\]")
 
+Members = dict[str, griffe.Object]  # classes and type aliases of the configuration, by name
+
 
 class FieldComments(griffe.Extension):
-    """Gives a field without a docstring the comments above it and on its own lines."""
+    """Uses the comments above a field and on its lines as its docstring."""
 
     def on_attribute_instance(self, *, attr: griffe.Attribute, **_: Any) -> None:
         if attr.docstring is None and attr.parent is not None and attr.parent.is_class and attr.lineno is not None:
@@ -44,44 +47,53 @@ def _comments(lines: list[str]) -> list[str]:
 
 
 def on_page_markdown(markdown: str, **_: object) -> str:
-    """A hook of mkdocs: tables of all settings stand in the place of `SETTINGS`."""
+    """An mkdocs hook: replaces `SETTINGS` with the tables of all configuration fields."""
     return markdown.replace(SETTINGS, "\n\n".join(_tables())) if SETTINGS in markdown else markdown
 
 
 def _tables() -> Iterator[str]:
-    """A heading and a table for each part of the configuration, under the names that overrides use."""
-    tree = griffe.load("mrcnn_jax.config.schema", extensions=griffe.load_extensions(FieldComments))
-    for part, names in _parts(tree, "Config", "").items():
-        rows = [_row(tree, field) for field in _fields(tree, part)]
+    """A heading and a table for each part of the configuration, with the names that overrides use."""
+    members = _load()
+    for part, names in _parts(members, "Config", "").items():
+        rows = [_row(members, field) for field in _fields(members[part])]
         heading = ", ".join(f"`{name}`" for name in names if name) or "The recipe"
         table = ["| field | type | default | meaning |", "|---|---|---|---|", *rows]
-        yield f"## {heading}\n\n{tree[part].docstring.value}\n\n" + "\n".join(table)
+        yield f"## {heading}\n\n{members[part].docstring.value}\n\n" + "\n".join(table)
 
 
-def _parts(tree: griffe.Module, part: str, name: str) -> dict[str, list[str]]:
-    """A dataclass of settings and those in its fields, from the outside in, with the names that lead to them."""
-    found = {part: [name]}
-    for field in _fields(tree, part):
-        for inner in _inner(tree, field):
-            for other, names in _parts(tree, inner, f"{name}.{field.name}".strip(".")).items():
-                found.setdefault(other, []).extend(names)
-    return found
+def _load() -> Members:
+    """The classes and module attributes that the modules of the configuration define."""
+    members: Members = {}
+    for module in MODULES:
+        tree = griffe.load(f"mrcnn_jax.config.{module}", extensions=griffe.load_extensions(FieldComments))
+        members |= {name: member for name, member in tree.members.items() if not member.is_alias}
+    return members
 
 
-def _fields(tree: griffe.Module, part: str) -> list[griffe.Attribute]:
-    return [field for field in tree[part].attributes.values() if "property" not in field.labels]
+def _parts(members: Members, part: str, name: str) -> dict[str, list[str]]:
+    """The names of a configuration class and of all those in its fields, each with its dotted names."""
+    parts = {part: [name]}
+    for field in _fields(members[part]):
+        for inner in _inner(members, field):
+            for other, names in _parts(members, inner, f"{name}.{field.name}".strip(".")).items():
+                parts.setdefault(other, []).extend(names)
+    return parts
 
 
-def _inner(tree: griffe.Module, field: griffe.Attribute) -> list[str]:
-    """The dataclasses of settings in the type of a field."""
-    return [name for name in str(field.annotation).split(" | ") if name in tree.classes]
+def _fields(part: griffe.Object) -> list[griffe.Attribute]:
+    return [field for field in part.attributes.values() if "property" not in field.labels]
 
 
-def _row(tree: griffe.Module, field: griffe.Attribute) -> str:
-    inner, default = _inner(tree, field), str(field.value)
-    shown = "the fields below" if inner and default != "None" else f"`{default}`"
+def _inner(members: Members, field: griffe.Attribute) -> list[str]:
+    """The configuration classes in the type of a field."""
+    return [name for name in str(field.annotation).split(" | ") if name in members and members[name].is_class]
+
+
+def _row(members: Members, field: griffe.Attribute) -> str:
+    values = {name: str(member.value) for name, member in members.items() if member.is_attribute}
+    inner, default = _inner(members, field), str(field.value)
+    default = "the fields below" if inner and default != "None" else f"`{values.get(default, default)}`"
     meaning = field.docstring.value if field.docstring else ""
-    aliases = {name: str(alias.value) for name, alias in tree.attributes.items()}
-    kind = re.sub(r"\w+", lambda word: aliases.get(word[0], word[0]), str(field.annotation))
+    kind = re.sub(r"\w+", lambda word: values.get(word[0], word[0]), str(field.annotation))
     kind = _PATH.sub("path", _RANGE.sub(r"\1 in \2", kind))
-    return f"| `{field.name}` | `{kind}` | {shown} | {meaning} |"
+    return f"| `{field.name}` | `{kind}` | {default} | {meaning} |"

@@ -1,4 +1,4 @@
-"""Mask R-CNN in pure functional JAX. Names are resolved on first use, so importing a part imports only that part."""
+"""Mask R-CNN in pure functional JAX. Public names are imported on first use."""
 
 from __future__ import annotations
 

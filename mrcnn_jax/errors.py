@@ -1,8 +1,15 @@
-"""The errors that a user can meet, each with the exit status of the command that it ends, and how messages show values.
+"""Errors with an exit status and a message for the user, and functions that format values in messages.
 
-Exit statuses: 0 done; 1 a guard stopped the training, or the program is wrong: the same command fails again; 2 the user
-can fix what the message names; 74 something could not be written; 75 another process was lost; 128 plus its number: a
-signal. `everywhere` says that all processes of a run raise the error at the same place.
+Exit statuses:
+
+- 0: success
+- 1: a check stopped training, or the program has a bug; the same command fails again
+- 2: the user can fix what the message names
+- 74: something could not be written
+- 75: another process was lost
+- 128 + n: signal n
+
+An error whose `on_all_processes` is true is raised by all processes of a run at the same place.
 """
 
 from __future__ import annotations
@@ -13,27 +20,27 @@ import signal
 from collections.abc import Sequence
 from typing import Any
 
-DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # errors of the system that free space fixes
-_NAMED = 20  # items that a message lists one by one; the rest are counted
-_LONGEST = 80  # characters of a value that a message shows
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # errno values that free disk space fixes
+_MAX_LISTED = 20  # items that a message lists; it counts the rest
+_MAX_LENGTH = 80  # characters of a value in a message
 
 
 class UserError(ValueError):
-    """Input that cannot be used; the message names it and says what to do."""
+    """Unusable input; the message names it and says what to do."""
 
     exit_status = 2
 
 
 class ConfigError(UserError):
-    """A configuration or command line that cannot be used; the message names the field."""
+    """Unusable configuration or command line; the message names the field."""
 
 
 class DataError(UserError):
-    """A dataset that cannot be used; the message names the file and the id."""
+    """Unusable dataset; the message names the file and the id."""
 
 
 class UnreadableRecordError(DataError):
-    """A damaged record of a prepared dataset whose other records can be read."""
+    """A damaged record in a prepared dataset whose other records are readable."""
 
 
 class PixelRangeError(UserError):
@@ -41,11 +48,11 @@ class PixelRangeError(UserError):
 
 
 class ImageError(UserError):
-    """An image that cannot be used; the message names it."""
+    """Unusable image; the message names it."""
 
 
 class WeightsError(UserError):
-    """A file, or the tensors in it, that cannot be used as weights; the message names the file."""
+    """Unusable weights file, or unusable tensors in it; the message names the file."""
 
 
 class DamagedCheckpointError(ConfigError):
@@ -63,17 +70,17 @@ class CheckpointError(OSError):
 
     def __init__(self, step: int, last: int | None, folder: Any, reason: str):
         self.step, self.last = step, last
-        found = "There is no complete one yet" if last is None else f"The last complete one is of step {last}"
+        complete = "There is no complete one yet" if last is None else f"The last complete one is of step {last}"
         super().__init__(
-            f"checkpoint {step} could not be written to {folder}: {reason}. {found}. Make room, or mend what is said"
-            " here; then the same command continues"
+            f"checkpoint {step} could not be written to {folder}: {reason}. {complete}. Free disk space or fix the"
+            " cause, then run the same command to continue"
         )
 
 
 class NonFiniteLossError(RuntimeError):
     """A training step whose loss or gradient is not finite; `saved` is the file that contains it, or empty."""
 
-    exit_status, everywhere = 1, True
+    exit_status, on_all_processes = 1, True
 
     def __init__(self, message: str, *, step: int, image_ids: list[Any], saved: str):
         self.step, self.image_ids, self.saved = step, image_ids, saved
@@ -81,7 +88,7 @@ class NonFiniteLossError(RuntimeError):
 
 
 class RecompilationError(RuntimeError):
-    """A second compilation of the train step for a shape of batches: a fault of the program."""
+    """A second compilation of the training step for one batch shape, which is a bug."""
 
     exit_status = 1
 
@@ -89,7 +96,7 @@ class RecompilationError(RuntimeError):
 class Interrupted(KeyboardInterrupt):
     """A signal ended the command."""
 
-    everywhere = False
+    on_all_processes = False
 
     def __init__(self, number: int, outcome: str):
         self.exit_status = 128 + number
@@ -97,33 +104,33 @@ class Interrupted(KeyboardInterrupt):
         super().__init__(f"{name}: {outcome}")
 
 
-# What `distributed.collectives.on_main` raises in all processes when the main one does.
+# Errors of process 0 that `distributed.collectives.run_on_main` raises on all processes.
 USER_ERRORS = (ConfigError, DataError, WeightsError, FileNotFoundError)
 
 
-def refuse(what: str, culprits: Sequence[Any], advice: str) -> None:
-    """Raise DataError: `what`, the culprits by name and what to do."""
-    raise DataError(f"{what} ({len(culprits)}): {listing(culprits)}; {advice}")
+def refuse(problem: str, items: Sequence[Any], advice: str) -> None:
+    """Raise DataError with the problem, the items that have it, and what to do."""
+    raise DataError(f"{problem} ({len(items)}): {listing(items)}; {advice}")
 
 
-def listing(culprits: Sequence[Any], most: int | None = _NAMED) -> str:
-    """The first `most` by name, then how many more; all of them for None."""
-    named = [str(culprit) for culprit in culprits[:most]]
-    if len(culprits) > len(named):
-        named.append(f"and {len(culprits) - len(named)} more")
-    return ", ".join(named)
+def listing(items: Sequence[Any], max_count: int | None = _MAX_LISTED) -> str:
+    """Join the first `max_count` items with commas, and count the rest; None joins all of them."""
+    parts = [str(item) for item in items[:max_count]]
+    if len(items) > len(parts):
+        parts.append(f"and {len(items) - len(parts)} more")
+    return ", ".join(parts)
 
 
 def described(error: BaseException) -> str:
-    """An exception on one line: its type and its message."""
+    """Format an exception in one line: its type and its message."""
     return ": ".join(filter(None, [type(error).__name__, " ".join(str(error).split())]))
 
 
 def shown(value: object) -> str:
-    """A value out of somebody's file as a message can show it: short, printable, on one line; lists by their type."""
+    """Format a JSON value for a message: printable, in one line, at most 80 characters; lists and dicts by type."""
     if isinstance(value, (list, dict)):
         return "a list" if isinstance(value, list) else "an object"
     text = value if isinstance(value, str) else json.dumps(value)
     if not text.isprintable():
         text = ascii(text)
-    return text if len(text) <= _LONGEST else f"{text[: _LONGEST - 3]}..."
+    return text if len(text) <= _MAX_LENGTH else f"{text[: _MAX_LENGTH - 3]}..."

@@ -70,7 +70,7 @@ def test_every_setting_is_listed_under_its_name(site):
     for part in (config.train, config.optimizer, config.eval, config.data, config.model.box):
         missing = [field.name for field in dataclasses.fields(part) if not re.search(rf"^{field.name}$", text, re.M)]
         assert not missing
-    assert "of the images of one bucket" in text  # the comment beside eval.batch_size
+    assert "images of one bucket" in text  # the comment beside eval.batch_size
 
 
 def test_files_of_the_repository_are_in_the_site(site):

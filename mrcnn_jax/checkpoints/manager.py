@@ -115,7 +115,7 @@ class Checkpointer:
         folder = self._workdir / CORRUPT
         names = [str(step), *(f"{step}-{count}" for count in range(2, 1000))]
         target = next(folder / name for name in names if not (folder / name).exists())
-        files.move(self._folder / str(step), target)
+        files.move_folder(self._folder / str(step), target)
         return target
 
     def wait(self) -> None:

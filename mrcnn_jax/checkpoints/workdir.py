@@ -25,7 +25,7 @@ import orbax.checkpoint as ocp
 from etils import epath
 
 from mrcnn_jax.checkpoints import run_readme
-from mrcnn_jax.config import PLACES, Config, flatten, from_json, to_json
+from mrcnn_jax.config import PATH_FIELDS, Config, flatten, from_json, to_json
 from mrcnn_jax.distributed import collectives
 from mrcnn_jax.errors import DISK_FULL, ConfigError
 from mrcnn_jax.runtime import files
@@ -35,7 +35,7 @@ CONFIG, DATA = "config.json", "data.json"
 # Fields that a resumed run may change: paths, run length, logging, checkpoints, memory, data workers, handling of
 # errors, and evaluation. A name that ends in a dot includes all fields below it.
 MUTABLE_FIELDS = (
-    *PLACES,
+    *PATH_FIELDS,
     "train.steps",
     "train.log_every",
     "train.checkpoint_every",
@@ -62,7 +62,7 @@ def check_workdir(path: epath.PathLike) -> None:
         files.check_output(path, "--workdir", folder=True)
         return b""
 
-    collectives.on_main(check)
+    collectives.run_on_main(check)
 
 
 def prepare_workdir(workdir: epath.PathLike, config: Config, content: Mapping[str, Any] | None = None) -> None:

@@ -1,4 +1,4 @@
-"""The command `mrcnn`: one module per subcommand, which parses arguments and prints results."""
+"""The command `mrcnn`: one module per subcommand, which parses its arguments and prints its results."""
 
 from __future__ import annotations
 
@@ -11,33 +11,34 @@ import mrcnn_jax
 from mrcnn_jax.cli import common
 
 COMMANDS = {
-    "train": "train a model, or continue an interrupted run",
+    "train": "train a model, or resume a run",
     "eval": "evaluate a model on a COCO or LVIS dataset",
-    "predict": "find objects in images, videos, folders or a camera",
+    "predict": "detect objects in images, videos, directories or a camera",
     "check": "check a dataset before training on it",
     "convert": "convert mask images, PASCAL VOC or Cityscapes to COCO JSON",
-    "plan": "choose the padded image shapes that waste least on a dataset",
-    "report": "write an HTML report of detection results of any program",
+    "plan": "choose padded image shapes (buckets) for a dataset",
+    "report": "write an HTML report of COCO results from any program",
     "weights": "export the weights of a run for torchvision or Detectron2",
-    "config": "check recipes and list them",
+    "config": "validate and list recipes",
     "replay": "repeat a training step whose loss was not finite",
 }
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run `mrcnn COMMAND ...` with `arguments` (default: those of the process) and return its exit status."""
+    """Run `mrcnn COMMAND ...` and return its exit status. `arguments` defaults to `sys.argv[1:]`."""
     width = max(map(len, COMMANDS))
     lines = [f"  {name:{width}}  {text}" for name, text in COMMANDS.items()]
     parser = argparse.ArgumentParser(
         prog="mrcnn",
-        description="Mask R-CNN in JAX: train, evaluate and use instance segmentation models.",
-        epilog="\n".join(["commands:", *lines, "", "`mrcnn COMMAND --help` describes a command."]),
+        usage="%(prog)s [-h] [--version] COMMAND ...",
+        description="Mask R-CNN in JAX: train, evaluate and run instance segmentation models.",
+        epilog="\n".join(["commands:", *lines, "", "Run 'mrcnn COMMAND --help' for the options of a command."]),
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
     parser.add_argument("--version", action="version", version=f"%(prog)s {mrcnn_jax.__version__}")
-    parser.add_argument("command", metavar="COMMAND", choices=COMMANDS, help="see below")
-    parser.add_argument("arguments", nargs=argparse.REMAINDER, metavar="...", help="of the command")
+    parser.add_argument("command", metavar="COMMAND", choices=COMMANDS, help=argparse.SUPPRESS)
+    parser.add_argument("arguments", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
     chosen = parser.parse_args(sys.argv[1:] if arguments is None else list(arguments))
     command = importlib.import_module(f"mrcnn_jax.cli.{chosen.command}")
     return common.run(lambda: command.main(chosen.arguments))

@@ -1,4 +1,4 @@
-"""`python -m mrcnn_jax.cli`: the same as `mrcnn`."""
+"""`python -m mrcnn_jax.cli` runs the command `mrcnn`."""
 
 import sys
 

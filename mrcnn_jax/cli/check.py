@@ -1,7 +1,8 @@
-"""Check a dataset as training would read it, every image of it: tables, all problems by name, and an HTML page.
+"""Check a dataset as training reads it, including every image.
 
-The exit status is 0 if nothing is wrong, 1 if training would refuse the dataset or leave something out, 2 if there is
-nothing to check or nothing to learn from.
+Prints tables and all problems, and writes an HTML page. The exit status is
+0 if no problems were found, 1 if training would refuse the dataset or drop
+part of it, 2 if there is nothing to check or no instance to train on.
 """
 
 from __future__ import annotations
@@ -24,48 +25,58 @@ from mrcnn_jax.tools.check.survey import Survey, survey
 def main(arguments: Sequence[str]) -> int:
     parser = common.make_parser("check", __doc__)
     parser.add_argument(
-        "data", type=user_path, metavar="DATA", help="a folder with COCO JSON files and their images, or a JSON"
+        "data", type=user_path, metavar="DATA", help="directory with COCO JSON files and images, or one COCO JSON file"
     )
     parser.add_argument(
-        "--images", type=user_path, metavar="FOLDER", help="where the images are, if not found by itself"
-    )
-    parser.add_argument("--output", type=user_path, metavar="FILE", help="the page (default: check-<name>.html here)")
-    parser.add_argument(
-        "--accept-dropped", action="store_true", help="exit status 0 whenever training would start, whatever it drops"
+        "--images", type=user_path, metavar="DIR", help="directory with the images (default: search for them)"
     )
     parser.add_argument(
-        "--value_range", nargs=2, type=float, metavar=("LOW", "HIGH"), help="data.value_range of the configuration"
+        "--output", type=user_path, metavar="FILE", help="HTML page to write (default: check-NAME.html)"
+    )
+    parser.add_argument(
+        "--accept-dropped", action="store_true", help="exit with status 0 even if training would drop data"
+    )
+    parser.add_argument(
+        "--value_range",
+        nargs=2,
+        type=float,
+        metavar=("LOW", "HIGH"),
+        help="value of data.value_range in the configuration, for images with more than 8 bits",
     )
     options, _ = common.parse(parser, arguments)
-    return check(options.data, options.images, options.output, options.accept_dropped, _range(options.value_range))
+    value_range = _parse_range(options.value_range)
+    return check(options.data, options.images, options.output, options.accept_dropped, value_range)
 
 
-def _range(given: Sequence[float] | None) -> Range | None:
-    if given is not None and not -math.inf < given[0] < given[1] < math.inf:
-        raise DataError(f"--value_range {given[0]:g} {given[1]:g}: give two values, LOW < HIGH")
-    return None if given is None else (given[0], given[1])
+def _parse_range(values: Sequence[float] | None) -> Range | None:
+    if values is None:
+        return None
+    low, high = values
+    if not -math.inf < low < high < math.inf:
+        raise DataError(f"--value_range {low:g} {high:g}: give two finite values, LOW < HIGH")
+    return low, high
 
 
 def check(
     data: Path, images: Path | None, output: Path | None, accept_dropped: bool, value_range: Range | None = None
 ) -> int:
-    """Check, print and write the page; return the exit status."""
+    """Check a dataset, print the problems, write the HTML page, and return the exit status."""
     output = output or Path(f"check-{data.resolve().stem}.html")
     files.check_output(output, "--output", parents=False)
-    found = sources.find(data, images)
-    surveys = survey(found.files, functools.partial(track, what="images checked"), value_range)
+    dataset = sources.find(data, images)
+    surveys = survey(dataset.files, functools.partial(track, what="images checked"), value_range)
     warnings = [*(line for one in surveys for line in one.warnings), *compare.warnings(surveys)]
-    notes = [f"not checked: {line}" for line in found.skipped] + [f"warning: {line}" for line in warnings]
-    drawn = page.render(str(data), surveys, found.broken, notes, functools.partial(track, what="pictures drawn"))
-    output.write_text(drawn, encoding="utf-8", errors="replace")  # half a character in a name
+    notes = [f"not checked: {line}" for line in dataset.skipped] + [f"warning: {line}" for line in warnings]
+    html = page.render(str(data), surveys, dataset.broken, notes, functools.partial(track, what="images drawn"))
+    output.write_text(html, encoding="utf-8", errors="replace")  # names may contain lone surrogates
     for one in surveys:
         table.show(one)
-    for line in (*notes, *found.broken, *(line for one in surveys for line in one.findings)):
+    for line in (*notes, *dataset.broken, *(line for one in surveys for line in one.findings)):
         print(line)
-    print(f"{_verdict(surveys, found.broken, warnings)}; pictures and histograms in {output}")
+    print(f"{_verdict(surveys, dataset.broken, warnings)}; images and histograms in {output}")
     if any(one.nothing for one in surveys):
         return 2
-    refused = found.broken or any(one.status == "refused" for one in surveys)
+    refused = dataset.broken or any(one.status == "refused" for one in surveys)
     dropped = any(one.status == "dropped" for one in surveys)
     return 1 if refused or (dropped and not accept_dropped) else 0
 
@@ -74,9 +85,9 @@ def _verdict(surveys: Sequence[Survey], broken: Sequence[str], warnings: Sequenc
     refused = [*broken, *(reason for one in surveys for reason in (*one.refusals, one.nothing) if reason)]
     dropped = [problem for one in surveys for problem in one.content.problems]
     if refused:
-        return f"refused: training does not start, for {len(refused):,} reasons"
+        return f"refused: training would not start ({len(refused):,} problem{'s' if len(refused) > 1 else ''})"
     if dropped:
-        return f"training starts, without {len(dropped):,} things that are wrong"
+        return f"training would start, but drop data ({len(dropped):,} problem{'s' if len(dropped) > 1 else ''})"
     if warnings:
-        return f"training starts, with {len(warnings):,} warning{'s' if len(warnings) > 1 else ''}"
-    return "nothing is wrong"
+        return f"training would start, with {len(warnings):,} warning{'s' if len(warnings) > 1 else ''}"
+    return "no problems found"

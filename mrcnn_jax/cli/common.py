@@ -1,4 +1,4 @@
-"""What the commands share: arguments, models, exit statuses, and errors printed in one line."""
+"""Functions that all commands share: argument parsing, model loading, error messages and exit statuses."""
 
 from __future__ import annotations
 
@@ -17,73 +17,80 @@ from mrcnn_jax.distributed import cluster, failure
 from mrcnn_jax.errors import DISK_FULL
 from mrcnn_jax.weights import reference_models
 
+_OVERRIDES = """\
+configuration overrides:
+  --config.NAME=VALUE   set a field of the configuration, for example
+                        --config.data.root=DIR (fields: docs/configuration.md)
+"""
+
 
 def make_parser(command: str, description: str | None, *, overrides: bool = False) -> argparse.ArgumentParser:
-    """A parser of the arguments of `mrcnn COMMAND`; with `overrides` they include `--config.NAME=VALUE`."""
-    epilog = (
-        "Any field of the configuration: --config.NAME=VALUE, such as --config.data.root=DIR." if overrides else None
-    )
+    """Return the argument parser of `mrcnn COMMAND`. With `overrides`, `parse` accepts `--config.NAME=VALUE`."""
     return argparse.ArgumentParser(
         prog=f"mrcnn {command}",
         description=description,
-        epilog=epilog,
+        epilog=_OVERRIDES if overrides else None,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
 
 
 def parse(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
-    """The parsed arguments, and the overrides: `--config.a.b=value` as `a.b=value`, if the parser accepts them."""
+    """Return the parsed arguments and the configuration overrides: `--config.a.b=value` as `a.b=value`."""
     options, rest = parser.parse_known_args(arguments)
     for argument in rest:
         if parser.epilog is None:
             parser.error(f"unknown argument {argument}")
         if not argument.startswith("--config.") or "=" not in argument:
-            parser.error(f"unknown argument {argument}; fields of the configuration are set by --config.name=value")
+            parser.error(f"unknown argument {argument}; set configuration fields with --config.NAME=VALUE")
     return options, [argument.removeprefix("--config.") for argument in rest]
 
 
 def add_model(parser: argparse.ArgumentParser) -> None:
-    """Add the arguments that name a model, for `model_source`."""
-    parser.add_argument(
+    """Add the arguments of `model_source`."""
+    group = parser.add_argument_group("model", "Give --model=RUN, or --model=NAME and --weights=FILE.")
+    group.add_argument(
         "--model",
         type=os.path.expanduser,
         metavar="NAME_OR_RUN",
-        help="directory of a run; or, with --weights, the name of a model of torchvision (maskrcnn_resnet50_fpn, ...)"
-        " or Detectron2 (mask_rcnn_R_50_FPN, ...)",
+        help="work directory of a run; or, with --weights, the name of a torchvision model (maskrcnn_resnet50_fpn, ...)"
+        " or a Detectron2 model (mask_rcnn_R_50_FPN, ...)",
     )
-    parser.add_argument(
-        "--checkpoint", metavar="WHICH", default="latest", help="of the run: latest (default), best, or a step"
+    group.add_argument(
+        "--checkpoint",
+        metavar="WHICH",
+        default="latest",
+        help="checkpoint of the run: latest, best or a step (default: %(default)s)",
     )
-    parser.add_argument(
+    group.add_argument(
         "--weights",
         type=os.path.expanduser,
         metavar="FILE",
-        help="weights of the named model: .pth, .pkl, .npz or .safetensors",
+        help="weights of the named model: a .pth, .pkl, .npz or .safetensors file",
     )
-    parser.add_argument("--workdir", type=os.path.expanduser, help="directory of a run; the same as --model=RUN")
+    group.add_argument(
+        "--workdir", type=os.path.expanduser, metavar="DIR", help="work directory of a run; same as --model=RUN"
+    )
 
 
 def add_profile(parser: argparse.ArgumentParser) -> None:
     """Add `--profile`, see `runtime.profiling`."""
-    parser.add_argument(
-        "--profile", action="store_true", help="also record where the time of a few steps goes, for TensorBoard"
-    )
+    parser.add_argument("--profile", action="store_true", help="record a few steps for TensorBoard's profiler")
 
 
 class ModelSource(NamedTuple):
-    """Where a command gets its model from."""
+    """A model that the arguments name."""
 
-    run: str | None  # directory of a run; None for a reference model
-    load: Callable[[], tuple[Config, Any]]  # its configuration and variables
+    run: str | None  # work directory of the run; None for a reference model
+    load: Callable[[], tuple[Config, Any]]  # returns its configuration and variables
 
 
 def model_source(
     parser: argparse.ArgumentParser, options: argparse.Namespace, recipe: Config | None = None
 ) -> ModelSource:
-    """The model that `options` name; wrong options end the command at once.
+    """Return the model that `options` name; exit with a usage message if they are inconsistent.
 
-    A reference model is loaded in exact mode; `recipe` says where it finds its data.
+    A reference model is loaded in exact mode, with the dataset settings of `recipe`.
     """
     weights, model, workdir = options.weights, options.model, options.workdir
     if weights is not None:
@@ -92,13 +99,13 @@ def model_source(
         origin = reference_models.origin_of(model)
         return ModelSource(None, lambda: reference_models.load(weights, origin, model, recipe))
     if model is not None and reference_models.is_name(model) and not os.path.isdir(model):
-        parser.error(f"--weights missing: {model} is a reference model, which needs --weights=FILE")
+        parser.error(f"--weights missing: the reference model {model} needs --weights=FILE")
     run = model or workdir
     if run is None:
-        parser.error("which model? Give --model=RUN, or --model=NAME --weights=FILE")
+        parser.error("no model: give --model=RUN, or --model=NAME and --weights=FILE")
 
     def load() -> tuple[Config, Any]:
-        from mrcnn_jax.checkpoints.manager import load_variables  # here: it needs jax
+        from mrcnn_jax.checkpoints.manager import load_variables  # imports jax
 
         return load_variables(run, options.checkpoint)
 
@@ -106,7 +113,7 @@ def model_source(
 
 
 def load_on_main(load: Callable[[], tuple[Config, Any]]) -> tuple[Config, Any]:
-    """What `load` returns in the main process, which alone has to see the files, in every process."""
+    """Call `load` on process 0 and return its result on every process; only process 0 needs access to the files."""
     if not failure.is_distributed():
         return load()
     import jax
@@ -122,79 +129,80 @@ def load_on_main(load: Callable[[], tuple[Config, Any]]) -> tuple[Config, Any]:
         config, variables = load()
         return to_json(config).encode()
 
-    config = from_json(collectives.on_main(read).decode())
+    config = from_json(collectives.run_on_main(read).decode())
     if variables is None:
         shapes = variable_shapes(build_model(config.model))
         variables = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), shapes)
     return config, collectives.broadcast(variables)
 
 
-def join(arguments: argparse.Namespace) -> bool:
-    """Meet the other processes that flags (`cluster.add_flags`) or environment speak of; False if there are none.
+def initialize_distributed(arguments: argparse.Namespace) -> bool:
+    """Connect to the other processes given by the flags (`cluster.add_flags`) or the environment.
 
-    To be called before JAX looks for its devices. Raises ConfigError.
+    Returns False if this process runs alone. Call before JAX initializes its devices. Raises ConfigError.
     """
-    from mrcnn_jax.distributed import collectives  # here: it needs jax
+    from mrcnn_jax.distributed import startup  # imports jax
 
-    found = cluster.detect(arguments, os.environ, collectives.tpu_hosts)
-    collectives.join(found, peer_timeout=arguments.peer_timeout, start_timeout=arguments.start_timeout)
-    return found is not None
+    processes = cluster.detect(arguments, os.environ, startup.count_tpu_hosts)
+    startup.initialize(processes, peer_timeout=arguments.peer_timeout, start_timeout=arguments.start_timeout)
+    return processes is not None
 
 
 def run(main: Callable[[], int | None]) -> int:
-    """Run a command and return its exit status; errors that the user can fix are printed in one line.
+    """Run a command and return its exit status. Errors that the user can fix are printed in one line.
 
-    One of several processes does not end alone: see `distributed.failure`.
+    With several processes an error ends all of them: see `distributed.failure`.
     """
-    if isinstance(sys.stdout, io.TextIOWrapper):  # of stderr it is the default; names of files need not be Unicode
+    if isinstance(sys.stdout, io.TextIOWrapper):  # file names need not be valid Unicode; stderr escapes by default
         sys.stdout.reconfigure(errors="backslashreplace")
     logging.basicConfig(format="%(message)s")
     logging.getLogger("mrcnn_jax").setLevel(logging.INFO)
-    for name in ("absl", "asyncio"):  # Orbax raises the first of what it logs, with tracebacks, as an error
+    for name in ("absl", "asyncio"):  # Orbax logs errors with tracebacks that it also raises
         logging.getLogger(name).setLevel(logging.CRITICAL)
-    sys.unraisablehook = functools.partial(_tell_unraisable, sys.unraisablehook)
+    sys.unraisablehook = functools.partial(_skip_closed_event_loop, sys.unraisablehook)
     try:
         status = main() or 0
         failure.exit_barrier()
     except (Exception, KeyboardInterrupt) as error:
-        status = _fail(error)
+        status = _handle_error(error)
     return status
 
 
-def _fail(error: BaseException) -> int:
-    """Say what happened, in all processes where they are several; the exit status."""
+def _handle_error(error: BaseException) -> int:
+    """Print an error, end the other processes, and return the exit status."""
     status, text = classify_error(error)
-    if status == failure.LOST:
-        failure.raise_if_process_failed()  # who ends breaks the connections, but leaves word before
+    on_all_processes = getattr(error, "on_all_processes", False)
+    if status == failure.EXIT_PROCESS_LOST:
+        failure.exit_if_process_failed()  # that failure is the cause of this error
     if text is None:
         if not failure.is_distributed():
             raise error
         traceback.print_exception(error)
         text = f"{type(error).__name__}: {error}"
-    elif failure.is_main() or not getattr(error, "everywhere", False):
-        _tell(failure.prefix_rank(text if isinstance(error, KeyboardInterrupt) else f"error: {text}"))
-    if getattr(error, "everywhere", False):
+    elif failure.is_main() or not on_all_processes:
+        _print_error(failure.prefix_rank(text if isinstance(error, KeyboardInterrupt) else f"error: {text}"))
+    if on_all_processes:
         failure.exit_barrier()
     else:
-        failure.end(status, text)
+        failure.exit_all_processes(status, text)
     return status
 
 
-def _tell(text: str) -> None:
-    """Say it on the terminal; where a full disk lets nothing through, the exit status has to do."""
+def _print_error(text: str) -> None:
+    """Print to stderr. If the disk is full, discard the output, so that the exit status does not change."""
     try:
         sys.stdout.flush()
         print(text, file=sys.stderr, flush=True)
-    except OSError:  # what is still buffered would change the status as the interpreter ends
-        nowhere = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(nowhere, sys.stdout.fileno())
-        os.dup2(nowhere, sys.stderr.fileno())
+    except OSError:  # the interpreter fails at exit if it cannot flush
+        null = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(null, sys.stdout.fileno())
+        os.dup2(null, sys.stderr.fileno())
 
 
-def _tell_unraisable(tell: Callable[[Any], Any], what: Any) -> None:
-    """As `tell` does it, without what threads of a checkpoint's writer tell an event loop that has failed already."""
-    if str(what.exc_value) != "Event loop is closed":
-        tell(what)
+def _skip_closed_event_loop(hook: Callable[[Any], Any], unraisable: Any) -> None:
+    """`sys.unraisablehook` without the errors that checkpoint threads raise after a failed save."""
+    if str(unraisable.exc_value) != "Event loop is closed":
+        hook(unraisable)
 
 
 def classify_error(error: BaseException) -> tuple[int, str | None]:
@@ -204,9 +212,12 @@ def classify_error(error: BaseException) -> tuple[int, str | None]:
     if isinstance(error, FileNotFoundError):
         return 2, str(error)
     if isinstance(error, OSError) and error.errno in DISK_FULL:
-        return 74, f"{error}; make room, then the same command continues"
-    if failure.is_distributed() and failure.is_lost(error):
-        return failure.LOST, f"a collective operation failed, another process is gone: {error}. {failure.AGAIN}"
+        return 74, f"{error}; free disk space, then run the same command to continue"
+    if failure.is_distributed() and failure.is_collective_failure(error):
+        return (
+            failure.EXIT_PROCESS_LOST,
+            f"a collective operation failed because another process has exited: {error}. {failure.RESUME_HINT}",
+        )
     if isinstance(error, KeyboardInterrupt):
         return 130, str(error) or "Ctrl-C: interrupted"
     return 1, None

@@ -1,6 +1,7 @@
-"""Check recipes and print one line about each: network, parameters, training, published accuracy.
+"""Validate recipes and list them, one line per recipe.
 
-The exit status is 1 if any of them is invalid.
+Columns: network, parameters, training, published accuracy. The exit status is 1
+if a recipe is invalid.
 """
 
 from __future__ import annotations
@@ -20,13 +21,13 @@ from mrcnn_jax.runtime.files import user_path
 
 _BACKBONES = {"efficientnet_lite0": "EfficientNet-Lite0"}
 _NOTES = (
-    "* starts from a file: --config.init=FILE",
-    "Parameters: with COCO's 80 classes, or its one class with keypoints, where the data decide.",
+    "* needs initial weights: --config.init=FILE",
+    "Parameters are counted for COCO's 80 classes (keypoints: 1 class) if the recipe takes its classes from the data.",
 )
 
 
 class Recipe(NamedTuple):
-    """A valid recipe: its configuration, and what its file says."""
+    """The configuration of a valid recipe and the docstring of its file."""
 
     config: Config
     docstring: str
@@ -35,14 +36,14 @@ class Recipe(NamedTuple):
 def main(arguments: Sequence[str]) -> int:
     parser = common.make_parser("config", __doc__)
     parser.add_argument(
-        "recipes", nargs="+", type=user_path, metavar="FILE", help="a recipe, such as configs/quickstart.py"
+        "recipes", nargs="+", type=user_path, metavar="FILE", help="recipe, such as configs/quickstart.py"
     )
     recipes, problems = [], []
     options, _ = common.parse(parser, arguments)
     for path in options.recipes:
         try:
             recipes.append(read(path))
-        except Exception as error:  # a recipe is a program: it may fail in any way
+        except Exception as error:  # a recipe is a Python program, which can raise anything
             problems.append(f"{path}: {type(error).__name__}: {error}")
     if recipes:
         print_table(recipes)
@@ -52,14 +53,14 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def read(path: Path) -> Recipe:
-    """A recipe, validated as if it had been given the weights that it needs. Raises what is wrong with it."""
+    """Read and validate a recipe, assuming that `init` is set. Raises ConfigError, or any error of the file."""
     config = load_config(path)
     validate(dataclasses.replace(config, init=config.init or "FILE"))
     return Recipe(config, ast.get_docstring(ast.parse(path.read_text())) or "")
 
 
 def print_table(recipes: Sequence[Recipe]) -> None:
-    """A line for each recipe, as soon as its parameters are counted."""
+    """Print one line for each recipe. Counting its parameters may take a second."""
     heads = ("recipe", "network", "training", "published")
     rows = [(name(r.config), network(r.config.model), training(r.config), published(r.docstring)) for r in recipes]
     widths = [max(map(len, column)) for column in zip(heads, *rows, strict=True)]
@@ -71,17 +72,17 @@ def print_table(recipes: Sequence[Recipe]) -> None:
     print(line(heads, "parameters"))
     print("  ".join("-" * width for width in (*widths[:2], 10, *widths[2:])))
     for recipe, row in zip(recipes, rows, strict=True):
-        print(line(row, f"{parameters(recipe.config.model) / 1e6:.1f} M"), flush=True)
+        print(line(row, f"{count_parameters(recipe.config.model) / 1e6:.1f} M"), flush=True)
     print("", *_NOTES, sep="\n")
 
 
 def name(config: Config) -> str:
-    """With a star if the recipe cannot start from random weights, and names no others."""
+    """Name of the recipe, with a star if it needs initial weights and does not set `init`."""
     return config.name + ("*" if needs_initial_weights(config.model) and not config.init else "")
 
 
 def network(model: ModelConfig) -> str:
-    """Such as "R50-FPN, box mask" or "X101-32x8d-FPN, box 17 keypoints"."""
+    """Summary of the network, such as "R50-FPN, box mask" or "X101-32x8d-FPN, box 17 keypoints"."""
     backbone = model.backbone
     short = _BACKBONES.get(backbone.name, backbone.name.replace("resnet", "R"))
     if backbone.groups > 1:
@@ -93,11 +94,10 @@ def network(model: ModelConfig) -> str:
 
 
 def training(config: Config) -> str:
-    """Such as "90k x 16, sgd 0.02, 60k 80k": steps, images in each, optimizer, where the rate falls."""
+    """Summary of the training, such as "90k x 16, sgd 0.02, 60k 80k": steps, batch size, optimizer, milestones."""
     steps, optimizer = config.train.steps, config.optimizer
-    return f"{_thousands(steps)} x {config.train.batch_size}, {optimizer.name} {optimizer.learning_rate:g}, " + (
-        _milestones(optimizer)
-    )
+    rate = f"{optimizer.name} {optimizer.learning_rate:g}"
+    return f"{_thousands(steps)} x {config.train.batch_size}, {rate}, {_milestones(optimizer)}"
 
 
 def _milestones(optimizer: OptimizerConfig) -> str:
@@ -111,15 +111,15 @@ def _thousands(steps: int) -> str:
 
 
 def published(docstring: str) -> str:
-    """The average precisions after "Published:" in a recipe's docstring, without their source."""
-    _, found, text = docstring.partition("Published: ")
-    return " ".join(text.partition(" (")[0].split()) if found else "-"
+    """The metrics after "Published:" in the docstring of a recipe, without their source; "-" without any."""
+    _, label, text = docstring.partition("Published: ")
+    return " ".join(text.partition(" (")[0].split()) if label else "-"
 
 
 @functools.cache
-def parameters(model: ModelConfig) -> int:
-    """Trainable and frozen parameters, counted without making them."""
-    os.environ.setdefault("JAX_PLATFORMS", "cpu")  # nothing is computed: leave the accelerator to those who do
+def count_parameters(model: ModelConfig) -> int:
+    """Number of trainable and frozen parameters, from shapes alone."""
+    os.environ.setdefault("JAX_PLATFORMS", "cpu")  # nothing is computed, so leave the accelerator free
     import jax
 
     from mrcnn_jax.models.mask_rcnn import build_model, variable_shapes

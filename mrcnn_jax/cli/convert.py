@@ -1,6 +1,6 @@
-"""Convert images with annotations in other formats to COCO JSON.
+"""Convert annotations in other formats to COCO JSON.
 
-Nothing is written unless everything can be read.
+All input is read and checked before anything is written.
 """
 
 from __future__ import annotations
@@ -14,19 +14,19 @@ from mrcnn_jax.tools.convert import categories, cityscapes, mask_folders, voc, w
 from mrcnn_jax.tools.convert.writer import Conversion
 
 _VALUES = (
-    "what the values of the masks mean. instances: each value but 0 is one instance. classes: each value but 0 is a"
-    " class, and each connected region of it one instance. files: each file in a folder named like the image is one"
+    "meaning of the mask values. instances: each value except 0 is an instance; classes: each value except 0 is a"
+    " class, and each connected region of it an instance; files: each file in a directory with the image's name is an"
     " instance"
 )
 _CATEGORIES = (
-    'names, such as cat,dog for 1 and 2; or a file: .json as {"7": "cat"} or ["cat", "dog"], .txt with lines as'
-    " '7 cat' or 'cat'. A value may be a color: {\"#ff0080\": \"cat\"}"
+    'category names: cat,dog for values 1 and 2; or a file, .json with {"7": "cat"} or ["cat", "dog"], or .txt with'
+    " lines '7 cat' or 'cat'. A value can be a color: {\"#ff0080\": \"cat\"}"
 )
 
 
 def main(arguments: Sequence[str]) -> None:
     options, _ = common.parse(_parser(), arguments)
-    writer.outputs(options.output, options.holdout)  # raises before the work, not after it
+    writer.outputs(options.output, options.holdout)  # raises ConfigError before the input is read
     conversion = _read(options)
     contents = writer.assemble(conversion, options.output, options.holdout, options.seed)
     writer.write(contents)
@@ -39,61 +39,99 @@ def main(arguments: Sequence[str]) -> None:
 
 def _parser() -> argparse.ArgumentParser:
     parser = common.make_parser("convert", __doc__)
-    formats = parser.add_subparsers(dest="format", required=True, metavar="FORMAT")
-
-    label_masks = formats.add_parser("masks", help="a folder of images and a folder of label masks")
-    label_masks.add_argument("images", type=user_path, metavar="IMAGES")
-    label_masks.add_argument("masks", type=user_path, metavar="MASKS", help="PNG, TIFF or BMP, named like the images")
-    label_masks.add_argument("--values", required=True, choices=("instances", "classes", "files"), help=_VALUES)
-    label_masks.add_argument("--categories", help=_CATEGORIES)
-    label_masks.add_argument("--ignore", type=_value, help="the value of pixels that are to count for nothing: 255")
-    label_masks.add_argument(
-        "--suffix", default="", help="what the names of masks have more than those of images: _mask"
-    )
-
-    pascal = formats.add_parser("voc", help="PASCAL VOC, and the XML files of labeling tools")
-    pascal.add_argument("root", type=user_path, metavar="VOC2012", help="the folder with Annotations/ and JPEGImages/")
-    pascal.add_argument("--split", default="", help="a list in ImageSets: train, val, trainval; else every image")
-    pascal.add_argument("--boxes", action="store_true", help="leave masks alone, and take images without them too")
-    pascal.add_argument("--images", type=user_path, help="the folder of images, where it is another")
-    pascal.add_argument("--categories", help="names or a file as for masks; else VOC's, or all in alphabetical order")
-    pascal.add_argument("--zero-based", action="store_true", help="boxes are positions, not pixels counted from 1")
-
-    streets = formats.add_parser("cityscapes", help="Cityscapes with its fine annotations")
-    streets.add_argument("root", type=user_path, metavar="ROOT", help="the folder with gtFine/ and leftImg8bit/")
-    streets.add_argument("--split", default="train", help="train (default) or val")
-
-    for each in (label_masks, pascal, streets):
-        each.add_argument(
-            "--output",
-            type=user_path,
-            required=True,
-            metavar="FILE.json",
-            help="the COCO JSON to write; or a folder for train.json and val.json, with --holdout",
-        )
-        each.add_argument(
-            "--holdout", type=float, default=0.0, metavar="SHARE", help="of images for FILE_val.json (val.json): 0.1"
-        )
-        each.add_argument("--seed", type=int, default=0, help="another seed holds out other images")
+    formats = parser.add_subparsers(dest="format", required=True, title="formats", metavar="FORMAT")
+    _add_masks(formats)
+    _add_voc(formats)
+    _add_cityscapes(formats)
     return parser
 
 
-def _read(given: argparse.Namespace) -> Conversion:
-    if given.format == "cityscapes":
-        return cityscapes.convert(given.root, given.split)
-    named = categories.parse(given.categories) if given.categories else None
-    if given.format == "masks":
-        return mask_folders.convert(given.images, given.masks, given.values, named, given.ignore, given.suffix)
+def _add_masks(formats: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    text = "directory of images with a directory of label masks"
+    parser = formats.add_parser("masks", help=text, description=f"Convert a {text}.")
+    parser.add_argument("images", type=user_path, metavar="IMAGES", help="directory with the images")
+    parser.add_argument(
+        "masks", type=user_path, metavar="MASKS", help="directory with PNG, TIFF or BMP masks, named like the images"
+    )
+    parser.add_argument("--values", required=True, choices=("instances", "classes", "files"), help=_VALUES)
+    parser.add_argument("--categories", metavar="NAMES", help=_CATEGORIES)
+    parser.add_argument(
+        "--ignore", type=_parse_value, metavar="VALUE", help="mask value of pixels without a label, such as 255"
+    )
+    parser.add_argument(
+        "--suffix", default="", help="suffix of mask names, such as _mask for a_mask.png of image a.jpg (default: none)"
+    )
+    _add_output(parser)
+
+
+def _add_voc(formats: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    text = "PASCAL VOC, or the VOC XML files of labeling tools"
+    parser = formats.add_parser("voc", help=text, description=f"Convert {text}.")
+    parser.add_argument(
+        "root", type=user_path, metavar="ROOT", help="directory with Annotations/ and JPEGImages/, such as VOC2012"
+    )
+    parser.add_argument(
+        "--split", default="", metavar="NAME", help="list in ImageSets: train, val or trainval (default: all images)"
+    )
+    parser.add_argument("--boxes", action="store_true", help="convert boxes only, also of images without masks")
+    parser.add_argument("--images", type=user_path, metavar="DIR", help="directory with the images, if it is another")
+    parser.add_argument(
+        "--categories",
+        metavar="NAMES",
+        help="category names or a file, as for masks (default: those of VOC, or all in alphabetical order)",
+    )
+    parser.add_argument(
+        "--zero-based",
+        action="store_true",
+        help="box coordinates are positions from 0, as in CVAT and VoTT, not VOC's pixel numbers from 1",
+    )
+    _add_output(parser)
+
+
+def _add_cityscapes(formats: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    text = "Cityscapes with fine annotations"
+    parser = formats.add_parser("cityscapes", help=text, description=f"Convert {text}.")
+    parser.add_argument("root", type=user_path, metavar="ROOT", help="directory with gtFine/ and leftImg8bit/")
+    parser.add_argument("--split", default="train", metavar="NAME", help="train or val (default: %(default)s)")
+    _add_output(parser)
+
+
+def _add_output(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--output",
+        type=user_path,
+        required=True,
+        metavar="FILE.json",
+        help="COCO JSON file to write; or, with --holdout, a directory for train.json and val.json",
+    )
+    parser.add_argument(
+        "--holdout",
+        type=float,
+        default=0.0,
+        metavar="FRACTION",
+        help="fraction of the images for FILE_val.json (or val.json), such as 0.1 (default: 0)",
+    )
+    parser.add_argument("--seed", type=int, default=0, help="seed of the holdout selection (default: %(default)s)")
+
+
+def _read(options: argparse.Namespace) -> Conversion:
+    if options.format == "cityscapes":
+        return cityscapes.convert(options.root, options.split)
+    names = categories.parse(options.categories) if options.categories else None
+    if options.format == "masks":
+        return mask_folders.convert(
+            options.images, options.masks, options.values, names, options.ignore, options.suffix
+        )
     return voc.convert(
-        given.root,
-        split=given.split,
-        boxes=given.boxes,
-        images=given.images,
-        named=named,
-        zero_based=given.zero_based,
+        options.root,
+        split=options.split,
+        boxes=options.boxes,
+        images=options.images,
+        named=names,
+        zero_based=options.zero_based,
     )
 
 
-def _value(text: str) -> int:
-    """Of a pixel: a number, or a color such as #ff0080."""
+def _parse_value(text: str) -> int:
+    """A mask value: a number, or a color such as #ff0080."""
     return int(text[1:], 16) if text.startswith("#") else int(text)

@@ -1,9 +1,12 @@
-"""Evaluate a model: COCO's tables of boxes, masks and keypoints, and the AP of each class.
+"""Evaluate a model with the COCO or LVIS metrics of boxes, masks and keypoints.
 
-The model is a run, or a model of torchvision or Detectron2 with its weights file. Those are evaluated in exact mode:
-each image is resized and padded as in the reference implementation (--config.eval.resize=bucket: as in training).
-Results, metrics and overlays are written to WORKDIR/evaluation; WORKDIR is the run, or runs/NAME. Several processes
-evaluate together, each its share of the images: see docs/scaling.md.
+The model is a run, or a torchvision or Detectron2 model with its weights file.
+The latter is evaluated in exact mode: images are resized and padded as in the
+reference implementation (--config.eval.resize=bucket: as in training).
+
+Results, metrics and overlays are written to WORKDIR/evaluation, where WORKDIR
+is --workdir, the run, or runs/NAME. Several processes share the images: see
+docs/scaling.md.
 """
 
 from __future__ import annotations
@@ -24,21 +27,24 @@ def main(arguments: Sequence[str]) -> None:
     parser = common.make_parser("eval", __doc__, overrides=True)
     common.add_model(parser)
     parser.add_argument(
-        "--config", type=user_path, help="with --weights: a recipe with the dataset and image size (default: COCO 2017)"
+        "--config",
+        type=user_path,
+        metavar="FILE",
+        help="with --weights: recipe that sets the dataset and the image size (default: COCO 2017)",
     )
-    parser.add_argument("--report", action="store_true", help="also write evaluation/report.html")
+    parser.add_argument("--report", action="store_true", help="write an HTML report to evaluation/report.html")
     common.add_profile(parser)
     cluster.add_flags(parser)
     options, overrides = common.parse(parser, arguments)
     if options.config and not options.weights:
-        parser.error("--config=FILE goes with --weights: a run has its own configuration")
+        parser.error("--config=FILE needs --weights: a run has its own configuration")
     recipe = load_config(options.config) if options.config else None
     model = common.model_source(parser, options, recipe)
     compilation_cache.enable()
     from mrcnn_jax.evaluation import class_scores
     from mrcnn_jax.evaluation.evaluate import FOLDER, evaluate_model
 
-    common.join(options)
+    common.initialize_distributed(options)
     config, variables = common.load_on_main(model.load)
     workdir = options.workdir or model.run or f"runs/{config.name}"
     config = apply_overrides(config, overrides)
@@ -51,7 +57,7 @@ def main(arguments: Sequence[str]) -> None:
         report = functools.partial(try_write, output=page, title=config.name, value_range=config.data.value_range)
     evaluate_model(config, variables, workdir, report=report, profile=options.profile)
     if failure.is_main():
-        if listing := class_scores.format_table(folder / class_scores.FILE):
-            print(f"\n{listing}")
-        opened = f"; open {page} in a browser" if options.report and page.exists() else ""
-        print(f"\nresults, metrics and pictures are in {folder}{opened}")
+        if table := class_scores.format_table(folder / class_scores.FILE):
+            print(f"\n{table}")
+        hint = f"; open {page} in a browser" if options.report and page.exists() else ""
+        print(f"\nresults, metrics and overlays are in {folder}{hint}")

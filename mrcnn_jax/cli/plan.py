@@ -1,6 +1,7 @@
-"""Choose the few padded image shapes that waste least on a dataset, and print what each choice costs.
+"""Choose padded image shapes (buckets) that fit a dataset with little padding.
 
-DATA is a recipe, such as configs/mask_rcnn_r50_fpn_1x.py, or COCO JSON files (images are not read).
+Prints the cost of each choice and the best settings. DATA is a recipe, such as
+configs/mask_rcnn_r50_fpn_1x.py, or COCO JSON files; images are not read.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ def main(arguments: Sequence[str]) -> None:
         type=int,
         default=4,
         choices=range(1, proposals.MOST + 1),
-        help="how many to adopt at most (default: 4)",
+        help="maximum number of buckets (default: %(default)s)",
     )
     options, overrides = common.parse(parser, arguments)
     config, sizes, others = proposals.read(options.data, overrides)

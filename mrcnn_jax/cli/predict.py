@@ -1,14 +1,15 @@
-"""Find objects in images.
+"""Detect objects in images and videos.
 
-INPUT is an image, a video, a folder (with its subfolders), a glob pattern in quotes ("photos/*.jpg"), or the number of
-a camera, which is read until Ctrl-C.
+INPUT is an image, a video, a directory (searched recursively), a quoted glob
+pattern ("photos/*.jpg"), or the number of a camera, which is read until Ctrl-C.
 
---save lists what is written, separated by commas:
-  overlay  each image with its detections drawn on it; for a video, a video with the same rate and frames
-  coco     results.json: COCO result records with the fields `file_name` and `frame`
-  json     for each image a file with names, scores, boxes, masks and keypoints
-  mask     for each image NAME.mask.png, in which the value of a pixel is the number of its instance
-Inputs that cannot be read are reported, and listed again at the end; the exit status is 1 then.
+Formats of --save:
+  overlay  each image or video with the detections drawn on it
+  coco     results.json: COCO results with the fields `file_name` and `frame`
+  json     one file per image with names, scores, boxes, masks and keypoints
+  mask     NAME.mask.png per image; the value of a pixel is its instance number
+
+Inputs that cannot be read are reported and skipped; the exit status is then 1.
 """
 
 from __future__ import annotations
@@ -30,12 +31,20 @@ def main(arguments: Sequence[str]) -> int:
         type=os.path.expanduser,
         nargs="+",
         metavar="INPUT",
-        help="images, videos, folders, patterns, a camera",
+        help="image, video, directory, glob pattern or camera number",
     )
     common.add_model(parser)
-    parser.add_argument("--output", required=True, type=user_path, metavar="DIR", help="directory for all results")
-    parser.add_argument("--save", default="overlay,coco", help="overlay,coco (default), json, mask")
-    parser.add_argument("--threshold", type=float, default=0.5, help="lowest score, except for coco (default: 0.5)")
+    parser.add_argument("--output", required=True, type=user_path, metavar="DIR", help="directory for the results")
+    parser.add_argument(
+        "--save", default="overlay,coco", metavar="LIST", help="comma-separated formats (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--threshold",
+        type=float,
+        default=0.5,
+        metavar="SCORE",
+        help="minimum score, for all formats except coco (default: %(default)s)",
+    )
     options, overrides = common.parse(parser, arguments)
     model = common.model_source(parser, options)
     compilation_cache.enable()
@@ -53,7 +62,7 @@ def main(arguments: Sequence[str]) -> int:
         threshold=options.threshold,
         value_range=predict.config.data.value_range,
     )
-    print(f"{outcome}; the results are in {options.output}")
-    for failed in outcome.failures:
-        print(f"error: {failed}", file=sys.stderr)
+    print(f"{outcome}; results are in {options.output}")
+    for message in outcome.failures:
+        print(f"error: {message}", file=sys.stderr)
     return 1 if outcome.failures else 0

@@ -1,7 +1,8 @@
-"""Repeat a training step whose loss was not finite, on one device: which image, loss and parameters are to blame?
+"""Repeat a training step whose loss was not finite, on one device.
 
-The file contains everything that the step needs: neither the dataset nor the run is read. The exit status is 1 if the
-step is not finite again, 0 if it is.
+Reports which images, losses and parameters cause it. FILE contains everything
+that the step needs; neither the dataset nor the run is read. The exit status is
+1 if the step is not finite again, 0 if it is.
 """
 
 from __future__ import annotations
@@ -15,7 +16,9 @@ from mrcnn_jax.runtime import compilation_cache
 
 def main(arguments: Sequence[str]) -> int:
     parser = common.make_parser("replay", __doc__)
-    parser.add_argument("file", type=os.path.expanduser, help="failures/step_NNNNNN.npz in the directory of a run")
+    parser.add_argument(
+        "file", type=os.path.expanduser, metavar="FILE", help="failures/step_NNNNNN.npz in the work directory of a run"
+    )
     options, _ = common.parse(parser, arguments)
     from mrcnn_jax.training.nonfinite_dump import load_failure
     from mrcnn_jax.training.replay import replay

@@ -1,4 +1,7 @@
-"""Write an HTML report of COCO results, of any program: tables, curves, errors and images."""
+"""Write an HTML report of COCO results from any program.
+
+The report has tables, curves, errors and images.
+"""
 
 from __future__ import annotations
 
@@ -20,30 +23,32 @@ log = logging.getLogger(__name__)
 
 def main(arguments: Sequence[str]) -> None:
     parser = common.make_parser("report", __doc__)
-    parser.add_argument("results", type=user_path, metavar="RESULTS.json", help="a list of COCO result records")
+    parser.add_argument("results", type=user_path, metavar="RESULTS.json", help="COCO results: a list of records")
+    parser.add_argument("annotations", type=user_path, metavar="ANNOTATIONS.json", help="ground truth in COCO format")
+    parser.add_argument("--images", type=user_path, metavar="DIR", required=True, help="directory with the images")
     parser.add_argument(
-        "annotations", type=user_path, metavar="ANNOTATIONS.json", help="the ground truth, in COCO's format"
-    )
-    parser.add_argument("--images", type=user_path, metavar="DIR", required=True, help="the folder with the images")
-    parser.add_argument(
-        "--output", type=user_path, metavar="FILE", default=Path("report.html"), help="(default: %(default)s)"
+        "--output",
+        type=user_path,
+        metavar="FILE",
+        default=Path("report.html"),
+        help="HTML file to write (default: %(default)s)",
     )
     options, _ = common.parse(parser, arguments)
     report(options.results, options.annotations, options.images, options.output)
-    print(f"the report is in {options.output}")
+    print(f"wrote {options.output}")
 
 
 def report(results: Path, annotations: Path, images: Path, output: Path) -> None:
-    """The command without its command line. Raises DataError, FileNotFoundError or ConfigError for wrong arguments."""
+    """Write the report. Raises DataError, FileNotFoundError or ConfigError for unusable files."""
     if not images.is_dir():
-        raise DataError(f"no folder {images}; make it, or give another --images")
+        raise DataError(f"--images={images}: no such directory")
     files.check_output(output, "--output", parents=False)
     records = result_file.read(results)
     truth = load_ground_truth(annotations)
     if not any(record["category_id"] in truth.cats for record in records):
-        found = listing(sorted({record["category_id"] for record in records}))
+        ids = listing(sorted({record["category_id"] for record in records}))
         known = listing(sorted(truth.cats))
-        raise DataError(f"all results of {results} are of categories ({found}) that {annotations} has not ({known})")
+        raise DataError(f"no category id in {results} ({ids}) is in {annotations} ({known})")
     iou_types = [name for name in coco_metrics.FIELDS if coco_metrics.with_field(records, name)]
     annotated = truth.dataset["annotations"]
     scored = [
@@ -51,15 +56,15 @@ def report(results: Path, annotations: Path, images: Path, output: Path) -> None
     ]
     if not scored:
         raise DataError(
-            f"{annotations} has nothing of what {results} has ({listing(iou_types)}); give other annotations"
+            f"{annotations} has no annotations of the types in {results} ({listing(iou_types)}); give other annotations"
         )
     try:
         result_file.check_file_names(truth, records)
         records = result_file.encode_masks(truth, records)
-        doubts = result_file.plausibility_notes(truth, records)
-        for note in doubts:
-            log.warning("%s", note)
+        warnings = result_file.plausibility_notes(truth, records)
+        for warning in warnings:
+            log.warning("%s", warning)
         scores = coco_metrics.score(annotations, records, iou_types=scored, images=images)
     except ValueError as error:
-        raise DataError(f"{results} does not fit {annotations}: {error}") from error
-    write_report(dataclasses.replace(scores, notes=(*doubts, *scores.notes)), images, output, title=results.name)
+        raise DataError(f"{results} does not match {annotations}: {error}") from error
+    write_report(dataclasses.replace(scores, notes=(*warnings, *scores.notes)), images, output, title=results.name)

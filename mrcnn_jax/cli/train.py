@@ -1,7 +1,8 @@
-"""Train a model.
+"""Train a model, or resume a run.
 
-The same command again continues an interrupted run from its last checkpoint; a finished run is evaluated again.
-Several processes, on one or many hosts, train together: see docs/scaling.md.
+The same command resumes an interrupted run from its last checkpoint; a run
+that has finished is evaluated again. Several processes on one or more hosts
+train together: see docs/scaling.md.
 """
 
 from __future__ import annotations
@@ -18,11 +19,14 @@ from mrcnn_jax.runtime.files import user_path
 
 def main(arguments: Sequence[str]) -> None:
     parser = common.make_parser("train", __doc__, overrides=True)
-    parser.add_argument("--config", type=user_path, required=True, help="recipe: a Python file with get_config()")
+    parser.add_argument(
+        "--config", type=user_path, metavar="FILE", required=True, help="recipe: a Python file with get_config()"
+    )
     parser.add_argument(
         "--workdir",
         type=os.path.expanduser,
-        help="directory for checkpoints, metrics and images (default: runs/ and the name of the recipe)",
+        metavar="DIR",
+        help="directory for checkpoints, metrics and images (default: runs/NAME, with the recipe's name)",
     )
     common.add_profile(parser)
     cluster.add_flags(parser)
@@ -32,6 +36,6 @@ def main(arguments: Sequence[str]) -> None:
     from mrcnn_jax.training.parallel import use_cpu_cores
     from mrcnn_jax.training.train import train
 
-    if not common.join(options):
+    if not common.initialize_distributed(options):
         use_cpu_cores(config.train.batch_size, parts=config.train.accumulate)
     train(config, options.workdir or f"runs/{config.name}", profile=options.profile)

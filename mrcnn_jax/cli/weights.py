@@ -1,4 +1,4 @@
-"""Export the weights of the newest checkpoint of a run as a state dict of torchvision or Detectron2."""
+"""Export a run's newest checkpoint as a torchvision or Detectron2 state dict."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ _EXPORT = {"torchvision": torchvision_names.export_state, "detectron2": detectro
 
 def main(arguments: Sequence[str]) -> None:
     parser = common.make_parser("weights", __doc__)
-    commands = parser.add_subparsers(required=True, metavar="export")
-    export = commands.add_parser("export", help="write a .safetensors or .npz file")
-    export.add_argument("workdir", type=os.path.expanduser, help="directory of a run")
-    export.add_argument("file", type=os.path.expanduser, help="the file to write: .safetensors or .npz")
+    commands = parser.add_subparsers(required=True, title="commands", metavar="export")
+    export = commands.add_parser("export", help="write a .safetensors or .npz file", description=__doc__)
+    export.add_argument("workdir", type=os.path.expanduser, metavar="RUN", help="work directory of a run")
+    export.add_argument("file", type=os.path.expanduser, metavar="FILE", help="file to write: .safetensors or .npz")
     export.add_argument("--format", choices=_EXPORT, required=True, help="names and layouts of the tensors")
     options, _ = common.parse(parser, arguments)
     weight_files.check_suffix(options.file)
@@ -29,8 +29,8 @@ def main(arguments: Sequence[str]) -> None:
     weight_files.write(options.file, state)
     model = config.model
     print(
-        f"{options.file}: {len(state)} tensors under {options.format}'s names. The network wants {model.channel_order}"
-        f" pixels of 0..255 with mean {model.pixel_mean} and std {model.pixel_std}; stride in the 1x1 convolutions:"
+        f"{options.file}: {len(state)} tensors with {options.format} names. Input: {model.channel_order} pixels in"
+        f" 0..255, mean {model.pixel_mean}, std {model.pixel_std}; stride in the 1x1 convolutions:"
         f" {model.backbone.stride_in_1x1}; epsilon of norms: {model.backbone.norm_eps:g}; classes:"
         f" {dict(zip(model.category_ids, model.category_names, strict=False))}"
     )

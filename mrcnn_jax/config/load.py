@@ -1,4 +1,4 @@
-"""Recipes from files, dotted `name=value` overrides, and the JSON form; all checked against the types of the fields."""
+"""Loading of recipes, dotted `name=value` overrides, and the JSON format of configurations."""
 
 from __future__ import annotations
 
@@ -11,25 +11,28 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
-from mrcnn_jax.config.schema import Config, Place
+from mrcnn_jax.config.field_types import FilePath
+from mrcnn_jax.config.schema import Config
 from mrcnn_jax.config.values import coerce, current_name, hints, unknown_field
 from mrcnn_jax.errors import ConfigError
 
 T = TypeVar("T")
-# Fields that say where data lies. What it is does not depend on them: see `data.coco.Dataset.fingerprint`.
-PLACES = (
+# Fields with the location of the data. Its content is identified by `data.dataset.Dataset.fingerprint`.
+PATH_FIELDS = (
     "data.root",
     "data.cache_dir",
-    *(f"data.{split}.{place}" for split in ("train", "eval") for place in ("annotations", "images")),
+    *(f"data.{split}.{path}" for split in ("train", "eval") for path in ("annotations", "images")),
 )
 
 
 def load_config(path: str | Path, overrides: typing.Sequence[str] = ()) -> Config:
-    """Run `get_config()` of a recipe file and apply dotted `name=value` overrides.
+    """Return the configuration of a recipe file, with overrides applied.
 
-    "FILE.py:ARGUMENT" runs `get_config("ARGUMENT")`. Raises ConfigError for a missing file, a file without a
-    `get_config` that returns a Config, an unknown field or a value of the wrong type; and whatever the file itself
-    raises.
+    path: a Python file, whose `get_config()` is called; "FILE.py:ARGUMENT" calls `get_config("ARGUMENT")`.
+    overrides: dotted `name=value`, such as "optimizer.learning_rate=0.01".
+
+    Raises ConfigError for a missing file, a file without a `get_config` that returns a Config, an unknown field or a
+    value of the wrong type. Errors in the file itself are not caught.
     """
     file, colon, argument = str(path).partition(".py:")
     path = Path(file + ".py" if colon else path).expanduser()
@@ -59,47 +62,46 @@ def apply_overrides(config: T, overrides: typing.Sequence[str]) -> T:
 
 
 def to_json(config: Any) -> str:
-    """The resolved configuration as JSON; `from_json` reads it back unchanged."""
+    """Return the resolved configuration as JSON, for `from_json`."""
     return json.dumps(dataclasses.asdict(config), indent=2) + "\n"
 
 
 def from_json(text: str) -> Config:
-    """Read what `to_json` wrote. Raises ConfigError for unknown fields or values of the wrong type."""
+    """Parse the output of `to_json`. Raises ConfigError for unknown fields or values of the wrong type."""
     return coerce(json.loads(text), Config, "config")
 
 
 def flatten(config: Config) -> dict[str, Any]:
-    """The values of all fields by their dotted names; parts that are None count as values."""
-    return dict(_flattened(dataclasses.asdict(config), ""))
+    """Return the values of all fields by dotted name; an optional part that is None is one value."""
+    return dict(_flatten(dataclasses.asdict(config), ""))
 
 
-def _flattened(tree: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
+def _flatten(tree: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
     for name, value in tree.items():
         if isinstance(value, dict):
-            yield from _flattened(value, f"{prefix}{name}.")
+            yield from _flatten(value, f"{prefix}{name}.")
         else:
             yield prefix + name, value
 
 
 def _replace(node: Any, path: list[str], text: str, full_name: str) -> Any:
-    """Copy of dataclass `node` with the field at `path` set to the parsed `text`."""
+    """Copy of the dataclass `node` with the field at `path` set to the parsed `text`."""
     fields = hints(type(node)) if dataclasses.is_dataclass(node) else {}
-    path = [current_name(type(node), path[0]), *path[1:]]
-    if path[0] not in fields:
-        raise unknown_field(full_name, path[0], fields)
-    if len(path) == 1:
-        return dataclasses.replace(node, **{path[0]: coerce(_parse(text, fields[path[0]]), fields[path[0]], full_name)})
-    child = getattr(node, path[0])
+    name, *rest = current_name(type(node), path[0]), *path[1:]
+    if name not in fields:
+        raise unknown_field(full_name, name, fields)
+    if not rest:
+        return dataclasses.replace(node, **{name: coerce(_parse(text, fields[name]), fields[name], full_name)})
+    child = getattr(node, name)
     if child is None:
-        raise ConfigError(f"{full_name!r} cannot be set: {path[0]!r} is None in this recipe")
-    return dataclasses.replace(node, **{path[0]: _replace(child, path[1:], text, full_name)})
+        raise ConfigError(f"{full_name!r} cannot be set: {name!r} is None in this recipe")
+    return dataclasses.replace(node, **{name: _replace(child, rest, text, full_name)})
 
 
 def _parse(text: str, hint: Any) -> Any:
-    """A Python literal, or the text itself when it is none, so that text needs no quotes: neither `weights.npz`, nor
-    a folder called `1_000` where the field is a string."""
+    """Parse a Python literal; anything else, and any value of a string field, is text and needs no quotes."""
     try:
         value = ast.literal_eval(text)
     except (ValueError, SyntaxError):
         value = {"true": True, "false": False, "none": None}.get(text.lower(), text)
-    return text if hint in (str, Place) and not isinstance(value, str) else value
+    return text if hint in (str, FilePath) and not isinstance(value, str) else value

@@ -1,4 +1,4 @@
-"""What several recipes share: the peers' flavors and models by name, COCO's schedules, a small network for a CPU."""
+"""Models of torchvision and Detectron2 by name, COCO training schedules, and small models for CPUs."""
 
 from __future__ import annotations
 
@@ -24,16 +24,16 @@ from mrcnn_jax.config import (
 )
 from mrcnn_jax.errors import ConfigError
 
-# Backbones as in Detectron2's zoo, with frozen batch norm: MSRA's residual networks have the stride in the first 1 x 1
+# Backbones of Detectron2's model zoo, with frozen batch norm. MSRA's ResNets have the stride in the first 1 x 1
 # convolution, ResNeXts in the 3 x 3 one.
 RESNET50 = BackboneConfig("resnet50", stride_in_1x1=True)
 RESNET101 = BackboneConfig("resnet101", stride_in_1x1=True)
 RESNEXT101_32X8D = BackboneConfig("resnet101", groups=32, width_per_group=8)
 RESNEXT101_64X4D = BackboneConfig("resnet101", groups=64, width_per_group=4)
-RESNEXT_STD = (57.375, 57.12, 58.395)  # of BGR pixels: the ResNeXt-101-32x8d is the only one that saw them scaled
+RESNEXT_STD = (57.375, 57.12, 58.395)  # of BGR pixels; the other backbones were trained on unscaled pixels
 
 _TORCHVISION_BETA = 1 / 9
-# The feature map of C4, C5 and DC5 has all anchors, and no other level adds to its proposals.
+# C4, C5 and DC5 have one feature map with all anchors, and therefore more proposals per level.
 _ONE_LEVEL = AnchorConfig(((32.0, 64.0, 128.0, 256.0, 512.0),))
 _MANY_PROPOSALS = RPNConfig(pre_nms_top_k_train=12_000, pre_nms_top_k_test=6000, post_nms_top_k_train=2000)
 
@@ -50,9 +50,9 @@ def detectron2(
     features: Literal["fpn", "c4", "c5", "dc5"] = "fpn",
     pixel_std: tuple[float, float, float] = (1.0, 1.0, 1.0),
 ) -> ModelConfig:
-    """Detectron2's Mask R-CNN on a pyramid (FPN), on res4 with res5 as the head (C4), or on a dilated res5 (DC5).
+    """Detectron2's Mask R-CNN with FPN, C4 (res4, with res5 in the heads) or DC5 (dilated res5) features.
 
-    C5, which it does not have, is as DC5 at stride 32: the paper's table 2d.
+    C5, which Detectron2 lacks, is DC5 at stride 32, for the paper's table 2d.
     """
     model = ModelConfig(
         channel_order="bgr",
@@ -72,9 +72,9 @@ def detectron2(
 
 
 def detectron2_normed(norm: Literal["gn", "sync_bn"]) -> ModelConfig:
-    """Detectron2's R50-FPN with a norm that learns, in pyramid and heads too; the box head has four convolutions.
+    """Detectron2's R50-FPN with trainable norms, also in FPN and heads, and four convolutions in the box head.
 
-    Its group-norm backbone has the stride in the 3 x 3 convolution; synchronized batch norm starts from MSRA's.
+    The backbone with group norm has its stride in the 3 x 3 convolution, that with SyncBN in the 1 x 1 one (MSRA).
     """
     return dataclasses.replace(
         detectron2(dataclasses.replace(RESNET50, norm=norm, stride_in_1x1=norm == "sync_bn")),
@@ -85,7 +85,7 @@ def detectron2_normed(norm: Literal["gn", "sync_bn"]) -> ModelConfig:
 
 
 def with_keypoints(model: ModelConfig) -> ModelConfig:
-    """A model of Detectron2's flavor with its keypoint head, its milder box loss and its more proposals."""
+    """Add Detectron2's keypoint head to a model, with its box loss and number of proposals for keypoints."""
     return dataclasses.replace(
         model,
         keypoint=KeypointHeadConfig(),
@@ -124,18 +124,18 @@ def torchvision_v2(norm: Literal["bn", "sync_bn"] = "bn") -> ModelConfig:
 
 
 def torchvision_model(name: str) -> ModelConfig:
-    """A detection model of torchvision by its name there, with the classes of its COCO weights.
+    """A torchvision detection model by its name there, with the 90 category ids of its COCO weights as classes.
 
-    Raises ConfigError for another name.
+    Raises ConfigError for unknown names.
     """
-    first, second = torchvision(), torchvision_v2()
-    persons = KeypointHeadConfig(score="logit")
+    v1, v2 = torchvision(), torchvision_v2()
+    keypoint = KeypointHeadConfig(score="logit")
     models = {
-        "maskrcnn_resnet50_fpn": first,
-        "maskrcnn_resnet50_fpn_v2": second,
-        "fasterrcnn_resnet50_fpn": dataclasses.replace(first, mask=None),
-        "fasterrcnn_resnet50_fpn_v2": dataclasses.replace(second, mask=None),
-        "keypointrcnn_resnet50_fpn": dataclasses.replace(first, mask=None, keypoint=persons),
+        "maskrcnn_resnet50_fpn": v1,
+        "maskrcnn_resnet50_fpn_v2": v2,
+        "fasterrcnn_resnet50_fpn": dataclasses.replace(v1, mask=None),
+        "fasterrcnn_resnet50_fpn_v2": dataclasses.replace(v2, mask=None),
+        "keypointrcnn_resnet50_fpn": dataclasses.replace(v1, mask=None, keypoint=keypoint),
     }
     if name not in models:
         raise _unknown("torchvision", name, models)
@@ -143,15 +143,15 @@ def torchvision_model(name: str) -> ModelConfig:
 
 
 def detectron2_model(name: str) -> ModelConfig:
-    """A COCO model of Detectron2's zoo by its name there, such as "mask_rcnn_R_50_FPN", with COCO's classes.
+    """A COCO model of Detectron2's model zoo by its name there, such as "mask_rcnn_R_50_FPN", with COCO's classes.
 
-    The length of its training (_1x, _3x), the folder ("COCO-InstanceSegmentation/") and ".yaml" may be there or not.
-    Raises ConfigError for another name, and for another folder: those models have other classes or settings.
+    The schedule (_1x, _3x), the folder ("COCO-InstanceSegmentation/") and ".yaml" are optional. Raises ConfigError for
+    unknown names, and for other folders, whose models have other classes or settings.
     """
-    *folders, base = name.removesuffix(".yaml").split("/")
+    *folders, file = name.removesuffix(".yaml").split("/")
     if folders and folders[-1] not in ("COCO-Detection", "COCO-InstanceSegmentation", "COCO-Keypoints", "Misc"):
-        raise ConfigError(f"{name!r} is not of Detectron2's COCO models, but of the folder {folders[-1]!r}")
-    short = re.sub(r"_[13]x(?=_|$)", "", base)
+        raise ConfigError(f"{name!r} is not one of Detectron2's COCO models: unsupported folder {folders[-1]!r}")
+    short = re.sub(r"_[13]x(?=_|$)", "", file)
     zoo = _zoo()
     if short not in zoo:
         raise _unknown("Detectron2", name, zoo)
@@ -159,7 +159,7 @@ def detectron2_model(name: str) -> ModelConfig:
 
 
 def _zoo() -> dict[str, ModelConfig]:
-    """Detectron2's models by name, without classes."""
+    """Models of Detectron2's model zoo by name, without classes."""
     fpn = detectron2()
     zoo = {
         "mask_rcnn_R_50_FPN_cls_agnostic": dataclasses.replace(
@@ -176,25 +176,25 @@ def _zoo() -> dict[str, ModelConfig]:
 
 
 def _family(name: str, mask: ModelConfig) -> dict[str, ModelConfig]:
-    """Mask, Faster and, where there is a pyramid, keypoint R-CNN on the same features."""
+    """Mask R-CNN, Faster R-CNN and, with FPN, Keypoint R-CNN on the same features."""
     faster = dataclasses.replace(mask, mask=None)
     family = {f"mask_rcnn_{name}": mask, f"faster_rcnn_{name}": faster}
     return family | ({f"keypoint_rcnn_{name}": with_keypoints(faster)} if mask.features == "fpn" else {})
 
 
-def _unknown(peer: str, name: str, models: dict[str, ModelConfig]) -> ConfigError:
-    return ConfigError(f"{name!r} is no model of {peer} that is known here; known are {', '.join(sorted(models))}")
+def _unknown(origin: str, name: str, models: dict[str, ModelConfig]) -> ConfigError:
+    return ConfigError(f"unknown {origin} model {name!r}; known models: {', '.join(sorted(models))}")
 
 
 def _with_classes(model: ModelConfig, count: int) -> ModelConfig:
-    """With `count` classes; models with keypoints know one, the person."""
+    """Set the number of classes to `count`, or to one (person) for a model with keypoints."""
     return dataclasses.replace(model, num_classes=count if model.keypoint is None else 1)
 
 
 def coco(name: str, model: ModelConfig, schedule: Literal["1x", "2x", "3x"]) -> Config:
-    """Detectron2's training on COCO 2017: batches of 16, SGD .02, shorter side 640..800.
+    """Detectron2's recipe for COCO 2017: batch size 16, SGD with learning rate 0.02, shortest edge 640..800.
 
-    A model with keypoints trains on the persons, in images where at least one keypoint is labeled.
+    A model with keypoints trains on images with at least one labeled keypoint, with persons as the only class.
     """
     data = DataConfig(workers=4)
     if model.keypoint is not None:
@@ -209,10 +209,11 @@ def coco(name: str, model: ModelConfig, schedule: Literal["1x", "2x", "3x"]) -> 
 def small(
     anchor_sizes: tuple[tuple[float, ...], ...], norm: Literal["bn", "gn"], rois: int, max_detections: int
 ) -> ModelConfig:
-    """ResNet-18-FPN of half the usual width, from random weights: learns small pictures on two CPU cores.
+    """ResNet-18-FPN of half the usual width, to train on small images from random weights with two CPU cores.
 
-    `norm` is "gn" where batches are too small, or their images too different, for batch statistics. `rois` are drawn in
-    an image; a quarter of them, the positives, go to the mask head, the dearest part.
+    anchor_sizes: sizes for each of P2..P6.
+    norm: "gn" for batches that are too small, or images that are too different, for batch statistics.
+    rois: RoIs sampled per image; at most a quarter of them are positives, which the costly mask head processes.
     """
     return ModelConfig(
         backbone=BackboneConfig("resnet18", width=32, norm=norm, frozen_stages=0),
@@ -232,9 +233,9 @@ def small(
 
 
 def light() -> ModelConfig:
-    """EfficientNet-Lite0 with a narrow pyramid, from ImageNet weights: fine-tunes on photographs on a laptop's CPU.
+    """EfficientNet-Lite0 with a narrow FPN, to fine-tune from ImageNet weights on a laptop's CPU.
 
-    For photographs of about 320 pixels: anchors are half as large as those for 800.
+    For images of about 320 pixels: anchors are half as large as those for 800.
     """
     return ModelConfig(
         channel_order="rgb",

@@ -1,4 +1,4 @@
-"""Values of settings: coerced to the declared type of their field, and checked against its interval."""
+"""Conversion of configuration values to the types of their fields, with checks of their ranges."""
 
 from __future__ import annotations
 
@@ -17,51 +17,51 @@ from mrcnn_jax.errors import ConfigError
 log = logging.getLogger(__name__)
 
 
-# Fields of earlier versions, which recipes, overrides and saved configurations may still use.
+# Renamed fields by class: old names remain valid in recipes, overrides and saved configurations.
 RENAMED = {"OptimizerConfig": {"rate_factors": "lr_multipliers"}}
 
 
-class _Renaming(type):
-    """Accepts the earlier names of fields as keyword arguments."""
+class _AcceptsOldNames(type):
+    """Metaclass that accepts the old names of renamed fields as keyword arguments."""
 
     def __call__(cls, *args: Any, **kwargs: Any) -> Any:
         return super().__call__(*args, **{current_name(cls, name): value for name, value in kwargs.items()})
 
 
 def current_name(settings: Any, name: str) -> str:
-    """The name that a field has today; a line in the log says so where it is another."""
+    """Return the current name of a field, and log a warning if `name` is an old one."""
     renamed = RENAMED.get(settings.__name__, {}).get(name, name)
     if renamed != name:
-        log.warning("%s.%s is called %s now", settings.__name__, name, renamed)
+        log.warning("%s.%s is now called %s", settings.__name__, name, renamed)
     return renamed
 
 
 @dataclasses.dataclass(frozen=True)
-class Settings(metaclass=_Renaming):
-    """A part of the configuration. Raises ConfigError for a value that is not of the declared type, or out of range."""
+class Settings(metaclass=_AcceptsOldNames):
+    """Base class of configuration dataclasses. Raises ConfigError for a value of the wrong type or out of range."""
 
     def __post_init__(self) -> None:
         for name, hint in hints(type(self)).items():
             object.__setattr__(self, name, coerce(getattr(self, name), hint, f"{type(self).__name__}.{name}"))
 
 
-# The declared types of the fields of a dataclass, with their annotations.
+# Types of the fields of a dataclass, including annotations.
 hints: Callable[[Any], dict[str, Any]] = functools.cache(functools.partial(typing.get_type_hints, include_extras=True))
 
 
 def coerce(value: Any, hint: Any, name: str) -> Any:
-    """Return `value` in the type `hint`.
+    """Convert `value` to the type `hint`.
 
-    Integers become floats, lists and ranges tuples, dicts dataclasses, paths strings, and numbers and arrays of NumPy
-    those of Python. `Annotated` adds an interval, such as "(0, 1]", or a function that has the last word.
-    Raises ConfigError for any other value, by its `name`.
+    Converts int to float, list and range to tuple, dict to dataclass, PathLike to str, and NumPy numbers and arrays to
+    Python values. `Annotated[type, rule]` adds an interval such as "(0, 1]", or a function that is applied to the
+    converted value. Raises ConfigError with the field `name` for any other value.
     """
     if hasattr(value, "tolist"):  # a number or an array of NumPy or JAX
         value = value.tolist()
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if origin is Annotated:
         value, rule = coerce(value, arguments[0], name), arguments[1]
-        return rule(value) if callable(rule) else _inside(value, rule, name)
+        return rule(value) if callable(rule) else _check_interval(value, rule, name)
     if origin in (typing.Union, types.UnionType):
         if value is None and type(None) in arguments:
             return None
@@ -73,10 +73,7 @@ def coerce(value: Any, hint: Any, name: str) -> Any:
     if origin is tuple:
         return _coerce_tuple(value, arguments, name)
     if dataclasses.is_dataclass(hint) and isinstance(value, dict):
-        value = {current_name(hint, key): item for key, item in value.items()}
-        for key in value.keys() - hints(hint).keys():
-            raise unknown_field(f"{name}.{key}", key, hints(hint))
-        return typing.cast(Any, hint)(**{k: coerce(v, hints(hint)[k], f"{name}.{k}") for k, v in value.items()})
+        return _coerce_dataclass(value, hint, name)
     if hint is float and type(value) is int:
         return float(value)
     if hint is str and isinstance(value, os.PathLike):
@@ -96,8 +93,16 @@ def _coerce_tuple(value: Any, arguments: tuple[Any, ...], name: str) -> tuple[An
     return tuple(coerce(item, argument, name) for item, argument in zip(value, arguments, strict=True))
 
 
-def _inside(value: Any, interval: str, name: str) -> Any:
-    """`value`, which must be in an interval such as "[0, 1)"; a number that is NaN is in none."""
+def _coerce_dataclass(value: dict[str, Any], hint: Any, name: str) -> Any:
+    fields = hints(hint)
+    value = {current_name(hint, key): item for key, item in value.items()}
+    for key in value.keys() - fields.keys():
+        raise unknown_field(f"{name}.{key}", key, fields)
+    return hint(**{key: coerce(item, fields[key], f"{name}.{key}") for key, item in value.items()})
+
+
+def _check_interval(value: Any, interval: str, name: str) -> Any:
+    """Return `value` if it is in an interval such as "[0, 1)"; NaN is in none. Raises ConfigError otherwise."""
     low, high = map(float, interval[1:-1].split(","))
     above = low < value or (value == low and interval[0] == "[")
     below = value < high or (value == high and interval[-1] == "]")
@@ -107,7 +112,7 @@ def _inside(value: Any, interval: str, name: str) -> Any:
 
 
 def unknown_field(full_name: str, name: str, fields: Iterable[str]) -> ConfigError:
-    """The error for a field that does not exist, with the nearest that does."""
+    """Return the error for an unknown field, with the most similar known field or a list of all."""
     close = difflib.get_close_matches(name, fields, n=1)
-    hint = f"did you mean {close[0]!r}?" if close else f"fields here: {', '.join(fields) or 'none'}"
+    hint = f"did you mean {close[0]!r}?" if close else f"fields: {', '.join(fields) or 'none'}"
     return ConfigError(f"unknown configuration field {full_name!r} (no {name!r}); {hint}")

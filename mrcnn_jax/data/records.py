@@ -181,7 +181,7 @@ def _move_into_place(temporary: Path, folder: Path, index: RecordIndex) -> None:
     """Rename `temporary` to `folder`, unless another process has prepared the same records meanwhile."""
     with files.folder_lock(folder.parent):
         if not _is_complete(folder, _read_index(folder), index.stamp):
-            files.replace(temporary, folder)
+            files.replace_folder(temporary, folder)
 
 
 def _is_complete(folder: Path, index: RecordIndex | None, stamp: str) -> bool:

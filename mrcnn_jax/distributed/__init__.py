@@ -1,1 +1,1 @@
-"""Several processes as one run: discovery, collectives on the host, and the end of all when one fails."""
+"""Training and evaluation in several processes: cluster detection, host-side collectives, failure handling."""

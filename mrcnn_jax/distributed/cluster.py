@@ -1,4 +1,4 @@
-"""Is this process one of several, and where are the others? Flags and the environment say."""
+"""Detection of the processes of a run from command-line flags and environment variables."""
 
 from __future__ import annotations
 
@@ -9,118 +9,131 @@ from collections.abc import Callable, Mapping
 
 from mrcnn_jax.errors import ConfigError
 
-PEER_TIMEOUT = 100  # seconds without a sign of life after which a process counts as lost
-START_TIMEOUT = 300  # seconds in which all processes must have started
+PEER_TIMEOUT = 100  # seconds without a heartbeat after which a process counts as lost
+START_TIMEOUT = 300  # seconds within which all processes must have started
 
 
 @dataclasses.dataclass(frozen=True)
 class Cluster:
-    """Several processes that make one run; what is None is found by JAX."""
+    """Arguments of `jax.distributed.initialize`; JAX detects those that are None."""
 
-    source: str  # who says so
-    count: int | None = None
-    index: int | None = None
-    coordinator: str | None = None  # host:port of the main process
-    local_devices: tuple[int, ...] | None = None  # of the GPUs that this process sees; (): all
-    method: str | None = "deactivate"  # which of JAX's own detections finds the rest; None: it tries them all
+    source: str  # where the values come from, for messages
+    num_processes: int | None = None
+    process_id: int | None = None
+    coordinator: str | None = None  # host:port of process 0
+    local_devices: tuple[int, ...] | None = None  # GPUs of this process, among those that it sees; (): all
+    method: str | None = "deactivate"  # JAX's cluster detection method; None: JAX tries all of them
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
-    """The flags for `detect`, in the spelling of JAX and in that of other tools."""
+    """Add the flags that `detect` reads, each spelled with underscores (as in JAX) and with dashes."""
     group = parser.add_argument_group(
-        "several processes", "not needed under Slurm's srun and on TPU pod slices; the same command in every process"
+        "multi-process options",
+        "Run the same command in every process. These options are not needed\n"
+        "under Slurm's srun and on TPU pod slices.",
     )
 
     def add(name: str, kind: type, default: int | None, metavar: str, text: str) -> None:
         names = dict.fromkeys([f"--{name}", f"--{name.replace('_', '-')}"])
         group.add_argument(*names, type=kind, default=default, metavar=metavar, help=text)
 
-    add("coordinator", str, None, "HOST:PORT", "of process 0, with a port that is free there")
-    add("num_processes", int, None, "N", "how many; 1: none but this one, whatever the environment says")
-    add("process_id", int, None, "I", "which of them this is, from 0; process 0 writes all files")
-    add("peer_timeout", int, PEER_TIMEOUT, "S", "seconds after which a silent process is lost (default: %(default)s)")
-    add("start_timeout", int, START_TIMEOUT, "S", "seconds in which all must have come (default: %(default)s)")
+    add("coordinator", str, None, "HOST:PORT", "address of process 0, with a port that is free on its host")
+    add("num_processes", int, None, "N", "number of processes; 1 ignores the environment")
+    add("process_id", int, None, "I", "index of this process, from 0; process 0 writes all files")
+    add("peer_timeout", int, PEER_TIMEOUT, "S", "seconds until a silent process counts as lost (default: %(default)s)")
+    add("start_timeout", int, START_TIMEOUT, "S", "seconds to wait for all processes to start (default: %(default)s)")
 
 
 def detect(
-    flags: argparse.Namespace, environment: Mapping[str, str], tpu_hosts: Callable[[], int] = lambda: 1
+    flags: argparse.Namespace, environment: Mapping[str, str], count_tpu_hosts: Callable[[], int] = lambda: 1
 ) -> Cluster | None:
-    """The processes of which this is one; None if it is alone.
+    """Return the cluster that this process belongs to, or None if it runs alone.
 
-    In this order: the flags, with $JAX_COORDINATOR_ADDRESS, $JAX_NUM_PROCESSES and $JAX_PROCESS_ID (or Kubernetes'
-    $JOB_COMPLETION_INDEX) for those left out; a step of Slurm with several tasks; a TPU pod slice. `tpu_hosts` counts
-    the hosts of a slice where no variable lists them. Raises ConfigError if what is said is incomplete or impossible.
+    Sources, in this order:
+
+    1. the flags, with $JAX_COORDINATOR_ADDRESS, $JAX_NUM_PROCESSES and $JAX_PROCESS_ID (or Kubernetes'
+       $JOB_COMPLETION_INDEX) in place of those that are missing;
+    2. a Slurm step with several tasks;
+    3. a TPU pod slice. `count_tpu_hosts` returns its number of hosts and is called if no variable lists them.
+
+    Raises ConfigError if the values are incomplete or invalid.
     """
     slurm = _slurm(environment)
     coordinator = flags.coordinator or environment.get("JAX_COORDINATOR_ADDRESS")
-    count = _number("--num_processes", flags.num_processes, environment, "JAX_NUM_PROCESSES")
-    index = _number("--process_id", flags.process_id, environment, "JAX_PROCESS_ID")
-    if count == 1 and not index:
+    num_processes = _integer(flags.num_processes, environment, "JAX_NUM_PROCESSES")
+    process_id = _integer(flags.process_id, environment, "JAX_PROCESS_ID")
+    if num_processes == 1 and not process_id:
         return None
-    if count is None and index is None and not flags.coordinator:
-        found = slurm or _tpu(environment, tpu_hosts)
-        if found or coordinator is None:
-            return found and dataclasses.replace(found, coordinator=coordinator)
-    if index is None:
-        index = _number("", None, environment, "JOB_COMPLETION_INDEX")
-    if coordinator is None or count is None or index is None:
-        values = {"--coordinator": coordinator, "--num_processes": count, "--process_id": index}
+    if num_processes is None and process_id is None and not flags.coordinator:
+        cluster = slurm or _tpu(environment, count_tpu_hosts)
+        if cluster or coordinator is None:
+            return cluster and dataclasses.replace(cluster, coordinator=coordinator)
+    if process_id is None:
+        process_id = _integer(None, environment, "JOB_COMPLETION_INDEX")
+    if coordinator is None or num_processes is None or process_id is None:
+        values = {"--coordinator": coordinator, "--num_processes": num_processes, "--process_id": process_id}
         missing = " and ".join(name for name, value in values.items() if value is None)
         raise ConfigError(
-            f"{missing} missing: several processes need --coordinator=HOST:PORT --num_processes=N --process_id=I, or"
-            " $JAX_COORDINATOR_ADDRESS, $JAX_NUM_PROCESSES and $JAX_PROCESS_ID; a process alone needs none of them"
+            f"{missing} missing: to run several processes, give --coordinator=HOST:PORT --num_processes=N"
+            " --process_id=I or set $JAX_COORDINATOR_ADDRESS, $JAX_NUM_PROCESSES and $JAX_PROCESS_ID; to run a single"
+            " process, give none of them"
         )
-    _check(coordinator, count, index)
-    return Cluster("flags or $JAX_COORDINATOR_ADDRESS", count, index, coordinator)
+    _check(coordinator, num_processes, process_id)
+    return Cluster("flags or $JAX_COORDINATOR_ADDRESS", num_processes, process_id, coordinator)
 
 
-def _number(flag: str, value: int | None, environment: Mapping[str, str], variable: str) -> int | None:
-    """Of the flag, or else of the variable."""
-    if value is not None or variable not in environment:
-        return value
+def _integer(flag: int | None, environment: Mapping[str, str], variable: str) -> int | None:
+    """The value of a flag, or else of an environment variable; None without both."""
+    if flag is not None or variable not in environment:
+        return flag
     try:
         return int(environment[variable])
     except ValueError:
-        raise ConfigError(f"${variable}={environment[variable]}: a whole number is expected") from None
+        raise ConfigError(f"${variable}={environment[variable]}: expected an integer") from None
 
 
-def _check(coordinator: str, count: int, index: int) -> None:
+def _check(coordinator: str, num_processes: int, process_id: int) -> None:
     if not re.fullmatch(r".+:\d+", coordinator):
         raise ConfigError(f"--coordinator={coordinator} has no port; give HOST:PORT, a port that is free on that host")
-    if not 0 <= index < count:
-        raise ConfigError(f"--process_id={index} of --num_processes={count}: processes are numbered from 0 to N - 1")
+    if not 0 <= process_id < num_processes:
+        raise ConfigError(
+            f"--process_id={process_id} with --num_processes={num_processes}: processes are numbered from 0 to N - 1"
+        )
 
 
 def _slurm(environment: Mapping[str, str]) -> Cluster | None:
-    """A step (srun) of several tasks; a batch script by itself is none, whatever the job has reserved."""
-    count = int(environment.get("SLURM_STEP_NUM_TASKS", "1"))
-    if count == 1 or "SLURM_PROCID" not in environment:
+    """The cluster of a Slurm step (srun) with several tasks; None in a batch script outside of srun."""
+    num_tasks = int(environment.get("SLURM_STEP_NUM_TASKS", "1"))
+    if num_tasks == 1 or "SLURM_PROCID" not in environment:
         return None
-    index = int(environment["SLURM_PROCID"])
-    return Cluster("Slurm", count, index, None, _slurm_devices(environment), method="slurm")
+    task = int(environment["SLURM_PROCID"])
+    return Cluster("Slurm", num_tasks, task, None, _slurm_devices(environment), method="slurm")
 
 
 def _slurm_devices(environment: Mapping[str, str]) -> tuple[int, ...]:
-    """GPUs of this task: those that Slurm shows to it alone, or the one of its number among those of the node."""
-    here = _tasks_of_node(environment.get("SLURM_STEP_TASKS_PER_NODE", "1"), int(environment.get("SLURM_NODEID", "0")))
+    """GPUs of this task: all that it sees if Slurm has assigned them per task, else the one with its local id."""
+    tasks = _tasks_on_node(environment.get("SLURM_STEP_TASKS_PER_NODE", "1"), int(environment.get("SLURM_NODEID", "0")))
     visible = environment.get("CUDA_VISIBLE_DEVICES", environment.get("ROCR_VISIBLE_DEVICES"))
-    if here == 1 or (visible is not None and len(visible.split(",")) < here):
+    if tasks == 1 or (visible is not None and len(visible.split(",")) < tasks):
         return ()
     return (int(environment.get("SLURM_LOCALID", "0")),)
 
 
-def _tasks_of_node(text: str, node: int) -> int:
-    """Slurm's "2(x3),1": two tasks on each of the first three nodes, one on the fourth."""
+def _tasks_on_node(text: str, node: int) -> int:
+    """Number of tasks on a node, from Slurm's notation: "2(x3),1" is two on each of three nodes, one on the fourth."""
     counts: list[int] = []
     for tasks, times in re.findall(r"(\d+)(?:\(x(\d+)\))?", text):
         counts += [int(tasks)] * int(times or 1)
     return counts[node]
 
 
-def _tpu(environment: Mapping[str, str], tpu_hosts: Callable[[], int]) -> Cluster | None:
-    """A slice with several hosts, or several slices: their addresses are in variables (GKE) or with the VM (GCE)."""
-    listed = environment.get("TPU_PROCESS_ADDRESSES", environment.get("TPU_WORKER_HOSTNAMES"))
-    hosts = tpu_hosts() if listed is None else len(listed.split(","))
+def _tpu(environment: Mapping[str, str], count_tpu_hosts: Callable[[], int]) -> Cluster | None:
+    """The cluster of a TPU slice with several hosts, or of several slices.
+
+    Addresses come from environment variables (GKE) or from the VM's metadata (GCE).
+    """
+    addresses = environment.get("TPU_PROCESS_ADDRESSES", environment.get("TPU_WORKER_HOSTNAMES"))
+    hosts = count_tpu_hosts() if addresses is None else len(addresses.split(","))
     if hosts * int(environment.get("MEGASCALE_NUM_SLICES") or 1) == 1:
         return None
     return Cluster("the TPU pod slice", method=None)

@@ -1,8 +1,9 @@
-"""How one of several processes ends: the others learn why, and end too.
+"""Joint exit of several processes: when one fails, the others report the reason and exit, too.
 
-JAX watches that the processes live. One that is silent for too long is lost, and then JAX aborts all others, with exit
-status 134 and a message that names it. What is here covers a process that still can speak: it leaves word, the others
-end within seconds with the same exit status, and nobody waits in a collective operation for somebody who is gone.
+JAX detects a process that stops sending heartbeats, and then aborts all others with exit status 134 and a message that
+names it. This module handles a process that fails but can still communicate: it publishes the reason in the key-value
+store, and the others exit within seconds with the same status, instead of waiting in a collective for a process that
+has exited.
 """
 
 from __future__ import annotations
@@ -19,40 +20,45 @@ from typing import Any, NoReturn
 
 from mrcnn_jax.distributed.cluster import Cluster
 
-LOST = 75  # exit status when a peer was lost: EX_TEMPFAIL, start again
+EXIT_PROCESS_LOST = 75  # exit status when another process was lost; EX_TEMPFAIL of sysexits.h: try again
+RESUME_HINT = "Run the same command in all processes to continue from the last checkpoint"
 
-_ENDED, _HEARD = "mrcnn_jax/ended/", "mrcnn_jax/heard/"  # keys of the last words, and of those who read them
-_DONE = "mrcnn_jax/done"  # the key of the main process's word that all is done
-_LOOK_EVERY = 1.0  # seconds
-_FAREWELL = 5.0  # seconds in which the others can read the last word of the main process, who keeps the store
-_LAST_DUTY = 60.0  # seconds for a save that is running
-_GOODBYE = 60  # seconds between the first and the last to leave
-_SIGNS = ("Gloo", "gloo", "NCCL", "UNAVAILABLE", "CoordinationService", "eartbeat")
-AGAIN = "The same command in all processes continues from the last checkpoint"
+# Keys in the key-value store.
+_FAILED = "mrcnn_jax/failed/"  # with the index of a process: its exit status and the reason
+_ACKNOWLEDGED = "mrcnn_jax/acknowledged/"  # with the index of a process that has read the reason
+_DONE = "mrcnn_jax/done"  # set by process 0 when all its work is done
+_BARRIER = "mrcnn_jax/exit"
 
-_duties: list[Callable[[], None]] = []
-_ending = threading.Lock()
-_watch: _Watch | None = None  # of this process, if it is one of several
+_POLL_SECONDS = 1.0
+_ACKNOWLEDGE_TIMEOUT = 5.0  # seconds; the store ends with process 0, so that it waits for the others to read the reason
+_CALLBACKS_TIMEOUT = 60.0  # seconds for a save in progress
+_BARRIER_TIMEOUT = 60  # seconds between the first and the last process to exit
+# Parts of the messages of collectives that fail because another process has exited.
+_FAILURE_MARKERS = ("Gloo", "gloo", "NCCL", "UNAVAILABLE", "CoordinationService", "eartbeat")
+
+_exit_callbacks: list[Callable[[], None]] = []
+_exit_lock = threading.Lock()  # held by the thread that ends this process
+_monitor: _ProcessMonitor | None = None  # None: this process runs alone
 
 
-def is_lost(error: BaseException) -> bool:
-    """Whether this is what a collective operation raises when another process is gone."""
-    return isinstance(error, (RuntimeError, ValueError)) and any(sign in str(error) for sign in _SIGNS)
+def is_collective_failure(error: BaseException) -> bool:
+    """Whether a collective raised `error` because another process has exited."""
+    return isinstance(error, (RuntimeError, ValueError)) and any(text in str(error) for text in _FAILURE_MARKERS)
 
 
 @contextlib.contextmanager
-def expected(cluster: Cluster, timeout: float) -> Iterator[None]:
-    """Within, the others are to come; after `timeout` seconds the process ends with a message. JAX would abort."""
+def startup_timeout(cluster: Cluster, timeout: float) -> Iterator[None]:
+    """Exit with a message if the body takes longer than `timeout` seconds, because processes are missing."""
 
     def give_up() -> None:
-        count = "all" if cluster.count is None else f"all {cluster.count}"
-        where = cluster.coordinator or "the address that JAX found"
-        _say(
-            f"error: not {count} processes have come in {timeout:g} s ({cluster.source}). Is the command running in"
-            f" each of them, with a process_id of its own? Can all of them reach process 0 at {where}? If starting"
-            " takes longer here, give --start_timeout=S"
+        number = "" if cluster.num_processes is None else f" {cluster.num_processes}"
+        address = cluster.coordinator or "the address that JAX detected"
+        _print_error(
+            f"error: not all{number} processes started within {timeout:g} s ({cluster.source}). Does the command run in"
+            f" each of them, with a different --process_id? Can all of them reach process 0 at {address}? If they need"
+            " more time to start, give --start_timeout=S"
         )
-        _exit(LOST)
+        _exit(EXIT_PROCESS_LOST)
 
     timer = threading.Timer(timeout, give_up)
     timer.daemon = True
@@ -64,133 +70,141 @@ def expected(cluster: Cluster, timeout: float) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def finish_before_exit(duty: Callable[[], None]) -> Iterator[None]:
-    """Within, `duty` (waiting for a save that is running) is done before this process ends for another's sake."""
-    _duties.append(duty)
+def finish_before_exit(callback: Callable[[], None]) -> Iterator[None]:
+    """In the body, an exit because of a failure calls `callback` first, to wait for a save in progress."""
+    _exit_callbacks.append(callback)
     try:
         yield
     finally:
-        _duties.remove(duty)
+        _exit_callbacks.remove(callback)
 
 
-def watch(store: Any, index: int, count: int) -> None:
-    """Look, from now on, whether another process has ended; `store` is the client of the coordination service."""
-    global _watch
-    _watch = _Watch(store, index, count)
-    _watch.start()
+def start_monitor(store: Any, index: int, count: int) -> None:
+    """Start to watch for failures of the other processes.
+
+    store: client of the coordination service.
+    index, count: index of this process, and number of processes.
+    """
+    global _monitor
+    _monitor = _ProcessMonitor(store, index, count)
+    _monitor.start()
 
 
 def is_distributed() -> bool:
     """Whether this process is one of several."""
-    return _watch is not None
+    return _monitor is not None
 
 
 def is_main() -> bool:
-    """Whether this process speaks for all."""
-    return _watch is None or _watch.index == 0
+    """True on process 0."""
+    return _monitor is None or _monitor.index == 0
 
 
 def prefix_rank(text: str) -> str:
-    """`text`, and if this process is one of several, which."""
-    return text if _watch is None else f"process {_watch.index} of {_watch.count}: {text}"
+    """Prefix `text` with the index of this process, if it is one of several."""
+    return text if _monitor is None else f"process {_monitor.index} of {_monitor.count}: {text}"
 
 
-def end(status: int, why: str) -> None:
-    """End this process now, though the others go on: they are told `why`, and end with the same status.
+def exit_all_processes(status: int, reason: str) -> None:
+    """Exit this process now and let all others exit with the same status and `reason`.
 
-    Nothing is left to `atexit`, where JAX would wait for the others. Does nothing if there are no others.
+    Skips `atexit`, where JAX would wait for the others. Does nothing in a process that runs alone.
     """
-    if _watch is None:
+    if _monitor is None:
         return
-    if not _ending.acquire(blocking=False):
-        threading.Event().wait()  # the watch is ending us
-    _do_duties()
-    _watch.leave_word(status, why)
+    if not _exit_lock.acquire(blocking=False):
+        threading.Event().wait()  # the monitor thread is ending this process
+    _run_exit_callbacks()
+    _monitor.publish_failure(status, reason)
     _exit(status)
 
 
-def raise_if_process_failed() -> None:
-    """End as another process did, if one has left word: to be asked when it is gone, before anything is said of it."""
-    if _watch is not None:
-        _watch.look()
+def exit_if_process_failed() -> None:
+    """Exit with the status of another process if one has published a failure.
+
+    Call before reporting the error of a collective, which may be a consequence of that failure.
+    """
+    if _monitor is not None:
+        _monitor.check()
 
 
 def exit_barrier() -> None:
-    """Before all processes end together: wait for the main process, which may have more to do, and part."""
-    if _watch is not None:
-        _watch.part()
+    """Wait until process 0 is done and all others are here. Call before all processes exit together."""
+    if _monitor is not None:
+        _monitor.stop()
 
 
-class _Watch(threading.Thread):
-    """Looks for the last words of others, and has ours."""
+class _ProcessMonitor(threading.Thread):
+    """Thread that exits this process when another one publishes a failure."""
 
     def __init__(self, store: Any, index: int, count: int):
-        super().__init__(name="peers", daemon=True)
+        super().__init__(name="process monitor", daemon=True)
         self._store, self.index, self.count = store, index, count
-        self._parted = threading.Event()
+        self._stopped = threading.Event()
 
     def run(self) -> None:
-        while not self._parted.wait(_LOOK_EVERY):
-            self.look()
+        while not self._stopped.wait(_POLL_SECONDS):
+            self.check()
 
-    def look(self) -> None:
-        """End if another process has left word that it ends."""
-        with contextlib.suppress(RuntimeError):  # where the store is gone, JAX ends us
-            for key, word in self._store.key_value_dir_get(_ENDED):
-                self._follow(int(key.removeprefix(_ENDED)), *json.loads(word))
+    def check(self) -> None:
+        """Exit if another process has published a failure."""
+        with contextlib.suppress(RuntimeError):  # if the store is gone, JAX ends this process
+            for key, value in self._store.key_value_dir_get(_FAILED):
+                self._exit_as(int(key.removeprefix(_FAILED)), *json.loads(value))
 
-    def _follow(self, index: int, status: int, why: str) -> None:
-        """End as another did, unless the main thread is ending us already."""
-        if index == self.index or not _ending.acquire(blocking=False):
+    def _exit_as(self, index: int, status: int, reason: str) -> None:
+        """Exit with the status of process `index`, unless the main thread is ending this process."""
+        if index == self.index or not _exit_lock.acquire(blocking=False):
             return
-        again = "" if status in (1, 2) else f". {AGAIN}"
-        _say(f"process {index} of {self.count} has ended ({why}), and so does process {self.index}{again}")
-        _do_duties()
-        self._announce_exit()
+        hint = "" if status in (1, 2) else f". {RESUME_HINT}"
+        _print_error(f"process {index} of {self.count} failed ({reason}); process {self.index} exits, too{hint}")
+        _run_exit_callbacks()
+        self._acknowledge()
         _exit(status)
 
-    def leave_word(self, status: int, why: str) -> None:
-        """Tell the others."""
+    def publish_failure(self, status: int, reason: str) -> None:
+        """Make the other processes exit with `status` and `reason`."""
         with contextlib.suppress(RuntimeError):  # the store may be gone
-            self._store.key_value_set(f"{_ENDED}{self.index}", json.dumps([status, why]))
-        self._announce_exit()
+            self._store.key_value_set(f"{_FAILED}{self.index}", json.dumps([status, reason]))
+        self._acknowledge()
 
-    def _announce_exit(self) -> None:
-        """The main process keeps the store until all others have read the word, but not for long."""
-        end = time.monotonic() + _FAREWELL
+    def _acknowledge(self) -> None:
+        """Confirm that this process exits; process 0, which holds the store, waits for the others to do so."""
+        end = time.monotonic() + _ACKNOWLEDGE_TIMEOUT
         with contextlib.suppress(RuntimeError):
-            self._store.key_value_set(f"{_HEARD}{self.index}", "")
+            self._store.key_value_set(f"{_ACKNOWLEDGED}{self.index}", "")
             while self.index == 0:
-                heard = {int(key.removeprefix(_HEARD)) for key, _ in self._store.key_value_dir_get(_HEARD)}
-                silent = sorted(set(range(self.count)) - heard)
-                if not silent:
+                entries = self._store.key_value_dir_get(_ACKNOWLEDGED)
+                missing = sorted(set(range(self.count)) - {int(key.removeprefix(_ACKNOWLEDGED)) for key, _ in entries})
+                if not missing:
                     break
                 if time.monotonic() > end:
-                    _say(f"lost, or stuck: no answer from process {', '.join(map(str, silent))} of {self.count}")
+                    indices = ", ".join(map(str, missing))
+                    _print_error(f"no answer from process {indices} of {self.count}: lost, or not responding")
                     break
-                time.sleep(_LOOK_EVERY / 10)
+                time.sleep(_POLL_SECONDS / 10)
 
-    def part(self) -> None:
-        """Wait for the main process, then for the others; the thread ends."""
+    def stop(self) -> None:
+        """Wait for process 0, then for all others; end the thread."""
         if self.index == 0:
             self._store.key_value_set(_DONE, "")
-        while not self._parted.is_set():
-            with contextlib.suppress(RuntimeError):  # a time-out, in which Python can obey signals
+        while not self._stopped.is_set():
+            with contextlib.suppress(RuntimeError):  # a timeout, at which Python handles signals
                 self._store.blocking_key_value_get(_DONE, 1000)
-                self._parted.set()
+                self._stopped.set()
         self.join()
         with contextlib.suppress(RuntimeError):
-            self._store.wait_at_barrier("mrcnn_jax/left", 1000 * _GOODBYE)
+            self._store.wait_at_barrier(_BARRIER, 1000 * _BARRIER_TIMEOUT)
 
 
-def _do_duties() -> None:
-    """In a thread of their own: they may wait for something that never comes."""
-    worker = threading.Thread(target=lambda: [duty() for duty in _duties], daemon=True)
+def _run_exit_callbacks() -> None:
+    """Run the exit callbacks in a thread, because they may hang."""
+    worker = threading.Thread(target=lambda: [callback() for callback in _exit_callbacks], daemon=True)
     worker.start()
-    worker.join(_LAST_DUTY)
+    worker.join(_CALLBACKS_TIMEOUT)
 
 
-def _say(text: str) -> None:
+def _print_error(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 

@@ -20,7 +20,7 @@ from etils import epath
 
 import mrcnn_jax
 from mrcnn_jax.checkpoints.workdir import check_workdir
-from mrcnn_jax.config import PLACES, Config, flatten
+from mrcnn_jax.config import PATH_FIELDS, Config, flatten
 from mrcnn_jax.data.dataset import Dataset, load_split
 from mrcnn_jax.data.pipeline import eval_batches
 from mrcnn_jax.distributed import collectives
@@ -42,7 +42,7 @@ RESULTS = "results.json"
 
 def check_same_configuration(config: Config) -> None:
     """Raise ConfigError unless all processes have the same settings, except for paths, and the same versions."""
-    settings = {name: value for name, value in flatten(config).items() if name not in PLACES}
+    settings = {name: value for name, value in flatten(config).items() if name not in PATH_FIELDS}
     versions = {"the version of mrcnn_jax": mrcnn_jax.__version__, "the version of jax": jax.__version__}
     collectives.check_same({**settings, **versions}, "configuration")
 
@@ -62,7 +62,7 @@ def check_evaluation(config: Config, dataset: Dataset) -> None:
     coco_metrics.check_categories(config.model, dataset.categories.ids, dataset.categories.names)
     coco_metrics.check_keypoints(config.model, dataset.categories.keypoint_schema.names)
     count, size = jax.process_count(), config.eval.batch_size
-    if not config.eval.alone and size % count:
+    if not config.eval.single_image and size % count:
         raise ConfigError(f"eval.batch_size={size} does not divide over {count} processes: give a multiple of {count}")
 
 
@@ -272,7 +272,7 @@ def _devices(config: Config, devices: Sequence[jax.Device] | None) -> tuple[jax.
 def _open(dataset: Dataset, config: Config) -> tuple[AbstractContextManager[Iterator[Any]], int]:
     """Return this process's batches, of buckets or of single images according to `config.eval`, and its image count."""
     index, count = jax.process_index(), jax.process_count()
-    if not config.eval.alone:
+    if not config.eval.single_image:
         batches = eval_batches(dataset, config, process_index=index, process_count=count)
         return batches, batches.image_count()
     prepare = tta.prepare if config.eval.augmented else single_image.prepare

@@ -71,7 +71,7 @@ def detect_batches(
             profile.begin(next(steps))
             detections = detect(batch.images, batch.image_sizes)
             yield detections, batch
-            with jax.profiler.TraceAnnotation(profiling.WAITING):
+            with jax.profiler.TraceAnnotation(profiling.INPUT_EVENT):
                 batch = next(source, None)
             profile.end(detections)
 

@@ -136,7 +136,7 @@ class Predictor:
             pixels = _pixels(image, index, self.config.data.value_range)
             sizes[index] = (pixels.shape[0], pixels.shape[1])
             single = prepare(pixels, index, self.config)
-            if self.config.eval.alone:
+            if self.config.eval.single_image:
                 yield single
                 continue
             shape = single.images.shape[1:3]

@@ -1,1 +1,1 @@
-"""The process around the computation: files, compilation cache, profiler and progress."""
+"""Runtime support: files, compilation cache, compilation counter, profiler and progress display."""

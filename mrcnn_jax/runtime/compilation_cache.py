@@ -1,6 +1,6 @@
-"""Where compiled programs are kept between runs, and the compiler's memory, which is not kept.
+"""JAX's persistent compilation cache, and release of the compiler's memory.
 
-Commands turn this on; importing the package never does.
+Commands enable them; importing the package does not.
 """
 
 from __future__ import annotations
@@ -11,16 +11,16 @@ import functools
 import os
 from pathlib import Path
 
-_SHORT = 1.0  # seconds of a compilation that leaves nothing worth giving back
+_MIN_SECONDS = 1.0  # shorter compilations leave too little memory to release
 
 
 def cache_root() -> Path:
-    """The folder of everything that can be made again: $MRCNN_JAX_CACHE, or ~/.cache/mrcnn_jax."""
+    """Return the folder of all caches: $MRCNN_JAX_CACHE, or ~/.cache/mrcnn_jax. It can be deleted at any time."""
     return Path(os.environ.get("MRCNN_JAX_CACHE") or os.path.join("~", ".cache", "mrcnn_jax")).expanduser()
 
 
 def enable() -> None:
-    """Keep compiled programs in `cache_root()/xla`, unless JAX has been told of another place; see `trim_heap` too."""
+    """Cache compiled programs in `cache_root()/xla`, unless JAX has another cache folder; call `trim_heap`."""
     import jax
 
     trim_heap()
@@ -31,10 +31,10 @@ def enable() -> None:
 
 @functools.cache
 def trim_heap() -> None:
-    """From now on, give the memory that a compilation has used back to the system when it is done.
+    """Return the compiler's free memory to the operating system after each compilation from now on.
 
-    The compiler frees it in pieces too small for the C library to do that by itself: a gigabyte after the training step
-    of a large network. Nothing happens with other C libraries than glibc.
+    It consists of pieces that are too small for glibc to return by itself: a gigabyte after the training step of a
+    large network. Does nothing with C libraries other than glibc.
     """
     import jax
 
@@ -42,16 +42,16 @@ def trim_heap() -> None:
     with contextlib.suppress(OSError, AttributeError):
         trim = ctypes.CDLL(None).malloc_trim
 
-    def after(event: str, duration_secs: float, **_: str | int) -> None:
-        if trim is not None and event == "/jax/core/compile/backend_compile_duration" and duration_secs > _SHORT:
+    def listener(event: str, duration_secs: float, **_: str | int) -> None:
+        if trim is not None and event == "/jax/core/compile/backend_compile_duration" and duration_secs > _MIN_SECONDS:
             trim(0)
 
-    jax.monitoring.register_event_duration_secs_listener(after)
+    jax.monitoring.register_event_duration_secs_listener(listener)
 
 
-def described() -> str:
-    """In words, for the end of a sentence: where compiled programs are kept, if they are."""
+def describe() -> str:
+    """Return a clause with the folder of the cache, for the end of a message; empty without a cache."""
     import jax
 
     folder = jax.config.jax_compilation_cache_dir  # type: ignore[attr-defined]
-    return f"; compiled programs are kept in {folder}" if folder else ""
+    return f"; compiled programs are cached in {folder}" if folder else ""

@@ -1,4 +1,4 @@
-"""How many programs have been compiled."""
+"""Counter of XLA compilations."""
 
 from __future__ import annotations
 
@@ -8,20 +8,23 @@ import threading
 import jax
 
 
-class Compilations(threading.local):
-    """How many programs XLA compiled, or took from the persistent cache, for this thread."""
+class CompileCounter(threading.local):
+    """Number of programs that this thread has compiled or loaded from the persistent cache."""
 
     count = 0
 
 
 @functools.cache
-def compilations() -> Compilations:
-    """The one counter of this process. JAX may compile without tracing anew: for arguments in another place."""
-    counter = Compilations()
+def get_counter() -> CompileCounter:
+    """Return the counter of this process, which counts from the first call.
 
-    def count(event: str, duration_secs: float, **_: str | int) -> None:
+    It also counts compilations without a new trace, such as for arguments on another device.
+    """
+    counter = CompileCounter()
+
+    def listener(event: str, duration_secs: float, **_: str | int) -> None:
         if event == "/jax/core/compile/backend_compile_duration":
             counter.count += 1
 
-    jax.monitoring.register_event_duration_secs_listener(count)
+    jax.monitoring.register_event_duration_secs_listener(listener)
     return counter

@@ -1,4 +1,4 @@
-"""Files of a run, which may lie in a remote store (gs://, s3://): whole or not at all."""
+"""Atomic writes, locks, and folder operations on local paths and in remote stores (gs://, s3://)."""
 
 from __future__ import annotations
 
@@ -14,98 +14,101 @@ from etils import epath
 
 from mrcnn_jax.errors import ConfigError
 
-_ROOM = 16  # bytes of a name that unfinished files add to it
+_SUFFIX_BYTES = 16  # that the names of temporary files add to a name
 
 
 def user_path(text: str) -> Path:
-    """The path that a person wrote; "~" is the home directory, which shells leave alone in `--flag=~/folder`."""
+    """Return a path from the command line with "~" expanded, which shells do not do in `--flag=~/folder`."""
     return Path(os.path.expanduser(text))
 
 
 def is_remote(path: epath.PathLike) -> bool:
-    """Whether `path` is in a remote store, whose objects are written whole and cannot grow."""
+    """Whether `path` is in a remote store, where objects are written as a whole and cannot be appended to."""
     return "://" in str(path)
 
 
 def check_output(path: epath.PathLike, option: str, *, folder: bool = False, parents: bool = True) -> None:
-    """Raise ConfigError where no file, or with `folder` nothing in a folder, could be written. Makes nothing.
+    """Raise ConfigError if `path` cannot be written. Creates nothing; call before long work.
 
-    To be called before the work whose result goes there. option: the argument that names `path`, for the message.
-    parents: folders above it that are missing will be made. A path in a remote store is not looked at.
+    option: command-line argument with the path, for the message.
+    folder: whether the output is a folder rather than a file.
+    parents: whether missing parent folders will be created.
+
+    Paths in remote stores are not checked.
     """
-    if not is_remote(path) and (reason := _why_not(Path(path), folder, parents)):
+    if not is_remote(path) and (reason := _why_not_writable(Path(path), folder, parents)):
         raise ConfigError(f"{option}={path} cannot be written to: {reason}; give another {option}")
 
 
-def _why_not(path: Path, folder: bool, parents: bool) -> str | None:
-    """Why `path` cannot be written; None if it can."""
+def _why_not_writable(path: Path, folder: bool, parents: bool) -> str | None:
+    """The reason why `path` cannot be written; None if it can."""
     try:
-        if path.exists():  # also a device, such as /dev/stdout, whose folder need not be writable
-            return _why_not_there(path, folder)
-        above = next(parent for parent in path.absolute().parents if parent.exists())
-        longest = os.pathconf(above, "PC_NAME_MAX")
+        if path.exists():  # including devices such as /dev/stdout, whose folder may be read-only
+            return _why_existing_not_writable(path, folder)
+        ancestor = next(parent for parent in path.absolute().parents if parent.exists())
+        max_bytes = os.pathconf(ancestor, "PC_NAME_MAX")
     except OSError as error:
         return str(error.strerror)
-    if any(len(os.fsencode(part)) > longest - _ROOM for part in path.parts):
+    if any(len(os.fsencode(part)) > max_bytes - _SUFFIX_BYTES for part in path.parts):
         return "a name in it is too long"
-    if above != path.absolute().parent and not parents and above.is_dir():
-        return f"there is no folder {path.parent}: make it"
-    return _why_not_there(above, folder=True)
+    if ancestor != path.absolute().parent and not parents and ancestor.is_dir():
+        return f"there is no folder {path.parent}: create it"
+    return _why_existing_not_writable(ancestor, folder=True)
 
 
-def _why_not_there(path: Path, folder: bool) -> str | None:
-    """As `_why_not`, of what is there."""
+def _why_existing_not_writable(path: Path, folder: bool) -> str | None:
+    """`_why_not_writable` of an existing file or folder."""
     if folder and not path.is_dir():
         return f"{path} is a file, not a folder"
     if not folder and path.is_dir():
         return f"{path} is a folder: name a file in it"
     if not os.access(path, os.W_OK | os.X_OK if folder else os.W_OK):
-        return f"{path} is read-only, or somebody else's"
+        return f"no permission to write to {path}"
     return None
 
 
 def write_text(path: epath.PathLike, text: str) -> None:
-    """Replace the text of a file, see `write_bytes`."""
+    """Atomically replace a text file, see `write_bytes`."""
     write_bytes(path, text.encode())
 
 
 def write_bytes(path: epath.PathLike, content: bytes) -> None:
-    """Replace the content of a file; who is killed meanwhile leaves the old one."""
+    """Atomically replace a file: at any time it has either the old or the new content."""
     path = epath.Path(path)
-    if is_remote(path):  # a store does it of its own accord, and renaming there is a copy
+    if is_remote(path):  # writes are atomic there, and renaming would copy
         path.write_bytes(content)
         return
     temporary = path.with_name(path.name + ".tmp")
     with open(temporary, "wb") as file:
         file.write(content)
         file.flush()
-        os.fsync(file.fileno())  # else a power failure can leave the new name with zeros in it
+        os.fsync(file.fileno())  # otherwise a power failure may leave zeros under the new name
     temporary.replace(path)
 
 
 @contextlib.contextmanager
-def claimed(folder: Path) -> Iterator[bool]:
-    """Within, True in one process at a time with the same local folder, False in others; nobody waits.
+def try_lock(folder: Path) -> Iterator[bool]:
+    """Try to hold an exclusive lock on a local folder; yields False if another process holds it.
 
-    The lock is gone when its process is, however that ends. File systems without locks give True.
+    The lock is released when the process ends. On file systems without locks, yields True.
     """
     descriptor = os.open(folder, os.O_RDONLY)
     try:
-        free = True
+        locked = True
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            free = False
+            locked = False
         except OSError:
             pass
-        yield free
+        yield locked
     finally:
         os.close(descriptor)
 
 
 @contextlib.contextmanager
 def folder_lock(folder: Path) -> Iterator[None]:
-    """Within, no other process is within with the same local folder. File systems without locks go without."""
+    """Hold an exclusive lock on a local folder. Does nothing on file systems without locks."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         with contextlib.suppress(OSError):
@@ -115,33 +118,33 @@ def folder_lock(folder: Path) -> Iterator[None]:
         os.close(descriptor)
 
 
-def replace(building: Path, place: Path) -> None:
-    """Rename the local folder `building`, which `tempfile.mkdtemp` made, to `place`; what was there is removed."""
-    outdated = Path(tempfile.mkdtemp(prefix=f".{place.name}-old-", dir=place.parent))
+def replace_folder(source: Path, target: Path) -> None:
+    """Rename the local folder `source`, which `tempfile.mkdtemp` created, to `target`, replacing what is there."""
+    outdated = Path(tempfile.mkdtemp(prefix=f".{target.name}-old-", dir=target.parent))
     try:
-        if place.exists():
-            place.rename(outdated / "data")
-        building.chmod(0o755)  # mkdtemp makes it private
-        building.rename(place)
+        if target.exists():
+            target.rename(outdated / "data")
+        source.chmod(0o755)  # mkdtemp creates it with 0o700
+        source.rename(target)
     finally:
         shutil.rmtree(outdated, ignore_errors=True)
 
 
-def move(source: epath.Path, target: epath.Path) -> None:
-    """Move a folder. In a store, which knows no folders, this copies every object before the first one goes."""
+def move_folder(source: epath.Path, target: epath.Path) -> None:
+    """Move a folder. A remote store, which has no folders, copies all objects before it deletes the first one."""
     target.parent.mkdir(parents=True, exist_ok=True)
     if not is_remote(source):
         source.rename(target)
         return
-    copy(source, target)
+    copy_folder(source, target)
     source.rmtree()
 
 
-def copy(source: epath.Path, target: epath.Path) -> None:
-    """Copy what is in a folder into another one, which may be in another place."""
+def copy_folder(source: epath.Path, target: epath.Path) -> None:
+    """Copy the content of a folder into another one, which may be in another file system or store."""
     for entry in source.iterdir():
         if entry.is_dir():
-            copy(entry, target / entry.name)
+            copy_folder(entry, target / entry.name)
         else:
             target.mkdir(parents=True, exist_ok=True)
             (target / entry.name).write_bytes(entry.read_bytes())

@@ -1,6 +1,6 @@
-"""A few rounds of a loop, recorded for the profile viewer of TensorBoard: `--profile` of train.py and eval.py.
+"""Profiles of a few steps of a loop for TensorBoard: `--profile` of `mrcnn train` and `mrcnn eval`.
 
-Only the main process records: it alone touches the workdir, and two processes of one host would write the same file.
+Only process 0 records, because two processes on one host would write the same file.
 """
 
 from __future__ import annotations
@@ -17,27 +17,27 @@ from etils import epath
 
 from mrcnn_jax.distributed import collectives
 from mrcnn_jax.runtime import files
-from mrcnn_jax.runtime.compile_counter import compilations
+from mrcnn_jax.runtime.compile_counter import get_counter
 
-FOLDER = "profile"  # in the workdir, or in its folder of an evaluation
-ROUNDS = 5
-# The viewer counts events by this name, which is TensorFlow's, as waiting for input.
-WAITING = "IteratorGetNext"
+FOLDER = "profile"  # in the work directory, or in its evaluation folder
+NUM_STEPS = 5
+# Event name of waiting for input. It is TensorFlow's, which the profile viewer counts as input time.
+INPUT_EVENT = "IteratorGetNext"
 
 logger = logging.getLogger(__name__)
 
 
 class StepProfiler:
-    """The rounds of a loop, unrecorded."""
+    """Marks the steps of a loop. This base class records nothing."""
 
     def begin(self, number: int) -> None:
-        """Round `number` begins."""
+        """Begin step `number`."""
 
     def end(self, results: Any) -> None:
-        """The round that began last is over; `results` is all that the devices compute in it, and may be under way."""
+        """End the step. `results` contains all its device arrays, which may still be computed."""
 
     def stop(self) -> None:
-        """End a recording that has begun, because something else follows. The devices have nothing left to do."""
+        """Finish a recording in progress, before other work. The devices must be idle."""
 
     def __enter__(self) -> StepProfiler:
         return self
@@ -48,71 +48,71 @@ class StepProfiler:
         self.stop()
 
 
-class Profile(StepProfiler):
-    """Records `ROUNDS` rounds into a folder, as soon as there was one that compiled nothing, or those that there are.
+class RecordingProfiler(StepProfiler):
+    """Records up to `NUM_STEPS` steps into a folder, after the first step without a compilation.
 
-    The devices are idle when the recording begins and ends, so that it holds the work of whole rounds.
+    The devices are idle when the recording begins and ends, so that it contains the work of whole steps.
     """
 
     def __init__(self, folder: epath.PathLike, name: str):
-        """The viewer calls each round `name` and its number."""
+        """`name` and its number label each step in the viewer."""
         self._folder, self._name = epath.Path(folder), name
-        self._warm = False  # whether the round before compiled nothing
-        self._compiled = 0  # programs, before this round
-        self._left = ROUNDS
-        self._local: tempfile.TemporaryDirectory[str] | None = None  # what is recorded, while it is
-        self._round = contextlib.ExitStack()
+        self._warm = False  # whether the previous step compiled nothing
+        self._compiled = 0  # number of compilations before this step
+        self._remaining = NUM_STEPS
+        self._local: tempfile.TemporaryDirectory[str] | None = None  # local copy of a recording in progress
+        self._step = contextlib.ExitStack()
 
     def begin(self, number: int) -> None:
-        self._compiled = compilations().count
-        if self._left == ROUNDS and self._warm:
+        self._compiled = get_counter().count
+        if self._remaining == NUM_STEPS and self._warm:
             self._start()
         if self._local is not None:
-            self._round.enter_context(jax.profiler.StepTraceAnnotation(self._name, step_num=number))
+            self._step.enter_context(jax.profiler.StepTraceAnnotation(self._name, step_num=number))
 
     def end(self, results: Any) -> None:
         if self._local is not None:
-            self._left -= 1
-            if self._left == 0:
+            self._remaining -= 1
+            if self._remaining == 0:
                 jax.block_until_ready(results)
-            self._round.close()
-            if self._left == 0:
+            self._step.close()
+            if self._remaining == 0:
                 self.stop()
-        elif self._left == ROUNDS:
-            self._warm = compilations().count == self._compiled
+        elif self._remaining == NUM_STEPS:
+            self._warm = get_counter().count == self._compiled
             if self._warm:
                 jax.block_until_ready(results)
 
     def stop(self) -> None:
-        self._round.close()
+        self._step.close()
         if self._local is None:
             return
         with self._local as local:
             self._local = None
             jax.profiler.stop_trace()
             self._folder.mkdir(parents=True, exist_ok=True)
-            files.copy(epath.Path(local), self._folder)
-        recorded, self._left = ROUNDS - self._left, 0
+            files.copy_folder(epath.Path(local), self._folder)
+        recorded, self._remaining = NUM_STEPS - self._remaining, 0
         logger.info(
-            "%d rounds of %s are recorded in %s; to look at them: tensorboard --logdir=%s"
+            "wrote a profile of %d steps of %s to %s; view it with: tensorboard --logdir=%s"
             " (pip install tensorboard xprof)",
             *(recorded, self._name, self._folder, shlex.quote(str(self._folder))),
         )
 
     def _start(self) -> None:
-        self._local = tempfile.TemporaryDirectory(prefix="profile-")  # the profiler knows no stores such as gs://
+        self._local = tempfile.TemporaryDirectory(prefix="profile-")  # the profiler cannot write to gs://
         options = jax.profiler.ProfileOptions()
-        options.python_tracer_level = 0  # every call of a Python function: it takes longer than what is looked for
+        options.python_tracer_level = 0  # tracing Python calls would take longer than the step
         jax.profiler.start_trace(self._local.name, profiler_options=options)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.stop()
-        if self._left == ROUNDS:
-            logger.info("nothing of %s was recorded: it ended before a round that compiled nothing", self._name)
+        if self._remaining == NUM_STEPS:
+            logger.info("no profile of %s: it ended before a step without a compilation", self._name)
 
 
 def profile_steps(folder: epath.PathLike, name: str, *, recorded: bool) -> StepProfiler:
-    """A loop's rounds, which the main process records into `folder` if they are to be."""
-    return Profile(folder, name) if recorded and collectives.is_main() else StepProfiler()
+    """Return the profiler of a loop, which writes to `folder` on process 0 if `recorded`."""
+    return RecordingProfiler(folder, name) if recorded and collectives.is_main() else StepProfiler()

@@ -1,4 +1,4 @@
-"""How far a loop has come: a bar on a terminal, plain lines elsewhere."""
+"""Progress of a loop: a progress bar in a terminal, plain lines elsewhere."""
 
 from __future__ import annotations
 
@@ -8,30 +8,31 @@ from collections.abc import Iterable, Iterator
 from typing import TypeVar
 
 T = TypeVar("T")
-_SECONDS_BETWEEN_LINES = 10.0
+_LINE_INTERVAL = 10.0  # seconds
 
 
 def track(items: Iterable[T], total: int | None, what: str) -> Iterator[T]:
-    """Yield `items` and show how many of `total` have come; `what` names them, as in "images evaluated".
+    """Yield `items` and display the progress.
 
-    `total` is None where nobody knows it, of a camera's pictures for example.
+    total: number of items; None if it is unknown, as for a camera.
+    what: noun phrase for the items, such as "images evaluated".
     """
     if sys.stdout.isatty():
         try:
             from rich.progress import track as bar
         except ImportError:
-            pass  # plain lines do as well
+            pass  # print lines instead
         else:
             return iter(bar(items, description=what, total=total))
-    return _lines(items, total, what)
+    return _print_lines(items, total, what)
 
 
-def _lines(items: Iterable[T], total: int | None, what: str) -> Iterator[T]:
-    start = spoken = time.perf_counter()
+def _print_lines(items: Iterable[T], total: int | None, what: str) -> Iterator[T]:
+    start = printed = time.perf_counter()
     of_total = "" if total is None else f"/{total}"
     for done, item in enumerate(items, 1):
         yield item
         now = time.perf_counter()
-        if done == total or now - spoken > _SECONDS_BETWEEN_LINES:
-            spoken = now
-            print(f"{done}{of_total} {what}, {done / (now - start):.2f} a second", flush=True)
+        if done == total or now - printed > _LINE_INTERVAL:
+            printed = now
+            print(f"{done}{of_total} {what}, {done / (now - start):.2f}/s", flush=True)

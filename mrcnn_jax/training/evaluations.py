@@ -71,7 +71,7 @@ class Evaluations:
         def read() -> bytes:
             return json.dumps([_keep_until(self._path, step), best_step(self._workdir)]).encode()
 
-        rows, held = json.loads(collectives.on_main(read))
+        rows, held = json.loads(collectives.run_on_main(read))
         self._rows = {row["step"]: row for row in rows}
         self._held = held if held in self._rows else None
         best, highest, metric = self.best(), self._highest(), self._config.train.best_metric
@@ -198,7 +198,7 @@ class Evaluations:
             _write(self._path, [row for _, row in sorted(self._rows.items())])
             return b""
 
-        collectives.on_main(write)
+        collectives.run_on_main(write)
 
 
 def _check_best(config: Config, dataset: Dataset) -> None:

@@ -90,14 +90,14 @@ class Interruptions:
     def interrupted(self, step: int | None = None) -> Interrupted:
         """The exception to raise when `reached`; `step` is that of the state that is saved now, if one had to be."""
         stopped = _interrupted(signal.SIGTERM if self._number is None else self._number, step)
-        stopped.everywhere = self._agreed
+        stopped.on_all_processes = self._agreed
         return stopped
 
     def _agree_with_others(self) -> None:
         """From now on JAX hears SIGTERM (its handler replaces ours) and chooses where all processes stop."""
         if self._together or jax.process_count() == 1:
             return
-        collectives.watch_preemption()
+        collectives.enable_preemption_sync()
         self._together = True
         if self._number is not None:
             os.kill(os.getpid(), signal.SIGTERM)

@@ -91,7 +91,7 @@ class Loop:
             if measure and self._measure(step, state):
                 return state, step
             self.profile.begin(step + 1)
-            with self.log.waiting(), jax.profiler.TraceAnnotation(profiling.WAITING):
+            with self.log.waiting(), jax.profiler.TraceAnnotation(profiling.INPUT_EVENT):
                 batch = next(batches)
             state, metrics = self._start_step(state, batch, key)
             self._flush_metrics(pending, state, key)

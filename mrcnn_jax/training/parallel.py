@@ -15,7 +15,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from mrcnn_jax.errors import ConfigError, RecompilationError
-from mrcnn_jax.runtime.compile_counter import compilations
+from mrcnn_jax.runtime.compile_counter import get_counter
 from mrcnn_jax.structures import Batch
 
 AXIS_NAME = "devices"
@@ -38,7 +38,7 @@ class CompiledTrainStep:
         `devices` are those of this process (default: all of them); where it is one of several, all of them must be.
         """
         self.traces = 0
-        self._compilations = compilations()
+        self._compilations = get_counter()
         self._first: dict[PyTree, dict[str, str]] = {}  # shapes of a batch -> what went in when they were new
 
         def counted(state: PyTree, batch: PyTree, key_data: jax.Array) -> tuple[PyTree, dict[str, jax.Array]]:

@@ -133,7 +133,7 @@ class _Run:
             print(
                 f"{self.workdir}: step {start} of {train.steps}, {len(dataset)} images, {jax.device_count()} devices"
                 f" ({jax.devices()[0].device_kind}) in {count} processes, seed {train.seed}, jax {jax.__version__}",
-                f"the first step of each image shape is compiled before it is done{compilation_cache.described()}",
+                f"the first step of each image shape is compiled before it is done{compilation_cache.describe()}",
                 sep="\n",
                 flush=True,
             )
@@ -205,7 +205,7 @@ def _claim(config: Config, workdir: epath.PathLike, dataset: Dataset) -> tuple[C
         prepare_workdir(workdir, resolved, dataset.fingerprint())
         return to_json(resolved).encode()
 
-    return from_json(collectives.on_main(claim).decode()), variables
+    return from_json(collectives.run_on_main(claim).decode()), variables
 
 
 def with_categories(config: Config, categories: Categories) -> Config:

@@ -140,7 +140,7 @@ def test_full_disk(tmp_path):
             except CheckpointError as error:
                 message = str(error)
                 assert message.startswith("checkpoint 2 could not be written to " + sys.argv[1]), message
-                assert "File too large. The last complete one is of step 1. Make room" in message, message
+                assert "File too large. The last complete one is of step 1. Free disk space" in message, message
                 assert (error.step, error.last, error.exit_status) == (2, 1, 74)
                 return
             raise AssertionError("no error")
@@ -199,8 +199,8 @@ MetricsLog.step = step
         assert job.wait() == [74]
         said = job.output()  # other lines may be from the failed save
     assert f"error: checkpoint 6 could not be written to {workdir}/checkpoints: File too large." in said
-    assert "The last complete one is of step 3. Make room" in said
-    assert "then the same command continues" in said
+    assert "The last complete one is of step 3. Free disk space" in said
+    assert "then run the same command to continue" in said
     with launch(train, tmp_path / "second", devices=2) as job:
         assert "step 3 of 10" in job.succeed()
     _, variables = load_variables(workdir)

@@ -1,4 +1,4 @@
-"""The check command: what it exits with, what it names, and that training says the same."""
+"""`mrcnn check`: exit status and messages, which are those of training."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from mrcnn_jax.errors import DataError
 
 
 @pytest.fixture(autouse=True)
-def in_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Pages are written to the current folder."""
+def in_temporary_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Changes the current folder, where pages are written."""
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
 
@@ -30,17 +30,17 @@ def run(folder: Any, *arguments: str) -> int:
     return mrcnn(["check", str(folder.root), *arguments])
 
 
-def absent(folder: Any) -> None:
+def missing_files(folder: Any) -> None:
     for name in ("1.png", "5.png"):
         (folder.root / "images" / name).unlink()
 
 
-def cut_off(folder: Any) -> None:
+def truncated_file(folder: Any) -> None:
     path = folder.root / "images" / "2.png"
     path.write_bytes(path.read_bytes()[:1000])
 
 
-def other_size(folder: Any) -> None:
+def wrong_size(folder: Any) -> None:
     folder.content["images"][3]["height"] = 65
 
 
@@ -53,22 +53,22 @@ def duplicates(folder: Any) -> None:
     folder.content["images"].append({**folder.content["images"][0], "file_name": "again.png"})
 
 
-def stranger(folder: Any) -> None:
+def unknown_image(folder: Any) -> None:
     folder.add(12345, [1, 1, 5, 5], id=78)
 
 
-def everything(folder: Any) -> None:
-    for breaking in (absent, cut_off, other_size, unknown_category, duplicates, stranger):
-        breaking(folder)
+def all_problems(folder: Any) -> None:
+    for corrupt in (missing_files, truncated_file, wrong_size, unknown_category, duplicates, unknown_image):
+        corrupt(folder)
 
 
-def drop_some(folder: Any, count: int = 1) -> None:
+def add_dropped(folder: Any, count: int = 1) -> None:
     for i in range(count):
         folder.add(98, [1, 1, 5 + i / 8, 0], id=1000 + i)
         folder.add(99, [1, 1, 5 + i / 8, 5], id=2000 + i, segmentation=[[1, 1, 6, 6]])
 
 
-BROKEN = (absent, cut_off, other_size, unknown_category, duplicates, stranger, everything)
+PROBLEMS = (missing_files, truncated_file, wrong_size, unknown_category, duplicates, unknown_image, all_problems)
 
 
 def test_clean_data(coco_folder: Any, capsys: pytest.CaptureFixture[str]) -> None:
@@ -76,44 +76,44 @@ def test_clean_data(coco_folder: Any, capsys: pytest.CaptureFixture[str]) -> Non
     printed = capsys.readouterr()
     page = Path("check-coco.html")
     assert page.is_file()
-    assert printed.out.splitlines()[-1] == f"nothing is wrong; pictures and histograms in {page}"
+    assert printed.out.splitlines()[-1] == f"no problems found; images and histograms in {page}"
     assert printed.err == ""
     for text in ("7/7 images checked", "boat", "kite", "smallest 30x64, median 50x50, largest 64x64"):
         assert text in printed.out
 
 
-@pytest.mark.parametrize("breaking", BROKEN)
+@pytest.mark.parametrize("corrupt", PROBLEMS)
 def test_refusals_are_those_of_training(
-    coco_folder: Any, capsys: pytest.CaptureFixture[str], breaking: Callable[[Any], None]
+    coco_folder: Any, capsys: pytest.CaptureFixture[str], corrupt: Callable[[Any], None]
 ) -> None:
-    breaking(coco_folder)
+    corrupt(coco_folder)
     assert run(coco_folder) == 1
     printed = capsys.readouterr().out.splitlines()
     with pytest.raises(DataError) as refused:
         load_split(coco_folder.config().data, "train")
     lines = str(refused.value).splitlines()
     assert [line for line in printed if line.startswith(f"{coco_folder.root / 'coco.json'}: ")] == lines
-    assert printed[-1].startswith("refused: training does not start, for ")
+    assert printed[-1].startswith("refused: training would not start (")
 
 
-def test_what_is_dropped_is_what_training_drops(
+def test_dropped_annotations_are_those_of_training(
     coco_folder: Any, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
 ) -> None:
-    drop_some(coco_folder)
+    add_dropped(coco_folder)
     assert run(coco_folder) == 1
     printed = capsys.readouterr().out.splitlines()
     with caplog.at_level(logging.WARNING):
         load_split(coco_folder.config().data, "train")
-    said = [message for message in caplog.messages if "dropped) in 1 annotation: " in message]
-    assert len(said) == 2
-    assert [line for line in printed if "dropped) in 1 annotation: " in line] == said
-    assert printed[-1].startswith("training starts, without 2 things that are wrong; ")
+    dropped = [message for message in caplog.messages if ": dropped" in message]
+    assert len(dropped) == 2
+    assert [line for line in printed if ": dropped" in line] == dropped
+    assert printed[-1].startswith("training would start, but drop data (2 problems); ")
 
 
-def test_all_culprits_are_named_where_training_names_twenty(
+def test_lists_all_ids_where_training_lists_twenty(
     coco_folder: Any, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
 ) -> None:
-    drop_some(coco_folder, 30)
+    add_dropped(coco_folder, 30)
     assert run(coco_folder) == 1
     printed = capsys.readouterr().out
     with caplog.at_level(logging.WARNING):
@@ -156,7 +156,7 @@ def points_as_pairs(folder: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    ("breaking", "said"),
+    ("corrupt", "message"),
     [
         (
             all_crowds,
@@ -180,22 +180,22 @@ def points_as_pairs(folder: Any) -> None:
         ),
     ],
 )
-def test_nothing_to_learn_from(
-    coco_folder: Any, capsys: pytest.CaptureFixture[str], breaking: Callable[[Any], None], said: str
+def test_no_instance_to_train_on(
+    coco_folder: Any, capsys: pytest.CaptureFixture[str], corrupt: Callable[[Any], None], message: str
 ) -> None:
-    """The check and the training refuse with the same line."""
-    breaking(coco_folder)
+    """The message is that of training."""
+    corrupt(coco_folder)
     assert run(coco_folder, "--accept-dropped") == 2
     printed = capsys.readouterr().out.splitlines()
     config = coco_folder.config()
     with pytest.raises(DataError) as refused:
         train_batches(load_split(config.data, "train"), config)
-    assert str(refused.value).startswith(f"{coco_folder.root / 'coco.json'}: {said}")
+    assert str(refused.value).startswith(f"{coco_folder.root / 'coco.json'}: {message}")
     assert str(refused.value) in printed
-    assert printed[-1].startswith("refused: training does not start, for 1 reasons; ")
+    assert printed[-1].startswith("refused: training would not start (1 problem); ")
 
 
-def test_boxes_are_learned_where_all_masks_are_lost(coco_folder: Any) -> None:
+def test_boxes_train_without_valid_masks(coco_folder: Any) -> None:
     points_as_pairs(coco_folder)
     config = coco_folder.config()
     boxes_only = dataclasses.replace(config, model=dataclasses.replace(config.model, mask=None))
@@ -204,20 +204,20 @@ def test_boxes_are_learned_where_all_masks_are_lost(coco_folder: Any) -> None:
 
 
 @pytest.mark.parametrize("name", ["image_info_test2017.json", "image_info_unlabeled2017.json", "val.json"])
-def test_what_is_not_for_training_needs_no_annotations(coco_folder: Any, name: str) -> None:
+def test_other_splits_need_no_annotations(coco_folder: Any, name: str) -> None:
     no_annotations(coco_folder)
     coco_folder.save().rename(coco_folder.root / name)
     assert mrcnn(["check", str(coco_folder.root)]) == 0
 
 
 def test_accept_dropped(coco_folder: Any) -> None:
-    drop_some(coco_folder)
+    add_dropped(coco_folder)
     assert run(coco_folder, "--accept-dropped") == 0
     unknown_category(coco_folder)
     assert run(coco_folder, "--accept-dropped") == 1
 
 
-def test_the_page_goes_where_it_is_told_to(coco_folder: Any, tmp_path: Path) -> None:
+def test_output(coco_folder: Any, tmp_path: Path) -> None:
     assert run(coco_folder, "--output", str(tmp_path / "page.html")) == 0
     assert (tmp_path / "page.html").is_file()
     assert not list(Path().iterdir())
@@ -231,7 +231,7 @@ def test_the_page_goes_where_it_is_told_to(coco_folder: Any, tmp_path: Path) -> 
         ([".", "--images", "nowhere"], "no folder nowhere; give the folder with the images as --images"),
         (
             [".", "--output", "no/where.html"],
-            "--output=no/where.html cannot be written to: there is no folder no: make it; give another --output",
+            "--output=no/where.html cannot be written to: there is no folder no: create it; give another --output",
         ),
     ],
 )
@@ -240,7 +240,7 @@ def test_nothing_to_check(arguments: list[str], message: str, capsys: pytest.Cap
     assert capsys.readouterr().err == f"error: {message}\n"
 
 
-def test_other_json_files_are_no_data(capsys: pytest.CaptureFixture[str]) -> None:
+def test_other_json_files_are_skipped(capsys: pytest.CaptureFixture[str]) -> None:
     Path("results.json").write_text("[]")
     Path("captions.json").write_text('{"images": [], "annotations": []}')
     assert mrcnn(["check", "."]) == 2
@@ -250,13 +250,13 @@ def test_other_json_files_are_no_data(capsys: pytest.CaptureFixture[str]) -> Non
     )
 
 
-def test_a_file_that_was_asked_for_is_not_passed_over(capsys: pytest.CaptureFixture[str]) -> None:
+def test_given_file_is_not_skipped(capsys: pytest.CaptureFixture[str]) -> None:
     Path("results.json").write_text("[]")
     assert mrcnn(["check", "results.json"]) == 1
     assert "results.json is not a COCO instances file: it has no list 'images'" in capsys.readouterr().out
 
 
-def test_a_broken_file_does_not_hide_the_others(coco_folder: Any, capsys: pytest.CaptureFixture[str]) -> None:
+def test_invalid_json_beside_valid_files(coco_folder: Any, capsys: pytest.CaptureFixture[str]) -> None:
     (coco_folder.root / "val.json").write_text('{"images": [')
     assert run(coco_folder) == 1
     printed = capsys.readouterr().out
@@ -265,7 +265,7 @@ def test_a_broken_file_does_not_hide_the_others(coco_folder: Any, capsys: pytest
     assert "is not valid JSON" in Path("check-coco.html").read_text()
 
 
-def test_images_that_are_nowhere(coco_folder: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_missing_image_folder(coco_folder: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (coco_folder.root / "images").rename(tmp_path / "elsewhere")
     assert run(coco_folder) == 1
     printed = capsys.readouterr().out
@@ -288,7 +288,7 @@ def test_interrupted(coco_folder: Any, monkeypatch: pytest.MonkeyPatch, capsys: 
     assert not list(Path().iterdir())
 
 
-def test_without_rich_the_numbers_are_plain_lines(
+def test_plain_lines_without_rich(
     coco_folder: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     coco_folder.content["categories"] = [*coco_folder.content["categories"], {"id": 4, "name": "dog"}]
@@ -299,7 +299,7 @@ def test_without_rich_the_numbers_are_plain_lines(
 
 
 @pytest.mark.medium
-def test_as_a_command(coco_folder: Any) -> None:
+def test_command(coco_folder: Any) -> None:
     coco_folder.save()
     root = Path(mrcnn_jax.__file__).parents[1]
     done = subprocess.run(
@@ -310,4 +310,4 @@ def test_as_a_command(coco_folder: Any) -> None:
         check=False,
     )
     assert (done.returncode, done.stderr) == (0, "")
-    assert done.stdout.endswith("nothing is wrong; pictures and histograms in check-coco.html\n")
+    assert done.stdout.endswith("no problems found; images and histograms in check-coco.html\n")

@@ -1,4 +1,4 @@
-"""`mrcnn config`: a line for each valid recipe, and the names of all that are not."""
+"""`mrcnn config`: a table of valid recipes, and errors of invalid ones."""
 
 from __future__ import annotations
 
@@ -33,12 +33,12 @@ BAD = {
 
 
 @pytest.fixture
-def uncounted(monkeypatch):
-    """Counting the parameters of every network takes seconds; this counts none."""
-    monkeypatch.setattr(command, "parameters", lambda model: 12_345_678)
+def fake_count(monkeypatch):
+    """Replaces the parameter count, which takes seconds for all networks."""
+    monkeypatch.setattr(command, "count_parameters", lambda model: 12_345_678)
 
 
-def test_every_recipe_has_a_line(uncounted, capsys):
+def test_every_recipe_has_a_line(fake_count, capsys):
     assert mrcnn(["config", *(str(path) for path in RECIPES)]) == 0
     heads, ruler, *lines = capsys.readouterr().out.split("\n\n")[0].splitlines()
     assert heads.split() == ["recipe", "network", "parameters", "training", "published"]
@@ -47,8 +47,8 @@ def test_every_recipe_has_a_line(uncounted, capsys):
     assert all("12.3 M" in line for line in lines)
 
 
-def test_tilde_is_the_home_directory(uncounted, capsys, tmp_path, monkeypatch):
-    """Shells leave it alone in `--flag=~/folder`, and do not see what other programs start."""
+def test_tilde_is_the_home_directory(fake_count, capsys, tmp_path, monkeypatch):
+    """Shells do not expand it in `--flag=~/folder`."""
     monkeypatch.setenv("HOME", str(tmp_path))
     shutil.copy(CONFIGS / "quickstart.py", tmp_path / "own.py")
     assert mrcnn(["config", "~/own.py"]) == 0
@@ -64,7 +64,7 @@ def test_tilde_is_the_home_directory(uncounted, capsys, tmp_path, monkeypatch):
     assert cache_root() == tmp_path / "cache"
 
 
-def test_invalid_files_are_all_named(uncounted, capsys, tmp_path):
+def test_invalid_recipes(fake_count, capsys, tmp_path):
     paths = [CONFIGS / "quickstart.py"]
     for name, text in BAD.items():
         paths.append(tmp_path / f"{name}.py")
@@ -80,14 +80,14 @@ def test_invalid_files_are_all_named(uncounted, capsys, tmp_path):
     assert missing.startswith(f"{paths[4]}: ConfigError: no configuration file")
 
 
-def test_nothing_but_invalid_files(capsys, tmp_path):
+def test_only_invalid_recipes(capsys, tmp_path):
     assert mrcnn(["config", str(tmp_path / "missing.py")]) == 1
     assert not capsys.readouterr().out
 
 
 @pytest.mark.medium
-def test_is_a_command(monkeypatch, capsys):
-    """As `python -m` runs it, with a network whose parameters Detectron2 counts as well."""
+def test_command(monkeypatch, capsys):
+    """Run by `python -m`; the number of parameters is that of Detectron2."""
     monkeypatch.setattr(sys, "argv", ["mrcnn", "config", str(CONFIGS / "mask_rcnn_r50_fpn_1x.py")])
     with pytest.raises(SystemExit) as status:
         runpy.run_module("mrcnn_jax.cli", run_name="__main__")
@@ -107,11 +107,11 @@ def test_is_a_command(monkeypatch, capsys):
         ("mask_rcnn_R_50_FPN_gn", "R50-FPN gn, box mask"),
     ],
 )
-def test_networks_in_a_word(name, line):
+def test_network_summary(name, line):
     assert command.network(presets.detectron2_model(name)) == line
 
 
-def test_trainings_in_a_word():
+def test_training_summary():
     config = presets.coco("any", presets.detectron2(), "2x")
     assert command.training(config) == "180k x 16, sgd 0.02, 120k 160k"
     config = apply_overrides(config, ["train.steps=1500", "optimizer.milestones=()", "optimizer.name=adamw"])
@@ -119,7 +119,7 @@ def test_trainings_in_a_word():
     assert command.training(apply_overrides(config, ["optimizer.schedule=cosine"])).endswith(", cosine")
 
 
-def test_a_star_says_that_weights_are_needed():
+def test_star_marks_recipes_that_need_weights():
     config = presets.coco("frozen", presets.detectron2(), "1x")
     assert command.name(config) == "frozen*"
     assert command.name(apply_overrides(config, ["init=weights.npz"])) == "frozen"
@@ -127,7 +127,7 @@ def test_a_star_says_that_weights_are_needed():
     assert command.name(apply_overrides(config, free)) == "frozen"
 
 
-def test_published_numbers_are_read_over_line_ends():
+def test_published_metrics():
     assert (
         command.published("Title.\n\nPublished: box AP 1.0,\nmask AP 2.0 (somewhere).\nMore.")
         == "box AP 1.0, mask AP 2.0"
@@ -136,14 +136,14 @@ def test_published_numbers_are_read_over_line_ends():
 
 
 @pytest.mark.parametrize("path", [path for path in RECIPES if "rcnn_r50" in path.stem or "101" in path.stem])
-def test_recipes_for_coco_say_what_is_published_and_what_we_ran(path):
+def test_docstrings_of_coco_recipes(path):
     text = " ".join((ast.get_docstring(ast.parse(path.read_text())) or "").split())
     assert re.match(r"(box|mask|keypoint) AP \d\d\.\d", command.published(text))
-    for head in ("Training: batch ", "By us: ", "Initial weights (`init`): ", f"--config=configs/{path.name} "):
+    for head in ("Training: batch size ", "Status: ", "Initial weights (`init`): ", f"--config=configs/{path.name} "):
         assert head in text
     config = load_config(path)
     assert config.name == path.stem
-    assert f"batch {config.train.batch_size}, SGD {config.optimizer.learning_rate:g}".replace(" 0.", " .") in text
+    assert f"batch size {config.train.batch_size}, SGD {config.optimizer.learning_rate:g}" in text
     if "epochs" not in text:
         milestones = " and ".join(f"{step:,}" for step in config.optimizer.milestones)
-        assert f"{config.train.steps:,} steps, / 10 at {milestones}; shorter side" in text
+        assert f"{config.train.steps:,} steps, / 10 at {milestones}; shortest edge" in text

@@ -1,4 +1,4 @@
-"""train.py: overrides reach the run, and what the user can mend is said in one line."""
+"""`train.py`: overrides, exit statuses, and error messages in one line."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def recipe(tmp_path):
 
 @pytest.fixture
 def command(monkeypatch, recipe):
-    """Run train.py with arguments after the recipe and the workdir; its exit status."""
+    """A function that runs train.py with additional arguments and returns its exit status."""
     cache = jax.config.jax_compilation_cache_dir
     assert cache is not None  # so that the command leaves the tests' cache alone
 
@@ -62,7 +62,7 @@ def test_the_workdir_is_named_after_the_recipe(command, monkeypatch):
     assert calls[0][1] == "runs/mine"
 
 
-def test_a_recording_can_be_asked_for(command, monkeypatch):
+def test_profile_flag(command, monkeypatch):
     calls = []
     monkeypatch.setattr(train_module, "train", lambda *_, **options: calls.append(options))
     assert command("--profile") == 0
@@ -77,23 +77,22 @@ def test_a_recording_can_be_asked_for(command, monkeypatch):
         ("--steps=7", "unknown argument --steps=7"),
     ],
 )
-def test_mistakes_are_named(command, capsys, argument, message):
+def test_invalid_arguments(command, capsys, argument, message):
     assert command(argument) == 2
     assert message in capsys.readouterr().err
 
 
-def test_bad_loss_is_an_error_of_the_command(command, monkeypatch, capsys):
+def test_nonfinite_loss(command, monkeypatch, capsys):
     def train(*_, **__):
         raise non_finite(12, [397133], {"loss": float("nan"), "skipped": 1}, "run/failures/step_12.npz")
 
     monkeypatch.setattr(train_module, "train", train)
     assert command() == 1
-    said = capsys.readouterr().err
-    assert "step 12 (loss nan), images [397133]" in said
+    assert "step 12 (loss nan), images [397133]" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
-    ("error", "status", "said"),
+    ("error", "status", "message"),
     [
         (
             Interrupted(signal.SIGTERM, "saved at step 7; the same command continues"),
@@ -107,38 +106,38 @@ def test_bad_loss_is_an_error_of_the_command(command, monkeypatch, capsys):
         ),
         (KeyboardInterrupt(), 130, "Ctrl-C: interrupted\n"),
         (CheckpointError(3, None, "run", "No space left on device"), 74, "error: checkpoint 3 could not be written"),
-        (OSError(errno.ENOSPC, "No space left on device"), 74, "No space left on device; make room, then the same"),
+        (OSError(errno.ENOSPC, "No space left on device"), 74, "No space left on device; free disk space, then run"),
     ],
 )
-def test_the_exit_status_says_what_to_do(command, monkeypatch, capsys, error, status, said):
+def test_exit_status_and_message(command, monkeypatch, capsys, error, status, message):
     def train(*_, **__):
         raise error
 
     monkeypatch.setattr(train_module, "train", train)
     assert command() == status
-    assert said in capsys.readouterr().err
+    assert message in capsys.readouterr().err
 
 
-def test_what_nobody_foresaw_keeps_its_traceback(command, monkeypatch):
+def test_unexpected_error_is_raised(command, monkeypatch):
     def train(*_, **__):
-        raise ValueError("Gloo")  # a lost peer, if there were one
+        raise ValueError("Gloo")  # with several processes: another process was lost
 
     monkeypatch.setattr(train_module, "train", train)
     with pytest.raises(ValueError, match="Gloo"):
         command()
 
 
-def test_a_running_save_is_finished_first():
+def test_exit_callbacks():
     done = []
     with failure.finish_before_exit(lambda: done.append("saved")):
-        failure._do_duties()
-    failure._do_duties()
+        failure._run_exit_callbacks()
+    failure._run_exit_callbacks()
     assert done == ["saved"]
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
-def test_status_is_kept_where_the_message_cannot_be_written(tmp_path):
-    """A log on the disk that is full: neither the failing print nor what is left in buffers changes the status."""
+def test_exit_status_on_full_disk(tmp_path):
+    """Neither the failing print nor unflushed buffers change it."""
     with open("/dev/full", "w") as full:
         done = subprocess.run(
             [sys.executable, str(ROOT / "eval.py"), f"--workdir={tmp_path}"], cwd=ROOT, stdout=full, stderr=full
@@ -146,10 +145,10 @@ def test_status_is_kept_where_the_message_cannot_be_written(tmp_path):
     assert done.returncode == 2
 
 
-def test_closed_loop_of_a_failed_save_is_not_told(monkeypatch):
-    told = []
-    monkeypatch.setattr(sys, "unraisablehook", lambda what: told.append(str(what.exc_value)))
+def test_closed_event_loop_is_not_reported(monkeypatch):
+    reported = []
+    monkeypatch.setattr(sys, "unraisablehook", lambda error: reported.append(str(error.exc_value)))
     assert common.run(lambda: None) == 0
     for text in ("Event loop is closed", "the loop is open"):
         sys.unraisablehook(SimpleNamespace(exc_value=RuntimeError(text)))
-    assert told == ["the loop is open"]
+    assert reported == ["the loop is open"]

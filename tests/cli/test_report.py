@@ -1,4 +1,4 @@
-"""The command: anybody's results in, a page out; what cannot be used is named."""
+"""`mrcnn report`: reports on results of other programs, and messages for unusable files."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ def run(folder: Path, *more: str) -> int:
     return mrcnn(["report", *arguments, f"--output={folder / 'page.html'}", *more])
 
 
-def change(path: Path, act: Any) -> None:
-    path.write_text(json.dumps(act(json.loads(path.read_text()))))
+def edit(path: Path, function: Any) -> None:
+    path.write_text(json.dumps(function(json.loads(path.read_text()))))
 
 
 def test_boxes_of_another_program(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Nothing but what COCO asks of boxes."""
-    needed = ("image_id", "category_id", "bbox", "score")
-    change(folder / "results.json", lambda records: [{name: record[name] for name in needed} for record in records])
+    """Records with only the required fields of boxes."""
+    required = ("image_id", "category_id", "bbox", "score")
+    edit(folder / "results.json", lambda records: [{name: record[name] for name in required} for record in records])
     assert run(folder) == 0
     written = (folder / "page.html").read_text()
     assert "AP of boxes" in written
@@ -40,7 +40,7 @@ def test_boxes_of_another_program(folder: Path, capsys: pytest.CaptureFixture[st
 
 
 @pytest.mark.parametrize(
-    ("act", "said"),
+    ("function", "message"),
     [
         (lambda records: {"results": records, "others": records}, "is not a list of result records"),
         (lambda records: {"annotations": records[0]}, "is not a list of result records"),
@@ -58,22 +58,22 @@ def test_boxes_of_another_program(folder: Path, capsys: pytest.CaptureFixture[st
             lambda records: [{**records[0], "bbox": [], "segmentation": None, "keypoints": None}],
             "without bbox, segmentation or keypoints (1):",
         ),
-        (lambda records: [{**records[0], "category_id": 1}] * 2, "are of categories (1) that"),
+        (lambda records: [{**records[0], "category_id": 1}] * 2, "no category id in"),
         (lambda records: [{**records[0], "segmentation": {"size": [9, 9], "counts": "00"}}], "(1): 0 (image 100)"),
     ],
 )
-def test_results_that_cannot_be_used(folder: Path, capsys: pytest.CaptureFixture[str], act: Any, said: str) -> None:
-    change(folder / "results.json", act)
+def test_unusable_results(folder: Path, capsys: pytest.CaptureFixture[str], function: Any, message: str) -> None:
+    edit(folder / "results.json", function)
     assert run(folder) == 2
     error = capsys.readouterr().err
-    assert said in error
+    assert message in error
     assert str(folder / "results.json") in error
     assert not (folder / "page.html").exists()
 
 
-def test_files_that_are_not_there(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_missing_files(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(folder, "--images=/no/such/folder") == 2
-    assert "no folder /no/such/folder; make it, or give another --images" in capsys.readouterr().err
+    assert "--images=/no/such/folder: no such directory" in capsys.readouterr().err
     (folder / "results.json").write_text("[{]")
     assert run(folder) == 2
     assert f"{folder / 'results.json'} is not valid JSON" in capsys.readouterr().err
@@ -82,14 +82,14 @@ def test_files_that_are_not_there(folder: Path, capsys: pytest.CaptureFixture[st
     assert str(folder / "results.json") in capsys.readouterr().err
 
 
-def test_what_no_table_counts_is_on_the_page(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Half of the results are of a category that counts from 0, as other programs write it; one has no mask."""
+def test_ignored_results_are_on_the_page(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Half of the results have category id 0, as from programs that count from 0; one has no mask."""
 
     def altered(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
         masked = [{**record, "category_id": 0} for record in records]
         return [*records[1:], {**records[0], "segmentation": []}, *masked]
 
-    change(folder / "results.json", altered)
+    edit(folder / "results.json", altered)
     count = len(json.loads((folder / "results.json").read_text()))
     assert run(folder) == 0
     page = (folder / "page.html").read_text()
@@ -97,12 +97,12 @@ def test_what_no_table_counts_is_on_the_page(folder: Path, capsys: pytest.Captur
     assert f"1 of {count // 2} results have no masks: left out of the table of masks" in page
 
 
-def test_keypoints_in_cocos_own_form(folder: Path) -> None:
-    """Neither boxes nor masks; what is found lies where it is annotated."""
+def test_keypoint_results(folder: Path) -> None:
+    """Without boxes and masks; the results equal the ground truth."""
     truth = json.loads((folder / "annotations.json").read_text())
     names = ("image_id", "category_id", "keypoints")
     people = [entry for entry in truth["annotations"] if "keypoints" in entry]
-    change(folder / "results.json", lambda _: [{**{name: one[name] for name in names}, "score": 0.9} for one in people])
+    edit(folder / "results.json", lambda _: [{**{name: one[name] for name in names}, "score": 0.9} for one in people])
     assert run(folder) == 0
     page = (folder / "page.html").read_text()
     assert "AP of keypoints" in page
@@ -110,12 +110,12 @@ def test_keypoints_in_cocos_own_form(folder: Path) -> None:
     assert "<b>1.000</b>" in page
 
 
-def test_annotations_are_refused_in_the_words_of_training(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_annotation_errors_are_those_of_training(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     def quoted(content: Any) -> Any:
         content["annotations"][0]["iscrowd"] = "0"
         return content
 
-    change(folder / "annotations.json", quoted)
+    edit(folder / "annotations.json", quoted)
     assert run(folder) == 2
     with pytest.raises(DataError) as refused:
         annotations.read(folder / "annotations.json")

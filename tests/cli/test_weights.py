@@ -1,4 +1,4 @@
-"""eval.py and predict.py with a peer's weights; what they say when the arguments do not fit."""
+"""`eval.py` and `predict.py` with weights of reference implementations; messages for invalid arguments."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ ROOT = Path(__file__).resolve().parents[2]
 
 @pytest.fixture
 def case(tmp_path, monkeypatch):
-    """A recipe of procedural pictures, a small model of Detectron2's flavor for them, its weights in a file.
+    """A recipe with a synthetic dataset, a small Detectron2 model for it, and its weights in a file.
 
-    The network is replaced by one that finds nothing, and notes what it is given.
+    The network is replaced by one that detects nothing and records its input.
     """
     data = DataConfig(
         root=str(tmp_path / "data"),
@@ -61,10 +61,10 @@ def case(tmp_path, monkeypatch):
     settings = to_json(Config(data=data))
     recipe.write_text(f"from mrcnn_jax.config import from_json\ndef get_config(): return from_json('''{settings}''')\n")
 
-    seen = []
+    inputs = []
 
     def detect(images, image_sizes):
-        seen.append(images)
+        inputs.append(images)
         return Detections(
             *(np.zeros(shape, np.float32) for shape in [(1, 1, 4), (1, 1), (1, 1), (1, 1, 28, 28), (1, 1, 0, 3)]),
             valid=np.zeros((1, 1), bool),
@@ -75,21 +75,21 @@ def case(tmp_path, monkeypatch):
     monkeypatch.setattr(compilation_cache, "enable", lambda: None)
     monkeypatch.chdir(tmp_path)
     weights = ["--weights=weights.npz", "--model=small_R_18"]
-    return weights, recipe, seen
+    return weights, recipe, inputs
 
 
 def command(monkeypatch, name, *arguments):
-    """Run a top-level command in this process; its exit status."""
+    """Run a top-level script in this process; return its exit status."""
     monkeypatch.setattr(sys, "argv", [name, *map(str, arguments)])
     with pytest.raises(SystemExit) as stop:
         runpy.run_path(str(ROOT / name), run_name="__main__")
     return stop.value.code or 0
 
 
-def test_evaluation_of_a_peers_weights(case, monkeypatch, capsys):
-    weights, recipe, seen = case
+def test_evaluation_of_reference_weights(case, monkeypatch, capsys):
+    weights, recipe, inputs = case
     assert command(monkeypatch, "eval.py", *weights, f"--config={recipe}", "--config.eval.overlays=1") == 0
-    assert [images.shape for images in seen] == [(1, 64, 64, 3)] * 2  # 60 x 60, each alone: exact mode
+    assert [images.shape for images in inputs] == [(1, 64, 64, 3)] * 2  # 60 x 60, one image per batch: exact mode
     assert "runs/small_R_18/evaluation" in capsys.readouterr().out
     assert json.loads(Path("runs/small_R_18/evaluation/metrics.json").read_text())["bbox/AP"] == 0
     assert len(list(Path("runs/small_R_18/evaluation/overlays").iterdir())) == 1
@@ -100,33 +100,33 @@ def test_evaluation_of_a_peers_weights(case, monkeypatch, capsys):
         "--workdir=elsewhere",
     ]
     assert command(monkeypatch, "eval.py", *weights, f"--config={recipe}", *buckets) == 0
-    assert seen[2].shape[1:] == (96, 96, 3)
+    assert inputs[2].shape[1:] == (96, 96, 3)
     assert Path("elsewhere/evaluation/metrics.json").is_file()
 
 
-def test_prediction_with_a_peers_weights(case, monkeypatch):
-    weights, _, seen = case
+def test_prediction_with_reference_weights(case, monkeypatch):
+    weights, _, inputs = case
     image = next(Path("data/val").iterdir())
     assert command(monkeypatch, "predict.py", *weights, image, "--output=found") == 0
-    assert seen[0].shape == (1, 800, 800, 3)
+    assert inputs[0].shape == (1, 800, 800, 3)
     assert json.loads(Path("found/results.json").read_text()) == []
 
 
 @pytest.mark.parametrize(
     ("name", "arguments", "message"),
     [
-        ("eval.py", [], "--workdir=RUN, or --weights=FILE"),
+        ("eval.py", [], "no model: give --model=RUN"),
         ("eval.py", ["--weights=a.pth"], "--model missing"),
-        ("eval.py", ["--model=a"], "--weights missing"),
+        ("eval.py", ["--model=maskrcnn_resnet50_fpn"], "--weights missing"),
         ("eval.py", ["--weights=a.pth", "--model=mask_rcnn_R_50"], "mask_rcnn_R_50_DC5"),
-        ("eval.py", ["--workdir=a", "--config=b.py"], "--config=FILE goes with --weights"),
+        ("eval.py", ["--workdir=a", "--config=b.py"], "--config=FILE needs --weights"),
         ("eval.py", ["--weights=a.pth", "--model=maskrcnn"], "maskrcnn_resnet50_fpn_v2"),
         ("eval.py", ["--weights=a.pth", "--model=maskrcnn_resnet50_fpn"], "a.pth"),
-        ("predict.py", ["a.jpg", "--output=b"], "--workdir=RUN, or --weights=FILE"),
-        ("predict.py", ["a.jpg", "--output=b", "--workdir=c", "--weights=d.pth"], "one model"),
+        ("predict.py", ["a.jpg", "--output=b"], "no model: give --model=RUN"),
+        ("predict.py", ["a.jpg", "--output=b", "--workdir=c", "--weights=d.pth"], "--model missing"),
     ],
 )
-def test_arguments_that_do_not_fit(name, arguments, message, monkeypatch, capsys, tmp_path):
+def test_invalid_arguments(name, arguments, message, monkeypatch, capsys, tmp_path):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(compilation_cache, "enable", lambda: None)
     assert command(monkeypatch, name, *arguments) == 2
@@ -134,7 +134,7 @@ def test_arguments_that_do_not_fit(name, arguments, message, monkeypatch, capsys
     assert not list(tmp_path.iterdir())
 
 
-def test_weights_of_another_model_are_refused(case, monkeypatch, capsys):
+def test_weights_of_another_model(case, monkeypatch, capsys):
     weights, recipe, _ = case
     monkeypatch.setattr(presets, "torchvision_model", lambda name: presets.torchvision())
     assert command(monkeypatch, "eval.py", weights[0], "--model=maskrcnn", f"--config={recipe}") == 2

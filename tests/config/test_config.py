@@ -1,4 +1,4 @@
-"""Overrides, JSON and validation of the configuration; every recipe loads."""
+"""Overrides, JSON format and validation of the configuration; all recipes load."""
 
 from __future__ import annotations
 
@@ -57,10 +57,10 @@ def test_recipe_loads_and_validates(path):
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
-def test_recipe_is_short_and_explained(path):
+def test_recipe_is_short_and_documented(path):
     text = path.read_text()
     assert len(text.splitlines()) <= 45
-    assert ast.get_docstring(ast.parse(text)), "the docstring says what the recipe is for, and what comes out"
+    assert ast.get_docstring(ast.parse(text)), "no docstring"
 
 
 def test_overrides_are_typed():
@@ -84,8 +84,8 @@ def test_overrides_are_typed():
     assert apply_overrides(config, ["optimizer.clip_norm=None"]).optimizer.clip_norm is None
 
 
-def test_factors_of_learning_rates_are_pairs():
-    text = 'optimizer.lr_multipliers=(("backbone",0.1),("backbone/res5",1))'  # as a shell hands it over from '...'
+def test_lr_multipliers_are_pairs():
+    text = 'optimizer.lr_multipliers=(("backbone",0.1),("backbone/res5",1))'  # as a shell passes it
     config = override(text)
     assert config.optimizer.lr_multipliers == (("backbone", 0.1), ("backbone/res5", 1.0))
     assert from_json(to_json(config)) == config
@@ -93,7 +93,7 @@ def test_factors_of_learning_rates_are_pairs():
         override('optimizer.lr_multipliers=(("backbone",0.1))')  # one pair, not a tuple of one
 
 
-def test_later_overrides_win_and_the_input_is_unchanged():
+def test_last_override_applies_and_the_input_is_unchanged():
     before = Config()
     after = apply_overrides(before, ["train.steps=5", "train.steps=7"])
     assert (before.train.steps, after.train.steps) == (90_000, 7)
@@ -101,13 +101,13 @@ def test_later_overrides_win_and_the_input_is_unchanged():
 
 
 @pytest.mark.parametrize("text", ["weights.npz", "1_000", "1e3", "None", "true", "a=b", "gs://bucket/x", "(1, 2)"])
-def test_text_is_taken_as_it_is(text):
+def test_text_is_unchanged(text):
     assert override(f"init={text}").init == text
 
 
-# Values just inside and just outside of the ranges, and what no range has.
+# Values just inside and just outside of the ranges, and infinite ones.
 @pytest.mark.parametrize(
-    ("name", "right", "wrong", "interval"),
+    ("name", "valid", "invalid", "interval"),
     [
         ("optimizer.learning_rate", ("1e-9", "7"), ("0", "-0.01", "1e999"), "(0, inf)"),
         ("optimizer.momentum", ("0", "0.999"), ("-1", "1"), "[0, 1)"),
@@ -163,10 +163,10 @@ def test_text_is_taken_as_it_is(text):
         ("model.mask.pool_size", ("1",), ("0",), "[1, inf)"),
     ],
 )
-def test_numbers_have_ranges(name, right, wrong, interval):
-    for text in right:
+def test_numbers_have_ranges(name, valid, invalid, interval):
+    for text in valid:
         override(f"{name}={text}")
-    for text in wrong:
+    for text in invalid:
         with pytest.raises(ConfigError, match=rf"^{re.escape(name)}=.* is outside of {re.escape(interval)}"):
             override(f"{name}={text}")
 
@@ -179,27 +179,27 @@ def test_nan_is_in_no_range():
 
 
 def parts(settings: type) -> set[type]:
-    """This part of the configuration and all below it."""
+    """A configuration class and all those in its fields."""
     below = {t for f in hints(settings).values() for t in (f, *get_args(f)) if dataclasses.is_dataclass(t)}
     return {settings}.union(*map(parts, below))
 
 
 def bare_numbers(hint: object) -> list[object]:
-    """The numbers in a declared type that have no interval."""
+    """Number types without an interval in the type of a field."""
     if get_origin(hint) is Annotated:
         return []
     return [hint] if hint in (int, float) else [bare for inner in get_args(hint) for bare in bare_numbers(inner)]
 
 
 def test_every_number_declares_its_range():
-    every = {f"{part.__name__}.{name}": hint for part in parts(Config) for name, hint in hints(part).items()}
-    assert len(every) > 130
-    assert {"SplitConfig.image_ids", "AugmentConfig.hue", "KeypointHeadConfig.flip_map"} < every.keys()
-    assert {name: hint for name, hint in every.items() if bare_numbers(hint)} == {}
+    fields = {f"{part.__name__}.{name}": hint for part in parts(Config) for name, hint in hints(part).items()}
+    assert len(fields) > 130
+    assert {"SplitConfig.image_ids", "AugmentConfig.hue", "KeypointHeadConfig.flip_map"} < fields.keys()
+    assert {name: hint for name, hint in fields.items() if bare_numbers(hint)} == {}
 
 
 @pytest.mark.parametrize(
-    ("field", "given", "stored"),
+    ("field", "value", "converted"),
     [
         ("data.buckets", [(64, 64)], ((64, 64),)),
         ("data.buckets", ([64, 96], [96, 64]), ((64, 96), (96, 64))),
@@ -221,13 +221,13 @@ def test_every_number_declares_its_range():
         ("train.best_metric", np.str_("bbox/AP"), "bbox/AP"),
     ],
 )
-def test_values_of_recipes_get_the_declared_types(field, given, stored):
-    """Where the author of a recipe, or of a script, writes another type: as JSON they come back the same."""
+def test_values_are_converted(field, value, converted):
+    """To the types of the fields, so that the JSON round trip is exact."""
     part, name = field.split(".")
-    config = Config(**{part: dataclasses.replace(getattr(Config(), part), **{name: given})})
-    found = getattr(getattr(config, part), name)
-    assert found == stored
-    assert type(found) is type(stored)
+    config = Config(**{part: dataclasses.replace(getattr(Config(), part), **{name: value})})
+    stored = getattr(getattr(config, part), name)
+    assert stored == converted
+    assert type(stored) is type(converted)
     assert from_json(to_json(config)) == config
     assert hash(config) is not None
 
@@ -251,12 +251,12 @@ def test_values_of_recipes_get_the_declared_types(field, given, stored):
         (ModelConfig, {"mask": {"chanels": 3}}, r"'ModelConfig\.mask\.chanels' .*did you mean 'channels'"),
     ],
 )
-def test_values_of_other_types_are_refused_by_field(settings, fields, message):
+def test_values_of_wrong_types(settings, fields, message):
     with pytest.raises(ConfigError, match=message):
         settings(**fields)
 
 
-def test_tilde_is_the_home_directory_in_places_alone(monkeypatch):
+def test_tilde_is_the_home_directory_only_in_paths(monkeypatch):
     monkeypatch.setenv("HOME", "/home/eve")
     config = override("init=~/w.pth", "data.root=~", "data.train.images=a/~/b", "name=~", "data.cache_dir=gs://b/~")
     assert (config.init, config.data.root, config.name) == ("/home/eve/w.pth", "/home/eve", "~")
@@ -268,24 +268,24 @@ def test_quotes_around_text_are_optional():
     assert override("init='my weights.npz'").init == "my weights.npz"
 
 
-def test_earlier_names_of_fields_are_read(caplog):
-    """From a recipe, an override, and a saved configuration; each says what the field is called now."""
+def test_old_names_of_fields(caplog):
+    """Are accepted in a recipe, an override and a saved configuration, with a warning."""
     factors = (("backbone", 0.5),)
     saved = to_json(Config(optimizer=OptimizerConfig(lr_multipliers=factors))).replace("lr_multipliers", "rate_factors")
     assert OptimizerConfig(rate_factors=factors).lr_multipliers == factors
     assert override("optimizer.rate_factors=(('backbone',0.5),)").optimizer.lr_multipliers == factors
     assert from_json(saved).optimizer.lr_multipliers == factors
-    assert caplog.text.count("OptimizerConfig.rate_factors is called lr_multipliers now") == 3
+    assert caplog.text.count("OptimizerConfig.rate_factors is now called lr_multipliers") == 3
 
 
-def test_unknown_field_names_its_neighbor():
+def test_unknown_field_suggests_a_similar_one():
     with pytest.raises(ConfigError, match=r"'optimizer\.learning_rat'.*did you mean 'learning_rate'"):
         override("optimizer.learning_rat=1")
     with pytest.raises(ConfigError, match=r"did you mean 'optimizer'"):
         override("optimizr.learning_rate=1")
 
 
-def test_unknown_field_without_a_neighbor_lists_the_fields():
+def test_unknown_field_lists_the_fields():
     with pytest.raises(ConfigError, match=r"'train\.zzz'.*steps, batch_size, seed"):
         override("train.zzz=1")
     with pytest.raises(ConfigError, match=r"'train\.steps\.more'"):
@@ -307,12 +307,12 @@ def test_unknown_field_without_a_neighbor_lists_the_fields():
         ("train.steps", r"'train\.steps' is not of the form name=value"),
     ],
 )
-def test_wrong_values_are_refused(text, message):
+def test_invalid_overrides(text, message):
     with pytest.raises(ConfigError, match=message):
         override(text)
 
 
-def test_optional_part_can_be_removed_and_brought_back():
+def test_optional_part_can_be_removed_and_added():
     faster = override("model.mask=None")
     assert faster.model.mask is None
     with pytest.raises(ConfigError, match=r"'model\.mask\.channels' cannot be set: 'mask' is None"):
@@ -345,7 +345,7 @@ def test_json_is_checked():
         from_json("[]")
 
 
-def test_json_may_leave_out_fields_that_it_does_not_know_yet():
+def test_json_with_missing_fields():
     assert from_json('{"train": {"steps": 3}}') == override("train.steps=3")
 
 
@@ -370,7 +370,7 @@ def test_load_config_applies_overrides(tmp_path):
 @pytest.mark.parametrize("backbone", [BackboneConfig(norm="gn"), BackboneConfig(norm="frozen_bn", frozen_stages=0)])
 def test_frozen_layers_need_initial_weights(backbone):
     config = Config(model=ModelConfig(backbone=backbone))
-    with pytest.raises(ConfigError, match="init names no weights"):
+    with pytest.raises(ConfigError, match="init is empty"):
         validate(config)
     validate(dataclasses.replace(config, init="weights.npz"))
 
@@ -385,28 +385,28 @@ def test_training_from_random_weights_is_valid():
         ("data.buckets=((800,1088),(800,1100))", r"data\.buckets: 800x1100 is not divisible by 32"),
         ("data.shapes={'objects': (5, 4)}", r"data\.shapes\.objects=\(5, 4\): give the lower bound first"),
         ("data.buckets=()", r"data\.buckets is empty"),
-        ("data.buckets=((64,96),(96,64),(64,96))", r"data\.buckets names 64x96 twice"),
+        ("data.buckets=((64,96),(96,64),(64,96))", r"data\.buckets contains 64x96 twice"),
         ("data.shortest_edge_train=()", r"data\.shortest_edge_train is empty; give at least one"),
         ("optimizer.lr_multipliers=(('backbone',0),)", r"factor 0\.0 of 'backbone' must be positive.*frozen_stages"),
-        ("optimizer.lr_multipliers=(('rpn',0.1),('rpn',1))", r"lr_multipliers names 'rpn' twice"),
-        ("optimizer.milestones=(20,10)", r"optimizer\.milestones must increase, got \(20, 10\)"),
-        ("train.accumulate=3", r"train\.accumulate=3 does not cut train\.batch_size=16"),
-        ("model.rpn.positive_iou=0.2", r"negative_iou=0\.3 must not be above model\.rpn\.positive_iou=0\.2"),
-        ("model.rpn.pre_nms_top_k_train=199", r"post_nms_top_k_train=1000 is more than the 5 \* .*_train=199 boxes"),
-        ("model.rpn.post_nms_top_k_test=5001", r"post_nms_top_k_test=5001 is more than the 5 \* .*_test=1000 boxes"),
-        ("model.rpn.batch_size=1", r"rpn\.batch_size=1 \* model\.rpn\.positive_fraction=0\.5 samples no positive"),
-        ("model.roi.batch_size=3", r"roi\.batch_size=3 \* model\.roi\.positive_fraction=0\.25 samples no positive"),
-        ("model.box.nms_candidates=99", r"model\.box\.max_detections=100 is more than model\.box\.nms_candidates=99"),
+        ("optimizer.lr_multipliers=(('rpn',0.1),('rpn',1))", r"lr_multipliers contains 'rpn' twice"),
+        ("optimizer.milestones=(20,10)", r"optimizer\.milestones must be increasing, got \(20, 10\)"),
+        ("train.accumulate=3", r"train\.accumulate=3 does not divide train\.batch_size=16"),
+        ("model.rpn.positive_iou=0.2", r"negative_iou=0\.3 must not exceed model\.rpn\.positive_iou=0\.2"),
+        ("model.rpn.pre_nms_top_k_train=199", r"post_nms_top_k_train=1000 exceeds 5 \* .*_train=199, the maximum"),
+        ("model.rpn.post_nms_top_k_test=5001", r"post_nms_top_k_test=5001 exceeds 5 \* .*_test=1000, the maximum"),
+        ("model.rpn.batch_size=1", r"rpn\.batch_size=1 \* model\.rpn\.positive_fraction=0\.5 is less than one"),
+        ("model.roi.batch_size=3", r"roi\.batch_size=3 \* model\.roi\.positive_fraction=0\.25 is less than one"),
+        ("model.box.nms_candidates=99", r"model\.box\.max_detections=100 exceeds model\.box\.nms_candidates=99"),
         ("model.anchors.sizes=((8,),(16,))", r"model\.anchors\.sizes.*got 2"),
-        ("model.anchors.sizes=((8,),(16,),(32,),(64,),(8,16))", r"model\.anchors\.sizes.*equally many"),
+        ("model.anchors.sizes=((8,),(16,),(32,),(64,),(8,16))", r"model\.anchors\.sizes.*the same number"),
         ("model.anchors.sizes=((),(),(),(),())", r"model\.anchors\.sizes and .*aspect_ratios need at least one value"),
         ("model.anchors.aspect_ratios=()", r"model\.anchors\.sizes and .*aspect_ratios need at least one value"),
         ("model.category_ids=(1,2)", r"model\.num_classes is 0, but model\.category_ids has 2"),
-        ("model.keypoint={'num_keypoints': 4}", r"model\.keypoint\.flip_map=.*exchange the 4 keypoints"),
+        ("model.keypoint={'num_keypoints': 4}", r"model\.keypoint\.flip_map=.*each of the 4 keypoints"),
         ("model.keypoint={'num_keypoints': 3, 'flip_map': (1, 2, 0)}", r"model\.keypoint\.flip_map=\(1, 2, 0\)"),
     ],
 )
-def test_contradictions_are_refused(text, message):
+def test_contradictions(text, message):
     config = dataclasses.replace(apply_overrides(scratch_config(), [text]), init="weights.npz")
     with pytest.raises(ConfigError, match=message):
         validate(config)
@@ -446,28 +446,43 @@ def test_every_kind_of_network_is_valid(changes):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        (("model.backbone.name=resnet34", "model.backbone.groups=32"), r"resnet34 have no groups\. Take resnet50"),
-        (("model.backbone.name=resnet18", "model.backbone.width_per_group=4"), r"width_per_group=4: .* no groups"),
-        (("model.backbone.name=efficientnet_lite0", "model.backbone.groups=2"), r"efficientnet_lite0 have no groups"),
+        (
+            ("model.backbone.name=resnet34", "model.backbone.groups=32"),
+            r"resnet34 does not support groups\. Use resnet50",
+        ),
+        (
+            ("model.backbone.name=resnet18", "model.backbone.width_per_group=4"),
+            r"width_per_group=4: .* not support groups",
+        ),
+        (
+            ("model.backbone.name=efficientnet_lite0", "model.backbone.groups=2"),
+            r"efficientnet_lite0 does not support groups",
+        ),
         (("model.backbone.width=8", "model.backbone.width_per_group=4"), r"must be a multiple of 64"),
-        ((*C4, "model.keypoint={}"), r"model\.keypoint has no form with model\.features=c4: set"),
-        ((*C4, "model.backbone.frozen_stages=5", "init=x"), r"frozen_stages: .*res5 is the head; freeze 4 at most"),
+        ((*C4, "model.keypoint={}"), r"model\.keypoint does not support model\.features=c4: set"),
+        (
+            (*C4, "model.backbone.frozen_stages=5", "init=x"),
+            r"frozen_stages: .*res5 is part of the heads; freeze at most 4",
+        ),
         ((*C4, "model.box.fc_layers=2"), r"model\.box: .*set model\.box\.conv_layers=0 and model\.box\.fc_layers=0"),
         ((*C4, "model.box.conv_layers=1"), r"model\.box: .*set model\.box\.conv_layers=0"),
-        ((*C4, "model.box.pool_size=7"), r"model\.box\.pool_size=7: res5 halves it"),
+        ((*C4, "model.box.pool_size=7"), r"model\.box\.pool_size=7 must be even"),
         ((*C4, "model.mask.pool_size=12"), r"model\.mask\.pool_size=12, model\.box\.pool_size=14.*set both to 14"),
-        ((*C4, "model.backbone.name=efficientnet_lite0"), r"model\.features=c4 is of residual networks; set .*=fpn"),
+        ((*C4, "model.backbone.name=efficientnet_lite0"), r"model\.features=c4 needs a residual network; set .*=fpn"),
         (("model.features=dc5",), r"model\.anchors\.sizes needs one tuple for the one feature map, got 5"),
-        (("model.box.norm=gn",), r"model\.box\.norm=gn, but model\.box\.conv_layers=0"),
+        (("model.box.norm=gn",), r"model\.box\.norm=gn needs .*model\.box\.conv_layers=0"),
         (("model.mask.fc_layers=2",), r"model\.mask\.fc_layers=2, conv_layers=4: .*set model\.mask\.conv_layers=0"),
-        (("model.mask.norm=bn", "model.mask.conv_layers=0"), r"model\.mask\.norm=bn, but model\.mask\.conv_layers=0"),
+        (
+            ("model.mask.norm=bn", "model.mask.conv_layers=0"),
+            r"model\.mask\.norm=bn needs .*model\.mask\.conv_layers=0",
+        ),
         (("model.roi.reduce=max",), r"model\.roi\.reduce=max .*pooling=align .*model\.roi\.sampling_ratio=0: set"),
         (("model.roi.reduce=max", "model.roi.pooling=warp"), r"reduce=max .*pooling=warp .*sampling_ratio=0: set"),
-        (("optimizer.schedule=cosine", "train.steps=1000"), r"warmup_steps \(1000\) leaves nothing of a cosine"),
+        (("optimizer.schedule=cosine", "train.steps=1000"), r"warmup_steps=1000 must be less than train\.steps=1000"),
         (("model.num_classes=1", "model.category_names=('a', 'b')"), r"is 1, but model\.category_names has 2 entries"),
     ],
 )
-def test_contradictions_of_networks_are_refused(changes, message):
+def test_contradictions_of_networks(changes, message):
     config = apply_overrides(scratch_config(), changes)
     with pytest.raises(ConfigError, match=message):
         validate(config)
@@ -478,10 +493,10 @@ def test_contradictions_of_networks_are_refused(changes, message):
     [
         ("model.keypoint_names=('eye',)", r"model\.keypoint_names has 1 entries, but .*num_keypoints is 17"),
         ("eval.keypoint_sigmas=(0.1, 0.2)", r"eval\.keypoint_sigmas has 2 entries"),
-        ("model.skeleton=((0, 16), (1, 17))", r"model\.skeleton=.* beyond the keypoints 0\.\.16"),
+        ("model.skeleton=((0, 16), (1, 17))", r"model\.skeleton=.* outside of 0\.\.16"),
     ],
 )
-def test_lists_of_keypoints_fit_their_number(text, message):
+def test_keypoint_lists_have_one_entry_per_keypoint(text, message):
     with_head = apply_overrides(scratch_config(), ["model.keypoint={}"])
     validate(with_head)
     with pytest.raises(ConfigError, match=message):
@@ -493,16 +508,16 @@ def test_lists_of_keypoints_fit_their_number(text, message):
     [
         ("data.augment.crop_size=(0.7, 0.5)", r"data\.augment\.crop_size=\(0\.7, 0\.5\): give the lower bound first"),
         ("data.augment.scale_jitter=(2.0, 0.1)", r"data\.augment\.scale_jitter=.*: give the lower bound first"),
-        ("data.value_range=(1, 0)", r"data\.value_range=\(1\.0, 0\.0\): give two values, low < high"),
+        ("data.value_range=(1, 0)", r"data\.value_range=\(1\.0, 0\.0\): give \(low, high\)"),
         ("data.value_range=(0, 1e999)", r"data\.value_range"),
     ],
 )
-def test_augmentation_that_cannot_be_is_refused(text, message):
+def test_invalid_augmentation(text, message):
     with pytest.raises(ConfigError, match=message):
         validate(apply_overrides(scratch_config(), [text]))
 
 
-def test_augmentation_that_can_be_is_valid():
+def test_valid_augmentation():
     validate(
         apply_overrides(
             scratch_config(),
@@ -533,12 +548,12 @@ def test_augmentation_that_can_be_is_valid():
         (["train.evaluate_every=5", "train.best_metric=segm/AP", "model.mask=None"], "segm/AP is not measured"),
     ],
 )
-def test_a_best_metric_must_be_measured(texts, message):
+def test_best_metric_must_be_measured(texts, message):
     with pytest.raises(ConfigError, match=message):
         validate(apply_overrides(scratch_config(), texts))
 
 
-def test_patience_with_a_metric_that_is_measured_is_valid():
+def test_patience_with_a_measured_metric():
     texts = ["train.evaluate_every=5", "train.best_metric=segm/AP75", "train.patience=3"]
     validate(apply_overrides(scratch_config(), texts))
     validate(apply_overrides(scratch_config(), ["train.validate_every=5", "train.best_metric=validation/loss"]))

@@ -1,4 +1,4 @@
-"""The peers' models by name: their own configuration files, their parameter counts, and names that are not known."""
+"""Models of torchvision and Detectron2 by name: configurations, parameter counts, unknown names."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from mrcnn_jax.models.mask_rcnn import build_model, variable_shapes
 
 pytestmark = pytest.mark.medium
 
-# What the reference runs changed (the README beside the arrays): fewer proposals, all RoIs sampled, more positives.
+# Fields that the reference runs changed, see the README of the golden arrays: fewer proposals, more positive RoIs.
 CHANGED = {
     "rpn": (
         "batch_size",
@@ -29,13 +29,13 @@ CHANGED = {
 }
 
 
-def parameters(config: ModelConfig) -> int:
-    """Trainable and frozen parameters; the constants of frozen batch norm and running statistics are none."""
+def count_parameters(config: ModelConfig) -> int:
+    """Number of trainable and frozen parameters, without the constants of frozen batch norm and running statistics."""
     return sum(leaf.size for leaf in jax.tree.leaves(variable_shapes(build_model(config))["params"]))
 
 
 def test_golden_configurations_of_detectron2(golden):
-    """Field by field but for what the reference runs changed."""
+    """All fields are equal, except those in CHANGED."""
     files = sorted(golden.path.glob("d2_cfg_*.yaml"))
     if not files:
         pytest.skip(f"{golden.path} has no d2_cfg_*.yaml")
@@ -48,8 +48,8 @@ def test_golden_configurations_of_detectron2(golden):
         assert dataclasses.asdict(ours) == dataclasses.asdict(theirs), path.name
 
 
-def test_what_the_reference_runs_changed():
-    """So it cannot be read from their files: Detectron2's defaults and its base configurations."""
+def test_fields_that_the_reference_runs_changed():
+    """Have Detectron2's defaults and those of its base configurations."""
     for name, topk in {
         "mask_rcnn_R_50_FPN": (2000, 1000, 1000, 1000),
         "mask_rcnn_R_50_C4": (12_000, 6000, 2000, 1000),
@@ -65,7 +65,7 @@ def test_what_the_reference_runs_changed():
         assert model.box.max_detections == 100
 
 
-# Counted in the peers' own models; torchvision's also have box deltas and a mask for the background, which ours lack.
+# Counted in the reference implementations; torchvision has box deltas and a mask of the background, too.
 BACKGROUND_DELTAS, BACKGROUND_MASK = 4 * (1024 + 1), 256 + 1
 
 
@@ -82,7 +82,7 @@ BACKGROUND_DELTAS, BACKGROUND_MASK = 4 * (1024 + 1), 256 + 1
     ],
 )
 def test_parameter_counts_of_detectron2(name, count):
-    assert parameters(presets.detectron2_model(name)) == count
+    assert count_parameters(presets.detectron2_model(name)) == count
 
 
 @pytest.mark.parametrize(
@@ -94,7 +94,7 @@ def test_parameter_counts_of_detectron2(name, count):
     ],
 )
 def test_parameter_counts_of_torchvision(name, count, background):
-    assert parameters(presets.torchvision_model(name)) + background == count
+    assert count_parameters(presets.torchvision_model(name)) + background == count
 
 
 @pytest.mark.parametrize(
@@ -106,7 +106,7 @@ def test_parameter_counts_of_torchvision(name, count, background):
         ("mask_rcnn_X_101_32x8d_FPN", "faster_rcnn_X_101_32x8d_FPN"),
     ],
 )
-def test_faster_rcnn_differs_in_the_masks_only(mask, boxes):
+def test_faster_rcnn_differs_only_in_the_mask_head(mask, boxes):
     find = presets.torchvision_model if "resnet50" in mask else presets.detectron2_model
     assert find(mask).mask is not None
     assert find(boxes) == dataclasses.replace(find(mask), mask=None)
@@ -122,15 +122,15 @@ def test_faster_rcnn_differs_in_the_masks_only(mask, boxes):
         ("mask_rcnn_R_50_FPN_1x_cls_agnostic", "mask_rcnn_R_50_FPN_cls_agnostic"),
     ],
 )
-def test_names_of_the_zoo(name, short):
+def test_names_of_the_model_zoo(name, short):
     assert presets.detectron2_model(name) == presets.detectron2_model(short)
 
 
 @pytest.mark.parametrize(
     "name", ["LVISv0.5-InstanceSegmentation/mask_rcnn_R_50_FPN_1x", "Cityscapes/mask_rcnn_R_50_FPN"]
 )
-def test_other_data_sets_of_the_zoo_are_refused(name):
-    with pytest.raises(ConfigError, match="is not of Detectron2's COCO models, but of the folder"):
+def test_other_datasets_of_the_model_zoo(name):
+    with pytest.raises(ConfigError, match="not one of Detectron2's COCO models: unsupported folder"):
         presets.detectron2_model(name)
 
 
@@ -144,8 +144,8 @@ def test_other_data_sets_of_the_zoo_are_refused(name):
         (presets.detectron2_model, "mask_rcnn_R_50_FPN_9x", "mask_rcnn_R_50_FPN_syncbn"),
     ],
 )
-def test_unknown_names_are_refused_with_those_that_are_known(find, name, known):
-    with pytest.raises(ConfigError, match=rf"'{name}' is no model of .*\b{known}\b"):
+def test_unknown_names(find, name, known):
+    with pytest.raises(ConfigError, match=rf"unknown \w+ model '{name}'; .*\b{known}\b"):
         find(name)
 
 
@@ -160,7 +160,7 @@ def test_classes_are_those_of_the_published_weights():
 
 
 def test_golden_schedules_of_detectron2(golden):
-    """`presets.coco` trains as the zoo's configurations say, whatever the model."""
+    """`presets.coco` has the schedule and the data settings of the model zoo's configurations."""
     for path in sorted(golden.path.glob("d2_cfg_*.yaml")):
         theirs = yaml.safe_load(path.read_text())
         solver, sizes = theirs["SOLVER"], theirs["INPUT"]

@@ -1,4 +1,4 @@
-"""Every recipe has the network that it names, and a small form of it takes a training step and makes an inference."""
+"""Networks of all recipes, and a training step and inference of a smaller version of each."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ from mrcnn_jax.training.step import TrainState, create_state, make_train_step
 pytestmark = pytest.mark.medium
 
 RECIPES = sorted((Path(__file__).resolve().parents[2] / "configs").glob("*.py"))
-COMPILED_QUICKLY = ("keypoint_mask_rcnn_r50_fpn", "mask_rcnn_r50_c4_1x")  # every head, and both kinds of features
+FAST = ("keypoint_mask_rcnn_r50_fpn", "mask_rcnn_r50_c4_1x")  # all heads, and both kinds of features
 SIZE, DETECTIONS, POOL = 64, 10, 4
-# Classes that parameters are counted for, those of COCO unless the recipe makes its own data; the parameters; the heads
-# beside RPN and box head. Where Detectron2's zoo has the network, the number is that of its model.
+# Number of classes, those of COCO unless the recipe has a synthetic dataset; number of parameters, equal to that in
+# Detectron2's model zoo where it has the network; heads besides RPN and box head.
 NETWORKS = {
     "faster_rcnn_r50_fpn_1x": (80, 41_699_936, ""),
     "keypoint_mask_rcnn_r50_fpn": (1, 61_756_135, "mask_head keypoint_head"),
@@ -53,7 +53,7 @@ NETWORKS = {
 
 
 def small(config: Config) -> Config:
-    """The recipe's kinds of parts, but little of each. Recipes that differ in sizes and lengths only become equal."""
+    """A small version of a recipe, with the same types of layers. Recipes that differ only in sizes become equal."""
     model = config.model
     name = model.backbone.name.replace("resnet101", "resnet50")
     groups = {"groups": 4, "width_per_group": 8} if model.backbone.groups > 1 else {}
@@ -67,7 +67,7 @@ def small(config: Config) -> Config:
         backbone=dataclasses.replace(model.backbone, name=name, width=8, **groups),
         fpn=dataclasses.replace(model.fpn, channels=16),
         anchors=dataclasses.replace(model.anchors, sizes=sizes),
-        rpn=dataclasses.replace(model.rpn, batch_size=4096, **proposals),  # all anchors: every level learns
+        rpn=dataclasses.replace(model.rpn, batch_size=4096, **proposals),  # all anchors, so that every level trains
         roi=dataclasses.replace(model.roi, batch_size=16),
         box=dataclasses.replace(
             _small_head(model.box), hidden=32, nms_candidates=64, max_detections=DETECTIONS, score_threshold=0.0
@@ -82,24 +82,24 @@ def small(config: Config) -> Config:
 
 
 def _small_head(head: Any) -> Any:
-    """With at most one convolution, of few channels, on few bins."""
+    """A head with at most one convolution, few channels and few bins."""
     if head is None:
         return None
     return dataclasses.replace(head, pool_size=POOL, conv_layers=min(head.conv_layers, 1), channels=16)
 
 
 class Result(NamedTuple):
-    """What one step and one inference with the state after it gave."""
+    """States and metrics of one training step, and detections with the state after it."""
 
     before: TrainState
     after: TrainState
     metrics: dict[str, Any]
-    found: Detections
+    detections: Detections
 
 
 @functools.cache
 def run(config: Config) -> Result:
-    """One step on a batch of two images, then their detections; once for each different network and optimizer."""
+    """One training step on two images, then inference on them; cached by network and optimizer."""
     model = build_model(config.model)
     variables = make_variables(model)
     schedule = make_schedule(config.optimizer, 10)
@@ -109,12 +109,12 @@ def run(config: Config) -> Result:
     before = create_state(optimizer, variables)
     after, metrics = step(before, batch, jax.random.key(0))
     infer = jax.jit(functools.partial(detect, model))
-    found = infer({"params": after.params, **after.model_state}, batch.images, batch.image_sizes)
-    return jax.tree.map(np.asarray, Result(before, after, metrics, found))
+    detections = infer({"params": after.params, **after.model_state}, batch.images, batch.image_sizes)
+    return jax.tree.map(np.asarray, Result(before, after, metrics, detections))
 
 
 def make_variables(model: Any) -> Any:
-    """Random kernels, and norms that do nothing yet: quicker than compiling the networks' own initialization."""
+    """Random kernels and identity norms; faster than compiling the initialization of the networks."""
     rng = np.random.default_rng(0)
 
     def value(path: Any, shape: jax.ShapeDtypeStruct) -> np.ndarray:
@@ -141,11 +141,11 @@ def make_batch(num_keypoints: int) -> Batch:
 
 @pytest.fixture
 def result(request, monkeypatch) -> tuple[Config, Result]:
-    """The small recipe and its run, of networks with a block in each stage."""
+    """A small recipe and its result, with one block in each stage of the network."""
     for name in resnet._DEPTHS:
         monkeypatch.setitem(resnet._DEPTHS, name, (1, 1, 1, 1))
     monkeypatch.setattr(efficientnet, "BLOCKS", tuple(efficientnet.BLOCKS[i] for i in (0, 1, 2, 3, 5, 11)))
-    # ROIAlign's other formulation compiles in half the time; tests of its own hold the two equal.
+    # This implementation of ROIAlign compiles in half the time; other tests compare the two.
     monkeypatch.setattr(kernels, "forward", functools.partial(kernels._forward_wide, side=1))
     monkeypatch.setattr(kernels, "backward", functools.partial(kernels._backward_wide, side=1))
     config = small(load_config(request.param))
@@ -154,7 +154,7 @@ def result(request, monkeypatch) -> tuple[Config, Result]:
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
 def test_network_of_a_recipe(path):
-    """Its heads, the number of its parameters, and the widths that follow from the number of classes."""
+    """Heads, number of parameters, and channels that depend on the number of classes."""
     num_classes, count, heads = NETWORKS[path.stem]
     model = dataclasses.replace(load_config(path).model, num_classes=num_classes)
     params = variable_shapes(build_model(model))["params"]
@@ -168,15 +168,15 @@ def test_network_of_a_recipe(path):
 
 @pytest.mark.parametrize(
     "result",
-    [path if path.stem in COMPILED_QUICKLY else pytest.param(path, marks=pytest.mark.slow) for path in RECIPES],
+    [path if path.stem in FAST else pytest.param(path, marks=pytest.mark.slow) for path in RECIPES],
     ids=lambda path: path.stem,
     indirect=True,
 )
-def test_recipe_takes_a_step_and_makes_an_inference(result):
-    config, (before, after, metrics, found) = result
+def test_training_step_and_inference_of_a_recipe(result):
+    config, (before, after, metrics, detections) = result
     check_losses(config, metrics)
     check_updates(config, before, after)
-    check_detections(config, found)
+    check_detections(config, detections)
 
 
 def check_losses(config: Config, metrics: dict[str, Any]) -> None:
@@ -190,7 +190,7 @@ def check_losses(config: Config, metrics: dict[str, Any]) -> None:
 
 
 def check_updates(config: Config, before: TrainState, after: TrainState) -> None:
-    """Every parameter moved but the frozen ones."""
+    """Check that the step changed all parameters except the frozen ones."""
     frozen = frozen_paths(config.model)
 
     def check(path: Any, old: np.ndarray, new: np.ndarray) -> None:
@@ -201,17 +201,14 @@ def check_updates(config: Config, before: TrainState, after: TrainState) -> None
     jax.tree_util.tree_map_with_path(check, before.params, after.params)
 
 
-def check_detections(config: Config, found: Detections) -> None:
+def check_detections(config: Config, detections: Detections) -> None:
     model = config.model
-    assert found.valid.any(axis=1).all()
-    assert (found.boxes >= 0).all()
-    assert (found.boxes <= SIZE).all()
-    assert ((found.scores > 0) & (found.classes > 0))[found.valid].all()
-    assert (found.classes <= model.num_classes).all()
-    assert found.masks.shape == (2, DETECTIONS, model.mask_size, model.mask_size)
-    assert found.keypoints.shape == (2, DETECTIONS, model.num_keypoints, 3)
-    assert np.isfinite(found.masks).all()
-    assert np.isfinite(found.keypoints).all()
-
-
-# What they say and whether they are valid: tests/ablations.
+    assert detections.valid.any(axis=1).all()
+    assert (detections.boxes >= 0).all()
+    assert (detections.boxes <= SIZE).all()
+    assert ((detections.scores > 0) & (detections.classes > 0))[detections.valid].all()
+    assert (detections.classes <= model.num_classes).all()
+    assert detections.masks.shape == (2, DETECTIONS, model.mask_size, model.mask_size)
+    assert detections.keypoints.shape == (2, DETECTIONS, model.num_keypoints, 3)
+    assert np.isfinite(detections.masks).all()
+    assert np.isfinite(detections.keypoints).all()

@@ -210,7 +210,7 @@ def test_training_refuses_floats_without_a_range_and_says_which(
     assert mrcnn(["check", str(deep.root)]) == 1
     assert str(refused.value) in capsys.readouterr().out.splitlines()
     assert mrcnn(["check", str(deep.root), "--value_range", "0", "1"]) == 0
-    assert capsys.readouterr().out.splitlines()[-1].startswith("nothing is wrong")
+    assert capsys.readouterr().out.splitlines()[-1].startswith("no problems found")
     assert mrcnn(["check", str(deep.root), "--value_range", "0", "255"]) == 0
     assert "warning: " in capsys.readouterr().out
     assert mrcnn(["check", str(deep.root), "--value_range", "1", "0"]) == 2
@@ -281,4 +281,4 @@ def test_images_of_few_values_are_named_by_check(
     printed = capsys.readouterr().out.splitlines()
     kind = "images with at most 8 distinct values (1): 2.png (id 98) has 1; check that these are images and not masks"
     assert f"warning: {coco_folder.root / 'coco.json'}: {kind}" in printed
-    assert printed[-1].startswith("training starts, with 1 warning; ")
+    assert printed[-1].startswith("training would start, with 1 warning; ")

@@ -226,7 +226,7 @@ def evaluate_with(count, config, folder, monkeypatch):
     for index in reversed(range(count)):  # the main process last, which gathers the parts of the others
         monkeypatch.setattr(jax, "process_index", lambda index=index: index)
         if index > 0:
-            monkeypatch.setattr(collectives, "on_main", lambda function: b"{}")
+            monkeypatch.setattr(collectives, "run_on_main", lambda function: b"{}")
             with monkeypatch.context() as patch:
                 patch.setattr(collectives, "gather_bytes", lambda content: shares.append(content) or [])
                 use_ground_truth(patch)

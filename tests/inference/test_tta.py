@@ -224,7 +224,7 @@ def test_evaluation_detects_in_all_views_of_every_image_once(shapes, tmp_path, m
     for index in reversed(range(count)):
         monkeypatch.setattr(jax, "process_index", lambda index=index: index)
         monkeypatch.setattr(
-            collectives, "on_main", (lambda function: b"{}") if index else (lambda function: function())
+            collectives, "run_on_main", (lambda function: b"{}") if index else (lambda function: function())
         )
         gather = (lambda content: shares.append(content) or []) if index else (lambda content: [*shares, content])
         monkeypatch.setattr(collectives, "gather_bytes", gather)

@@ -1,4 +1,4 @@
-"""Places that cannot be written to are refused before the work, by every command in the same words."""
+"""Every command refuses an output path that cannot be written before its work, with the same message."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ LONG = 300 * "x"
 
 
 @pytest.mark.parametrize("below", ["", "new/deep/"])
-def test_what_can_be_written(tmp_path: Path, below: str) -> None:
+def test_writable_paths(tmp_path: Path, below: str) -> None:
     for path in (tmp_path, tmp_path / below / "new"):
         files.check_output(path, "--output", folder=True)
     (tmp_path / "old.json").touch()
@@ -30,7 +30,7 @@ def test_what_can_be_written(tmp_path: Path, below: str) -> None:
         files.check_output(tmp_path / name, "--output")
     files.check_output("/dev/null", "--output")
     files.check_output("gs://bucket/run", "--workdir", folder=True)
-    assert [path.name for path in tmp_path.iterdir()] == ["old.json"]  # nothing was made
+    assert [path.name for path in tmp_path.iterdir()] == ["old.json"]  # nothing was created
 
 
 @pytest.mark.parametrize(
@@ -40,36 +40,35 @@ def test_what_can_be_written(tmp_path: Path, below: str) -> None:
         ("file", True, "{0}/file is a file, not a folder"),
         ("file/below", False, "{0}/file is a file, not a folder"),
         ("file/below/deep", True, "{0}/file is a file, not a folder"),
-        ("absent/a.html", False, "there is no folder {0}/absent: make it"),
+        ("absent/a.html", False, "there is no folder {0}/absent: create it"),
         (LONG, False, "File name too long"),
         (f"absent/{LONG}", True, "a name in it is too long"),
-        (250 * "x", False, "a name in it is too long"),  # with what unfinished files add to it
+        (250 * "x", False, "a name in it is too long"),  # with the suffix of temporary files
     ],
 )
-def test_what_cannot_be_written_and_why(tmp_path: Path, name: str, folder: bool, reason: str) -> None:
+def test_unwritable_paths(tmp_path: Path, name: str, folder: bool, reason: str) -> None:
     (tmp_path / "there").mkdir()
     (tmp_path / "file").touch()
     with pytest.raises(ConfigError) as refused:
         files.check_output(tmp_path / name, "--output", folder=folder, parents=folder)
-    path = tmp_path / name
-    words = reason.format(tmp_path)
-    assert str(refused.value) == f"--output={path} cannot be written to: {words}; give another --output"
+    path, text = tmp_path / name, reason.format(tmp_path)
+    assert str(refused.value) == f"--output={path} cannot be written to: {text}; give another --output"
 
 
 @pytest.mark.parametrize("name", ["file", "new", "there", "absent/new"])
 def test_permissions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     (tmp_path / "file").touch()
     (tmp_path / "there").mkdir()
-    monkeypatch.setattr(os, "access", lambda path, mode: False)  # as root may do everything
-    with pytest.raises(ConfigError, match=r"is read-only, or somebody else's"):
+    monkeypatch.setattr(os, "access", lambda path, mode: False)  # because root can write everywhere
+    with pytest.raises(ConfigError, match="no permission to write to"):
         files.check_output(tmp_path / name, "--output", folder=name == "there")
 
 
 def never(*_: object, **__: object) -> None:
-    raise AssertionError("the work has begun")
+    raise AssertionError("the work was not refused")
 
 
-def test_every_command_refuses_before_it_works(
+def test_commands_refuse_before_their_work(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     file, folder = tmp_path / "file", tmp_path / "folder"
@@ -86,9 +85,9 @@ def test_every_command_refuses_before_it_works(
     assert mrcnn(["report", "results.json", "truth.json", f"--images={there}", f"--output={there}"]) == 2
     (folder / "a.npz").mkdir()
     assert mrcnn(["weights", "export", there, str(folder / "a.npz"), "--format=torchvision"]) == 2
-    told = capsys.readouterr().err.splitlines()
-    assert len(told) == 4
-    assert all("cannot be written to: " in line and "is a folder: name a file in it; give" in line for line in told)
+    errors = capsys.readouterr().err.splitlines()
+    assert len(errors) == 4
+    assert all("cannot be written to: " in line and "is a folder: name a file in it; give" in line for line in errors)
 
 
 def test_training_and_evaluation_refuse_before_they_read_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -116,14 +115,14 @@ def test_tables_refuse_before_they_train(
 
 
 @pytest.mark.parametrize(
-    ("argument", "words"),
+    ("argument", "message"),
     [("--output={0}/file", "is a file, not a folder"), ("--threshold=50", "scores are from 0 to 1; 50 % is 0.5")],
 )
 def test_prediction_refuses_before_it_loads_a_model(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], argument: str, words: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], argument: str, message: str
 ) -> None:
     (tmp_path / "file").touch()
     monkeypatch.setattr(common, "model_source", lambda *_: common.ModelSource("run", never))
     monkeypatch.setattr("mrcnn_jax.runtime.compilation_cache.enable", lambda: None)
     assert mrcnn(["predict", "a.jpg", "--model=run", f"--output={tmp_path / 'out'}", argument.format(tmp_path)]) == 2
-    assert words in capsys.readouterr().err
+    assert message in capsys.readouterr().err

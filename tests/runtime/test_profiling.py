@@ -1,4 +1,4 @@
-"""`--profile`: which rounds are recorded, what a recording holds, and that nothing else changes."""
+"""`--profile`: recorded steps, content of a profile, unchanged results."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from mrcnn_jax.distributed import collectives
 from mrcnn_jax.errors import Interrupted
 from mrcnn_jax.evaluation.evaluate import evaluate_model
 from mrcnn_jax.runtime import profiling
-from mrcnn_jax.runtime.profiling import ROUNDS, Profile
+from mrcnn_jax.runtime.profiling import NUM_STEPS, RecordingProfiler
 from mrcnn_jax.training.logs.metrics_log import MetricsLog
 from mrcnn_jax.training.train import train
 
@@ -30,14 +30,14 @@ def only_trace(folder) -> bytes:
 
 
 def events(content: bytes, *names: str):
-    """(name, number of the step) of the events with these names, in the order of their starts."""
+    """(name, step number) of the events with these names, in order of start time."""
     lines = [line for plane in ProfileData.from_serialized_xspace(content).planes for line in plane.lines]
-    found = [event for line in lines for event in line.events if event.name in names]
-    return [(event.name, dict(event.stats).get("step_num")) for event in sorted(found, key=lambda e: e.start_ns)]
+    selected = [event for line in lines for event in line.events if event.name in names]
+    return [(event.name, dict(event.stats).get("step_num")) for event in sorted(selected, key=lambda e: e.start_ns)]
 
 
 def loop(profile, shapes, within=lambda number: None):
-    """A round for each shape, which is compiled when it is new; calls `within` in the middle of a round."""
+    """Run one step per shape, which compiles if the shape is new; call `within` inside of each step."""
     program = jax.jit(lambda x: jnp.sin(x).sum())
     with profile:
         for number, shape in enumerate(shapes, start=1):
@@ -47,24 +47,24 @@ def loop(profile, shapes, within=lambda number: None):
             profile.end(results)
 
 
-def test_rounds_after_the_compilation_are_recorded(tmp_path, caplog):
+def test_steps_after_the_compilation_are_recorded(tmp_path, caplog):
     caplog.set_level("INFO", "mrcnn_jax")
-    loop(Profile(tmp_path / "a b", "count"), [1, 2, 2] + [2] * ROUNDS + [2])
-    assert events(only_trace(tmp_path / "a b"), "count") == [("count", 4 + i) for i in range(ROUNDS)]
-    assert f"{ROUNDS} rounds of count are recorded in {tmp_path}/a b" in caplog.text
+    loop(RecordingProfiler(tmp_path / "a b", "count"), [1, 2, 2] + [2] * NUM_STEPS + [2])
+    assert events(only_trace(tmp_path / "a b"), "count") == [("count", 4 + i) for i in range(NUM_STEPS)]
+    assert f"wrote a profile of {NUM_STEPS} steps of count to {tmp_path}/a b" in caplog.text
     assert f"tensorboard --logdir='{tmp_path}/a b'" in caplog.text
 
 
-def test_of_fewer_rounds_those_that_there_are(tmp_path):
-    loop(Profile(tmp_path, "count"), [1, 1, 1, 1])
+def test_loop_with_fewer_steps(tmp_path):
+    loop(RecordingProfiler(tmp_path, "count"), [1, 1, 1, 1])
     assert events(only_trace(tmp_path), "count") == [("count", 3), ("count", 4)]
 
 
-def test_without_rounds_it_says_so(tmp_path, caplog):
+def test_loop_without_recorded_steps(tmp_path, caplog):
     caplog.set_level("INFO", "mrcnn_jax")
-    loop(Profile(tmp_path, "count"), [1, 1])
+    loop(RecordingProfiler(tmp_path, "count"), [1, 1])
     assert not list(tmp_path.iterdir())
-    assert "nothing of count was recorded" in caplog.text
+    assert "no profile of count" in caplog.text
 
 
 def test_an_error_closes_the_recording(tmp_path):
@@ -72,14 +72,14 @@ def test_an_error_closes_the_recording(tmp_path):
         if number == 4:
             raise RuntimeError("in the middle")
 
-    for folder in (tmp_path / "first", tmp_path / "second"):  # where one is open, JAX begins no other
+    for folder in (tmp_path / "first", tmp_path / "second"):  # JAX allows one recording at a time
         with pytest.raises(RuntimeError, match="in the middle"):
-            loop(Profile(folder, "count"), [1, 1, 1, 1, 1], within=fail)
+            loop(RecordingProfiler(folder, "count"), [1, 1, 1, 1, 1], within=fail)
         assert events(only_trace(folder), "count") == [("count", 3), ("count", 4)]
 
 
-def test_it_ends_where_something_else_follows(tmp_path):
-    with Profile(tmp_path, "count") as profile:
+def test_stop(tmp_path):
+    with RecordingProfiler(tmp_path, "count") as profile:
         for number in range(1, 10):
             profile.begin(number)
             profile.end(())
@@ -89,27 +89,27 @@ def test_it_ends_where_something_else_follows(tmp_path):
 
 
 def test_only_the_main_process_records(tmp_path, monkeypatch):
-    assert isinstance(profiling.profile_steps(tmp_path, "count", recorded=True), Profile)
-    assert not isinstance(profiling.profile_steps(tmp_path, "count", recorded=False), Profile)
+    assert isinstance(profiling.profile_steps(tmp_path, "count", recorded=True), RecordingProfiler)
+    assert not isinstance(profiling.profile_steps(tmp_path, "count", recorded=False), RecordingProfiler)
     monkeypatch.setattr(collectives, "is_main", lambda: False)
-    assert not isinstance(profiling.profile_steps(tmp_path, "count", recorded=True), Profile)
+    assert not isinstance(profiling.profile_steps(tmp_path, "count", recorded=True), RecordingProfiler)
 
 
-def test_a_recorded_run_trains_as_usual(finished_run, tmp_path):
+def test_profiled_training_gives_the_same_state(finished_run, tmp_path):
     state = train(finished_run.config, tmp_path / "run", profile=True)
     jax.tree.map(np.testing.assert_array_equal, jax.device_get(state), jax.device_get(finished_run.state))
     content = only_trace(tmp_path / "run" / "profile")
     assert events(content, "train") == [("train", step) for step in range(2, 7)]  # compiled already
-    assert len(events(content, profiling.WAITING)) == len(events(content, "metrics")) == ROUNDS
+    assert len(events(content, profiling.INPUT_EVENT)) == len(events(content, "metrics")) == NUM_STEPS
     for part in ("backbone", "fpn", "rpn_head", "box_head", "mask_head"):  # names of modules
         assert f"/{part}/".encode() in content, part
     for part in ("normalize", "proposals", "targets", "roi_align", "losses", "optimizer"):  # scopes
         assert any(f"{part}{end}".encode() in content for end in "/)"), part
     assert not (tmp_path / "run" / "evaluation" / "profile").exists()
-    assert not list(finished_run.workdir.rglob("profile"))  # nobody asked for one there
+    assert not list(finished_run.workdir.rglob("profile"))  # without profile=True
 
 
-def test_a_signal_in_the_middle_closes_the_recording_and_the_run_goes_on(finished_run, tmp_path, monkeypatch):
+def test_signal_closes_the_recording_and_the_run_resumes(finished_run, tmp_path, monkeypatch):
     log_step = MetricsLog.step
 
     def step(self, number, metrics):
@@ -126,8 +126,8 @@ def test_a_signal_in_the_middle_closes_the_recording_and_the_run_goes_on(finishe
     jax.tree.map(np.testing.assert_array_equal, jax.device_get(state), jax.device_get(finished_run.state))
 
 
-def test_an_evaluation_is_recorded(finished_run, tmp_path):
-    """Of four times as many images as the run has, so that there are enough batches of the size that is compiled."""
+def test_profiled_evaluation(finished_run, tmp_path):
+    """With four times the images of the run, so that there are enough batches of the compiled size."""
     config, variables = load_variables(finished_run.workdir)
     data = dataclasses.replace(
         config.data,

@@ -1,4 +1,4 @@
-"""What `test_processes.py` runs in each of several processes: they meet, tell each other things, and part."""
+"""The program of `test_collectives.py` for each of several processes: connects, runs every collective, exits."""
 
 from __future__ import annotations
 
@@ -24,38 +24,38 @@ LEAVES = {
 }
 
 
-def talk() -> None:
-    collectives._PIECE = 1 << 20  # so that what is large here goes in pieces
+def run_collectives() -> None:
+    collectives._MAX_CHUNK = 1 << 20  # so that the large arrays need several chunks
     index, main = jax.process_index(), collectives.is_main()
     assert main == (index == 0)
-    # As in the training loop, where nothing may be moved unasked.
+    # as in the training loop
     with jax.transfer_guard("disallow"):
         got = collectives.broadcast(LEAVES if main else jax.tree.map(np.zeros_like, LEAVES))
         for name, leaf in LEAVES.items():
             assert (got[name].dtype, got[name].shape) == (leaf.dtype, leaf.shape), name
             assert got[name].tobytes() == leaf.tobytes(), name
-        assert collectives.broadcast_bytes(b"\0said" if main else None) == b"\0said"
+        assert collectives.broadcast_bytes(b"\0message" if main else None) == b"\0message"
         ours = bytes([index]) * 1_500_000 * index  # of different lengths, one of them empty
         assert collectives.gather_bytes(ours) == [b"", b"\1" * 1_500_000]
         assert collectives.gather_bytes(b"") == [b"", b""]
-        assert collectives.on_main(lambda: f"by {index}".encode()) == b"by 0"
+        assert collectives.run_on_main(lambda: f"by {index}".encode()) == b"by 0"
     collectives.check_same({"seed": 0, "rate": float("nan")}, "configuration")
     with contextlib.suppress(ConfigError):
         collectives.check_same({"seed": index}, "configuration")
-        raise AssertionError("a difference was not found")
-    print(f"process {index} has talked", flush=True)
-    collectives.on_main(_read)
+        raise AssertionError("check_same missed a difference")
+    print(f"process {index}: collectives work", flush=True)
+    collectives.run_on_main(_read)
 
 
 def _read() -> bytes:
-    raise FileNotFoundError("there is no such thing")
+    raise FileNotFoundError("no such file: a.txt")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser()
     cluster.add_flags(parser)
-    common.join(parser.parse_args())
-    talk()
+    common.initialize_distributed(parser.parse_args())
+    run_collectives()
 
 
 if __name__ == "__main__":

@@ -133,7 +133,7 @@ def test_exported_runs_come_back(fine_tuned, tmp_path, capsys, name):
     config, variables = load_variables(fine_tuned[1])
     file = tmp_path / "exported.npz"
     mrcnn(["weights", "export", str(fine_tuned[1]), str(file), f"--format={name}"])
-    assert f"under {name}'s names. The network wants rgb pixels" in capsys.readouterr().out
+    assert f"with {name} names. Input: rgb pixels" in capsys.readouterr().out
     jax.tree.map(np.testing.assert_array_equal, import_weights(file, config.model)[1], variables)
 
 

@@ -174,7 +174,7 @@ class Service:
     def __init__(self, monkeypatch, ahead: int):
         self.ahead, self.heard, self.ticks, self.agreed = ahead, 0, [], -1
         monkeypatch.setattr(jax, "process_count", lambda: 2)
-        monkeypatch.setattr(collectives, "watch_preemption", self.watch)
+        monkeypatch.setattr(collectives, "enable_preemption_sync", self.watch)
         monkeypatch.setattr(multihost_utils, "reached_preemption_sync_point", self.reached)
 
     def watch(self) -> None:
@@ -224,7 +224,7 @@ def test_a_signal_right_before_the_loop_reaches_all_processes(monkeypatch):
             assert [interruptions.reached() for _ in range(2)] == [False, True]
             raise interruptions.interrupted(0)
 
-    monkeypatch.setattr(collectives, "watch_preemption", late)
+    monkeypatch.setattr(collectives, "enable_preemption_sync", late)
     end(train)
     assert service.heard == 1
 

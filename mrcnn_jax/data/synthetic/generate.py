@@ -74,7 +74,7 @@ def _replace(temporary: Path, root: Path, recipe: dict[str, Any]) -> None:
     """Rename `temporary` to `root`, unless another process has written the same dataset meanwhile."""
     with files.folder_lock(root.parent):
         if _read_recipe(root) != recipe:
-            files.replace(temporary, root)
+            files.replace_folder(temporary, root)
 
 
 def _write_split(root: Path, config: ShapesConfig, name: str, count: int, seed: list[int]) -> None:

@@ -116,7 +116,7 @@ def predict_files(
     output.mkdir(parents=True, exist_ok=True)
     outcome = Outcome()
     with contextlib.ExitStack() as stack:
-        if not stack.enter_context(files.claimed(output)):
+        if not stack.enter_context(files.try_lock(output)):
             raise ConfigError(f"--output={output}: another prediction is writing there; wait, or choose another folder")
         outcome.write(output)
         for message in nothing:

@@ -176,7 +176,7 @@ def test_a_changed_recipe_is_not_mixed_with_what_is_there(request_for, stop):
         ({"rows": ("roi_pool",)}, "table 2c has no row 'roi_pool'; it has roi_pool_max, "),
         ({"scale": "coco"}, "--scale=coco needs --data=DIR"),
         ({"data": "COCO"}, r"table 2c, RoIPool, max: .*init"),
-        ({"data": "COCO", "init": {"R101": "FILE"}}, "init names no weights"),
+        ({"data": "COCO", "init": {"R101": "FILE"}}, "init is empty"),
     ],
 )
 def test_what_cannot_be_run_is_refused_before_training(request_for, more, message):
