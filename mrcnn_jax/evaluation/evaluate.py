@@ -95,7 +95,7 @@ def evaluate_model(
     logged and left out.
 
     All processes call this together. Each evaluates a part of the images, on as many of its `devices` (default: all)
-    as divide its part of a batch evenly, or on one for single images (`config.eval.alone`). The main process prints,
+    as divide its part of a batch evenly, or on one for single images (`config.eval.single_image`). The main process prints,
     writes and scores; all return the same.
 
     dataset: the evaluation dataset, if it is loaded already.
@@ -112,7 +112,7 @@ def evaluate_model(
         dataset = load_split(config.data, "eval")
         check_same_data({"data.eval": dataset})
     check_evaluation(config, dataset)
-    collectives.on_main(lambda: _clear(folder))
+    collectives.run_on_main(lambda: _clear(folder))
     compile_detect = tta.compile_detect if config.eval.augmented else detector.compile_detect
     detect = compile_detect(config.model, variables, _devices(config, devices))
     with tempfile.TemporaryFile() as records:
@@ -120,7 +120,7 @@ def evaluate_model(
         profiler = profiling.profile_steps(folder / profiling.FOLDER, "evaluate", recorded=profile)
         local.detect_all(detect, check, profiler)
         gathered = collectives.gather_bytes(local.serialize())
-    return dict(json.loads(collectives.on_main(lambda: _score(config, dataset, folder, gathered, report, quiet))))
+    return dict(json.loads(collectives.run_on_main(lambda: _score(config, dataset, folder, gathered, report, quiet))))
 
 
 class _LocalResults:
@@ -265,7 +265,7 @@ def _warn_of_truncated(config: Config, dataset: Dataset, indices: Sequence[int])
 
 def _devices(config: Config, devices: Sequence[jax.Device] | None) -> tuple[jax.Device, ...]:
     """Return the devices over which this process's part of a batch, or a single image, is divided."""
-    images = 1 if config.eval.alone else config.eval.batch_size // jax.process_count()
+    images = 1 if config.eval.single_image else config.eval.batch_size // jax.process_count()
     return largest_divisor(jax.local_devices() if devices is None else devices, images)
 
 

@@ -231,7 +231,7 @@ def evaluate_with(count, config, folder, monkeypatch):
                 patch.setattr(collectives, "gather_bytes", lambda content: shares.append(content) or [])
                 use_ground_truth(patch)
                 evaluate_model(config, {}, folder)
-    monkeypatch.setattr(collectives, "on_main", lambda function: function())
+    monkeypatch.setattr(collectives, "run_on_main", lambda function: function())
     use_ground_truth(monkeypatch)
     metrics = evaluate_model(config, {}, folder)
     overlays = {path.name: path.read_bytes() for path in (folder / "evaluation" / "overlays").iterdir()}
