@@ -17,9 +17,9 @@ def main(arguments: Sequence[str]) -> int:
     parser = common.make_parser("replay", __doc__)
     parser.add_argument("file", type=os.path.expanduser, help="failures/step_NNNNNN.npz in the directory of a run")
     options, _ = common.parse(parser, arguments)
-    from mrcnn_jax.training.nonfinite_dump import load_failure
+    from mrcnn_jax.training.nonfinite_dump import load_failed_step
     from mrcnn_jax.training.replay import replay
 
-    saved = load_failure(options.file)
+    saved = load_failed_step(options.file)
     compilation_cache.enable()
     return 1 if replay(saved) else 0

@@ -23,23 +23,23 @@ from mrcnn_jax.inference import detector
 from mrcnn_jax.models.mask_rcnn import build_model
 from mrcnn_jax.structures import Batch, Detections
 from mrcnn_jax.training import gradients, init, parallel, step, train
-from mrcnn_jax.training.interruption import Interruptions
+from mrcnn_jax.training.interruption import SignalHandler
 from mrcnn_jax.training.logs.metrics_log import MetricsLog
-from mrcnn_jax.training.loop import Loop
+from mrcnn_jax.training.loop import TrainLoop
 from mrcnn_jax.training.step import TrainState, TrainStep, create_state
 
 POISON = -1  # a height of an image that makes its loss infinite
 OPTIMIZER = optax.sgd(0.1, momentum=0.9)
-NOTHING_TO_MEASURE = SimpleNamespace(due=lambda step: False)
+NO_EVALUATION = SimpleNamespace(is_due=lambda step: False)
 
 
-def make_gradients(model: Any, config: Any, axis_name: str | None) -> gradients.GradientFunction:
+def make_gradient_function(model: Any, config: Any, axis_name: str | None) -> gradients.GradientFunction:
     """Fits every parameter to the mean pixel of the images, with noise by step and image.
 
     Takes parameters of any shape, so those of a network, too. `pixels`, the sum of all pixels, tells batches apart.
     """
 
-    def find(params: Any, model_state: dict[str, Any], batch: Batch, keys: jax.Array) -> gradients.Gradients:
+    def find(params: Any, model_state: dict[str, Any], batch: Batch, keys: jax.Array) -> gradients.LossesAndGradients:
         means = batch.images.astype(jnp.float32).mean((1, 2, 3)) / 255
         targets = means + jax.vmap(jax.random.uniform)(keys)
         targets = jnp.where(batch.image_sizes[:, 0] == POISON, jnp.inf, targets)
@@ -53,7 +53,7 @@ def make_gradients(model: Any, config: Any, axis_name: str | None) -> gradients.
 
         value, found = jax.value_and_grad(loss)(params)
         statistics = {name: jax.tree.map(moved, tree) for name, tree in model_state.items() if name != "frozen"}
-        return gradients.Gradients(
+        return gradients.LossesAndGradients(
             gradients.mean_over_devices(found, axis_name),
             gradients.mean_over_devices({"loss_linear": value}, axis_name),
             gradients.sum_over_devices({"pixels": jnp.sum(batch.images.astype(jnp.int32))}, axis_name),
@@ -74,7 +74,7 @@ def start() -> TrainState:
 
 
 def make_step(max_skipped: int = 0) -> TrainStep:
-    with mock.patch.object(step, "make_gradients", make_gradients):
+    with mock.patch.object(step, "make_gradient_function", make_gradient_function):
         model = build_model(ModelConfig(num_classes=1))
         return step.make_train_step(
             model,
@@ -109,8 +109,8 @@ def fit(
     train_step: Any = None,
     poisoned: Sequence[int] = (),
     checkpointer: type[Checkpointer] = Checkpointer,
-    interruptions: Interruptions | None = None,
-    evaluations: Any = NOTHING_TO_MEASURE,
+    signals: SignalHandler | None = None,
+    evaluator: Any = NO_EVALUATION,
 ) -> TrainState:
     """Train, or go on training, in `workdir` on two devices; the final state, on the host."""
     devices = jax.local_devices()[:2]
@@ -119,15 +119,15 @@ def fit(
         MetricsLog([sink], every=1, last_step=config.steps, batch_size=4) as log,
     ):
         state = saved.restore_latest(start()) or start()
-        loop = Loop(
+        loop = TrainLoop(
             train_step=train_step or compiled_step(config.max_skipped),
             config=config,
             log=log,
             checkpointer=saved,
             image_ids=lambda indices: [f"image {index}" for index in indices],
-            save_failure=lambda failure: "failure.npz",
-            interruptions=interruptions or Interruptions(),
-            evaluations=evaluations,
+            save_failed_step=lambda failed_step: "failure.npz",
+            signals=signals or SignalHandler(),
+            evaluator=evaluator,
             devices=devices,
         )
         return jax.device_get(loop.run(state, batches(int(state.step), poisoned), jax.random.key(0)))
@@ -142,7 +142,7 @@ def replace_network(change: Callable[[Any, str, Any], None] = setattr) -> None:
 
 def replace_gradients(change: Callable[[Any, str, Any], None] = setattr) -> None:
     """The same for the parameters of the network, which are those of a real run in form and number."""
-    change(step, "make_gradients", make_gradients)
+    change(step, "make_gradient_function", make_gradient_function)
     change(detector, "compile_detect", lambda *_: detect_nothing)
 
 

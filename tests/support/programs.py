@@ -50,7 +50,7 @@ def share_train_steps(change: Callable[[Any, str, Any], None]) -> None:
     begun: dict[Any, Any] = {}
 
     def make_once(model: Any, config: Config, *others: Any, axis_name: str) -> Any:
-        key = _without_the_surroundings(config), axis_name, train_step.make_gradients
+        key = _without_the_surroundings(config), axis_name, train_step.make_gradient_function
         return steps.setdefault(key, make(model, config, *others, axis_name=axis_name))
 
     def compile_once(step: Any, devices: Sequence[jax.Device] | None = None) -> Any:

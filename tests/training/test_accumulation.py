@@ -16,7 +16,7 @@ from mrcnn_jax.errors import ConfigError
 from mrcnn_jax.models.mask_rcnn import build_model
 from mrcnn_jax.structures import Batch
 from mrcnn_jax.training import gradients, parallel
-from mrcnn_jax.training.forward import draw_rois, forward_losses
+from mrcnn_jax.training.forward import forward_losses, sample_batch_rois
 from mrcnn_jax.training.step import TrainState
 
 pytestmark = pytest.mark.medium
@@ -55,8 +55,8 @@ def test_counts_of_the_images_differ(whole):
 
 def test_loop_of_parts_makes_the_step_of_the_whole(whole, monkeypatch):
     """As on accelerators, where the parts are a loop in the compiled program; here each of them is one image."""
-    monkeypatch.setattr(gradients, "_loop", jax.lax.scan)
-    assert_equal_steps(one_step(make_config(), programs.one_device().state, parts=4), whole)
+    monkeypatch.setattr(gradients, "_scan", jax.lax.scan)
+    assert_equal_steps(one_step(make_config(), programs.one_device().state, accumulate=4), whole)
 
 
 @pytest.mark.slow
@@ -108,8 +108,8 @@ def test_heads_are_not_part_of_the_first_pass():
 
     def draw(params, shares):
         variables = {"params": params, **start.model_state}
-        parts = gradients._cut(shares, 2)
-        return gradients._loop(lambda _, x: (None, draw_rois(model, config.model, variables, *x)), None, parts)
+        parts = gradients._split(shares, 2)
+        return gradients._scan(lambda _, x: (None, sample_batch_rois(model, config.model, variables, *x)), None, parts)
 
     text = jax.jit(draw).lower(params, shares).as_text()
     main = text[text.index("@main(") : text.index("->", text.index("@main("))]
@@ -129,6 +129,6 @@ def test_batches_that_cannot_be_cut():
     config = Config(model=scratch, train=TrainConfig(batch_size=8, accumulate=3))
     with pytest.raises(ConfigError, match=r"train\.accumulate=3.*train\.batch_size=8"):
         validate(config)
-    with pytest.raises(ConfigError, match=r"train\.accumulate=4.*8 images.*4 devices.*divisor of 2"):
-        parallel.check_divisible(8, 4, parts=4)
-    parallel.check_divisible(16, 4, parts=4)
+    with pytest.raises(ConfigError, match=r"train\.accumulate=4.* 2 images.*batch_size=8 on 4 devices.*divisor of 2"):
+        parallel.check_divisible(8, 4, accumulate=4)
+    parallel.check_divisible(16, 4, accumulate=4)

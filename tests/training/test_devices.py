@@ -50,7 +50,7 @@ def test_sums_over_devices_and_parts_are_divided_by_counts_of_the_whole_batch(co
     monkeypatch.setattr(gradients, "draw_rois", linear_counts)
     batch, weight = programs.make_batch((1, 4, 2), seed=1), np.float64(0.7)
     config = replace(programs.make_config(), train=TrainConfig(batch_size=4, accumulate=parts))
-    find = gradients.make_gradients(build_model(config.model), config, "devices")
+    find = gradients.make_gradient_function(build_model(config.model), config, "devices")
     state = {"batch_stats": {"mean": np.float32(0)}}
     shares = jax.tree.map(
         lambda x: x.reshape(count, 4 // count, *x.shape[1:]), (batch, jax.random.split(jax.random.key(0), 4))

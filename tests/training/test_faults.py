@@ -23,7 +23,7 @@ from support.launch import ROOT, write_recipe
 
 from mrcnn_jax.data import load_split, train_batches
 from mrcnn_jax.training import train
-from mrcnn_jax.training.evaluations import Evaluations
+from mrcnn_jax.training.evaluations import PeriodicEvaluator
 from mrcnn_jax.training.logs.metrics_log import MetricsLog
 
 pytestmark = pytest.mark.medium
@@ -78,7 +78,7 @@ class Training:
 @pytest.fixture
 def training(tiny_config, tmp_path, capfd, monkeypatch):
     linear.replace_network(monkeypatch.setattr)
-    monkeypatch.setattr(Evaluations, "finish", lambda *_: {"bbox/AP": 0.5})
+    monkeypatch.setattr(PeriodicEvaluator, "evaluate_final", lambda *_: {"bbox/AP": 0.5})
     return Training(tiny_config, tmp_path, capfd, monkeypatch)
 
 

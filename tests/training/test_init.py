@@ -17,7 +17,7 @@ from mrcnn_jax.config import Config
 from mrcnn_jax.errors import ConfigError
 from mrcnn_jax.models.mask_rcnn import build_model, variable_shapes
 from mrcnn_jax.training import init as init_module
-from mrcnn_jax.training.init import initial_variables, starting_point
+from mrcnn_jax.training.init import initial_variables, resolve_init
 from mrcnn_jax.training.train import train
 from mrcnn_jax.weights import detectron2_names, torchvision_names
 from mrcnn_jax.weights.io import weight_files
@@ -89,7 +89,7 @@ def test_going_on_needs_no_file(fine_tuned):
     config, workdir = fine_tuned
     assert preprocessing_of(config.model) != TORCHVISION
     longer = dataclasses.replace(config, train=dataclasses.replace(config.train, steps=3))
-    resolved, variables = starting_point(longer, workdir, jax.random.key(0))
+    resolved, variables = resolve_init(longer, workdir, jax.random.key(0))
     assert variables is None
     assert preprocessing_of(resolved.model) == TORCHVISION
     assert int(train(longer, workdir).step) == 3
@@ -115,7 +115,7 @@ def test_beginning_from_another_run(fine_tuned, recipe, caplog):
     kept = load_variables(fine_tuned[1])[1]
     jax.tree.map(np.testing.assert_array_equal, variables["params"]["fpn"], kept["params"]["fpn"])
     assert variables["params"]["box_head"]["logits"]["bias"].shape == (3,)
-    assert f"{fine_tuned[1]}: the newest checkpoint" in caplog.messages
+    assert f"{fine_tuned[1]}: initializing from the newest checkpoint" in caplog.messages
 
 
 def test_averaged_weights_are_not_taken_without_a_word(fine_tuned, recipe, monkeypatch, caplog):
@@ -125,7 +125,8 @@ def test_averaged_weights_are_not_taken_without_a_word(fine_tuned, recipe, monke
     monkeypatch.setattr(init_module, "load_variables", lambda workdir: (run, variables))
     config = dataclasses.replace(recipe, init=str(fine_tuned[1]), model=run.model)
     initial_variables(config, jax.random.key(0))
-    assert f"{fine_tuned[1]}: the newest checkpoint, the averaged weights (train.ema_decay)" in caplog.messages
+    expected = f"{fine_tuned[1]}: initializing from the newest checkpoint, the averaged weights (train.ema_decay)"
+    assert expected in caplog.messages
 
 
 @pytest.mark.parametrize("name", ["torchvision", "detectron2"])

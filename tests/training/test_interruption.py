@@ -20,7 +20,7 @@ from mrcnn_jax.checkpoints.manager import Checkpointer
 from mrcnn_jax.config import TrainConfig
 from mrcnn_jax.distributed import collectives
 from mrcnn_jax.errors import Interrupted
-from mrcnn_jax.training.interruption import Interruptions
+from mrcnn_jax.training.interruption import SignalHandler
 from mrcnn_jax.training.step import TrainState
 
 pytestmark = pytest.mark.medium
@@ -43,12 +43,12 @@ def handlers():
     assert left == usual
 
 
-def end(body: Callable[[Interruptions], None]) -> Interrupted:
+def end(body: Callable[[SignalHandler], None]) -> Interrupted:
     """The exception that ends `body`."""
 
     def run() -> None:
-        with Interruptions() as interruptions:
-            body(interruptions)
+        with SignalHandler() as signals:
+            body(signals)
 
     with pytest.raises(Interrupted) as stopped:
         run()
@@ -57,7 +57,7 @@ def end(body: Callable[[Interruptions], None]) -> Interrupted:
 
 @SIGNALS
 def test_a_signal_ends_the_preparation_at_once(number, status):
-    def prepare(interruptions):
+    def prepare(signals):
         send(number)
         raise AssertionError("went on")
 
@@ -70,13 +70,13 @@ def test_a_signal_ends_the_preparation_at_once(number, status):
 def test_a_postponed_signal_waits_until_it_is_asked_for(number, status, capfd):
     said = []
 
-    def train(interruptions):
-        with interruptions.postponed():
-            assert not interruptions.reached()
+    def train(signals):
+        with signals.postponed():
+            assert not signals.should_stop()
             send(number)
             said.append(capfd.readouterr().err)
-            assert interruptions.reached()
-            raise interruptions.interrupted(7)
+            assert signals.should_stop()
+            raise signals.error(7)
 
     stopped = end(train)
     name = {signal.SIGTERM: "SIGTERM", signal.SIGINT: "Ctrl-C"}[number]
@@ -90,9 +90,9 @@ def test_a_postponed_signal_waits_until_it_is_asked_for(number, status, capfd):
 def test_a_signal_that_nobody_asked_for_is_raised_on_leaving(number, status):
     done = []
 
-    def train(interruptions):
-        with interruptions.postponed():
-            with interruptions.postponed():  # as an evaluation within the training does
+    def train(signals):
+        with signals.postponed():
+            with signals.postponed():  # as an evaluation within the training does
                 send(number)
             done.append("the rest")
         done.append("too much")
@@ -105,8 +105,8 @@ def test_a_signal_that_nobody_asked_for_is_raised_on_leaving(number, status):
 def test_only_a_second_ctrl_c_ends_it_at_once(first):
     done = []
 
-    def train(interruptions):
-        with interruptions.postponed():
+    def train(signals):
+        with signals.postponed():
             send(first)
             send(signal.SIGTERM)
             done.append("went on")
@@ -128,11 +128,11 @@ def test_what_a_destructor_swallowed_is_raised_at_the_next_point(then, monkeypat
         def __del__(self):
             send(signal.SIGTERM)
 
-    def run(interruptions):
+    def run(signals):
         Array()
         assert swallowed == [Interrupted]
         if then == "train":
-            with interruptions.postponed():
+            with signals.postponed():
                 raise AssertionError("went on")
 
     assert end(run).exit_status == 143
@@ -143,8 +143,8 @@ def test_outside_the_main_thread_signals_are_left_to_the_caller():
 
     def run() -> None:
         before = signal.getsignal(signal.SIGTERM)
-        with Interruptions() as interruptions, interruptions.postponed():
-            reached.append(interruptions.reached())
+        with SignalHandler() as signals, signals.postponed():
+            reached.append(signals.should_stop())
             assert signal.getsignal(signal.SIGTERM) is before
         reached.append("end")
 
@@ -157,11 +157,11 @@ def test_outside_the_main_thread_signals_are_left_to_the_caller():
 def test_an_ignored_signal_stays_ignored(capfd):
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # nohup train.py &
     try:
-        with Interruptions() as interruptions:
+        with SignalHandler() as signals:
             send(signal.SIGINT)
-            with interruptions.postponed():
+            with signals.postponed():
                 send(signal.SIGINT)
-                assert not interruptions.reached()
+                assert not signals.should_stop()
         assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
     finally:
         signal.signal(signal.SIGINT, before)
@@ -195,14 +195,14 @@ def test_several_processes_stop_where_they_agree(number, status, monkeypatch, ca
     service = Service(monkeypatch, ahead=2)
     asked = []
 
-    def train(interruptions):
-        with interruptions.postponed():
-            asked.append(interruptions.reached())
+    def train(signals):
+        with signals.postponed():
+            asked.append(signals.should_stop())
             send(number)
             while not asked[-1]:
-                asked.append(interruptions.reached())
-            assert interruptions.reached()
-            raise interruptions.interrupted(4)
+                asked.append(signals.should_stop())
+            assert signals.should_stop()
+            raise signals.error(4)
 
     assert end(train).exit_status == status  # of Ctrl-C only where it was typed
     assert asked == [False, False, False, True]
@@ -219,10 +219,10 @@ def test_a_signal_right_before_the_loop_reaches_all_processes(monkeypatch):
         send(signal.SIGTERM)
         watch()
 
-    def train(interruptions):
-        with interruptions.postponed():
-            assert [interruptions.reached() for _ in range(2)] == [False, True]
-            raise interruptions.interrupted(0)
+    def train(signals):
+        with signals.postponed():
+            assert [signals.should_stop() for _ in range(2)] == [False, True]
+            raise signals.error(0)
 
     monkeypatch.setattr(collectives, "watch_preemption", late)
     end(train)
@@ -231,10 +231,10 @@ def test_a_signal_right_before_the_loop_reaches_all_processes(monkeypatch):
 
 def test_ticks_go_on_from_the_training_to_the_report(monkeypatch):
     service = Service(monkeypatch, ahead=0)
-    with Interruptions() as interruptions:
+    with SignalHandler() as signals:
         for _ in range(2):
-            with interruptions.postponed():
-                interruptions.reached()
+            with signals.postponed():
+                signals.should_stop()
     assert service.ticks == [0, 1, 2, 3]  # each asks once more on leaving
 
 
@@ -265,28 +265,28 @@ def fit(workdir, calls: Calls, *, steps=8, every=3) -> TrainState:
             super().save(step, state)
             calls(f"save {step}")
 
-    def measure(step, state):
+    def evaluate(step, state):
         for image in range(4):
             calls(f"image {image}")
-            if interruptions.reached():
-                raise interruptions.interrupted()
+            if signals.should_stop():
+                raise signals.error()
         return {}
 
     sink = MagicMock()
     sink.advance = lambda step: calls(f"log {step}")
     train_step.traces = 0
-    evaluations = SimpleNamespace(
-        due=lambda step: step == 5, measure=measure, pictures=lambda _: {}, exhausted=lambda: False
+    evaluator = SimpleNamespace(
+        is_due=lambda step: step == 5, evaluate=evaluate, overlays=lambda _: {}, patience_exhausted=lambda: False
     )
-    with Interruptions() as interruptions:
+    with SignalHandler() as signals:
         return linear.fit(
             workdir,
             config,
             sink,
             train_step=train_step,
             checkpointer=Saving,
-            interruptions=interruptions,
-            evaluations=evaluations,
+            signals=signals,
+            evaluator=evaluator,
         )
 
 

@@ -16,7 +16,7 @@ from mrcnn_jax.config import Config, KeypointHeadConfig, ModelConfig, TrainConfi
 from mrcnn_jax.data.categories import Categories, KeypointSchema
 from mrcnn_jax.errors import ConfigError, NonFiniteLossError
 from mrcnn_jax.training import parallel
-from mrcnn_jax.training.loop import non_finite
+from mrcnn_jax.training.loop import nonfinite_loss_error
 from mrcnn_jax.training.step import TrainState
 from mrcnn_jax.training.train import with_categories
 
@@ -88,22 +88,22 @@ def test_bad_loss_stops_with_step_and_images_and_is_never_saved(tmp_path, bad, s
 def test_bad_steps_are_left_out_up_to_a_limit_that_outlives_a_restart(tmp_path, caplog):
     poisoned = (1, 5)
     first = fit(tmp_path, steps=4, poisoned=poisoned, max_skipped=1)
-    assert "step 2 is left out" in caplog.text
-    assert "1 of at most 1" in caplog.text
+    assert "step 2 is skipped" in caplog.text
+    assert "skipped so far: 1, train.max_skipped=1" in caplog.text
     assert sorted(step for step, loss in first.losses.items() if loss is None) == [2]
-    with pytest.raises(NonFiniteLossError, match=r"left out before it, as train\.max_skipped allows: 1") as error:
+    with pytest.raises(NonFiniteLossError, match=r"skipped before it, as train\.max_skipped allows: 1") as error:
         fit(tmp_path, poisoned=poisoned, max_skipped=1)
     assert error.value.step == 6
-    assert "train.max_skipped=2 leaves it out" in str(error.value)
-    with pytest.raises(ConfigError, match=r"train\.max_skipped=0, but the run has left out 1"):
+    assert "train.max_skipped=2 it skips the step" in str(error.value)
+    with pytest.raises(ConfigError, match=r"train\.max_skipped=0, but the run has skipped 1"):
         fit(tmp_path, poisoned=poisoned, max_skipped=0)
     assert int(fit(tmp_path, poisoned=poisoned, max_skipped=2).state.skipped) == 2
 
 
 def test_error_without_a_file_speaks_of_none():
-    error = non_finite(3, [7], {"loss": np.inf, "skipped": 1}, "")
+    error = nonfinite_loss_error(3, [7], {"loss": np.inf, "skipped": 1}, "")
     assert "replay" not in str(error)
-    assert "replay 'a b.npz'" in str(non_finite(3, [7], {"loss": np.inf, "skipped": 1}, "a b.npz"))
+    assert "replay 'a b.npz'" in str(nonfinite_loss_error(3, [7], {"loss": np.inf, "skipped": 1}, "a b.npz"))
 
 
 def test_array_of_the_host_that_gets_into_the_loop_is_an_error(tmp_path, monkeypatch):

@@ -147,7 +147,7 @@ def test_lr_multipliers_scale_the_first_update(name):
         ("backbon", "did you mean 'backbone'"),
         ("backbone/", "did you mean 'backbone'"),
         ("backbone/res3", "did you mean 'backbone/res2'"),
-        ("roi", "the parts of the model are backbone, box_head"),
+        ("roi", "the modules of the model are backbone, box_head"),
     ],
 )
 def test_lr_multipliers_of_nothing_are_refused(path, hint):

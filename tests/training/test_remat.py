@@ -24,7 +24,7 @@ from mrcnn_jax.models.resnet import ResNet
 from mrcnn_jax.ops.roi import kernels
 from mrcnn_jax.structures import Batch, GroundTruth
 from mrcnn_jax.training import step as training_step
-from mrcnn_jax.training.gradients import make_gradients
+from mrcnn_jax.training.gradients import make_gradient_function
 
 pytestmark = pytest.mark.medium
 
@@ -83,7 +83,7 @@ def test_gradients_losses_and_statistics_of_a_batch_are_the_same(tiny_model_conf
     keys = jax.random.split(jax.random.key(0), (2, 1))
 
     def learn(remat: bool) -> Any:
-        gradients = make_gradients(model.clone(remat=remat), config, "shares")
+        gradients = make_gradient_function(model.clone(remat=remat), config, "shares")
         return lambda params, share: gradients(params, variables, *share)
 
     found = compare(learn, (variables.pop("params"), (make_batch(), keys)))
@@ -157,7 +157,7 @@ def test_frozen_blocks_are_not_computed_again(frozen_stages, blocks):
 @pytest.mark.parametrize("remat", [False, True])
 def test_setting_reaches_the_model(remat, tiny_model_config, monkeypatch):
     seen = []
-    monkeypatch.setattr(training_step, "make_gradients", lambda model, *_: seen.append(model.remat))
+    monkeypatch.setattr(training_step, "make_gradient_function", lambda model, *_: seen.append(model.remat))
     config = Config(model=configure(tiny_model_config, "basic"), train=TrainConfig(remat=remat))
     training_step.make_train_step(build_model(config.model), config, None, None)
     assert seen == [remat]

@@ -26,7 +26,7 @@ from mrcnn_jax.distributed import collectives
 from mrcnn_jax.errors import NonFiniteLossError
 from mrcnn_jax.training import nonfinite_dump, replay
 from mrcnn_jax.training import train as train_module
-from mrcnn_jax.training.nonfinite_dump import FailureFile, load_failure, save_failure
+from mrcnn_jax.training.nonfinite_dump import FailedStepFile, load_failed_step, save_failed_step
 
 pytestmark = pytest.mark.medium
 
@@ -106,7 +106,7 @@ def poisoned_run(config, workdir, poison) -> Stopped:
 
 
 @pytest.fixture(scope="module")
-def interrupted(tiny_config, tmp_path_factory) -> Stopped:
+def stopped(tiny_config, tmp_path_factory) -> Stopped:
     """A run of the linear model, which has running statistics, as a bad step must leave those alone too."""
     with pytest.MonkeyPatch.context() as patch:
         linear.replace_network(patch.setattr)
@@ -114,8 +114,8 @@ def interrupted(tiny_config, tmp_path_factory) -> Stopped:
 
 
 @pytest.fixture(scope="module")
-def saved(stopped) -> FailureFile:
-    return load_failure(stopped.error.saved)
+def saved(stopped) -> FailedStepFile:
+    return load_failed_step(stopped.error.saved)
 
 
 @pytest.fixture(scope="module")
@@ -128,8 +128,8 @@ def stopped_network(tiny_config, tmp_path_factory) -> Stopped:
 
 
 @pytest.fixture(scope="module")
-def saved_network(stopped_network) -> FailureFile:
-    return load_failure(stopped_network.error.saved)
+def saved_network(stopped_network) -> FailedStepFile:
+    return load_failed_step(stopped_network.error.saved)
 
 
 def culprit(stopped: Stopped) -> Any:
@@ -152,8 +152,8 @@ def test_bad_step_is_left_out_and_changes_nothing(stopped):
 
 def test_bad_step_is_told_and_counted(stopped):
     (warning,) = stopped.warnings
-    assert warning.startswith("step 4 is left out")
-    assert "1 of at most 1" in warning
+    assert warning.startswith("step 4 is skipped")
+    assert "skipped so far: 1, train.max_skipped=1" in warning
     lines = [json.loads(line) for line in (stopped.workdir / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == [1, 2, 3, 4, 5, 6]
     assert [line["skipped"] for line in lines] == [0, 0, 0, 1, 1, 1]
@@ -185,12 +185,12 @@ def test_average_of_a_run_follows_its_weights(stopped):
 
 def test_file_holds_the_step(stopped, saved):
     state = stopped.states[6]
-    jax.tree.map(np.testing.assert_array_equal, saved.failure.state["params"], state.params)
-    jax.tree.map(np.testing.assert_array_equal, saved.failure.state["model_state"], state.model_state)
-    assert int(saved.failure.state["step"]) == 6
-    jax.tree.map(np.testing.assert_array_equal, saved.failure.batch, stopped.batches[6])
-    assert saved.failure.image_ids == stopped.error.image_ids
-    assert saved.failure.devices == 2
+    jax.tree.map(np.testing.assert_array_equal, saved.failed_step.state["params"], state.params)
+    jax.tree.map(np.testing.assert_array_equal, saved.failed_step.state["model_state"], state.model_state)
+    assert int(saved.failed_step.state["step"]) == 6
+    jax.tree.map(np.testing.assert_array_equal, saved.failed_step.batch, stopped.batches[6])
+    assert saved.failed_step.image_ids == stopped.error.image_ids
+    assert saved.failed_step.devices == 2
     assert to_json(saved.config) == (stopped.workdir / "config.json").read_text()
 
 
@@ -204,8 +204,8 @@ def test_replay_finds_image_and_loss(stopped_network, saved_network, capsys):
     )
     assert "the state before the step is finite" in said
     assert said.count("<- loss_class not finite") == 1
-    metrics, _ = replay.whole_step(saved_network)
-    for name, value in saved_network.failure.metrics.items():
+    metrics, _ = replay.replay_batch(saved_network)
+    for name, value in saved_network.failed_step.metrics.items():
         if name.startswith("loss"):
             np.testing.assert_allclose(metrics[name], value, rtol=ROUNDING, err_msg=name)
     assert sum(np.isfinite(value) for name, value in metrics.items() if name.startswith("loss_")) == 4
@@ -213,23 +213,23 @@ def test_replay_finds_image_and_loss(stopped_network, saved_network, capsys):
 
 @pytest.mark.slow
 def test_replay_of_a_good_step_says_so(saved_network, capsys):
-    truth = saved_network.failure.batch.ground_truth
+    truth = saved_network.failed_step.batch.ground_truth
     good = truth._replace(classes=np.minimum(truth.classes, 1))
-    step = saved_network.failure._replace(batch=saved_network.failure.batch._replace(ground_truth=good))
-    assert not replay.replay(saved_network._replace(failure=step))
+    step = saved_network.failed_step._replace(batch=saved_network.failed_step.batch._replace(ground_truth=good))
+    assert not replay.replay(saved_network._replace(failed_step=step))
     assert capsys.readouterr().out.splitlines()[-1].startswith("all finite here")
 
 
 @pytest.mark.slow
 def test_replay_tells_bad_parameters_from_bad_images(saved_network, capsys):
-    state = jax.tree.map(np.copy, saved_network.failure.state)
+    state = jax.tree.map(np.copy, saved_network.failed_step.state)
     state["params"]["box_head"]["logits"]["bias"][0] = np.nan
-    assert replay.replay(saved_network._replace(failure=saved_network.failure._replace(state=state)))
+    assert replay.replay(saved_network._replace(failed_step=saved_network.failed_step._replace(state=state)))
     said = capsys.readouterr().out
     assert "params: 1 of" in said
     assert "  box_head/logits/bias: 1 of " in said
     assert "gradients: " in said
-    assert "so no image is to blame" in said.splitlines()[-1]
+    assert "so the images are not the cause" in said.splitlines()[-1]
 
 
 def rewritten(path: Path, target: Path, **changes: Any) -> Path:
@@ -272,8 +272,8 @@ def damaged(path: Path, target: Path, kind: str) -> Path:
     ("kind", "told"),
     [
         ("missing", "No such file"),
-        ("text", "no .npz archive"),
-        ("cut", "not a whole one"),
+        ("text", "not an .npz archive"),
+        ("cut", "truncated"),
         ("flipped", "CRC"),
         ("pickle", "allow_pickle=False"),
         ("incomplete", "no 'key'"),
@@ -291,19 +291,19 @@ def test_file_that_is_no_step_is_told_in_one_line(stopped, tmp_path, capsys, kin
 
 def test_file_that_cannot_be_written_leaves_the_error_as_it_is(stopped, saved, tmp_path, caplog):
     (tmp_path / "failures").write_text("in the way")
-    step = saved.failure._replace(state=stopped.states[6])
-    assert save_failure(tmp_path, saved.config, step) == ""
-    assert f"the step could not be kept in {tmp_path / 'failures' / 'step_000007.npz'}" in caplog.text
+    step = saved.failed_step._replace(state=stopped.states[6])
+    assert save_failed_step(tmp_path, saved.config, step) == ""
+    assert f"the failed step could not be written to {tmp_path / 'failures' / 'step_000007.npz'}" in caplog.text
 
 
 def test_parts_of_several_processes_come_together(stopped, saved, tmp_path, monkeypatch):
     """As if the batch lay with two processes; the other one sends its own half."""
-    halves = [jax.tree.map(lambda x, half=half: x[2 * half : 2 * half + 2], saved.failure.batch) for half in (0, 1)]
-    other = nonfinite_dump._packed(halves[1])
+    halves = [jax.tree.map(lambda x, half=half: x[2 * half : 2 * half + 2], saved.failed_step.batch) for half in (0, 1)]
+    other = nonfinite_dump._serialize(halves[1])
     monkeypatch.setattr(collectives, "gather_bytes", lambda content: [content, other])
-    ours = saved.failure._replace(state=stopped.states[6], batch=halves[0])
-    loaded = load_failure(save_failure(tmp_path, saved.config, ours))
-    jax.tree.map(np.testing.assert_array_equal, loaded.failure.batch, saved.failure.batch)
+    ours = saved.failed_step._replace(state=stopped.states[6], batch=halves[0])
+    loaded = load_failed_step(save_failed_step(tmp_path, saved.config, ours))
+    jax.tree.map(np.testing.assert_array_equal, loaded.failed_step.batch, saved.failed_step.batch)
 
 
 @pytest.mark.slow

@@ -29,30 +29,30 @@ def stop(number=signal.SIGTERM, send=os.kill, to=os.getpid()):
     time.sleep(0.2)  # another thread may have got it; Python's handler runs in the main one, which is to go no further
 """
 PREPARATION = """
-from mrcnn_jax.training import run
+from mrcnn_jax.training import train
 def load_split(*_):
     threading.Timer(0.5, stop).start()
     time.sleep(300)
-run.load_split = load_split
+train.load_split = load_split
 """
 COMPILATION = """
-from mrcnn_jax.training.loop import Loop
-start_step = Loop._start_step
+from mrcnn_jax.training.loop import TrainLoop
+start_step = TrainLoop._start_step
 def first_step(*arguments):
     threading.Timer(0.1, stop).start()
     time.sleep(0.5)  # as if the compilation took so long
     return start_step(*arguments)
-Loop._start_step = first_step
+TrainLoop._start_step = first_step
 """
 STEP = """
-from mrcnn_jax.training.loop import Loop
-start_step, steps = Loop._start_step, iter(range(1, 100))
+from mrcnn_jax.training.loop import TrainLoop
+start_step, steps = TrainLoop._start_step, iter(range(1, 100))
 def step(*arguments):
     result = start_step(*arguments)
     if next(steps) == {number} and process == {process}:
         stop({how})
     return result
-Loop._start_step = step
+TrainLoop._start_step = step
 """
 SAVE = """
 from mrcnn_jax.checkpoints.manager import Checkpointer
@@ -69,20 +69,20 @@ def stopped_save(self, step, state):
 os.rename, Checkpointer.save = slow_rename, stopped_save
 """
 EVALUATION = """
-from mrcnn_jax.evaluation import run as evaluation_run
-checked = evaluation_run._checked
+from mrcnn_jax.evaluation import evaluate
+checked = evaluate._checked
 def stopped(batches, check):
     yield from checked((stop() or batch for batch in batches), check)
-evaluation_run._checked = stopped
+evaluate._checked = stopped
 """
 
 
 SLOWLY = """
-start_next = Loop._start_step
+start_next = TrainLoop._start_step
 def slow_step(*arguments):
     time.sleep(0.5)
     return start_next(*arguments)
-Loop._start_step = slow_step
+TrainLoop._start_step = slow_step
 """
 
 
