@@ -1,4 +1,4 @@
-"""What `test_processes.py` runs in each of several processes: they meet, tell each other things, and part."""
+"""Collectives between processes; `test_collectives.py` runs this file in each of them."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ LEAVES = {
 }
 
 
-def talk() -> None:
-    collectives._PIECE = 1 << 20  # so that what is large here goes in pieces
+def run_collectives() -> None:
+    collectives._PIECE = 1 << 20  # so that large arrays are sent in pieces
     index, main = jax.process_index(), collectives.is_main()
     assert main == (index == 0)
-    # As in the training loop, where nothing may be moved unasked.
+    # As in the training loop, where implicit transfers are errors.
     with jax.transfer_guard("disallow"):
         got = collectives.broadcast(LEAVES if main else jax.tree.map(np.zeros_like, LEAVES))
         for name, leaf in LEAVES.items():
@@ -55,7 +55,7 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     cluster.add_flags(parser)
     common.join(parser.parse_args())
-    talk()
+    run_collectives()
 
 
 if __name__ == "__main__":

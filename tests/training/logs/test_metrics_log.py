@@ -1,4 +1,4 @@
-"""What a run says: means, rates, files that survive a restart."""
+"""Metrics of a run: means, rates, files after a restart, memory."""
 
 from __future__ import annotations
 
@@ -46,14 +46,14 @@ class Recorder(MetricSink):
 
 @pytest.fixture
 def clock(monkeypatch):
-    """A clock that only moves when it is told to."""
+    """A clock that moves only when it is called."""
     now = [100.0]
     monkeypatch.setattr(time, "perf_counter", lambda: now[0])
 
-    def pass_time(seconds):
+    def advance(seconds):
         now[0] += seconds
 
-    return pass_time
+    return advance
 
 
 def test_means_and_rates(clock):
@@ -84,26 +84,26 @@ def test_plain_line(capsys):
     assert capsys.readouterr().out == expected
 
 
-MEASURED = {"validation/loss": 1.25, "validation/loss_box": 0.5, "bbox/AP": 0.31, "bbox/AP50": 0.5, "segm/AP": 0.29}
+EVALUATION = {"validation/loss": 1.25, "validation/loss_box": 0.5, "bbox/AP": 0.31, "bbox/AP50": 0.5, "segm/AP": 0.29}
 
 
-def test_measurements_are_said_and_their_time_is_left_out(clock, capsys):
+def test_evaluations_are_printed_and_their_time_is_excluded(clock, capsys):
     recorder = Recorder()
     with MetricsLog([recorder, ConsoleSink(100, 4)], every=2, last_step=100, batch_size=4) as log:
         clock(1.0)
         log.step(1, {"loss": 1.0})
         with log.evaluating():
             clock(500.0)
-        log.write_evaluation(1, MEASURED, {"7": b"a picture"})
+        log.write_evaluation(1, EVALUATION, {"7": b"an image"})
         clock(1.0)
         log.step(2, {"loss": 1.0})
-    assert recorder.found == [(1, MEASURED)]
-    assert recorder.shown == [(1, {"7": b"a picture"})]
+    assert recorder.found == [(1, EVALUATION)]
+    assert recorder.shown == [(1, {"7": b"an image"})]
     assert recorder.written[0][1]["images_per_second"] == pytest.approx(4.0)
     assert capsys.readouterr().out.splitlines()[0] == "step 1/100  box AP 0.310, mask AP 0.290, validation loss 1.250"
 
 
-def test_json_lines_of_a_resumed_run_continue_at_the_checkpoint(tmp_path):
+def test_json_lines_continue_at_the_checkpoint(tmp_path):
     first = JsonLinesSink(tmp_path, start=0)
     for step in (2, 4, 6):
         first.write(step, {"loss": float(step)})
@@ -119,7 +119,7 @@ def test_json_lines_of_a_resumed_run_continue_at_the_checkpoint(tmp_path):
 
 
 def values(folder):
-    """(step, value) of every scalar and picture in TensorBoard's event files: length, checksum, event, checksum."""
+    """Yield (step, value) of every scalar and image in TensorBoard files: length, checksum, event, checksum."""
     event_pb2 = pytest.importorskip("tensorboardX.proto.event_pb2")
     for path in folder.iterdir():
         data = path.read_bytes()
@@ -137,7 +137,7 @@ def scalars(folder):
 def test_tensorboard_scalars(tmp_path):
     board = TensorBoardSink(tmp_path, start=0)
     board.write(3, {**METRICS, PEAK_MEMORY: 1.5})
-    board.write_evaluation(3, {**MEASURED, "bbox/APl": -1.0})
+    board.write_evaluation(3, {**EVALUATION, "bbox/APl": -1.0})
     board.close()
     found = scalars(tmp_path / "tensorboard")
     assert ("losses/loss", 3, 1.5) in found
@@ -148,13 +148,13 @@ def test_tensorboard_scalars(tmp_path):
     assert ("train/learning_rate", 3, pytest.approx(0.01)) in found
 
 
-def picture(height, width):
+def png(height, width):
     return cv2.imencode(".png", np.full((height, width, 3), (10, 120, 240), np.uint8))[1].tobytes()
 
 
-def test_tensorboard_pictures_are_bounded_in_size_and_number(tmp_path):
-    pictures = {f"image {i}": picture(60, 90) for i in range(1, 13)} | {"image 0": picture(1000, 3200)}
-    write_final_evaluation(tmp_path, 5, MEASURED, pictures)
+def test_tensorboard_images_are_bounded_in_size_and_number(tmp_path):
+    images = {f"image {i}": png(60, 90) for i in range(1, 13)} | {"image 0": png(1000, 3200)}
+    write_final_evaluation(tmp_path, 5, EVALUATION, images)
     assert ("segm/AP", 5, pytest.approx(0.29)) in scalars(tmp_path / "tensorboard")
     found = {value.tag: value.image for step, value in values(tmp_path / "tensorboard") if value.HasField("image")}
     assert len(found) == 8
@@ -164,25 +164,25 @@ def test_tensorboard_pictures_are_bounded_in_size_and_number(tmp_path):
         np.testing.assert_allclose(shown.mean(axis=(0, 1)), (10, 120, 240), atol=3)
 
 
-def test_a_picture_that_cannot_be_shown_costs_the_others_nothing(tmp_path, caplog):
-    write_final_evaluation(tmp_path, 5, MEASURED, {"7": b"no picture", "8": picture(1, 3200)})
+def test_invalid_image_is_skipped(tmp_path, caplog):
+    write_final_evaluation(tmp_path, 5, EVALUATION, {"7": b"not an image", "8": png(1, 3200)})
     found = {value.tag: value.image for _, value in values(tmp_path / "tensorboard") if value.HasField("image")}
     assert {name: (image.height, image.width) for name, image in found.items()} == {"found/8": (1, 1600)}
     assert len(caplog.messages) == 1
     assert caplog.messages[0].startswith("image 7 is not in the TensorBoard files: ")
 
 
-def test_tensorboard_files_that_cannot_be_written_any_more_end_nothing(tmp_path, monkeypatch, caplog):
-    """A full disk, for example: said once, and what was written before it stays."""
+def test_tensorboard_write_error_does_not_end_the_training(tmp_path, monkeypatch, caplog):
+    """A full disk, for example: logged once."""
     board = TensorBoardSink(tmp_path, start=0)
-    board.write_evaluation(3, MEASURED)
+    board.write_evaluation(3, EVALUATION)
 
     def fail(*_):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(board._file, "write_event", fail)
     board.write(4, METRICS)
-    board.write_images(4, {"7": picture(60, 90)})
+    board.write_images(4, {"7": png(60, 90)})
     board.close()
     assert caplog.messages == ["no more TensorBoard files are written: OSError: [Errno 28] No space left on device"]
 
@@ -197,18 +197,18 @@ class Device:
 
 def test_memory_is_that_of_the_fullest_device():
     assert peak_memory([Device("gpu", 2**30), Device("gpu", 3 * 2**30)]) == {PEAK_MEMORY: 3.0}
-    assert peak_memory([Device("tpu")]) == {}  # it does not say
+    assert peak_memory([Device("tpu")]) == {}  # no statistics
 
 
 def test_memory_of_a_cpu_is_that_of_the_process():
     status = Path("/proc/self/status")
     if not status.is_file():
-        pytest.skip("only Linux tells it twice")
+        pytest.skip("needs /proc/self/status")
     (kilobytes,) = re.findall(r"VmHWM:\s+(\d+) kB", status.read_text())
     assert peak_memory([Device("cpu")]) == {PEAK_MEMORY: pytest.approx(int(kilobytes) / 2**20, rel=0.1)}
 
 
-def test_gauges_are_read_when_something_is_reported(clock):
+def test_gauges_are_read_at_each_report(clock):
     recorder, asked = Recorder(), iter((0.5, 0.75))
     with MetricsLog([recorder], every=2, last_step=4, batch_size=4, gauges=lambda: {PEAK_MEMORY: next(asked)}) as log:
         for step in range(1, 5):
@@ -218,7 +218,7 @@ def test_gauges_are_read_when_something_is_reported(clock):
     assert "  memory 0.8 GiB" in module.format_metrics(recorder.written[-1][1])
 
 
-def test_missing_packages_are_named_and_not_needed(tmp_path, monkeypatch, capsys):
+def test_missing_packages_are_optional(tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "tensorboardX", None)
     monkeypatch.setitem(sys.modules, "rich.progress", None)
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
@@ -232,7 +232,7 @@ def test_missing_packages_are_named_and_not_needed(tmp_path, monkeypatch, capsys
         sink.close()
 
 
-def test_terminal_shows_a_display(tmp_path, monkeypatch, capsys):
+def test_progress_bar_on_a_terminal(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
     sinks = default_sinks(tmp_path, steps=10, start=4, batch_size=4)
     assert isinstance(sinks[-1], ProgressSink)
@@ -240,8 +240,8 @@ def test_terminal_shows_a_display(tmp_path, monkeypatch, capsys):
         sink.advance(6)
         sink.write(6, METRICS)
         with sink.evaluating():
-            assert list(track("abc", 3, "images evaluated")) == list("abc")  # has a display of its own
-        sink.write_evaluation(6, MEASURED)
+            assert list(track("abc", 3, "images evaluated")) == list("abc")  # has a progress bar of its own
+        sink.write_evaluation(6, EVALUATION)
         sink.close()
     said = " ".join(capsys.readouterr().out.split())
     assert " 6/10" in said
@@ -250,27 +250,27 @@ def test_terminal_shows_a_display(tmp_path, monkeypatch, capsys):
     assert "step 6/10 box AP 0.310" in said
 
 
-def test_display_comes_back_below_what_was_said_meanwhile(capsys, monkeypatch):
+def test_progress_bar_is_redrawn_below_other_output(capsys, monkeypatch):
     console = pytest.importorskip("rich.console")
     monkeypatch.setattr("rich._console", console.Console(force_terminal=True, width=100))
     display = ProgressSink(steps=10, start=0)
     display.write(5, METRICS)
     with display.evaluating():
         print("a table of eight lines")
-    display.write_evaluation(5, MEASURED)
+    display.write_evaluation(5, EVALUATION)
     display.close()
     _, _, after = capsys.readouterr().out.partition("a table of eight lines\n")
     before_the_bar, _, _ = after.partition("step")
     assert "\x1b[1A" not in before_the_bar  # the cursor goes up to write over lines
     assert "box AP 0.310" in after
-    # The losses have a line for themselves.
+    # The losses have a line of their own.
     assert re.search(r"loss 1\.5000 \(box 0\.500\)\s*\n\S*lr 0\.01", after)
 
 
-def test_json_lines_in_a_remote_store_are_written_whole(tmp_path, monkeypatch, clock):
-    """An object of a store cannot be appended to: the file is replaced, now and then and at the end."""
+def test_json_lines_in_a_remote_store(tmp_path, monkeypatch, clock):
+    """Objects cannot be appended to: the file is replaced, at most once a minute and at the end."""
     monkeypatch.setattr(files, "is_remote", lambda path: True)
-    monkeypatch.setattr(time, "monotonic", time.perf_counter)  # both are the clock of the test
+    monkeypatch.setattr(time, "monotonic", time.perf_counter)  # use the clock of the test for both
     path = tmp_path / "metrics.jsonl"
     path.write_text('{"step": 1, "loss": 1.0}\n{"step": 9, "loss": 9.0}\n')
     lines = JsonLinesSink(tmp_path, start=4)
@@ -285,6 +285,6 @@ def test_json_lines_in_a_remote_store_are_written_whole(tmp_path, monkeypatch, c
     assert [file.name for file in tmp_path.iterdir()] == ["metrics.jsonl"]
 
 
-def test_line_counts_steps_that_were_left_out():
+def test_line_counts_skipped_steps():
     assert "skipped" not in module.format_metrics({**METRICS, "skipped": 0.0})
     assert module.format_metrics({**METRICS, "skipped": 2.0}).endswith("skipped 2")
