@@ -97,7 +97,7 @@ def flops(model: ModelConfig, shape: tuple[int, int], parts: int) -> float:
 def measure(parts: int, loop: bool, rounds: int) -> dict[str, Any]:
     """Compile one step; take `rounds` of them after one that is not counted."""
     if loop:
-        gradients._loop = jax.lax.scan
+        gradients._scan = jax.lax.scan
     model = small_model()
     step, shapes = make_step(model, parts)
     state, batch, key = make_state(shapes), make_batch(model, (256, 256)), jax.random.key(0)

@@ -1,5 +1,7 @@
-"""Shared set-up: two virtual CPU devices, strict rank promotion, the persistent compilation cache; golden arrays,
-a finished training run, a small COCO dataset, results of an evaluation.
+"""Settings and fixtures of all tests.
+
+Two virtual CPU devices, strict rank promotion, a compilation cache; reference arrays, a finished training run, a small
+COCO dataset, results of an evaluation.
 """
 
 from __future__ import annotations
@@ -28,12 +30,12 @@ from mrcnn_jax.config import Config, ModelConfig
 
 ROOT = Path(__file__).resolve().parent.parent
 
-# The same examples in every run; on a busy machine an example takes its time.
+# The same examples in every run, without a deadline for busy machines.
 hypothesis.settings.register_profile("repeatable", derandomize=True, deadline=None)
 hypothesis.settings.load_profile("repeatable")
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
-# A program reads NumPy arrays where they lie: a test that changes one after a call must not change what the call sees.
+# Programs read NumPy arrays in place: a test that changes one after a call must not change the input of the call.
 jax.config.update("jax_cpu_enable_async_dispatch", False)
 jax.config.update("jax_compilation_cache_dir", str(ROOT / ".cache" / "xla"))
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
@@ -41,7 +43,10 @@ jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
-        "--golden", type=Path, default=ROOT / "tests" / "golden", help="directory of reference arrays (default: ours)"
+        "--golden",
+        type=Path,
+        default=ROOT / "tests" / "golden",
+        help="directory of reference arrays (default: tests/golden)",
     )
     parser.addoption(
         "--optimized", action="store_true", help="compile as users do; tests marked `optimized` are skipped without it"
@@ -49,15 +54,15 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Set XLA's flags, which it reads when the first array is made, for this process and those that tests start."""
+    """Set the flags of XLA for this process and for subprocesses, before JAX reads them at the first array."""
     flags = ["--xla_force_host_platform_device_count=2"]
     if not config.getoption("--optimized"):
-        # Tests compile far more than they compute.
+        # Compilation takes most of the time of the tests.
         flags.append("--xla_backend_optimization_level=0")
-        if importlib.metadata.version("jaxlib") < "0.12":  # later ones have no other way to emit code
+        if importlib.metadata.version("jaxlib") < "0.12":  # later versions have no other code generator
             flags.append("--xla_cpu_use_fusion_emitters=false")
     os.environ["XLA_FLAGS"] = " ".join([os.environ.get("XLA_FLAGS", ""), *flags])
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # which tests send; a job in the background ignores it
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # tests send it; background jobs ignore it by default
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
@@ -66,7 +71,7 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 
 
 class GoldenDirectory:
-    """Reference arrays of torchvision and Detectron2; a file that the directory lacks skips the test that wants it."""
+    """Reference arrays of torchvision and Detectron2. A missing file skips the test."""
 
     def __init__(self, path: Path):
         self.path = path
@@ -81,7 +86,7 @@ class GoldenDirectory:
             return dict(arrays)
 
     def recipe(self) -> ModuleType:
-        """The weight recipe that lies beside the arrays."""
+        """Import the weight recipe in the directory."""
         spec = importlib.util.spec_from_file_location("golden_recipe", self.file("recipe.py"))
         assert spec is not None
         assert spec.loader is not None
@@ -97,12 +102,12 @@ def golden(pytestconfig: pytest.Config) -> GoldenDirectory:
 
 @pytest.fixture(scope="session")
 def shared_data() -> Callable[[str], Path]:
-    """A folder of real images by name; skips where it is absent (they are not ours to ship)."""
+    """Return a folder of real images by name; skips the test if it is missing. The images are not redistributable."""
 
     def find(name: str) -> Path:
         folder = Path(os.environ.get("MRCNN_JAX_TEST_DATA", ROOT.parent / "shared" / "data")) / name
         if not folder.is_dir():
-            pytest.skip(f"the real images of {name!r} are not here ({folder})")
+            pytest.skip(f"the real images {name!r} are missing ({folder})")
         return folder
 
     return find
@@ -110,12 +115,12 @@ def shared_data() -> Callable[[str], Path]:
 
 @pytest.fixture(scope="session")
 def tiny_model_config() -> ModelConfig:
-    """A whole Mask R-CNN for images of 64 x 64 pixels, as small as it can be; its classes are not set."""
+    """A minimal Mask R-CNN for images of 64 x 64 pixels, without `num_classes`."""
     return tiny.model()
 
 
 class Run(NamedTuple):
-    """A run that has been trained to its end."""
+    """A finished run."""
 
     config: Config
     workdir: Path
@@ -130,7 +135,7 @@ def tiny_config(tiny_model_config: ModelConfig, tmp_path_factory: pytest.TempPat
 
 @pytest.fixture(scope="session", autouse=True)
 def shared_programs() -> Iterator[None]:
-    """Runs of the same network in this process share its train step."""
+    """Share train steps between runs of the same network in this process."""
     with pytest.MonkeyPatch.context() as patch:
         programs.share_train_steps(patch.setattr)
         yield
@@ -138,7 +143,7 @@ def shared_programs() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def finished_run(tiny_config: Config, tmp_path_factory: pytest.TempPathFactory) -> Run:
-    """The tiny recipe, trained on both virtual devices without interruption."""
+    """Train the tiny recipe on both virtual devices without interruption."""
     from mrcnn_jax.training.train import train
 
     workdir = tmp_path_factory.mktemp("runs") / "finished"
@@ -154,13 +159,13 @@ def coco_folder(tmp_path: Path) -> CocoFolder:
 
 @pytest.fixture(scope="module")
 def shared_folder(tmp_path_factory: pytest.TempPathFactory) -> CocoFolder:
-    """The same for tests that only read it."""
+    """A COCO folder for tests that only read it."""
     return CocoFolder(tmp_path_factory.mktemp("coco") / "coco")
 
 
 @pytest.fixture
 def rewrite_later() -> Callable[[Path], None]:
-    """Give a file another time of change, as an edit would."""
+    """Change the modification time of a file, as an edit would."""
 
     def touch(path: Path) -> None:
         status = path.stat()

@@ -1,4 +1,4 @@
-"""The benchmarks beside a peer: both sides know every case, sides answer, and a comparison prints its table."""
+"""The comparison of benchmarks with torchvision: cases, worker processes, printed table."""
 
 from __future__ import annotations
 
@@ -12,27 +12,27 @@ import numpy as np
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))  # benchmarks/ is no part of the package
+sys.path.insert(0, str(ROOT))  # benchmarks/ is not part of the package
 
 from benchmarks import compare, turns, work  # noqa: E402
 
 
 def cases():
     limits = [case for pair in compare.LIMITS.values() for case in pair]
-    return [*limits, *(case for some in compare.SETS.values() for case in some)]
+    return [*limits, *(case for cases_of_set in compare.SETS.values() for case in cases_of_set)]
 
 
 @pytest.mark.parametrize("side", ["side_ours", "side_peer"])
-def test_both_sides_know_every_case(side):
-    """Read, not imported: the peer is not installed here."""
+def test_both_sides_implement_every_case(side):
+    """Parses the modules, because torchvision may not be installed."""
     tree = ast.parse((ROOT / "benchmarks" / f"{side}.py").read_text())
     functions = {node.name for node in tree.body if isinstance(node, ast.FunctionDef)}
     assert {case.task for case in cases()} <= functions
 
 
-def test_cases_have_names_of_their_own():
-    for some in compare.SETS.values():
-        assert len({str(case) for case in some}) == len(some)
+def test_names_of_cases_are_unique():
+    for cases_of_set in compare.SETS.values():
+        assert len({str(case) for case in cases_of_set}) == len(cases_of_set)
 
 
 def test_copies_of_objects_are_positive():
@@ -53,7 +53,7 @@ serve(lambda seconds: Task(lambda: time.sleep(seconds), {"flop": 3.0}))
 """
 
 
-def test_a_side_answers_and_says_when_it_ends():
+def test_worker_process_answers_and_reports_its_end():
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     side = turns.Side([sys.executable, "-c", SIDE], environment)
     assert side.ask({"seconds": 0.05}) == {"flop": 3.0}
@@ -67,7 +67,7 @@ def test_a_side_answers_and_says_when_it_ends():
 
 
 @pytest.mark.slow
-def test_a_comparison_prints_its_table():
+def test_comparison_prints_a_table():
     command = [sys.executable, "-m", "benchmarks.compare", "--set=small", "--rows=matching", "--rounds=1"]
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
     assert "GFLOP/s" in result.stdout

@@ -1,4 +1,4 @@
-"""What the documents say of files and tests is there."""
+"""Files and tests that the documents mention exist."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ TEST = re.compile(r"`(?:tests/)?((?:\w+/)*test_\w+\.py)(?:::(test_\w+))?`")
 LINK = re.compile(r"\]\(([^)#:]+)(?:#[^)]*)?\)")
 
 
-@pytest.mark.parametrize("document", DOCUMENTS[:-1], ids=lambda path: path.name)  # the last is a log of the past
-def test_tests_that_a_document_names_are_there(document):
+@pytest.mark.parametrize("document", DOCUMENTS[:-1], ids=lambda path: path.name)  # the last one is a log
+def test_mentioned_tests_exist(document):
     for file, test in TEST.findall(document.read_text()):
         found = [path for path in (ROOT / "tests").rglob(Path(file).name) if path.as_posix().endswith(f"/{file}")]
         assert found, f"{document.name} names {file}"
@@ -22,6 +22,6 @@ def test_tests_that_a_document_names_are_there(document):
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
-def test_links_between_files_lead_somewhere(document):
+def test_linked_files_exist(document):
     broken = [link for link in LINK.findall(document.read_text()) if not (document.parent / link).exists()]
     assert not broken

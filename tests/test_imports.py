@@ -1,6 +1,6 @@
-"""What the model and its training step import of others: jax, flax, optax and NumPy.
+"""Third-party imports: the model and the training step need only jax, flax, optax and NumPy.
 
-That imports of ours run one way is a contract of import-linter, in pyproject.toml.
+The direction of imports within the package is a contract of import-linter, in pyproject.toml.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ MODULES = {
     for path in sorted(PACKAGE.rglob("*.py"))
 }
 
-# What a room may import of other projects, beside the standard library; one that is not named here is free.
+# Third-party packages that a subpackage may import; those not listed here may import any.
 THIRD_PARTY = {
     "structures": set(),
     "config": set(),
@@ -36,12 +36,12 @@ THIRD_PARTY = {
     "weights": {"jax", "numpy", "flax"},
     "tools.pages": {"numpy", "cv2"},
 }
-# What flax names as its dependencies, but no step of ours needs: files of checkpoints.
-NOT_FOR_A_STEP = {"orbax-checkpoint", "etils", "tensorstore"}
+# Dependencies of flax for checkpoints, which a training step does not need.
+CHECKPOINT_PACKAGES = {"orbax-checkpoint", "etils", "tensorstore"}
 
 
 def imports(path: Path) -> set[str]:
-    """Every module that a file imports, anywhere in it; `from a import b` gives a and a.b."""
+    """Return all modules that a file imports, at any level; `from a import b` gives a and a.b."""
     found = set()
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
@@ -53,20 +53,20 @@ def imports(path: Path) -> set[str]:
 
 
 def members_of(name: str) -> list[str]:
-    """The modules of a room, such as `ops`."""
-    room = f"mrcnn_jax.{name}"
-    return [module for module in MODULES if module == room or module.startswith(f"{room}.")]
+    """Return the modules of a subpackage, such as `ops`."""
+    package = f"mrcnn_jax.{name}"
+    return [module for module in MODULES if module == package or module.startswith(f"{package}.")]
 
 
 @pytest.mark.parametrize("name", THIRD_PARTY)
-def test_imports_of_others(name):
+def test_third_party_imports(name):
     for module in members_of(name):
         roots = {imported.split(".")[0] for imported in imports(MODULES[module])}
         foreign = roots - sys.stdlib_module_names - {"mrcnn_jax"} - THIRD_PARTY[name]
         assert not foreign, f"{module} imports {foreign}"
 
 
-def test_only_one_file_knows_pmap():
+def test_only_one_module_uses_pmap():
     def mentions(path: Path) -> bool:
         nodes = list(ast.walk(ast.parse(path.read_text())))
         names = {getattr(node, "attr", getattr(node, "id", getattr(node, "name", ""))) for node in nodes}
@@ -83,12 +83,12 @@ def test_import_of_the_package_is_lazy():
 
 
 def dependencies(*names: str) -> set[str]:
-    """The distributions that these need, all the way down, without extras."""
+    """Return the distributions and their recursive dependencies, without extras."""
     found: set[str] = set()
     waiting = list(names)
     while waiting:
         name = canonical(waiting.pop())
-        if name in found or name in NOT_FOR_A_STEP:
+        if name in found or name in CHECKPOINT_PACKAGES:
             continue
         try:
             requirements = metadata.requires(name) or []

@@ -1,4 +1,4 @@
-"""The quickstart recipe learns: a quarter of its run, in the commands' own processes, from nothing to predictions."""
+"""The quickstart recipe learns: train, evaluate and predict with the commands, with fewer steps."""
 
 from __future__ import annotations
 
@@ -52,11 +52,11 @@ def test_quickstart_learns(tmp_path):
     assert len(list((tmp_path / "found").glob("*.png"))) == len(pictures)
 
     pictures = sorted((tmp_path / "runs" / "data" / "shapes" / "val").glob("*.png"))[:40]
-    found_in_bfloat16(run, np.stack([decode(picture.read_bytes()) for picture in pictures]))
+    check_bfloat16_detections(run, np.stack([decode(picture.read_bytes()) for picture in pictures]))
 
 
-def found_in_bfloat16(run, images):
-    """What a trained network finds in float32 it finds in bfloat16, images, weights and all."""
+def check_bfloat16_detections(run, images):
+    """Compare the detections of a trained network in bfloat16 with those in float32."""
     config, variables = load_variables(run)
     sizes = np.tile(np.int32(images.shape[1:3]), (len(images), 1))
     wide, narrow = (

@@ -1,7 +1,7 @@
-"""Training step and inference are lowered and exported for TPU, CUDA and CPU, whatever this machine has.
+"""Training step and inference can be lowered and exported for TPU, CUDA and CPU on any machine.
 
-Nothing is compiled: this shows that no operator is missing on a platform and that each gets its own formulations, not
-that XLA accepts or computes them there.
+Nothing is compiled: the tests show that every operator has a lowering for each platform and that each platform gets its
+own formulations, not that XLA can compile them.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ SHAPE = (800, 1088)  # the first default bucket
 
 
 def batch_shapes(*leading: int, shape: tuple[int, int]) -> Batch:
-    """Of a batch with a hundred slots."""
+    """Return the shapes of a batch with 100 ground-truth slots."""
 
     def leaf(dtype: Any, *rest: int) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct((*leading, *rest), dtype)
@@ -47,7 +47,7 @@ def batch_shapes(*leading: int, shape: tuple[int, int]) -> Batch:
 
 
 def make_step(model_config: ModelConfig, axis_name: str | None = None) -> tuple[Any, Any]:
-    """The training step, and the shapes of its state."""
+    """Return the training step and the shapes of its state."""
     config = Config(model=model_config)
     model = build_model(model_config)
     shapes = variable_shapes(model)
@@ -59,31 +59,31 @@ def make_step(model_config: ModelConfig, axis_name: str | None = None) -> tuple[
 
 @pytest.fixture(scope="module")
 def tiny(tiny_model_config):
-    """The tiny model with as many channels in the pyramid as select the formulations of the full-size one."""
+    """The tiny model with 256 FPN channels, which select the formulations of the full-size model."""
     return dataclasses.replace(tiny_model_config, num_classes=3, fpn=FPNConfig(channels=256))
 
 
 def cells(shape: tuple[int, int], images: int) -> int:
-    """Of P2..P5 together."""
+    """Return the number of cells of P2..P5."""
     return images * sum(shape[0] // stride * shape[1] // stride for stride in (4, 8, 16, 32))
 
 
 def check_formulations(text: str, platform: str, shape: tuple[int, int], images: int) -> None:
-    """ROIAlign's gradient on all maps as one array is for accelerators; kernel gradients as nine products for CPUs."""
+    """Accelerators get the ROIAlign gradient on one array of all levels, CPUs kernel gradients as nine products."""
     assert (f"tensor<{cells(shape, images)}x256xf32>" in text) == (platform != "cpu")
     assert ("tensor<9x256x256x" in text) == (platform == "cpu")
 
 
 @pytest.fixture(scope="module")
 def step_over_devices(tiny):
-    """The pmapped step, as training compiles it, and the shapes of its state."""
+    """The step under pmap, as in training, and the shapes of its state."""
     step, state = make_step(tiny, parallel.AXIS_NAME)
     return parallel.compile_train_step(step, jax.local_devices()[:2]), state
 
 
 @pytest.mark.parametrize("platform", PLATFORMS)
 def test_step_over_devices(step_over_devices, platform):
-    """Its sums over devices are there on every platform, and no platform needs a trace of its own."""
+    """The program has its reductions on every platform, and is traced once."""
     compiled, state = step_over_devices
     lowered = compiled.lower(state, batch_shapes(2, 1, shape=SHAPE), jax.random.key(0), platform)
     text = lowered.as_text()
@@ -92,7 +92,7 @@ def test_step_over_devices(step_over_devices, platform):
     assert compiled.traces == 1
 
 
-def test_inference_is_exported_for_all_at_once(tiny):
+def test_export_of_inference_for_all_platforms(tiny):
     check_inference(tiny)
 
 
@@ -115,7 +115,7 @@ def traced_step(dtype: Any) -> Any:
     return function, (state, batch_shapes(2, shape=SHAPE), KEY)
 
 
-@pytest.mark.slow  # full-size networks take long to trace, and have few operators that the tiny one lacks
+@pytest.mark.slow  # tracing full-size networks takes long, and they have few operators that the tiny one lacks
 @pytest.mark.parametrize(("dtype", "platform"), [("float32", p) for p in PLATFORMS] + [("bfloat16", "tpu")])
 def test_full_size_step(dtype, platform):
     function, arguments = traced_step(dtype)
@@ -125,15 +125,15 @@ def test_full_size_step(dtype, platform):
 
 
 @pytest.mark.slow
-def test_full_size_step_is_exported_for_all_at_once():
+def test_export_of_full_size_step_for_all_platforms():
     function, arguments = traced_step("float32")
     exported = jax.export.export(function, platforms=PLATFORMS)(*arguments)
     assert exported.platforms == PLATFORMS
-    # The state comes back as it went in, before the metrics.
+    # The state has the same shapes and types in inputs and outputs, where it precedes the metrics.
     count = len(jax.tree.leaves(arguments[0]))
     assert exported.out_avals[:count] == exported.in_avals[:count]
 
 
 @pytest.mark.slow
-def test_full_size_inference_is_exported_for_all_at_once():
+def test_export_of_full_size_inference_for_all_platforms():
     check_inference(R50)

@@ -1,4 +1,4 @@
-"""The notebooks: kept without outputs, and run from top to bottom, in their order, as in a fresh clone."""
+"""The notebooks have no outputs, and run from top to bottom in a fresh clone."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 LINK = re.compile(r"\]\(([^)#:]+)(?:#[^)]*)?\)")
-# Worse than any of our runs by far, and better than what no training gives.
+# Far below the scores of our runs, and above those of an untrained network.
 AT_LEAST = {
     "quickstart": {"segm/AP50": 0.2},
     "mine/run": {"segm/AP50": 0.2},
@@ -21,12 +21,12 @@ AT_LEAST = {
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
-class TestAsItIsKept:
-    def test_it_is_a_notebook(self, path):
+class TestStoredNotebook:
+    def test_format_is_valid(self, path):
         nbformat = pytest.importorskip("nbformat", reason="the extra `test` is not installed")
         nbformat.validate(nbformat.read(path, as_version=nbformat.NO_CONVERT))
 
-    def test_it_has_no_outputs(self, path):
+    def test_has_no_outputs(self, path):
         content = json.loads(path.read_text())
         assert set(content["metadata"]) <= {"kernelspec", "language_info"}
         for cell in content["cells"]:
@@ -35,7 +35,7 @@ class TestAsItIsKept:
                 assert cell["outputs"] == []
                 assert cell["execution_count"] is None
 
-    def test_links_lead_somewhere(self, path):
+    def test_linked_files_exist(self, path):
         cells = json.loads(path.read_text())["cells"]
         text = "".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "markdown")
         assert not [link for link in LINK.findall(text) if not (path.parent / link).exists()]
@@ -43,20 +43,20 @@ class TestAsItIsKept:
 
 @pytest.fixture
 def clone(tmp_path, monkeypatch):
-    """A folder like the clone in which what the notebooks write does not stay."""
+    """A temporary folder that looks like a clone, for the files that notebooks write."""
     (tmp_path / "notebooks").mkdir()
     for name in ("configs", "mrcnn_jax", "train.py", "predict.py"):
         (tmp_path / name).symlink_to(ROOT / name)
     monkeypatch.setenv("MRCNN_JAX_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(ROOT / ".cache" / "xla"))
-    monkeypatch.delenv("XLA_FLAGS")  # they choose their devices themselves
+    monkeypatch.delenv("XLA_FLAGS")  # the notebooks choose their devices
     if "MRCNN_NUCLEI" not in os.environ:
         monkeypatch.setenv("MRCNN_NUCLEI", str(ROOT.parent / "shared" / "data" / "nuclei"))
     return tmp_path
 
 
 @pytest.mark.slow
-def test_they_run_from_top_to_bottom(clone):
+def test_notebooks_run(clone):
     nbformat = pytest.importorskip("nbformat", reason="the extra `test` is not installed")
     nbclient = pytest.importorskip("nbclient", reason="the extra `test` is not installed")
     assert len(NOTEBOOKS) == 3

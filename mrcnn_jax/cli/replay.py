@@ -20,9 +20,9 @@ def main(arguments: Sequence[str]) -> int:
         "file", type=os.path.expanduser, metavar="FILE", help="failures/step_NNNNNN.npz in the work directory of a run"
     )
     options, _ = common.parse(parser, arguments)
-    from mrcnn_jax.training.nonfinite_dump import load_failure
+    from mrcnn_jax.training.nonfinite_dump import load_failed_step
     from mrcnn_jax.training.replay import replay
 
-    saved = load_failure(options.file)
+    saved = load_failed_step(options.file)
     compilation_cache.enable()
     return 1 if replay(saved) else 0

@@ -37,5 +37,5 @@ def main(arguments: Sequence[str]) -> None:
     from mrcnn_jax.training.train import train
 
     if not common.initialize_distributed(options):
-        use_cpu_cores(config.train.batch_size, parts=config.train.accumulate)
+        use_cpu_cores(config.train.batch_size, accumulate=config.train.accumulate)
     train(config, options.workdir or f"runs/{config.name}", profile=options.profile)

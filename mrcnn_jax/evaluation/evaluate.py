@@ -95,8 +95,8 @@ def evaluate_model(
     logged and left out.
 
     All processes call this together. Each evaluates a part of the images, on as many of its `devices` (default: all)
-    as divide its part of a batch evenly, or on one for single images (`config.eval.single_image`). The main process prints,
-    writes and scores; all return the same.
+    as divide its part of a batch evenly, or on one for single images (`config.eval.single_image`). The main process
+    prints, writes and scores; all return the same.
 
     dataset: the evaluation dataset, if it is loaded already.
     check: called before each global batch, equally often in every process; an exception ends the evaluation.

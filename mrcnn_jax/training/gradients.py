@@ -1,4 +1,4 @@
-"""Losses of a batch and their gradients, summed over devices and over the parts that a device's share is cut into."""
+"""Losses of a batch and their gradients, reduced over devices, with optional gradient accumulation."""
 
 from __future__ import annotations
 
@@ -9,15 +9,14 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from mrcnn_jax import losses
 from mrcnn_jax.config import Config
 from mrcnn_jax.models.mask_rcnn import MaskRCNN
 from mrcnn_jax.structures import Batch
-from mrcnn_jax.training.forward import Metrics, draw_rois, forward_losses
+from mrcnn_jax.training.forward import LossDict, Metrics, forward_losses, sample_batch_rois
 
 
-class Gradients(NamedTuple):
-    """What a batch says about the parameters; the same on every device."""
+class LossesAndGradients(NamedTuple):
+    """Losses of the global batch and their gradients; the same on every device."""
 
     gradients: Any  # like the parameters
     losses: Metrics  # the mean of each loss over the global batch
@@ -25,100 +24,106 @@ class Gradients(NamedTuple):
     statistics: dict[str, Any]  # the collections of running statistics after this batch
 
 
-GradientFunction = Callable[[Any, dict[str, Any], Batch, jax.Array], Gradients]
+GradientFunction = Callable[[Any, dict[str, Any], Batch, jax.Array], LossesAndGradients]
 
 
-def make_gradients(model: MaskRCNN, config: Config, axis_name: str | None) -> GradientFunction:
-    """`gradients(params, model_state, batch, keys)`; keys: (B,), one for each image of this device's share.
+def make_gradient_function(model: MaskRCNN, config: Config, axis_name: str | None) -> GradientFunction:
+    """Return `compute_gradients(params, model_state, batch, keys) -> LossesAndGradients`.
 
-    With `config.train.accumulate` above 1 the share is worked on in that many parts, see `_in_parts`.
+    `batch` is the part of this device, keys has one PRNG key per image, (B,). With `axis_name`, results are reduced
+    over that `pmap` axis. With `config.train.accumulate` above 1, the batch is processed in that many micro-batches.
     """
     if config.train.accumulate > 1:
-        return _in_parts(model, config, axis_name)
+        return _make_accumulating_function(model, config, axis_name)
 
-    def gradients(params: Any, model_state: dict[str, Any], batch: Batch, keys: jax.Array) -> Gradients:
-        def loss(params: Any) -> Any:
+    def compute_gradients(
+        params: Any, model_state: dict[str, Any], batch: Batch, keys: jax.Array
+    ) -> LossesAndGradients:
+        def total_loss(params: Any) -> Any:
             variables = {"params": params, **model_state}
-            sums, (statistics, counts) = forward_losses(model, config.model, variables, batch, keys)
-            totals = sum_over_devices({name: count for name, (_, count) in sums.items()}, axis_name)
-            parts = means(sums, totals)
-            return sum(parts.values()), (parts, counts, statistics)
+            loss_dict, (statistics, counts) = forward_losses(model, config.model, variables, batch, keys)
+            totals = sum_over_devices({name: count for name, (_, count) in loss_dict.items()}, axis_name)
+            means = normalize_losses(loss_dict, totals)
+            return sum(means.values()), (means, counts, statistics)
 
-        found, (parts, counts, statistics) = jax.grad(loss, has_aux=True)(params)
-        found, parts, counts = sum_over_devices((found, parts, counts), axis_name)
-        return Gradients(found, parts, counts, mean_over_devices(statistics, axis_name))
+        gradients, (means, counts, statistics) = jax.grad(total_loss, has_aux=True)(params)
+        gradients, means, counts = sum_over_devices((gradients, means, counts), axis_name)
+        return LossesAndGradients(gradients, means, counts, mean_over_devices(statistics, axis_name))
 
-    return gradients
+    return compute_gradients
 
 
-def _in_parts(model: MaskRCNN, config: Config, axis_name: str | None) -> GradientFunction:
-    """The same gradients, from one part of the share after the other: where parts are a loop (see `_loop`) only one
-    part's activations are in memory.
+def _make_accumulating_function(model: MaskRCNN, config: Config, axis_name: str | None) -> GradientFunction:
+    """Return a function that computes the same gradients with the activations of one micro-batch in memory at a time.
 
-    A loss is a sum over a count of the whole batch, and counts depend on the proposals. So a first pass only draws the
-    RoIs and counts (without heads and gradients); a second one looks at the same RoIs with the counts known, and its
-    gradients add up to those of the batch. Batch norm in training is the exception: its statistics are of a part (with
-    `sync_bn` of that part on all devices), as if the batch were as small; running statistics go from part to part.
+    A loss is divided by a count over the whole batch, which depends on the sampled RoIs. A first pass therefore samples
+    the RoIs and counts, without heads and gradients; a second pass reuses these RoIs with the counts known, and its
+    gradients add up to those of the batch.
+
+    Batch norm in training mode is the exception. It normalizes by the statistics of a micro-batch (with "sync_bn", of
+    the micro-batch on all devices), and running statistics are updated once per micro-batch.
     """
 
-    def gradients(params: Any, model_state: dict[str, Any], batch: Batch, keys: jax.Array) -> Gradients:
+    def compute_gradients(
+        params: Any, model_state: dict[str, Any], batch: Batch, keys: jax.Array
+    ) -> LossesAndGradients:
         variables = {"params": params, **model_state}
 
-        def draw(carry: None, part: Any) -> Any:
-            return carry, draw_rois(model, config.model, variables, *part)
+        def sample(carry: None, micro_batch: Any) -> Any:
+            return carry, sample_batch_rois(model, config.model, variables, *micro_batch)
 
-        shares = _cut((batch, keys), config.train.accumulate)
-        _, (rois, counted) = _loop(draw, None, shares)
-        totals = sum_over_devices(jax.tree.map(lambda count: jnp.sum(count, axis=0), counted), axis_name)
+        micro_batches = _split((batch, keys), config.train.accumulate)
+        _, (rois, loss_counts) = _scan(sample, None, micro_batches)
+        totals = sum_over_devices(jax.tree.map(lambda count: jnp.sum(count, axis=0), loss_counts), axis_name)
 
-        def learn(carry: Any, part: Any) -> Any:
-            (batch, keys), rois = part
-            gradients, parts, statistics = carry
+        def accumulate(carry: Any, inputs: Any) -> Any:
+            (batch, keys), rois = inputs
+            gradients, means, statistics = carry
 
-            def loss(params: Any) -> Any:
-                before = {**variables, **statistics, "params": params}
-                sums, (after, counts) = forward_losses(model, config.model, before, batch, keys, rois)
-                parts = means(sums, totals)
-                return sum(parts.values()), (parts, after, counts)
+            def total_loss(params: Any) -> Any:
+                current = {**variables, **statistics, "params": params}
+                loss_dict, (updated, counts) = forward_losses(model, config.model, current, batch, keys, rois)
+                means = normalize_losses(loss_dict, totals)
+                return sum(means.values()), (means, updated, counts)
 
-            found, (more, statistics, counts) = jax.grad(loss, has_aux=True)(params)
-            gradients, parts = jax.tree.map(jnp.add, (gradients, parts), (found, more))
-            return (gradients, parts, statistics), counts
+            new_gradients, (new_means, statistics, counts) = jax.grad(total_loss, has_aux=True)(params)
+            gradients, means = jax.tree.map(jnp.add, (gradients, means), (new_gradients, new_means))
+            return (gradients, means, statistics), counts
 
-        nothing = jax.tree.map(jnp.zeros_like, params), {name: jnp.zeros(()) for name in totals}
+        zeros = jax.tree.map(jnp.zeros_like, params), {name: jnp.zeros(()) for name in totals}
         statistics = {name: tree for name, tree in model_state.items() if name != "frozen"}
-        (found, parts, statistics), counts = _loop(learn, (*nothing, statistics), (shares, rois))
+        (gradients, means, statistics), counts = _scan(accumulate, (*zeros, statistics), (micro_batches, rois))
         counts = jax.tree.map(lambda count: jnp.sum(count, axis=0), counts)
-        found, parts, counts = sum_over_devices((found, parts, counts), axis_name)
-        return Gradients(found, parts, counts, mean_over_devices(statistics, axis_name))
+        gradients, means, counts = sum_over_devices((gradients, means, counts), axis_name)
+        return LossesAndGradients(gradients, means, counts, mean_over_devices(statistics, axis_name))
 
-    return gradients
-
-
-def _cut(tree: Any, parts: int) -> Any:
-    """(B, ...) -> (parts, B / parts, ...)."""
-    return jax.tree.map(lambda x: x.reshape(parts, x.shape[0] // parts, *x.shape[1:]), tree)
+    return compute_gradients
 
 
-def _loop(body: Callable[[Any, Any], Any], carry: Any, parts: Any) -> Any:
-    """`lax.scan`; on CPU written out, because there convolutions in the body of a loop are many times slower.
+def _split(tree: Any, count: int) -> Any:
+    """Split a batch into micro-batches: (B, ...) -> (count, B / count, ...)."""
+    return jax.tree.map(lambda x: x.reshape(count, x.shape[0] // count, *x.shape[1:]), tree)
 
-    Written out, XLA:CPU mixes the parts, and no memory is spared (benchmarks/RESULTS.md).
+
+def _scan(body: Callable[[Any, Any], Any], carry: Any, inputs: Any) -> Any:
+    """Run `lax.scan`, unrolled on CPU, where convolutions inside of a loop are many times slower.
+
+    XLA:CPU interleaves the unrolled micro-batches, so accumulation saves no memory there (benchmarks/RESULTS.md).
     """
     scan = functools.partial(jax.lax.scan, body)
-    return jax.lax.platform_dependent(carry, parts, cpu=functools.partial(scan, unroll=True), default=scan)
+    return jax.lax.platform_dependent(carry, inputs, cpu=functools.partial(scan, unroll=True), default=scan)
 
 
-def means(sums: dict[str, losses.Loss], totals: Metrics) -> Metrics:
-    """This share of the global means: its own sums over everybody's counts."""
-    return {name: total / jnp.maximum(totals[name], 1).astype(total.dtype) for name, (total, _) in sums.items()}
+def normalize_losses(loss_dict: LossDict, totals: Metrics) -> Metrics:
+    """Divide each loss sum of this device by the count over all devices."""
+    return {name: total / jnp.maximum(totals[name], 1).astype(total.dtype) for name, (total, _) in loss_dict.items()}
 
 
 def sum_over_devices(tree: Any, axis_name: str | None) -> Any:
-    """The sum over all devices of the axis; `tree` itself without an axis."""
+    """Sum over all devices of the axis; return `tree` itself if `axis_name` is None."""
     return tree if axis_name is None else jax.lax.psum(tree, axis_name)
 
 
 def mean_over_devices(tree: Any, axis_name: str | None) -> Any:
-    """The mean over all devices of the axis; `tree` itself without an axis."""
+    """Average over all devices of the axis; return `tree` itself if `axis_name` is None."""
     return tree if axis_name is None else jax.lax.pmean(tree, axis_name)

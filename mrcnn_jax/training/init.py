@@ -1,4 +1,4 @@
-"""Where a training begins: random variables, another run of ours, or a file of somebody's weights."""
+"""Initial variables of a run: random, from a weight file, or from another run."""
 
 from __future__ import annotations
 
@@ -20,25 +20,26 @@ from mrcnn_jax.weights.preprocessing import apply_preprocessing, preprocessing_o
 log = logging.getLogger(__name__)
 
 
-def starting_point(config: Config, workdir: epath.PathLike, key: jax.Array) -> tuple[Config, Variables | None]:
-    """The configuration of a run with all that its initial weights decide, and its variables; None for the variables
-    where `workdir` has a checkpoint to go on from, which needs the file of the weights no more.
+def resolve_init(config: Config, workdir: epath.PathLike, key: jax.Array) -> tuple[Config, Variables | None]:
+    """Return the configuration with the fields that the initial weights determine, and the initial variables.
 
-    Raises ConfigError for an `init` that does not exist, cannot be read or does not fit the model.
+    The variables are None if `workdir` has a checkpoint to resume from; `config.init` is not read then.
+    Raises ConfigError if `config.init` does not exist, cannot be read or does not fit the model.
     """
-    before = resumable_config(workdir)
-    if before is None:
+    previous = resumable_config(workdir)
+    if previous is None:
         return initial_variables(config, key)
     if config.init:
-        config = dataclasses.replace(config, model=apply_preprocessing(config.model, preprocessing_of(before.model)))
+        config = dataclasses.replace(config, model=apply_preprocessing(config.model, preprocessing_of(previous.model)))
     return config, None
 
 
 def initial_variables(config: Config, key: jax.Array) -> tuple[Config, Variables]:
-    """Random variables, or those of `config.init`: a file that `weights.source.load_weights` reads,
-    `efficientnet_names.PACKAGE_INIT`, or the workdir of another run.
+    """Return the configuration and the variables loaded from `config.init`, or random ones if it is empty.
 
-    The configuration gets the preprocessing, stride and epsilon that go with the weights.
+    `config.init` is a weight file, `efficientnet_names.PACKAGED`, or the work directory of another run. The
+    configuration gets the preprocessing, stride and epsilon that go with the weights.
+    Raises ConfigError if `config.init` does not exist, cannot be read or does not fit the model.
     """
     if not config.init:
         return config, init_variables(build_model(config.model), key)
@@ -50,12 +51,12 @@ def initial_variables(config: Config, key: jax.Array) -> tuple[Config, Variables
         elif (epath.Path(config.init) / CONFIG).is_file():
             run, variables = load_variables(config.init)
             averaged = ", the averaged weights (train.ema_decay)" if run.train.ema_decay else ""
-            log.info("%s: the newest checkpoint%s", config.init, averaged)
+            log.info("%s: initializing from the newest checkpoint%s", config.init, averaged)
             model, variables = transfer.init_from_run(config.model, run.model, variables, key, config.init)
         elif Path(config.init).is_file():
             model, variables = transfer.init_from_file(config.model, config.init, key)
         else:
-            raise ConfigError(f"init: there is neither a file nor a workdir {config.init}")
+            raise ConfigError(f"init: {config.init} is neither a weight file nor the work directory of a run")
     except WeightsError as error:
         raise ConfigError(f"init: {error}") from error
     return dataclasses.replace(config, model=model), variables

@@ -1,11 +1,11 @@
-"""SIGTERM and Ctrl-C: a run ends at a point from which it can go on.
+"""SIGTERM and Ctrl-C: stop a run where it can be resumed.
 
-Where nothing can be lost (data preparation, reading weights) a signal ends the run at once. While it trains or
-evaluates, the signal is only noted, and the loop asks at safe points, `Interruptions.reached`: an exception raised
-right in the handler may come up in a destructor, of grain's arrays for example, where Python drops it.
+Where nothing can be lost (data preparation, loading weights) a signal ends the run at once. During training and
+evaluation the handler only records the signal, and the loop checks `SignalHandler.should_stop` at safe points: an
+exception raised in the handler could surface in a destructor (of grain's arrays, for example), where Python drops it.
 
-What an answer waits for: the step that runs and the one queued behind it, then the save. A compilation cannot be
-interrupted: a signal during the first step of a shape is answered when that is compiled and done.
+After a signal the run finishes the current step and the one queued behind it, then saves. A compilation cannot be
+interrupted: during the first step of a batch shape, the signal takes effect after that step.
 """
 
 from __future__ import annotations
@@ -24,103 +24,111 @@ from jax.experimental import multihost_utils
 from mrcnn_jax.distributed import collectives
 from mrcnn_jax.errors import Interrupted
 
-_SPOKEN = {signal.SIGTERM: "SIGTERM", signal.SIGINT: "Ctrl-C"}
+_SIGNAL_NAMES = {signal.SIGTERM: "SIGTERM", signal.SIGINT: "Ctrl-C"}
 
 
-class Interruptions:
-    """While open, SIGTERM and SIGINT raise Interrupted; within `postponed()` they wait for the caller to ask.
+class SignalHandler:
+    """A context manager in which SIGTERM and SIGINT raise Interrupted, or within `postponed()` are recorded.
 
     A second Ctrl-C always raises at once. With several processes a signal to one of them stops all, at the same call of
-    `reached`: JAX's preemption service agrees on it, and so does the cloud's notice. Outside the main thread (a
-    notebook may run us in another) Python allows no handlers: signals then are the caller's.
+    `should_stop`, on which JAX's preemption service agrees; a preemption notice of the cloud does the same. Python
+    allows signal handlers in the main thread only: in other threads (as in some notebooks) signals are not handled.
     """
 
     def __init__(self) -> None:
-        self._number: int | None = None  # of the signal that came
-        self._postponed = self._together = self._agreed = False
-        self._ticks = itertools.count()  # calls of `reached`, the same in all processes
-        self._before: dict[int, signal._HANDLER] = {}
+        self._signal: int | None = None  # the signal received
+        self._postponed = False
+        self._coordinated = False  # whether JAX's preemption service handles SIGTERM
+        self._agreed = False  # whether all processes have agreed to stop
+        self._sync_ids = itertools.count()  # one per call of `should_stop`, the same in all processes
+        self._previous_handlers: dict[int, signal._HANDLER] = {}
 
-    def __enter__(self) -> Interruptions:
+    def __enter__(self) -> SignalHandler:
         if threading.current_thread() is threading.main_thread():
-            for number in _SPOKEN:
-                before = signal.getsignal(number)
-                if before is not signal.SIG_IGN:  # nohup, or a shell's background job: leave it so
-                    self._before[number] = signal.SIG_DFL if before is None else before
+            for number in _SIGNAL_NAMES:
+                previous = signal.getsignal(number)
+                if previous is not signal.SIG_IGN:  # ignored under nohup, and in a shell's background jobs
+                    self._previous_handlers[number] = signal.SIG_DFL if previous is None else previous
                     signal.signal(number, self._handle)
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        for number, before in self._before.items():
-            signal.signal(number, before)
-        if kind is None and self._number is not None:  # raised by the handler, but into a destructor
-            raise self.interrupted()
+        for number, previous in self._previous_handlers.items():
+            signal.signal(number, previous)
+        if kind is None and self._signal is not None:  # the handler raised in a destructor
+            raise self.error()
 
     @contextlib.contextmanager
     def postponed(self) -> Iterator[None]:
-        """Within, signals are noted; whoever asks `reached` at safe points answers them. Raises Interrupted on leaving
-        when nobody did. May be nested."""
+        """Record signals for `should_stop` instead of raising. May be nested.
+
+        Raises Interrupted on exit if a signal was received and not handled by the caller.
+        """
         if self._postponed:
             yield
             return
         self._postponed = True
         try:
-            self._agree_with_others()
-            if self._number is not None and not self._together:
-                raise self.interrupted()
+            self._coordinate()
+            if self._signal is not None and not self._coordinated:
+                raise self.error()
             yield
-            if self.reached():
-                raise self.interrupted()
+            if self.should_stop():
+                raise self.error()
         finally:
             self._postponed = False
 
-    def reached(self) -> bool:
-        """Whether to stop here. Every process must ask in the same places: before each step, after each batch of an
-        evaluation."""
-        if not self._together:
-            return self._number is not None
-        if not self._agreed and multihost_utils.reached_preemption_sync_point(next(self._ticks)):
+    def should_stop(self) -> bool:
+        """Return whether a signal was received.
+
+        Every process must call it at the same places: before each step, and after each batch of an evaluation.
+        """
+        if not self._coordinated:
+            return self._signal is not None
+        if not self._agreed and multihost_utils.reached_preemption_sync_point(next(self._sync_ids)):
             self._agreed = True
-            if self._number is None:
-                self._note(signal.SIGTERM)
+            if self._signal is None:
+                self._record(signal.SIGTERM)
         return self._agreed
 
-    def interrupted(self, step: int | None = None) -> Interrupted:
-        """The exception to raise when `reached`; `step` is that of the state that is saved now, if one had to be."""
-        stopped = _interrupted(signal.SIGTERM if self._number is None else self._number, step)
-        stopped.on_all_processes = self._agreed
-        return stopped
+    def error(self, step: int | None = None) -> Interrupted:
+        """Return the exception to raise after `should_stop`; `step` is that of the state saved for it, if any."""
+        error = _interrupted(signal.SIGTERM if self._signal is None else self._signal, step)
+        error.on_all_processes = self._agreed
+        return error
 
-    def _agree_with_others(self) -> None:
-        """From now on JAX hears SIGTERM (its handler replaces ours) and chooses where all processes stop."""
-        if self._together or jax.process_count() == 1:
+    def _coordinate(self) -> None:
+        """With several processes, let JAX's preemption service handle SIGTERM and choose where all of them stop."""
+        if self._coordinated or jax.process_count() == 1:
             return
         collectives.enable_preemption_sync()
-        self._together = True
-        if self._number is not None:
+        self._coordinated = True
+        if self._signal is not None:
             os.kill(os.getpid(), signal.SIGTERM)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
-        first = self._number is None
+        first = self._signal is None
         if not first and number == signal.SIGTERM:
             return
         if not self._postponed or not first:
-            self._number = number
+            self._signal = number
             raise _interrupted(number)  # in this process alone
-        self._note(number)
-        if self._together:  # Ctrl-C in one of the processes
+        self._record(number)
+        if self._coordinated:  # Ctrl-C in this process: tell the others
             os.kill(os.getpid(), signal.SIGTERM)
 
-    def _note(self, number: int) -> None:
-        self._number = number
+    def _record(self, number: int) -> None:
+        self._signal = number
         again = "again " if number == signal.SIGINT else ""
-        said = f"{_SPOKEN[signal.Signals(number)]}: finishing this step, then saving ({again}Ctrl-C: stop at once)\n"
+        name = _SIGNAL_NAMES[signal.Signals(number)]
+        message = f"{name}: finishing this step, then saving ({again}Ctrl-C: stop at once)\n"
         with contextlib.suppress(OSError):
-            os.write(2, said.encode())  # `print` may be what the signal interrupted
+            os.write(2, message.encode())  # not `print`, which the signal may have interrupted
 
 
 def _interrupted(number: int, step: int | None = None) -> Interrupted:
-    what = "stopped; the same command continues from the last checkpoint, if there is one"
-    return Interrupted(number, what if step is None else f"saved at step {step}; the same command continues")
+    if step is None:
+        return Interrupted(number, "stopped; the same command continues from the last checkpoint, if there is one")
+    return Interrupted(number, f"saved at step {step}; the same command continues")

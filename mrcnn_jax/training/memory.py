@@ -1,4 +1,4 @@
-"""How much memory a run takes."""
+"""Peak memory of a run."""
 
 from __future__ import annotations
 
@@ -6,23 +6,22 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-MEMORY = "peak_memory_gib"  # its name among the metrics
+PEAK_MEMORY = "peak_memory_gib"  # name of the metric
 _GIB = 2**30
 
 
 def peak_memory(devices: Sequence[Any]) -> dict[str, float]:
-    """The most memory that was in use at once since the process began, in GiB, under the name `MEMORY`.
+    """Return {PEAK_MEMORY: GiB}, the peak memory since the start of the process; {} if unknown.
 
-    That of the fullest of `devices` (jax.Device). A CPU's memory is the process's, so there it is the most that this
-    process had, without its data workers. Empty where the system does not say.
+    It is that of the fullest of `devices` (jax.Device). On CPU it is that of this process, without its data workers.
     """
     peaks = [(device.memory_stats() or {}).get("peak_bytes_in_use", 0) for device in devices]
-    found = max(peaks, default=0) or (_of_process() if devices[0].platform == "cpu" else 0)
-    return {MEMORY: found / _GIB} if found else {}
+    peak = max(peaks, default=0) or (_process_peak() if devices[0].platform == "cpu" else 0)
+    return {PEAK_MEMORY: peak / _GIB} if peak else {}
 
 
-def _of_process() -> int:
-    """Bytes; 0 where the system does not say."""
+def _process_peak() -> int:
+    """Return the peak resident set size in bytes; 0 if unknown."""
     try:
         import resource
     except ImportError:  # Windows

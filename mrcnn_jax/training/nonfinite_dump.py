@@ -1,10 +1,10 @@
-"""A step that went wrong, kept in one file with all that it takes to do it again (`training.replay`).
+"""A training step with a non-finite loss or gradient, saved in one file for `training.replay`.
 
 The file is an .npz archive of plain arrays:
 
-    about                        JSON: the configuration, the images, what the step said, who wrote it
-    key                          the data of the run's key
-    state/..., batch/...         the state before the step and the whole batch, by path
+    about                        JSON: configuration, image ids, metrics of the step, package versions
+    key                          data of the run's PRNG key
+    state/..., batch/...         the state before the step and the global batch, by path
 """
 
 from __future__ import annotations
@@ -27,108 +27,110 @@ from mrcnn_jax.config import Config, from_json, to_json
 from mrcnn_jax.errors import FailureFileError
 from mrcnn_jax.structures import Batch, GroundTruth
 
-FOLDER = "failures"  # in the workdir
+FOLDER = "failures"  # in the work directory
 FORMAT = 1
 
 logger = logging.getLogger(__name__)
 
 
-class Failure(NamedTuple):
-    """What a bad step was made of."""
+class FailedStep(NamedTuple):
+    """Inputs and metrics of a step that was not finite."""
 
-    state: Any  # before the step: a TrainState; nested dicts of arrays when it was read from a file
-    batch: Batch  # this process's part of it; the whole of it when it was read from a file
+    state: Any  # before the step: a TrainState; nested dicts of arrays if loaded from a file
+    batch: Batch  # this process's part; the global batch if loaded from a file
     key: jax.Array  # of the run
-    image_ids: list[Any]  # of the valid slots of the whole batch
-    metrics: dict[str, Any]  # what the step said
-    devices: int  # that shared the batch
+    image_ids: list[Any]  # of the valid slots of the global batch
+    metrics: dict[str, Any]
+    devices: int  # number of devices that the batch was split over
 
 
-class FailureFile(NamedTuple):
-    """What `load_failure` finds."""
+class FailedStepFile(NamedTuple):
+    """Contents of a file written by `save_failed_step`."""
 
     config: Config
-    failure: Failure
-    versions: dict[str, str]  # of the packages, and the kind of device, that wrote it
+    failed_step: FailedStep
+    versions: dict[str, str]  # of the packages that wrote the file, and the kind of device
 
 
-def save_failure(workdir: epath.PathLike, config: Config, failure: Failure) -> str:
-    """Write a step to `workdir/failures`; the path of the file, or "" if it cannot be written (the log says why).
+def save_failed_step(workdir: epath.PathLike, config: Config, failed_step: FailedStep) -> str:
+    """Write a step to `workdir/failures` and return the path, or "" after logging why it cannot be written.
 
-    All processes call it, each with its part of the batch; the main one writes.
+    All processes must call it, each with its part of the batch; process 0 writes.
     """
-    from mrcnn_jax.distributed import (
-        collectives,  # here: it knows of errors in data, whose packages reading a file does not need
-    )
+    # Imported here, because reading a file must not need the packages for data, which this module imports.
+    from mrcnn_jax.distributed import collectives
 
-    path = epath.Path(workdir) / FOLDER / f"step_{int(failure.state.step) + 1:06d}.npz"
-    parts = [_unpacked(part) for part in collectives.gather_bytes(_packed(failure.batch))]
+    path = epath.Path(workdir) / FOLDER / f"step_{int(failed_step.state.step) + 1:06d}.npz"
+    parts = [_deserialize(part) for part in collectives.gather_bytes(_serialize(failed_step.batch))]
     if not collectives.is_main():
         return str(path)
-    about = {
-        "format": FORMAT,
-        "config": to_json(config),
-        "image_ids": failure.image_ids,
-        "metrics": {name: float(value) for name, value in failure.metrics.items()},
-        "devices": failure.devices,
-        "key": str(jax.random.key_impl(failure.key)),
-        "versions": versions(),
-    }
     arrays = {
-        "about": np.array(json.dumps(about)),
-        "key": np.asarray(jax.random.key_data(failure.key)),
-        **_by_path("state", failure.state._asdict()),
+        "about": np.array(json.dumps(_about(config, failed_step))),
+        "key": np.asarray(jax.random.key_data(failed_step.key)),
+        **_flatten("state", failed_step.state._asdict()),
         **{name: np.concatenate([part[name] for part in parts]) for name in parts[0]},
     }
     try:
         _write(path, arrays)
     except OSError as error:
-        logger.warning("the step could not be kept in %s: %s", path, error)
+        logger.warning("the failed step could not be written to %s: %s", path, error)
         return ""
     return str(path)
 
 
-def load_failure(path: epath.PathLike) -> FailureFile:
-    """Read what `save_failure` wrote. Nothing in the file is run. Raises FailureFileError."""
+def load_failed_step(path: epath.PathLike) -> FailedStepFile:
+    """Load a file written by `save_failed_step`, without executing anything in it. Raises FailureFileError."""
     try:
         with epath.Path(path).open("rb") as file:
             if not zipfile.is_zipfile(file):
-                raise FailureFileError("it is no .npz archive, or not a whole one")
+                raise FailureFileError("not an .npz archive, or a truncated one")
             file.seek(0)
             with np.load(file, allow_pickle=False) as archive:
                 arrays = {name: archive[name] for name in archive.files}
-        return _understood(arrays)
+        return _parse(arrays)
     except OSError as error:
         raise FailureFileError(f"{path} cannot be read: {error.strerror or error}") from error
     except Exception as error:  # a damaged file may fail in any way
         reason = f"no {error}" if isinstance(error, KeyError) else error
-        raise FailureFileError(f"{path} is not a step that a training left in {FOLDER}/: {reason}") from error
+        raise FailureFileError(f"{path} is not a step that training saved in {FOLDER}/: {reason}") from error
 
 
 def versions() -> dict[str, str]:
-    """Of what a step depends on."""
+    """Return the versions of the packages that a step depends on, and the kind of device."""
     packages = {module.__name__: module.__version__ for module in (mrcnn_jax, jax, flax, optax, np)}
     return {**packages, "device": jax.devices()[0].device_kind}
 
 
-def _understood(arrays: dict[str, np.ndarray]) -> FailureFile:
+def _about(config: Config, failed_step: FailedStep) -> dict[str, Any]:
+    return {
+        "format": FORMAT,
+        "config": to_json(config),
+        "image_ids": failed_step.image_ids,
+        "metrics": {name: float(value) for name, value in failed_step.metrics.items()},
+        "devices": failed_step.devices,
+        "key": str(jax.random.key_impl(failed_step.key)),
+        "versions": versions(),
+    }
+
+
+def _parse(arrays: dict[str, np.ndarray]) -> FailedStepFile:
     about = json.loads(str(arrays["about"]))
     if about["format"] != FORMAT:
         raise FailureFileError(f"it has format {about['format']}, of mrcnn_jax {about['versions']['mrcnn_jax']}")
-    fields = _nested(arrays, "batch/")
-    failure = Failure(
-        state=_nested(arrays, "state/"),
+    fields = _unflatten(arrays, "batch/")
+    failed_step = FailedStep(
+        state=_unflatten(arrays, "state/"),
         batch=Batch(**{**fields, "ground_truth": GroundTruth(**fields["ground_truth"])}),
         key=jax.random.wrap_key_data(jnp.asarray(arrays["key"]), impl=about["key"]),
         image_ids=about["image_ids"],
         metrics=about["metrics"],
         devices=about["devices"],
     )
-    return FailureFile(from_json(about["config"]), failure, about["versions"])
+    return FailedStepFile(from_json(about["config"]), failed_step, about["versions"])
 
 
 def _write(path: epath.Path, arrays: dict[str, np.ndarray]) -> None:
-    """Write an archive under another name, and rename it: it is whole, or not there."""
+    """Write an archive under a temporary name and rename it, so that `path` is never incomplete."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(path.name + ".tmp")
     with temporary.open("wb") as file:
@@ -136,20 +138,20 @@ def _write(path: epath.Path, arrays: dict[str, np.ndarray]) -> None:
     temporary.replace(path)
 
 
-def _by_path(name: str, tree: Any) -> dict[str, np.ndarray]:
-    """The leaves of a tree as NumPy arrays, each under `name` and its path in the tree."""
+def _flatten(name: str, tree: Any) -> dict[str, np.ndarray]:
+    """Return the leaves of a pytree as NumPy arrays: "name/path" -> array."""
     leaves, _ = jax.tree_util.tree_flatten_with_path(jax.device_get(tree))
     return {
         f"{name}/{jax.tree_util.keystr(path, simple=True, separator='/')}": np.asarray(leaf) for path, leaf in leaves
     }
 
 
-def _nested(arrays: dict[str, np.ndarray], start: str) -> dict[str, Any]:
-    """Nested dicts of the arrays below `start`."""
+def _unflatten(arrays: dict[str, np.ndarray], prefix: str) -> dict[str, Any]:
+    """Return the arrays whose name starts with `prefix` as nested dicts."""
     tree: dict[str, Any] = {}
     for name, array in arrays.items():
-        if name.startswith(start):
-            *folders, leaf = name.removeprefix(start).split("/")
+        if name.startswith(prefix):
+            *folders, leaf = name.removeprefix(prefix).split("/")
             node = tree
             for folder in folders:
                 node = node.setdefault(folder, {})
@@ -157,12 +159,12 @@ def _nested(arrays: dict[str, np.ndarray], start: str) -> dict[str, Any]:
     return tree
 
 
-def _packed(batch: Batch) -> bytes:
+def _serialize(batch: Batch) -> bytes:
     content = io.BytesIO()
-    np.savez(content, **_by_path("batch", batch))  # type: ignore[arg-type]
+    np.savez(content, **_flatten("batch", batch))  # type: ignore[arg-type]
     return content.getvalue()
 
 
-def _unpacked(content: bytes) -> dict[str, np.ndarray]:
+def _deserialize(content: bytes) -> dict[str, np.ndarray]:
     with np.load(io.BytesIO(content), allow_pickle=False) as archive:
         return dict(archive)

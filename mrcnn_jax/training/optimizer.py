@@ -1,4 +1,7 @@
-"""Learning-rate schedules and optimizers, with torch's arithmetic: decay, then momentum, then the learning rate."""
+"""Learning-rate schedules and optimizers.
+
+SGD follows torch: weight decay is added to the gradient, then momentum, then the learning rate.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +19,7 @@ from mrcnn_jax.models.efficientnet import BLOCKS
 
 PyTree = Any
 ParameterPath = tuple[str, ...]
-# The modules of a backbone that each of its stages consists of, in residual networks and in EfficientNet-Lite.
+# Names of the modules of each backbone stage, in ResNet (stem, res2..res5) and EfficientNet-Lite (stem, blocks).
 STAGES = [
     {"stem"},
     *(
@@ -27,20 +30,19 @@ STAGES = [
 
 
 def make_schedule(config: OptimizerConfig, steps: int) -> optax.Schedule:
-    """Learning rate of a step (0-based), for a run of `steps` steps: linear warmup, then multistep or cosine.
+    """Return the learning-rate schedule of a run of `steps` steps: linear warmup, then multistep or cosine decay.
 
-    The warmup goes from `warmup_factor` times the first value to the value at `warmup_steps`, as in Detectron2's
-    `WarmupParamScheduler`. A milestone takes effect at the step that it names.
+    Warmup goes from `warmup_factor` times the first value to the value at `warmup_steps`, as in Detectron2's
+    `WarmupParamScheduler`. A milestone takes effect at its own step, counted from 0.
     """
-    after = _cosine(steps) if config.schedule == "cosine" else _multistep(config.milestones, config.milestone_factor)
+    decay = _cosine(steps) if config.schedule == "cosine" else _multistep(config.milestones, config.milestone_factor)
 
     def schedule(step: Any) -> jax.Array:
-        """() int32 -> () float32."""
         step = jnp.asarray(step)
         progress = jnp.minimum(step / max(config.warmup_steps, 1), 1.0)
-        start, end = config.warmup_factor * after(jnp.asarray(0)), after(jnp.asarray(config.warmup_steps))
-        warm = start * (1 - progress) + end * progress
-        return config.learning_rate * jnp.where(step < config.warmup_steps, warm, after(step))
+        start, end = config.warmup_factor * decay(jnp.asarray(0)), decay(jnp.asarray(config.warmup_steps))
+        warmup = start * (1 - progress) + end * progress
+        return config.learning_rate * jnp.where(step < config.warmup_steps, warmup, decay(step))
 
     return schedule
 
@@ -51,71 +53,76 @@ def make_optimizer(
     params: PyTree,
     frozen: PyTree | Callable[[ParameterPath], bool] | None = None,
 ) -> optax.GradientTransformation:
-    """SGD with momentum or AdamW; its updates are to be added to the parameters (`optax.apply_updates`).
+    """Return SGD with momentum, or AdamW.
 
-    SGD is torch's: decay * parameter is added to the gradient, the momentum buffer gathers the sum, and the learning
-    rate of the step multiplies the buffer. Parameters of norm layers (a path element contains "norm") do not decay.
+    SGD is that of torch: decay * parameter is added to the gradient, the momentum buffer accumulates the sum, and the
+    learning rate of the step multiplies the buffer. Weight decay does not apply to norm layers (parameters with "norm"
+    in a path element).
 
-    `frozen` is a pytree of bool like `params`, or a predicate of a parameter's path. Frozen parameters get zero
-    updates, hold no optimizer state and do not count in the gradient norm that `clip_norm` limits.
+    Args:
+        params: the parameters, or their shapes.
+        frozen: pytree of bool like `params`, or a predicate on parameter paths. Frozen parameters get zero updates,
+            have no optimizer state and do not count in the gradient norm that `clip_norm` limits.
 
-    `config.lr_multipliers` act as torch's parameter groups with learning rates of their own: on the decay too.
-    Raises ConfigError if one of them names nothing that is in `params`.
+    `config.lr_multipliers` scale learning rate and decay, as parameter groups do in torch.
+    Raises ConfigError if an entry of `lr_multipliers` matches no parameter.
     """
     check_lr_multipliers(config, params)
     if frozen is None:
         frozen = jax.tree.map(lambda _: False, params)
     elif callable(frozen):
         frozen = _map_paths(frozen, params)
-    steps = [optax.clip_by_global_norm(config.clip_norm)] if config.clip_norm is not None else []
+    transforms = [optax.clip_by_global_norm(config.clip_norm)] if config.clip_norm is not None else []
     decay = optax.add_decayed_weights(config.weight_decay, mask=_decay_mask)
     if config.name == "sgd":
-        steps += [decay, optax.trace(decay=config.momentum)]
+        transforms += [decay, optax.trace(decay=config.momentum)]
     else:
-        steps += [optax.scale_by_adam(), decay]
-    steps.append(optax.scale_by_learning_rate(schedule))
+        transforms += [optax.scale_by_adam(), decay]
+    transforms.append(optax.scale_by_learning_rate(schedule))
     if config.lr_multipliers:
-        # The updates are proportional to the rate of their own step: neither momentum nor Adam's means contain it.
-        steps.append(optax.stateless(lambda updates, _: _scale(updates, config.lr_multipliers)))
+        # Scaling the updates equals scaling the learning rate: no optimizer state contains the learning rate.
+        transforms.append(optax.stateless(lambda updates, _: _scale_updates(updates, config.lr_multipliers)))
     labels = jax.tree.map(lambda is_frozen: "frozen" if is_frozen else "trained", frozen)
-    return optax.partition({"trained": optax.chain(*steps), "frozen": optax.set_to_zero()}, labels)
+    return optax.partition({"trained": optax.chain(*transforms), "frozen": optax.set_to_zero()}, labels)
 
 
 def frozen_paths(config: ModelConfig) -> Callable[[ParameterPath], bool]:
-    """The predicate of parameters that `backbone.frozen_stages` freezes: 1 the stem, 2 also res2, and so on."""
+    """Return a predicate for the parameters that `backbone.frozen_stages` freezes: 1 is the stem, 2 also res2, etc."""
     frozen = set().union(*STAGES[: config.backbone.frozen_stages])
     return lambda path: len(path) > 1 and path[0] == "backbone" and path[1] in frozen
 
 
 def check_lr_multipliers(config: OptimizerConfig, params: PyTree) -> None:
-    """Raise ConfigError for a path of `lr_multipliers` below which there are no parameters, naming the nearest one."""
+    """Raise ConfigError if a path in `lr_multipliers` is no prefix of a parameter path; suggests the closest one."""
     leaves, _ = jax.tree_util.tree_flatten_with_path(params)
-    full = [tuple(str(key.key) for key in path) for path, _ in leaves]
-    known = sorted({"/".join(path[:depth]) for path in full for depth in range(1, len(path) + 1)})
+    paths = [tuple(str(key.key) for key in path) for path, _ in leaves]
+    known = sorted({"/".join(path[:depth]) for path in paths for depth in range(1, len(path) + 1)})
     for name, _ in config.lr_multipliers:
         if name not in known:
             close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-            parts = sorted({path[0] for path in full})
-            hint = f"did you mean {close[0]!r}?" if close else f"the parts of the model are {', '.join(parts)}"
+            modules = sorted({path[0] for path in paths})
+            hint = f"did you mean {close[0]!r}?" if close else f"the modules of the model are {', '.join(modules)}"
             raise ConfigError(f"optimizer.lr_multipliers: the model has no parameters {name!r}; {hint}")
 
 
-def _scale(updates: PyTree, factors: tuple[tuple[str, float], ...]) -> PyTree:
-    """`updates`, each times the factor of the longest path that it lies below."""
-    longest_first = sorted(((tuple(name.split("/")), factor) for name, factor in factors), key=lambda f: -len(f[0]))
+def _scale_updates(updates: PyTree, multipliers: tuple[tuple[str, float], ...]) -> PyTree:
+    """Scale each update by the multiplier with the longest matching path prefix."""
+    by_prefix = [(tuple(name.split("/")), multiplier) for name, multiplier in multipliers]
+    longest_first = sorted(by_prefix, key=lambda item: -len(item[0]))
 
-    def factor_of(path: ParameterPath) -> float:
-        return next((factor for start, factor in longest_first if path[: len(start)] == start), 1.0)
+    def multiplier_of(path: ParameterPath) -> float:
+        return next((multiplier for prefix, multiplier in longest_first if path[: len(prefix)] == prefix), 1.0)
 
-    return jax.tree.map(lambda update, factor: update * factor, updates, _map_paths(factor_of, updates))
+    return jax.tree.map(lambda update, factor: update * factor, updates, _map_paths(multiplier_of, updates))
 
 
 def _decay_mask(params: PyTree) -> PyTree:
+    """Return True for each parameter that weight decay applies to."""
     return _map_paths(lambda path: not any("norm" in element for element in path), params)
 
 
 def _map_paths(function: Callable[[ParameterPath], Any], params: PyTree) -> PyTree:
-    """Pytree of `function(path)` with the structure of `params` (nested dicts)."""
+    """Return the pytree of `function(path)` with the structure of `params` (nested dicts)."""
     return jax.tree_util.tree_map_with_path(lambda path, _: function(tuple(str(key.key) for key in path)), params)
 
 

@@ -1,4 +1,4 @@
-"""One training step as a pure function: `train_step(state, batch, key) -> (state, metrics)`."""
+"""The training step as a pure function: `train_step(state, batch, key) -> (state, metrics)`."""
 
 from __future__ import annotations
 
@@ -14,35 +14,36 @@ from mrcnn_jax.config import Config
 from mrcnn_jax.models.mask_rcnn import MaskRCNN, Variables
 from mrcnn_jax.structures import Batch
 from mrcnn_jax.training.forward import Metrics
-from mrcnn_jax.training.gradients import Gradients, make_gradients
+from mrcnn_jax.training.gradients import LossesAndGradients, make_gradient_function
 
 TrainStep = Callable[["TrainState", Batch, jax.Array], tuple["TrainState", Metrics]]
 
 
 class TrainState(NamedTuple):
-    """Everything that a checkpoint has to hold; the position in the data follows from `step`."""
+    """The state of a training run, as it is saved in a checkpoint. The position in the data follows from `step`."""
 
-    step: jax.Array  # () int32, batches seen so far
+    step: jax.Array  # () int32, number of batches seen so far
     params: Any
     model_state: dict[str, Any]  # the other collections: constants of frozen batch norm, running statistics
     opt_state: Any
-    ema: dict[str, Any]  # the moving average of `params` and of running statistics; {} without one
-    skipped: jax.Array  # () int32, steps that were left out because a loss or gradient was not finite
+    ema: dict[str, Any]  # moving average of `params` and of the running statistics; {} if disabled
+    skipped: jax.Array  # () int32, number of steps skipped because a loss or gradient was not finite
 
     def inference_variables(self) -> Variables:
-        """What to evaluate: the averaged weights if there are any."""
+        """Return the variables for evaluation: the averaged weights if there are any."""
         return ema_variables(self.params, self.model_state, self.ema)
 
 
 def create_state(
     optimizer: optax.GradientTransformation, variables: Variables, *, ema_decay: float = 0.0
 ) -> TrainState:
-    """The state before the first step."""
+    """Create the state before the first step."""
     model_state = {name: value for name, value in variables.items() if name != "params"}
     params = variables["params"]
-    zero = jnp.zeros((), jnp.int32)
     average = init_ema(params, model_state, ema_decay)
-    return TrainState(zero, params, model_state, optimizer.init(params), average, jnp.zeros((), jnp.int32))
+    # Two zeros, not one: the state is donated, so its leaves must not share a buffer.
+    step, skipped = jnp.zeros((), jnp.int32), jnp.zeros((), jnp.int32)
+    return TrainState(step, params, model_state, optimizer.init(params), average, skipped)
 
 
 def make_train_step(
@@ -53,65 +54,68 @@ def make_train_step(
     *,
     axis_name: str | None = None,
 ) -> TrainStep:
-    """Build the step. Under `axis_name`, n devices with a share each make the step of one device with the whole batch.
+    """Return the training step.
 
-    Loss sums and counts are summed over devices and divided once, so images with few positives weigh as they should.
-    A step whose loss or gradient is not finite changes nothing but its counter, see `_guard`.
+    With `axis_name`, the step runs under `pmap` on one device's part of the batch, and is equivalent to a step on the
+    whole batch: loss sums and counts are summed over devices before the division. A step whose loss or gradient is not
+    finite is skipped, see `_skip_nonfinite`.
     """
-    # The name tells synchronized batch norm where to find the other devices.
-    gradients = make_gradients(model.clone(axis_name=axis_name, remat=config.train.remat), config, axis_name)
+    # Synchronized batch norm needs the axis name, too.
+    model = model.clone(axis_name=axis_name, remat=config.train.remat)
+    compute_gradients = make_gradient_function(model, config, axis_name)
     train = config.train
 
     def train_step(state: TrainState, batch: Batch, key: jax.Array) -> tuple[TrainState, Metrics]:
         keys = image_keys(key, state.step, batch.indices)
-        found = gradients(state.params, state.model_state, batch, keys)
-        total, grad_norm, finite = loss_and_grad_norm(found)
+        computed = compute_gradients(state.params, state.model_state, batch, keys)
+        loss, grad_norm, finite = loss_and_grad_norm(computed)
 
         with jax.named_scope("optimizer"):
-            updates, opt_state = optimizer.update(found.gradients, state.opt_state, state.params)
+            updates, opt_state = optimizer.update(computed.gradients, state.opt_state, state.params)
             params = optax.apply_updates(state.params, updates)
-            model_state = {**state.model_state, **found.statistics}
+            model_state = {**state.model_state, **computed.statistics}
             ema = update_ema(state.ema, params, model_state, train.ema_decay, state.step)
-            after = TrainState(state.step + 1, params, model_state, opt_state, ema, state.skipped)
-            after = _guard(state, after, finite, train.max_skipped)
+            new_state = TrainState(state.step + 1, params, model_state, opt_state, ema, state.skipped)
+            new_state = _skip_nonfinite(state, new_state, finite, train.max_skipped)
         metrics = {
-            "loss": total,
-            **found.losses,
-            **found.counts,
+            "loss": loss,
+            **computed.losses,
+            **computed.counts,
             "grad_norm": grad_norm,
             "learning_rate": jnp.asarray(schedule(state.step), jnp.float32),
             "finite": finite,
-            "skipped": after.skipped,
+            "skipped": new_state.skipped,
         }
-        return after, metrics
+        return new_state, metrics
 
     return train_step
 
 
 def image_keys(key: jax.Array, step: jax.Array, indices: jax.Array) -> jax.Array:
-    """A key for each image of a batch, (B,): it belongs to the image and the step, not to a place or a device."""
+    """Derive a PRNG key (B,) for each image from the step and the image's dataset index (B,).
+
+    The keys do not depend on an image's slot in the batch or on its device.
+    """
     step_key = jax.random.fold_in(key, step)
     return jax.vmap(lambda index: jax.random.fold_in(step_key, index))(indices)
 
 
-def loss_and_grad_norm(found: Gradients) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """The loss, the norm of its gradient, and whether the step can be made with them: both are finite."""
-    total = jnp.sum(jnp.stack(list(found.losses.values())))
-    norm = optax.global_norm(found.gradients)
-    return total, norm, jnp.isfinite(total) & jnp.isfinite(norm)
+def loss_and_grad_norm(computed: LossesAndGradients) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Return the total loss, the global norm of its gradient, and whether both are finite."""
+    loss = jnp.sum(jnp.stack(list(computed.losses.values())))
+    norm = optax.global_norm(computed.gradients)
+    return loss, norm, jnp.isfinite(loss) & jnp.isfinite(norm)
 
 
-def _guard(before: TrainState, after: TrainState, finite: jax.Array, max_skipped: int) -> TrainState:
-    """`after`, if the step was finite; else `before` with one more skipped step.
+def _skip_nonfinite(old: TrainState, new: TrainState, finite: jax.Array, max_skipped: int) -> TrainState:
+    """Return `new` if the step was finite, else `old` with `step` and `skipped` incremented.
 
-    When there are more than `max_skipped` of them, nothing changes any more, not even `step`: the host hears of it one
-    step late, and then finds the state that met the bad batch.
+    After more than `max_skipped` skipped steps the state no longer changes, not even `step`: the host reads the metrics
+    one step late, and can still save the state that the bad batch was applied to.
     """
-    skipped = before.skipped + jnp.where(finite, 0, 1)
+    skipped = old.skipped + jnp.where(finite, 0, 1)
     halted = skipped > max_skipped
-    without = before._replace(step=before.step + jnp.where(halted, 0, 1), skipped=skipped)
+    old = old._replace(step=old.step + jnp.where(halted, 0, 1), skipped=skipped)
     accepted = finite & ~halted
-    guarded: TrainState = jax.tree.map(
-        lambda new, old: jnp.where(accepted, new, old), after._replace(skipped=skipped), without
-    )
-    return guarded
+    state: TrainState = jax.tree.map(lambda n, o: jnp.where(accepted, n, o), new._replace(skipped=skipped), old)
+    return state

@@ -1,4 +1,4 @@
-"""A training run: data, model, state, the loop, the final report."""
+"""A whole training run: data, model, initial state, training loop, final evaluation."""
 
 from __future__ import annotations
 
@@ -25,15 +25,15 @@ from mrcnn_jax.evaluation.evaluate import check_evaluation, check_same_configura
 from mrcnn_jax.models.mask_rcnn import build_model, check_jax_settings, variable_shapes
 from mrcnn_jax.runtime import compilation_cache, profiling
 from mrcnn_jax.training import parallel
-from mrcnn_jax.training.evaluations import Evaluations
-from mrcnn_jax.training.init import starting_point
-from mrcnn_jax.training.interruption import Interruptions
-from mrcnn_jax.training.logs.console import describe_measured
+from mrcnn_jax.training.evaluations import PeriodicEvaluator
+from mrcnn_jax.training.init import resolve_init
+from mrcnn_jax.training.interruption import SignalHandler
+from mrcnn_jax.training.logs.console import format_evaluation
 from mrcnn_jax.training.logs.metrics_log import MetricsLog, default_sinks
-from mrcnn_jax.training.logs.tensorboard import record_measured
-from mrcnn_jax.training.loop import Loop
+from mrcnn_jax.training.logs.tensorboard import write_final_evaluation
+from mrcnn_jax.training.loop import TrainLoop
 from mrcnn_jax.training.memory import peak_memory
-from mrcnn_jax.training.nonfinite_dump import save_failure
+from mrcnn_jax.training.nonfinite_dump import save_failed_step
 from mrcnn_jax.training.optimizer import frozen_paths, make_optimizer, make_schedule
 from mrcnn_jax.training.step import TrainState, create_state, make_train_step
 
@@ -41,187 +41,207 @@ from mrcnn_jax.training.step import TrainState, create_state, make_train_step
 def train(
     config: Config, workdir: epath.PathLike, *, devices: Sequence[jax.Device] | None = None, profile: bool = False
 ) -> TrainState:
-    """Train, or go on training, the run in `workdir` up to `config.train.steps`; evaluate it; return its state.
+    """Train the run in `workdir` up to `config.train.steps`, evaluate it, and return its final state.
 
-    A run that is finished already is only evaluated. `devices` are those of this process (default: all). With several
-    processes, each of them calls this; only the main one reads and writes `workdir`. With `profile` it records a few
-    steps in `workdir/profile`, see `profiling`.
-    Raises ConfigError or DataError before training for what cannot work, NonFiniteLossError during it, and Interrupted
-    when a signal ended it: the same call goes on.
+    Resumes from the latest checkpoint in `workdir`; a finished run is only evaluated. With several processes, all of
+    them call this function; only process 0 reads and writes `workdir`.
+
+    Args:
+        devices: local devices to use (default: all).
+        profile: record a few steps in `workdir/profile`, see `runtime.profiling`.
+
+    Raises:
+        ConfigError, DataError: before training, if the configuration or the data cannot be used.
+        NonFiniteLossError: if a loss or gradient is not finite, more often than `config.train.max_skipped` allows.
+        Interrupted: after SIGTERM or Ctrl-C; the same call resumes the run.
     """
     check_jax_settings()
     workdir = os.path.expanduser(workdir)
-    with Interruptions() as interruptions:
+    with SignalHandler() as signals:
         check_same_configuration(config)
         validate(config)
         check_workdir(workdir)
         devices = jax.local_devices() if devices is None else devices
-        images, shares = config.train.batch_size, len(devices) * jax.process_count()
-        parallel.check_divisible(images, shares, parts=config.train.accumulate)
-        dataset, held_back = load_split(config.data, "train"), load_split(config.data, "eval")
-        check_same_data({"data.train": dataset, "data.eval": held_back})
+        num_devices = len(devices) * jax.process_count()
+        parallel.check_divisible(config.train.batch_size, num_devices, accumulate=config.train.accumulate)
+        dataset, eval_dataset = load_split(config.data, "train"), load_split(config.data, "eval")
+        check_same_data({"data.train": dataset, "data.eval": eval_dataset})
         config = with_categories(config, dataset.categories)
-        check_evaluation(config, held_back)  # what is wrong with it is better known before the training
-        run = _Run(config, workdir, dataset, held_back, devices, interruptions)
+        check_evaluation(config, eval_dataset)
+        run = _TrainingRun(config, workdir, dataset, eval_dataset, devices, signals)
         state = run.train(profile)
         run.report(state)
     return state
 
 
-class _Run:
-    """One call of `train` with its data at hand."""
+class _TrainingRun:
+    """One call of `train`, with its data loaded and checked."""
 
     def __init__(
         self,
         config: Config,
         workdir: epath.PathLike,
         dataset: Dataset,
-        held_back: Dataset,
+        eval_dataset: Dataset,
         devices: Sequence[jax.Device],
-        interruptions: Interruptions,
+        signals: SignalHandler,
     ):
-        self.workdir, self.devices, self.interruptions = workdir, devices, interruptions
+        self.workdir, self.devices, self.signals = workdir, devices, signals
         self._dataset = dataset
-        self.config, variables = _claim(config, workdir, dataset)  # from here on that of the main process, everywhere
-        _, self.key = _keys(self.config)
+        self.config, variables = _prepare_run(config, workdir, dataset)  # the same configuration on every process
+        _, self.key = _split_seed(self.config)
         schedule = make_schedule(self.config.optimizer, self.config.train.steps)
         self.model = build_model(self.config.model)
         shapes = variable_shapes(self.model)
         optimizer = make_optimizer(self.config.optimizer, schedule, shapes["params"], frozen_paths(self.config.model))
-        self._create = functools.partial(create_state, optimizer, ema_decay=self.config.train.ema_decay)
-        self._template = jax.eval_shape(self._create, shapes)
-        self._fresh = None if variables is None else self._create(variables)
+        create = functools.partial(create_state, optimizer, ema_decay=self.config.train.ema_decay)
+        self._state_shapes = jax.eval_shape(create, shapes)
+        self._new_state = None if variables is None else create(variables)
         self._step = make_train_step(self.model, self.config, optimizer, schedule, axis_name=parallel.AXIS_NAME)
-        self._evaluations = Evaluations(self.config, workdir, held_back, devices, self._check)
+        self._evaluator = PeriodicEvaluator(self.config, workdir, eval_dataset, devices, self._raise_if_signaled)
 
-    def _check(self) -> None:
-        """Raise Interrupted if a signal came. Asked by all processes together."""
-        if self.interruptions.reached():
-            raise self.interruptions.interrupted()
+    def _raise_if_signaled(self) -> None:
+        """Raise Interrupted after a signal. All processes must call it together."""
+        if self.signals.should_stop():
+            raise self.signals.error()
 
     def train(self, profile: bool) -> TrainState:
-        """The final state: restored, or trained to the end."""
+        """Train from the initial or restored state; return the final state."""
         train = self.config.train
         with (
             Checkpointer(self.workdir, train.keep_checkpoints) as checkpointer,
             failure.finish_before_exit(checkpointer.wait),
         ):
-            state, self._fresh = self._begin(checkpointer), None
-            self._evaluations.begin(int(state.step))
-            if int(state.step) < train.steps and not self._evaluations.exhausted():
-                checkpointer.check_disk_space(int(state.step), self._template)  # better known before days of training
-                state = self._train_on(state, checkpointer, profile)
+            state, self._new_state = self._initial_state(checkpointer), None
+            self._evaluator.resume(int(state.step))
+            if int(state.step) < train.steps and not self._evaluator.patience_exhausted():
+                # Fail before training, not at the first save.
+                checkpointer.check_disk_space(int(state.step), self._state_shapes)
+                state = self._run_loop(state, checkpointer, profile)
         return state
 
-    def _begin(self, checkpointer: Checkpointer) -> TrainState:
-        """The main process's state, on every process: fresh, or from the newest checkpoint."""
+    def _initial_state(self, checkpointer: Checkpointer) -> TrainState:
+        """Return the new state or the one of the latest checkpoint, broadcast from process 0."""
         if not collectives.is_main():
-            state = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), self._template)
-        elif self._fresh is not None:
-            state = jax.device_get(self._fresh)
+            state = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), self._state_shapes)
+        elif self._new_state is not None:
+            state = jax.device_get(self._new_state)
         else:
-            state = checkpointer.restore_latest(self._template)
+            state = checkpointer.restore_latest(self._state_shapes)
             assert state is not None, f"{self.workdir} has a checkpoint that cannot be found"
-        begun: TrainState = collectives.broadcast(state)
-        return begun
+        broadcast: TrainState = collectives.broadcast(state)
+        return broadcast
 
-    def _train_on(self, state: TrainState, checkpointer: Checkpointer, profile: bool) -> TrainState:
-        """Open the data at the step of `state` and the places that metrics go to, and train to the end."""
-        config, train, dataset, start = self.config, self.config.train, self._dataset, int(state.step)
-        count = jax.process_count()
-        if collectives.is_main():
-            print(
-                f"{self.workdir}: step {start} of {train.steps}, {len(dataset)} images, {jax.device_count()} devices"
-                f" ({jax.devices()[0].device_kind}) in {count} processes, seed {train.seed}, jax {jax.__version__}",
-                f"the first step of each image shape is compiled before it is done{compilation_cache.describe()}",
-                sep="\n",
-                flush=True,
-            )
+    def _run_loop(self, state: TrainState, checkpointer: Checkpointer, profile: bool) -> TrainState:
+        """Open the data pipeline and the logs at the step of `state`, and train to the end."""
+        config, dataset, start = self.config, self._dataset, int(state.step)
+        self._print_start(start)
         batches = train_batches(
-            dataset, config, start_step=start, process_index=jax.process_index(), process_count=count
+            dataset, config, start_step=start, process_index=jax.process_index(), process_count=jax.process_count()
         )
-        sinks = (
-            default_sinks(self.workdir, steps=train.steps, start=start, batch_size=train.batch_size)
-            if collectives.is_main()
-            else []
+        log = self._open_log(start)
+        profiler = profiling.profile_steps(epath.Path(self.workdir) / profiling.FOLDER, "train", recorded=profile)
+        with batches, log, profiler:
+            loop = TrainLoop(
+                train_step=parallel.compile_train_step(self._step, self.devices),
+                config=config.train,
+                log=log,
+                checkpointer=checkpointer,
+                image_ids=lambda indices: dataset.ids[indices].tolist(),
+                save_failed_step=functools.partial(save_failed_step, self.workdir, config),
+                signals=self.signals,
+                evaluator=self._evaluator,
+                devices=self.devices,
+                profiler=profiler,
+            )
+            trained: TrainState = loop.run(state, batches, self.key)
+        return trained
+
+    def _print_start(self, start: int) -> None:
+        if not collectives.is_main():
+            return
+        train = self.config.train
+        print(
+            f"{self.workdir}: step {start} of {train.steps}, {len(self._dataset)} images, {jax.device_count()} devices"
+            f" ({jax.devices()[0].device_kind}) in {jax.process_count()} processes, seed {train.seed},"
+            f" jax {jax.__version__}",
+            f"the first step of each image shape is compiled before it runs{compilation_cache.describe()}",
+            sep="\n",
+            flush=True,
         )
-        log = MetricsLog(
+
+    def _open_log(self, start: int) -> MetricsLog:
+        train, sinks = self.config.train, []
+        if collectives.is_main():
+            sinks = default_sinks(self.workdir, steps=train.steps, start=start, batch_size=train.batch_size)
+        return MetricsLog(
             sinks,
             every=train.log_every,
             last_step=train.steps,
             batch_size=train.batch_size,
             gauges=lambda: peak_memory(self.devices),
         )
-        recorded = profiling.profile_steps(epath.Path(self.workdir) / profiling.FOLDER, "train", recorded=profile)
-        with batches, log, recorded:
-            loop = Loop(
-                train_step=parallel.compile_train_step(self._step, self.devices),
-                config=train,
-                log=log,
-                checkpointer=checkpointer,
-                image_ids=lambda indices: dataset.ids[indices].tolist(),
-                save_failure=functools.partial(save_failure, self.workdir, config),
-                interruptions=self.interruptions,
-                evaluations=self._evaluations,
-                devices=self.devices,
-                profile=recorded,
-            )
-            trained: TrainState = loop.run(state, batches, self.key)
-        return trained
 
     def report(self, state: TrainState) -> None:
-        """Evaluate on `config.data.eval`: tables, pictures, and a last line with the average precisions."""
-        step, metric = int(state.step), self.config.train.best_metric
-        known = self._evaluations.row(step)
-        with self.interruptions.postponed():
-            metrics = self._evaluations.finish(step, state)
+        """Evaluate the final state; print tables and a summary line, and write the metrics to the logs."""
+        step = int(state.step)
+        recorded = self._evaluator.recorded_metrics(step)
+        with self.signals.postponed():
+            metrics = self._evaluator.evaluate_final(step, state)
         if not collectives.is_main():
             return
-        new = {name: metrics[name] for name in metrics.keys() - known.keys()}
-        record_measured(self.workdir, step, new, self._evaluations.pictures(step) if new else {})
-        best = self._evaluations.best()
-        at_best = f", no best checkpoint: {metric} never had a value" if metric else ""
+        new = {name: metrics[name] for name in metrics.keys() - recorded.keys()}
+        write_final_evaluation(self.workdir, step, new, self._evaluator.overlays(step) if new else {})
+        train, metric = self.config.train, self.config.train.best_metric
+        if self._evaluator.patience_exhausted() and step < train.steps:
+            print(f"\nstopped early: {train.patience} evaluations without a better {metric} (train.patience)")
+        print(f"\n{self.workdir}: step {step}, {format_evaluation(metrics)}{self._format_best()}", flush=True)
+
+    def _format_best(self) -> str:
+        metric, best = self.config.train.best_metric, self._evaluator.best()
         if best is not None:
-            at_best = f", best {metric} {best[1]:.3f} at step {best[0]}"
-        if self._evaluations.exhausted() and step < self.config.train.steps:
-            print(f"\n{self.config.train.patience} measurements without a better {metric}: the training ends here")
-        print(f"\n{self.workdir}: step {step}, {describe_measured(metrics)}{at_best}", flush=True)
+            return f", best {metric} {best[1]:.3f} at step {best[0]}"
+        return f", no best checkpoint: {metric} was never defined" if metric else ""
 
 
-def _keys(config: Config) -> tuple[jax.Array, jax.Array]:
-    """The keys of the initial variables and of the training steps."""
-    first, second = jax.random.split(jax.random.key(config.train.seed))
-    return first, second
+def _split_seed(config: Config) -> tuple[jax.Array, jax.Array]:
+    """Return the PRNG keys of the initial variables and of the training steps."""
+    init_key, step_key = jax.random.split(jax.random.key(config.train.seed))
+    return init_key, step_key
 
 
-def _claim(config: Config, workdir: epath.PathLike, dataset: Dataset) -> tuple[Config, Any]:
-    """The configuration with all that its initial weights decide, recorded in `workdir`, on every process; and the
-    initial variables, on the main process of a run that has no checkpoint yet."""
+def _prepare_run(config: Config, workdir: epath.PathLike, dataset: Dataset) -> tuple[Config, Any]:
+    """Resolve the configuration and write it to `workdir`; return it, and the initial variables, if any.
+
+    Every process gets the configuration of process 0. The variables are None on other processes, and if the run
+    resumes from a checkpoint.
+    """
     variables: Any = None
 
-    def claim() -> bytes:
+    def prepare() -> bytes:
         nonlocal variables
-        resolved, variables = starting_point(config, workdir, _keys(config)[0])
+        resolved, variables = resolve_init(config, workdir, _split_seed(config)[0])
         prepare_workdir(workdir, resolved, dataset.fingerprint())
         return to_json(resolved).encode()
 
-    return from_json(collectives.run_on_main(claim).decode()), variables
+    return from_json(collectives.run_on_main(prepare).decode()), variables
 
 
 def with_categories(config: Config, categories: Categories) -> Config:
-    """Fill `num_classes`, ids and names of the categories, and of keypoints names and skeleton, from the data.
+    """Fill in `num_classes`, category ids and names, keypoint names and the skeleton from the dataset.
 
-    Raises ConfigError where the configuration says otherwise than the data.
+    Raises ConfigError if the configuration disagrees with the dataset.
     """
     model = config.model
-    ours = (model.num_classes or len(categories.ids), model.category_ids or categories.ids)
-    if ours != (len(categories.ids), categories.ids):
+    num_classes, ids = model.num_classes or len(categories.ids), model.category_ids or categories.ids
+    if (num_classes, ids) != (len(categories.ids), categories.ids):
         raise ConfigError(
-            f"model.num_classes={model.num_classes} and model.category_ids={model.category_ids} do not agree with the"
-            f" {len(categories.ids)} categories of the data, {categories.ids}; leave them out to take those of the data"
+            f"model.num_classes={model.num_classes} and model.category_ids={model.category_ids} do not match the"
+            f" {len(categories.ids)} categories of the data, {categories.ids}; leave them unset to use those of the"
+            " data"
         )
     model = dataclasses.replace(
-        model, num_classes=ours[0], category_ids=ours[1], category_names=model.category_names or categories.names
+        model, num_classes=num_classes, category_ids=ids, category_names=model.category_names or categories.names
     )
     check_keypoints(model, categories.keypoint_schema.names)
     if model.keypoint is not None and not model.keypoint_names:

@@ -1,7 +1,7 @@
-"""The Mask R-CNN paper's own tables (He et al. 2017): as data, as recipes at two scales, and as runs.
+"""The tables of the Mask R-CNN paper (He et al. 2017): data, recipes at two scales, and runs.
 
-`coco.row("2c", "roi_warp_max")` is a row in the paper's setting, `small.row` the same comparison for a CPU. What
-`python -m projects.paper_tables` does is in `run`; docs/paper.md explains it.
+`coco.row("2c", "roi_warp_max")` is the recipe of a row in the paper's setting, `small.row` that of the same comparison
+on a CPU. `run` trains the rows of a table. See docs/paper.md.
 """
 
 from projects.paper_tables import coco, small, tables

@@ -1,8 +1,8 @@
-"""`python -m projects.paper_tables TABLE`: run one of the Mask R-CNN paper's tables, and print ours beside it.
+"""`python -m projects.paper_tables TABLE`: reproduce a table of the Mask R-CNN paper and compare the results.
 
-TABLE is 2a, 2b, 2c, 2d, 2e, agnostic, 3, 4, 5 or 6; docs/paper.md says what they are. Each row is trained once with
-each seed, on the same data and with the same budget. The same command again continues where it was interrupted; a run
-that is finished is not done again. Fields of all rows are set as in train.py: --config.train.steps=100.
+TABLE is 2a, 2b, 2c, 2d, 2e, agnostic, 3, 4, 5 or 6; docs/paper.md describes them. Each row is trained once per seed, on
+the same data and with the same budget. The same command continues after an interruption; finished runs are not
+repeated. Configuration fields of all rows are set as in train.py: --config.train.steps=100.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def main() -> None:
         "--scale", default="", choices=("coco", "small"), help="the paper's setting (default with --data=DIR), or small"
     )
     parser.add_argument("--seeds", default="0", help="such as 0,1 (default: 0)")
-    parser.add_argument("--rows", default="", help="only these rows, such as roi_pool_max,roi_align_average")
+    parser.add_argument("--rows", default="", help="train only these rows, such as roi_pool_max,roi_align_average")
     parser.add_argument(
         "--workdir",
         type=os.path.expanduser,
@@ -48,23 +48,23 @@ def main() -> None:
         action="append",
         default=[],
         metavar="[BACKBONE=]FILE",
-        help="initial weights, which frozen batch norm needs; R101=FILE for one backbone; may be repeated",
+        help="initial weights, required with frozen batch norm; R101=FILE sets one backbone; may be repeated",
     )
-    parser.add_argument("--shard", default="1/1", metavar="I/N", help="do the I-th of every N runs; others do the rest")
-    parser.add_argument("--only-report", action="store_true", help="train nothing; print and write the table so far")
+    parser.add_argument("--shard", default="1/1", metavar="I/N", help="do only the I-th of every N runs")
+    parser.add_argument("--only-report", action="store_true", help="only print and write the table so far")
     arguments, overrides = common.parse(parser, sys.argv[1:])
-    from projects.paper_tables import run  # here: it needs jax
+    from projects.paper_tables import run  # imports jax
 
-    request = run.Request(
+    request = run.TableRequest(
         table=tables.table(arguments.table),
         workdir=Path(arguments.workdir),
         data=arguments.data,
         scale=arguments.scale,
-        seeds=_seeds(arguments.seeds),
+        seeds=_parse_seeds(arguments.seeds),
         rows=tuple(filter(None, arguments.rows.split(","))),
-        init=dict(map(_weights, arguments.init)),
+        init=dict(map(_parse_init, arguments.init)),
         overrides=tuple(overrides),
-        shard=_shard(arguments.shard),
+        shard=_parse_shard(arguments.shard),
     )
     if not arguments.only_report:
         files.check_output(request.workdir, "--workdir", folder=True)
@@ -74,16 +74,16 @@ def main() -> None:
 
 
 def _prepare(configs: Sequence[Config]) -> None:
-    """Once for all runs: where compiled programs are kept, and how many devices a CPU is."""
+    """Enable the compilation cache and set the number of CPU devices, for all runs."""
     compilation_cache.enable()
     from mrcnn_jax.training.parallel import use_cpu_cores
 
-    shares = [config.train.batch_size // config.train.accumulate for config in configs]
-    use_cpu_cores(math.gcd(*shares))
+    micro_batch_sizes = [config.train.batch_size // config.train.accumulate for config in configs]
+    use_cpu_cores(math.gcd(*micro_batch_sizes))
 
 
 def _train(config: Config, workdir: Path) -> Any:
-    """One run; what it compiled is let go, so that memory does not grow from row to row."""
+    """Train one run, then free its compiled programs, so that memory does not grow from row to row."""
     import jax
 
     from mrcnn_jax.training.train import train
@@ -94,7 +94,7 @@ def _train(config: Config, workdir: Path) -> Any:
         jax.clear_caches()
 
 
-def _seeds(text: str) -> tuple[int, ...]:
+def _parse_seeds(text: str) -> tuple[int, ...]:
     try:
         seeds = tuple(dict.fromkeys(int(seed) for seed in text.split(",")))
     except ValueError:
@@ -104,17 +104,17 @@ def _seeds(text: str) -> tuple[int, ...]:
     return seeds
 
 
-def _shard(text: str) -> tuple[int, int]:
+def _parse_shard(text: str) -> tuple[int, int]:
     index, _, count = text.partition("/")
     if not (index.isdecimal() and count.isdecimal() and 1 <= int(index) <= int(count)):
         raise ConfigError(f"--shard={text}: give I/N with I of 1..N, such as 1/2")
     return int(index), int(count)
 
 
-def _weights(text: str) -> tuple[str, str]:
-    """Backbone and file; a file alone is for all backbones."""
-    name, found, file = text.partition("=")
-    return (name, file) if found and name in ("R50", "R101", "X101") else ("", text)
+def _parse_init(text: str) -> tuple[str, str]:
+    """Return backbone and file; the backbone is "" for a file for all backbones."""
+    name, separator, file = text.partition("=")
+    return (name, file) if separator and name in ("R50", "R101", "X101") else ("", text)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
-"""The paper's setting on COCO 2017, for each row of its tables.
+"""Recipes of the tables in the paper's setting, on COCO 2017.
 
-Where the paper says nothing, it is Detectron2's flavor, as in the other recipes. The paper's ablations trained the
-RPN apart from the rest; here all is trained together.
+What the paper does not state follows Detectron2, as in the other recipes. The paper trained the RPN separately for its
+ablations; here RPN and heads are trained jointly.
 """
 
 from __future__ import annotations
@@ -13,29 +13,32 @@ from projects.paper_tables import tables
 
 _BACKBONES = {"R50": presets.RESNET50, "R101": presets.RESNET101, "X101": presets.RESNEXT101_64X4D}
 _STEPS, _MILESTONES = 160_000, (120_000,)
-_SAMPLES = 2  # in a bin and direction: the paper's four, which RoIWarp has, too
+_SAMPLING_RATIO = 2  # samples per bin and direction: four per bin, as in the paper, for RoIAlign and RoIWarp
 
 
 def row(table: str, name: str) -> Config:
-    """The recipe of a row. Raises ConfigError for a name that is not there."""
+    """Return the recipe of a row. Raises ConfigError if the table or the row does not exist."""
     return config(tables.table(table).row(name), f"table{table}_{name}")
 
 
-def config(row: tables.Row, name: str = "") -> Config:
-    """Batches of 16 at .02, of 8 at .01 for ResNeXt; 160,000 steps of boxes and masks, 90,000 of persons."""
-    # Persons: the annotations of keypoints for all rows, and images where one is labeled, whatever the heads.
-    base = presets.coco(name, presets.with_keypoints(presets.detectron2()), "1x") if row.persons else _long(name)
+def config(row: tables.TableRow, name: str = "") -> Config:
+    """Return the recipe of a row.
+
+    Batches of 16 images at a learning rate of 0.02 (ResNeXt: 8 at 0.01); 160,000 steps, or 90,000 for persons.
+    """
+    # All rows on persons use the keypoint annotations and images with a labeled keypoint, whatever their heads.
+    base = presets.coco(name, presets.with_keypoints(presets.detectron2()), "1x") if row.persons else _base(name)
     if row.backbone == "X101":
         base = dataclasses.replace(
             base,
             optimizer=dataclasses.replace(base.optimizer, learning_rate=0.01),
             train=dataclasses.replace(base.train, batch_size=8),
         )
-    return dataclasses.replace(base, model=row.switch(_model(row)))
+    return dataclasses.replace(base, model=row.change(_model(row)))
 
 
-def _long(name: str) -> Config:
-    """The paper's schedule at its one scale."""
+def _base(name: str) -> Config:
+    """Return a recipe with the schedule and the single image scale of the paper."""
     base = presets.coco(name, presets.detectron2(), "2x")
     return dataclasses.replace(
         base,
@@ -45,13 +48,13 @@ def _long(name: str) -> Config:
     )
 
 
-def _model(row: tables.Row) -> ModelConfig:
+def _model(row: tables.TableRow) -> ModelConfig:
     backbone = _BACKBONES[row.backbone]
-    if row.features == "c5":  # the paper names no head for it: the pyramid's, on one map as DC5 has it
+    if row.features == "c5":  # the paper does not state the head: use that of FPN on one feature map, as DC5 does
         model = dataclasses.replace(presets.detectron2(backbone, "dc5"), features="c5")
     else:
         model = presets.detectron2(backbone, row.features)
-    model = dataclasses.replace(model, roi=dataclasses.replace(model.roi, sampling_ratio=_SAMPLES))
+    model = dataclasses.replace(model, roi=dataclasses.replace(model.roi, sampling_ratio=_SAMPLING_RATIO))
     if row.features == "c4":
         model = dataclasses.replace(
             model,

@@ -3,7 +3,7 @@
     mrcnn train --config=projects/paper_tables/config.py:2c_roi_align_average --config.data.root=COCO
       --config.init=R-50.pkl --workdir=DIR
 
-The argument is the table and the name of the row; docs/paper.md lists them, with the published values, what differs
+The argument is the table and the name of the row. docs/paper.md lists the rows, their published values, the differences
 from the paper, and the command that trains all rows of a table.
 """
 
@@ -20,6 +20,6 @@ from projects.paper_tables import coco
 
 
 def get_config(row: str) -> Config:
-    """The recipe of a row, such as "2c_roi_align_average". Raises ConfigError for an unknown one."""
+    """Return the recipe of a row, such as "2c_roi_align_average". Raises ConfigError if there is none."""
     table, _, name = row.partition("_")
     return coco.row(table, name)

@@ -1,4 +1,4 @@
-"""A table as text, as Markdown and as a picture: the paper's numbers, ours beside them, and what a switch gains."""
+"""Comparison of published and reproduced metrics: as text, Markdown and bar charts."""
 
 from __future__ import annotations
 
@@ -8,31 +8,31 @@ import statistics
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from projects.paper_tables.tables import Row, Table, words
+from projects.paper_tables.tables import PaperTable, TableRow, metric_label
 
 
-class Result(NamedTuple):
-    """What one run found."""
+class RunResult(NamedTuple):
+    """Result of one run."""
 
     seed: int
-    metrics: dict[str, float]  # of 1; -1 stands for "no such ground truth"
-    seconds: float  # from the beginning of the training to the end of the evaluation
+    metrics: dict[str, float]  # 0..1; -1 without ground truth
+    seconds: float  # of training and evaluation
 
 
-Results = dict[str, list[Result]]  # by row
+Results = dict[str, list[RunResult]]  # by name of the row
 
-_WIDTH = 132  # where there is no terminal
-_NOTHING = "-"
-# Okabe and Ito's, which color-blind people tell apart.
+_WIDTH = 132  # characters, if the output is not a terminal
+_MISSING = "-"
+# The palette of Okabe and Ito, for color-blind readers.
 _COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#F0E442")
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 
 
-class Cell(NamedTuple):
-    """One metric of a row."""
+class TableCell(NamedTuple):
+    """Published and reproduced values of one metric of a row, in percent."""
 
     published: float | None
-    values: tuple[float, ...]  # of the seeds, of 100
+    values: tuple[float, ...]  # one per seed
 
     @property
     def mean(self) -> float | None:
@@ -44,100 +44,93 @@ class Cell(NamedTuple):
 
 
 def spread(values: Sequence[float]) -> float | None:
-    """Half the range of two values, the standard deviation (of the sample) of more; None for fewer."""
+    """Return half the range of two values, the sample standard deviation of more; None for fewer."""
     if len(values) < 2:
         return None
     return (max(values) - min(values)) / 2 if len(values) == 2 else statistics.stdev(values)
 
 
-def cell(row: Row, metric: str, results: Sequence[Result]) -> Cell:
-    """The paper's number and ours."""
-    found = [result.metrics.get(metric, -1.0) for result in results]
-    return Cell(row.published.get(metric), tuple(100 * value for value in found if value >= 0))
+def cell(row: TableRow, metric: str, results: Sequence[RunResult]) -> TableCell:
+    """Return the published and reproduced values of a metric of a row."""
+    values = [result.metrics.get(metric, -1.0) for result in results]
+    return TableCell(row.published.get(metric), tuple(100 * value for value in values if value >= 0))
 
 
-def gain(row: float | None, reference: float | None) -> float | None:
-    """How much better than the reference, in percent of it."""
+def relative_gain(row: float | None, reference: float | None) -> float | None:
+    """Return the relative improvement over the reference in percent; None if either is missing."""
     return 100 * (row / reference - 1) if row is not None and reference else None
 
 
-def duration(seconds: float) -> str:
-    """Such as "12 minutes"."""
+def format_duration(seconds: float) -> str:
+    """Format a duration, such as "12 minutes"."""
     if seconds < 90:
         return f"{seconds:.0f} seconds"
     return f"{seconds / 60:.0f} minutes" if seconds < 5400 else f"{seconds / 3600:.1f} hours"
 
 
-def markdown(table: Table, results: Results) -> str:
-    """The table of a document."""
-    heads, rows = _cells(table, results)
-    lines = [heads, ["---"] * len(heads), *rows]
+def markdown(table: PaperTable, results: Results) -> str:
+    """Return the table as Markdown."""
+    header, rows = _format_table(table, results)
+    lines = [header, ["---"] * len(header), *rows]
     text = "\n".join(f"| {' | '.join(line)} |" for line in lines)
-    return f"## Table {table.name}: {table.title}\n\nThe paper: {table.setting}.\n\n{text}\n\n{note(table, results)}\n"
+    title = f"Table {table.name}: {table.title}"
+    return f"## {title}\n\nSetting of the paper: {table.setting}.\n\n{text}\n\n{caption(table, results)}\n"
 
 
-def note(table: Table, results: Results) -> str:
-    """How to read the table."""
-    counts = {len(found) for found in results.values()}
-    kinds = {2: "half the range of two seeds"} if 2 in counts else {}
+def caption(table: PaperTable, results: Results) -> str:
+    """Return the caption, which explains the columns."""
+    counts = {len(row_results) for row_results in results.values()}
+    spreads = ["half the range of two seeds"] if 2 in counts else []
     if max(counts, default=0) > 2:
-        kinds[3] = "the standard deviation of three or more seeds"
-    spreads = f" ± is {' or '.join(kinds.values())}." if kinds else ""
+        spreads.append("the standard deviation of three or more seeds")
+    spread_note = f" ± is {' or '.join(spreads)}." if spreads else ""
     return (
-        f"The paper's number, then ours (mean of the seeds).{spreads} Gain: relative change of"
-        f" {words(table.columns[0])} against {table.row(table.reference).label}, the paper's and ours. Time: of one"
-        " run, evaluation included."
+        f"Published / reproduced (mean over seeds).{spread_note} Gain: relative change of"
+        f" {metric_label(table.columns[0])} over {table.row(table.reference).label}, published / reproduced. Time: of"
+        " one run with evaluation."
     )
 
 
-def show(table: Table, results: Results) -> None:
-    """Print the table; as plain lines where rich is not installed."""
-    heads, rows = _cells(table, results)
+def print_table(table: PaperTable, results: Results) -> None:
+    """Print the table; as plain lines if rich is not installed."""
+    header, rows = _format_table(table, results)
     title = f"Table {table.name}: {table.title} ({table.setting})"
     try:
         from rich import box
         from rich.console import Console
-        from rich.table import Table as Grid
+        from rich.table import Table
     except ImportError:
-        print(title, *("  ".join(line) for line in [heads, *rows]), note(table, results), sep="\n")
+        print(title, *("  ".join(line) for line in [header, *rows]), caption(table, results), sep="\n")
         return
     console = Console()
     if not console.is_terminal:
         console = Console(width=_WIDTH)
-    grid = Grid(title=title, box=box.SIMPLE, title_justify="left")
-    for number, head in enumerate(heads):
-        grid.add_column(head, justify="right" if number else "left")
+    grid = Table(title=title, box=box.SIMPLE, title_justify="left")
+    for column, heading in enumerate(header):
+        grid.add_column(heading, justify="right" if column else "left")
     for line in rows:
         grid.add_row(*line)
     console.print(grid)
-    console.print(note(table, results), markup=False, highlight=False)
+    console.print(caption(table, results), markup=False, highlight=False)
 
 
-def picture(table: Table, results: Results) -> bytes:
-    """The paper's table and ours side by side, as PNG: bars of the rows, and a dot for each seed."""
-    from matplotlib.figure import Figure  # here: it needs the packages of the extra `viz`
+def plot(table: PaperTable, results: Results) -> bytes:
+    """Return bar charts of the published and the reproduced table side by side, as PNG, with a dot per seed."""
+    from matplotlib.figure import Figure  # an optional dependency, in the extra `viz`
 
     rows = [row for row in table.rows if row.name in results]
     metrics = table.columns
     figure = Figure(figsize=(11, 1.4 + 0.32 * len(rows) * max(2, len(metrics))), layout="constrained")
-    paper, ours = figure.subplots(1, 2, sharey=True)
-    height = 0.8 / len(metrics)
-    for place, metric in enumerate(metrics):
-        color, marker = _COLORS[place % len(_COLORS)], _MARKERS[place % len(_MARKERS)]
-        for line, row in enumerate(rows):
-            at = line - 0.4 + height * (place + 0.5)
-            both = cell(row, metric, results[row.name])
-            _bar(paper, at, both.published, (), height, color)
-            _bar(ours, at, both.mean, both.values, height, color)
-            ours.plot(
-                both.values, [at] * len(both.values), marker, color="black", markerfacecolor="white", markersize=4
-            )
-        paper.barh([0], [0], color=color, alpha=0.75, label=words(metric))
-    paper.set_title(f"the paper: {table.setting}", fontsize=9)
-    ours.set_title("ours; a dot for each seed", fontsize=9)
-    paper.set_yticks(range(len(rows)), [row.label for row in rows])
-    paper.set_ylim(len(rows) - 0.5, -0.5)
-    for axes in (paper, ours):
+    published, reproduced = figure.subplots(1, 2, sharey=True)
+    for series, metric in enumerate(metrics):
+        cells = [cell(row, metric, results[row.name]) for row in rows]
+        _plot_metric(published, reproduced, cells, series, len(metrics))
+        published.barh([0], [0], color=_COLORS[series % len(_COLORS)], alpha=0.75, label=metric_label(metric))
+    published.set_title(f"published: {table.setting}", fontsize=9)
+    reproduced.set_title("reproduced; one dot per seed", fontsize=9)
+    published.set_yticks(range(len(rows)), [row.label for row in rows])
+    published.set_ylim(len(rows) - 0.5, -0.5)
+    for axes in (published, reproduced):
         axes.set_xlim(0, max(1.0, 1.12 * axes.get_xlim()[1]))
         axes.grid(axis="x", alpha=0.3)
         axes.set_axisbelow(True)
@@ -149,52 +142,66 @@ def picture(table: Table, results: Results) -> bytes:
     return content.getvalue()
 
 
-def _bar(axes: Any, at: float, value: float | None, seeds: Sequence[float], height: float, color: str) -> None:
-    """A bar with its number to the right of it, and of the seeds' dots."""
+def _plot_metric(published: Any, reproduced: Any, cells: Sequence[TableCell], series: int, count: int) -> None:
+    """Draw the bars of metric number `series` of `count`, one per row of the table."""
+    color, marker = _COLORS[series % len(_COLORS)], _MARKERS[series % len(_MARKERS)]
+    height = 0.8 / count
+    for line, metric_cell in enumerate(cells):
+        y = line - 0.4 + height * (series + 0.5)
+        _bar(published, y, metric_cell.published, (), height, color)
+        _bar(reproduced, y, metric_cell.mean, metric_cell.values, height, color)
+        seeds_y = [y] * len(metric_cell.values)
+        reproduced.plot(metric_cell.values, seeds_y, marker, color="black", markerfacecolor="white", markersize=4)
+
+
+def _bar(axes: Any, y: float, value: float | None, seeds: Sequence[float], height: float, color: str) -> None:
+    """Draw a bar, with its value to the right of it and of the dots of the seeds."""
     if value is not None:
-        axes.barh(at, value, 0.9 * height, color=color, alpha=0.75)
-        axes.text(max(value, *seeds, 0), at, f"   {value:.1f}", va="center", fontsize=7)
+        axes.barh(y, value, 0.9 * height, color=color, alpha=0.75)
+        axes.text(max(value, *seeds, 0), y, f"   {value:.1f}", va="center", fontsize=7)
 
 
-def _cells(table: Table, results: Results) -> tuple[list[str], list[list[str]]]:
-    """Heads, and the text of the cells of each row that is there."""
-    heads = [f"table {table.name}", *map(words, table.columns), "gain", "seeds", "time"]
-    main = table.columns[0]
+def _format_table(table: PaperTable, results: Results) -> tuple[list[str], list[list[str]]]:
+    """Return the column titles, and the cells of each row that has results, as text."""
+    header = [f"table {table.name}", *map(metric_label, table.columns), "gain", "seeds", "time"]
+    main_metric = table.columns[0]
     reference = table.row(table.reference)
-    base = cell(reference, main, results.get(table.reference, []))
+    base = cell(reference, main_metric, results.get(table.reference, []))
     lines = []
     for row in table.rows:
         if row.name not in results:
             continue
-        found = results[row.name]
-        first = cell(row, main, found)
-        changes = _NOTHING
+        row_results = results[row.name]
+        first = cell(row, main_metric, row_results)
+        gains = _MISSING
         if row.name != table.reference:
-            changes = f"{_percent(gain(first.published, base.published))} / {_percent(gain(first.mean, base.mean))}"
-        seconds = [result.seconds for result in found]
+            published = relative_gain(first.published, base.published)
+            reproduced = relative_gain(first.mean, base.mean)
+            gains = f"{_format_percent(published)} / {_format_percent(reproduced)}"
+        seconds = [result.seconds for result in row_results]
         lines.append(
             [
                 row.label,
-                *(_beside(cell(row, metric, found)) for metric in table.columns),
-                changes,
-                str(len(found)),
-                duration(statistics.fmean(seconds)) if seconds else _NOTHING,
+                *(_format_cell(cell(row, metric, row_results)) for metric in table.columns),
+                gains,
+                str(len(row_results)),
+                format_duration(statistics.fmean(seconds)) if seconds else _MISSING,
             ]
         )
-    return heads, lines
+    return header, lines
 
 
-def _beside(both: Cell) -> str:
-    """Such as "27.2 / 31.4 ± 0.3"."""
-    if both.published is None and both.mean is None:
-        return _NOTHING
-    around = f" ± {both.spread:.1f}" if both.spread is not None else ""
-    return f"{_number(both.published)} / {_number(both.mean)}{around}"
+def _format_cell(metric_cell: TableCell) -> str:
+    """Format a cell, such as "27.2 / 31.4 ± 0.3"."""
+    if metric_cell.published is None and metric_cell.mean is None:
+        return _MISSING
+    spread_text = f" ± {metric_cell.spread:.1f}" if metric_cell.spread is not None else ""
+    return f"{_format_number(metric_cell.published)} / {_format_number(metric_cell.mean)}{spread_text}"
 
 
-def _number(value: float | None) -> str:
-    return _NOTHING if value is None or math.isnan(value) else f"{value:.1f}"
+def _format_number(value: float | None) -> str:
+    return _MISSING if value is None or math.isnan(value) else f"{value:.1f}"
 
 
-def _percent(value: float | None) -> str:
-    return _NOTHING if value is None else f"{value:+.1f} %"
+def _format_percent(value: float | None) -> str:
+    return _MISSING if value is None else f"{value:+.1f} %"

@@ -17,7 +17,7 @@ from mrcnn_jax.cli import common
 from mrcnn_jax.distributed import failure
 from mrcnn_jax.errors import CheckpointError, Interrupted
 from mrcnn_jax.training import train as train_module
-from mrcnn_jax.training.loop import non_finite
+from mrcnn_jax.training.loop import nonfinite_loss_error
 
 pytestmark = pytest.mark.medium
 
@@ -84,7 +84,7 @@ def test_invalid_arguments(command, capsys, argument, message):
 
 def test_nonfinite_loss(command, monkeypatch, capsys):
     def train(*_, **__):
-        raise non_finite(12, [397133], {"loss": float("nan"), "skipped": 1}, "run/failures/step_12.npz")
+        raise nonfinite_loss_error(12, [397133], {"loss": float("nan"), "skipped": 1}, "run/failures/step_12.npz")
 
     monkeypatch.setattr(train_module, "train", train)
     assert command() == 1

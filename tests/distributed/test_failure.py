@@ -45,15 +45,15 @@ def at_step(number, process, action):
     return f"""
 import os, signal, time
 from mrcnn_jax.errors import DataError
-from mrcnn_jax.training.loop import Loop
-start_step, steps = Loop._start_step, iter(range(1, 1000))
+from mrcnn_jax.training.loop import TrainLoop
+start_step, steps = TrainLoop._start_step, iter(range(1, 1000))
 def step(self, *arguments):
     result = start_step(self, *arguments)
     if next(steps) == {number} and process == {process}:
         print("failure injected", flush=True)
         {action}
     return result
-Loop._start_step = step
+TrainLoop._start_step = step
 """
 
 

@@ -1,12 +1,12 @@
-"""Kill a training run with SIGKILL again and again: it must end as if nothing had happened, to the bit.
+"""Kill a training run with SIGKILL repeatedly and check that it ends exactly as an uninterrupted one.
 
     cd tests; python -m support.chaos --kills=20 [--seed=0] [--keep=FOLDER] [--linear]
 
 Trains the tiny recipe once without interruption. Then trains it again, kills the process at random moments, half of
-them during a save, and restarts it with the same command, until it has been killed often enough; a run that is done
-before that is followed by another. Then compares every array of the last checkpoint and of the best one, the losses of
-all steps and all measurements. `--linear` replaces gradients and detection by those of a linear model, which compile at
-once. Exit status 0 if all is equal. The moments follow from the seed, as far as a machine repeats itself.
+them during a save, and restarts it with the same command, until it has been killed often enough; a run that finishes
+before that is followed by another. Then compares every array of the last and the best checkpoint, the losses of all
+steps and all evaluations. `--linear` replaces gradients and detection by those of a linear model, which compile at
+once. Exit status 0 if they are equal. The moments are drawn from the seed.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ STEPS, SAVE_EVERY, EVALUATE_EVERY = 20, 2, 7
 TIME_OUT = 300.0  # seconds that a process may take; a tenth of it on an idle machine
 TEMPORARY = "*orbax-checkpoint-tmp*"
 KINDS = ("in a save", "in start-up", "in compilation or the first step", "in an evaluation", "in a step")
-MACHINE = ("images_per_second", "data_wait_fraction", "peak_memory_gib")  # what a row says of it, not of the run
+MACHINE = ("images_per_second", "data_wait_fraction", "peak_memory_gib")  # metrics of the machine, not of the run
 
 
 def main() -> int:
@@ -40,20 +40,20 @@ def main() -> int:
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--linear", action="store_true", help="a linear model in place of the network")
-    parser.add_argument("--keep", type=Path, metavar="FOLDER", help="an empty folder for the runs, which stay there")
+    parser.add_argument("--keep", type=Path, metavar="FOLDER", help="an empty folder in which the runs are kept")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
         folder = arguments.keep or Path(temporary)
         chaos = Chaos(folder, arguments.kills, random.Random(arguments.seed), arguments.linear)
-        chaos.rehearse()
-        while chaos.wants_more():
-            chaos.disturb()
+        chaos.run_uninterrupted()
+        while chaos.needs_more_kills():
+            chaos.run_and_kill()
         chaos.report()
         return 1 if chaos.differences else 0
 
 
 def recipe(folder: Path, linear: bool) -> Config:
-    """The tiny recipe, longer, with all that a run can leave behind."""
+    """The tiny recipe with more steps and every kind of output file."""
     config = tiny.config(tiny.model(), folder)
     train = dataclasses.replace(
         config.train,
@@ -68,7 +68,7 @@ def recipe(folder: Path, linear: bool) -> Config:
 
 
 class Chaos:
-    """The undisturbed run, the disturbed ones, and what is counted."""
+    """The uninterrupted run, the killed runs, and their statistics."""
 
     def __init__(self, folder: Path, kills: int, moments: random.Random, linear: bool):
         self.folder, self.kills, self.moments = folder, kills, moments
@@ -80,12 +80,12 @@ class Chaos:
         self.differences: list[str] = []
         self.runs = self.started = 0
 
-    def wants_more(self) -> bool:
-        """Whether kills are missing, in all or in saves."""
+    def needs_more_kills(self) -> bool:
+        """Return whether more kills are needed, in total or during saves."""
         return self.counts.total() < self.kills or 2 * self.counts[KINDS[0]] < self.kills
 
-    def rehearse(self) -> None:
-        """The undisturbed run, which also compiles for the others and tells how long things take."""
+    def run_uninterrupted(self) -> None:
+        """Run without interruption, to fill the compilation cache and to measure times."""
         begin = time.monotonic()
         with self._start(self.whole) as job:
             job.wait_for(f": step 0 of {STEPS}", timeout=TIME_OUT)
@@ -93,23 +93,23 @@ class Chaos:
             job.wait_for(f"step {SAVE_EVERY}/", timeout=TIME_OUT)
             begin = time.monotonic()
             job.succeed(timeout=TIME_OUT)
-        self.step = (time.monotonic() - begin) / STEPS  # with its share of saves and evaluations
+        self.step = (time.monotonic() - begin) / STEPS  # including saves and evaluations
         self.save = min(self.step, 1.0)
 
-    def disturb(self) -> None:
-        """One run, killed until there have been enough kills or it is done; compared at the end."""
+    def run_and_kill(self) -> None:
+        """Start a run, kill it until it finishes or there are enough kills, and compare the result."""
         workdir, self.runs = self.folder / f"killed{self.runs}", self.runs + 1
         before = -1
         while True:
             with self._start(workdir) as job:
-                # Saves are short and hard to hit: as long as they are in the minority, every kill is to be in one.
+                # Saves are short and hard to hit: kill during saves while fewer than half of the kills were.
                 missing = 2 * self.counts[KINDS[0]] < min(self.counts.total() + 1, self.kills)
-                if self.wants_more():
+                if self.needs_more_kills():
                     (self._wait_for_save if missing else self._wait)(job, workdir)
                     job.kill()
                 [code] = job.wait(timeout=TIME_OUT)
                 output = job.output()
-            before = self._look_at_resumption(output, before)
+            before = self._check_resumption(output, before)
             if code == -signal.SIGKILL:
                 self.counts[self._kind(workdir, output)] += 1
                 print(f"kill {self.counts.total()}: {self._kind(workdir, output)}", flush=True)
@@ -133,7 +133,7 @@ class Chaos:
         )
 
     def _wait(self, job: Job, workdir: Path) -> None:
-        """Until a random moment in the start, or in the steps after it."""
+        """Wait until a random moment of the start-up or of the steps after it."""
         if self.moments.random() < 0.3:
             _wait_until(lambda: False, job, self.moments.uniform(0, 1.5 * self.start_up))
         else:
@@ -141,7 +141,7 @@ class Chaos:
             _wait_until(lambda: False, job, self.moments.uniform(0, 8 * self.step))
 
     def _wait_for_save(self, job: Job, workdir: Path) -> None:
-        """Until a random moment of the next save but none, one or two."""
+        """Wait until a random moment of one of the next three saves."""
         for _ in range(self.moments.randint(1, 3)):
             _wait_until(lambda: not self._being_saved(workdir), job, TIME_OUT)
             _wait_until(lambda: self._being_saved(workdir), job, TIME_OUT)
@@ -150,12 +150,12 @@ class Chaos:
         _wait_until(lambda: not self._being_saved(workdir), job, moment)
         if self._being_saved(workdir):
             return
-        # It was faster: next time within its time, this time in the one that follows.
+        # The save was faster: use its duration next time, and kill at the start of the following save.
         self.save = (self.save + time.monotonic() - begin) / 2
         _wait_until(lambda: self._being_saved(workdir), job, TIME_OUT)
 
     def _kind(self, workdir: Path, output: str) -> str:
-        """What the process was doing when it was killed, as what it left behind says."""
+        """Return what the process was doing when it was killed, from its output and files."""
         if self._being_saved(workdir):
             return KINDS[0]
         if re.search(r": step \d+ of", output) is None:
@@ -168,7 +168,7 @@ class Chaos:
         return KINDS[3] if due and int(steps[-1]) not in measured else KINDS[4]
 
     def _being_saved(self, workdir: Path) -> bool:
-        """Whether there is an incomplete checkpoint of this process, not a leaving of one before."""
+        """Return whether there is an incomplete checkpoint of this process, not of an earlier one."""
         for folder in ("checkpoints", "best"):
             for path in (workdir / folder).glob(TEMPORARY):
                 with contextlib.suppress(FileNotFoundError):
@@ -176,27 +176,27 @@ class Chaos:
                         return True
         return False
 
-    def _look_at_resumption(self, output: str, before: int) -> int:
-        """Count from where a process went on; it must not be from before an earlier one."""
+    def _check_resumption(self, output: str, before: int) -> int:
+        """Count the step that a process resumed at; it must not decrease."""
         begun = re.search(r": step (\d+) of", output)
         if begun is None:
             return before
         step = int(begun[1])
         self.resumed[step] += 1
         if step < before:
-            self.differences.append(f"went on from step {step} after it had gone on from step {before}")
+            self.differences.append(f"resumed at step {step} after step {before}")
         return step
 
     def report(self) -> None:
         kills = self.counts.total()
         print(f"{kills} kills in {self.runs} runs of {STEPS} steps, a checkpoint after every {SAVE_EVERY} steps:")
         print("\n".join(f"  {self.counts[kind]:3d} {kind}" for kind in KINDS))
-        print("went on from step: " + ", ".join(f"{step} ({n} x)" for step, n in sorted(self.resumed.items())))
-        print("\n".join(self.differences) or "every run ended as the undisturbed one, to the bit")
+        print("resumed at step: " + ", ".join(f"{step} ({n} x)" for step, n in sorted(self.resumed.items())))
+        print("\n".join(self.differences) or "every run ended exactly as the uninterrupted one")
 
 
 def differences(first: Path, second: Path) -> list[str]:
-    """What two finished runs differ in."""
+    """Return the differences between two finished runs."""
     found = []
     for folder in ("checkpoints", "best"):
         steps = [sorted(path.name for path in (workdir / folder).iterdir()) for workdir in (first, second)]
@@ -217,7 +217,7 @@ def differences(first: Path, second: Path) -> list[str]:
 
 
 def _arrays(folder: Path) -> dict[str, bytes]:
-    """Every array of a checkpoint, read and compared with its checksum: name -> dtype, shape and bytes."""
+    """Read the arrays of a checkpoint, verifying checksums: name -> dtype, shape and bytes."""
     import jax
     from etils import epath
 
@@ -233,17 +233,17 @@ def _arrays(folder: Path) -> dict[str, bytes]:
 
 
 def _losses(row: dict[str, float]) -> dict[str, float]:
-    """A row without what was measured of the machine, which is another each time."""
+    """Return a row without the metrics of the machine."""
     return {name: value for name, value in row.items() if name not in MACHINE}
 
 
 def _rows(path: Path) -> list[dict[str, float]]:
     lines = path.read_text().splitlines() if path.is_file() else []
-    return [json.loads(line) for line in lines if line.endswith("}")]  # the last may be torn
+    return [json.loads(line) for line in lines if line.endswith("}")]  # the last one may be incomplete
 
 
 def _wait_until(condition, job: Job, seconds: float) -> None:
-    """Until `condition`, the end of the process, or for so long."""
+    """Wait until `condition`, the end of the process, or a timeout."""
     end = time.monotonic() + seconds
     while job.processes[0].poll() is None and time.monotonic() < end and not condition():
         time.sleep(0.002)

@@ -1,4 +1,4 @@
-"""Train states to save and restore, in which every step is another."""
+"""Train states to save and restore, different for every step."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from mrcnn_jax.training.step import TrainState
 
 
 def make_state(step: int, size: int = 5) -> TrainState:
-    """A state with an optimizer's nested tuples, a frozen parameter and a second collection."""
+    """A state with nested optimizer tuples, a frozen parameter and a second collection."""
     rng = np.random.default_rng(step)
     params = {
         "backbone": {"stem": {"kernel": rng.normal(size=(2, 3)).astype(np.float32)}},

@@ -1,4 +1,4 @@
-"""A small COCO data set on disk, made to order."""
+"""A small COCO dataset on disk."""
 
 from __future__ import annotations
 
@@ -11,7 +11,10 @@ import numpy as np
 
 from mrcnn_jax.config import Config, DataConfig, SplitConfig, TrainConfig
 
-KEYPOINTS = {"keypoints": ["nose", "left_tip", "right_tip"], "skeleton": [[1, 2], [1, 3]]}  # of the kites, if asked for
+KEYPOINTS = {
+    "keypoints": ["nose", "left_tip", "right_tip"],
+    "skeleton": [[1, 2], [1, 3]],
+}  # of the kites, see `add_keypoints`
 CATEGORIES = [{"id": 20, "name": "kite"}, {"id": 3, "name": "boat"}]
 SIZES = [(40, 60), (60, 40), (48, 64), (64, 48), (50, 50), (30, 64), (64, 64)]  # height, width
 
@@ -32,7 +35,7 @@ class CocoFolder:
             self.add(image_id, [10.5, 2.5, 15, 24], category_id=20)
 
     def add(self, image_id: int, bbox: list[float], **fields: Any) -> dict[str, Any]:
-        """Append an annotation; its polygon is the box unless `fields` says otherwise."""
+        """Append an annotation, by default with its box as polygon."""
         x, y, w, h = bbox
         polygon = [x, y, x + w, y, x + w, y + h, x, y + h]
         annotation = {
@@ -49,7 +52,7 @@ class CocoFolder:
         return annotation
 
     def add_keypoints(self) -> None:
-        """Give the kites keypoints: a nose in a corner of the box, a left tip, and a right tip that is not labeled."""
+        """Add keypoints to the kites: nose (visible), left tip (hidden), right tip (not labeled)."""
         self.content["categories"] = [{**c, **KEYPOINTS} if c["id"] == 20 else c for c in CATEGORIES]
         for annotation in self.content["annotations"]:
             if annotation["category_id"] == 20:
@@ -61,7 +64,7 @@ class CocoFolder:
         return path
 
     def config(self, **data: Any) -> Config:
-        """A configuration that reads this folder into buckets of 64 pixels and less; saves the JSON."""
+        """Save the JSON; return a configuration with this dataset and small buckets."""
         self.save()
         split = SplitConfig("coco.json", "images")
         fields: dict[str, Any] = {

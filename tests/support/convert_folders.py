@@ -1,4 +1,4 @@
-"""What tests of the conversions share: pictures on disk, and the command with what must be true of its output."""
+"""Images on disk and a runner of the convert command, for its tests."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from mrcnn_jax.data.annotations import read
 
 
 def save(path: Path, pixels: Any, **options: Any) -> Path:
-    """Write an array as the picture that the ending says."""
+    """Write an array as an image, in the format of the file extension."""
     path.parent.mkdir(parents=True, exist_ok=True)
     (pixels if isinstance(pixels, Image.Image) else Image.fromarray(np.asarray(pixels))).save(path, **options)
     return path
@@ -29,26 +29,26 @@ def photograph(path: Path, height: int = 20, width: int = 30) -> Path:
 
 
 def pixels(annotation: dict[str, Any]) -> np.ndarray:
-    """Bool (h, w) of a written annotation."""
+    """Decode the mask of an annotation, bool (h, w)."""
     return coco_mask.decode(annotation["segmentation"]).astype(bool)
 
 
 class Command:
-    """Runs the command, and reads what it wrote as training does."""
+    """Runs the command, and loads its output as training does."""
 
     def __init__(self, folder: Path, capsys: pytest.CaptureFixture[str]):
         self.folder, self.capsys = folder, capsys
         self.output = folder / "out" / "coco.json"
 
     def run(self, *arguments: object) -> str:
-        """What it printed."""
+        """Run the command and return its output."""
         status = main(["convert", *map(str, arguments), "--output", str(self.output)])
         printed = self.capsys.readouterr()
         assert (status, printed.err) == (0, "")
         return printed.out
 
     def refused(self, *arguments: object) -> str:
-        """What it said; it must have written nothing."""
+        """Run a command that must fail without writing a file; return the error message."""
         assert main(["convert", *map(str, arguments), "--output", str(self.output)]) == 2
         assert not self.output.exists()
         said = self.capsys.readouterr().err
@@ -56,7 +56,7 @@ class Command:
         return said
 
     def content(self, images: Path) -> dict[str, Any]:
-        """The written JSON, after the loader has taken all of it without a complaint."""
+        """Return the written JSON, after checking that it loads without problems."""
         assert read(self.output).problems == []
         split = SplitConfig(self.output.name, str(images.resolve()))
         data = DataConfig(root=str(self.output.parent), train=split, cache_dir=str(self.folder / "cache"))

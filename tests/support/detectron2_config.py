@@ -1,4 +1,4 @@
-"""Detectron2's configuration files, read as ours: the authority on what a reference run was made with."""
+"""Conversion of Detectron2 configuration files, with which the reference arrays were computed."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ FEATURES = {("p2", "p3", "p4", "p5"): "fpn", ("res4",): "c4", ("res5",): "dc5"}
 
 
 def read(path: Path) -> ModelConfig:
-    """The model that a complete Detectron2 configuration (all defaults written out) describes."""
+    """Return the model of a complete Detectron2 configuration file (with all defaults)."""
     whole = yaml.safe_load(path.read_text())
     model = whole["MODEL"]
     heads, resnets = model["ROI_HEADS"], model["RESNETS"]

@@ -1,4 +1,4 @@
-"""A small data set with results in which every outcome occurs, for the tests of the report."""
+"""A small dataset with results of every kind, for the tests of the report."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ HEIGHT, WIDTH = 120, 160
 NAMES = {3: "boat", 7: "kite", 9: "person", 12: "kiwi"}  # there is no kiwi in any image
 POSE = {"keypoints": ["head", "hand", "foot"], "skeleton": [[1, 2], [2, 3]]}
 POINTS = [10, 5, 2, 20, 20, 2, 10, 35, 1]  # of a person whose box begins at 0, 0
-# (category, box, and what was predicted there: category, box, score). Image 0 has all that can go wrong.
+# (category, box, prediction: (category, box, score)). Image 0 has every kind of error.
 IMAGES: list[list[tuple[Any, ...]]] = [
     [
-        (3, (10, 10, 40, 40), (3, (10, 10, 40, 40), 0.95)),  # right
+        (3, (10, 10, 40, 40), (3, (10, 10, 40, 40), 0.95)),  # correct
         (3, (10, 10, 40, 40), (3, (12, 10, 40, 40), 0.6), "again"),  # a duplicate
         (7, (100, 10, 40, 40), (3, (100, 10, 40, 40), 0.9)),  # of another class
-        (7, (10, 70, 40, 40), (7, (30, 70, 40, 40), 0.8)),  # badly placed
+        (7, (10, 70, 40, 40), (7, (30, 70, 40, 40), 0.8)),  # badly localized
         (9, (100, 70, 40, 40), (7, (120, 70, 40, 40), 0.7)),  # both
-        (None, None, (3, (60, 40, 15, 15), 0.65)),  # nothing there
+        (None, None, (3, (60, 40, 15, 15), 0.65)),  # background
         (7, (70, 80, 10, 10), None),  # missed
     ],
     [(3, (20, 20, 60, 60), (3, (20, 20, 60, 60), 0.99)), (9, (90, 20, 30, 40), (9, (90, 20, 30, 40), 0.97))],
@@ -34,7 +34,7 @@ IMAGES: list[list[tuple[Any, ...]]] = [
 
 
 def make(folder: Path, names: dict[int, str] = NAMES) -> tuple[Path, Path]:
-    """`images/`, annotations.json and results.json in `folder`; the paths of the two files."""
+    """Write images/, annotations.json and results.json to `folder`; return the paths of the two files."""
     (folder / "images").mkdir(parents=True)
     truth: dict[str, Any] = {"images": [], "annotations": [], "categories": []}
     results = []
@@ -64,7 +64,7 @@ def _results(image_id: int, content: list[tuple[Any, ...]]) -> Iterator[dict[str
 
 
 def _record(image_id: int, category_id: int, box: tuple[int, ...], every: bool = False) -> dict[str, Any]:
-    """An ellipse in the box. `every`: results have keypoints whatever their class."""
+    """A record with an ellipse in the box as mask. `every`: with keypoints for any class, as results have."""
     x, y, width, height = box
     bitmap = np.zeros((HEIGHT, WIDTH), np.uint8)
     cv2.ellipse(bitmap, (x + width // 2, y + height // 2), (width // 2, height // 2), 0, 0, 360, 1, -1)

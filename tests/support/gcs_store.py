@@ -1,6 +1,6 @@
-"""A bucket of Google Cloud Storage on this machine, for tests of gs:// paths.
+"""A local emulator of Google Cloud Storage, for tests of gs:// paths.
 
-The emulator has no conditional requests, by which tensorstore keeps writers from overwriting each other: added here.
+Adds conditional requests to the emulator, which tensorstore uses against concurrent writes.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ BUCKET = "bucket"
 
 @contextlib.contextmanager
 def serve(port: int) -> Iterator[dict[str, str]]:
-    """While open, gs://bucket is there for processes with the environment variables that this gives."""
+    """Serve gs://bucket to processes with the yielded environment variables."""
     from gcp_storage_emulator.handlers import objects
     from gcp_storage_emulator.server import create_server
 
@@ -32,17 +32,17 @@ def serve(port: int) -> Iterator[dict[str, str]]:
 
 def _environment(url: str) -> dict[str, str]:
     return {
-        "STORAGE_EMULATOR_HOST": url,  # of gcsfs and of Google's own client, which TensorBoard files go through
+        "STORAGE_EMULATOR_HOST": url,  # for gcsfs and for Google's client, which writes TensorBoard files
         "TENSORSTORE_GCS_HTTP_URL": url,
         "FSSPEC_GCS_TOKEN": "anon",
-        "GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT": "false",  # asks a service that is not here what kind of bucket it is
-        "GCE_METADATA_ROOT": "localhost:1",  # there is nobody to ask for credentials
+        "GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT": "false",  # would query a service that is not emulated
+        "GCE_METADATA_ROOT": "localhost:1",  # no metadata server
         "NO_GCE_CHECK": "true",
     }
 
 
 def _with_generation(download: Any) -> Any:
-    """Says which generation of the object it is; nothing else if it is the one that the reader has."""
+    """Add the generation of the object to responses; send no content if the reader has this generation."""
 
     def handle(request: Any, response: Any, storage: Any, *args: Any, **kwargs: Any) -> None:
         now = _generation(storage, request.params["bucket_name"], request.params["object_id"])
@@ -56,7 +56,7 @@ def _with_generation(download: Any) -> Any:
 
 
 def _conditional(upload: Any) -> Any:
-    """Refuses to replace an object of another generation than the writer thinks."""
+    """Reject an upload if the object has another generation than the writer expects."""
 
     def handle(request: Any, response: Any, storage: Any) -> None:
         now = _generation(storage, request.params["bucket_name"], request.query["name"][0])
@@ -69,7 +69,7 @@ def _conditional(upload: Any) -> Any:
 
 
 def _generation(storage: Any, bucket: str, name: str) -> str:
-    """ "0" stands for an object that is not there."""
+    """Return the generation of an object; "0" if it does not exist."""
     from gcp_storage_emulator.exceptions import NotFound
 
     try:

@@ -1,11 +1,11 @@
-"""Whole networks against runs of the reference implementations: what the tests of both of them share.
+"""Comparisons of whole networks with runs of the reference implementations, torchvision and Detectron2.
 
-Weights come from the recipe beside the arrays, sizes and settings from the arrays and the files beside them, so that
-the tests hold for any directory of arrays of the same format.
+Weights, sizes and settings come from the directory of the reference arrays, so that the tests work with any directory
+of the same format.
 
-Tolerances are twice the noise, the largest difference between float32 and float64 runs of any of the networks: of
-torchvision's own runs, of ours with these and with other weights and images, and of Detectron2's float32 against our
-float64. That is 2.9e-6 in features, 3.3e-6 in the RPN, 6.1e-6 in the box head, 3.2e-5 in scores of keypoints, 2.0e-5
+Tolerances are twice the noise, the largest difference between float32 and float64 runs of any of the networks: runs of
+torchvision, ours with these and other weights and images, and Detectron2 in float32 against ours in float64. That is
+2.9e-6 in features, 3.3e-6 in the RPN, 6.1e-6 in the box head, 3.2e-5 in scores of keypoints, 2.0e-5
 of the side of a box (where the image cuts it), 3.3e-5 in scores, 3.6e-4 in pixels of masks, 5.1e-7 in losses (with
 statistics of the batch 1.5e-6, between torchvision's float32 and ours), 1.5e-3 in the norm and 2.5e-2 in single entries
 of a gradient. The largest ones are those of group norm and of batch statistics.
@@ -31,7 +31,7 @@ from mrcnn_jax.training.forward import StatefulApply, losses_from_features
 FEATURES, RPN, BOX_HEAD, LOGITS = 6e-6, 7e-6, 1.3e-5, 1e-4  # relative to the largest value of an array
 BOXES = 4e-5  # relative to the longer side of a box
 SCORES, PROBABILITIES = 6.5e-5, 7e-4  # of detections and of the pixels of their masks, absolute
-LOSSES, BATCH_LOSSES = 1.1e-6, 3.1e-6  # relative; the latter where batch norm takes its statistics from the batch
+LOSSES, BATCH_LOSSES = 1.1e-6, 3.1e-6  # relative; the latter with batch statistics in batch norm
 # Of the gradient of a parameter: its norm, and its single entries relative to their root mean square.
 GRADIENT_NORM, GRADIENT_ENTRY = 3e-3, 5e-2
 
@@ -43,20 +43,20 @@ class Network(NamedTuple):
 
 
 class Trace(NamedTuple):
-    """What inference computes on its way."""
+    """Intermediate results of inference."""
 
     stem_and_stages: tuple[jax.Array, ...]
     features: tuple[jax.Array, ...]
     logits: jax.Array  # (B, A)
     deltas: jax.Array  # (B, A, 4)
     proposals: Proposals
-    class_logits: jax.Array  # (B, P, C + 1), of the peer's proposals
+    class_logits: jax.Array  # (B, P, C + 1), for the reference proposals
     box_deltas: jax.Array  # (B, P, C or 1, 4), of the same
     detections: Detections
 
 
 def trace(network: Network, images: np.ndarray, sizes: np.ndarray, their_proposals: list[np.ndarray]) -> Trace:
-    """Inference on normalized, padded images (B, H, W, 3), in NumPy; `their_proposals` are the peer's, (P, 4) each."""
+    """Run inference on normalized, padded images (B, H, W, 3). `their_proposals`: those of the reference, (P, 4)."""
     model, config, variables = network
     boxes = np.zeros((len(images), max(map(len, their_proposals)), 4), np.float32)
     for own, theirs in zip(boxes, their_proposals, strict=True):
@@ -69,8 +69,8 @@ def trace(network: Network, images: np.ndarray, sizes: np.ndarray, their_proposa
         anchors = mask_rcnn.level_anchors(config, x.shape[1:3], [level.shape[1:3] for level in features])
         proposals = mask_rcnn.propose(config, logits, deltas, anchors, sizes, train=False)
         pooled = mask_rcnn.pool_rois(config, features, boxes, config.box.pool_size)
-        seen = model.apply(variables, pooled, method=model.roi_features)
-        class_logits, box_deltas = model.apply(variables, seen, method=model.box)
+        roi_features = model.apply(variables, pooled, method=model.roi_features)
+        class_logits, box_deltas = model.apply(variables, roi_features, method=model.box)
         shape = boxes.shape[:2]
         return Trace(
             stages,
@@ -87,61 +87,61 @@ def trace(network: Network, images: np.ndarray, sizes: np.ndarray, their_proposa
 
 
 def run_once(function: Callable[..., Any], *arguments: Any) -> Any:
-    """The results, as NumPy arrays, of a compiled function that is not kept: a large network takes gigabytes."""
+    """Compile and run a function without caching it, because a large network takes gigabytes; return NumPy arrays."""
     return jax.tree.map(np.asarray, jax.jit(function).lower(*arguments).compile()(*arguments))
 
 
 def max_relative(ours, theirs) -> float:
-    """Largest difference over the largest value: the measure of the float32-against-float64 tables."""
+    """Return the largest difference relative to the largest value."""
     return np.max(np.abs(np.asarray(ours) - theirs), initial=0) / max(np.max(np.abs(theirs), initial=0), 1e-30)
 
 
 def assert_same_map(level: np.ndarray, theirs: dict[str, np.ndarray], name: str) -> None:
-    """A feature map against the shape, slice and channel means that the reference file keeps of its own."""
+    """Compare a feature map with the shape, slice and channel means in the reference file."""
     level = level.transpose(0, 3, 1, 2)
     assert level.shape == tuple(theirs[f"{name}/shape"]), name
     part = level[:, :8, ::2, ::2] if level.shape[2] > 8 else level[:, :16]
     assert max_relative(part, theirs[f"{name}/slice"]) < FEATURES, name
-    # In float64: a float32 mean over a strided view adds up one by one, which costs more than all that is compared.
+    # In float64: a float32 mean over a strided view is summed sequentially, with a larger error than the tolerance.
     assert max_relative(level.mean((0, 2, 3), dtype=np.float64), theirs[f"{name}/chan_mean"]) < FEATURES, name
 
 
 def same_boxes(ours: np.ndarray, theirs: np.ndarray) -> np.ndarray:
-    """Which of our boxes (n, 4) are theirs (m, 4) but for rounding, (m, n) bool."""
+    """Return which of our boxes (n, 4) equal theirs (m, 4) up to rounding, (m, n) bool."""
     sides = (theirs[:, 2:] - theirs[:, :2]).max(axis=1, initial=0)
-    # What a delta is off moves a box by as much of its size; a coordinate is rounded to its own precision.
+    # The error of a delta scales with the size of the box; a coordinate is rounded to its own precision.
     bounds = BOXES * sides + 4 * np.spacing(np.abs(theirs).max(axis=1, initial=0).astype(np.float32))
     return np.abs(theirs[:, None] - ours[None]).max(axis=-1) <= bounds[:, None]
 
 
 def pair(same: np.ndarray) -> np.ndarray:
-    """The column of each row of `same` (n, n) in a pairing of all rows with all columns where it is True.
+    """Match each row of `same` (n, n) to a column where it is True; return the columns.
 
-    Nearest neighbors would not do: two boxes of a set may be the same but for rounding.
+    Nearest neighbors are not enough: two boxes of a set may be equal up to rounding.
     """
     columns = maximum_bipartite_matching(csr_array(same), perm_type="column")
     assert same.shape[0] == same.shape[1], f"{same.shape[1]}, not {same.shape[0]}"
-    assert np.all(columns >= 0), f"without a partner: {np.flatnonzero(columns < 0)}"
+    assert np.all(columns >= 0), f"unmatched: {np.flatnonzero(columns < 0)}"
     return columns
 
 
 def assert_same_proposals(boxes, scores, their_boxes, their_scores, bound: float) -> None:
-    """The same proposals of an image, in the same order but among scores that differ by `bound` at most."""
+    """Compare the proposals of an image; the order may differ among scores within `bound`."""
     order = pair(same_boxes(boxes, their_boxes) & (np.abs(scores[None] - their_scores[:, None]) <= bound))
     assert np.all(np.abs(scores[order] - scores) <= bound), "the order"
 
 
 def assert_same_box_head(run: Trace, i: int, class_logits, box_deltas) -> None:
-    """The same class logits (P, C + 1) and deltas (P, C or 1, 4), or the first columns of them, for image i."""
+    """Compare class logits (P, C + 1) and the first columns of the deltas (P, C or 1, 4) of image i."""
     count, columns = box_deltas.shape[:2]
     assert max_relative(run.class_logits[i][:count], class_logits) < BOX_HEAD
     assert max_relative(run.box_deltas[i][:count, :columns], box_deltas) < BOX_HEAD
 
 
 def assert_same_detections(ours, theirs) -> np.ndarray:
-    """The same boxes, scores and labels, in the same order but among scores that are equal but for rounding.
+    """Compare boxes, scores and labels; the order may differ among scores that are equal up to rounding.
 
-    Returns the indices of ours in their order.
+    Returns the indices of our detections in the order of theirs.
     """
     (boxes, scores, labels), (their_boxes, their_scores, their_labels) = (
         map(np.asarray, side) for side in (ours, theirs)
@@ -153,8 +153,11 @@ def assert_same_detections(ours, theirs) -> np.ndarray:
 
 
 def share_found(wide, narrow, above: float = 0.3, within: float = 1.0) -> tuple[int, int]:
-    """How many detections of `wide` score more than `above`, and for how many of these `narrow` has one of the same
-    class whose coordinates all lie `within` so many pixels: the latter first. Both: boxes, scores, classes, valid."""
+    """Return how many detections of `wide` with a score above `above` are in `narrow`, and how many there are.
+
+    A detection is in `narrow` if one of the same class has all coordinates `within` that many pixels. Both arguments:
+    (boxes, scores, classes, valid).
+    """
     found = count = 0
     for boxes, scores, classes, valid, *others in zip(*map(np.asarray, (*wide, *narrow)), strict=True):
         candidates, _, labels, exist = others
@@ -166,15 +169,17 @@ def share_found(wide, narrow, above: float = 0.3, within: float = 1.0) -> tuple[
 
 
 def assert_same_pasted(masks: np.ndarray, packed: np.ndarray) -> None:
-    """Pasted bool masks (n, h, w) against np.packbits of theirs: at most 0.1 % of the pixels of any differ."""
+    """Compare pasted bool masks (n, h, w) with np.packbits of theirs: at most 0.1 % of the pixels of a mask differ."""
     count, height, width = masks.shape
     theirs = np.unpackbits(packed, axis=1)[:, : height * width].reshape(count, height, width).astype(bool)
     assert (masks != theirs).mean((1, 2)).max(initial=0) <= 0.001
 
 
 def assert_same_keypoints(ours: np.ndarray, theirs: np.ndarray, scores_atol: float, cell: np.ndarray) -> None:
-    """Keypoints (n, K, 3). A peak is a pixel, so a position is the same up to rounding, unless two pixels are as high
-    to rounding: then the score tells. `cell` (n,): the largest side of a pixel of the resized heat map.
+    """Compare keypoints (n, K, 3).
+
+    Positions are equal up to rounding, except where two pixels of a heat map are equally high up to rounding.
+    `cell` (n,): the largest side of a pixel of the resized heat map.
     """
     np.testing.assert_allclose(ours[..., 2], theirs[..., 2], atol=scores_atol)
     moved = np.abs(ours[..., :2] - theirs[..., :2]).max(-1) > 1e-2
@@ -185,9 +190,10 @@ def assert_same_keypoints(ours: np.ndarray, theirs: np.ndarray, scores_atol: flo
 def losses_and_gradients(
     network: Network, images: np.ndarray, batch: Batch, *, positives: int, batch_statistics: bool = True
 ):
-    """Gradients of the sum of all losses, the losses, counts. `batch_statistics=False`: with running ones.
+    """Return gradients of the sum of all losses, the losses, and counts of RoIs.
 
-    All RoIs are taken. `positives`: the most that an image has; no more of them need go to the mask or keypoint head.
+    All RoIs are sampled. positives: the largest number of positive RoIs in an image, for the mask and keypoint heads.
+    batch_statistics: whether batch norm uses statistics of the batch or the running ones.
     """
     model, config, variables = network
     fraction = (positives + 0.5) / config.roi.batch_size
@@ -195,9 +201,9 @@ def losses_and_gradients(
     keys = jax.random.split(jax.random.key(0), len(images))
 
     def loss(params, variables, images):
-        forward = StatefulApply(model, {**variables, "params": params}, train=batch_statistics)
-        features = forward(model.feature_maps, images)
-        parts, counts = losses_from_features(forward, config, features, batch, keys)
+        apply = StatefulApply(model, {**variables, "params": params}, train=batch_statistics)
+        features = apply(model.feature_maps, images)
+        parts, counts = losses_from_features(apply, config, features, batch, keys)
         parts = {name: total / jnp.maximum(count, 1) for name, (total, count) in parts.items()}
         return sum(parts.values()), (parts, counts)
 
@@ -206,9 +212,9 @@ def losses_and_gradients(
 
 
 def assert_same_gradients(ours: dict[str, np.ndarray], theirs: dict[str, np.ndarray], noise: float = 1e-7) -> None:
-    """Norms, sums and first entries of every parameter's gradient; `ours` under the reference's names.
+    """Compare norms, sums and first entries of the gradient of every parameter; `ours` under the reference names.
 
-    A gradient that is zero in exact arithmetic is rounding noise, of the size `noise` or less.
+    Gradients that are zero in exact arithmetic are rounding noise, at most of size `noise`.
     """
     frozen = [name for name in theirs["no_grad_names"] if name]
     assert set(theirs["grad_names"]) | set(frozen) == set(ours)
@@ -223,13 +229,13 @@ def assert_same_gradients(ours: dict[str, np.ndarray], theirs: dict[str, np.ndar
         np.testing.assert_allclose(np.linalg.norm(ours[name]), norm, rtol=GRADIENT_NORM, atol=noise, err_msg=name)
         entry = GRADIENT_ENTRY * norm / np.sqrt(ours[name].size)
         np.testing.assert_allclose(ours[name].ravel()[:8], first[: ours[name].size], atol=entry, err_msg=name)
-        # Errors of neighbors are alike where inputs are positive, so the sum is measured against the norm (noise 0.11
-        # at worst, with batch statistics) and, where it is many norms, against itself.
+        # Errors are correlated where inputs are positive, so the sum is compared relative to the norm (noise up to 0.11
+        # with batch statistics) and, where it is much larger, relative to itself.
         np.testing.assert_allclose(ours[name].sum(dtype=np.float64), total, atol=0.15 * norm, rtol=1e-2, err_msg=name)
 
 
 def padded_truth(boxes, classes, keypoints, slots: int, masks=None, shape=(0, 0)) -> GroundTruth:
-    """Ground truth of one image in `slots` slots; `masks` are whole bitmaps of the padded image, of `shape`."""
+    """Pad the ground truth of one image to `slots` slots; `masks` are bitmaps of the padded image, of `shape`."""
     empty = slots - len(classes)
 
     def pad(values, dtype):
@@ -247,7 +253,7 @@ def padded_truth(boxes, classes, keypoints, slots: int, masks=None, shape=(0, 0)
 
 
 def make_batch(shape: tuple[int, ...], sizes: np.ndarray, truths: list[GroundTruth]) -> Batch:
-    """A batch without pixels: the losses are computed from features."""
+    """A batch with images of zeros, for losses that are computed from features."""
     return Batch(
         images=np.zeros((len(sizes), *shape, 3), np.uint8),
         image_sizes=sizes.astype(np.int32),

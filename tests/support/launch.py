@@ -1,4 +1,4 @@
-"""Commands of ours (train.py, eval.py) as processes of their own: one, or several that make one run.
+"""Commands (train.py, eval.py) in subprocesses: one, or several of one distributed run.
 
 with launch(["train.py", f"--config={recipe}", f"--workdir={workdir}"], tmp_path / "job", processes=2) as job:
     job.wait_for("step 3/")
@@ -24,7 +24,7 @@ from mrcnn_jax.config import Config, to_json
 ROOT = Path(__file__).resolve().parents[2]
 PATIENCE = 300.0  # seconds; on a busy machine a process may take a minute to its first step
 _POLL = 0.05
-# A prelude of `train.py` without a network.
+# A prelude of `train.py` that replaces the network by a linear model.
 LINEAR = """
 from support import linear
 linear.replace_network()
@@ -34,7 +34,7 @@ LINEAR_GRADIENTS = """
 from support import linear
 linear.replace_gradients()
 """
-# JAX lets only process 0 write compiled programs to the cache; on CPU those of another process are other entries.
+# JAX lets only process 0 write to the compilation cache; on CPU, other processes have other entries.
 _EVERY_PROCESS_CACHES = """
 import types
 from jax._src import compiler
@@ -44,7 +44,7 @@ _DEVICE_COUNT = re.compile(r"--xla_force_host_platform_device_count=\d+")
 
 
 def write_recipe(config: Config, path: Path) -> Path:
-    """A recipe that gives exactly `config`."""
+    """Write a recipe that returns exactly `config`."""
     path.write_text(
         f"from mrcnn_jax.config import from_json\n\n\ndef get_config():\n    return from_json({to_json(config)!r})\n"
     )
@@ -52,7 +52,7 @@ def write_recipe(config: Config, path: Path) -> Path:
 
 
 class Job:
-    """Running processes; what process i prints (output and errors in one) lies in `folder/i.txt`."""
+    """Running processes. Output and errors of process i are in `folder/i.txt`."""
 
     def __init__(self, commands: Sequence[Sequence[str]], folder: Path, environment: Mapping[str, str]):
         folder.mkdir(parents=True, exist_ok=True)
@@ -67,12 +67,12 @@ class Job:
                     stdin=subprocess.DEVNULL,
                     stdout=output,
                     stderr=subprocess.STDOUT,
-                    start_new_session=True,  # its loader workers are ended with it
+                    start_new_session=True,  # so that its loader workers can be killed with it
                 )
             self.processes.append(process)
 
     def output(self, process: int = 0) -> str:
-        """What a process has said so far."""
+        """Return the output of a process so far."""
         return self._files[process].read_text(errors="replace")
 
     def send(self, number: signal.Signals, process: int = 0) -> None:
@@ -80,41 +80,41 @@ class Job:
         self.processes[process].send_signal(number)
 
     def wait_for(self, text: str, process: int = 0, *, timeout: float = PATIENCE) -> None:
-        """Wait until `text` appears. AssertionError when the process ends without it, or after `timeout` seconds."""
+        """Wait until `text` is printed. Raises AssertionError if the process ends without it, or after `timeout` s."""
         end = time.monotonic() + timeout
         while True:
-            ended = self.processes[process].poll() is not None  # before the look at what it said last
+            ended = self.processes[process].poll() is not None  # checked before reading the last output
             if text in self.output(process):
                 return
             if ended or time.monotonic() > end:
-                what = "ended" if ended else f"did not come to it in {timeout:.0f} s"
-                raise AssertionError(f"process {process} {what}: {text!r} expected\n{self._kill_and_tell()}")
+                what = "ended" if ended else f"timed out after {timeout:.0f} s"
+                raise AssertionError(f"process {process} {what}: {text!r} expected\n{self._kill_and_report()}")
             time.sleep(_POLL)
 
     def wait(self, *, timeout: float = PATIENCE) -> list[int]:
-        """Exit codes of all processes. AssertionError when one is there after `timeout` seconds."""
+        """Wait for the exit codes of all processes. Raises AssertionError after `timeout` seconds."""
         end = time.monotonic() + timeout
         while any(process.poll() is None for process in self.processes):
             if time.monotonic() > end:
-                raise AssertionError(f"not ended after {timeout:.0f} s\n{self._kill_and_tell()}")
+                raise AssertionError(f"not ended after {timeout:.0f} s\n{self._kill_and_report()}")
             time.sleep(_POLL)
         return [process.returncode for process in self.processes]
 
     def succeed(self, *, timeout: float = PATIENCE) -> str:
-        """Wait; what the main process said. AssertionError, with what all said, if an exit code is not 0."""
+        """Wait; return the output of process 0. Raises AssertionError if an exit code is not 0."""
         codes = self.wait(timeout=timeout)
         if any(codes):
-            raise AssertionError(f"exit codes {codes}\n{self._kill_and_tell()}")
+            raise AssertionError(f"exit codes {codes}\n{self._kill_and_report()}")
         return self.output()
 
     def kill(self) -> None:
-        """End every process, and what it started, at once."""
+        """Kill all processes and their children."""
         for process in self.processes:
             if process.poll() is None:
                 os.killpg(process.pid, signal.SIGKILL)
                 process.wait()
 
-    def _kill_and_tell(self) -> str:
+    def _kill_and_report(self) -> str:
         codes = [process.poll() for process in self.processes]
         self.kill()
         return "\n".join(
@@ -142,8 +142,8 @@ def launch(
 ) -> Job:
     """Start `command` (["train.py", ...]) in `processes` processes with `devices` virtual CPU devices each.
 
-    Several of them get the flags that join them to one run. `prelude` is Python that each process runs before the
-    command; there `process` is its number. `environment` adds variables. Their output goes to `folder`.
+    Several processes get the flags of one distributed run. `prelude` is Python code that each process runs before the
+    command, in which `process` is its index. `environment` adds variables. Output is written to `folder`.
     """
     commands = []
     port = free_port()
@@ -158,20 +158,20 @@ def launch(
 
 
 def free_port() -> int:
-    """A port of this machine that nobody listens on."""
+    """Return an unused TCP port."""
     with socket.socket() as probe:
         probe.bind(("localhost", 0))
         return int(probe.getsockname()[1])
 
 
 def _with_prelude(prelude: str, process: int, arguments: list[str]) -> list[str]:
-    """Arguments of Python that runs `prelude`, then the command as if it had been called with its own."""
+    """Return arguments for Python to run `prelude` and then the command."""
     run = f"import runpy, sys\nsys.argv = {arguments!r}\nrunpy.run_path({arguments[0]!r}, run_name='__main__')\n"
     return ["-c", f"process = {process}\n{prelude}\n{run}"]
 
 
 def _environment(devices: int) -> dict[str, str]:
-    """Ours, with another number of devices than this process has, and the compiled programs of the tests."""
+    """Return the environment with another number of devices, and the compilation cache of the tests."""
     return {
         **os.environ,
         "JAX_PLATFORMS": "cpu",

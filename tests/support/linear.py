@@ -1,6 +1,6 @@
-"""A model of three parameters in place of the network, for all that surrounds it: a step takes no time to compile.
+"""A linear model of three parameters in place of the network, for fast tests of everything around it.
 
-Only the gradients are another's; optimizer, guard and average are those of every train step.
+Only the gradients are replaced; the rest of the train step is the real one.
 """
 
 from __future__ import annotations
@@ -23,23 +23,25 @@ from mrcnn_jax.inference import detector
 from mrcnn_jax.models.mask_rcnn import build_model
 from mrcnn_jax.structures import Batch, Detections
 from mrcnn_jax.training import gradients, init, parallel, step, train
-from mrcnn_jax.training.interruption import Interruptions
+from mrcnn_jax.training.interruption import SignalHandler
 from mrcnn_jax.training.logs.metrics_log import MetricsLog
-from mrcnn_jax.training.loop import Loop
+from mrcnn_jax.training.loop import TrainLoop
 from mrcnn_jax.training.step import TrainState, TrainStep, create_state
 
-POISON = -1  # a height of an image that makes its loss infinite
+POISON = -1  # image height that makes the loss infinite
 OPTIMIZER = optax.sgd(0.1, momentum=0.9)
-NOTHING_TO_MEASURE = SimpleNamespace(due=lambda step: False)
+NO_EVALUATION = SimpleNamespace(is_due=lambda step: False)
 
 
-def make_gradients(model: Any, config: Any, axis_name: str | None) -> gradients.GradientFunction:
-    """Fits every parameter to the mean pixel of the images, with noise by step and image.
+def make_gradient_function(model: Any, config: Any, axis_name: str | None) -> gradients.GradientFunction:
+    """Fit every parameter, of any shape, to the mean pixel of the images plus noise per step and image.
 
-    Takes parameters of any shape, so those of a network, too. `pixels`, the sum of all pixels, tells batches apart.
+    The metric `pixels`, the sum of all pixels, identifies a batch.
     """
 
-    def find(params: Any, model_state: dict[str, Any], batch: Batch, keys: jax.Array) -> gradients.Gradients:
+    def compute_gradients(
+        params: Any, model_state: dict[str, Any], batch: Batch, keys: jax.Array
+    ) -> gradients.LossesAndGradients:
         means = batch.images.astype(jnp.float32).mean((1, 2, 3)) / 255
         targets = means + jax.vmap(jax.random.uniform)(keys)
         targets = jnp.where(batch.image_sizes[:, 0] == POISON, jnp.inf, targets)
@@ -48,19 +50,19 @@ def make_gradients(model: Any, config: Any, axis_name: str | None) -> gradients.
             errors = [jnp.mean((leaf.reshape(-1, 1) - targets[None]) ** 2) for leaf in jax.tree.leaves(params)]
             return jnp.mean(jnp.stack(errors))
 
-        def moved(statistic: jax.Array) -> jax.Array:
+        def update(statistic: jax.Array) -> jax.Array:
             return 0.9 * statistic + 0.1 * jnp.mean(means)
 
-        value, found = jax.value_and_grad(loss)(params)
-        statistics = {name: jax.tree.map(moved, tree) for name, tree in model_state.items() if name != "frozen"}
-        return gradients.Gradients(
-            gradients.mean_over_devices(found, axis_name),
+        value, gradient = jax.value_and_grad(loss)(params)
+        statistics = {name: jax.tree.map(update, tree) for name, tree in model_state.items() if name != "frozen"}
+        return gradients.LossesAndGradients(
+            gradients.mean_over_devices(gradient, axis_name),
             gradients.mean_over_devices({"loss_linear": value}, axis_name),
             gradients.sum_over_devices({"pixels": jnp.sum(batch.images.astype(jnp.int32))}, axis_name),
             gradients.mean_over_devices(statistics, axis_name),
         )
 
-    return find
+    return compute_gradients
 
 
 def variables() -> dict[str, Any]:
@@ -74,7 +76,7 @@ def start() -> TrainState:
 
 
 def make_step(max_skipped: int = 0) -> TrainStep:
-    with mock.patch.object(step, "make_gradients", make_gradients):
+    with mock.patch.object(step, "make_gradient_function", make_gradient_function):
         model = build_model(ModelConfig(num_classes=1))
         return step.make_train_step(
             model,
@@ -87,12 +89,12 @@ def make_step(max_skipped: int = 0) -> TrainStep:
 
 @functools.cache
 def compiled_step(max_skipped: int = 0) -> parallel.CompiledTrainStep:
-    """The step on two devices, which all runs of a process share."""
+    """Return the step on two devices, compiled once per process."""
     return parallel.compile_train_step(make_step(max_skipped), jax.local_devices()[:2])
 
 
 def batches(first: int = 0, poisoned: Sequence[int] = ()) -> Iterator[Batch]:
-    """Batch k of four images 4 k .. 4 k + 3; odd ones are taller; steps `poisoned` (from 0) have a bad image."""
+    """Yield batch k with images 4 k .. 4 k + 3; odd batches are taller; batches `poisoned` have a bad image."""
     for number in itertools.count(first):
         pixels = np.random.default_rng(number).integers(0, 200, (4, 4 + 4 * (number % 2), 4, 3), dtype=np.uint8)
         sizes = np.full((4, 2), 4, np.int32)
@@ -109,40 +111,40 @@ def fit(
     train_step: Any = None,
     poisoned: Sequence[int] = (),
     checkpointer: type[Checkpointer] = Checkpointer,
-    interruptions: Interruptions | None = None,
-    evaluations: Any = NOTHING_TO_MEASURE,
+    signals: SignalHandler | None = None,
+    evaluator: Any = NO_EVALUATION,
 ) -> TrainState:
-    """Train, or go on training, in `workdir` on two devices; the final state, on the host."""
+    """Train or resume in `workdir` on two devices; return the final state on the host."""
     devices = jax.local_devices()[:2]
     with (
         checkpointer(workdir, keep=10) as saved,
         MetricsLog([sink], every=1, last_step=config.steps, batch_size=4) as log,
     ):
         state = saved.restore_latest(start()) or start()
-        loop = Loop(
+        loop = TrainLoop(
             train_step=train_step or compiled_step(config.max_skipped),
             config=config,
             log=log,
             checkpointer=saved,
             image_ids=lambda indices: [f"image {index}" for index in indices],
-            save_failure=lambda failure: "failure.npz",
-            interruptions=interruptions or Interruptions(),
-            evaluations=evaluations,
+            save_failed_step=lambda failed_step: "failure.npz",
+            signals=signals or SignalHandler(),
+            evaluator=evaluator,
             devices=devices,
         )
         return jax.device_get(loop.run(state, batches(int(state.step), poisoned), jax.random.key(0)))
 
 
 def replace_network(change: Callable[[Any, str, Any], None] = setattr) -> None:
-    """Let `train` train the three parameters, and detect nothing; `change` may be a MonkeyPatch's `setattr`."""
+    """Replace the network in `train` by the linear model, without detections. `change`: `setattr` of a MonkeyPatch."""
     replace_gradients(change)
     change(train, "variable_shapes", lambda model: jax.eval_shape(variables))
     change(init, "init_variables", lambda model, key: variables())
 
 
 def replace_gradients(change: Callable[[Any, str, Any], None] = setattr) -> None:
-    """The same for the parameters of the network, which are those of a real run in form and number."""
-    change(step, "make_gradients", make_gradients)
+    """Replace only the gradients and detections, and keep the parameters of the network."""
+    change(step, "make_gradient_function", make_gradient_function)
     change(detector, "compile_detect", lambda *_: detect_nothing)
 
 

@@ -1,4 +1,4 @@
-"""Pages of HTML read back, for the tests of those who write them."""
+"""Parsing of HTML pages, for the tests of the modules that write them."""
 
 from __future__ import annotations
 

@@ -1,9 +1,9 @@
-"""One training step and inference, up to their compilation, while the packages in the arguments cannot be imported.
+"""Lower a training step and inference while the packages in the arguments cannot be imported.
 
-`test_imports.py` runs this in a process of its own.
+`test_imports.py` runs this in a subprocess.
 """
 
-# ruff: noqa: E402  (imports come after what they are blocked by)
+# ruff: noqa: E402  (imports follow the import hook)
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import sys
 
 
 class Blocker(importlib.abc.MetaPathFinder):
-    """Makes packages look as if they were not installed."""
+    """Import hook that makes packages look as if they were not installed."""
 
     def find_spec(self, name, path=None, target=None):
         if name.split(".")[0] in sys.argv[1:]:
@@ -76,7 +76,7 @@ def main() -> None:
     schedule = make_schedule(CONFIG.optimizer, CONFIG.train.steps)
     optimizer = make_optimizer(CONFIG.optimizer, schedule, variables["params"], frozen_paths(CONFIG.model))
     train_step = make_train_step(model, CONFIG, optimizer, schedule)
-    # Both are built in full and only not run, which takes no more Python: what they import, they have imported by then.
+    # Lowering imports everything that running would import.
     jax.jit(train_step).lower(create_state(optimizer, variables), BATCH, jax.random.key(0))
     jax.jit(functools.partial(detect, model)).lower(variables, BATCH.images, BATCH.image_sizes)
     print("done")

@@ -1,4 +1,4 @@
-"""Outlines of SVG read back and filled, for the tests of the check command."""
+"""Parsing and filling of SVG outlines, for the tests of the check command."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import numpy as np
 
 
 def filled(polygons: list[np.ndarray], shape: tuple[int, int]) -> np.ndarray:
-    """What the even-odd rule fills, pixel by pixel: a pixel is in if a ray from its middle crosses an odd number."""
+    """Fill polygons by the even-odd rule; return a bool mask (h, w)."""
     found = np.zeros(shape, bool)
     xs = np.arange(shape[1]) + 0.5
     for polygon in polygons:
@@ -20,7 +20,7 @@ def filled(polygons: list[np.ndarray], shape: tuple[int, int]) -> np.ndarray:
 
 
 def corners(d: str) -> list[np.ndarray]:
-    """The polygons of a path that consists of M, l and z."""
+    """Return the polygons of an SVG path of M, l and z."""
     polygons = []
     for start, moves in re.findall(r"M([^l]+)l([^z]+)z", d):
         numbers = np.array(re.findall(r"-?\d+", moves), int).reshape(-1, 2)

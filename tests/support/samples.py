@@ -1,4 +1,4 @@
-"""Made-up annotations, and the empty slots that they go to: what tests of the data pipeline share."""
+"""Random annotations and empty ground truth, for the tests of the data pipeline."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ def rle_of(mask: np.ndarray, *, compressed: bool = True) -> dict[str, Any]:
 
 
 def annotation(box: list[float], **fields: Any) -> dict[str, Any]:
-    """An instance of category 3 in a COCO box x y w h; its polygon is the box unless `fields` says otherwise."""
+    """An annotation of category 3 with a box x y w h, by default with its box as polygon."""
     x, y, w, h = box
     polygon = [x, y, x + w, y, x + w, y + h, x, y + h]
     return {"bbox": box, "category_id": 3, "iscrowd": 0, "segmentation": [polygon], **fields}
 
 
 def empty_truth(slots: int, side: int, points: int = 0) -> GroundTruth:
-    """Slots of one image, with mask crops of `side` and `points` keypoints."""
+    """Empty ground truth of one image, with mask crops of `side` and `points` keypoints."""
     return GroundTruth(
         np.zeros((slots, 4), np.float32),
         np.zeros(slots, np.int32),
@@ -41,7 +41,7 @@ def empty_truth(slots: int, side: int, points: int = 0) -> GroundTruth:
 
 
 def full_frame(segmentation: Any, height: int, width: int) -> np.ndarray:
-    """The mask of an instance (h, w) uint8, by pycocotools on the whole picture."""
+    """Decode a mask (h, w) uint8 on the whole image with pycocotools."""
     if isinstance(segmentation, list):
         segmentation = coco_mask.merge(coco_mask.frPyObjects(segmentation, height, width))
     if isinstance(segmentation["counts"], list):
@@ -50,7 +50,7 @@ def full_frame(segmentation: Any, height: int, width: int) -> np.ndarray:
 
 
 def star(rng: np.random.Generator, low: float, high: float) -> list[float]:
-    """A polygon around a point of the square low..high, which it may leave; it has no tips thinner than itself."""
+    """A star-shaped polygon around a point of the square low..high, which it may exceed, without thin tips."""
     corners = rng.integers(6, 12)
     angles = (np.arange(corners) + rng.uniform(0, 0.5, corners)) * (2 * np.pi / corners)
     radii = rng.uniform(0.6, 1, corners) * rng.uniform(2, (high - low) / 2)
@@ -59,7 +59,7 @@ def star(rng: np.random.Generator, low: float, high: float) -> list[float]:
 
 
 def some_masks(rng: np.random.Generator, count: int, size: tuple[int, int]) -> tuple[list[Any], np.ndarray]:
-    """Segmentations of both kinds, and their boxes (count, 4), tight as COCO's are; figures lie inside the picture."""
+    """Polygons and RLE masks inside of the image, with their tight boxes (count, 4)."""
     segmentations: list[Any] = []
     boxes = np.zeros((0, 4))
     while len(segmentations) < count:
@@ -81,7 +81,7 @@ def some_masks(rng: np.random.Generator, count: int, size: tuple[int, int]) -> t
 def some_annotations(
     rng: np.random.Generator, count: int, size: tuple[int, int], points: int = 0
 ) -> list[dict[str, Any]]:
-    """Instances of category 3 in a picture of `size`, each with `points` labeled keypoints anywhere in it."""
+    """Annotations of category 3 in an image of `size`, each with `points` labeled keypoints at random positions."""
     segmentations, boxes = some_masks(rng, count, size)
     return [
         annotation(
@@ -94,11 +94,10 @@ def some_annotations(
 
 
 def assert_same_mask(found: np.ndarray, expected: np.ndarray, masks: Masks, instance: int, reach: float = 0.2) -> None:
-    """Bitmaps (h, w) of the same mask, which may differ where a pixel's middle is as near to an outline as `reach`.
+    """Compare two bitmaps (h, w) of a mask; pixels whose center is within `reach` of the outline may differ.
 
-    pycocotools rounds corners to a fifth of a pixel (those left of the picture towards 0), and what lies exactly on an
-    edge belongs to either side: where the picture begins decides about such pixels. Those of RLE are exact, but for
-    a middle that lies exactly between two pixels of the bitmap.
+    pycocotools rounds corners to a fifth of a pixel (those left of the image towards 0), and points exactly on an edge
+    may belong to either side. RLE masks are exact, except at centers exactly between two pixels of the bitmap.
     """
     rasters = {raster.instance: raster for raster in masks.rasters}
     end = np.cumsum(masks.lengths)
@@ -114,7 +113,7 @@ def assert_same_mask(found: np.ndarray, expected: np.ndarray, masks: Masks, inst
 
 
 def _distance(point: np.ndarray, polygon: np.ndarray) -> float:
-    """How far away a point is from the outline of a polygon (p, 2)."""
+    """Return the distance of a point from the outline of a polygon (p, 2)."""
     edge = np.roll(polygon, -1, axis=0) - polygon
     part = np.clip(((point - polygon) * edge).sum(axis=1) / np.maximum((edge**2).sum(axis=1), 1e-12), 0, 1)
     return float(np.linalg.norm(polygon + part[:, None] * edge - point, axis=1).min())

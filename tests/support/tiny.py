@@ -1,4 +1,4 @@
-"""The tiny recipe: a Mask R-CNN as small as it can be, on tiny procedural images."""
+"""The tiny recipe: a minimal Mask R-CNN on procedural images."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from mrcnn_jax.config import (
 
 
 def model() -> ModelConfig:
-    """For images of 64 x 64 pixels; its classes are not set."""
+    """A model for images of 64 x 64 pixels, without `num_classes`."""
     return ModelConfig(
         backbone=BackboneConfig(name="resnet18", width=8, norm="gn", frozen_stages=0),
         fpn=FPNConfig(channels=16),
@@ -43,7 +43,7 @@ def model() -> ModelConfig:
 
 
 def config(model: ModelConfig, folder: Path) -> Config:
-    """Ten steps of four images of 64 x 64 pixels, a checkpoint after every third; data and caches in `folder`."""
+    """Ten steps of four images of 64 x 64 pixels, a checkpoint every three steps; data and caches in `folder`."""
     return Config(
         name="tiny",
         model=model,

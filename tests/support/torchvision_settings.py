@@ -1,4 +1,4 @@
-"""The settings of torchvision's reference runs, as the README beside their arrays states them."""
+"""Settings of the torchvision reference runs, read from the README of the arrays."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ TAKE_ALL = 10**6
 
 
 def stated(readme: str, name: str) -> float:
-    """A number that the README states."""
+    """Return a number from the README."""
     found = re.search(rf"{re.escape(name)}[ =]([\d.]+)", readme)
-    assert found, f"README.md beside the arrays does not state {name!r}"
+    assert found, f"the README.md of the arrays does not state {name!r}"
     return float(found[1].rstrip("."))
 
 

@@ -1,4 +1,4 @@
-"""A batch worked on in parts makes the step that it makes in one piece; on several devices: `test_devices.py`."""
+"""Gradient accumulation: micro-batches give the step of the whole batch. Several devices: `test_devices.py`."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from mrcnn_jax.errors import ConfigError
 from mrcnn_jax.models.mask_rcnn import build_model
 from mrcnn_jax.structures import Batch
 from mrcnn_jax.training import gradients, parallel
-from mrcnn_jax.training.forward import draw_rois, forward_losses
+from mrcnn_jax.training.forward import forward_losses, sample_batch_rois
 from mrcnn_jax.training.step import TrainState
 
 pytestmark = pytest.mark.medium
@@ -30,7 +30,7 @@ ROUNDING, SMALLEST = 1e-5, 1e-2
 
 @pytest.fixture(scope="module")
 def whole() -> Any:
-    """(state, metrics) after a step with the batch in one piece."""
+    """(state, metrics) after a step without accumulation."""
     program = programs.one_device()
     return jax.device_get(program.step(program.state, make_batch(), KEY))
 
@@ -40,12 +40,12 @@ def make_batch() -> Batch:
     return programs.make_batch((0, 1, 5), seed=3)
 
 
-def one_step(config: Config, state: TrainState, parts: int) -> Any:
-    return jax.device_get(jax.jit(make_step(config, parts))(state, make_batch(), KEY))
+def one_step(config: Config, state: TrainState, accumulate: int) -> Any:
+    return jax.device_get(jax.jit(make_step(config, accumulate))(state, make_batch(), KEY))
 
 
 def test_counts_of_the_images_differ(whole):
-    """Otherwise a mean of the parts' means would pass."""
+    """Otherwise a mean of the means of micro-batches would pass."""
     _, metrics = whole
     assert int(metrics["num_rois"]) == 48  # of three images
     assert 0 < int(metrics["num_positive_rois"]) < 12
@@ -53,17 +53,17 @@ def test_counts_of_the_images_differ(whole):
     assert metrics["loss_mask"] > 0
 
 
-def test_loop_of_parts_makes_the_step_of_the_whole(whole, monkeypatch):
-    """As on accelerators, where the parts are a loop in the compiled program; here each of them is one image."""
-    monkeypatch.setattr(gradients, "_loop", jax.lax.scan)
-    assert_equal_steps(one_step(make_config(), programs.one_device().state, parts=4), whole)
+def test_scan_over_micro_batches_equals_the_whole_batch(whole, monkeypatch):
+    """As on accelerators, where the scan is not unrolled; with one image per micro-batch."""
+    monkeypatch.setattr(gradients, "_scan", jax.lax.scan)
+    assert_equal_steps(one_step(make_config(), programs.one_device().state, accumulate=4), whole)
 
 
 @pytest.mark.slow
-def test_counts_known_beforehand():
+def test_fixed_normalizers():
     config = make_config(fixed=True)
     state = make_state(config)
-    assert_equal_steps(one_step(config, state, parts=2), one_step(config, state, parts=1))
+    assert_equal_steps(one_step(config, state, accumulate=2), one_step(config, state, accumulate=1))
 
 
 def assert_equal_steps(actual: Any, expected: Any) -> None:
@@ -79,8 +79,7 @@ def assert_equal_steps(actual: Any, expected: Any) -> None:
 
 
 @pytest.mark.slow
-def test_statistics_go_from_part_to_part():
-    """Batch norm sees batches of the parts' size: after two parts it has its running statistics from two batches."""
+def test_running_statistics_are_updated_once_per_micro_batch():
     config = make_config("bn")
     start = make_state(config)
     batch = make_batch()._replace(valid=np.ones(IMAGES, bool))
@@ -88,7 +87,7 @@ def test_statistics_go_from_part_to_part():
 
     model = build_model(config.model)
     variables = {"params": start.params, **start.model_state}
-    keys = jax.random.split(KEY, IMAGES // 2)  # statistics of the backbone know no noise
+    keys = jax.random.split(KEY, IMAGES // 2)  # the statistics of the backbone do not depend on them
 
     @jax.jit
     def after(statistics, half):
@@ -102,33 +101,33 @@ def test_statistics_go_from_part_to_part():
 
 
 def test_heads_are_not_part_of_the_first_pass():
-    """The program that draws RoIs and counts holds no weights of the heads, not even as unused arguments."""
+    """The program that samples RoIs has no weights of the heads, not even as unused arguments."""
     config, start = make_config(), programs.one_device().state
-    model, params, shares = build_model(config.model), start.params, (make_batch(), jax.random.split(KEY, IMAGES))
+    model, params, inputs = build_model(config.model), start.params, (make_batch(), jax.random.split(KEY, IMAGES))
 
-    def draw(params, shares):
+    def sample(params, inputs):
         variables = {"params": params, **start.model_state}
-        parts = gradients._cut(shares, 2)
-        return gradients._loop(lambda _, x: (None, draw_rois(model, config.model, variables, *x)), None, parts)
+        split = gradients._split(inputs, 2)
+        return gradients._scan(lambda _, x: (None, sample_batch_rois(model, config.model, variables, *x)), None, split)
 
-    text = jax.jit(draw).lower(params, shares).as_text()
+    text = jax.jit(sample).lower(params, inputs).as_text()
     main = text[text.index("@main(") : text.index("->", text.index("@main("))]
-    drawing = {tuple(map(int, shape.split("x"))) for shape in re.findall(r"tensor<([0-9x]+)xf32>", main)}
+    argument_shapes = {tuple(map(int, shape.split("x"))) for shape in re.findall(r"tensor<([0-9x]+)xf32>", main)}
     heads = {
         leaf.shape for name in ("box_head", "mask_head", "keypoint_head") for leaf in jax.tree.leaves(params[name])
     }
     rest = {leaf.shape for name in ("backbone", "fpn", "rpn_head") for leaf in jax.tree.leaves(params[name])}
     own = {shape for shape in heads - rest if len(shape) > 1}
     assert len(own) >= 5
-    assert not own & drawing
-    assert {leaf.shape for leaf in jax.tree.leaves(params["rpn_head"]) if leaf.ndim > 1} <= drawing
+    assert not own & argument_shapes
+    assert {leaf.shape for leaf in jax.tree.leaves(params["rpn_head"]) if leaf.ndim > 1} <= argument_shapes
 
 
-def test_batches_that_cannot_be_cut():
+def test_indivisible_batches_are_rejected():
     scratch = ModelConfig(backbone=BackboneConfig(norm="gn", frozen_stages=0))
     config = Config(model=scratch, train=TrainConfig(batch_size=8, accumulate=3))
     with pytest.raises(ConfigError, match=r"train\.accumulate=3.*train\.batch_size=8"):
         validate(config)
-    with pytest.raises(ConfigError, match=r"train\.accumulate=4.*8 images.*4 devices.*divisor of 2"):
-        parallel.check_divisible(8, 4, parts=4)
-    parallel.check_divisible(16, 4, parts=4)
+    with pytest.raises(ConfigError, match=r"train\.accumulate=4.* 2 images.*batch_size=8 on 4 devices.*divisor of 2"):
+        parallel.check_divisible(8, 4, accumulate=4)
+    parallel.check_divisible(16, 4, accumulate=4)

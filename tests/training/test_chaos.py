@@ -1,4 +1,4 @@
-"""The short form of `support/chaos.py`: a run killed at random moments ends as if it had not been, to the bit."""
+"""A run that is killed at random moments ends exactly as an uninterrupted one; a short run of `support/chaos.py`."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from support.launch import ROOT
 
 
 @pytest.mark.slow
-def test_a_run_that_is_killed_at_random_moments(tmp_path):
+def test_run_killed_at_random_moments(tmp_path):
     command = [sys.executable, "-m", "support.chaos", "--kills=2", "--linear", f"--keep={tmp_path}"]
     done = subprocess.run(command, cwd=ROOT / "tests", capture_output=True, text=True, timeout=900)
     print(done.stdout)
     assert done.returncode == 0, done.stdout + done.stderr
     assert int(re.search(r"^(\d+) kills in ", done.stdout, re.MULTILINE)[1]) >= 2
     assert int(re.search(r"^ +(\d+) in a save$", done.stdout, re.MULTILINE)[1]) >= 1
-    assert done.stdout.endswith("every run ended as the undisturbed one, to the bit\n")
+    assert done.stdout.endswith("every run ended exactly as the uninterrupted one\n")

@@ -1,4 +1,4 @@
-"""Two devices with half of the batch each make the step that one device makes with all of it."""
+"""A step on two devices equals the step of one device on the whole batch."""
 
 from __future__ import annotations
 
@@ -25,38 +25,38 @@ STEPS = 3
 
 
 def linear_losses(model, config, variables, batch, keys, rois=None):
-    """In place of the network's: two losses whose counts have little to do with each other."""
+    """Replaces `forward_losses`: two losses with unrelated counts."""
     values = batch.images.astype(jnp.float32).mean((1, 2, 3)) / 255
     objects = jnp.sum(batch.ground_truth.valid, axis=1)
     errors = (variables["params"]["weight"] - values) ** 2
-    there = batch.valid
+    valid = batch.valid
     sums = {
-        "of images": (jnp.sum(jnp.where(there, errors, 0)), jnp.sum(there)),
-        "of objects": (jnp.sum(jnp.where(there, errors * objects, 0)), jnp.sum(jnp.where(there, objects, 0))),
+        "of images": (jnp.sum(jnp.where(valid, errors, 0)), jnp.sum(valid)),
+        "of objects": (jnp.sum(jnp.where(valid, errors * objects, 0)), jnp.sum(jnp.where(valid, objects, 0))),
     }
     return sums, ({"batch_stats": {"mean": jnp.mean(values)}}, {"objects": sums["of objects"][1]})
 
 
 def linear_counts(*arguments):
-    """In place of the drawing of RoIs."""
+    """Replaces `sample_batch_rois`."""
     sums, _ = linear_losses(*arguments)
     return jnp.zeros(()), {name: count for name, (_, count) in sums.items()}
 
 
-@pytest.mark.parametrize("parts", [1, 2])
+@pytest.mark.parametrize("accumulate", [1, 2])
 @pytest.mark.parametrize("count", [1, 2])
-def test_sums_over_devices_and_parts_are_divided_by_counts_of_the_whole_batch(count, parts, monkeypatch):
+def test_losses_are_normalized_by_counts_of_the_global_batch(count, accumulate, monkeypatch):
     monkeypatch.setattr(gradients, "forward_losses", linear_losses)
-    monkeypatch.setattr(gradients, "draw_rois", linear_counts)
+    monkeypatch.setattr(gradients, "sample_batch_rois", linear_counts)
     batch, weight = programs.make_batch((1, 4, 2), seed=1), np.float64(0.7)
-    config = replace(programs.make_config(), train=TrainConfig(batch_size=4, accumulate=parts))
-    find = gradients.make_gradients(build_model(config.model), config, "devices")
+    config = replace(programs.make_config(), train=TrainConfig(batch_size=4, accumulate=accumulate))
+    compute_gradients = gradients.make_gradient_function(build_model(config.model), config, "devices")
     state = {"batch_stats": {"mean": np.float32(0)}}
     shares = jax.tree.map(
         lambda x: x.reshape(count, 4 // count, *x.shape[1:]), (batch, jax.random.split(jax.random.key(0), 4))
     )
     over_devices = jax.vmap(
-        lambda batch, keys: find({"weight": np.float32(weight)}, state, batch, keys), axis_name="devices"
+        lambda batch, keys: compute_gradients({"weight": np.float32(weight)}, state, batch, keys), axis_name="devices"
     )
     found = jax.device_get(jax.jit(over_devices)(*shares))
     for leaf in jax.tree.leaves(found):
@@ -70,18 +70,18 @@ def test_sums_over_devices_and_parts_are_divided_by_counts_of_the_whole_batch(co
     expected = (of_images + of_objects) @ (2 * (weight - values))
     np.testing.assert_allclose(found.gradients["weight"][0], expected, rtol=1e-6)
     assert found.counts["objects"][0] == 7
-    seen = values.reshape(count, parts, -1)[:, -1].mean()  # by the last part of each device
+    seen = values.reshape(count, accumulate, -1)[:, -1].mean()  # of the last micro-batch of each device
     np.testing.assert_allclose(found.statistics["batch_stats"]["mean"][0], seen, rtol=1e-6)
 
 
-def test_where_the_images_lie_does_not_matter(finished_run):
-    """Three images of a batch on two devices, two and one, or one and two: the step is the same."""
+def test_slots_of_images_do_not_matter(finished_run):
+    """Three images on two devices, two and one or one and two, give the same step."""
     config = read_config(finished_run.workdir)
     model = build_model(config.model)
     schedule = make_schedule(config.optimizer, config.train.steps)
     optimizer = make_optimizer(config.optimizer, schedule, finished_run.state.params)
     devices = jax.local_devices()[:2]
-    # That of the run, which is compiled already.
+    # The step of `finished_run`, which is already compiled.
     step = parallel.compile_train_step(
         train.make_train_step(model, config, optimizer, schedule, axis_name=parallel.AXIS_NAME), devices
     )
@@ -101,7 +101,7 @@ def test_where_the_images_lie_does_not_matter(finished_run):
 
 
 def with_both_norms(config):
-    """Synchronized batch norm, also where the devices have different numbers of rows, and group norm."""
+    """Synchronized batch norm, also of RoIs, whose number differs between devices, and group norm."""
     model = config.model
     return replace(
         config,
@@ -126,7 +126,7 @@ def runs(tiny_config):
     optimizer = make_optimizer(config.optimizer, schedule, variables["params"])
     with train_batches(dataset, config) as stream:
         batches = [next(stream) for _ in range(STEPS)]
-    # Uneven shares, so that a mean of the devices' means would show: an image without objects, an empty slot.
+    # Counts differ between devices, so that a mean of per-device means would fail: no objects, an empty slot.
     batches[1].ground_truth.valid[0] = False
     batches[2].valid[3] = False
     start = jax.device_get(create_state(optimizer, variables))
@@ -150,7 +150,7 @@ def runs(tiny_config):
     return two, steps(alone, start, lambda batch: batch, key)
 
 
-@pytest.mark.slow  # as are the tests above, but for synchronized norms of the heads
+@pytest.mark.slow  # adds only the synchronized norms of the heads to the tests above
 def test_losses_and_counts_agree(runs):
     for (_, two), (_, one) in zip(*runs, strict=True):
         assert one.keys() == two.keys()

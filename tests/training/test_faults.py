@@ -1,6 +1,6 @@
-"""What happens to a training when the files and processes around it go away: its words, its exit status, its resume.
+"""Files and processes that disappear during training: messages, exit status, resuming.
 
-Whole runs of train.py in this process, with three parameters in place of the network.
+Runs train.py in this process, with a linear model in place of the network.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from support.launch import ROOT, write_recipe
 
 from mrcnn_jax.data import load_split, train_batches
 from mrcnn_jax.training import train
-from mrcnn_jax.training.evaluations import Evaluations
+from mrcnn_jax.training.evaluations import PeriodicEvaluator
 from mrcnn_jax.training.logs.metrics_log import MetricsLog
 
 pytestmark = pytest.mark.medium
@@ -36,7 +36,7 @@ def stop():
 
 
 class Training:
-    """One run in `folder`, and the data that it reads."""
+    """A run in `folder`, with its data."""
 
     def __init__(self, config, folder, capfd, monkeypatch):
         self.folder, self.workdir, self._capfd, self._monkeypatch = folder, folder / "run", capfd, monkeypatch
@@ -44,7 +44,7 @@ class Training:
         self.config = replace(config, data=data, train=replace(config.train, steps=STEPS))
 
     def __call__(self, *, at_step_5=lambda: None, workers=0) -> tuple[int, str]:
-        """Exit status and words of train.py, when somebody does `at_step_5` as soon as its loss is known."""
+        """Run train.py, calling `at_step_5` when the loss of step 5 is known; return exit status and output."""
         recipe = write_recipe(self.config, self.folder / "recipe.py")
         arguments = [f"--config={recipe}", f"--workdir={self.workdir}", f"--config.data.workers={workers}"]
         self._monkeypatch.setattr(sys, "argv", ["train.py", *arguments])
@@ -64,7 +64,7 @@ class Training:
         return ended.value.code, said.out + said.err
 
     def pixels(self) -> dict[int, int]:
-        """The sum of what each step has seen."""
+        """Return the sum of the pixels of each step."""
         lines = [json.loads(line) for line in (self.workdir / "metrics.jsonl").read_text().splitlines()]
         assert [line["step"] for line in lines] == list(range(1, len(lines) + 1))
         return {line["step"]: line["pixels"] for line in lines}
@@ -78,20 +78,20 @@ class Training:
 @pytest.fixture
 def training(tiny_config, tmp_path, capfd, monkeypatch):
     linear.replace_network(monkeypatch.setattr)
-    monkeypatch.setattr(Evaluations, "finish", lambda *_: {"bbox/AP": 0.5})
+    monkeypatch.setattr(PeriodicEvaluator, "evaluate_final", lambda *_: {"bbox/AP": 0.5})
     return Training(tiny_config, tmp_path, capfd, monkeypatch)
 
 
 @pytest.fixture(scope="module")
 def undisturbed(tiny_config):
-    """What the steps of a run see that nothing happens to."""
+    """The sum of the pixels of each step of an undisturbed run."""
     with train_batches(load_split(tiny_config.data, "train"), tiny_config) as batches:
         pixels = {step: int(next(batches).images.sum(dtype=np.int64)) for step in range(1, STEPS + 1)}
     assert len(set(pixels.values())) == STEPS
     return pixels
 
 
-def test_a_killed_loader_worker(training, undisturbed):
+def test_killed_loader_worker(training, undisturbed):
     def kill():
         os.kill(multiprocessing.active_children()[0].pid, signal.SIGKILL)
 
@@ -105,23 +105,23 @@ def test_a_killed_loader_worker(training, undisturbed):
     assert training.pixels() == undisturbed
 
 
-def test_records_deleted_meanwhile_are_read_to_the_end(training, undisturbed):
-    """A file that is open stays until it is closed."""
+def test_records_deleted_during_training(training, undisturbed):
+    """An open file stays readable until it is closed."""
     status, _ = training(at_step_5=lambda: shutil.rmtree(training.folder / "cache"))
     assert status == 0
     assert training.pixels() == undisturbed
 
 
 def test_records_deleted_before_a_worker_opens_them(training, undisturbed):
-    """Worker processes open the records when they begin, here after the folder is gone."""
+    """Worker processes open the records at their start, here after the folder was deleted."""
     opened = train.train_batches
 
-    def later(*arguments, **named):
+    def delete_first(*arguments, **named):
         shutil.rmtree(training.folder / "cache")
         return opened(*arguments, **named)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(train, "train_batches", later)
+        patch.setattr(train, "train_batches", delete_first)
         status, said = training(workers=1)
     assert status == 2
     assert "the prepared records were removed" in said
@@ -132,11 +132,11 @@ def test_records_deleted_before_a_worker_opens_them(training, undisturbed):
     assert training.pixels() == undisturbed
 
 
-def test_records_cut_short_meanwhile(training, undisturbed):
+def test_records_truncated_during_training(training, undisturbed):
     status, said = training(at_step_5=lambda: os.truncate(training.records("train"), 0))
     assert status == 2
-    assert "this file of prepared records is missing or truncated; start again" in said
-    assert "stays empty" not in said  # no word of single images
+    assert "this file of the prepared records is gone or was cut short; start again" in said
+    assert "stays empty" not in said  # no message about single images
     status, said = training()
     assert status == 0
     assert "16/16 images prepared" in said
@@ -144,7 +144,7 @@ def test_records_cut_short_meanwhile(training, undisturbed):
 
 
 @pytest.mark.parametrize("cut", [False, True])
-def test_records_deleted_or_cut_short_between_two_runs(training, undisturbed, cut):
+def test_records_deleted_or_truncated_between_runs(training, undisturbed, cut):
     assert training(at_step_5=stop)[0] == 143
     if cut:
         os.truncate(training.records("train"), 9)
@@ -156,11 +156,13 @@ def test_records_deleted_or_cut_short_between_two_runs(training, undisturbed, cu
     assert training.pixels() == undisturbed
 
 
-def test_data_deleted_meanwhile_and_between_two_runs(training):
-    """The records hold all that training needs; the next run looks for the data they were made of, and says so."""
+def test_data_deleted_during_training_and_between_runs(training):
+    """Training needs only the records; the next run checks the files that they were made from."""
     training()
     shutil.rmtree(training.workdir)
-    training.config = replace(training.config, data=replace(training.config.data, shapes=None))  # as if it were real
+    training.config = replace(
+        training.config, data=replace(training.config.data, shapes=None)
+    )  # as if it were not procedural
     status, _ = training(at_step_5=lambda: shutil.rmtree(training.folder / "shapes" / "train"))
     assert status == 0
     shutil.rmtree(training.workdir)
@@ -175,7 +177,7 @@ def test_data_deleted_meanwhile_and_between_two_runs(training):
 
 
 @pytest.mark.parametrize("place", ["file", "file/below"])
-def test_workdir_that_cannot_be(training, place):
+def test_unusable_workdir(training, place):
     (training.folder / "file").write_text("not a folder")
     training.workdir = training.folder / place
     status, said = training()
@@ -185,8 +187,8 @@ def test_workdir_that_cannot_be(training, place):
     assert (training.folder / "file").read_text() == "not a folder"
 
 
-def test_torn_metrics(training, undisturbed):
-    """The end of a file after a power failure may be anything."""
+def test_damaged_metrics_file(training, undisturbed):
+    """After a power failure, a file may end in any bytes."""
     assert training(at_step_5=stop)[0] == 143
     with (training.workdir / "metrics.jsonl").open("ab") as file:
         file.write(b'{"step": 6, "loss": 0.\xff\xfe\n12\n\0\0\0{"st')
@@ -194,7 +196,7 @@ def test_torn_metrics(training, undisturbed):
     assert training.pixels() == undisturbed
 
 
-def test_curves_that_cannot_be_drawn_cost_nothing_else(training):
+def test_training_without_writable_tensorboard_files(training):
     training.workdir.mkdir()
     (training.workdir / "tensorboard").write_text("not a folder")
     status, said = training()

@@ -1,4 +1,4 @@
-"""Where a training begins: somebody's weights with another head, a classifier, another run; going on without them."""
+"""Initial weights of a run: other heads, a classifier, another run; resuming without the weight file."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from mrcnn_jax.config import Config
 from mrcnn_jax.errors import ConfigError
 from mrcnn_jax.models.mask_rcnn import build_model, variable_shapes
 from mrcnn_jax.training import init as init_module
-from mrcnn_jax.training.init import initial_variables, starting_point
+from mrcnn_jax.training.init import initial_variables, resolve_init
 from mrcnn_jax.training.train import train
 from mrcnn_jax.weights import detectron2_names, torchvision_names
 from mrcnn_jax.weights.io import weight_files
@@ -38,7 +38,7 @@ def random_variables(model):
 
 @pytest.fixture(scope="module", autouse=True)
 def linear_gradients():
-    """What a training begins with is the same whatever it learns."""
+    """Train with the gradients of a linear model: only the initial weights matter."""
     with pytest.MonkeyPatch.context() as patch:
         linear.replace_gradients(patch.setattr)
         yield
@@ -46,7 +46,7 @@ def linear_gradients():
 
 @pytest.fixture(scope="module")
 def recipe(tiny_config) -> Config:
-    """The tiny recipe with a frozen stem and res2, two steps long; it needs initial weights, and has other pixels."""
+    """The tiny recipe with two steps, frozen stem and res2, which needs `init`, and another normalization of pixels."""
     backbone = dataclasses.replace(tiny_config.model.backbone, norm="frozen_bn", frozen_stages=2)
     train = dataclasses.replace(tiny_config.train, steps=2)
     model = dataclasses.replace(tiny_config.model, backbone=backbone, channel_order="bgr", pixel_std=(1.0, 1.0, 1.0))
@@ -61,7 +61,7 @@ def coco_model(recipe):
 
 @pytest.fixture(scope="module")
 def fine_tuned(recipe, coco_model, linear_gradients, tmp_path_factory):
-    """A run that began with a torchvision state dict of 90 classes, whose file is gone since: config, workdir."""
+    """A run initialized from a torchvision state dict of 90 classes, since deleted: config, workdir."""
     folder = tmp_path_factory.mktemp("fine_tuned")
     file = folder / "coco.safetensors"
     weight_files.write(file, torchvision_names.export_state(coco_model))
@@ -72,7 +72,7 @@ def fine_tuned(recipe, coco_model, linear_gradients, tmp_path_factory):
 
 
 def test_fine_tuning_from_a_head_of_90_classes(fine_tuned, coco_model):
-    """What is frozen stays the file's, the rest has moved on from it, the head is that of the data."""
+    """Frozen layers equal those of the file, others have changed, the head has the classes of the data."""
     config, variables = load_variables(fine_tuned[1])
     assert config.model.num_classes == 5
     assert preprocessing_of(config.model) == TORCHVISION
@@ -84,12 +84,12 @@ def test_fine_tuning_from_a_head_of_90_classes(fine_tuned, coco_model):
     assert params["box_head"]["logits"]["kernel"].shape[-1] == 6
 
 
-def test_going_on_needs_no_file(fine_tuned):
-    """And the recipe as it was given, without what the file decided, is still the same run."""
+def test_resuming_needs_no_weight_file(fine_tuned):
+    """The recipe as given, without the preprocessing of the weights, still belongs to the same run."""
     config, workdir = fine_tuned
     assert preprocessing_of(config.model) != TORCHVISION
     longer = dataclasses.replace(config, train=dataclasses.replace(config.train, steps=3))
-    resolved, variables = starting_point(longer, workdir, jax.random.key(0))
+    resolved, variables = resolve_init(longer, workdir, jax.random.key(0))
     assert variables is None
     assert preprocessing_of(resolved.model) == TORCHVISION
     assert int(train(longer, workdir).step) == 3
@@ -107,7 +107,7 @@ def test_training_from_a_classifier(recipe, coco_model, tmp_path):
     jax.tree.map(np.testing.assert_array_equal, variables["frozen"], coco_model["frozen"])
 
 
-def test_beginning_from_another_run(fine_tuned, recipe, caplog):
+def test_init_from_another_run(fine_tuned, recipe, caplog):
     caplog.set_level(logging.INFO, logger="mrcnn_jax")
     other = dataclasses.replace(recipe, init=str(fine_tuned[1]), model=dataclasses.replace(recipe.model, num_classes=2))
     config, variables = initial_variables(other, jax.random.key(0))
@@ -115,21 +115,22 @@ def test_beginning_from_another_run(fine_tuned, recipe, caplog):
     kept = load_variables(fine_tuned[1])[1]
     jax.tree.map(np.testing.assert_array_equal, variables["params"]["fpn"], kept["params"]["fpn"])
     assert variables["params"]["box_head"]["logits"]["bias"].shape == (3,)
-    assert f"{fine_tuned[1]}: the newest checkpoint" in caplog.messages
+    assert f"{fine_tuned[1]}: initializing from the newest checkpoint" in caplog.messages
 
 
-def test_averaged_weights_are_not_taken_without_a_word(fine_tuned, recipe, monkeypatch, caplog):
+def test_use_of_averaged_weights_is_logged(fine_tuned, recipe, monkeypatch, caplog):
     caplog.set_level(logging.INFO, logger="mrcnn_jax")
     run, variables = load_variables(fine_tuned[1])
     run = dataclasses.replace(run, train=dataclasses.replace(run.train, ema_decay=0.9))
     monkeypatch.setattr(init_module, "load_variables", lambda workdir: (run, variables))
     config = dataclasses.replace(recipe, init=str(fine_tuned[1]), model=run.model)
     initial_variables(config, jax.random.key(0))
-    assert f"{fine_tuned[1]}: the newest checkpoint, the averaged weights (train.ema_decay)" in caplog.messages
+    expected = f"{fine_tuned[1]}: initializing from the newest checkpoint, the averaged weights (train.ema_decay)"
+    assert expected in caplog.messages
 
 
 @pytest.mark.parametrize("name", ["torchvision", "detectron2"])
-def test_exported_runs_come_back(fine_tuned, tmp_path, capsys, name):
+def test_exported_weights_can_be_imported(fine_tuned, tmp_path, capsys, name):
     config, variables = load_variables(fine_tuned[1])
     file = tmp_path / "exported.npz"
     mrcnn(["weights", "export", str(fine_tuned[1]), str(file), f"--format={name}"])
@@ -137,18 +138,18 @@ def test_exported_runs_come_back(fine_tuned, tmp_path, capsys, name):
     jax.tree.map(np.testing.assert_array_equal, import_weights(file, config.model)[1], variables)
 
 
-def test_initial_weights_that_cannot_be_used_are_named(recipe, coco_model, tmp_path):
-    def begin(init):
+def test_unusable_initial_weights_are_named(recipe, coco_model, tmp_path):
+    def initialize(init):
         model = dataclasses.replace(recipe.model, num_classes=3)
         return initial_variables(dataclasses.replace(recipe, init=str(init), model=model), jax.random.key(0))
 
     with pytest.raises(ConfigError, match=r"init: .*nowhere\.npz"):
-        begin("nowhere.npz")
+        initialize("nowhere.npz")
     (tmp_path / "zeros.pth").write_bytes(bytes(4096))
     with pytest.raises(ConfigError, match=r"init: .*zeros\.pth: it is filled with zeros"):
-        begin(tmp_path / "zeros.pth")
+        initialize(tmp_path / "zeros.pth")
     state = detectron2_names.export_state(coco_model)
     del state["backbone.bottom_up.res3.0.conv1.weight"]
     weight_files.write(tmp_path / "incomplete.npz", state)
     with pytest.raises(ConfigError, match=r"do not fit the model:\n  missing: backbone\.bottom_up\.res3\.0\.conv1"):
-        begin(tmp_path / "incomplete.npz")
+        initialize(tmp_path / "incomplete.npz")

@@ -1,4 +1,4 @@
-"""SIGTERM and Ctrl-C: noted or raised, never lost; with a linear model, what is saved when. Runs: `test_stops.py`."""
+"""SIGTERM and Ctrl-C in `SignalHandler`, and in the training loop with a linear model. Runs: `test_stops.py`."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from mrcnn_jax.checkpoints.manager import Checkpointer
 from mrcnn_jax.config import TrainConfig
 from mrcnn_jax.distributed import collectives
 from mrcnn_jax.errors import Interrupted
-from mrcnn_jax.training.interruption import Interruptions
+from mrcnn_jax.training.interruption import SignalHandler
 from mrcnn_jax.training.step import TrainState
 
 pytestmark = pytest.mark.medium
@@ -29,13 +29,13 @@ SIGNALS = pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), 
 
 
 def send(number: int) -> None:
-    """To ourselves; Python runs the handler before this returns."""
+    """Send a signal to this process; Python runs the handler before this returns."""
     os.kill(os.getpid(), number)
 
 
 @pytest.fixture(autouse=True)
 def handlers():
-    """Python's own handlers, which every test has to leave in place."""
+    """Install Python's default handlers, and check that the test has restored them."""
     usual = {signal.SIGTERM: signal.SIG_DFL, signal.SIGINT: signal.default_int_handler}
     before = {number: signal.signal(number, handler) for number, handler in usual.items()}
     yield
@@ -43,12 +43,12 @@ def handlers():
     assert left == usual
 
 
-def end(body: Callable[[Interruptions], None]) -> Interrupted:
-    """The exception that ends `body`."""
+def end(body: Callable[[SignalHandler], None]) -> Interrupted:
+    """Return the exception that ends `body`."""
 
     def run() -> None:
-        with Interruptions() as interruptions:
-            body(interruptions)
+        with SignalHandler() as signals:
+            body(signals)
 
     with pytest.raises(Interrupted) as stopped:
         run()
@@ -56,8 +56,8 @@ def end(body: Callable[[Interruptions], None]) -> Interrupted:
 
 
 @SIGNALS
-def test_a_signal_ends_the_preparation_at_once(number, status):
-    def prepare(interruptions):
+def test_signal_raises_at_once_unless_postponed(number, status):
+    def prepare(signals):
         send(number)
         raise AssertionError("went on")
 
@@ -67,16 +67,16 @@ def test_a_signal_ends_the_preparation_at_once(number, status):
 
 
 @SIGNALS
-def test_a_postponed_signal_waits_until_it_is_asked_for(number, status, capfd):
+def test_postponed_signal_waits_for_should_stop(number, status, capfd):
     said = []
 
-    def train(interruptions):
-        with interruptions.postponed():
-            assert not interruptions.reached()
+    def train(signals):
+        with signals.postponed():
+            assert not signals.should_stop()
             send(number)
             said.append(capfd.readouterr().err)
-            assert interruptions.reached()
-            raise interruptions.interrupted(7)
+            assert signals.should_stop()
+            raise signals.error(7)
 
     stopped = end(train)
     name = {signal.SIGTERM: "SIGTERM", signal.SIGINT: "Ctrl-C"}[number]
@@ -87,12 +87,12 @@ def test_a_postponed_signal_waits_until_it_is_asked_for(number, status, capfd):
 
 
 @SIGNALS
-def test_a_signal_that_nobody_asked_for_is_raised_on_leaving(number, status):
+def test_unhandled_postponed_signal_is_raised_on_exit(number, status):
     done = []
 
-    def train(interruptions):
-        with interruptions.postponed():
-            with interruptions.postponed():  # as an evaluation within the training does
+    def train(signals):
+        with signals.postponed():
+            with signals.postponed():  # as an evaluation during training does
                 send(number)
             done.append("the rest")
         done.append("too much")
@@ -102,11 +102,11 @@ def test_a_signal_that_nobody_asked_for_is_raised_on_leaving(number, status):
 
 
 @pytest.mark.parametrize("first", [signal.SIGTERM, signal.SIGINT])
-def test_only_a_second_ctrl_c_ends_it_at_once(first):
+def test_only_a_second_ctrl_c_raises_at_once(first):
     done = []
 
-    def train(interruptions):
-        with interruptions.postponed():
+    def train(signals):
+        with signals.postponed():
             send(first)
             send(signal.SIGTERM)
             done.append("went on")
@@ -120,7 +120,7 @@ def test_only_a_second_ctrl_c_ends_it_at_once(first):
 
 
 @pytest.mark.parametrize("then", ["train", "nothing"])
-def test_what_a_destructor_swallowed_is_raised_at_the_next_point(then, monkeypatch):
+def test_signal_in_a_destructor_is_raised_later(then, monkeypatch):
     swallowed = []
     monkeypatch.setattr(sys, "unraisablehook", lambda unraisable: swallowed.append(unraisable.exc_type))
 
@@ -128,23 +128,23 @@ def test_what_a_destructor_swallowed_is_raised_at_the_next_point(then, monkeypat
         def __del__(self):
             send(signal.SIGTERM)
 
-    def run(interruptions):
+    def run(signals):
         Array()
         assert swallowed == [Interrupted]
         if then == "train":
-            with interruptions.postponed():
+            with signals.postponed():
                 raise AssertionError("went on")
 
     assert end(run).exit_status == 143
 
 
-def test_outside_the_main_thread_signals_are_left_to_the_caller():
+def test_other_threads_do_not_handle_signals():
     reached = []
 
     def run() -> None:
         before = signal.getsignal(signal.SIGTERM)
-        with Interruptions() as interruptions, interruptions.postponed():
-            reached.append(interruptions.reached())
+        with SignalHandler() as signals, signals.postponed():
+            reached.append(signals.should_stop())
             assert signal.getsignal(signal.SIGTERM) is before
         reached.append("end")
 
@@ -157,11 +157,11 @@ def test_outside_the_main_thread_signals_are_left_to_the_caller():
 def test_an_ignored_signal_stays_ignored(capfd):
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # nohup train.py &
     try:
-        with Interruptions() as interruptions:
+        with SignalHandler() as signals:
             send(signal.SIGINT)
-            with interruptions.postponed():
+            with signals.postponed():
                 send(signal.SIGINT)
-                assert not interruptions.reached()
+                assert not signals.should_stop()
         assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
     finally:
         signal.signal(signal.SIGINT, before)
@@ -169,19 +169,19 @@ def test_an_ignored_signal_stays_ignored(capfd):
 
 
 class Service:
-    """JAX's preemption service as one process sees it: hears SIGTERM, and agrees on the next tick but `ahead`."""
+    """Fake of JAX's preemption service: after SIGTERM, stops `ahead` calls later."""
 
     def __init__(self, monkeypatch, ahead: int):
-        self.ahead, self.heard, self.ticks, self.agreed = ahead, 0, [], -1
+        self.ahead, self.received, self.ticks, self.agreed = ahead, 0, [], -1
         monkeypatch.setattr(jax, "process_count", lambda: 2)
         monkeypatch.setattr(collectives, "enable_preemption_sync", self.watch)
         monkeypatch.setattr(multihost_utils, "reached_preemption_sync_point", self.reached)
 
     def watch(self) -> None:
-        signal.signal(signal.SIGTERM, self.hear)
+        signal.signal(signal.SIGTERM, self.receive)
 
-    def hear(self, *_: object) -> None:
-        self.heard += 1
+    def receive(self, *_: object) -> None:
+        self.received += 1
         if self.agreed < 0:
             self.agreed = len(self.ticks) + self.ahead
 
@@ -191,27 +191,27 @@ class Service:
 
 
 @SIGNALS
-def test_several_processes_stop_where_they_agree(number, status, monkeypatch, capfd):
+def test_several_processes_stop_at_the_agreed_call(number, status, monkeypatch, capfd):
     service = Service(monkeypatch, ahead=2)
     asked = []
 
-    def train(interruptions):
-        with interruptions.postponed():
-            asked.append(interruptions.reached())
+    def train(signals):
+        with signals.postponed():
+            asked.append(signals.should_stop())
             send(number)
             while not asked[-1]:
-                asked.append(interruptions.reached())
-            assert interruptions.reached()
-            raise interruptions.interrupted(4)
+                asked.append(signals.should_stop())
+            assert signals.should_stop()
+            raise signals.error(4)
 
-    assert end(train).exit_status == status  # of Ctrl-C only where it was typed
+    assert end(train).exit_status == status  # that of Ctrl-C only in the process that received it
     assert asked == [False, False, False, True]
     assert service.ticks == [0, 1, 2, 3]
-    assert service.heard == 1
+    assert service.received == 1
     assert capfd.readouterr().err.count("finishing this step") == 1
 
 
-def test_a_signal_right_before_the_loop_reaches_all_processes(monkeypatch):
+def test_signal_right_before_the_loop_stops_all_processes(monkeypatch):
     service = Service(monkeypatch, ahead=1)
     watch = service.watch
 
@@ -219,40 +219,40 @@ def test_a_signal_right_before_the_loop_reaches_all_processes(monkeypatch):
         send(signal.SIGTERM)
         watch()
 
-    def train(interruptions):
-        with interruptions.postponed():
-            assert [interruptions.reached() for _ in range(2)] == [False, True]
-            raise interruptions.interrupted(0)
+    def train(signals):
+        with signals.postponed():
+            assert [signals.should_stop() for _ in range(2)] == [False, True]
+            raise signals.error(0)
 
     monkeypatch.setattr(collectives, "enable_preemption_sync", late)
     end(train)
-    assert service.heard == 1
+    assert service.received == 1
 
 
-def test_ticks_go_on_from_the_training_to_the_report(monkeypatch):
+def test_sync_points_are_numbered_across_postponed_blocks(monkeypatch):
     service = Service(monkeypatch, ahead=0)
-    with Interruptions() as interruptions:
+    with SignalHandler() as signals:
         for _ in range(2):
-            with interruptions.postponed():
-                interruptions.reached()
-    assert service.ticks == [0, 1, 2, 3]  # each asks once more on leaving
+            with signals.postponed():
+                signals.should_stop()
+    assert service.ticks == [0, 1, 2, 3]  # each block calls once more on exit
 
 
 class Calls:
-    """What the loop does, and a signal right after the first time that it does `when`."""
+    """Records the calls of the loop, and sends a signal after the first call `when`."""
 
     def __init__(self, when: str = "", number: int = signal.SIGTERM):
-        self.when, self.number, self.made = when, number, []
+        self.when, self.number, self.recorded = when, number, []
 
     def __call__(self, what: str) -> None:
-        self.made.append(what)
+        self.recorded.append(what)
         if what == self.when:
             self.when = ""
             send(self.number)
 
 
 def fit(workdir, calls: Calls, *, steps=8, every=3) -> TrainState:
-    """Train the linear model, with measurements after every fifth step."""
+    """Train the linear model, with an evaluation after step 5."""
     config = TrainConfig(steps=steps, batch_size=4, checkpoint_every=every)
 
     def train_step(state, batch, key):
@@ -265,28 +265,28 @@ def fit(workdir, calls: Calls, *, steps=8, every=3) -> TrainState:
             super().save(step, state)
             calls(f"save {step}")
 
-    def measure(step, state):
+    def evaluate(step, state):
         for image in range(4):
             calls(f"image {image}")
-            if interruptions.reached():
-                raise interruptions.interrupted()
+            if signals.should_stop():
+                raise signals.error()
         return {}
 
     sink = MagicMock()
     sink.advance = lambda step: calls(f"log {step}")
     train_step.traces = 0
-    evaluations = SimpleNamespace(
-        due=lambda step: step == 5, measure=measure, pictures=lambda _: {}, exhausted=lambda: False
+    evaluator = SimpleNamespace(
+        is_due=lambda step: step == 5, evaluate=evaluate, overlays=lambda _: {}, patience_exhausted=lambda: False
     )
-    with Interruptions() as interruptions:
+    with SignalHandler() as signals:
         return linear.fit(
             workdir,
             config,
             sink,
             train_step=train_step,
             checkpointer=Saving,
-            interruptions=interruptions,
-            evaluations=evaluations,
+            signals=signals,
+            evaluator=evaluator,
         )
 
 
@@ -296,14 +296,14 @@ def saved_steps(workdir):
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory) -> TrainState:
-    """The end of a run that nothing happens to."""
+    """The final state of an uninterrupted run."""
     return fit(tmp_path_factory.mktemp("whole"), Calls())
 
 
-# When the signal comes, what the run says, and the last step that is saved then. Steps are queued one ahead.
+# The call after which the signal comes, the message, and the saved steps. One step is queued ahead.
 @SIGNALS
 @pytest.mark.parametrize(
-    ("when", "said", "saved"),
+    ("when", "message", "saved"),
     [
         ("step", "saved at step 1", [1]),
         ("log 3", "saved at step 4", [3, 4]),
@@ -312,23 +312,23 @@ def whole(tmp_path_factory) -> TrainState:
         ("save 8", "stopped", [3, 5, 6, 8]),
     ],
 )
-def test_the_same_call_goes_on_after_a_signal(when, said, saved, number, status, tmp_path, whole):
-    with pytest.raises(Interrupted, match=rf": {said}; the same command") as stopped:
+def test_run_resumes_after_a_signal(when, message, saved, number, status, tmp_path, whole):
+    with pytest.raises(Interrupted, match=rf": {message}; the same command") as stopped:
         fit(tmp_path / "parts", Calls(when, number))
     assert stopped.value.exit_status == status
     assert saved_steps(tmp_path / "parts") == saved
     calls = Calls()
     parts = fit(tmp_path / "parts", calls)
     jax.tree.map(np.testing.assert_array_equal, whole, parts)
-    assert calls.made.count("step") == 8 - saved[-1]
-    assert [call for call in calls.made if call.startswith("image")] == (
+    assert calls.recorded.count("step") == 8 - saved[-1]
+    assert [call for call in calls.recorded if call.startswith("image")] == (
         [f"image {image}" for image in range(4)] if saved[-1] <= 5 else []
     )
 
 
-def test_no_more_than_the_queued_step_is_done_after_a_signal(tmp_path):
+def test_only_the_queued_step_is_done_after_a_signal(tmp_path):
     calls = Calls("log 4")
     with pytest.raises(Interrupted):
         fit(tmp_path, calls, every=100)
-    made = calls.made[calls.made.index("log 4") + 1 :]
+    made = calls.recorded[calls.recorded.index("log 4") + 1 :]
     assert made == ["log 5", "save 5"]

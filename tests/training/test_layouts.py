@@ -1,8 +1,7 @@
-"""A run that moves from 1 process with 4 devices to 2 with 2 is the run that does not move.
+"""A run that continues with another number of processes gives the same result: 1 x 4 devices, then 2 x 2.
 
-The program of a device is the same in all layouts, and what it gets is equal to the bit. Only the sums over devices
-are added up in another order, which changes their last digit. That a digit stays a digit over some steps is up to the
-configuration, see `steady`.
+The program of a device and its inputs are the same in all layouts. Only sums over devices are computed in another
+order, which changes their last digit. `stable` gives a configuration in which this difference does not grow.
 """
 
 from __future__ import annotations
@@ -27,16 +26,15 @@ STEPS, SAVED = 9, 3
 TOLERANCE = 1e-5
 
 
-def steady(config: Config) -> Config:
-    """A configuration in which no choice hangs on the last digit of a number.
+def stable(config: Config) -> Config:
+    """Return a configuration without discrete choices that depend on the last digit of a number.
 
-    Detection is chaotic: of two boxes whose scores differ in the last digit, one is a proposal in one layout and the
-    other in another. And who changes places in the list of proposals gets another's noise, and may be sampled in its
-    place. So nothing is chosen by scores here: all 341 anchors become proposals (`rpn`), and all proposals and objects
-    are sampled (`roi`). Cells of masks are not rounded to 0 or 1, and losses of boxes have no kink. What is left are
-    thresholds of overlaps, and few boxes come within a seventh digit of one.
+    Usually, of two boxes whose scores differ in the last digit, one is a proposal in one layout and the other in
+    another, and the order of proposals determines which are sampled. Here all 341 anchors become proposals (`rpn`), and
+    all proposals and objects are sampled (`roi`). Mask targets are not rounded, and box losses are smooth. Only IoU
+    thresholds remain, and few boxes are that close to one.
 
-    Batch norm of backbone, pyramid and mask head adds its statistics up over all devices, too.
+    Batch norm of backbone, FPN and mask head also sums its statistics over all devices.
     """
     model = config.model
     model = replace(
@@ -62,30 +60,30 @@ def steady(config: Config) -> Config:
     return replace(
         config,
         model=model,
-        data=replace(config.data, shapes=replace(shapes, eval_images=5)),  # of the second batch three slots are empty
+        data=replace(config.data, shapes=replace(shapes, eval_images=5)),  # three slots of the second batch are empty
         optimizer=replace(config.optimizer, learning_rate=0.001),
         train=replace(config.train, steps=STEPS, checkpoint_every=SAVED, keep_checkpoints=3),
     )
 
 
 class Runs:
-    """Runs of one configuration, each in a folder named after the layouts that it went through."""
+    """Runs of one configuration, each in a folder named after its layouts."""
 
     def __init__(self, config: Config, folder: Path):
         self.folder = folder
         self.recipe = write_recipe(config, folder / "recipe.py")
 
     def train(self, name: str, layout: str) -> Path:
-        """The workdir of the run `name`, trained, or trained on, to its end."""
+        """Train or resume the run `name` to its end; return its work directory."""
         processes, devices = LAYOUTS[layout]
         command = ["train.py", f"--config={self.recipe}", f"--workdir={self.folder / name}"]
-        with launch(command, self.folder / f"{name} says", processes=processes, devices=devices) as job:
+        with launch(command, self.folder / f"{name} output", processes=processes, devices=devices) as job:
             said = job.succeed(timeout=1500)
         assert f"4 devices (cpu) in {processes} process" in said
         return self.folder / name
 
     def move(self, before: str, step: int, layout: str) -> Path:
-        """Take the run `before`, as it was when `step` was its last checkpoint, to its end in another layout."""
+        """Copy the run `before` with its checkpoints up to `step`, and finish it in another layout."""
         name = f"{before}-{layout}"
         shutil.copytree(self.folder / before, self.folder / name)
         for checkpoint in (self.folder / name / "checkpoints").iterdir():
@@ -96,7 +94,7 @@ class Runs:
 
 
 def check_equal(first: Path, second: Path) -> None:
-    """Losses of every step, final parameters and statistics, and what the evaluation found."""
+    """Compare the losses of every step, the final variables, and the results of the evaluation."""
     rows, others = metrics(first), metrics(second)
     assert [row["step"] for row in rows] == [row["step"] for row in others] == list(range(1, STEPS + 1))
     for row, other in zip(rows, others, strict=True):
@@ -113,7 +111,7 @@ def metrics(workdir: Path) -> list[dict[str, float]]:
 
 
 def check_results(first: Path, second: Path) -> None:
-    """The same detections, and so the same scores."""
+    """Compare detections and metrics."""
     found, others = (json.loads((folder / "results.json").read_text()) for folder in (first, second))
     assert len(found) == len(others) > 0
     for record, other in zip(found, others, strict=True):
@@ -123,7 +121,7 @@ def check_results(first: Path, second: Path) -> None:
     assert json.loads((first / "metrics.json").read_text()) == json.loads((second / "metrics.json").read_text())
 
 
-def test_a_run_may_move_between_layouts(tiny_config: Config, tmp_path: Path) -> None:
+def test_run_moves_between_layouts(tiny_config: Config, tmp_path: Path) -> None:
     """Three steps in one process, six in two."""
-    runs = Runs(steady(tiny_config), tmp_path)
+    runs = Runs(stable(tiny_config), tmp_path)
     check_equal(runs.train("1x4", "1x4"), runs.move("1x4", SAVED, "2x2"))

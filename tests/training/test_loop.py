@@ -1,4 +1,4 @@
-"""The loop around the train step, with a linear model in place of the network."""
+"""The training loop, with a linear model in place of the network."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from mrcnn_jax.config import Config, KeypointHeadConfig, ModelConfig, TrainConfi
 from mrcnn_jax.data.categories import Categories, KeypointSchema
 from mrcnn_jax.errors import ConfigError, NonFiniteLossError
 from mrcnn_jax.training import parallel
-from mrcnn_jax.training.loop import non_finite
+from mrcnn_jax.training.loop import nonfinite_loss_error
 from mrcnn_jax.training.step import TrainState
 from mrcnn_jax.training.train import with_categories
 
@@ -62,7 +62,7 @@ def test_every_step_is_logged_and_saved_on_time(tmp_path):
     assert train_step.traces == 2  # two shapes of images, eight steps
 
 
-def test_longer_run_continues_to_the_bit(tmp_path):
+def test_resumed_run_equals_an_uninterrupted_one(tmp_path):
     whole = fit(tmp_path / "whole", steps=8)
     fit(tmp_path / "parts", steps=5)
     parts = fit(tmp_path / "parts", steps=8)
@@ -71,9 +71,9 @@ def test_longer_run_continues_to_the_bit(tmp_path):
     jax.tree.map(np.testing.assert_array_equal, whole.state, parts.state)
 
 
-# The bad step right before a checkpoint, right after one, and the last of the run.
+# A bad step right before a checkpoint, right after one, and at the end of the run.
 @pytest.mark.parametrize(("bad", "saved"), [(6, [3]), (4, [3]), (8, [3, 6])])
-def test_bad_loss_stops_with_step_and_images_and_is_never_saved(tmp_path, bad, saved):
+def test_nonfinite_loss_stops_the_run_and_is_not_saved(tmp_path, bad, saved):
     with pytest.raises(NonFiniteLossError) as error:
         fit(tmp_path, poisoned=(bad - 1,))
     assert error.value.step == bad
@@ -85,28 +85,28 @@ def test_bad_loss_stops_with_step_and_images_and_is_never_saved(tmp_path, bad, s
         assert np.isfinite(checkpointer.restore_latest(linear.start()).params["weight"])
 
 
-def test_bad_steps_are_left_out_up_to_a_limit_that_outlives_a_restart(tmp_path, caplog):
+def test_nonfinite_steps_are_skipped_up_to_a_limit(tmp_path, caplog):
     poisoned = (1, 5)
     first = fit(tmp_path, steps=4, poisoned=poisoned, max_skipped=1)
-    assert "step 2 is left out" in caplog.text
-    assert "1 of at most 1" in caplog.text
+    assert "step 2 is skipped" in caplog.text
+    assert "skipped so far: 1, train.max_skipped=1" in caplog.text
     assert sorted(step for step, loss in first.losses.items() if loss is None) == [2]
-    with pytest.raises(NonFiniteLossError, match=r"left out before it, as train\.max_skipped allows: 1") as error:
+    with pytest.raises(NonFiniteLossError, match=r"skipped before it, as train\.max_skipped allows: 1") as error:
         fit(tmp_path, poisoned=poisoned, max_skipped=1)
     assert error.value.step == 6
-    assert "train.max_skipped=2 leaves it out" in str(error.value)
-    with pytest.raises(ConfigError, match=r"train\.max_skipped=0, but the run has left out 1"):
+    assert "train.max_skipped=2 it skips the step" in str(error.value)
+    with pytest.raises(ConfigError, match=r"train\.max_skipped=0, but the run has skipped 1"):
         fit(tmp_path, poisoned=poisoned, max_skipped=0)
     assert int(fit(tmp_path, poisoned=poisoned, max_skipped=2).state.skipped) == 2
 
 
-def test_error_without_a_file_speaks_of_none():
-    error = non_finite(3, [7], {"loss": np.inf, "skipped": 1}, "")
+def test_error_without_a_file_does_not_suggest_replay():
+    error = nonfinite_loss_error(3, [7], {"loss": np.inf, "skipped": 1}, "")
     assert "replay" not in str(error)
-    assert "replay 'a b.npz'" in str(non_finite(3, [7], {"loss": np.inf, "skipped": 1}, "a b.npz"))
+    assert "replay 'a b.npz'" in str(nonfinite_loss_error(3, [7], {"loss": np.inf, "skipped": 1}, "a b.npz"))
 
 
-def test_array_of_the_host_that_gets_into_the_loop_is_an_error(tmp_path, monkeypatch):
+def test_implicit_transfer_in_the_loop_is_an_error(tmp_path, monkeypatch):
     monkeypatch.setattr(parallel, "place_batch", lambda batch, devices: jax.tree.map(lambda x: x[None], batch))
     with pytest.raises(jax.errors.JaxRuntimeError, match="Disallowed host-to-device transfer"):
         fit(tmp_path)
@@ -122,7 +122,7 @@ def test_categories_come_from_the_data():
 
 
 @pytest.mark.parametrize("model", [ModelConfig(num_classes=3), ModelConfig(num_classes=2, category_ids=(3, 9))])
-def test_other_categories_are_refused(model):
+def test_other_categories_are_rejected(model):
     with pytest.raises(ConfigError, match=r"model\.num_classes=.*2 categories of the data, \(3, 8\)"):
         with_categories(Config(model=model), CATEGORIES)
 

@@ -1,4 +1,4 @@
-"""Synchronized batch norm and bfloat16: what they have to do with one device's float32, in numbers."""
+"""Synchronized batch norm and bfloat16, compared with one device and float32."""
 
 from __future__ import annotations
 
@@ -24,25 +24,27 @@ KEY = jax.random.key(7)
 
 
 def on_two_devices(function: Any, *, mapped: int) -> Any:
-    """`function` with its last `mapped` arguments cut into halves, one a device; its results are the same on both, but
-    those of key "cut", which are put together."""
+    """Run `function` with its last `mapped` arguments split over two devices.
+
+    Its results are a dict: those of key "same" are replicated, those of key "split" are concatenated.
+    """
     mesh = Mesh(np.asarray(jax.local_devices()[:2]), (AXIS,))
 
-    def spread(*args: Any) -> Any:
+    def run(*args: Any) -> Any:
         specs = (PartitionSpec(),) * (len(args) - mapped) + (PartitionSpec(AXIS),) * mapped
-        out = {"same": PartitionSpec(), "cut": PartitionSpec(AXIS)}
+        out = {"same": PartitionSpec(), "split": PartitionSpec(AXIS)}
         inner = jax.shard_map(function, mesh=mesh, in_specs=specs, out_specs=out, check_vma=False)
         return jax.jit(inner)(*args)
 
-    return spread
+    return run
 
 
 ROWS = {"all": [1, 1, 1, 1], "an empty slot": [1, 1, 1, 0], "an empty device": [1, 1, 0, 0], "none": [0, 0, 0, 0]}
 
 
 @pytest.mark.parametrize("rows", ROWS.values(), ids=ROWS.keys())
-def test_synchronized_batch_norm_is_that_of_the_whole_batch(rows):
-    """Output, gradients and running statistics, against numpy's moments of the rows that count, in float64."""
+def test_synchronized_batch_norm_equals_that_of_the_whole_batch(rows):
+    """Output, gradients and running statistics, against moments of the valid rows by NumPy in float64."""
     rng = np.random.default_rng(0)
     x = rng.normal(3, 2, (4, 5, 6, 8)).astype(np.float32)
     weights = rng.normal(size=x.shape).astype(np.float32)
@@ -60,7 +62,7 @@ def test_synchronized_batch_norm_is_that_of_the_whole_batch(rows):
 
         (of_params, of_x), (y, after) = jax.grad(loss, argnums=(0, 1), has_aux=True)(params, x)
         of_params = of_params if axis_name is None else jax.lax.psum(of_params, axis_name)
-        return {"same": (of_params, after), "cut": (of_x, y)}
+        return {"same": (of_params, after), "split": (of_x, y)}
 
     one = run("bn", None, params, x, weights, valid)
     two = on_two_devices(lambda *args: run("sync_bn", AXIS, *args), mapped=3)(params, x, weights, valid)
@@ -71,7 +73,7 @@ def test_synchronized_batch_norm_is_that_of_the_whole_batch(rows):
     before = statistics["norm"]
     mean, var = (counted.mean(0), counted.var(0)) if valid.any() else (before["mean"], before["var"])
     y = (x - mean) / np.sqrt(var + 1e-5) * params["norm"]["scale"] + params["norm"]["bias"]
-    np.testing.assert_allclose(one["cut"][1], y, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(one["split"][1], y, rtol=1e-5, atol=1e-5)
     if valid.any():
         expected = 0.9 * before["mean"] + 0.1 * mean, 0.9 * before["var"] + 0.1 * counted.var(0, ddof=1)
     else:
@@ -80,9 +82,8 @@ def test_synchronized_batch_norm_is_that_of_the_whole_batch(rows):
     np.testing.assert_allclose((after["mean"], after["var"]), expected, rtol=1e-5, atol=1e-6)
 
 
-def test_empty_slot_has_no_part_in_batch_statistics():
-    """Features, gradients and statistics of two devices are those of one with the images alone, whatever an empty slot
-    holds."""
+def test_empty_slot_does_not_count_in_batch_statistics():
+    """Two devices with an empty slot, of any content, equal one device without it."""
     batch = programs.make_batch((2, 2, 2, 2))
     config = programs.make_config("sync_bn", fpn=FPNConfig(channels=16, norm="sync_bn"))
     model, (_, params, state, *_) = build_model(config.model), programs.make_state(config)
@@ -96,30 +97,29 @@ def test_empty_slot_has_no_part_in_batch_statistics():
 
         gradient, (features, statistics) = jax.grad(loss, has_aux=True)(params)
         gradient = gradient if axis_name is None else jax.lax.psum(gradient, axis_name)
-        return {"same": (gradient, statistics), "cut": jnp.where(valid[:, None, None, None], features, 0.0)}
+        return {"same": (gradient, statistics), "split": jnp.where(valid[:, None, None, None], features, 0.0)}
 
     images, sizes = batch.images.copy(), batch.image_sizes
     valid = np.array([True, True, True, False])
     alone = jax.jit(lambda *args: run(None, *args))
     expected = alone(params, images[:3], sizes[:3], valid[:3])
-    assert np.abs(expected["cut"]).max() > 0.1
+    assert np.abs(expected["split"]).max() > 0.1
     images[3] = np.random.default_rng(9).integers(0, 256, images[3].shape)
     spread = on_two_devices(lambda *args: run(AXIS, *args), mapped=3)
     found = spread(params, images, sizes, valid)
-    np.testing.assert_allclose(found["cut"][:3], expected["cut"], rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(found["split"][:3], expected["split"], rtol=1e-4, atol=1e-4)
     jax.tree.map(assert_close_to_largest, found["same"], expected["same"])
 
 
 def assert_close_to_largest(actual: Any, expected: Any) -> None:
-    """Sums of some thousand terms; through batch norms gradients are differences of large numbers."""
+    """Sums of some thousand terms; gradients through batch norm are differences of large numbers."""
     assert np.abs(actual - expected).max() <= 1e-4 * max(np.abs(expected).max(), 1e-2)
 
 
 @pytest.fixture(scope="module")
 def runs() -> dict[str, Any]:
-    """(states, metrics) of six steps from the same parameters, for each type that features are computed in."""
+    """(state, metrics) of six steps from the same parameters, for each compute dtype."""
     wide = programs.one_device()
-    # Another type is another program.
     narrow = jax.jit(programs.make_step(programs.make_config(compute_dtype="bfloat16")))
     found = {}
     for dtype, step in (("float32", wide.step), ("bfloat16", narrow)):
@@ -131,7 +131,7 @@ def runs() -> dict[str, Any]:
     return found
 
 
-def test_bfloat16_losses_are_those_of_float32(runs):
+def test_bfloat16_losses_are_close_to_float32(runs):
     (_, narrow), (_, wide) = runs["bfloat16"][0], runs["float32"][0]
     for name in [name for name in wide if name.startswith("loss")]:
         # A rounding is 2 ** -9 = 0.2 % of a feature; some twenty in a row, of random signs.
@@ -140,7 +140,7 @@ def test_bfloat16_losses_are_those_of_float32(runs):
     assert narrow["loss"] != wide["loss"]
 
 
-def test_bfloat16_gradient_points_where_that_of_float32_does(runs):
+def test_bfloat16_gradient_has_the_direction_of_float32(runs):
     """The momentum after one step is the gradient."""
 
     def gradient(outcome: Any) -> np.ndarray:
@@ -159,21 +159,21 @@ def test_bfloat16_learns(runs):
 
 
 def test_bfloat16_leaves_the_state_in_float32(runs):
-    """Parameters, momentum and all else that is kept, so that small updates are not lost."""
+    """So that small updates are not lost."""
     state, metrics = runs["bfloat16"][-1]
     assert {leaf.dtype.name for leaf in jax.tree.leaves((state, metrics))} <= {"float32", "int32", "bool"}
 
 
-def test_devices_add_up_in_float32():
-    """Everything that crosses devices: losses, counts, gradients, moments of batch norms and their gradients."""
+def test_reductions_over_devices_are_float32():
+    """Losses, counts, gradients, moments of batch norm and their gradients."""
     config = programs.make_config("sync_bn", compute_dtype="bfloat16")
     variables = variable_shapes(build_model(config.model))
     state = jax.eval_shape(lambda variables: create_state(programs.OPTIMIZER, variables), variables)
     mesh = Mesh(np.asarray(jax.local_devices()[:2]), (AXIS,))
     specs = (PartitionSpec(), PartitionSpec(AXIS), PartitionSpec())
     step = programs.make_step(config, axis_name=AXIS)
-    spread = jax.shard_map(step, mesh=mesh, in_specs=specs, out_specs=PartitionSpec(), check_vma=False)
-    text = jax.jit(spread).lower(state, programs.make_batch((2, 2, 2, 2)), KEY).as_text()
+    sharded = jax.shard_map(step, mesh=mesh, in_specs=specs, out_specs=PartitionSpec(), check_vma=False)
+    text = jax.jit(sharded).lower(state, programs.make_batch((2, 2, 2, 2)), KEY).as_text()
     lines = text.splitlines()
     types = []
     for index, line in enumerate(lines):

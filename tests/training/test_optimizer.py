@@ -59,7 +59,7 @@ def run_jax(config: OptimizerConfig, *, frozen=None, gradient_scale: float = 1.0
 def run_torch(
     config: OptimizerConfig, *, trained=lambda path: True, factor=lambda path: 1.0, gradient_scale: float = 1.0
 ):
-    """The same run by torch.optim, with a group for each parameter: its own decay, its own learning rate."""
+    """The same run with torch.optim, with one parameter group per parameter."""
     torch = pytest.importorskip("torch")
     schedule = make_schedule(config, STEPS)
     leaves, structure = jax.tree_util.tree_flatten_with_path(tree(0))
@@ -106,11 +106,11 @@ def test_clipping_equals_torch_and_ignores_frozen_gradients():
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, **CLOSE), ours, torchs)
 
 
-# The longest path decides, in whatever order they stand.
+# The longest matching path counts, in any order.
 FACTORS = (("backbone", 0.1), ("backbone/res2/conv1", 0.5), ("backbone/res2", 3.0), ("box_head/classes/bias", 0.25))
 
 
-def factor_of(path) -> float:
+def multiplier_of(path) -> float:
     name = "/".join(key.key for key in path)
     if name.startswith("backbone/res2"):
         return 0.5 if name == "backbone/res2/conv1/kernel" else 3.0
@@ -121,23 +121,23 @@ def factor_of(path) -> float:
 @pytest.mark.parametrize("clip_norm", [None, 1.0], ids=["free", "clipped"])
 @pytest.mark.parametrize("config", [SGD, ADAMW], ids=["sgd", "adamw"])
 def test_lr_multipliers_equal_torchs_parameter_groups(config, clip_norm):
-    """Also with frozen parameters, which no factor wakes, and clipped: the norm does not know of factors."""
+    """Also with frozen parameters, and with clipping, whose norm does not depend on the multipliers."""
     config = dataclasses.replace(config, lr_multipliers=FACTORS, clip_norm=clip_norm)
     ours, _ = run_jax(config, frozen=lambda path: "stem" in path)
-    torchs = run_torch(config, trained=lambda path: path[1].key != "stem", factor=factor_of)
+    torchs = run_torch(config, trained=lambda path: path[1].key != "stem", factor=multiplier_of)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, **CLOSE), ours, torchs)
 
 
 @pytest.mark.parametrize("name", ["sgd", "adamw"])
 def test_lr_multipliers_scale_the_first_update(name):
-    """Without torch: of one step from the same state, decay included."""
+    """Without torch: one step from the same state, with weight decay."""
     config = OptimizerConfig(name=name, learning_rate=1.0, milestones=(), warmup_steps=0, weight_decay=0.5)
 
     def updates(config):
         optimizer = make_optimizer(config, make_schedule(config, 1), tree(0))
         return optimizer.update(tree(1), optimizer.init(tree(0)), tree(0))[0]
 
-    expected = jax.tree_util.tree_map_with_path(lambda path, u: u * np.float32(factor_of(path)), updates(config))
+    expected = jax.tree_util.tree_map_with_path(lambda path, u: u * np.float32(multiplier_of(path)), updates(config))
     jax.tree.map(np.testing.assert_array_equal, updates(dataclasses.replace(config, lr_multipliers=FACTORS)), expected)
 
 
@@ -147,17 +147,17 @@ def test_lr_multipliers_scale_the_first_update(name):
         ("backbon", "did you mean 'backbone'"),
         ("backbone/", "did you mean 'backbone'"),
         ("backbone/res3", "did you mean 'backbone/res2'"),
-        ("roi", "the parts of the model are backbone, box_head"),
+        ("roi", "the modules of the model are backbone, box_head"),
     ],
 )
-def test_lr_multipliers_of_nothing_are_refused(path, hint):
+def test_lr_multipliers_that_match_nothing_are_rejected(path, hint):
     config = OptimizerConfig(lr_multipliers=(("backbone", 0.1), (path, 0.5)))
     with pytest.raises(ConfigError, match=f"optimizer.lr_multipliers: the model has no parameters '{path}'; {hint}"):
         make_optimizer(config, make_schedule(config, 90_000), tree(0))
 
 
 @pytest.mark.parametrize("config", [SGD, ADAMW], ids=["sgd", "adamw"])
-def test_frozen_parameters_keep_their_bits_and_hold_no_state(config):
+def test_frozen_parameters_do_not_change_and_have_no_state(config):
     frozen = jax.tree_util.tree_map_with_path(lambda path, _: path[0].key == "backbone", tree(0))
     params, state = run_jax(config, frozen=frozen)
     jax.tree.map(np.testing.assert_array_equal, params["backbone"], tree(0)["backbone"])
@@ -168,7 +168,7 @@ def test_frozen_parameters_keep_their_bits_and_hold_no_state(config):
     assert sum(held) == copies * head_size
 
 
-def test_norms_do_not_decay():
+def test_norms_have_no_weight_decay():
     config = OptimizerConfig(learning_rate=1.0, milestones=(), warmup_steps=0, weight_decay=0.5, momentum=0.0)
     params = tree(0)
     optimizer = make_optimizer(config, make_schedule(config, 1), params)
@@ -232,7 +232,7 @@ def test_frozen_paths(stages, names):
 
 @pytest.mark.parametrize(("stages", "blocks"), [(0, 0), (1, 0), (2, 3), (3, 5), (4, 11), (5, 16)])
 def test_frozen_blocks_of_efficientnet(stages, blocks):
-    """C2..C5 are what blocks 2, 4, 10 and 15 make (strides 4, 8, 16, 32)."""
+    """C2..C5 are the outputs of blocks 2, 4, 10 and 15 (strides 4, 8, 16, 32)."""
     frozen = frozen_paths(ModelConfig(backbone=BackboneConfig("efficientnet_lite0", frozen_stages=stages)))
     assert [frozen(("backbone", f"block{i}", "project", "kernel")) for i in range(16)] == [
         i < blocks for i in range(16)

@@ -1,4 +1,4 @@
-"""pmap: one value of the state, one compilation for each shape, batches cut evenly."""
+"""Data parallelism: results, compilations, donation, placement of batches."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def make_batch(size: int, height: int = 4, seed: int = 0) -> Batch:
 
 
 def step(state: State, batch: Batch, key: jax.Array):
-    """Adds up all pixels, each with noise of its image's own."""
+    """Sum all pixels, plus noise per image."""
     noise = jax.vmap(lambda index: jax.random.randint(jax.random.fold_in(key, index), (), 0, 100))(batch.indices)
     pixels = jnp.sum(batch.images.astype(jnp.int32), axis=(1, 2, 3)) + noise
     total = jax.lax.psum(jnp.sum(pixels), parallel.AXIS_NAME)
@@ -78,13 +78,13 @@ def test_one_compilation_for_each_shape(caplog):
     finally:
         jax.config.update("jax_log_compiles", False)
     assert traces == [1, 2, 2, 2, 2]
-    # JAX's own count: the state that comes out of a step does not make a second program either
+    # By JAX's own count, too: the state returned by a step does not cause a second compilation.
     programs = [r for r in caplog.records if r.message.startswith("Compiling") and "uint8[" in r.message]
     assert len(programs) == 2
 
 
 class Warm(NamedTuple):
-    """A train step that has seen two batches of one shape, and what it takes next."""
+    """A train step after two batches of one shape, and inputs for the next call."""
 
     step: parallel.CompiledTrainStep
     state: State
@@ -103,35 +103,35 @@ def warm() -> Warm:
     return Warm(compiled, state, batch, key)
 
 
-def elsewhere(array):
+def on_first_device(array):
     return jax.device_put(np.asarray(array), jax.local_devices()[0])
 
 
 @pytest.mark.parametrize(
-    ("change", "told"),
+    ("change", "message"),
     [
-        (lambda state: state._replace(weight=elsewhere(state.weight)), r"state/weight was .*, is .*SingleDevice"),
+        (lambda state: state._replace(weight=on_first_device(state.weight)), r"state/weight was .*, is .*SingleDevice"),
         (lambda state: state._replace(step=np.int16(2)), r"state/step was int32\[\] on .*, is int16\[\] on the host"),
     ],
-    ids=["another place", "another type"],
+    ids=["sharding", "dtype"],
 )
-def test_second_compilation_for_a_shape_is_an_error_that_names_the_change(warm, change, told):
-    with pytest.raises(parallel.RecompilationError, match=told) as error:
+def test_recompilation_for_a_shape_names_the_change(warm, change, message):
+    with pytest.raises(parallel.RecompilationError, match=message) as error:
         warm.step(change(warm.state), warm.batch, warm.key)
     assert "batches of shape (2, 2, 4, 4, 3)" in str(error.value)
     assert str(error.value).count(" was ") == 2  # "the train step was compiled", and the one change
 
 
-def test_changed_setting_is_told_from_a_change_of_what_goes_in(warm):
-    """As is a cleared cache, which would take the programs of other tests with it."""
+def test_recompilation_because_of_a_setting(warm):
+    """A cleared cache has the same message, but would slow down other tests."""
     with (
         jax.default_matmul_precision("highest"),
-        pytest.raises(parallel.RecompilationError, match="nothing that goes in"),
+        pytest.raises(parallel.RecompilationError, match="Changed inputs: none"),
     ):
         warm.step(*warm[1:])
 
 
-def test_compilation_without_a_trace_counts_and_those_of_others_do_not(warm, monkeypatch):
+def test_compilations_outside_of_the_step_do_not_count(warm, monkeypatch):
     call, compile_one = warm.step._call, jax.jit(lambda x: x + 17)
     compile_one(np.zeros(5))  # outside of the step
     state, _ = warm.step(*warm[1:])
@@ -147,7 +147,7 @@ def test_compilation_without_a_trace_counts_and_those_of_others_do_not(warm, mon
 
 
 @pytest.mark.parametrize("field", ["state", "batch"])
-def test_arrays_of_the_host_do_not_slip_into_a_guarded_step(warm, field):
+def test_host_arrays_fail_under_a_transfer_guard(warm, field):
     arguments = warm._replace(**{field: jax.device_get(getattr(warm, field))})
     with (
         jax.transfer_guard("disallow"),
@@ -156,7 +156,7 @@ def test_arrays_of_the_host_do_not_slip_into_a_guarded_step(warm, field):
         warm.step(*arguments[1:])
 
 
-def test_state_is_donated_and_one_logical_value():
+def test_state_is_donated_and_replicated():
     devices = jax.local_devices()[:2]
     compiled = parallel.compile_train_step(step, devices)
     state = parallel.replicate(State(np.int32(0), np.zeros(3, np.float32)), devices)
@@ -167,7 +167,7 @@ def test_state_is_donated_and_one_logical_value():
     assert after.weight.is_fully_replicated
 
 
-def test_numpy_state_enters_without_being_changed():
+def test_numpy_state_is_not_changed():
     devices = jax.local_devices()[:2]
     before = State(np.int32(0), np.zeros(3, np.float32))
     compiled = parallel.compile_train_step(step, devices)
@@ -179,14 +179,14 @@ def test_numpy_state_enters_without_being_changed():
     assert int(state.step) == 2
 
 
-def test_uneven_batch_is_refused():
+def test_indivisible_batch_is_rejected():
     with pytest.raises(ValueError, match=r"train\.batch_size: 3 images do not divide over 2 devices"):
         parallel.place_batch(make_batch(3), jax.local_devices()[:2])
 
 
 @pytest.mark.parametrize(("settings", "devices"), [({}, None), ({"JAX_NUM_CPU_DEVICES": "3"}, 3)])
 def test_cpu_cores_become_devices(settings, devices):
-    """As many cores as divide the batch, in a process of its own: JAX counts its devices once."""
+    """In a subprocess, because JAX counts its devices once."""
     batch_size = 12
     code = f"import jax; from mrcnn_jax.training import parallel; parallel.use_cpu_cores({batch_size});"
     code += "print(len(jax.devices()))"

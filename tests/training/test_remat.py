@@ -1,7 +1,7 @@
-"""Activations that are computed again in the backward pass change its memory, and nothing else.
+"""Rematerialization: same gradients, losses and statistics.
 
-XLA:CPU takes away the barriers that keep it from sharing the two computations, and so undoes all of it. These tests
-keep the barriers, as GPUs and TPUs do: what is compared was computed twice.
+XLA:CPU removes the barriers that keep it from merging the two computations, which undoes rematerialization. These tests
+keep the barriers, as on GPU and TPU.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from mrcnn_jax.models.resnet import ResNet
 from mrcnn_jax.ops.roi import kernels
 from mrcnn_jax.structures import Batch, GroundTruth
 from mrcnn_jax.training import step as training_step
-from mrcnn_jax.training.gradients import make_gradients
+from mrcnn_jax.training.gradients import make_gradient_function
 
 pytestmark = pytest.mark.medium
 
@@ -40,7 +40,7 @@ BACKBONES = {
 
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch):
-    """One or two blocks in a stage, and ROIAlign's other formulation: compiling takes nearly all the time."""
+    """Use few blocks per stage, and the ROIAlign formulation that compiles faster: compilation dominates."""
     for name in resnet._DEPTHS:
         monkeypatch.setitem(resnet._DEPTHS, name, (1, 2, 1, 1))
     monkeypatch.setattr(efficientnet, "BLOCKS", tuple(efficientnet.BLOCKS[i] for i in (0, 1, 3, 4, 5, 11)))
@@ -49,7 +49,7 @@ def _quick(monkeypatch):
 
 
 def configure(model: ModelConfig, backbone: str) -> ModelConfig:
-    """The tiny model with this backbone, and its norm in the pyramid."""
+    """The tiny model with this backbone, and its norm in the FPN."""
     chosen = BACKBONES[backbone]
     norm = "none" if chosen.norm == "frozen_bn" else chosen.norm
     return dataclasses.replace(model, num_classes=3, backbone=chosen, fpn=FPNConfig(16, norm))
@@ -57,7 +57,7 @@ def configure(model: ModelConfig, backbone: str) -> ModelConfig:
 
 @pytest.mark.optimized
 @pytest.mark.parametrize("backbone", BACKBONES)
-def test_gradients_and_statistics_of_features_are_the_same(backbone, tiny_model_config):
+def test_feature_gradients_and_statistics(backbone, tiny_model_config):
     model = build_model(configure(tiny_model_config, backbone)).clone(axis_name="shares")
     variables = make_variables(model)
     params = variables.pop("params")
@@ -76,14 +76,14 @@ def test_gradients_and_statistics_of_features_are_the_same(backbone, tiny_model_
 
 
 @pytest.mark.optimized
-def test_gradients_losses_and_statistics_of_a_batch_are_the_same(tiny_model_config):
+def test_batch_gradients_losses_and_statistics(tiny_model_config):
     config = Config(model=configure(tiny_model_config, "bottleneck"))
     model = build_model(config.model).clone(axis_name="shares")
     variables = make_variables(model)
     keys = jax.random.split(jax.random.key(0), (2, 1))
 
     def learn(remat: bool) -> Any:
-        gradients = make_gradients(model.clone(remat=remat), config, "shares")
+        gradients = make_gradient_function(model.clone(remat=remat), config, "shares")
         return lambda params, share: gradients(params, variables, *share)
 
     found = compare(learn, (variables.pop("params"), (make_batch(), keys)))
@@ -92,8 +92,7 @@ def test_gradients_losses_and_statistics_of_a_batch_are_the_same(tiny_model_conf
 
 
 def compare(learn: Callable[[bool], Any], arguments: tuple[Any, Any]) -> Any:
-    """`learn(True)` gives what `learn(False)` gives, up to float32's rounding. On two shares of an axis, so that
-    synchronized statistics are gathered in both computations."""
+    """Assert that `learn(True)` equals `learn(False)` up to rounding, over a mapped axis of size two."""
     found = []
     for remat in (False, True):
         function = jax.jit(jax.vmap(learn(remat), (None, 0), axis_name="shares"), compiler_options=OPTIONS)
@@ -105,7 +104,7 @@ def compare(learn: Callable[[bool], Any], arguments: tuple[Any, Any]) -> Any:
 
 
 def assert_close(first: np.ndarray, second: np.ndarray) -> None:
-    """Not to the bit: XLA fuses the two programs otherwise, so sums round otherwise (seen: 2e-6 of the largest)."""
+    """Not exactly: XLA fuses the programs differently, so sums round differently (observed: 2e-6 of the largest)."""
     np.testing.assert_allclose(first, second, rtol=0, atol=2e-5 * np.abs(first).max(initial=0))
 
 
@@ -121,7 +120,7 @@ def make_variables(model: Any) -> dict[str, Any]:
 
 
 def make_batch() -> Batch:
-    """Two shares of one image with two objects."""
+    """One image with two objects on each of two devices."""
     images = np.random.default_rng(1).integers(0, 256, (2, 1, 64, 64, 3), dtype=np.uint8)
     boxes = np.tile(np.float32([[8, 8, 40, 40], [20, 24, 60, 62]]), (2, 1, 1, 1))
     ones = np.ones((2, 1, 2), np.int32)
@@ -140,8 +139,8 @@ def test_variables_have_the_same_names_and_shapes(backbone, tiny_model_config):
 
 
 @pytest.mark.parametrize(("frozen_stages", "blocks"), [(0, 5), (2, 4), (3, 2), (5, 0)])
-def test_frozen_blocks_are_not_computed_again(frozen_stages, blocks):
-    """One barrier stands before each block's second computation."""
+def test_frozen_blocks_are_not_rematerialized(frozen_stages, blocks):
+    """There is one barrier per rematerialized block."""
     config = dataclasses.replace(BACKBONES["bottleneck"], norm="gn", frozen_stages=frozen_stages)
     model = ResNet(config, make_norm("gn"), remat=True)
     images = jax.ShapeDtypeStruct((1, 64, 64, 3), jnp.float32)
@@ -157,7 +156,7 @@ def test_frozen_blocks_are_not_computed_again(frozen_stages, blocks):
 @pytest.mark.parametrize("remat", [False, True])
 def test_setting_reaches_the_model(remat, tiny_model_config, monkeypatch):
     seen = []
-    monkeypatch.setattr(training_step, "make_gradients", lambda model, *_: seen.append(model.remat))
+    monkeypatch.setattr(training_step, "make_gradient_function", lambda model, *_: seen.append(model.remat))
     config = Config(model=configure(tiny_model_config, "basic"), train=TrainConfig(remat=remat))
     training_step.make_train_step(build_model(config.model), config, None, None)
     assert seen == [remat]

@@ -1,4 +1,4 @@
-"""A whole run in a bucket: --workdir=gs://..."""
+"""A run with its work directory in a bucket: --workdir=gs://..."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ WORKDIR = f"gs://{BUCKET}/runs/tiny"
 
 
 @pytest.mark.slow
-def test_run_in_a_bucket_is_the_run_in_a_folder(
+def test_run_in_a_bucket_equals_one_in_a_folder(
     tiny_config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """All parameters of the network, with the gradients of a linear model: it is the files that matter."""
+    """All parameters of the network, with the gradients of a linear model, because only files are tested."""
     logging.getLogger("gcp_storage_emulator").setLevel(logging.ERROR)
     linear.replace_gradients(monkeypatch.setattr)
     folder = tmp_path / "run"

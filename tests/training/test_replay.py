@@ -1,4 +1,4 @@
-"""Steps that are not finite: left out, counted, kept in a file, and done again from it."""
+"""Steps that are not finite: skipped, counted, saved in a file, and replayed."""
 
 from __future__ import annotations
 
@@ -26,19 +26,19 @@ from mrcnn_jax.distributed import collectives
 from mrcnn_jax.errors import NonFiniteLossError
 from mrcnn_jax.training import nonfinite_dump, replay
 from mrcnn_jax.training import train as train_module
-from mrcnn_jax.training.nonfinite_dump import FailureFile, load_failure, save_failure
+from mrcnn_jax.training.nonfinite_dump import FailedStepFile, load_failed_step, save_failed_step
 
 pytestmark = pytest.mark.medium
 
 ROOT = Path(__file__).resolve().parents[2]
 POISONED = (3, 6)  # batches (from 0) with a bad image
 SLOT = 2  # of the bad image
-# What a batch norm in two devices' programs and in the one of replay leaves of the same sums in another order.
+# Sums in another order on two devices and in replay, amplified by batch norm.
 ROUNDING = 1e-4
 
 
 class Stopped(NamedTuple):
-    """A run that left out one bad step and ended at the next."""
+    """A run that skipped one bad step and ended at the next."""
 
     error: NonFiniteLossError
     output: str
@@ -48,8 +48,8 @@ class Stopped(NamedTuple):
     warnings: list[str]
 
 
-class Poisoned:
-    """Batches, of which some have an image that `poison` has made bad."""
+class PoisonedBatches:
+    """Batches, to some of which `poison` adds a bad image."""
 
     def __init__(self, batches, start: int, poison, seen: dict[int, Any]):
         self._batches, self._step, self._poison, self._seen = batches, start, poison, seen
@@ -74,23 +74,25 @@ class Poisoned:
 
 
 def no_size(batch):
-    """The linear model's loss is not finite then."""
+    """Make the loss of the linear model infinite."""
     batch.image_sizes[SLOT] = linear.POISON
 
 
 def unknown_class(batch):
-    """The network's loss is not a number then."""
+    """Make the loss of the network NaN."""
     batch.ground_truth.classes[SLOT] = np.where(batch.ground_truth.valid[SLOT], 99, 0)
 
 
 def poisoned_run(config, workdir, poison) -> Stopped:
-    """With an average of the weights."""
+    """Train with averaged weights until the second bad step."""
     train = dataclasses.replace(config.train, checkpoint_every=1, max_skipped=1, ema_decay=0.9)
     states, batches, warnings = {}, {}, []
     open_batches, save = train_module.train_batches, Checkpointer.save
 
     def poisoned_batches(dataset, config, *, start_step, **others):
-        return Poisoned(open_batches(dataset, config, start_step=start_step, **others), start_step, poison, batches)
+        return PoisonedBatches(
+            open_batches(dataset, config, start_step=start_step, **others), start_step, poison, batches
+        )
 
     def save_and_keep(self, step, state):
         states[step] = jax.device_get(state)
@@ -106,21 +108,21 @@ def poisoned_run(config, workdir, poison) -> Stopped:
 
 
 @pytest.fixture(scope="module")
-def interrupted(tiny_config, tmp_path_factory) -> Stopped:
-    """A run of the linear model, which has running statistics, as a bad step must leave those alone too."""
+def stopped(tiny_config, tmp_path_factory) -> Stopped:
+    """A run of the linear model. It has running statistics, which a bad step must not change."""
     with pytest.MonkeyPatch.context() as patch:
         linear.replace_network(patch.setattr)
         return poisoned_run(tiny_config, tmp_path_factory.mktemp("poisoned"), no_size)
 
 
 @pytest.fixture(scope="module")
-def saved(stopped) -> FailureFile:
-    return load_failure(stopped.error.saved)
+def saved(stopped) -> FailedStepFile:
+    return load_failed_step(stopped.error.saved)
 
 
 @pytest.fixture(scope="module")
 def stopped_network(tiny_config, tmp_path_factory) -> Stopped:
-    """A run of a network with batch norm, whose step replay does again."""
+    """A run of a network with batch norm, whose last step is replayed."""
     model = tiny_config.model
     model = dataclasses.replace(model, backbone=dataclasses.replace(model.backbone, norm="bn"))
     config = dataclasses.replace(tiny_config, model=model)
@@ -128,16 +130,16 @@ def stopped_network(tiny_config, tmp_path_factory) -> Stopped:
 
 
 @pytest.fixture(scope="module")
-def saved_network(stopped_network) -> FailureFile:
-    return load_failure(stopped_network.error.saved)
+def saved_network(stopped_network) -> FailedStepFile:
+    return load_failed_step(stopped_network.error.saved)
 
 
-def culprit(stopped: Stopped) -> Any:
-    """The id of the bad image at which the run ended."""
+def bad_image_id(stopped: Stopped) -> Any:
+    """Return the id of the bad image of the last step."""
     return stopped.error.image_ids[SLOT]
 
 
-def test_bad_step_is_left_out_and_changes_nothing(stopped):
+def test_bad_step_is_skipped_and_changes_nothing(stopped):
     before, after, next_one = (stopped.states[step] for step in (3, 4, 5))
     for name in ("params", "model_state", "opt_state", "ema"):
         assert jax.tree.leaves(getattr(before, name))
@@ -150,10 +152,10 @@ def test_bad_step_is_left_out_and_changes_nothing(stopped):
     assert all(jax.tree.leaves(running))
 
 
-def test_bad_step_is_told_and_counted(stopped):
+def test_bad_step_is_logged_and_counted(stopped):
     (warning,) = stopped.warnings
-    assert warning.startswith("step 4 is left out")
-    assert "1 of at most 1" in warning
+    assert warning.startswith("step 4 is skipped")
+    assert "skipped so far: 1, train.max_skipped=1" in warning
     lines = [json.loads(line) for line in (stopped.workdir / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == [1, 2, 3, 4, 5, 6]
     assert [line["skipped"] for line in lines] == [0, 0, 0, 1, 1, 1]
@@ -173,7 +175,7 @@ def test_error_names_step_images_and_file(stopped):
 
 
 def test_average_of_a_run_follows_its_weights(stopped):
-    """The recursion on what was saved; a step that is left out leaves the average out too."""
+    """The recursion on the saved states; a skipped step does not change the average."""
     for step in (1, 2, 4, 5):
         before, after = stopped.states[step], stopped.states[step + 1]
         kept = np.float32(min(0.9, (1 + step) / (10 + step)))
@@ -183,14 +185,14 @@ def test_average_of_a_run_follows_its_weights(stopped):
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-7), after.ema["params"], expected)
 
 
-def test_file_holds_the_step(stopped, saved):
+def test_file_contents(stopped, saved):
     state = stopped.states[6]
-    jax.tree.map(np.testing.assert_array_equal, saved.failure.state["params"], state.params)
-    jax.tree.map(np.testing.assert_array_equal, saved.failure.state["model_state"], state.model_state)
-    assert int(saved.failure.state["step"]) == 6
-    jax.tree.map(np.testing.assert_array_equal, saved.failure.batch, stopped.batches[6])
-    assert saved.failure.image_ids == stopped.error.image_ids
-    assert saved.failure.devices == 2
+    jax.tree.map(np.testing.assert_array_equal, saved.failed_step.state["params"], state.params)
+    jax.tree.map(np.testing.assert_array_equal, saved.failed_step.state["model_state"], state.model_state)
+    assert int(saved.failed_step.state["step"]) == 6
+    jax.tree.map(np.testing.assert_array_equal, saved.failed_step.batch, stopped.batches[6])
+    assert saved.failed_step.image_ids == stopped.error.image_ids
+    assert saved.failed_step.devices == 2
     assert to_json(saved.config) == (stopped.workdir / "config.json").read_text()
 
 
@@ -200,40 +202,40 @@ def test_replay_finds_image_and_loss(stopped_network, saved_network, capsys):
     said = capsys.readouterr().out
     assert (
         said.splitlines()[-1]
-        == f"reproduced: loss_class not finite. Not finite alone: image {culprit(stopped_network)}"
+        == f"reproduced: loss_class not finite. Not finite alone: image {bad_image_id(stopped_network)}"
     )
     assert "the state before the step is finite" in said
     assert said.count("<- loss_class not finite") == 1
-    metrics, _ = replay.whole_step(saved_network)
-    for name, value in saved_network.failure.metrics.items():
+    metrics, _ = replay.replay_batch(saved_network)
+    for name, value in saved_network.failed_step.metrics.items():
         if name.startswith("loss"):
             np.testing.assert_allclose(metrics[name], value, rtol=ROUNDING, err_msg=name)
     assert sum(np.isfinite(value) for name, value in metrics.items() if name.startswith("loss_")) == 4
 
 
 @pytest.mark.slow
-def test_replay_of_a_good_step_says_so(saved_network, capsys):
-    truth = saved_network.failure.batch.ground_truth
+def test_replay_of_a_good_step(saved_network, capsys):
+    truth = saved_network.failed_step.batch.ground_truth
     good = truth._replace(classes=np.minimum(truth.classes, 1))
-    step = saved_network.failure._replace(batch=saved_network.failure.batch._replace(ground_truth=good))
-    assert not replay.replay(saved_network._replace(failure=step))
+    step = saved_network.failed_step._replace(batch=saved_network.failed_step.batch._replace(ground_truth=good))
+    assert not replay.replay(saved_network._replace(failed_step=step))
     assert capsys.readouterr().out.splitlines()[-1].startswith("all finite here")
 
 
 @pytest.mark.slow
-def test_replay_tells_bad_parameters_from_bad_images(saved_network, capsys):
-    state = jax.tree.map(np.copy, saved_network.failure.state)
+def test_replay_distinguishes_bad_parameters_from_bad_images(saved_network, capsys):
+    state = jax.tree.map(np.copy, saved_network.failed_step.state)
     state["params"]["box_head"]["logits"]["bias"][0] = np.nan
-    assert replay.replay(saved_network._replace(failure=saved_network.failure._replace(state=state)))
+    assert replay.replay(saved_network._replace(failed_step=saved_network.failed_step._replace(state=state)))
     said = capsys.readouterr().out
     assert "params: 1 of" in said
     assert "  box_head/logits/bias: 1 of " in said
     assert "gradients: " in said
-    assert "so no image is to blame" in said.splitlines()[-1]
+    assert "so the images are not the cause" in said.splitlines()[-1]
 
 
 def rewritten(path: Path, target: Path, **changes: Any) -> Path:
-    """The archive with some members changed, or left out where the change is None."""
+    """Copy an archive with some members changed, or removed if the new value is None."""
     with np.load(path) as arrays:
         members = {**arrays, **changes}
     np.savez(target, **{name: array for name, array in members.items() if array is not None})
@@ -269,11 +271,11 @@ def damaged(path: Path, target: Path, kind: str) -> Path:
 
 
 @pytest.mark.parametrize(
-    ("kind", "told"),
+    ("kind", "message"),
     [
         ("missing", "No such file"),
-        ("text", "no .npz archive"),
-        ("cut", "not a whole one"),
+        ("text", "not an .npz archive"),
+        ("cut", "truncated"),
         ("flipped", "CRC"),
         ("pickle", "allow_pickle=False"),
         ("incomplete", "no 'key'"),
@@ -281,34 +283,34 @@ def damaged(path: Path, target: Path, kind: str) -> Path:
         ("other", "unknown configuration field"),
     ],
 )
-def test_file_that_is_no_step_is_told_in_one_line(stopped, tmp_path, capsys, kind, told):
+def test_invalid_file_is_reported_in_one_line(stopped, tmp_path, capsys, kind, message):
     path = damaged(Path(stopped.error.saved), tmp_path / "step.npz", kind)
     assert mrcnn(["replay", str(path)]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith(f"error: {path} ")
-    assert told in line
+    assert message in line
 
 
-def test_file_that_cannot_be_written_leaves_the_error_as_it_is(stopped, saved, tmp_path, caplog):
+def test_file_that_cannot_be_written(stopped, saved, tmp_path, caplog):
     (tmp_path / "failures").write_text("in the way")
-    step = saved.failure._replace(state=stopped.states[6])
-    assert save_failure(tmp_path, saved.config, step) == ""
-    assert f"the step could not be kept in {tmp_path / 'failures' / 'step_000007.npz'}" in caplog.text
+    step = saved.failed_step._replace(state=stopped.states[6])
+    assert save_failed_step(tmp_path, saved.config, step) == ""
+    assert f"the failed step could not be written to {tmp_path / 'failures' / 'step_000007.npz'}" in caplog.text
 
 
-def test_parts_of_several_processes_come_together(stopped, saved, tmp_path, monkeypatch):
-    """As if the batch lay with two processes; the other one sends its own half."""
-    halves = [jax.tree.map(lambda x, half=half: x[2 * half : 2 * half + 2], saved.failure.batch) for half in (0, 1)]
-    other = nonfinite_dump._packed(halves[1])
+def test_batches_of_several_processes_are_joined(stopped, saved, tmp_path, monkeypatch):
+    """As if each of two processes had half of the batch."""
+    halves = [jax.tree.map(lambda x, half=half: x[2 * half : 2 * half + 2], saved.failed_step.batch) for half in (0, 1)]
+    other = nonfinite_dump._serialize(halves[1])
     monkeypatch.setattr(collectives, "gather_bytes", lambda content: [content, other])
-    ours = saved.failure._replace(state=stopped.states[6], batch=halves[0])
-    loaded = load_failure(save_failure(tmp_path, saved.config, ours))
-    jax.tree.map(np.testing.assert_array_equal, loaded.failure.batch, saved.failure.batch)
+    ours = saved.failed_step._replace(state=stopped.states[6], batch=halves[0])
+    loaded = load_failed_step(save_failed_step(tmp_path, saved.config, ours))
+    jax.tree.map(np.testing.assert_array_equal, loaded.failed_step.batch, saved.failed_step.batch)
 
 
 @pytest.mark.slow
 def test_command_needs_no_packages_for_data(stopped_network):
-    """In a process of its own, in which those cannot be imported."""
+    """In a subprocess in which they cannot be imported."""
     blocked = ["cv2", "grain", "tensorflow_datasets", "array_record", "pycocotools", "PIL", "orbax"]
     script = f"""
         import sys
@@ -325,4 +327,4 @@ def test_command_needs_no_packages_for_data(stopped_network):
         timeout=600,
     )
     assert done.returncode == 1, done.stderr
-    assert f"Not finite alone: image {culprit(stopped_network)}" in done.stdout.splitlines()[-1]
+    assert f"Not finite alone: image {bad_image_id(stopped_network)}" in done.stdout.splitlines()[-1]

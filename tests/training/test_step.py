@@ -1,4 +1,4 @@
-"""The training step of a tiny model: it learns, is compiled once, and nothing but valid content counts."""
+"""The training step of a tiny model: learning, compilation, metrics, padding."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def setup() -> programs.Program:
 
 
 def make_batch(seed: int = 0) -> Batch:
-    """Two images with two objects each, the second one cut off below, and two slots without an image."""
+    """Two images with two objects each, the second image less high, and two empty slots."""
     batch = programs.make_batch((2, 2), seed)
     batch.image_sizes[1, 0] = 60
     return batch
@@ -43,7 +43,7 @@ def swapped(batch: Batch) -> Batch:
 
 
 def without(batch: Batch, slot: int) -> Batch:
-    """The batch with one slot that holds no image."""
+    """The batch with one slot marked as empty."""
     return batch._replace(valid=batch.valid & (np.arange(IMAGES) != slot))
 
 
@@ -61,17 +61,19 @@ def test_loss_decreases(setup):
     assert history[-1] < 0.6 * history[0]
 
 
-def test_every_parameter_learns_that_is_not_frozen(setup):
+def test_all_parameters_learn_that_are_not_frozen(setup):
     after = setup.state
-    for _ in range(4):  # of many images, so that anchors of every level are sampled
+    for _ in range(4):  # so that anchors of every level are sampled
         after, _ = setup.step(after, programs.make_batch((5, 5, 5, 5)), KEY)
     leaves = jax.tree_util.tree_leaves_with_path(jax.tree.map(np.array_equal, after.params, setup.state.params))
-    still = {jax.tree_util.keystr(path, simple=True, separator="/") for path, same in leaves if same}
+    unchanged = {jax.tree_util.keystr(path, simple=True, separator="/") for path, same in leaves if same}
     frozen = {
-        name for name in still if name.startswith(("backbone/stem", "backbone/res2", "backbone/res3", "backbone/res4"))
+        name
+        for name in unchanged
+        if name.startswith(("backbone/stem", "backbone/res2", "backbone/res3", "backbone/res4"))
     }
     assert {name.split("/")[1] for name in frozen} == {"stem", "res2", "res3", "res4"}
-    assert still - frozen == set()
+    assert unchanged - frozen == set()
 
 
 def test_metrics_describe_the_step(setup):
@@ -93,7 +95,7 @@ def test_one_trace_for_all_batches_of_a_shape(setup):
     assert len(setup.traces) == 1
 
 
-def test_noise_belongs_to_the_image_not_to_its_place(setup):
+def test_noise_does_not_depend_on_the_slot(setup):
     state, metrics = setup.step(setup.state, make_batch(), KEY)
     other_state, other = setup.step(setup.state, swapped(make_batch()), KEY)
     np.testing.assert_allclose(losses_of(other), losses_of(metrics), rtol=ROUNDING)
@@ -103,8 +105,8 @@ def test_noise_belongs_to_the_image_not_to_its_place(setup):
 
 
 @pytest.mark.parametrize("change", ["indices", "step", "key"])
-def test_noise_follows_index_step_and_key(setup, change):
-    """The samples, and so the losses, change with each of the three; otherwise the test above would be empty."""
+def test_noise_depends_on_index_step_and_key(setup, change):
+    """The sampled RoIs, and so the losses, change with each of the three."""
     state, batch, key = setup.state, make_batch(), KEY
     _, metrics = setup.step(state, batch, key)
     if change == "indices":
@@ -118,7 +120,7 @@ def test_noise_follows_index_step_and_key(setup, change):
 
 
 def test_empty_image_slot_contributes_nothing(setup):
-    """Neither to sums, whatever it holds, nor to counts: the shares of two images add up to the loss of both."""
+    """Neither to sums, with any content, nor to counts: the loss of two images is the weighted mean of their losses."""
     batch = make_batch()
     filled = [setup.step(setup.state, without(batch, 1), KEY)]
     garbage = make_batch(5)
@@ -144,7 +146,7 @@ def test_empty_image_slot_contributes_nothing(setup):
 
 
 def corrupted(batch: Batch, *slots: int) -> Batch:
-    """The batch as the loader leaves it when images cannot be decoded: nothing in their slots, of 1 x 1 pixels."""
+    """The batch as the loader returns it when images cannot be decoded: empty slots of 1 x 1 pixels."""
     batch = jax.tree.map(np.copy, batch)
     for field in (batch.images, batch.valid, *batch.ground_truth):
         field[list(slots)] = 0
@@ -179,8 +181,8 @@ def test_empty_truth_slots_contribute_nothing(setup, garbage):
     jax.tree.map(np.testing.assert_array_equal, clean, setup.step(setup.state, batch._replace(ground_truth=truth), KEY))
 
 
-def test_instances_without_masks_teach_all_but_masks(setup):
-    """The other losses stay to the bit, and the loss of the masks is that of the instances that have one."""
+def test_instances_without_masks_count_in_all_other_losses(setup):
+    """The mask loss is that of the instances with a mask; the other losses are exactly the same."""
     batch = make_batch()
     truth = jax.tree.map(np.copy, batch.ground_truth)
     truth.mask_windows[1], truth.masks[1] = 0, 1 - truth.masks[1]
@@ -189,7 +191,7 @@ def test_instances_without_masks_teach_all_but_masks(setup):
     _, metrics = setup.step(setup.state, batch._replace(ground_truth=truth), KEY)
     for name in ("loss_rpn_class", "loss_rpn_box", "loss_class", "loss_box", "loss_keypoint", "num_positive_rois"):
         np.testing.assert_array_equal(metrics[name], whole[name], err_msg=name)
-    assert abs(float(whole["loss_mask"]) / float(first["loss_mask"]) - 1) > 10 * ROUNDING  # else this says nothing
+    assert abs(float(whole["loss_mask"]) / float(first["loss_mask"]) - 1) > 10 * ROUNDING  # not trivial
     np.testing.assert_allclose(metrics["loss_mask"], first["loss_mask"], rtol=ROUNDING)
     truth.mask_windows[:] = 0
     _, none = setup.step(setup.state, batch._replace(ground_truth=truth), KEY)
@@ -209,8 +211,8 @@ def test_image_without_objects_is_background(setup):
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(state.params))
 
 
-def test_batch_without_images_is_a_step_with_a_gradient_of_zero(setup):
-    """Momentum goes on, as it does for every parameter without a gradient."""
+def test_batch_without_images_has_a_gradient_of_zero(setup):
+    """Momentum still moves the parameters."""
     batch = make_batch()._replace(valid=np.zeros(IMAGES, bool))
     before = setup.state._replace(opt_state=jax.tree.map(lambda x: x + np.float32(0.5), setup.state.opt_state))
     after, metrics = setup.step(before, batch, KEY)
@@ -220,7 +222,7 @@ def test_batch_without_images_is_a_step_with_a_gradient_of_zero(setup):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-8), after.params, expected)
 
 
-def test_loss_that_is_not_finite_is_reported(setup):
+def test_nonfinite_loss_is_reported(setup):
     params = jax.tree.map(np.array, setup.state.params)
     params["box_head"]["logits"]["bias"][0] = np.nan
     _, metrics = setup.step(setup.state._replace(params=params), make_batch(), KEY)
@@ -231,8 +233,8 @@ def test_loss_that_is_not_finite_is_reported(setup):
     ("norm", "compute_dtype", "masks"),
     [("bn", "bfloat16", True), ("frozen_bn", "float32", False)],
 )
-def test_state_keeps_its_form(tiny_model_config, norm, compute_dtype, masks):
-    """Types and shapes of the state are the same after a step, float32 whatever the features are computed in."""
+def test_step_keeps_dtypes_and_shapes_of_the_state(tiny_model_config, norm, compute_dtype, masks):
+    """The state is float32 for any compute dtype."""
     backbone = dataclasses.replace(tiny_model_config.backbone, norm=norm, frozen_stages=1)
     mask = tiny_model_config.mask if masks else None
     model_config = dataclasses.replace(

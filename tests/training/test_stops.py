@@ -1,4 +1,4 @@
-"""train.py is sent SIGTERM or Ctrl-C at its worst moments, one run again and again; in the end nothing shows of it."""
+"""train.py gets SIGTERM or Ctrl-C at critical moments, is restarted each time, and ends like an uninterrupted run."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from mrcnn_jax.training.train import train
 
 pytestmark = pytest.mark.slow
 
-# What processes run before train.py: `stop` signals the process, and the time of that is known.
+# Code that processes run before train.py: `stop` sends a signal to the process and prints the time.
 STOP = """
 import os, signal, threading, time
 signal.signal(signal.SIGINT, signal.default_int_handler)  # the tests may run in the background, where it is ignored
 def stop(number=signal.SIGTERM, send=os.kill, to=os.getpid()):
     print(f"signal at {time.monotonic()}", flush=True)
     send(to, number)
-    time.sleep(0.2)  # another thread may have got it; Python's handler runs in the main one, which is to go no further
+    time.sleep(0.2)  # another thread may have received it; keep the main one, which runs Python's handler, here
 """
 PREPARATION = """
 from mrcnn_jax.training import train
@@ -36,29 +36,29 @@ def load_split(*_):
 train.load_split = load_split
 """
 COMPILATION = """
-from mrcnn_jax.training.loop import Loop
-start_step = Loop._start_step
+from mrcnn_jax.training.loop import TrainLoop
+start_step = TrainLoop._start_step
 def first_step(*arguments):
     threading.Timer(0.1, stop).start()
     time.sleep(0.5)  # as if the compilation took so long
     return start_step(*arguments)
-Loop._start_step = first_step
+TrainLoop._start_step = first_step
 """
 STEP = """
-from mrcnn_jax.training.loop import Loop
-start_step, steps = Loop._start_step, iter(range(1, 100))
+from mrcnn_jax.training.loop import TrainLoop
+start_step, steps = TrainLoop._start_step, iter(range(1, 100))
 def step(*arguments):
     result = start_step(*arguments)
     if next(steps) == {number} and process == {process}:
         stop({how})
     return result
-Loop._start_step = step
+TrainLoop._start_step = step
 """
 SAVE = """
 from mrcnn_jax.checkpoints.manager import Checkpointer
 rename, save = os.rename, Checkpointer.save
 def slow_rename(source, target):
-    if os.path.basename(target) == "6":  # all is written, and nothing counts before it is renamed
+    if os.path.basename(target) == "6":  # everything is written; a checkpoint counts only after the rename
         time.sleep(2)
     rename(source, target)
 def stopped_save(self, step, state):
@@ -78,16 +78,16 @@ evaluate._checked = stopped
 
 
 SLOWLY = """
-start_next = Loop._start_step
+start_next = TrainLoop._start_step
 def slow_step(*arguments):
     time.sleep(0.5)
     return start_next(*arguments)
-Loop._start_step = slow_step
+TrainLoop._start_step = slow_step
 """
 
 
 class Stop(NamedTuple):
-    """What came of one process of the run."""
+    """Result of one process of the run."""
 
     code: int
     output: str
@@ -97,7 +97,7 @@ class Stop(NamedTuple):
 
 @pytest.fixture(scope="module")
 def whole(tiny_config, tmp_path_factory):
-    """The run that nothing happens to: its state and workdir. Three parameters stand in place of the network."""
+    """The uninterrupted run: its state and work directory. Uses a linear model."""
     workdir = tmp_path_factory.mktemp("whole") / "run"
     with pytest.MonkeyPatch.context() as patch:
         linear.replace_network(patch.setattr)
@@ -105,8 +105,8 @@ def whole(tiny_config, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def story(tiny_config, tmp_path_factory):
-    """The same command again and again, stopped by something else each time, and in the end not at all."""
+def stopped_run(tiny_config, tmp_path_factory):
+    """Repeat one command, stopped at another moment each time, except for the last."""
     folder = tmp_path_factory.mktemp("stops")
     recipe, workdir = write_recipe(tiny_config, folder / "recipe.py"), folder / "run"
 
@@ -119,7 +119,7 @@ def story(tiny_config, tmp_path_factory):
         saved = sorted(int(path.name) for path in (workdir / "checkpoints").glob("*") if path.name.isdigit())
         return Stop(code, output, end - float(sent[1]) if sent else 0.0, saved)
 
-    ctrl_c = "number=signal.SIGINT, send=os.killpg, to=os.getpgrp()"  # to the workers, too, as a terminal does
+    ctrl_c = "number=signal.SIGINT, send=os.killpg, to=os.getpgrp()"  # also to the workers, as a terminal does
     preludes = {
         "preparation": (PREPARATION,),
         "first step": (COMPILATION,),
@@ -130,18 +130,18 @@ def story(tiny_config, tmp_path_factory):
         "report": (EVALUATION,),
         "end": ("",),
     }
-    return Story({name: run(name, *arguments) for name, arguments in preludes.items()}, workdir)
+    return StoppedRun({name: run(name, *arguments) for name, arguments in preludes.items()}, workdir)
 
 
-class Story(NamedTuple):
+class StoppedRun(NamedTuple):
     stops: dict[str, Stop]
     workdir: Path
 
 
-# What is saved before the signal, and after the end. Up to two steps are done after a signal: the one that runs and the
-# one queued behind it. Two checkpoints are kept.
+# The checkpoints after the end. Up to two steps are done after a signal: the current one and the one queued behind it.
+# Two checkpoints are kept.
 @pytest.mark.parametrize(
-    ("name", "code", "says", "saved"),
+    ("name", "code", "message", "saved"),
     [
         ("preparation", 143, "SIGTERM: stopped", []),
         ("first step", 143, "SIGTERM: saved at step 1", [1]),
@@ -152,30 +152,30 @@ class Story(NamedTuple):
         ("report", 143, "SIGTERM: stopped", [9, 10]),
     ],
 )
-def test_a_signal_during(name, code, says, saved, story):
-    stop = story.stops[name]
+def test_a_signal_during(name, code, message, saved, stopped_run):
+    stop = stopped_run.stops[name]
     print(f"{name}: {stop.seconds:.1f} s from the signal to the end")
     assert stop.code == code, stop.output
-    assert f"\n{says}; the same command continues" in stop.output
+    assert f"\n{message}; the same command continues" in stop.output
     assert stop.saved == saved
     assert "Traceback" not in stop.output
     assert "DataError" not in stop.output
     assert ("finishing this step, then saving" in stop.output) == (name != "preparation")
 
 
-def test_a_checkpoint_that_is_being_written_does_not_count_yet(story):
-    there = re.search(r"saved at the signal: (.*)", story.stops["save"].output)
+def test_incomplete_checkpoint_does_not_count(stopped_run):
+    there = re.search(r"saved at the signal: (.*)", stopped_run.stops["save"].output)
     assert re.fullmatch(r"\['1', '3', '6\.orbax-checkpoint-tmp[^']*'\]", there[1])
 
 
-def test_in_the_end_nothing_shows_of_it(story, whole):
+def test_stopped_run_ends_like_an_uninterrupted_one(stopped_run, whole):
     expected, workdir = whole
-    assert story.stops["end"].code == 0, story.stops["end"].output
+    assert stopped_run.stops["end"].code == 0, stopped_run.stops["end"].output
     template = jax.eval_shape(lambda: expected)
-    with Checkpointer(story.workdir, keep=2) as checkpointer:
+    with Checkpointer(stopped_run.workdir, keep=2) as checkpointer:
         state = checkpointer.restore_latest(template)
     jax.tree.map(np.testing.assert_array_equal, state, jax.device_get(expected))
-    assert losses(story.workdir) == losses(workdir)
+    assert losses(stopped_run.workdir) == losses(workdir)
 
 
 def losses(workdir):
@@ -187,7 +187,7 @@ def losses(workdir):
 def test_a_signal_to_one_of_two_processes_stops_both_at_the_same_step(tiny_config, whole, tmp_path):
     recipe, workdir = write_recipe(tiny_config, tmp_path / "recipe.py"), tmp_path / "run"
     command = ["train.py", f"--config={recipe}", f"--workdir={workdir}"]
-    # Steps that take a while, as real ones do: the processes agree in the background.
+    # Slow steps, as real ones are: the processes agree in the background.
     prelude = LINEAR + STOP + STEP.format(number=3, process=1, how="") + SLOWLY
     with launch(command, tmp_path / "stopped", processes=2, prelude=prelude) as job:
         assert job.wait() == [143, 143], job.output(0) + job.output(1)

@@ -1,4 +1,4 @@
-"""Whole runs of a tiny Mask R-CNN: what they leave behind, and that being killed changes nothing."""
+"""Whole runs of a tiny Mask R-CNN: output files, resuming, kills."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ MetricsLog.step = step
 """
 
 
-def test_finished_run_leaves_everything_behind(finished_run):
+def test_output_of_a_finished_run(finished_run):
     workdir = finished_run.workdir
     config = read_config(workdir)
     assert config.model.num_classes == len(config.model.category_ids) == len(config.model.category_names) > 0
@@ -59,10 +59,10 @@ def test_finished_run_leaves_everything_behind(finished_run):
     assert SUMMARY.search(finished_run.output.splitlines()[-1])
 
 
-def test_data_may_move_between_two_sessions_but_not_change(finished_run, tmp_path):
+def test_data_may_move_but_not_change_before_resuming(finished_run, tmp_path):
     config, workdir, root = finished_run.config, tmp_path / "run", tmp_path / "moved"
     shutil.copytree(finished_run.workdir, workdir)
-    shutil.copytree(config.data.root, root)  # new files, of another time
+    shutil.copytree(config.data.root, root)  # with new modification times
     data = dataclasses.replace(config.data, root=str(root), cache_dir=str(tmp_path / "cache"))
     moved = dataclasses.replace(config, data=data)
     state = train(moved, workdir)
@@ -76,7 +76,7 @@ def test_data_may_move_between_two_sessions_but_not_change(finished_run, tmp_pat
         train(moved, workdir)
 
 
-def test_readme_of_a_run_names_all_that_is_there(finished_run):
+def test_readme_of_a_run_describes_all_files_and_metrics(finished_run):
     text = (finished_run.workdir / "README.md").read_text()
     files = [path for folder in ("", "evaluation") for path in (finished_run.workdir / folder).iterdir()]
     assert len(files) >= 10
@@ -87,14 +87,14 @@ def test_readme_of_a_run_names_all_that_is_there(finished_run):
         assert name.startswith("loss") or f"`{name}`" in text
 
 
-def test_sample_pictures_are_in_tensorboard(finished_run):
+def test_overlays_are_in_tensorboard(finished_run):
     (events,) = [path.read_bytes() for path in (finished_run.workdir / "tensorboard").glob("*.10")]
     pictures = [path.stem for path in finished_run.workdir.rglob("overlays/*.png")]
     assert all(f"found/{name}".encode() in events for name in pictures)
     assert events.count(b"\xff\xd8\xff\xe0") == len(pictures) == 2  # JPEG
 
 
-def test_finished_run_is_only_reported(finished_run, capsys):
+def test_finished_run_is_only_evaluated(finished_run, capsys):
     before = (finished_run.workdir / "metrics.jsonl").read_bytes()
     state = train(finished_run.config, finished_run.workdir)
     said = capsys.readouterr().out
@@ -104,16 +104,16 @@ def test_finished_run_is_only_reported(finished_run, capsys):
     jax.tree.map(np.testing.assert_array_equal, state, jax.device_get(finished_run.state))
 
 
-def test_checkpoint_holds_what_was_trained(finished_run):
+def test_checkpoint_has_the_trained_parameters(finished_run):
     config, variables = load_variables(finished_run.workdir)
     assert config == read_config(finished_run.workdir)
     jax.tree.map(np.testing.assert_array_equal, variables["params"], jax.device_get(finished_run.state.params))
 
 
-def test_killed_run_ends_as_if_it_had_not_been(tiny_config, tmp_path):
-    """SIGKILL after step 7 (the checkpoint of step 6 may be half written), then the same command again.
+def test_killed_run_ends_like_an_uninterrupted_one(tiny_config, tmp_path):
+    """SIGKILL after step 7 (the checkpoint of step 6 may be incomplete), then the same command again.
 
-    With three parameters in place of the network; with the network, it is `test_chaos.py` that kills.
+    With a linear model; `test_chaos.py` does it with the network.
     """
     recipe, workdir = write_recipe(tiny_config, tmp_path / "recipe.py"), tmp_path / "run"
     with pytest.MonkeyPatch.context() as patch:
@@ -141,13 +141,13 @@ def losses_of(workdir: Path) -> dict[int, float]:
     return {line["step"]: line["loss"] for line in lines}
 
 
-def test_evaluation_data_with_other_categories_are_refused_before_training(tiny_config, tmp_path):
+def test_eval_data_with_other_categories_are_rejected_before_training(tiny_config, tmp_path):
     root = tmp_path / "shapes"
     generate.write_dataset(tiny_config.data.shapes, root)
     annotations = json.loads((root / "val.json").read_text())
-    annotations["categories"][0]["name"] = "somebody else's"
+    annotations["categories"][0]["name"] = "another name"
     (root / "val.json").write_text(json.dumps(annotations))
     data = dataclasses.replace(tiny_config.data, root=str(root), shapes=None)
-    with pytest.raises(ConfigError, match="somebody else's"):
+    with pytest.raises(ConfigError, match="another name"):
         train(dataclasses.replace(tiny_config, data=data), tmp_path / "run")
     assert not (tmp_path / "run").exists()

@@ -1,4 +1,4 @@
-"""What a finished run is good for: the Predictor and the commands, which agree with each other."""
+"""Predictor and commands on a finished run give the same detections."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def evaluated(run):
 
 
 def same_records(ours, theirs):
-    """The same detections; two programs (batches of other sizes) sum float32 in another order."""
+    """Compare detections; programs for other batch sizes sum float32 in another order."""
     assert len(ours) == len(theirs) > 0
     for a, b in zip(ours, theirs, strict=True):
         assert a["category_id"] == b["category_id"]
@@ -42,7 +42,7 @@ def same_records(ours, theirs):
         assert a["segmentation"]["size"] == b["segmentation"]["size"]
 
 
-def test_predictor_finds_what_the_evaluation_found(finished_run):
+def test_predictor_equals_evaluation(finished_run):
     dataset = load_split(read_config(finished_run.workdir).data, "eval")
     predict = Predictor.from_checkpoint(finished_run.workdir)
     found = predict([dataset.image_path(i) for i in range(len(dataset))])
@@ -67,7 +67,7 @@ def tables(output):
     return output[output.index("Boxes") :].splitlines()[:27]
 
 
-def test_predict_command_goes_on_after_an_unreadable_file(finished_run, tmp_path, monkeypatch, capsys):
+def test_predict_command_continues_after_an_unreadable_file(finished_run, tmp_path, monkeypatch, capsys):
     dataset = load_split(read_config(finished_run.workdir).data, "eval")
     (tmp_path / "broken.jpg").write_bytes(b"no image")
     images = [tmp_path / "broken.jpg", dataset.image_path(0)]
@@ -81,20 +81,20 @@ def test_predict_command_goes_on_after_an_unreadable_file(finished_run, tmp_path
     same_records(results, [r for r in evaluated(finished_run) if r["image_id"] == dataset.ids[0]])
 
 
-def test_predict_command_takes_folders_and_videos_and_writes_what_is_asked_for(finished_run, tmp_path, monkeypatch):
+def test_predict_command_with_folders_and_videos(finished_run, tmp_path, monkeypatch):
     dataset = load_split(read_config(finished_run.workdir).data, "eval")
     folder, output = dataset.image_path(0).parent, tmp_path / "out"
-    writer = cv2.VideoWriter(str(tmp_path / "film.avi"), cv2.VideoWriter.fourcc(*"MJPG"), 12, (64, 64))
+    writer = cv2.VideoWriter(str(tmp_path / "video.avi"), cv2.VideoWriter.fourcc(*"MJPG"), 12, (64, 64))
     for i in (0, 1, 2, 3, 0):
         writer.write(cv2.imread(str(dataset.image_path(i))))
     writer.release()
-    arguments = [folder, tmp_path / "film.avi", f"--output={output}", "--save=json,overlay,mask", "--threshold=0"]
+    arguments = [folder, tmp_path / "video.avi", f"--output={output}", "--save=json,overlay,mask", "--threshold=0"]
     assert command(monkeypatch, "predict.py", f"--workdir={finished_run.workdir}", *arguments) == 0
     summary = json.loads((output / "summary.json").read_text())
     assert (summary["images"], summary["frames"], summary["failures"]) == (4, 5, [])
-    assert len(list((output / "film.frames").glob("*.mask.png"))) == 5
-    film = cv2.VideoCapture(str(output / "film.mp4"))
-    assert (film.get(cv2.CAP_PROP_FRAME_COUNT), film.get(cv2.CAP_PROP_FPS)) == (5, 12)
+    assert len(list((output / "video.frames").glob("*.mask.png"))) == 5
+    video = cv2.VideoCapture(str(output / "video.mp4"))
+    assert (video.get(cv2.CAP_PROP_FRAME_COUNT), video.get(cv2.CAP_PROP_FPS)) == (5, 12)
     first = json.loads((output / dataset.file_names[0]).with_suffix(".json").read_text())
     expected = [r for r in evaluated(finished_run) if r["image_id"] == dataset.ids[0]]
     found = [(instance["score"], instance["category_id"]) for instance in first["instances"]]
@@ -102,7 +102,7 @@ def test_predict_command_takes_folders_and_videos_and_writes_what_is_asked_for(f
     assert not (output / "results.json").exists()
 
 
-def test_commands_refuse_a_folder_that_is_no_run(tmp_path, monkeypatch, capsys):
+def test_commands_reject_a_folder_without_a_run(tmp_path, monkeypatch, capsys):
     assert command(monkeypatch, "eval.py", f"--workdir={tmp_path}") == 2
     assert command(monkeypatch, "predict.py", f"--workdir={tmp_path}", "a.png", f"--output={tmp_path}") == 2
     assert capsys.readouterr().err.count("is not a workdir of train.py") == 2

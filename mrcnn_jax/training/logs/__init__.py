@@ -1,1 +1,1 @@
-"""Where the metrics of a run go: console, metrics.jsonl, TensorBoard."""
+"""Logs of a training run: console, metrics.jsonl, TensorBoard."""

@@ -1,4 +1,4 @@
-"""The metrics of a run's steps: gathered, averaged, handed to whoever shows or keeps them."""
+"""Training metrics: averaged over steps and written to the sinks of a run."""
 
 from __future__ import annotations
 
@@ -9,22 +9,22 @@ from contextlib import ExitStack, contextmanager
 
 from etils import epath
 
-from mrcnn_jax.training.logs.console import INSTALL, JsonLines, Lines, ProgressDisplay, Sink
-from mrcnn_jax.training.logs.tensorboard import TensorBoard
+from mrcnn_jax.training.logs.console import INSTALL_COMMAND, ConsoleSink, JsonLinesSink, MetricSink, ProgressSink
+from mrcnn_jax.training.logs.tensorboard import TensorBoardSink
 
-LATEST = {"learning_rate", "skipped"}  # reported as they are now; of everything else the mean
+LATEST = {"learning_rate", "skipped"}  # metrics whose latest value is reported; of all others, the mean
 
 
 class MetricsLog:
-    """Gathers the metrics of every step and hands their means to the sinks every `every` steps.
+    """Collects the metrics of each step and writes their means to the sinks every `every` steps.
 
-    Adds `images_per_second` and `data_wait_fraction`, the part of the time that was spent waiting for batches. The
-    time of compilation counts in neither. `gauges` gives what is only known when asked for: memory.
+    Adds `images_per_second` and `data_wait_fraction`, the fraction of time spent waiting for batches. Both exclude
+    compilations and evaluations. `gauges` returns metrics that are read at each report, such as memory.
     """
 
     def __init__(
         self,
-        sinks: list[Sink],
+        sinks: list[MetricSink],
         *,
         every: int,
         last_step: int,
@@ -37,21 +37,21 @@ class MetricsLog:
 
     def _reset(self) -> None:
         self._values: dict[str, list[float]] = {}
-        self._steps, self._waited, self._excluded, self._since = 0, 0.0, 0.0, time.perf_counter()
+        self._steps, self._waited, self._excluded, self._start = 0, 0.0, 0.0, time.perf_counter()
 
     @contextmanager
     def waiting(self) -> Iterator[None]:
-        """Time inside is time spent waiting for data."""
+        """Count the time in this context as waiting for data."""
         start = time.perf_counter()
         yield
         self._waited += time.perf_counter() - start
 
     def exclude(self, seconds: float) -> None:
-        """Leave `seconds` (of compilation) out of the rates."""
+        """Exclude `seconds` (of compilation) from the rates."""
         self._excluded += seconds
 
     def step(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Metrics of the training step after which `step` steps are done."""
+        """Add the metrics of a training step, after which `step` steps are done."""
         self._steps += 1
         for name, value in metrics.items():
             self._values.setdefault(name, []).append(float(value))
@@ -61,26 +61,26 @@ class MetricsLog:
             self._flush(step, metrics)
 
     @contextmanager
-    def measuring(self) -> Iterator[None]:
-        """Time inside is spent on held-back images, and left out of the rates."""
+    def evaluating(self) -> Iterator[None]:
+        """Exclude the time in this context, spent on an evaluation, from the rates."""
         start = time.perf_counter()
         with ExitStack() as stack:
             for sink in self._sinks:
-                stack.enter_context(sink.measuring())
+                stack.enter_context(sink.evaluating())
             yield
         self.exclude(time.perf_counter() - start)
 
-    def write_scalars(self, step: int, metrics: Mapping[str, float], pictures: Mapping[str, bytes]) -> None:
-        """What was measured on held-back images after `step` steps, and pictures of what was found in some of them."""
+    def write_evaluation(self, step: int, metrics: Mapping[str, float], images: Mapping[str, bytes]) -> None:
+        """Write the metrics of an evaluation after `step` steps, and images of its detections."""
         for sink in self._sinks:
-            sink.write_scalars(step, metrics)
-            sink.write_images(step, pictures)
+            sink.write_evaluation(step, metrics)
+            sink.write_images(step, images)
 
     def _flush(self, step: int, metrics: Mapping[str, float]) -> None:
         means = {name: sum(values) / len(values) for name, values in self._values.items()}
         for name in LATEST.intersection(metrics):
             means[name] = float(metrics[name])
-        seconds = max(time.perf_counter() - self._since - self._excluded, 1e-9)
+        seconds = max(time.perf_counter() - self._start - self._excluded, 1e-9)
         means["images_per_second"] = self._steps * self._batch_size / seconds
         means["data_wait_fraction"] = min(self._waited / seconds, 1.0)
         means |= self._gauges()
@@ -97,19 +97,22 @@ class MetricsLog:
             sink.close()
 
 
-def default_sinks(workdir: epath.PathLike, *, steps: int, start: int, batch_size: int) -> list[Sink]:
-    """A display on a terminal or plain lines, metrics.jsonl, TensorBoard; says what is missing for which."""
-    sinks: list[Sink] = [JsonLines(workdir, start)]
+def default_sinks(workdir: epath.PathLike, *, steps: int, start: int, batch_size: int) -> list[MetricSink]:
+    """Return sinks for metrics.jsonl, TensorBoard, and a progress bar on a terminal, else plain lines.
+
+    Prints which optional packages are missing.
+    """
+    sinks: list[MetricSink] = [JsonLinesSink(workdir, start)]
     try:
-        sinks.append(TensorBoard(workdir, start))
+        sinks.append(TensorBoardSink(workdir, start))
     except ImportError:
-        print(f"no TensorBoard files: tensorboardX is not installed ({INSTALL})", flush=True)
+        print(f"no TensorBoard files: tensorboardX is not installed ({INSTALL_COMMAND})", flush=True)
     except Exception as error:
         print(f"no TensorBoard files: {error}", flush=True)
     if not sys.stdout.isatty():
-        return [*sinks, Lines(steps, batch_size)]
+        return [*sinks, ConsoleSink(steps, batch_size)]
     try:
-        return [*sinks, ProgressDisplay(steps, start)]
+        return [*sinks, ProgressSink(steps, start)]
     except ImportError:
-        print(f"no progress display: rich is not installed ({INSTALL})", flush=True)
-        return [*sinks, Lines(steps, batch_size)]
+        print(f"no progress bar: rich is not installed ({INSTALL_COMMAND})", flush=True)
+        return [*sinks, ConsoleSink(steps, batch_size)]

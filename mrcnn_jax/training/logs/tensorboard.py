@@ -1,4 +1,4 @@
-"""What a run writes for TensorBoard: its metrics as curves, what it finds as pictures."""
+"""TensorBoard event files: metrics as scalars, detections as images."""
 
 from __future__ import annotations
 
@@ -13,24 +13,25 @@ import numpy as np
 from etils import epath
 
 from mrcnn_jax.errors import described
-from mrcnn_jax.training.logs.console import SECONDS_BETWEEN_UPLOADS, Sink
-from mrcnn_jax.training.memory import MEMORY
+from mrcnn_jax.training.logs.console import SECONDS_BETWEEN_UPLOADS, MetricSink
+from mrcnn_jax.training.memory import PEAK_MEMORY
 
 log = logging.getLogger(__name__)
 
-FOLDER = "tensorboard"  # in the workdir
-_PICTURES = 8  # at each measurement
-_WIDEST = 1600  # pixels of a picture; larger ones are made smaller, so that a day's pictures stay some megabytes
-_GROUPS = {"images_per_second": "speed", "data_wait_fraction": "speed", MEMORY: "memory"}
+FOLDER = "tensorboard"  # in the work directory
+_MAX_IMAGES = 8  # per evaluation
+_MAX_WIDTH = 1600  # pixels; larger images are resized, so that the images of a day take a few megabytes
+_TAG_GROUPS = {"images_per_second": "speed", "data_wait_fraction": "speed", PEAK_MEMORY: "memory"}
 
 
-class TensorBoard(Sink):
-    """Scalars and pictures in workdir/tensorboard.
+class TensorBoardSink(MetricSink):
+    """Writes scalars and images to workdir/tensorboard.
 
-    Only the constructor raises. Afterwards a picture that cannot be written is named and left out; where the files
-    cannot be written any more, that is logged once and the rest is left out. The training continues.
-    Not through tensorboardX's SummaryWriter: its thread ends at the first error, of a full disk for example, and who
-    then fills its queue waits for ever.
+    Only the constructor raises. Later, an image that cannot be written is logged and skipped; after an error of the
+    event file nothing more is written, which is logged once, and the training continues.
+
+    It does not use tensorboardX's SummaryWriter, whose thread ends at the first error (a full disk, for example):
+    writing to its full queue then blocks forever.
     """
 
     def __init__(self, workdir: epath.PathLike, start: int):
@@ -42,82 +43,82 @@ class TensorBoard(Sink):
         record_writer.directory_check(folder)
         self._event, self._summary = Event, Summary
         self._file = event_file_writer.EventsWriter(f"{folder}/events", f".{start}")
-        # What an interrupted run wrote after its last checkpoint is purged: those steps come again.
+        # TensorBoard then drops what an interrupted run wrote after its last checkpoint: those steps are repeated.
         session = SessionLog(status=SessionLog.START)
         self._file.write_event(Event(wall_time=time.time(), step=start + 1, session_log=session))
-        self._written = time.monotonic()
+        self._flushed = time.monotonic()
 
     def write(self, step: int, metrics: Mapping[str, float]) -> None:
         for name, value in metrics.items():
             self._add(step, tag=_tag(name), simple_value=value)
-        if time.monotonic() - self._written > SECONDS_BETWEEN_UPLOADS:
-            self._do(lambda file: file.flush())
-            self._written = time.monotonic()
+        if time.monotonic() - self._flushed > SECONDS_BETWEEN_UPLOADS:
+            self._with_file(lambda file: file.flush())
+            self._flushed = time.monotonic()
 
-    def write_scalars(self, step: int, metrics: Mapping[str, float]) -> None:
-        for name, value in metrics.items():  # their names have groups: bbox/AP, validation/loss
-            if value != -1:  # which says of a precision that there is no such truth
+    def write_evaluation(self, step: int, metrics: Mapping[str, float]) -> None:
+        for name, value in metrics.items():  # the names have groups: bbox/AP, validation/loss
+            if value != -1:  # a precision without ground truth
                 self._add(step, tag=name, simple_value=value)
 
-    def write_images(self, step: int, pictures: Mapping[str, bytes]) -> None:
-        for name in sorted(pictures)[:_PICTURES]:
+    def write_images(self, step: int, images: Mapping[str, bytes]) -> None:
+        for name in sorted(images)[:_MAX_IMAGES]:
             try:
-                content, height, width = _shrink(pictures[name])
+                content, height, width = _encode_jpeg(images[name])
             except Exception as error:
-                log.warning("picture %s is not in the TensorBoard files: %s", name, described(error))
+                log.warning("image %s is not in the TensorBoard files: %s", name, described(error))
                 continue
             image = self._summary.Image(height=height, width=width, colorspace=3, encoded_image_string=content)
             self._add(step, tag=f"found/{name}", image=image)
 
     def close(self) -> None:
-        self._do(lambda file: file.close())
+        self._with_file(lambda file: file.close())
 
     def _add(self, step: int, **value: Any) -> None:
         summary = self._summary(value=[self._summary.Value(**value)])
         event = self._event(wall_time=time.time(), step=step, summary=summary)
-        self._do(lambda file: file.write_event(event))
+        self._with_file(lambda file: file.write_event(event))
 
-    def _do(self, act: Callable[[Any], object]) -> None:
-        """Do something with the file, or nothing any more after an error."""
+    def _with_file(self, function: Callable[[Any], object]) -> None:
+        """Call `function` with the event file; do nothing after an error."""
         if self._file is None:
             return
         try:
-            act(self._file)
+            function(self._file)
         except Exception as error:
             log.warning("no more TensorBoard files are written: %s", described(error))
             file, self._file = self._file, None
-            with suppress(Exception):  # closing may write once more
+            with suppress(Exception):  # closing may write again
                 file.close()
 
 
-def record_measured(
-    workdir: epath.PathLike, step: int, metrics: Mapping[str, float], pictures: Mapping[str, bytes]
+def write_final_evaluation(
+    workdir: epath.PathLike, step: int, metrics: Mapping[str, float], images: Mapping[str, bytes]
 ) -> None:
-    """Add what was measured after the last step to the TensorBoard files, where there can be any."""
+    """Write the metrics and images of the final evaluation, if TensorBoard files can be written."""
     try:
-        board = TensorBoard(workdir, start=step)
+        sink = TensorBoardSink(workdir, start=step)
     except ImportError:
         return
     except Exception as error:
         log.warning("no TensorBoard files: %s", described(error))
         return
-    board.write_scalars(step, metrics)
-    board.write_images(step, pictures)
-    board.close()
+    sink.write_evaluation(step, metrics)
+    sink.write_images(step, images)
+    sink.close()
 
 
 def _tag(name: str) -> str:
-    """Losses, speeds and memory get a group each in TensorBoard."""
-    group = "losses" if name.startswith("loss") else _GROUPS.get(name, "train")
+    """Return the tag of a metric: its group and its name."""
+    group = "losses" if name.startswith("loss") else _TAG_GROUPS.get(name, "train")
     return f"{group}/{name}"
 
 
-def _shrink(picture: bytes) -> tuple[bytes, int, int]:
-    """An encoded picture as JPEG of bounded size; its height and width."""
-    pixels = cv2.imdecode(np.frombuffer(picture, np.uint8), cv2.IMREAD_COLOR)
-    assert pixels is not None, "what was encoded can be decoded"
+def _encode_jpeg(image: bytes) -> tuple[bytes, int, int]:
+    """Re-encode an image as JPEG of bounded size; return it with its height and width."""
+    pixels = cv2.imdecode(np.frombuffer(image, np.uint8), cv2.IMREAD_COLOR)
+    assert pixels is not None, "the encoded image cannot be decoded"
     height, width = pixels.shape[:2]
-    if width > _WIDEST:
-        height, width = max(1, round(height * _WIDEST / width)), _WIDEST
+    if width > _MAX_WIDTH:
+        height, width = max(1, round(height * _MAX_WIDTH / width)), _MAX_WIDTH
         pixels = cv2.resize(pixels, (width, height), interpolation=cv2.INTER_AREA)
     return cv2.imencode(".jpg", pixels, [cv2.IMWRITE_JPEG_QUALITY, 85])[1].tobytes(), height, width

@@ -1,4 +1,4 @@
-"""The classifier that small networks begin with: its crops, and its file."""
+"""Pretraining of the small backbones: crops, weight file, resuming."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> DataConfig:
     return DataConfig(str(folder / "data"), *splits, shapes=chosen, cache_dir=str(folder / "cache"))
 
 
-def test_a_crop_has_the_object_in_its_middle() -> None:
-    """A box of 20 x 10 pixels fills 1 / MARGIN of the crop's width; beyond the picture it is gray."""
-    picture = np.full((40, 40, 3), 50, np.uint8)
-    picture[4:14, 10:30] = 200
-    crop = classifier._crop(picture, [10, 4, 20, 10])
+def test_crop_is_centered_on_the_object() -> None:
+    """A box of 20 x 10 pixels fills 1 / MARGIN of the crop's width; outside of the image it is gray."""
+    image = np.full((40, 40, 3), 50, np.uint8)
+    image[4:14, 10:30] = 200
+    crop = classifier._crop(image, [10, 4, 20, 10])
     bright = crop[:, :, 0] > 125
     side = classifier.SIZE / classifier.MARGIN
     assert bright.any(0).sum() == pytest.approx(side, abs=1.5)
@@ -38,27 +38,24 @@ def test_a_crop_has_the_object_in_its_middle() -> None:
     rows, columns = np.nonzero(bright)
     assert rows.mean() == pytest.approx(classifier.SIZE / 2 - 0.5, abs=0.6)
     assert columns.mean() == pytest.approx(classifier.SIZE / 2 - 0.5, abs=0.6)
-    assert tuple(crop[0, 0]) == (124, 116, 104)  # above the picture's upper edge
+    assert tuple(crop[0, 0]) == (124, 116, 104)  # above the image
 
 
 def test_every_object_is_a_crop(data: DataConfig) -> None:
-    found = classifier.crops(data)
-    assert found.images.shape == (len(found.classes), classifier.SIZE, classifier.SIZE, 3)
-    assert len(found.classes) > 24
-    assert set(found.classes) == {0, 1}
+    crops = classifier.load_crops(data)
+    assert crops.images.shape == (len(crops.classes), classifier.SIZE, classifier.SIZE, 3)
+    assert len(crops.classes) > 24
+    assert set(crops.classes) == {0, 1}
 
 
-def test_its_file_begins_a_training(data: DataConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The residual network of the file is the one of the detector, and it has learned.
-
-    With a network of its own, the classifier: no other test runs its step.
-    """
-    monkeypatch.setattr(classifier, "BATCH", 16)
+def test_weight_file_initializes_a_detector(data: DataConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The backbone of the detector equals the one in the file, and its statistics have been updated."""
+    monkeypatch.setattr(classifier, "BATCH_SIZE", 16)
     recipe = small.row("2e", "fcn")
     model = dataclasses.replace(recipe.model, backbone=dataclasses.replace(recipe.model.backbone, width=8))
     file = tmp_path / "classifiers" / "resnet18.npz"
-    right = classifier.train(file, model, data, steps=4)
-    assert 0 <= right <= 1
+    accuracy = classifier.train(file, model, data, steps=4)
+    assert 0 <= accuracy <= 1
     config = dataclasses.replace(recipe, model=dataclasses.replace(model, num_classes=1), init=str(file))
     _, variables = initial_variables(config, jax.random.key(0))
     with np.load(file) as arrays:
@@ -69,10 +66,10 @@ def test_its_file_begins_a_training(data: DataConfig, tmp_path: Path, monkeypatc
     assert np.abs(mean).max() > 0
 
 
-def test_it_goes_on_where_it_was_interrupted(
+def test_pretraining_resumes_after_an_interruption(
     data: DataConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The batches after the last saved one are the ones that an uninterrupted course would see."""
+    """The batches after the last saved one equal those of an uninterrupted pretraining."""
     seen: list[np.ndarray] = []
     limit = 3
 
@@ -82,14 +79,14 @@ def test_it_goes_on_where_it_was_interrupted(
                 raise KeyboardInterrupt
             seen.append(images)
             variables, moments = state
-            count = variables["params"]["logits"]["bias"] + 1  # how many batches this state has seen
+            count = variables["params"]["logits"]["bias"] + 1  # number of batches so far
             params = {**variables["params"], "logits": {**variables["params"]["logits"], "bias": count}}
             return ({**variables, "params": params}, moments), float(count[0])
 
         return step
 
     class Small(classifier.Classifier):
-        """A classifier without a residual network, which would be compiled and not used."""
+        """A classifier without a backbone, which would be compiled and not used."""
 
         @nn.compact
         def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
@@ -98,29 +95,31 @@ def test_it_goes_on_where_it_was_interrupted(
     monkeypatch.setattr(classifier, "Classifier", Small)
     monkeypatch.setattr(classifier, "_save", lambda file, _: file.touch())
     monkeypatch.setattr(classifier, "_make_step", make_step)
-    monkeypatch.setattr(classifier, "BATCH", 4)
+    monkeypatch.setattr(classifier, "BATCH_SIZE", 4)
     monkeypatch.setattr(classifier, "SAVE_EVERY", 2)
     file, model = tmp_path / "classifiers" / "resnet18.npz", small.row("2e", "fcn").model
-    with pytest.raises(KeyboardInterrupt, match="goes on from batch 2 of the classifier"):
+    with pytest.raises(KeyboardInterrupt, match="resumes at batch 2 of the classifier"):
         classifier.train(file, model, data, steps=5)
     limit = 10
     assert classifier.train(file, model, data, steps=5) == 5  # the count of the last batch
-    assert "goes on from batch 2" in capsys.readouterr().out
+    assert "resuming at batch 2" in capsys.readouterr().out
     np.testing.assert_array_equal(seen[2], seen[3])  # batch 3, before and after
     assert [path.name for path in file.parent.iterdir()] == ["resnet18.npz"]
 
 
-def test_a_course_of_other_settings_is_not_continued(tmp_path: Path) -> None:
+def test_progress_with_other_settings_is_ignored(tmp_path: Path) -> None:
     state = ({"params": {"w": np.ones(2)}}, ())
-    classifier._Course(tmp_path / "a.npz", "one").save(state, [0.5])
+    classifier._ClassifierProgress(tmp_path / "a.npz", "one").save(state, [0.5])
     start = ({"params": {"w": np.zeros(2)}}, ())
-    found, right = classifier._Course(tmp_path / "a.npz", "one").resume(start)
-    assert right == [0.5]
-    np.testing.assert_array_equal(found[0]["params"]["w"], np.ones(2))
-    assert classifier._Course(tmp_path / "a.npz", "another").resume(start) == (start, [])
+    restored, accuracies = classifier._ClassifierProgress(tmp_path / "a.npz", "one").resume(start)
+    assert accuracies == [0.5]
+    np.testing.assert_array_equal(restored[0]["params"]["w"], np.ones(2))
+    assert classifier._ClassifierProgress(tmp_path / "a.npz", "another").resume(start) == (start, [])
 
 
-def test_it_is_made_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_pretraining_runs_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     calls = []
 
     def train(file: Path, *_: object, **__: object) -> float:
@@ -132,4 +131,4 @@ def test_it_is_made_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
     for _ in range(2):
         small.pretrain(tmp_path / "resnet18.npz", small.row("2e", "fcn"), tmp_path / "data")
     assert calls == [tmp_path / "resnet18.npz"]
-    assert "50 % of the last crops were right" in capsys.readouterr().out
+    assert "training accuracy 50 %" in capsys.readouterr().out

@@ -1,4 +1,4 @@
-"""The runs of a table, with a training that only pretends: what is shared, what is not done again, what is refused."""
+"""The runs of a table, with a fake training: shared runs, finished runs, rejected requests."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from mrcnn_jax.config import Config, to_json
 from mrcnn_jax.errors import ConfigError, Interrupted
 from mrcnn_jax.training import train as training
 from projects.paper_tables import classifier, report, run, small, tables
-from projects.paper_tables.run import Request
+from projects.paper_tables.run import TableRequest
 
-TEACH = small.pretrain
+PRETRAIN = small.pretrain
 
 
-class Pretended:
-    """Leaves what a training leaves; the metrics say which run it was. Ends early before the run `stop`."""
+class FakeTraining:
+    """Writes the files of a training, with metrics that depend on the seed. Interrupts the run with index `stop`."""
 
     def __init__(self, stop: int | None = None):
         self.stop, self.runs = stop, []
@@ -41,22 +41,22 @@ class Pretended:
 
 @pytest.fixture
 def request_for(tmp_path):
-    def make(table: str, **more) -> Request:
-        return Request(tables.table(table), tmp_path / "runs", **more)
+    def make(table: str, **more) -> TableRequest:
+        return TableRequest(tables.table(table), tmp_path / "runs", **more)
 
     return make
 
 
 @pytest.fixture(autouse=True)
-def undrawn(monkeypatch):
-    """The picture of a table, which `test_report.py` looks at, takes longer than all the rest."""
-    monkeypatch.setattr(report, "picture", lambda *_: b"")
+def no_plot(monkeypatch):
+    """Skip the bar charts, which take longer than the rest and which `test_report.py` tests."""
+    monkeypatch.setattr(report, "plot", lambda *_: b"")
 
 
 @pytest.mark.medium
 def test_runs_of_a_table(request_for, tmp_path, capsys, monkeypatch):
-    monkeypatch.undo()  # with its picture
-    train = Pretended()
+    monkeypatch.undo()  # with its plot
+    train = FakeTraining()
     found = run.run(request_for("2b", seeds=(0, 1)), train)
     assert train.runs == [("softmax", 0), ("sigmoid", 0), ("softmax", 1), ("sigmoid", 1)]
     assert {name: [result.seed for result in results] for name, results in found.items()} == {
@@ -94,11 +94,11 @@ SHARED = [
     [
         *((scale, *shared) for scale in ("small", "coco") for shared in SHARED),
         ("coco", C4, "2a/r50_c4"),
-        ("small", {"2a": "r50_c4", "2c": "roi_align_average"}, "2a/r50_c4"),  # the others are about classes
+        ("small", {"2a": "r50_c4", "2c": "roi_align_average"}, "2a/r50_c4"),  # the others compare classes
         ("small", {"2b": "sigmoid", "agnostic": "class_specific"}, "2b/sigmoid"),
     ],
 )
-def test_rows_that_are_the_same_recipe_share_their_runs(request_for, places, home, scale):
+def test_rows_with_equal_recipes_share_their_runs(request_for, places, home, scale):
     more = {"data": "COCO", "init": {"": "FILE"}} if scale == "coco" else {}
     jobs = [run.plan(request_for(table, rows=(row,), **more))[0] for table, row in places.items()]
     assert {job.folder.as_posix().split("/runs/")[1] for job in jobs} == {f"{home}/seed0"}
@@ -106,58 +106,58 @@ def test_rows_that_are_the_same_recipe_share_their_runs(request_for, places, hom
     assert jobs[0].config.name == "table" + home.replace("/", "_")
 
 
-def test_all_other_rows_have_runs_of_their_own():
-    homes = run._homes("coco")
-    assert len(homes) == 30
-    assert len(set(homes.values())) == 30 - (3 + 1 + 2 + 2 + 1)
+def test_other_rows_have_runs_of_their_own():
+    folders = run._run_folders("coco")
+    assert len(folders) == 30
+    assert len(set(folders.values())) == 30 - (3 + 1 + 2 + 2 + 1)
 
 
-def test_what_is_finished_is_not_done_again(request_for, capsys):
-    run.run(request_for("2b"), Pretended())
-    again = Pretended()
+def test_finished_runs_are_not_repeated(request_for, capsys):
+    run.run(request_for("2b"), FakeTraining())
+    again = FakeTraining()
     found = run.run(request_for("2b"), again)
     assert not again.runs
     assert found["softmax"][0].metrics["segm/AP"] == 0.5
     assert capsys.readouterr().out.count("Table 2b: ") == 3
-    run.run(request_for("agnostic"), again)  # one row is finished: it is 2b's
+    run.run(request_for("agnostic"), again)  # one row shares a finished run of 2b
     assert again.runs == [("class_agnostic", 0)]
 
 
-def test_an_interrupted_run_goes_on(request_for, tmp_path):
+def test_interrupted_run_resumes(request_for, tmp_path):
     request = request_for("2b")
     with pytest.raises(Interrupted) as stopped:
-        run.run(request, Pretended(stop=1))
+        run.run(request, FakeTraining(stop=1))
     assert stopped.value.exit_status == 130
     record = tmp_path / "runs/2b/sigmoid/seed0/ablation.json"
     content = json.loads(record.read_text())
     assert content["metrics"] is None
     record.write_text(json.dumps({**content, "seconds": 1000.0}))
-    again = Pretended()
+    again = FakeTraining()
     found = run.run(request, again)
     assert again.runs == [("sigmoid", 0)]
     assert found["sigmoid"][0].seconds >= 1000
 
 
-def test_a_run_that_left_no_checkpoint_begins_anew_with_any_settings(request_for):
+def test_run_without_a_checkpoint_restarts_with_any_settings(request_for):
     def train(config, folder):
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
         run.run(request_for("2b"), train)
-    again = Pretended()
+    again = FakeTraining()
     found = run.run(request_for("2b", overrides=("train.steps=70",)), again)
     assert len(again.runs) == 2
     assert found["softmax"][0].seconds < 60
 
 
 @pytest.mark.parametrize("stop", [None, 0])
-def test_a_changed_recipe_is_not_mixed_with_what_is_there(request_for, stop):
+def test_runs_of_another_recipe_are_rejected(request_for, stop):
     if stop is None:
-        run.run(request_for("2b"), Pretended())
+        run.run(request_for("2b"), FakeTraining())
     else:
         with pytest.raises(Interrupted):
-            run.run(request_for("2b"), Pretended(stop))
-    again = Pretended()
+            run.run(request_for("2b"), FakeTraining(stop))
+    again = FakeTraining()
     with pytest.raises(ConfigError, match=r"softmax/seed0 .* differs in optimizer\.learning_rate, train\.steps; "):
         run.run(request_for("2b", overrides=("train.steps=70", "optimizer.learning_rate=0.5")), again)
     assert not again.runs
@@ -179,14 +179,14 @@ def test_a_changed_recipe_is_not_mixed_with_what_is_there(request_for, stop):
         ({"data": "COCO", "init": {"R101": "FILE"}}, "init is empty"),
     ],
 )
-def test_what_cannot_be_run_is_refused_before_training(request_for, more, message):
-    train = Pretended()
+def test_invalid_requests_are_rejected_before_training(request_for, more, message):
+    train = FakeTraining()
     with pytest.raises(ConfigError, match=message):
         run.run(request_for("2c", **more), train)
     assert not train.runs
 
 
-def test_a_folder_of_coco_is_for_the_paper_s_setting_or_small_networks(request_for):
+def test_coco_folder_at_both_scales(request_for):
     weights = {"": "all.pkl", "R101": "deep.pkl"}
     configs = {job.row.name: job.config for job in run.plan(request_for("2a", data="COCO", init=weights))}
     assert {name: config.init for name, config in configs.items()} == {
@@ -200,17 +200,17 @@ def test_a_folder_of_coco_is_for_the_paper_s_setting_or_small_networks(request_f
     assert job.config.data.train.annotations == "annotations/person_keypoints_train2017.json"
 
 
-def test_rows_without_a_small_form_are_left_out_and_named(request_for, capsys):
-    train = Pretended()
+def test_rows_without_a_small_recipe_are_skipped(request_for, capsys):
+    train = FakeTraining()
     found = run.run(request_for("3"), train)
     assert list(found) == ["faster_r101_fpn", "mask_r101_fpn"]
-    assert "Mask R-CNN, ResNeXt-101-FPN has no small form and is left out" in capsys.readouterr().out
-    with pytest.raises(ConfigError, match="has no small form"):
+    assert "Mask R-CNN, ResNeXt-101-FPN has no small recipe and is skipped" in capsys.readouterr().out
+    with pytest.raises(ConfigError, match="has no small recipe"):
         run.plan(request_for("3", rows=("mask_x101_fpn",)))
 
 
-def test_shards_share_the_runs(request_for):
-    first, second = Pretended(), Pretended()
+def test_shards_split_the_runs(request_for):
+    first, second = FakeTraining(), FakeTraining()
     run.run(request_for("2c", shard=(1, 2)), first)
     assert len(first.runs) == 3
     found = run.run(request_for("2c", shard=(2, 2)), second)
@@ -219,9 +219,9 @@ def test_shards_share_the_runs(request_for):
     assert all(len(results) == 1 for results in found.values())
 
 
-def test_the_table_has_all_that_is_known_of_these_settings(request_for, tmp_path):
+def test_table_has_all_results_with_these_settings(request_for, tmp_path):
     """Rows and seeds of earlier commands, but no run with other settings."""
-    train = Pretended()
+    train = FakeTraining()
     run.run(request_for("2b", rows=("softmax",), seeds=(0,)), train)
     found = run.run(request_for("2b", rows=("sigmoid",), seeds=(1,)), train)
     assert {name: [result.seed for result in results] for name, results in found.items()} == {
@@ -232,23 +232,23 @@ def test_the_table_has_all_that_is_known_of_these_settings(request_for, tmp_path
     assert {name: len(results) for name, results in run.run(other, train).items()} == {"softmax": 1, "sigmoid": 0}
 
 
-def test_rows_may_get_their_weights_one_after_the_other(request_for):
-    run.run(request_for("2a", data="COCO", init={"R50": "a"}, rows=("r50_c4",)), Pretended())
+def test_rows_with_weights_given_one_by_one(request_for):
+    run.run(request_for("2a", data="COCO", init={"R50": "a"}, rows=("r50_c4",)), FakeTraining())
     request = request_for("2a", data="COCO", init={"R101": "b"}, rows=("r101_c4",))
-    found = run.run(request, Pretended())
+    found = run.run(request, FakeTraining())
     assert {name for name, results in found.items() if results} == {"r50_c4", "r101_c4"}
 
 
-def test_a_head_that_other_rows_do_not_have_can_be_set_for_its_own(request_for):
+def test_override_of_a_head_that_other_rows_lack(request_for):
     override = ("model.mask.channels=8",)
-    found = run.run(request_for("3", rows=("mask_r101_fpn",), overrides=override), Pretended())
+    found = run.run(request_for("3", rows=("mask_r101_fpn",), overrides=override), FakeTraining())
     assert {name: len(results) for name, results in found.items()} == {"faster_r101_fpn": 0, "mask_r101_fpn": 1}
     with pytest.raises(ConfigError, match="'mask' is None"):
         run.plan(request_for("3", overrides=override))
 
 
-def test_a_report_trains_nothing(request_for, tmp_path):
-    train = Pretended()
+def test_only_report_trains_nothing(request_for, tmp_path):
+    train = FakeTraining()
     assert run.run(request_for("2b"), train, only_report=True) == {"softmax": [], "sigmoid": []}
     assert not train.runs
     assert "| softmax | 24.8 / - |" in (tmp_path / "runs/2b/table.md").read_text()
@@ -261,8 +261,8 @@ def command(monkeypatch, tmp_path):
     assert jax.config.jax_compilation_cache_dir is not None  # so that the command leaves the tests' cache alone
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(jax, "clear_caches", lambda: None)
-    monkeypatch.setattr(small, "pretrain", lambda file, config, root: taught.append(file.as_posix()))
-    taught: list[str] = []
+    monkeypatch.setattr(small, "pretrain", lambda file, config, root: pretrained.append(file.as_posix()))
+    pretrained: list[str] = []
 
     def call(*arguments: str) -> int:
         monkeypatch.setattr(sys, "argv", ["paper_tables", *arguments])
@@ -270,25 +270,25 @@ def command(monkeypatch, tmp_path):
             runpy.run_module("projects.paper_tables", run_name="__main__")
         return exit.value.code
 
-    call.taught = taught
+    call.pretrained = pretrained
     return call
 
 
 @pytest.mark.medium
-def test_the_command_trains_all_rows(command, monkeypatch, tmp_path):
-    train = Pretended()
+def test_command_trains_all_rows(command, monkeypatch, tmp_path):
+    train = FakeTraining()
     monkeypatch.setattr(training, "train", train)
     assert command("agnostic", "--seeds=0,1", "--config.train.steps=30") == 0
     assert [seed for _, seed in train.runs] == [0, 0, 1, 1]
-    assert set(command.taught) == {"runs/ablations/classifiers/resnet18.npz"}
+    assert set(command.pretrained) == {"runs/ablations/classifiers/resnet18.npz"}
     record = json.loads((tmp_path / "runs/ablations/agnostic/class_agnostic/seed1/ablation.json").read_text())
     assert record["config"]["train"]["steps"] == 30
     assert command("agnostic", "--only-report", "--config.train.steps=30") == 0
     assert len(train.runs) == 4
-    command.taught.clear()
-    assert command("agnostic", "--seeds=0,1", "--config.train.steps=30") == 0  # all is done
-    assert command("agnostic", "--seeds=2", "--init=FILE", "--config.train.steps=30") == 0  # begins with something else
-    assert not command.taught
+    command.pretrained.clear()
+    assert command("agnostic", "--seeds=0,1", "--config.train.steps=30") == 0  # all runs are finished
+    assert command("agnostic", "--seeds=2", "--init=FILE", "--config.train.steps=30") == 0  # other initial weights
+    assert not command.pretrained
 
 
 @pytest.mark.parametrize(
@@ -302,24 +302,24 @@ def test_the_command_trains_all_rows(command, monkeypatch, tmp_path):
         (["2c", "--step=3"], "unknown argument --step=3"),
     ],
 )
-def test_mistakes_are_named(command, capsys, arguments, said):
+def test_invalid_arguments_are_named(command, capsys, arguments, said):
     assert command(*arguments) == 2
     assert said in capsys.readouterr().err
 
 
-def test_ctrl_c_ends_the_command_with_its_status(command, monkeypatch, capsys):
-    monkeypatch.setattr(training, "train", Pretended(stop=1))
+def test_exit_status_after_ctrl_c(command, monkeypatch, capsys):
+    monkeypatch.setattr(training, "train", FakeTraining(stop=1))
     assert command("2b") == 130
     assert "saved at step 7; the same command continues" in capsys.readouterr().err
 
 
 @pytest.mark.slow
 def test_two_real_steps(command, tmp_path, monkeypatch):
-    """Of a classifier, then of a row that begins with it."""
-    monkeypatch.setattr(small, "pretrain", TEACH)
+    """Pretraining, then a row with its weights."""
+    monkeypatch.setattr(small, "pretrain", PRETRAIN)
     monkeypatch.setattr(small, "TRAIN_IMAGES", 10)
     monkeypatch.setattr(small, "CLASSIFIER_STEPS", 2)
-    monkeypatch.setattr(classifier, "BATCH", 8)
+    monkeypatch.setattr(classifier, "BATCH_SIZE", 8)
     tiny = {
         "train.steps": 2,
         "train.batch_size": 2,

@@ -1,4 +1,4 @@
-"""The paper's tables: every row is a valid recipe at both scales, and its table's switch is all that it changes."""
+"""The tables of the paper: rows are valid recipes at both scales, and differ only in the compared fields."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def name(value: Any) -> str:
 
 
 def differences(first: Any, second: Any, path: str) -> set[str]:
-    """Dotted names of what two trees of dataclasses differ in; a part that only one has is one name."""
+    """Return the dotted names of the fields that differ between two trees of dataclasses."""
     if type(first) is not type(second) or not dataclasses.is_dataclass(first):
         return set() if first == second else {path}
     return set().union(
@@ -33,13 +33,13 @@ def differences(first: Any, second: Any, path: str) -> set[str]:
     )
 
 
-def test_the_paper_s_tables_are_all_there():
+def test_all_tables_are_defined():
     counts = {table.name: len(table.rows) for table in tables.TABLES.values()}
     assert counts == {"2a": 5, "2b": 2, "2c": 5, "2d": 2, "2e": 3, "agnostic": 2, "3": 3, "4": 2, "5": 4, "6": 2}
 
 
 @pytest.mark.parametrize("table", tables.TABLES.values(), ids=name)
-def test_a_table_has_what_its_rows_publish(table):
+def test_columns_are_the_published_metrics(table):
     assert len({row.name for row in table.rows}) == len(table.rows)
     assert table.row(table.reference) in table.rows
     for row in table.rows:
@@ -53,8 +53,8 @@ def test_a_table_has_what_its_rows_publish(table):
 @pytest.mark.parametrize("scale", SCALES.values(), ids=SCALES)
 @pytest.mark.parametrize(("table", "row"), ROWS, ids=name)
 def test_every_row_is_a_valid_recipe(table, row, scale):
-    if scale is small and not small.has(row):
-        with pytest.raises(ConfigError, match="has no small form"):
+    if scale is small and not small.is_available(row):
+        with pytest.raises(ConfigError, match="has no small recipe"):
             scale.row(table.name, row.name)
         return
     config = scale.row(table.name, row.name)
@@ -67,17 +67,17 @@ def test_every_row_is_a_valid_recipe(table, row, scale):
 
 @pytest.mark.parametrize("scale", SCALES.values(), ids=SCALES)
 @pytest.mark.parametrize(("table", "row"), ROWS, ids=name)
-def test_rows_differ_in_the_switch_alone(table, row, scale):
-    if scale is small and not small.has(row):
+def test_rows_differ_only_in_the_compared_fields(table, row, scale):
+    if scale is small and not small.is_available(row):
         return
     reference, config = scale.row(table.name, table.reference), scale.row(table.name, row.name)
     found = differences(reference.model, config.model, "model")
-    assert all(field.startswith(table.switches) for field in found), found
+    assert all(field.startswith(table.varied_fields) for field in found), found
     assert bool(found) == (row.name != table.reference)
     rest = differences(dataclasses.replace(reference, model=config.model, name=config.name), config, "config")
     expected = set()
     if scale is coco and row.backbone == "X101":
-        expected = {"config.train.batch_size", "config.optimizer.learning_rate"}  # for its memory, in the paper, too
+        expected = {"config.train.batch_size", "config.optimizer.learning_rate"}  # as in the paper, because of memory
     elif scale is small:
         base = table.row(table.reference)
         expected = ({"config.init"} if row.backbone != base.backbone else set()) | (
@@ -86,7 +86,7 @@ def test_rows_differ_in_the_switch_alone(table, row, scale):
     assert rest == expected
 
 
-def test_the_paper_s_setting():
+def test_paper_setting():
     c4, fpn, x101 = (coco.row("2a", row) for row in ("r50_c4", "r50_fpn", "x101_fpn"))
     assert (c4.model.roi.batch_size, c4.model.rpn.post_nms_top_k_test) == (64, 300)
     assert (fpn.model.roi.batch_size, fpn.model.rpn.post_nms_top_k_test) == (512, 1000)
@@ -123,7 +123,7 @@ def test_the_paper_s_setting():
     ],
 )
 @pytest.mark.parametrize("scale", SCALES.values(), ids=SCALES)
-def test_switches_of_rows(table, row, fields, scale):
+def test_changes_of_rows(table, row, fields, scale):
     for path, value in fields.items():
         found: Any = scale.row(table, row).model
         for part in path.split("."):
@@ -131,23 +131,21 @@ def test_switches_of_rows(table, row, fields, scale):
         assert found == value, path
 
 
-def test_usual_settings_are_said_in_words():
-    row = tables.table("2d").row("roi_pool")
-    assert tables.published(row) == "mask AP 23.6, AP50 46.5, AP75 21.6; box AP 28.2, AP50 52.7, AP75 26.9"
-    assert tables.words("keypoints/APm") == "keypoint APm"
+def test_metric_label():
+    assert tables.metric_label("keypoints/APm") == "keypoint APm"
 
 
 @pytest.mark.parametrize(("table", "row"), [("2f", ""), ("2c", "roi_wrap")])
-def test_unknown_names_are_refused_with_those_that_there_are(table, row):
+def test_unknown_names_are_rejected(table, row):
     with pytest.raises(ConfigError, match=r"there are 2a, 2b|it has roi_pool_max, "):
         coco.row(table, row)
 
 
 @pytest.mark.parametrize(("table", "row"), ROWS, ids=name)
-def test_a_row_is_the_argument_of_the_recipe_file(table, row):
+def test_recipe_file_takes_a_row_as_argument(table, row):
     assert load_config(f"{RECIPE}:{table.name}_{row.name}") == coco.row(table.name, row.name)
 
 
-def test_an_unknown_row_is_named():
+def test_recipe_file_names_an_unknown_row():
     with pytest.raises(ConfigError, match=r"table 2c has no row 'roi_wrap'"):
         load_config(f"{RECIPE}:2c_roi_wrap")

@@ -1,4 +1,4 @@
-"""What a run says: means, rates, files that survive a restart."""
+"""Metrics of a run: means, rates, files after a restart, memory."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ import pytest
 from mrcnn_jax.runtime import files
 from mrcnn_jax.runtime.progress import track
 from mrcnn_jax.training.logs import console as module
-from mrcnn_jax.training.logs.console import JsonLines, Lines, ProgressDisplay, Sink
+from mrcnn_jax.training.logs.console import ConsoleSink, JsonLinesSink, MetricSink, ProgressSink
 from mrcnn_jax.training.logs.metrics_log import MetricsLog, default_sinks
-from mrcnn_jax.training.logs.tensorboard import TensorBoard, record_measured
-from mrcnn_jax.training.memory import MEMORY, peak_memory
+from mrcnn_jax.training.logs.tensorboard import TensorBoardSink, write_final_evaluation
+from mrcnn_jax.training.memory import PEAK_MEMORY, peak_memory
 
 METRICS = {"loss": 1.5, "loss_box": 0.5, "learning_rate": 0.01, "images_per_second": 8.0, "data_wait_fraction": 0.25}
 
 
-class Recorder(Sink):
+class Recorder(MetricSink):
     def __init__(self):
         self.advanced, self.written, self.found, self.shown, self.closed = [], [], [], [], False
 
@@ -34,11 +34,11 @@ class Recorder(Sink):
     def write(self, step, metrics):
         self.written.append((step, dict(metrics)))
 
-    def write_scalars(self, step, metrics):
+    def write_evaluation(self, step, metrics):
         self.found.append((step, metrics))
 
-    def write_images(self, step, pictures):
-        self.shown.append((step, pictures))
+    def write_images(self, step, images):
+        self.shown.append((step, images))
 
     def close(self):
         self.closed = True
@@ -46,14 +46,14 @@ class Recorder(Sink):
 
 @pytest.fixture
 def clock(monkeypatch):
-    """A clock that only moves when it is told to."""
+    """A clock that moves only when it is called."""
     now = [100.0]
     monkeypatch.setattr(time, "perf_counter", lambda: now[0])
 
-    def pass_time(seconds):
+    def advance(seconds):
         now[0] += seconds
 
-    return pass_time
+    return advance
 
 
 def test_means_and_rates(clock):
@@ -78,40 +78,40 @@ def test_means_and_rates(clock):
 
 
 def test_plain_line(capsys):
-    Lines(steps=100, batch_size=4).write(40, METRICS)
+    ConsoleSink(steps=100, batch_size=4).write(40, METRICS)
     # 60 steps of 4 images at 8 images a second: half a minute
     expected = "step 40/100  loss 1.5000 (box 0.500)  lr 0.01  8.00 images/s  data wait 25%  0:00:30 left\n"
     assert capsys.readouterr().out == expected
 
 
-MEASURED = {"validation/loss": 1.25, "validation/loss_box": 0.5, "bbox/AP": 0.31, "bbox/AP50": 0.5, "segm/AP": 0.29}
+EVALUATION = {"validation/loss": 1.25, "validation/loss_box": 0.5, "bbox/AP": 0.31, "bbox/AP50": 0.5, "segm/AP": 0.29}
 
 
-def test_measurements_are_said_and_their_time_is_left_out(clock, capsys):
+def test_evaluations_are_printed_and_their_time_is_excluded(clock, capsys):
     recorder = Recorder()
-    with MetricsLog([recorder, Lines(100, 4)], every=2, last_step=100, batch_size=4) as log:
+    with MetricsLog([recorder, ConsoleSink(100, 4)], every=2, last_step=100, batch_size=4) as log:
         clock(1.0)
         log.step(1, {"loss": 1.0})
-        with log.measuring():
+        with log.evaluating():
             clock(500.0)
-        log.write_scalars(1, MEASURED, {"7": b"a picture"})
+        log.write_evaluation(1, EVALUATION, {"7": b"an image"})
         clock(1.0)
         log.step(2, {"loss": 1.0})
-    assert recorder.found == [(1, MEASURED)]
-    assert recorder.shown == [(1, {"7": b"a picture"})]
+    assert recorder.found == [(1, EVALUATION)]
+    assert recorder.shown == [(1, {"7": b"an image"})]
     assert recorder.written[0][1]["images_per_second"] == pytest.approx(4.0)
     assert capsys.readouterr().out.splitlines()[0] == "step 1/100  box AP 0.310, mask AP 0.290, validation loss 1.250"
 
 
-def test_json_lines_of_a_resumed_run_continue_at_the_checkpoint(tmp_path):
-    first = JsonLines(tmp_path, start=0)
+def test_json_lines_continue_at_the_checkpoint(tmp_path):
+    first = JsonLinesSink(tmp_path, start=0)
     for step in (2, 4, 6):
         first.write(step, {"loss": float(step)})
     first.close()
     path = tmp_path / "metrics.jsonl"
     with path.open("a") as file:
         file.write('{"step": 8, "lo')  # killed while writing
-    resumed = JsonLines(tmp_path, start=4)
+    resumed = JsonLinesSink(tmp_path, start=4)
     resumed.write(6, {"loss": 60.0})
     resumed.close()
     lines = [json.loads(line) for line in path.read_text().splitlines()]
@@ -119,7 +119,7 @@ def test_json_lines_of_a_resumed_run_continue_at_the_checkpoint(tmp_path):
 
 
 def values(folder):
-    """(step, value) of every scalar and picture in TensorBoard's event files: length, checksum, event, checksum."""
+    """Yield (step, value) of every scalar and image in TensorBoard files: length, checksum, event, checksum."""
     event_pb2 = pytest.importorskip("tensorboardX.proto.event_pb2")
     for path in folder.iterdir():
         data = path.read_bytes()
@@ -135,9 +135,9 @@ def scalars(folder):
 
 
 def test_tensorboard_scalars(tmp_path):
-    board = TensorBoard(tmp_path, start=0)
-    board.write(3, {**METRICS, MEMORY: 1.5})
-    board.write_scalars(3, {**MEASURED, "bbox/APl": -1.0})
+    board = TensorBoardSink(tmp_path, start=0)
+    board.write(3, {**METRICS, PEAK_MEMORY: 1.5})
+    board.write_evaluation(3, {**EVALUATION, "bbox/APl": -1.0})
     board.close()
     found = scalars(tmp_path / "tensorboard")
     assert ("losses/loss", 3, 1.5) in found
@@ -148,13 +148,13 @@ def test_tensorboard_scalars(tmp_path):
     assert ("train/learning_rate", 3, pytest.approx(0.01)) in found
 
 
-def picture(height, width):
+def png(height, width):
     return cv2.imencode(".png", np.full((height, width, 3), (10, 120, 240), np.uint8))[1].tobytes()
 
 
-def test_tensorboard_pictures_are_bounded_in_size_and_number(tmp_path):
-    pictures = {f"image {i}": picture(60, 90) for i in range(1, 13)} | {"image 0": picture(1000, 3200)}
-    record_measured(tmp_path, 5, MEASURED, pictures)
+def test_tensorboard_images_are_bounded_in_size_and_number(tmp_path):
+    images = {f"image {i}": png(60, 90) for i in range(1, 13)} | {"image 0": png(1000, 3200)}
+    write_final_evaluation(tmp_path, 5, EVALUATION, images)
     assert ("segm/AP", 5, pytest.approx(0.29)) in scalars(tmp_path / "tensorboard")
     found = {value.tag: value.image for step, value in values(tmp_path / "tensorboard") if value.HasField("image")}
     assert len(found) == 8
@@ -164,25 +164,25 @@ def test_tensorboard_pictures_are_bounded_in_size_and_number(tmp_path):
         np.testing.assert_allclose(shown.mean(axis=(0, 1)), (10, 120, 240), atol=3)
 
 
-def test_a_picture_that_cannot_be_shown_costs_the_others_nothing(tmp_path, caplog):
-    record_measured(tmp_path, 5, MEASURED, {"7": b"no picture", "8": picture(1, 3200)})
+def test_invalid_image_is_skipped(tmp_path, caplog):
+    write_final_evaluation(tmp_path, 5, EVALUATION, {"7": b"not an image", "8": png(1, 3200)})
     found = {value.tag: value.image for _, value in values(tmp_path / "tensorboard") if value.HasField("image")}
     assert {name: (image.height, image.width) for name, image in found.items()} == {"found/8": (1, 1600)}
     assert len(caplog.messages) == 1
-    assert caplog.messages[0].startswith("picture 7 is not in the TensorBoard files: ")
+    assert caplog.messages[0].startswith("image 7 is not in the TensorBoard files: ")
 
 
-def test_tensorboard_files_that_cannot_be_written_any_more_end_nothing(tmp_path, monkeypatch, caplog):
-    """A full disk, for example: said once, and what was written before it stays."""
-    board = TensorBoard(tmp_path, start=0)
-    board.write_scalars(3, MEASURED)
+def test_tensorboard_write_error_does_not_end_the_training(tmp_path, monkeypatch, caplog):
+    """A full disk, for example: logged once."""
+    board = TensorBoardSink(tmp_path, start=0)
+    board.write_evaluation(3, EVALUATION)
 
     def fail(*_):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(board._file, "write_event", fail)
     board.write(4, METRICS)
-    board.write_images(4, {"7": picture(60, 90)})
+    board.write_images(4, {"7": png(60, 90)})
     board.close()
     assert caplog.messages == ["no more TensorBoard files are written: OSError: [Errno 28] No space left on device"]
 
@@ -196,52 +196,52 @@ class Device:
 
 
 def test_memory_is_that_of_the_fullest_device():
-    assert peak_memory([Device("gpu", 2**30), Device("gpu", 3 * 2**30)]) == {MEMORY: 3.0}
-    assert peak_memory([Device("tpu")]) == {}  # it does not say
+    assert peak_memory([Device("gpu", 2**30), Device("gpu", 3 * 2**30)]) == {PEAK_MEMORY: 3.0}
+    assert peak_memory([Device("tpu")]) == {}  # no statistics
 
 
 def test_memory_of_a_cpu_is_that_of_the_process():
     status = Path("/proc/self/status")
     if not status.is_file():
-        pytest.skip("only Linux tells it twice")
+        pytest.skip("needs /proc/self/status")
     (kilobytes,) = re.findall(r"VmHWM:\s+(\d+) kB", status.read_text())
-    assert peak_memory([Device("cpu")]) == {MEMORY: pytest.approx(int(kilobytes) / 2**20, rel=0.1)}
+    assert peak_memory([Device("cpu")]) == {PEAK_MEMORY: pytest.approx(int(kilobytes) / 2**20, rel=0.1)}
 
 
-def test_gauges_are_read_when_something_is_reported(clock):
+def test_gauges_are_read_at_each_report(clock):
     recorder, asked = Recorder(), iter((0.5, 0.75))
-    with MetricsLog([recorder], every=2, last_step=4, batch_size=4, gauges=lambda: {MEMORY: next(asked)}) as log:
+    with MetricsLog([recorder], every=2, last_step=4, batch_size=4, gauges=lambda: {PEAK_MEMORY: next(asked)}) as log:
         for step in range(1, 5):
             clock(1.0)
             log.step(step, {"loss": 1.0})
-    assert [metrics[MEMORY] for _, metrics in recorder.written] == [0.5, 0.75]
-    assert "  memory 0.8 GiB" in module.describe(recorder.written[-1][1])
+    assert [metrics[PEAK_MEMORY] for _, metrics in recorder.written] == [0.5, 0.75]
+    assert "  memory 0.8 GiB" in module.format_metrics(recorder.written[-1][1])
 
 
-def test_missing_packages_are_named_and_not_needed(tmp_path, monkeypatch, capsys):
+def test_missing_packages_are_optional(tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "tensorboardX", None)
     monkeypatch.setitem(sys.modules, "rich.progress", None)
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
     sinks = default_sinks(tmp_path, steps=10, start=0, batch_size=4)
-    assert [type(sink) for sink in sinks] == [JsonLines, Lines]
+    assert [type(sink) for sink in sinks] == [JsonLinesSink, ConsoleSink]
     said = capsys.readouterr().out
     assert "tensorboardX is not installed" in said
     assert "rich is not installed" in said
-    assert module.INSTALL in said
+    assert module.INSTALL_COMMAND in said
     for sink in sinks:
         sink.close()
 
 
-def test_terminal_shows_a_display(tmp_path, monkeypatch, capsys):
+def test_progress_bar_on_a_terminal(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
     sinks = default_sinks(tmp_path, steps=10, start=4, batch_size=4)
-    assert isinstance(sinks[-1], ProgressDisplay)
+    assert isinstance(sinks[-1], ProgressSink)
     for sink in sinks:
         sink.advance(6)
         sink.write(6, METRICS)
-        with sink.measuring():
-            assert list(track("abc", 3, "images evaluated")) == list("abc")  # has a display of its own
-        sink.write_scalars(6, MEASURED)
+        with sink.evaluating():
+            assert list(track("abc", 3, "images evaluated")) == list("abc")  # has a progress bar of its own
+        sink.write_evaluation(6, EVALUATION)
         sink.close()
     said = " ".join(capsys.readouterr().out.split())
     assert " 6/10" in said
@@ -250,30 +250,30 @@ def test_terminal_shows_a_display(tmp_path, monkeypatch, capsys):
     assert "step 6/10 box AP 0.310" in said
 
 
-def test_display_comes_back_below_what_was_said_meanwhile(capsys, monkeypatch):
+def test_progress_bar_is_redrawn_below_other_output(capsys, monkeypatch):
     console = pytest.importorskip("rich.console")
     monkeypatch.setattr("rich._console", console.Console(force_terminal=True, width=100))
-    display = ProgressDisplay(steps=10, start=0)
+    display = ProgressSink(steps=10, start=0)
     display.write(5, METRICS)
-    with display.measuring():
+    with display.evaluating():
         print("a table of eight lines")
-    display.write_scalars(5, MEASURED)
+    display.write_evaluation(5, EVALUATION)
     display.close()
     _, _, after = capsys.readouterr().out.partition("a table of eight lines\n")
     before_the_bar, _, _ = after.partition("step")
     assert "\x1b[1A" not in before_the_bar  # the cursor goes up to write over lines
     assert "box AP 0.310" in after
-    # The losses have a line for themselves.
+    # The losses have a line of their own.
     assert re.search(r"loss 1\.5000 \(box 0\.500\)\s*\n\S*lr 0\.01", after)
 
 
-def test_json_lines_in_a_remote_store_are_written_whole(tmp_path, monkeypatch, clock):
-    """An object of a store cannot be appended to: the file is replaced, now and then and at the end."""
+def test_json_lines_in_a_remote_store(tmp_path, monkeypatch, clock):
+    """Objects cannot be appended to: the file is replaced, at most once a minute and at the end."""
     monkeypatch.setattr(files, "is_remote", lambda path: True)
-    monkeypatch.setattr(time, "monotonic", time.perf_counter)  # both are the clock of the test
+    monkeypatch.setattr(time, "monotonic", time.perf_counter)  # use the clock of the test for both
     path = tmp_path / "metrics.jsonl"
     path.write_text('{"step": 1, "loss": 1.0}\n{"step": 9, "loss": 9.0}\n')
-    lines = JsonLines(tmp_path, start=4)
+    lines = JsonLinesSink(tmp_path, start=4)
     lines.write(5, {"loss": 5.0})
     assert "5.0" not in path.read_text()
     clock(61.0)
@@ -285,6 +285,6 @@ def test_json_lines_in_a_remote_store_are_written_whole(tmp_path, monkeypatch, c
     assert [file.name for file in tmp_path.iterdir()] == ["metrics.jsonl"]
 
 
-def test_line_counts_steps_that_were_left_out():
-    assert "skipped" not in module.describe({**METRICS, "skipped": 0.0})
-    assert module.describe({**METRICS, "skipped": 2.0}).endswith("skipped 2")
+def test_line_counts_skipped_steps():
+    assert "skipped" not in module.format_metrics({**METRICS, "skipped": 0.0})
+    assert module.format_metrics({**METRICS, "skipped": 2.0}).endswith("skipped 2")
