@@ -18,7 +18,7 @@ from mrcnn_jax.runtime import files
 from mrcnn_jax.runtime.files import user_path
 from mrcnn_jax.runtime.progress import track
 from mrcnn_jax.tools.check import compare, page, sources, table
-from mrcnn_jax.tools.check.survey import Survey, survey
+from mrcnn_jax.tools.check.survey import Survey, counted, survey
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -52,7 +52,7 @@ def check(
     """Check, print and write the page; return the exit status."""
     output = output or Path(f"check-{data.resolve().stem}.html")
     files.check_output(output, "--output", parents=False)
-    found = sources.find(data, images)
+    found = sources.find_files(data, images)
     surveys = survey(found.files, functools.partial(track, what="images checked"), value_range)
     warnings = [*(line for one in surveys for line in one.warnings), *compare.warnings(surveys)]
     notes = [f"not checked: {line}" for line in found.skipped] + [f"warning: {line}" for line in warnings]
@@ -63,7 +63,7 @@ def check(
     for line in (*notes, *found.broken, *(line for one in surveys for line in one.findings)):
         print(line)
     print(f"{_verdict(surveys, found.broken, warnings)}; pictures and histograms in {output}")
-    if any(one.nothing for one in surveys):
+    if any(one.untrainable for one in surveys):
         return 2
     refused = found.broken or any(one.status == "refused" for one in surveys)
     dropped = any(one.status == "dropped" for one in surveys)
@@ -71,12 +71,12 @@ def check(
 
 
 def _verdict(surveys: Sequence[Survey], broken: Sequence[str], warnings: Sequence[str]) -> str:
-    refused = [*broken, *(reason for one in surveys for reason in (*one.refusals, one.nothing) if reason)]
+    refused = [*broken, *(reason for one in surveys for reason in (*one.refusals, one.untrainable) if reason)]
     dropped = [problem for one in surveys for problem in one.content.problems]
     if refused:
-        return f"refused: training does not start, for {len(refused):,} reasons"
+        return f"refused: training does not start, for {counted(len(refused), 'reason')}"
     if dropped:
-        return f"training starts, without {len(dropped):,} things that are wrong"
+        return f"training starts, without {counted(len(dropped), 'faulty annotation')} (whole or in part)"
     if warnings:
-        return f"training starts, with {len(warnings):,} warning{'s' if len(warnings) > 1 else ''}"
+        return f"training starts, with {counted(len(warnings), 'warning')}"
     return "nothing is wrong"

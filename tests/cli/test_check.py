@@ -107,7 +107,7 @@ def test_what_is_dropped_is_what_training_drops(
     said = [message for message in caplog.messages if ": dropped" in message]
     assert len(said) == 2
     assert [line for line in printed if ": dropped" in line] == said
-    assert printed[-1].startswith("training starts, without 2 things that are wrong; ")
+    assert printed[-1].startswith("training starts, without 2 faulty annotations (whole or in part); ")
 
 
 def test_all_culprits_are_named_where_training_names_twenty(
@@ -181,7 +181,7 @@ def test_nothing_to_learn_from(
         train_batches(load_split(config.data, "train"), config)
     assert str(refused.value).startswith(f"{coco_folder.root / 'coco.json'}: {said}")
     assert str(refused.value) in printed
-    assert printed[-1].startswith("refused: training does not start, for 1 reasons; ")
+    assert printed[-1].startswith("refused: training does not start, for 1 reason; ")
 
 
 def test_boxes_are_learned_where_all_masks_are_lost(coco_folder: Any) -> None:
@@ -215,7 +215,7 @@ def test_the_page_goes_where_it_is_told_to(coco_folder: Any, tmp_path: Path) -> 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["nowhere"], "no folder or file nowhere; give the folder of a data set, or a COCO JSON"),
+        (["nowhere"], "no folder or file nowhere; give the folder of a dataset, or a COCO JSON"),
         (["."], "no COCO JSON in .; give the JSON itself, with --images=FOLDER for its images"),
         ([".", "--images", "nowhere"], "no folder nowhere; give the folder with the images as --images"),
         (
