@@ -91,7 +91,8 @@ def test_links_to_folders_are_followed_once(tmp_path: Path, caplog: pytest.LogCa
         found = list(file_names.walk(root, without=root / "out", failed=pytest.fail))
     assert sorted(str(path.relative_to(root)) for path in found) == ["a.png", "l1/c.png", "l1/deep/d.png", "sub/b.png"]
     assert len([message for message in caplog.messages if "skipped, it is a link" in message]) == 5
-    assert [str(path) for path in files.find(root)] == ["a.png", "l1/c.png", "l1/deep/d.png", "out/f.png", "sub/b.png"]
+    names = [str(path) for path in files.find_files(root)]
+    assert names == ["a.png", "l1/c.png", "l1/deep/d.png", "out/f.png", "sub/b.png"]
 
 
 def test_a_folder_that_cannot_be_searched_is_told(tmp_path: Path) -> None:
@@ -104,7 +105,7 @@ def test_conversion_finds_images_by_content_and_refuses_names_that_json_cannot_h
     (tmp_path / "a.jfif").touch()
     (tmp_path / "b").write_bytes(b"\x89PNG\r\n\x1a\n")
     (tmp_path / "c.xml").write_bytes(b"<a/>")
-    assert [str(path) for path in files.find(tmp_path)] == ["a.jfif", "b"]
+    assert [str(path) for path in files.find_files(tmp_path)] == ["a.jfif", "b"]
     Path(os.fsdecode(os.fsencode(tmp_path) + b"/\xe4.png")).touch()
     with pytest.raises(DataError, match=r"file names that are not UTF-8 \(1\): '\\udce4\.png'; rename them"):
-        files.find(tmp_path)
+        files.find_files(tmp_path)

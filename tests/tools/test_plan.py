@@ -21,7 +21,7 @@ from mrcnn_jax.config import Config, DataConfig, TrainConfig, apply_overrides, f
 from mrcnn_jax.data.batching import choose_buckets, scale_for
 from mrcnn_jax.tools.plan import search
 from mrcnn_jax.tools.plan.costs import cost
-from mrcnn_jax.tools.plan.search import needed, propose
+from mrcnn_jax.tools.plan.search import best_buckets, required_shapes
 
 pytestmark = pytest.mark.medium
 
@@ -42,14 +42,14 @@ EDGES = {"shortest_edge": 800, "longest_edge": 1333}
     ],
 )
 def test_the_shape_that_an_image_needs(size: tuple[int, int], shape: tuple[int, int]) -> None:
-    assert tuple(needed(np.array([size]), **EDGES)[0]) == shape
+    assert tuple(required_shapes(np.array([size]), **EDGES)[0]) == shape
 
 
 @given(st.integers(1, 5000), st.integers(1, 5000), st.integers(1, 1500), st.integers(1, 3000))
 def test_an_image_needs_no_less_and_no_more(height: int, width: int, shortest: int, longest: int) -> None:
     size, edges = np.array([height, width]), {"shortest_edge": shortest, "longest_edge": longest}
     full = scale_for(size, (np.inf, np.inf), **edges)
-    shape = needed(size[None], **edges)[0]
+    shape = required_shapes(size[None], **edges)[0]
     assert (shape % 32 == 0).all()
     assert scale_for(size, shape, **edges) == full
     for less in ((32, 0), (0, 32)):
@@ -86,11 +86,11 @@ def least_area(shapes: np.ndarray, counts: np.ndarray, most: int) -> int:
 @given(distributions(), st.integers(1, 3))
 def test_no_set_of_buckets_pads_less(case: tuple[np.ndarray, np.ndarray], most: int) -> None:
     shapes, counts = case
-    buckets = propose(shapes, counts, most)
+    buckets = best_buckets(shapes, counts, most)
     assert len(set(buckets)) == len(buckets) <= most
     assert all((np.array(buckets) >= shape).all(axis=1).any() for shape in shapes)
     assert area_of(buckets, shapes, counts) == least_area(shapes, counts, most)
-    assert propose(shapes[::-1], counts[::-1], most) == propose(shapes[::-1], counts[::-1], most)
+    assert best_buckets(shapes[::-1], counts[::-1], most) == best_buckets(shapes[::-1], counts[::-1], most)
 
 
 @settings(max_examples=20)
@@ -99,7 +99,7 @@ def test_too_many_shapes_are_searched_on_a_coarser_grid(case: tuple[np.ndarray, 
     shapes, counts = case
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(search, "_MOST_PAIRS", 4)
-        buckets = propose(shapes, counts, most)
+        buckets = best_buckets(shapes, counts, most)
     assert len(buckets) <= most
     assert all(h % 32 == w % 32 == 0 for h, w in buckets)
     assert all((np.array(buckets) >= shape).all(axis=1).any() for shape in shapes)
@@ -123,7 +123,7 @@ def test_proposals_shrink_nothing_and_pad_less_and_less(sizes: list[tuple[int, i
     assert all(row.shrunk == 0 and row.images.sum() == len(images) for row in costs)
     assert all(row.images.all() for row in costs)  # no bucket without an image
     assert all(a.pixels >= b.pixels for a, b in itertools.pairwise(costs))
-    shapes = needed(images, shortest_edge=edges[0], longest_edge=edges[1])
+    shapes = required_shapes(images, shortest_edge=edges[0], longest_edge=edges[1])
     for row in costs:  # choose_buckets sends each image to the bucket that the search meant it for
         assert row.pixels * len(images) == pytest.approx(area_of(row.buckets, shapes, np.ones(len(images), int)))
 

@@ -18,14 +18,14 @@ from mrcnn_jax.data.annotations import read as read_annotations
 from mrcnn_jax.data.synthetic import generate
 from mrcnn_jax.errors import ConfigError, DataError
 from mrcnn_jax.tools.plan.costs import Buckets, Cost, cost
-from mrcnn_jax.tools.plan.search import needed, propose
+from mrcnn_jax.tools.plan.search import best_buckets, required_shapes
 
-MOST = 6
+MAX_BUCKETS = 6
 _REMAINDERS = {"repeat": "repeated", "pad": "empty", "drop": "left out"}
 _WIDTH = 118  # of the table where there is no terminal
 
 
-def read(paths: Sequence[Path], overrides: Sequence[str]) -> tuple[Config, np.ndarray, np.ndarray]:
+def load_sizes(paths: Sequence[Path], overrides: Sequence[str]) -> tuple[Config, np.ndarray, np.ndarray]:
     """The configuration, the sizes (n, 2) of the images to train on, and those that must fit for evaluation too."""
     nothing = np.zeros((0, 2), int)
     if paths[0].suffix != ".py":
@@ -69,25 +69,25 @@ def _sizes(path: Path, split: SplitConfig, config: Config, min_keypoints: int) -
     return np.array(sizes)
 
 
-def proposals(config: Config, sizes: np.ndarray, others: np.ndarray) -> list[Buckets]:
+def propose_buckets(config: Config, sizes: np.ndarray, others: np.ndarray) -> list[Buckets]:
     """The best sets of 1, 2, ... buckets; fewer where the data set has fewer shapes."""
     data = config.data
     shortest = (max(data.shortest_edge_train), data.shortest_edge_eval)
     wanted = [
-        needed(part, shortest_edge=edge, longest_edge=data.longest_edge)
+        required_shapes(part, shortest_edge=edge, longest_edge=data.longest_edge)
         for part, edge in zip((sizes, others), shortest, strict=True)
     ]
     distinct, which = np.unique(np.concatenate(wanted), axis=0, return_inverse=True)
     counts = np.bincount(which.ravel()[: len(sizes)], minlength=len(distinct))
-    found = [propose(distinct, counts, most) for most in range(1, min(MOST, len(distinct)) + 1)]
+    found = [best_buckets(distinct, counts, most) for most in range(1, min(MAX_BUCKETS, len(distinct)) + 1)]
     return list(dict.fromkeys(found))
 
 
-def report(config: Config, sizes: np.ndarray, others: np.ndarray, most: int) -> None:
+def print_costs(config: Config, sizes: np.ndarray, others: np.ndarray, most: int) -> None:
     """Print what each choice costs, and how to adopt the one of at most `most` buckets."""
     console = Console(width=None if sys.stdout.isatty() else _WIDTH, highlight=False)
     data = config.data
-    found = proposals(config, sizes, others)
+    found = propose_buckets(config, sizes, others)
     side = max(found[0][0])
     now, square = cost(sizes, data.buckets, config), cost(sizes, ((side, side),), config)
     rows = {"now": now, "one square": square}
@@ -98,13 +98,13 @@ def report(config: Config, sizes: np.ndarray, others: np.ndarray, most: int) -> 
         f" {config.train.batch_size}, data.remainder={data.remainder}. Now: data.buckets of the configuration.",
         soft_wrap=True,
     )
-    console.print(table(rows, now, square, data.remainder))
+    console.print(cost_table(rows, now, square, data.remainder))
     chosen = [row for row in rows.values() if row is not now and row is not square and len(row.buckets) <= most][-1]
     for line in advice(config, chosen):
         console.print(line, markup=False, soft_wrap=True)
 
 
-def table(rows: dict[str, Cost], now: Cost, square: Cost, remainder: str) -> Table:
+def cost_table(rows: dict[str, Cost], now: Cost, square: Cost, remainder: str) -> Table:
     """A row for each choice, with a line for each of its buckets."""
     result = Table(show_lines=True)
     heads = ("padding", "padding, all\ntraining sizes", "pixels/image\nvs now", "vs square", "epoch\nvs now")
@@ -128,7 +128,7 @@ def advice(config: Config, chosen: Cost) -> list[str]:
     """The setting to adopt, and what it brings with it."""
     count, fewest, batch = len(chosen.buckets), int(chosen.images[chosen.images > 0].min()), config.train.batch_size
     lines = [
-        f"To adopt the best {count}:  {shlex.quote(setting(chosen.buckets))}",
+        f"To adopt the best {count}:  {shlex.quote(override(chosen.buckets))}",
         f"It means {count} compilations of the training step and {count} of inference. No image is shown smaller than"
         " the edges ask for; images of other shapes, at prediction, are shown as large as a bucket holds them.",
         "It is a setting of the data: a run that has begun keeps the buckets that it began with.",
@@ -148,6 +148,6 @@ def advice(config: Config, chosen: Cost) -> list[str]:
     return lines
 
 
-def setting(buckets: Buckets) -> str:
+def override(buckets: Buckets) -> str:
     """As train.py takes it."""
     return f"--config.data.buckets={buckets}".replace(" ", "")

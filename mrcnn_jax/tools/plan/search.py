@@ -13,7 +13,7 @@ STRIDE = 32  # of the pyramid's last level but one; the configuration asks for i
 _MOST_PAIRS = 20_000  # of a shape and a candidate that holds it: two seconds of search; COCO has 6,000
 
 
-def needed(sizes: np.ndarray, *, shortest_edge: int, longest_edge: int) -> np.ndarray:
+def required_shapes(sizes: np.ndarray, *, shortest_edge: int, longest_edge: int) -> np.ndarray:
     """The smallest bucket (n, 2) int64 that shows each image at the full scale of the resize rule.
 
     sizes: (n, 2) height and width of the original images.
@@ -27,7 +27,7 @@ def needed(sizes: np.ndarray, *, shortest_edge: int, longest_edge: int) -> np.nd
     return np.where(edges / sizes < rule, edges + STRIDE, edges).astype(np.int64)
 
 
-def propose(shapes: np.ndarray, counts: np.ndarray, most: int) -> tuple[tuple[int, int], ...]:
+def best_buckets(shapes: np.ndarray, counts: np.ndarray, most: int) -> tuple[tuple[int, int], ...]:
     """At most `most` buckets, by area, that hold all shapes and have the least area, each shape in its smallest.
 
     shapes: (m, 2) distinct heights and widths, multiples of 32. counts: (m,) images of each; a shape with none must
