@@ -250,12 +250,12 @@ def training_batch(case: Case) -> Batch:
         keypoints=np.zeros((*slots, 0, 3), np.float32),
         valid=valid,
     )
-    everyone = np.arange(case.images, dtype=np.int32)
-    return Batch(cases.random_images(case), sizes_of(case), everyone, np.ones(case.images, bool), truth)
+    indices = np.arange(case.images, dtype=np.int32)
+    return Batch(cases.random_images(case), sizes_of(case), indices, np.ones(case.images, bool), truth)
 
 
 def sizes_of(case: Case) -> np.ndarray:
-    """(B, 2): pictures that fill their shape."""
+    """Return image sizes (B, 2) without padding."""
     return np.tile(np.int32(case.shape), (case.images, 1))
 
 

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from benchmarks.data_large import write_large
-from benchmarks.data_protocol import Loader, Round
+from benchmarks.data_protocol import LoaderWorker, Round
 from benchmarks.data_shares import stage_milliseconds
 from mrcnn_jax.config import Config, DataConfig, ShapesConfig, SplitConfig, TrainConfig, to_json
 
@@ -88,7 +88,7 @@ def compare(title: str, commands: dict[str, Sequence[str]], rounds: int) -> dict
     with ExitStack() as stack:
         loaders = {}
         for name, command in commands.items():
-            loaders[name] = Loader(command)
+            loaders[name] = LoaderWorker(command)
             stack.callback(loaders[name].close)
         for _ in range(rounds):
             for name, loader in loaders.items():

@@ -26,7 +26,7 @@ class Round(NamedTuple):
     cpu: float  # seconds of CPU time per image, over all processes and threads
 
 
-class Loader:
+class LoaderWorker:
     """A worker process that loads rounds of batches."""
 
     def __init__(self, command: Sequence[str]):

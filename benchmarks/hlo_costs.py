@@ -37,7 +37,7 @@ class Kernel(NamedTuple):
     shape: str
 
 
-class Loop(NamedTuple):
+class WhileLoop(NamedTuple):
     """A while loop."""
 
     trip_count: int | None  # None if unknown to XLA
@@ -53,7 +53,7 @@ class Program:
         self._default_trip_count = default_trip_count
         self.computations, self.entry = parse(text)
         self._sources = sources(text)
-        self.loops: list[Loop] = []
+        self.loops: list[WhileLoop] = []
         self.kernels = list(self._walk(self.computations[self.entry], 1))
 
     def _walk(self, computation: Computation, times: int) -> Iterator[Kernel]:
@@ -71,7 +71,7 @@ class Program:
         trip_count = int(known) if known else None
         parts = (loop.attribute(rf"{part}=%([^\s,]+)") or "" for part in ("condition", "body"))
         kernels = [kernel for part in parts for kernel in self._walk(self.computations[part], 1)]
-        self.loops.append(Loop(trip_count, kernels, *self._origin(loop)))
+        self.loops.append(WhileLoop(trip_count, kernels, *self._origin(loop)))
         iterations = self._default_trip_count if trip_count is None else trip_count
         for kernel in kernels:
             yield kernel._replace(times=kernel.times * times * iterations)

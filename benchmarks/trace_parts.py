@@ -110,9 +110,9 @@ def module_paths(module: memoryview) -> dict[str, str]:
             (identity,) = (value for number, value in fields if number == 35)
             related = [
                 identity
-                for wanted in (38, 36)
+                for field in (38, 36)
                 for number, ids in fields
-                if number == wanted
+                if number == field
                 for identity in packed(ids)
             ]
             path = "".join(text(metadata, 2) for metadata in messages(instruction, 7))

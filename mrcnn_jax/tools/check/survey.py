@@ -83,11 +83,11 @@ def survey(files: Sequence[DatasetFile], progress: Progress, value_range: Range 
     `progress(results, total)` yields the results unchanged and displays how many there are. `value_range` is
     `data.value_range` of the configuration.
     """
-    wanted: dict[Path, dict[_Key, ImageEntry]] = {}
+    images_by_folder: dict[Path, dict[_Key, ImageEntry]] = {}
     for file in files:
-        wanted.setdefault(file.folder, {}).update((_key(image), image) for image in file.content.images)
-    keys = [(folder, key) for folder, images in wanted.items() for key in images]
-    examined = dict(zip(keys, list(progress(_examine(wanted), len(keys))), strict=True))
+        images_by_folder.setdefault(file.folder, {}).update((_key(image), image) for image in file.content.images)
+    keys = [(folder, key) for folder, images in images_by_folder.items() for key in images]
+    examined = dict(zip(keys, list(progress(_examine(images_by_folder), len(keys))), strict=True))
     surveys = []
     for file in files:
         results = [examined[file.folder, _key(image)] for image in file.content.images]
@@ -137,8 +137,8 @@ def _key(image: ImageEntry) -> _Key:
     return image.file_name, image.id, image.height, image.width
 
 
-def _examine(wanted: dict[Path, dict[_Key, ImageEntry]]) -> Iterator[Examined]:
-    for folder, images in wanted.items():
+def _examine(images_by_folder: dict[Path, dict[_Key, ImageEntry]]) -> Iterator[Examined]:
+    for folder, images in images_by_folder.items():
         yield from image_files.examine(folder, list(images.values()))
 
 
