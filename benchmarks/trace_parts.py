@@ -109,11 +109,7 @@ def module_paths(module: memoryview) -> dict[str, str]:
             fields = list(fields_of(instruction))
             (identity,) = (value for number, value in fields if number == 35)
             related = [
-                identity
-                for field in (38, 36)
-                for number, ids in fields
-                if number == field
-                for identity in packed(ids)
+                identity for field in (38, 36) for number, ids in fields if number == field for identity in packed(ids)
             ]
             path = "".join(text(metadata, 2) for metadata in messages(instruction, 7))
             paths[identity] = path or next((paths[other] for other in related if paths.get(other)), "")

@@ -89,7 +89,9 @@ def test_best_buckets_have_the_least_area(case: tuple[np.ndarray, np.ndarray], m
     assert len(set(buckets)) == len(buckets) <= max_buckets
     assert all((np.array(buckets) >= shape).all(axis=1).any() for shape in shapes)
     assert area_of(buckets, shapes, counts) == least_area(shapes, counts, max_buckets)
-    assert best_buckets(shapes[::-1], counts[::-1], max_buckets) == best_buckets(shapes[::-1], counts[::-1], max_buckets)
+    assert best_buckets(shapes[::-1], counts[::-1], max_buckets) == best_buckets(
+        shapes[::-1], counts[::-1], max_buckets
+    )
 
 
 @settings(max_examples=20)
