@@ -203,7 +203,7 @@ def _masks(annotations: AnnotationArrays) -> str:
     rle, polygons = int(annotations.rle.sum()), int((annotations.has_mask & ~annotations.rle).sum())
     if not rle + polygons:
         return "none"
-    parts = ((polygons, "of polygons"), (rle, "run-length encoded"))
+    parts = ((polygons, "as polygons"), (rle, "as RLE"))
     return ", ".join(f"{count:,} {text}" for count, text in parts if count)
 
 

@@ -31,7 +31,7 @@ def test_counts(coco_folder: Any) -> None:
     assert texts["images"] == "8, 1 without instances"
     assert texts["instances"] == "14, 1 more with iscrowd=1"
     assert texts["classes"] == "3, 1 without instances"
-    assert texts["masks"] == "14 of polygons, 1 run-length encoded"
+    assert texts["masks"] == "14 as polygons, 1 as RLE"
     assert texts["keypoints"] == "none"
     assert texts["instances per image"] == "median 2, most 2 (image 100)"
     assert texts["width / height"] == "least 0.67, median 1.00, greatest 2.13"
