@@ -62,7 +62,7 @@ def output_paths(output: Path, holdout: float) -> list[Path]:
 
 
 def build_contents(conversion: Conversion, output: Path, holdout: float = 0.0, seed: int = 0) -> dict[Path, Content]:
-    """Return the content of `output`, or with `holdout` of a training and a validation file with that share of images.
+    """Return the COCO content by path; with `holdout`, of a training file and a validation file with that share.
 
     Ids count from 1 in the order of file names, over both splits. The split of an image depends on `seed` and its name.
     Raises DataError if there is no annotation.
