@@ -44,7 +44,7 @@ format: $(VENV)/.test
 docs: $(VENV)/.test
 	NO_MKDOCS_2_WARNING=1 $(RUN) -m mkdocs build
 
-# Beside torchvision, which gets an environment of its own; appended to benchmarks/RESULTS.md.
+# Compared with torchvision, in a separate environment; appends to benchmarks/RESULTS.md.
 bench: $(VENV)/.test
 	PYTHON=$(RUN) benchmarks/cpu.sh
 

@@ -1,10 +1,9 @@
-"""What `train.accumulate` saves and costs: `python -m benchmarks.accumulation [--rounds=3]`.
+"""FLOP, memory and time of a training step with `train.accumulate`: `python -m benchmarks.accumulation [--rounds=3]`.
 
-First the floating-point operations of a step of a recipe's network at its own image size, counted in the program before
-compilation. Then memory and time of a network that a CPU can train: each case is a process of its own. "Temporary" is
-what XLA's plan of the compiled program asks for beside arguments and results: on CPU, where the parts are written out
-one after the other, and in the form that accelerators get, a loop (compiled for CPU, but not timed: convolutions in
-loops are slow there).
+First, FLOP of a step of a recipe's network at its image size, counted before compilation. Then memory and time of a
+smaller network, with a new process for each case. "Temporary" is the memory that the compiled program needs in addition
+to arguments and results: on CPU, where the parts are unrolled, and as the loop of accelerators (compiled for CPU, but
+not timed, because convolutions in loops are slow there).
 """
 
 from __future__ import annotations
@@ -35,17 +34,17 @@ CLASSES = 80
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=3, help="steps that are timed; 0 compiles only")
+    parser.add_argument("--rounds", type=int, default=3, help="number of timed steps; 0 only compiles")
     parser.add_argument("--case", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.case:
         print(json.dumps(measure(*json.loads(arguments.case))))
         return
     recipe, shape = recipe_model(), (800, 1344)
-    print(f"R50-FPN, {IMAGES} images of {shape[0]}x{shape[1]}, TFLOP a step\n\n| parts | step |\n|---|---|")
+    print(f"R50-FPN, {IMAGES} images of {shape[0]}x{shape[1]}, TFLOP per step\n\n| parts | step |\n|---|---|")
     for parts in PARTS:
         print(f"| {parts} | {flops(recipe, shape, parts) / 1e12:.2f} |", flush=True)
-    print("\n| parts | temporary, MB | as a loop, MB | CPU s a step, median (min) | s | compilation, s |")
+    print("\n| parts | temporary, MB | as a loop, MB | CPU s per step, median (min) | s | compilation, s |")
     print("|---|---|---|---|---|---|")
     for parts in PARTS:
         print_row(parts, arguments.rounds)
@@ -56,19 +55,19 @@ def recipe_model() -> ModelConfig:
 
 
 def small_model() -> ModelConfig:
-    """The same with a smaller backbone and a quarter of the RoIs, group norm, nothing frozen."""
+    """Return the same with ResNet-18, a quarter of the RoIs and group norm, without frozen layers."""
     model = recipe_model()
     backbone = dataclasses.replace(model.backbone, name="resnet18", norm="gn", frozen_stages=0)
     return dataclasses.replace(model, backbone=backbone, roi=dataclasses.replace(model.roi, batch_size=128))
 
 
 def print_row(parts: int, rounds: int) -> None:
-    found: dict[str, Any] = {}
+    results: dict[str, Any] = {}
     for loop in (False, True):
         case = json.dumps([parts, loop, 0 if loop else rounds])
         command = [sys.executable, "-m", "benchmarks.accumulation", "--case", case]
-        found[str(loop)] = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
-    plain, loop = found["False"], found["True"]
+        results[str(loop)] = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+    plain, loop = results["False"], results["True"]
     cells = ["-", "-"]
     if rounds:
         cells = [
@@ -80,7 +79,7 @@ def print_row(parts: int, rounds: int) -> None:
 
 
 def make_step(model_config: ModelConfig, parts: int) -> tuple[Any, Any]:
-    """The step and the shapes of its state."""
+    """Return the step and the shapes of its state."""
     model, optimizer = build_model(model_config), optax.sgd(1e-4, momentum=0.9)
     config = Config(model=model_config, train=TrainConfig(batch_size=IMAGES, accumulate=parts))
     step = jax.jit(make_train_step(model, config, optimizer, lambda step: 1e-4), donate_argnums=0)
@@ -88,14 +87,14 @@ def make_step(model_config: ModelConfig, parts: int) -> tuple[Any, Any]:
 
 
 def flops(model: ModelConfig, shape: tuple[int, int], parts: int) -> float:
-    """Of the program before compilation, with all parts written out; iterations of other loops (NMS) count once."""
+    """Return FLOP before compilation, with unrolled parts. Iterations of other loops (NMS) count once."""
     step, state = make_step(model, parts)
     batch = jax.eval_shape(lambda: make_batch(model, shape))
     return float(step.lower(state, batch, jax.eval_shape(lambda: jax.random.key(0))).cost_analysis()["flops"])
 
 
 def measure(parts: int, loop: bool, rounds: int) -> dict[str, Any]:
-    """Compile one step; take `rounds` of them after one that is not counted."""
+    """Compile a step, and time `rounds` of them after a warm-up."""
     if loop:
         gradients._scan = jax.lax.scan
     model = small_model()
@@ -103,20 +102,20 @@ def measure(parts: int, loop: bool, rounds: int) -> dict[str, Any]:
     state, batch, key = make_state(shapes), make_batch(model, (256, 256)), jax.random.key(0)
     before = time.process_time()
     compiled = step.lower(state, batch, key).compile()
-    found: dict[str, Any] = {"compilation": time.process_time() - before, "seconds": [], "cpu": []}
-    found["temporary"] = compiled.memory_analysis().temp_size_in_bytes
+    result: dict[str, Any] = {"compilation": time.process_time() - before, "seconds": [], "cpu": []}
+    result["temporary"] = compiled.memory_analysis().temp_size_in_bytes
     for index in range(rounds + 1 if rounds else 0):
         wall, cpu = time.perf_counter(), time.process_time()
         state, metrics = jax.block_until_ready(compiled(state, batch, key))
         assert metrics["finite"]
         if index:
-            found["seconds"].append(time.perf_counter() - wall)
-            found["cpu"].append(time.process_time() - cpu)
-    return found
+            result["seconds"].append(time.perf_counter() - wall)
+            result["cpu"].append(time.process_time() - cpu)
+    return result
 
 
 def make_state(shapes: TrainState) -> TrainState:
-    """Small random kernels, scales of one: quicker than compiling the networks' own initialization."""
+    """Return a state of small random kernels and scales of 1, which avoids compiling the initialization."""
     rng = np.random.default_rng(0)
 
     def value(path: Any, leaf: jax.ShapeDtypeStruct) -> np.ndarray:
@@ -130,7 +129,7 @@ def make_state(shapes: TrainState) -> TrainState:
 
 
 def make_batch(config: ModelConfig, shape: tuple[int, int]) -> Batch:
-    """Noise with twenty objects an image, of sides from a tenth to a half of it."""
+    """Return a batch of noise with twenty objects per image, with sides of a tenth to a half of it."""
     rng = np.random.default_rng(1)
     extent = np.float32([shape[1], shape[0]])
     corners = rng.uniform(0, 0.5, (IMAGES, SLOTS, 2)).astype(np.float32)

@@ -1,12 +1,12 @@
-"""How far detections in the fixed buckets are from those in exact mode: the same model on the same photographs, twice.
+"""Differences between detections in fixed buckets and in exact mode, for the same model and images.
 
     python benchmarks/bucket_difference.py --weights=FILE --model=maskrcnn_resnet50_fpn \\
         --config.data.root=FOLDER [--images=8]
     python benchmarks/bucket_difference.py --workdir=RUN --exact=detectron2
 
-The model and its images are given as to eval.py. A detection of one mode has a partner in the other when the class is
-the same and the boxes' IoU is above .5 / above .9; each has at most one. Where the model knows the annotated objects,
-the average precisions of both modes are the last word.
+The model and its images are given as to eval.py. Detections of both modes are matched one to one if the class is the
+same and the IoU of the boxes is above 0.5 / above 0.9. The average precisions of both modes follow, which are
+meaningful if the annotations are of the model's categories.
 """
 
 from __future__ import annotations
@@ -35,62 +35,64 @@ _IOUS = (0.5, 0.9)
 _THRESHOLDS = (0.05, 0.5)
 
 
-def partners(first: Prediction, second: Prediction, least_iou: float) -> np.ndarray:
-    """For each detection of `first`, best first, the index of its partner in `second`, or -1."""
-    found = np.full(len(first), -1)
+def match(first: Prediction, second: Prediction, min_iou: float) -> np.ndarray:
+    """Return for each detection of `first`, in order of scores, the index of its match in `second`, or -1."""
+    matches = np.full(len(first), -1)
     if not len(first) or not len(second):
-        return found
+        return matches
     corners, others = first.boxes.astype(np.float64), second.boxes.astype(np.float64)
     sizes = [np.concatenate([b[:, :2], b[:, 2:] - b[:, :2]], axis=1) for b in (corners, others)]
     overlap = np.asarray(coco_mask.iou(*sizes, np.zeros(len(others), np.uint8)))
     overlap[first.labels[:, None] != second.labels[None]] = 0
     for i in range(len(first)):
         best = int(overlap[i].argmax())
-        if overlap[i, best] > least_iou:
-            found[i] = best
+        if overlap[i, best] > min_iou:
+            matches[i] = best
             overlap[:, best] = 0
-    return found
+    return matches
 
 
-def share(pairs: list[tuple[Prediction, Prediction]], threshold: float) -> str:
-    """How many detections of the first of each pair, above `threshold`, have a partner of any score in the second."""
-    chosen = [(first[first.scores >= threshold], second) for first, second in pairs]
-    total = sum(len(first) for first, _ in chosen)
-    matched = [sum((partners(*pair, iou) >= 0).sum() for pair in chosen) for iou in _IOUS]
+def matched_share(pairs: list[tuple[Prediction, Prediction]], threshold: float) -> str:
+    """Return the share of detections of the first of each pair, above `threshold`, with a match in the second."""
+    selected = [(first[first.scores >= threshold], second) for first, second in pairs]
+    total = sum(len(first) for first, _ in selected)
+    matched = [sum((match(*pair, iou) >= 0).sum() for pair in selected) for iou in _IOUS]
     return " / ".join(f"{count / max(total, 1):.1%}" for count in matched) + f" of {total}"
 
 
-def apart(pairs: list[tuple[Prediction, Prediction]], threshold: float) -> str:
-    """How far those are apart that have a close partner: scores and corners, mean (95 %)."""
+def differences(pairs: list[tuple[Prediction, Prediction]], threshold: float) -> str:
+    """Return the differences of scores and corners of matched detections, mean (95th percentile)."""
     scores, corners = [np.zeros(0)], [np.zeros(0)]
     for first, second in pairs:
         first = first[first.scores >= threshold]
-        partner = partners(first, second, max(_IOUS))
-        has = partner >= 0
-        scores.append(np.abs(first.scores[has] - second.scores[partner[has]]))
-        corners.append(np.abs(first.boxes[has] - second.boxes[partner[has]]).ravel())
+        matches = match(first, second, max(_IOUS))
+        matched = matches >= 0
+        scores.append(np.abs(first.scores[matched] - second.scores[matches[matched]]))
+        corners.append(np.abs(first.boxes[matched] - second.boxes[matches[matched]]).ravel())
     cells = []
-    for differences, digits in ((np.concatenate(scores), 4), (np.concatenate(corners), 2)):
-        some = differences if len(differences) else np.array([np.nan])
-        cells.append(f"{some.mean():.{digits}f} ({np.quantile(some, 0.95):.{digits}f})")
+    for values, digits in ((np.concatenate(scores), 4), (np.concatenate(corners), 2)):
+        values = values if len(values) else np.array([np.nan])
+        cells.append(f"{values.mean():.{digits}f} ({np.quantile(values, 0.95):.{digits}f})")
     return " | ".join(cells)
 
 
-def report(pairs: list[tuple[Prediction, Prediction]], alike: list[bool]) -> None:
-    """Print the table for pairs (exact, bucket). `alike`: the images whose padded shape is the same in both modes."""
-    print("| images padded to | score | of exact, found in buckets | of buckets, found in exact |", end="")
-    print(" scores apart, mean (95 %) | corners apart, pixels, mean (95 %) |")
+def report(pairs: list[tuple[Prediction, Prediction]], same_shape: list[bool]) -> None:
+    """Print the table for pairs (exact, bucket). `same_shape`: whether both modes pad the image to the same shape."""
+    print("| images padded to | score | exact, matched in buckets | buckets, matched in exact |", end="")
+    print(" score difference, mean (95 %) | corner difference, pixels, mean (95 %) |")
     print("|---|---|---|---|---|---|")
     for name, wanted in (("one shape", True), ("two shapes", False)):
-        chosen = [pair for pair, same in zip(pairs, alike, strict=True) if same == wanted]
+        selected = [pair for pair, same in zip(pairs, same_shape, strict=True) if same == wanted]
         for threshold in _THRESHOLDS:
-            there, back = share(chosen, threshold), share([pair[::-1] for pair in chosen], threshold)
-            print(f"| {name}, {len(chosen)} | {threshold} | {there} | {back} | {apart(chosen, threshold)} |")
+            exact_share = matched_share(selected, threshold)
+            bucket_share = matched_share([pair[::-1] for pair in selected], threshold)
+            cells = f"{exact_share} | {bucket_share} | {differences(selected, threshold)}"
+            print(f"| {name}, {len(selected)} | {threshold} | {cells} |")
 
 
-def average_precisions(config: Config, dataset: Dataset, chosen: list[int], predictions: list[Prediction]) -> str:
-    """Box and, where there are masks, mask AP on the images `chosen`."""
-    ids = dataset.ids[chosen].tolist()
+def average_precisions(config: Config, dataset: Dataset, indices: list[int], predictions: list[Prediction]) -> str:
+    """Return box AP and, if there are masks, mask AP on the images `indices`."""
+    ids = dataset.ids[indices].tolist()
     records = [r for image_id, p in zip(ids, predictions, strict=True) for r in p.to_coco(image_id)]
     masks = dataset.has_masks and any(p.mask_probabilities is not None for p in predictions)
     with contextlib.redirect_stdout(io.StringIO()):
@@ -105,43 +107,48 @@ def average_precisions(config: Config, dataset: Dataset, chosen: list[int], pred
 
 
 def predict(config: Config, variables: Any, mode: Any, paths: list[Any]) -> list[Prediction]:
-    """What the model finds in one mode; always one by one, so that both modes run alike."""
+    """Return the predictions in one mode, one image at a time, so that both modes run the same way."""
     settings = dataclasses.replace(config.eval, resize=mode, batch_size=len(paths) + 1)
     return Predictor(dataclasses.replace(config, eval=settings), variables)(paths)
 
 
-def padded_alike(config: Config, peer: Any, sizes: np.ndarray) -> list[bool]:
-    """Whether exact mode and buckets have the same padded shape, for images of these (n, 2) sizes."""
-    data, settings = config.data, dataclasses.replace(config.eval, resize=peer)
+def have_same_shape(config: Config, origin: Any, sizes: np.ndarray) -> list[bool]:
+    """Return whether exact mode and buckets have the same padded shape, for images of `sizes` (n, 2)."""
+    data, settings = config.data, dataclasses.replace(config.eval, resize=origin)
     edges = {"shortest_edge": data.shortest_edge_eval, "longest_edge": data.longest_edge}
-    chosen = [data.buckets[i] for i in choose_buckets(sizes, data.buckets, **edges)]
+    buckets = [data.buckets[i] for i in choose_buckets(sizes, data.buckets, **edges)]
     blank = [np.zeros((*size, 3), np.uint8) for size in sizes]
     shapes = [exact.network_input(image, dataclasses.replace(config, eval=settings))[0].shape[:2] for image in blank]
-    return [a == b for a, b in zip(chosen, shapes, strict=True)]
+    return [a == b for a, b in zip(buckets, shapes, strict=True)]
 
 
 def main() -> None:
-    """Print what has a partner, and both modes' average precisions."""
+    """Print the shares of matched detections, their differences, and the average precisions of both modes."""
     parser = common.make_parser("", __doc__, overrides=True)
     parser.prog = "bucket_difference.py"
     common.add_model(parser)
-    parser.add_argument("--exact", choices=reference_models.ORIGINS, help="whose resize; default: the --model's")
-    parser.add_argument("--images", type=int, help="only so many, the first ones")
+    parser.add_argument(
+        "--exact",
+        choices=reference_models.ORIGINS,
+        help="reference implementation of exact mode (default: that of --model)",
+    )
+    parser.add_argument("--images", type=int, help="number of images, from the first (default: all)")
     arguments, overrides = common.parse(parser, sys.argv[1:])
     if not arguments.exact and not arguments.model:
-        parser.error("whose exact mode? --exact=torchvision or detectron2")
-    peer = arguments.exact or reference_models.origin_of(arguments.model)
+        parser.error("give --exact=torchvision or --exact=detectron2")
+    origin = arguments.exact or reference_models.origin_of(arguments.model)
     compilation_cache.enable()
     config, variables = common.model_source(parser, arguments).load()
     config = apply_overrides(config, overrides)
     dataset = load_split(config.data, "eval")
-    chosen = list(range(len(dataset)))[: arguments.images]
-    paths = [dataset.image_path(i) for i in chosen]
-    alone, bucket = (predict(config, variables, mode, paths) for mode in (peer, "bucket"))
-    print(f"{len(paths)} images; exact mode as {peer}\n")
-    report(list(zip(alone, bucket, strict=True)), padded_alike(config, peer, dataset.sizes[chosen]))
-    for name, predictions in (("exact", alone), ("buckets", bucket)):
-        print(f"{name}: {average_precisions(config, dataset, chosen, predictions)}")
+    indices = list(range(len(dataset)))[: arguments.images]
+    paths = [dataset.image_path(i) for i in indices]
+    exact_mode, bucket_mode = (predict(config, variables, mode, paths) for mode in (origin, "bucket"))
+    print(f"{len(paths)} images; exact mode of {origin}\n")
+    pairs = list(zip(exact_mode, bucket_mode, strict=True))
+    report(pairs, have_same_shape(config, origin, dataset.sizes[indices]))
+    for name, predictions in (("exact", exact_mode), ("buckets", bucket_mode)):
+        print(f"{name}: {average_precisions(config, dataset, indices, predictions)}")
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
-"""What devices tell each other in a training step, and what that leaves of their speed: predicted, not measured.
+"""Communication of data-parallel training and its predicted efficiency: `python -m benchmarks.communication`.
 
-`python -m benchmarks.communication`. The first tables count all-reduces: of R50-FPN those in its lowered training step
-on two virtual devices (`--compile`: also in the program that XLA:CPU makes of it), of the others their parameters. The
-size of images does not matter for it. The last table is arithmetic: SYSTEMS and the constants say what is assumed.
+The first tables count parameters, and the all-reduces in the lowered training step of R50-FPN on two virtual devices
+(`--compile`: also in the program compiled by XLA:CPU), which do not depend on the image size. The last table is
+calculated, not measured, from the assumptions in SYSTEMS and the constants.
 """
 
 from __future__ import annotations
@@ -31,31 +31,31 @@ NETWORKS = {
 }
 WIDTHS = {"f32": 4, "bf16": 2, "i32": 4, "ui32": 4, "s32": 4, "u32": 4}  # bytes; names of StableHLO and of HLO
 
-IMAGE = 1.38e12  # operations of R50-FPN for a training image of 800x1088 (512 RoIs, 128 masks, stem and res2 frozen)
-UTILIZATION = 0.3  # of the peak; a lower one makes the network look better
-BACKWARD = 2 / 3  # of a step: what gradients can travel beside
-# Bandwidths: NVIDIA's data sheet (NVLink 900 GB/s, half of it each way; 989 TFLOP/s) and DGX H100's eight adapters of
-# 400 Gb/s; cloud.google.com/tpu/docs/v5e and /v5p (1600 and 4800 Gbit/s a chip over 4 and 6 links, both ways). Of a
-# torus only one link each way is counted, of what a ring can use the least. Latencies are guesses.
-MESSAGE = 30 << 20  # bytes; XLA joins all-reduces up to this size on GPUs
-SMALL_MESSAGES = 2  # counts before the backward pass, losses after it
+IMAGE_FLOP = 1.38e12  # of R50-FPN for a training image of 800x1088 (512 RoIs, 128 masks, stem and res2 frozen)
+UTILIZATION = 0.3  # of the peak; lower values give a higher efficiency
+BACKWARD = 2 / 3  # of a step, in which gradients can be reduced
+# Bandwidths: NVIDIA's data sheet (NVLink 900 GB/s, half of it per direction; 989 TFLOP/s) and DGX H100's eight adapters
+# of 400 Gb/s; cloud.google.com/tpu/docs/v5e and /v5p (1600 and 4800 Gbit/s per chip over 4 and 6 links, both
+# directions). Of a torus, only one link per direction is counted, the least that a ring can use. Latencies are guesses.
+MESSAGE_BYTES = 30 << 20  # XLA combines all-reduces up to this size on GPUs
+SMALL_MESSAGES = 2  # counts before and losses after the backward pass
 
 
 class System(NamedTuple):
-    """A chip, and the slowest part of a ring through `chips` of them."""
+    """A chip, and the slowest link of a ring of `chips`."""
 
     name: str
-    peak: float  # operations a second, bfloat16
+    peak: float  # FLOP/s in bfloat16
     chips: int
-    bandwidth: float  # bytes a second and direction, all parallel rings of a chip or node together
-    latency: float  # seconds a hop
+    bandwidth: float  # bytes/s per direction, over all parallel rings of a chip or node
+    latency: float  # seconds per hop
 
 
 SYSTEMS = [
     System("H100, NVLink 450 GB/s", 989e12, 8, 450e9, 2e-6),
-    # One hop in eight leaves the node: 5 microseconds, the others 2.
-    *(System("H100, 400 Gb/s a GPU", 989e12, n, 8 * 50e9, 2.4e-6) for n in (64, 256)),
-    *(System("H100, 400 Gb/s a node of 8", 989e12, n, 50e9, 2.4e-6) for n in (64, 256)),
+    # One hop in eight leaves the node and takes 5 microseconds; the others take 2.
+    *(System("H100, 400 Gb/s per GPU", 989e12, n, 8 * 50e9, 2.4e-6) for n in (64, 256)),
+    *(System("H100, 400 Gb/s per node of 8", 989e12, n, 50e9, 2.4e-6) for n in (64, 256)),
     *(System("TPU v5e, one ICI link, 50 GB/s", 197e12, n, 50e9, 1e-6) for n in (8, 64, 256)),
     *(System("TPU v5p, one ICI link, 100 GB/s", 459e12, n, 100e9, 1e-6) for n in (8, 64, 256)),
 ]
@@ -63,15 +63,15 @@ SYSTEMS = [
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--compile", action="store_true", help="minutes")
+    parser.add_argument("--compile", action="store_true", help="also compile the step, which takes minutes")
     arguments = parser.parse_args()
     jax.config.update("jax_num_cpu_devices", 2)
-    # XLA leaves the frozen ones out: their gradients are zeros that it knows of.
-    print("| network | parameters, millions | of them frozen | gradients of the others, MB |\n|---|---|---|---|")
+    # XLA does not reduce gradients of frozen parameters, which are constant zeros.
+    print("| network | parameters, millions | frozen, millions | gradients of the others, MB |\n|---|---|---|---|")
     for name, model in NETWORKS.items():
         total, frozen = parameters(model)
         print(f"| {name} | {total / 1e6:.1f} | {frozen / 1e6:.2f} | {4 * (total - frozen) / 1e6:.1f} |")
-    print("\n| R50-FPN | all-reduces | MB | of them below 4 kB |\n|---|---|---|---|", flush=True)
+    print("\n| R50-FPN | all-reduces | MB | below 4 kB |\n|---|---|---|---|", flush=True)
     lowered = lower_step(NETWORKS["R50-FPN"])
     print_row("as lowered", reduced_bytes(lowered.as_text()))
     if arguments.compile:
@@ -82,7 +82,7 @@ def main() -> None:
 
 
 def parameters(config: ModelConfig) -> tuple[int, int]:
-    """All, and those of frozen stages, whose gradients are zeros."""
+    """Return the number of parameters, and of those in frozen stages."""
     config = dataclasses.replace(config, num_classes=80)
     leaves = jax.tree_util.tree_leaves_with_path(variable_shapes(build_model(config))["params"])
     frozen = frozen_paths(config)
@@ -91,7 +91,7 @@ def parameters(config: ModelConfig) -> tuple[int, int]:
 
 
 def lower_step(model_config: ModelConfig) -> Any:
-    """The pmapped step of a batch of two small images on two devices."""
+    """Return the lowered pmapped step for two small images on two devices."""
     config = Config(model=dataclasses.replace(model_config, num_classes=80))
     model = build_model(config.model)
     variables = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), variable_shapes(model))
@@ -105,7 +105,7 @@ def lower_step(model_config: ModelConfig) -> Any:
 
 
 def reduced_bytes(text: str) -> list[int]:
-    """Bytes of each all-reduce in a StableHLO module."""
+    """Return the bytes of each all-reduce in a StableHLO module."""
     types = re.findall(r'"stablehlo\.all_reduce".*?\}\) : \(tensor<([^>]*)>', text, flags=re.DOTALL)
     return [_bytes(*kind.rpartition("x")[::2]) for kind in types]
 
@@ -115,7 +115,7 @@ def _bytes(shape: str, kind: str) -> int:
 
 
 def compiled_bytes(text: str) -> list[int]:
-    """The same of compiled HLO, where several arrays may be reduced together."""
+    """Return the bytes of each all-reduce in compiled HLO, which may reduce several arrays."""
     results = re.findall(r"= (\(.*?\)|\S+) all-reduce(?:-start)?\(", text)
     return [
         sum(
@@ -132,16 +132,16 @@ def print_row(name: str, sizes: list[int]) -> None:
 
 
 def print_efficiency(size: int) -> None:
-    """Predicted for `size` bytes of gradients."""
-    print("\n| chips | links | images a chip | step alone, ms | all-reduce, ms | efficiency | with overlap |")
+    """Print the predicted efficiency for `size` bytes of gradients."""
+    print("\n| chips | links | images per chip | computation, ms | all-reduce, ms | efficiency | with overlap |")
     print("|---|---|---|---|---|---|---|")
     for system in SYSTEMS:
         for images in (1, 2, 4):
-            alone = images * IMAGE / (system.peak * UTILIZATION)
+            computation = images * IMAGE_FLOP / (system.peak * UTILIZATION)
             gradients, small = reduction_time(system, size)
-            exposed = max(0.0, gradients - BACKWARD * alone) + small
-            cells = [alone * 1e3, (gradients + small) * 1e3]
-            shares = [alone / (alone + gradients + small), alone / (alone + exposed)]
+            exposed = max(0.0, gradients - BACKWARD * computation) + small
+            cells = [computation * 1e3, (gradients + small) * 1e3]
+            shares = [computation / (computation + gradients + small), computation / (computation + exposed)]
             print(
                 f"| {system.chips} | {system.name} | {images} | {' | '.join(f'{cell:.1f}' for cell in cells)} |"
                 f" {' | '.join(f'{share:.0%}' for share in shares)} |"
@@ -149,9 +149,9 @@ def print_efficiency(size: int) -> None:
 
 
 def reduction_time(system: System, size: int) -> tuple[float, float]:
-    """Seconds of a ring's all-reduces: of `size` bytes of gradients; of a few bytes, which nothing hides."""
+    """Return the seconds of ring all-reduces: of `size` bytes of gradients, and of small messages without overlap."""
     hops = 2 * (system.chips - 1)
-    messages = math.ceil(size / MESSAGE)
+    messages = math.ceil(size / MESSAGE_BYTES)
     gradients = hops / system.chips * size / system.bandwidth + messages * hops * system.latency
     return gradients, SMALL_MESSAGES * hops * system.latency
 

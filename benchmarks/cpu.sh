@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
-# All benchmarks for CPUs, beside torchvision where it has the same; `make bench` runs it. Three quarters of an hour on two
-# cores. What is printed is appended to benchmarks/RESULTS.md. `--small` is a dry run of some minutes that keeps nothing.
+# All benchmarks for CPUs, compared with torchvision where possible; run by `make bench`. Takes 45 minutes on two cores.
+# The output is appended to benchmarks/RESULTS.md, except with `--small`, a dry run of some minutes.
 #
-# torchvision gets an environment of its own, of several GB; PEER_PYTHON names another interpreter that has it, and
-# pycocotools. COCO names a folder with `annotations.json` and `images/` for the loader, which else reads generated ones.
+# torchvision is installed in a separate environment of several GB, unless PEER_PYTHON is an interpreter with torchvision
+# and pycocotools. COCO is a folder with `annotations.json` and `images/` for the loader (default: generated images).
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 PYTHON=${PYTHON:-.venv/bin/python}
@@ -19,7 +19,7 @@ section() { # title, command...
     local title=$1
     shift
     printf '\n## %s (`python %s`)\n\n' "$title" "${*:1:2}"
-    "$PYTHON" -c 'from benchmarks.surroundings import machine; print(machine() + ".\n")'
+    "$PYTHON" -c 'from benchmarks.environment import describe_machine; print(describe_machine() + ".\n")'
     "$PYTHON" "$@"
 }
 
@@ -29,5 +29,5 @@ section() { # title, command...
     echo
     "$PYTHON" -m benchmarks.first_result "${SMALL[@]}" --peer-python="$PEER_PYTHON"
     section "Loader" -m benchmarks.data ${COCO:+"$COCO" --peer-python="$PEER_PYTHON"}
-    section "Evaluation on the host" -m benchmarks.evaluation --images="$IMAGES" | sed 's/$/  /' # each line a line
+    section "Evaluation on the host" -m benchmarks.evaluation --images="$IMAGES" | sed 's/$/  /' # Markdown line breaks
 } | tee -a "$RESULTS"

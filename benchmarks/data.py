@@ -1,13 +1,13 @@
-"""Images per second of the loader: prepared records to padded batches with masks and flips.
+"""Images per second of the loader, from prepared records to padded batches with masks and flips.
 
-    python -m benchmarks.data                    # the procedural set at 128 px
-    python -m benchmarks.data FOLDER [--annotations=annotations.json] [--images=images]   # and a COCO-style folder
-    python -m benchmarks.data FOLDER --peer-python=PYTHON       # and, in turns, torchvision's reference pipeline
+    python -m benchmarks.data                    # the synthetic dataset at 128 px
+    python -m benchmarks.data FOLDER [--annotations=annotations.json] [--images=images]   # and a COCO folder
+    python -m benchmarks.data FOLDER --peer-python=PYTHON       # and torchvision's reference pipeline
 
-With a folder: images a second with threads and with worker processes, on one core and on two, what each stage takes,
-and what decoding large photographs at a reduced size gains. PYTHON is an interpreter with torch, torchvision and
-pycocotools. Sides that are compared take turns, round by round. CPU time is that of all threads and processes of a side
-together; it hardly depends on what else the machine does, which images per second do. Linux.
+With a folder: images per second with threads and with worker processes, on one core and on two, the time of each stage,
+and the gain of decoding large photographs at a reduced size. PYTHON is an interpreter with torch, torchvision and
+pycocotools. Rounds of compared loaders alternate. CPU time, the sum over all threads and processes of a loader, depends
+less on other load of the machine than images per second. Linux only.
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ from pathlib import Path
 from typing import NamedTuple
 
 from benchmarks.data_large import write_large
-from benchmarks.data_protocol import Loader, Round
-from benchmarks.data_shares import shares
+from benchmarks.data_protocol import LoaderWorker, Round
+from benchmarks.data_shares import stage_milliseconds
 from mrcnn_jax.config import Config, DataConfig, ShapesConfig, SplitConfig, TrainConfig, to_json
 
 _BATCH_SIZE = 8
 
 
 def shapes_config(root: str, workers: int) -> Config:
-    """The procedural set as the quickstart reads it."""
+    """Return the configuration of the quickstart's synthetic dataset."""
     data = DataConfig(
         root=f"{root}/shapes",
         train=SplitConfig("train.json", "train"),
@@ -43,15 +43,15 @@ def shapes_config(root: str, workers: int) -> Config:
     return Config(data=data, train=TrainConfig(batch_size=_BATCH_SIZE))
 
 
-class Source(NamedTuple):
-    """A COCO-style folder."""
+class CocoFolder(NamedTuple):
+    """A COCO folder."""
 
     folder: Path
     split: SplitConfig
     cache: str
 
     def config(self, workers: int) -> Config:
-        """In the default buckets, every image at full size (800 x 1088 and its kin)."""
+        """Return a configuration with the default buckets (800x1088 and others) and full-size images."""
         data = DataConfig(
             root=str(self.folder),
             train=self.split,
@@ -62,8 +62,8 @@ class Source(NamedTuple):
         return Config(data=data, train=TrainConfig(batch_size=_BATCH_SIZE))
 
 
-def ours(config: Config, cores: int, images: int, *options: str) -> list[str]:
-    """The command that serves rounds of our batches."""
+def own_command(config: Config, cores: int, images: int, *options: str) -> list[str]:
+    """Return the command of a worker with the loader of mrcnn_jax."""
     return [
         sys.executable,
         "-m",
@@ -75,74 +75,77 @@ def ours(config: Config, cores: int, images: int, *options: str) -> list[str]:
     ]
 
 
-def peer(python: str, source: Source, cores: int, images: int, *options: str) -> list[str]:
-    """The command that serves rounds of torchvision's batches, from one worker process for each core."""
+def torchvision_command(python: str, source: CocoFolder, cores: int, images: int, *options: str) -> list[str]:
+    """Return the command of a worker with torchvision's loader, with one process per core."""
     names = (f"--annotations={source.split.annotations}", f"--images-folder={source.split.images}")
     rest = (f"--batch-size={_BATCH_SIZE}", f"--workers={cores}", f"--cores={cores}", f"--images={images}")
-    return [python, "-m", "benchmarks.data_peer", str(source.folder), *names, *rest, *options]
+    return [python, "-m", "benchmarks.data_torchvision", str(source.folder), *names, *rest, *options]
 
 
-def compare(title: str, sides: dict[str, Sequence[str]], rounds: int) -> dict[str, list[Round]]:
-    """Let the sides take turns, print a table, and return the rounds of each."""
-    taken: dict[str, list[Round]] = {name: [] for name in sides}
+def compare(title: str, commands: dict[str, Sequence[str]], rounds: int) -> dict[str, list[Round]]:
+    """Run rounds of the loaders alternately, print a table, and return the rounds of each."""
+    results: dict[str, list[Round]] = {name: [] for name in commands}
     with ExitStack() as stack:
-        running = {}
-        for name, command in sides.items():
-            running[name] = Loader(command)
-            stack.callback(running[name].close)
+        loaders = {}
+        for name, command in commands.items():
+            loaders[name] = LoaderWorker(command)
+            stack.callback(loaders[name].close)
         for _ in range(rounds):
-            for name, side in running.items():
-                taken[name].append(side.round())
-    print(f"\n{title}\n\n| | images/s: median | best | CPU ms an image: median | least |\n|---|---|---|---|---|")
-    for name, results in taken.items():
-        rates, cpu = [r.rate for r in results], [1e3 * r.cpu for r in results]
-        middle = f"{statistics.median(rates):.0f} | {max(rates):.0f}"
-        print(f"| {name} | {middle} | {statistics.median(cpu):.1f} | {min(cpu):.1f} |", flush=True)
-    return taken
+            for name, loader in loaders.items():
+                results[name].append(loader.round())
+    print(f"\n{title}\n\n| | images/s: median | max | CPU ms per image: median | min |\n|---|---|---|---|---|")
+    for name, measured in results.items():
+        rates, cpu = [r.rate for r in measured], [1e3 * r.cpu for r in measured]
+        speed = f"{statistics.median(rates):.0f} | {max(rates):.0f}"
+        print(f"| {name} | {speed} | {statistics.median(cpu):.1f} | {min(cpu):.1f} |", flush=True)
+    return results
 
 
-def print_ratios(taken: dict[str, list[Round]], reference: str) -> None:
-    """How many times as fast as the side `reference` the others are; median (least, most) over the rounds."""
-    for name, results in taken.items():
-        for what, of in (("images/s", lambda r: r.rate), ("CPU time", lambda r: 1 / r.cpu)):
-            ratios = [of(r) / of(other) for r, other in zip(results, taken[reference], strict=True)]
+def print_ratios(results: dict[str, list[Round]], reference: str) -> None:
+    """Print the speed of the other loaders relative to `reference`: median (min to max) over the rounds."""
+    for name, measured in results.items():
+        for quantity, speed in (("images/s", lambda r: r.rate), ("CPU time", lambda r: 1 / r.cpu)):
+            ratios = [speed(r) / speed(other) for r, other in zip(measured, results[reference], strict=True)]
             if name != reference:
                 spread = f"{statistics.median(ratios):.1f} ({min(ratios):.1f} to {max(ratios):.1f})"
-                print(f"{name} / {reference}, {what}: {spread} times")
+                print(f"{name} / {reference}, {quantity}: {spread} times")
 
 
-def print_shares(config: Config, rounds: int) -> None:
-    """What each stage takes, in one thread."""
-    stages, whole = shares(config, rounds)
+def print_stages(config: Config, rounds: int) -> None:
+    """Print the CPU time of each stage in one thread."""
+    stages, without_clocks = stage_milliseconds(config, rounds)
     total = sum(stages.values())
-    print(f"\nOne image in one thread: {whole:.2f} ms of CPU time; {total:.2f} with clocks:\n")
+    print(f"\nOne image in one thread: {without_clocks:.2f} ms of CPU time; {total:.2f} with clocks:\n")
     print("| stage | ms | share |\n|---|---|---|")
     for stage, milliseconds in sorted(stages.items(), key=lambda item: -item[1]):
         print(f"| {stage} | {milliseconds:.2f} | {100 * milliseconds / total:.0f} % |")
 
 
-def compare_cores(source: Source, rounds: int, images: int) -> None:
-    """One core and two, threads and worker processes."""
-    sides = {f"{n} core{'s'[: n - 1]}, threads": ours(source.config(0), n, images) for n in (1, 2)}
-    sides |= {f"2 cores, {n} worker{'s'[: n - 1]}": ours(source.config(n), 2, images) for n in (1, 2)}
-    compare(f"{source.folder.name} at 800 px", sides, rounds)
+def compare_cores(source: CocoFolder, rounds: int, images: int) -> None:
+    """Compare one and two cores, threads and worker processes."""
+    commands = {f"{n} core{'s'[: n - 1]}, threads": own_command(source.config(0), n, images) for n in (1, 2)}
+    commands |= {f"2 cores, {n} worker{'s'[: n - 1]}": own_command(source.config(n), 2, images) for n in (1, 2)}
+    compare(f"{source.folder.name} at 800 px", commands, rounds)
 
 
-def compare_decoding(source: Source, rounds: int) -> None:
-    """Photographs of 12 megapixels, decoded at half their size or in full."""
+def compare_decoding(source: CocoFolder, rounds: int) -> None:
+    """Compare decoding photographs of 12 megapixels at half and at full size."""
     folder = write_large(source.folder, source.split, Path(source.cache) / "large")
-    config = Source(folder, SplitConfig("annotations.json", "images"), source.cache).config(0)
-    sides = {"reduced": ours(config, 2, 32), "full": ours(config, 2, 32, "--full-decode")}
-    print_ratios(compare("4000x3000 at 800 px, decoding", sides, rounds), "full")
+    config = CocoFolder(folder, SplitConfig("annotations.json", "images"), source.cache).config(0)
+    commands = {"reduced": own_command(config, 2, 32), "full": own_command(config, 2, 32, "--full-decode")}
+    print_ratios(compare("4000x3000 at 800 px, decoding", commands, rounds), "full")
 
 
-def compare_peer(source: Source, rounds: int, images: int, python: str) -> None:
-    """torchvision's pipeline and ours, on two cores."""
-    sides = {"ours, threads": ours(source.config(0), 2, images), "ours, 2 workers": ours(source.config(2), 2, images)}
-    fewer = max(images // 4, _BATCH_SIZE)  # so that the rounds are about as long
-    sides["torchvision"] = peer(python, source, 2, fewer)
-    sides["torchvision, unscaled"] = peer(python, source, 2, fewer, "--unscaled")
-    print_ratios(compare(f"{source.folder.name} at 800 px, two cores", sides, rounds), "torchvision")
+def compare_torchvision(source: CocoFolder, rounds: int, images: int, python: str) -> None:
+    """Compare the loader with torchvision's on two cores."""
+    commands = {
+        "ours, threads": own_command(source.config(0), 2, images),
+        "ours, 2 workers": own_command(source.config(2), 2, images),
+    }
+    fewer = max(images // 4, _BATCH_SIZE)  # for rounds of similar length
+    commands["torchvision"] = torchvision_command(python, source, 2, fewer)
+    commands["torchvision, unscaled"] = torchvision_command(python, source, 2, fewer, "--unscaled")
+    print_ratios(compare(f"{source.folder.name} at 800 px, two cores", commands, rounds), "torchvision")
 
 
 def main() -> None:
@@ -157,16 +160,16 @@ def main() -> None:
     arguments = parser.parse_args()
     rounds, images = arguments.rounds, arguments.round_images
     with tempfile.TemporaryDirectory() as scratch:
-        shapes = {f"{n} workers": ours(shapes_config(scratch, n), 2, 1600) for n in (0, 2)}
+        shapes = {f"{n} workers": own_command(shapes_config(scratch, n), 2, 1600) for n in (0, 2)}
         compare("shapes at 128x128", shapes, rounds)
         if not arguments.folder:
             return
-        source = Source(arguments.folder, SplitConfig(arguments.annotations, arguments.images), scratch)
-        print_shares(source.config(0), rounds)
+        source = CocoFolder(arguments.folder, SplitConfig(arguments.annotations, arguments.images), scratch)
+        print_stages(source.config(0), rounds)
         compare_cores(source, rounds, images)
         compare_decoding(source, rounds)
         if arguments.peer_python:
-            compare_peer(source, rounds, images, arguments.peer_python)
+            compare_torchvision(source, rounds, images, arguments.peer_python)
 
 
 if __name__ == "__main__":

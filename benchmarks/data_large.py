@@ -1,4 +1,4 @@
-"""A folder of photographs as cameras make them, out of a folder of small ones."""
+"""Enlarged copies of photographs, to the size of camera images."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ import cv2
 
 from mrcnn_jax.config import SplitConfig
 
-_COUNT = 16
+_NUM_IMAGES = 16
 _LONG, _SHORT = 4000, 3000
 
 
 def write_large(folder: Path, split: SplitConfig, target: Path) -> Path:
-    """The first images of a COCO-style folder and their polygons, enlarged to 4000x3000; returns `target`."""
+    """Write the first images of a COCO folder and their polygons, enlarged to 4000x3000; return `target`."""
     content = json.loads((folder / split.annotations).read_text())
     (target / "images").mkdir(parents=True)
     images, annotations = [], []
-    for image in content["images"][:_COUNT]:
+    for image in content["images"][:_NUM_IMAGES]:
         wide = image["width"] >= image["height"]
         width, height = (_LONG, _SHORT) if wide else (_SHORT, _LONG)
         pixels = cv2.imread(str(folder / split.images / image["file_name"]))
@@ -27,15 +27,15 @@ def write_large(folder: Path, split: SplitConfig, target: Path) -> Path:
         cv2.imwrite(str(target / "images" / name), cv2.resize(pixels, (width, height)), [cv2.IMWRITE_JPEG_QUALITY, 90])
         images.append({"id": image["id"], "file_name": name, "height": height, "width": width})
         scale = (width / image["width"], height / image["height"])
-        own = (a for a in content["annotations"] if a["image_id"] == image["id"] and not a["iscrowd"])
-        annotations += [_enlarge(annotation, scale) for annotation in own]
+        instances = (a for a in content["annotations"] if a["image_id"] == image["id"] and not a["iscrowd"])
+        annotations += [_enlarge(annotation, scale) for annotation in instances]
     enlarged = {"images": images, "annotations": annotations, "categories": content["categories"]}
     (target / "annotations.json").write_text(json.dumps(enlarged))
     return target
 
 
 def _enlarge(annotation: dict[str, Any], scale: tuple[float, float]) -> dict[str, Any]:
-    """Box and polygons (x, y in turns) times the scale of each axis."""
+    """Return the annotation with box and polygons scaled along each axis."""
     return {
         **annotation,
         "bbox": [value * scale[i % 2] for i, value in enumerate(annotation["bbox"])],

@@ -1,6 +1,6 @@
-"""How loaders take turns: each is a process that makes a round of batches whenever it is asked for one.
+"""Worker processes that load a round of batches on request, so that loaders can alternate.
 
-No other imports than Python's own: the peer's interpreter runs this too.
+Imports only the standard library, because the interpreter of torchvision also runs it.
 """
 
 from __future__ import annotations
@@ -13,51 +13,51 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from benchmarks.turns import Side
+from benchmarks.interleave import Worker
 
-_WARM_UP = 6  # batches: more than any side has ready after a pause
+_WARM_UP = 6  # batches: more than any loader prefetches during a pause
 _TICKS = os.sysconf("SC_CLK_TCK")
 
 
 class Round(NamedTuple):
-    """What one round took."""
+    """Speed of one round."""
 
-    rate: float  # images a second of wall-clock time
-    cpu: float  # seconds of CPU time an image, of all processes and threads together
+    rate: float  # images per second of wall-clock time
+    cpu: float  # seconds of CPU time per image, over all processes and threads
 
 
-class Loader:
-    """A process that makes rounds."""
+class LoaderWorker:
+    """A worker process that loads rounds of batches."""
 
     def __init__(self, command: Sequence[str]):
-        self._side = Side(command)
-        self._side.ask({})  # answered when the first batch is there
+        self._worker = Worker(command)
+        self._worker.request({})  # returns after the first batch
 
     def round(self) -> Round:
-        """Make a round. CPU time is read when the side has filled up what it reads ahead, before and after."""
-        before = self._cpu_at_rest()
-        report = self._side.ask({})
-        cpu = self._cpu_at_rest() - before
+        """Load a round. CPU time is measured before and after while the worker is idle, with its prefetch full."""
+        before = self._idle_cpu_seconds()
+        report = self._worker.request({})
+        cpu = self._idle_cpu_seconds() - before
         return Round(report["images"] / report["seconds"], cpu / report["all"])
 
     def close(self) -> None:
-        """End it."""
-        self._side.close()
+        """Stop the worker."""
+        self._worker.close()
 
-    def _cpu_at_rest(self) -> float:
-        """Seconds of CPU time so far, once they have all but stopped growing."""
-        now, before = _cpu_seconds(self._side.pid), -1.0
+    def _idle_cpu_seconds(self) -> float:
+        """Wait until CPU time hardly increases, and return its seconds."""
+        now, before = _cpu_seconds(self._worker.pid), -1.0
         while now - before > 0.02:
             time.sleep(0.4)
-            now, before = _cpu_seconds(self._side.pid), now
+            now, before = _cpu_seconds(self._worker.pid), now
         return now
 
 
 def serve(batches: Iterator[object], batch_size: int, images: int) -> None:
-    """Make a round for every line of the standard input but the first, and print what it took as a line of JSON.
+    """Load a round for every line of standard input after the first, and print a line of JSON.
 
-    A round begins with batches that are not timed, because some are ready at once after a pause. `images` are those
-    that were timed, in `seconds`; `all` were made.
+    The first batches of a round are not timed, because some have been prefetched. `images` were loaded in `seconds`;
+    `all` includes those that were not timed.
     """
     next(batches)
     sys.stdin.readline()
@@ -74,26 +74,26 @@ def serve(batches: Iterator[object], batch_size: int, images: int) -> None:
         print(json.dumps(report), flush=True)
 
 
-def run_on(cores: int) -> None:
-    """Keep this process, and those it starts, on the first cores that it may use (Linux)."""
+def set_cores(cores: int) -> None:
+    """Restrict this process and its children to the first available cores (Linux)."""
     os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:cores])
 
 
 def _cpu_seconds(root: int) -> float:
-    """CPU time of a process and of all that it started and that still run (Linux)."""
+    """Return the CPU time of a process and its running descendants (Linux)."""
     children: dict[int, list[int]] = {}
     ticks: dict[int, int] = {}
     for path in Path("/proc").glob("[0-9]*/stat"):
         try:
-            fields = path.read_text().rpartition(")")[2].split()  # the name before it may hold anything
-        except OSError:  # it ended meanwhile
+            fields = path.read_text().rpartition(")")[2].split()  # after the name, which may contain anything
+        except OSError:  # the process has ended
             continue
         pid = int(path.parent.name)
         children.setdefault(int(fields[1]), []).append(pid)
         ticks[pid] = int(fields[11]) + int(fields[12])
-    family, total = [root], 0
-    while family:
-        pid = family.pop()
+    pending, total = [root], 0
+    while pending:
+        pid = pending.pop()
         total += ticks.get(pid, 0)
-        family += children.get(pid, [])
+        pending += children.get(pid, [])
     return total / _TICKS

@@ -1,4 +1,4 @@
-"""Where the time of one image goes: the loader's own functions, each with a clock around it, in one thread."""
+"""CPU time of the stages of the loader, measured around its functions in one thread."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from mrcnn_jax.data import image_files, load_split, loader, pipeline, records, s
 from mrcnn_jax.data.augment import geometry, random_choices
 from mrcnn_jax.data.batching import BatchPlan
 
-# The function is looked up there, and its time without that of those inside it counts as this.
+# (owner, name) of the functions of each stage. Functions of other stages that they call are excluded.
 STAGES: dict[str, list[tuple[Any, str]]] = {
     "reading records": [(records.RecordReader, "__getitem__")],
     "parsing annotations": [(json, "loads"), (loader, "make_sample")],
@@ -31,16 +31,16 @@ STAGES: dict[str, list[tuple[Any, str]]] = {
 }
 
 
-class Clock:
-    """CPU seconds of each stage, counted where they are spent: a stage inside another is not the other's."""
+class StageClock:
+    """CPU seconds of each stage, without those of stages inside of it."""
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = defaultdict(float)
-        self._stages = ["the rest"]
+        self._stages = ["other"]
         self._last = time.process_time()
 
     def wrap(self, stage: str, function: Callable[..., Any]) -> Callable[..., Any]:
-        """The function with its time counted as `stage`."""
+        """Return the function with its time counted as `stage`."""
 
         def timed(*arguments: Any, **named: Any) -> Any:
             self._switch()
@@ -59,8 +59,8 @@ class Clock:
         self._last = now
 
 
-def shares(config: Config, rounds: int) -> tuple[dict[str, float], float]:
-    """Milliseconds of CPU time an image for each stage, and for an image without any clock: least of the rounds."""
+def stage_milliseconds(config: Config, rounds: int) -> tuple[dict[str, float], float]:
+    """Return CPU milliseconds per image, minimum over the rounds: of each stage, and in total without clocks."""
     dataset = load_split(config.data, "train")
     assignment = pipeline._assign_buckets(dataset, config, max(config.data.shortest_edge_train))
     size = config.train.batch_size
@@ -70,27 +70,27 @@ def shares(config: Config, rounds: int) -> tuple[dict[str, float], float]:
     steps = range(plan.batches_per_epoch)
     images = 1e-3 * size * len(steps)
     best: dict[str, float] = {}
-    whole = float("inf")
+    total = float("inf")
     for _ in range(rounds):
         start = time.process_time()
         for step in steps:
             batches(step)
-        whole = min(whole, (time.process_time() - start) / images)
-        with _clocked() as clock:
+        total = min(total, (time.process_time() - start) / images)
+        with _timed_stages() as clock:
             for step in steps:
                 batches(step)
         if not best or sum(clock.seconds.values()) < sum(best.values()):
             best = dict(clock.seconds)
-    return {stage: seconds / images for stage, seconds in best.items()}, whole
+    return {stage: seconds / images for stage, seconds in best.items()}, total
 
 
 @contextlib.contextmanager
-def _clocked() -> Iterator[Clock]:
-    """The loader's functions replaced by clocked ones."""
+def _timed_stages() -> Iterator[StageClock]:
+    """Replace the functions of all stages by timed ones."""
     with contextlib.ExitStack() as stack:
-        clock = Clock()
-        for stage, places in STAGES.items():
-            for owner, name in places:
+        clock = StageClock()
+        for stage, functions in STAGES.items():
+            for owner, name in functions:
                 timed = clock.wrap(stage, getattr(owner, name))
                 stack.enter_context(mock.patch.object(owner, name, timed))
         yield clock

@@ -1,13 +1,12 @@
-"""What ImageNet weights are worth: the light recipe on one category of a folder, against the same network from random
-weights after the same number of steps; and the time of its inference beside Mask R-CNN R50-FPN's.
+"""Effect of ImageNet weights on the light recipe: accuracy on one category, with and without them; and inference time
+compared with Mask R-CNN R50-FPN.
 
     python benchmarks/light_recipe.py FOLDER [--category=person] [--steps=N] [--seeds 0 1] [--weights pretrained random]
     python benchmarks/light_recipe.py FOLDER --inference
 
-FOLDER holds images/ and annotations.json (COCO format). Of the photographs that show the category, in the order of
-their ids, every fourth from the third on is held back. Frozen norms and layers are for weights that are worth keeping:
-the random network learns them, with batch norm. "unfrozen" is that same network from ImageNet weights: it differs from
-the random one in nothing but its initial numbers. The rest of the recipe is the same.
+FOLDER contains images/ and annotations.json (COCO format). Of the images of the category, in the order of their ids,
+every fourth from the third on is for evaluation. "pretrained" is the recipe, with frozen norms and layers; "random"
+trains them, with batch norm, from random weights; "unfrozen" is the same as "random" from ImageNet weights.
 """
 
 from __future__ import annotations
@@ -28,28 +27,28 @@ _ANNOTATIONS = "annotations.json"
 KINDS = ("pretrained", "unfrozen", "random")
 
 
-class Outcome(NamedTuple):
-    """What a run came to. `minutes` are of the whole run: compilation, training, evaluation."""
+class RunResult(NamedTuple):
+    """Metrics and time of a run."""
 
     box_ap: float
     mask_ap: float
     box_ap50: float
     mask_ap50: float
-    minutes: float
-    step_seconds: float  # median of the reports in the log
+    minutes: float  # compilation, training and evaluation
+    step_seconds: float  # median over the log
 
 
 def split(annotations: Path, category: str) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Ids of the images that show the category: those to train on, those held back."""
+    """Return the ids of the training and evaluation images of a category."""
     content = json.loads(annotations.read_text())
-    wanted = {c["id"] for c in content["categories"] if c["name"] == category}
-    shown = {a["image_id"] for a in content["annotations"] if a["category_id"] in wanted and not a["iscrowd"]}
-    held_back = sorted(shown)[2::4]
-    return tuple(sorted(shown.difference(held_back))), tuple(held_back)
+    category_ids = {c["id"] for c in content["categories"] if c["name"] == category}
+    image_ids = {a["image_id"] for a in content["annotations"] if a["category_id"] in category_ids and not a["iscrowd"]}
+    eval_ids = sorted(image_ids)[2::4]
+    return tuple(sorted(image_ids.difference(eval_ids))), tuple(eval_ids)
 
 
 def recipe(folder: Path, category: str, steps: int, seed: int, weights: str) -> Config:
-    """The light recipe on the split; `weights` is one of KINDS."""
+    """Return the light recipe on the split; `weights` is one of KINDS."""
     config = load_config(_RECIPE)
     train_ids, eval_ids = split(folder / _ANNOTATIONS, category)
     data = dataclasses.replace(
@@ -69,7 +68,7 @@ def recipe(folder: Path, category: str, steps: int, seed: int, weights: str) -> 
     return config if weights == "unfrozen" else dataclasses.replace(config, init="")
 
 
-def run(config: Config, workdir: Path) -> Outcome:
+def run(config: Config, workdir: Path) -> RunResult:
     """Train and evaluate in a new folder."""
     from mrcnn_jax.training.train import train
 
@@ -79,50 +78,52 @@ def run(config: Config, workdir: Path) -> Outcome:
     metrics = json.loads((workdir / "evaluation" / "metrics.json").read_text())
     lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
     seconds = statistics.median(config.train.batch_size / line["images_per_second"] for line in lines)
-    return Outcome(metrics["bbox/AP"], metrics["segm/AP"], metrics["bbox/AP50"], metrics["segm/AP50"], minutes, seconds)
+    return RunResult(
+        metrics["bbox/AP"], metrics["segm/AP"], metrics["bbox/AP50"], metrics["segm/AP50"], minutes, seconds
+    )
 
 
 def compare(folder: Path, category: str, steps: int, seeds: list[int], kinds: list[str], workdir: Path) -> None:
-    """All runs, seed by seed so that the machine's other work meets both alike; a Markdown table at the end."""
+    """Run all kinds for each seed, alternately, and print a Markdown table."""
     rows = []
     for seed in seeds:
         for weights in kinds:
-            outcome = run(recipe(folder, category, steps, seed, weights), workdir / f"{weights}_{seed}")
-            rows.append((weights, seed, outcome))
-    print("\n| weights | seed | box AP | mask AP | box AP50 | mask AP50 | minutes | seconds a step, median |")
+            result = run(recipe(folder, category, steps, seed, weights), workdir / f"{weights}_{seed}")
+            rows.append((weights, seed, result))
+    print("\n| weights | seed | box AP | mask AP | box AP50 | mask AP50 | minutes | seconds per step, median |")
     print("|---|---|---|---|---|---|---|---|")
-    for weights, seed, o in rows:
-        scores = " | ".join(f"{score:.3f}" for score in o[:4])
-        print(f"| {weights} | {seed} | {scores} | {o.minutes:.1f} | {o.step_seconds:.2f} |")
+    for weights, seed, result in rows:
+        scores = " | ".join(f"{score:.3f}" for score in result[:4])
+        print(f"| {weights} | {seed} | {scores} | {result.minutes:.1f} | {result.step_seconds:.2f} |")
 
 
 def inference(folder: Path, rounds: int = 5) -> None:
-    """Seconds for one photograph, pixels to predictions, with random weights: each model in its recipe's shapes."""
+    """Print the seconds of a prediction with random weights, for each model in the shapes of its recipe."""
     import cv2
     import jax
 
     from mrcnn_jax.inference.predictor import Predictor
     from mrcnn_jax.models.mask_rcnn import build_model, init_variables
 
-    pictures = sorted((folder / "images").iterdir())[:rounds]
-    photographs = [cv2.cvtColor(cv2.imread(str(path)), cv2.COLOR_BGR2RGB) for path in pictures]
+    paths = sorted((folder / "images").iterdir())[:rounds]
+    images = [cv2.cvtColor(cv2.imread(str(path)), cv2.COLOR_BGR2RGB) for path in paths]
     for name in ("light_mask_rcnn", "mask_rcnn_r50_fpn_1x"):
         config: Any = load_config(_RECIPE.with_name(f"{name}.py"), ["model.num_classes=80"])
         predict = Predictor(config, init_variables(build_model(config.model), jax.random.key(0)))
         seconds = []
-        for photograph in photographs:
-            predict([photograph])  # compiles where the shape is new
+        for image in images:
+            predict([image])  # may compile
             start = time.perf_counter()
-            predict([photograph])
+            predict([image])
             seconds.append(time.perf_counter() - start)
-        print(f"{name}: {statistics.median(seconds):.3f} s a photograph (min {min(seconds):.3f})", flush=True)
+        print(f"{name}: {statistics.median(seconds):.3f} s per image (min {min(seconds):.3f})", flush=True)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--category", default="person")
-    parser.add_argument("--steps", type=int, default=0, help="default: the recipe's")
+    parser.add_argument("--steps", type=int, default=0, help="(default: as in the recipe)")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
     parser.add_argument("--weights", nargs="+", choices=KINDS, default=list(KINDS))
     parser.add_argument("--workdir", type=Path, default=Path("runs/light_recipe"))

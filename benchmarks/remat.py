@@ -1,12 +1,12 @@
 """Memory and time of a training step with and without `train.remat`: `python -m benchmarks.remat`.
 
-Each case is a process of its own, so that its peak is its own: R50-FPN (or another of MODELS) of Detectron2's flavor,
-a batch in one bucket, one device. "Temporary" is what XLA's plan of the compiled program asks for beside arguments and
-results; "resident" is the largest resident size of the process in a step, which adds weights, gradients, optimizer
-state, the compiled program and Python. It is Linux's own count (VmHWM, set back before each step).
+Each case is a new process: one of MODELS, a batch in one bucket, one device. "Temporary" is the memory that the
+compiled program needs in addition to arguments and results. "Resident" is the peak resident memory of the process
+during a step (Linux, VmHWM), which includes weights, gradients, optimizer state, the compiled program and Python.
 
-XLA:CPU removes the barriers before the second computation and then shares it with the first, so there `train.remat`
-changes nothing (`--as-is` shows it). GPUs and TPUs keep them. So do these cases, to see on a CPU what remat is worth.
+XLA:CPU removes the optimization barriers and then merges the recomputation with the first computation, so that
+`train.remat` has no effect there (see `--as-is`). GPUs and TPUs keep the barriers. This benchmark keeps them too, to
+measure the effect of remat on a CPU.
 """
 
 from __future__ import annotations
@@ -45,14 +45,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", nargs="+", default=["R50-FPN"], choices=MODELS)
     parser.add_argument("--images", nargs="+", type=int, default=[1, 2])
-    parser.add_argument("--rounds", type=int, default=3, help="steps that are timed; 0 compiles only")
-    parser.add_argument("--as-is", action="store_true", help="as XLA:CPU compiles by itself")
+    parser.add_argument("--rounds", type=int, default=3, help="number of timed steps; 0 only compiles")
+    parser.add_argument("--as-is", action="store_true", help="with the default compiler options of XLA:CPU")
     parser.add_argument("--case", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.case:
         print(json.dumps(measure(*json.loads(arguments.case))))
         return
-    print("| network | images | remat | temporary, GB | resident peak, GB | s a step, median (min) | CPU s |")
+    print("| network | images | remat | temporary, GB | resident peak, GB | s per step, median (min) | CPU s |")
     print("|---|---|---|---|---|---|---|")
     for name in arguments.models:
         for images in arguments.images:
@@ -63,23 +63,23 @@ def main() -> None:
 def print_row(name: str, images: int, remat: bool, rounds: int, as_is: bool) -> None:
     case = json.dumps([name, images, remat, rounds, as_is])
     command = [sys.executable, "-m", "benchmarks.remat", "--case", case]
-    found = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+    result = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
     cells = ["-"] * 3
     if rounds:
         cells = [
-            f"{max(found['peaks']) / 1e9:.2f}",
-            f"{statistics.median(found['seconds']):.1f} ({min(found['seconds']):.1f})",
-            f"{min(found['cpu']):.1f}",
+            f"{max(result['peaks']) / 1e9:.2f}",
+            f"{statistics.median(result['seconds']):.1f} ({min(result['seconds']):.1f})",
+            f"{min(result['cpu']):.1f}",
         ]
-    remat_cell, temporary = "yes" if remat else "no", found["temporary"] / 1e9
+    remat_cell, temporary = "yes" if remat else "no", result["temporary"] / 1e9
     print(f"| {name} | {images} | {remat_cell} | {temporary:.2f} | {' | '.join(cells)} |", flush=True)
 
 
 def measure(name: str, images: int, remat: bool, rounds: int, as_is: bool) -> dict[str, Any]:
-    """Compile one step, take `rounds` of them after one that is not counted."""
+    """Compile a step, and time `rounds` of them after a warm-up."""
     options: dict[str, Any] = {} if as_is else dict(KEEP_BARRIERS)
     if not rounds:
-        options["xla_backend_optimization_level"] = 0  # the plan of the memory is the same, and sooner there
+        options["xla_backend_optimization_level"] = 0  # compiles faster, with the same memory
     train = TrainConfig(remat=remat)
     config = Config(model=dataclasses.replace(MODELS[name], num_classes=80), train=train)
     model = build_model(config.model)
@@ -90,28 +90,28 @@ def measure(name: str, images: int, remat: bool, rounds: int, as_is: bool) -> di
     batch, key = jax.device_put((make_batch(config.model, images), jax.random.key(0)))
     step = jax.jit(make_train_step(model, config, optimizer, schedule), donate_argnums=0, compiler_options=options)
     compiled = step.lower(state, batch, key).compile()
-    found: dict[str, Any] = {"temporary": compiled.memory_analysis().temp_size_in_bytes}
-    found |= {"peaks": [], "seconds": [], "cpu": []}
+    result: dict[str, Any] = {"temporary": compiled.memory_analysis().temp_size_in_bytes}
+    result |= {"peaks": [], "seconds": [], "cpu": []}
     for index in range(rounds + 1 if rounds else 0):
-        Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
+        Path("/proc/self/clear_refs").write_text("5")  # resets the peak
         wall, cpu = time.perf_counter(), time.process_time()
         state, metrics = jax.block_until_ready(compiled(state, batch, key))
         assert metrics["finite"]
         if index:
-            found["seconds"].append(time.perf_counter() - wall)
-            found["cpu"].append(time.process_time() - cpu)
-            found["peaks"].append(resident_peak())
-    return found
+            result["seconds"].append(time.perf_counter() - wall)
+            result["cpu"].append(time.process_time() - cpu)
+            result["peaks"].append(resident_peak())
+    return result
 
 
 def resident_peak() -> int:
-    """Bytes."""
+    """Return the peak resident memory of this process in bytes."""
     status = Path("/proc/self/status").read_text()
     return 1024 * int(status.split("VmHWM:")[1].split()[0])
 
 
 def make_variables(model: MaskRCNN) -> Any:
-    """Small random kernels, and norms that do nothing yet: quicker than compiling the networks' own initialization."""
+    """Return small random kernels and identity norms, which avoids compiling the initialization."""
     rng = np.random.default_rng(0)
 
     def value(path: Any, leaf: jax.ShapeDtypeStruct) -> np.ndarray:
@@ -123,7 +123,7 @@ def make_variables(model: MaskRCNN) -> Any:
 
 
 def make_batch(config: ModelConfig, count: int, shape: tuple[int, int] = SHAPE) -> Batch:
-    """Noise with twenty objects an image, of sides from a tenth to a half of it, in a hundred slots."""
+    """Return noise with twenty objects per image in a hundred slots, with sides of a tenth to a half of it."""
     rng = np.random.default_rng(1)
     extent = np.float32([shape[1], shape[0]])
     sides = rng.uniform(0.1, 0.5, (count, 100, 2)) * extent

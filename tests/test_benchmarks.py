@@ -1,4 +1,4 @@
-"""The comparison of benchmarks with torchvision: cases, worker processes, printed table."""
+"""The comparisons with torchvision: tasks, inputs, worker processes, and the table."""
 
 from __future__ import annotations
 
@@ -12,58 +12,58 @@ import numpy as np
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))  # benchmarks/ is not part of the package
+sys.path.insert(0, str(ROOT))  # benchmarks/ is not in the package
 
-from benchmarks import compare, turns, work  # noqa: E402
-
-
-def cases():
-    limits = [case for pair in compare.LIMITS.values() for case in pair]
-    return [*limits, *(case for cases_of_set in compare.SETS.values() for case in cases_of_set)]
+from benchmarks import cases, compare, interleave  # noqa: E402
 
 
-@pytest.mark.parametrize("side", ["side_ours", "side_peer"])
-def test_both_sides_implement_every_case(side):
-    """Parses the modules, because torchvision may not be installed."""
-    tree = ast.parse((ROOT / "benchmarks" / f"{side}.py").read_text())
+def all_cases():
+    groups = [*compare.LIMITS.values(), *compare.SETS.values()]
+    return [case for group in groups for case in group]
+
+
+@pytest.mark.parametrize("module", ["bench_ours", "bench_torchvision"])
+def test_every_case_has_a_task_in_both_modules(module):
+    """Parses the module, because torchvision may not be installed."""
+    tree = ast.parse((ROOT / "benchmarks" / f"{module}.py").read_text())
     functions = {node.name for node in tree.body if isinstance(node, ast.FunctionDef)}
-    assert {case.task for case in cases()} <= functions
+    assert {case.task for case in all_cases()} <= functions
 
 
 def test_names_of_cases_are_unique():
-    for cases_of_set in compare.SETS.values():
-        assert len({str(case) for case in cases_of_set}) == len(cases_of_set)
+    for group in compare.SETS.values():
+        assert len({str(case) for case in group}) == len(group)
 
 
 def test_copies_of_objects_are_positive():
-    case = work.Case("training", 2, 128, 160)
-    objects, copies = work.objects(case), work.copies(case)
-    originals = objects.repeat(work.COPIES, axis=1)
+    case = cases.Case("training", 2, 128, 160)
+    objects, copies = cases.object_boxes(case), cases.jittered_copies(case)
+    originals = objects.repeat(cases.NUM_COPIES, axis=1)
     low = np.maximum(originals[..., :2], copies[..., :2])
     high = np.minimum(originals[..., 2:], copies[..., 2:])
-    common = (high - low).prod(-1)
+    intersection = (high - low).prod(-1)
     areas = [(boxes[..., 2:] - boxes[..., :2]).prod(-1) for boxes in (originals, copies)]
-    assert (common / (areas[0] + areas[1] - common)).min() > 0.5
+    assert (intersection / (areas[0] + areas[1] - intersection)).min() > 0.5
 
 
-SIDE = """
+WORKER = """
 import time
-from benchmarks.turns import Task, serve
+from benchmarks.interleave import Task, serve
 serve(lambda seconds: Task(lambda: time.sleep(seconds), {"flop": 3.0}))
 """
 
 
-def test_worker_process_answers_and_reports_its_end():
+def test_worker_answers_and_reports_its_exit():
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    side = turns.Side([sys.executable, "-c", SIDE], environment)
-    assert side.ask({"seconds": 0.05}) == {"flop": 3.0}
-    answer = side.ask({})
+    worker = interleave.Worker([sys.executable, "-c", WORKER], environment)
+    assert worker.request({"seconds": 0.05}) == {"flop": 3.0}
+    answer = worker.request({})
     assert 0.05 <= answer["seconds"] < 5
     assert answer["peak"] > 1
-    side.close()
-    broken = turns.Side([sys.executable, "-c", "raise SystemExit(3)"], environment)
+    worker.close()
+    broken = interleave.Worker([sys.executable, "-c", "raise SystemExit(3)"], environment)
     with pytest.raises(RuntimeError, match="status 3"):
-        broken.ask({})
+        broken.request({})
 
 
 @pytest.mark.slow

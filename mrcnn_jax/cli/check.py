@@ -63,7 +63,7 @@ def check(
     """Check a dataset, print the problems, write the HTML page, and return the exit status."""
     output = output or Path(f"check-{data.resolve().stem}.html")
     files.check_output(output, "--output", parents=False)
-    dataset = sources.find(data, images)
+    dataset = sources.find_files(data, images)
     surveys = survey(dataset.files, functools.partial(track, what="images checked"), value_range)
     warnings = [*(line for one in surveys for line in one.warnings), *compare.warnings(surveys)]
     notes = [f"not checked: {line}" for line in dataset.skipped] + [f"warning: {line}" for line in warnings]
@@ -74,7 +74,7 @@ def check(
     for line in (*notes, *dataset.broken, *(line for one in surveys for line in one.findings)):
         print(line)
     print(f"{_verdict(surveys, dataset.broken, warnings)}; images and histograms in {output}")
-    if any(one.nothing for one in surveys):
+    if any(one.untrainable for one in surveys):
         return 2
     refused = dataset.broken or any(one.status == "refused" for one in surveys)
     dropped = any(one.status == "dropped" for one in surveys)
@@ -82,7 +82,7 @@ def check(
 
 
 def _verdict(surveys: Sequence[Survey], broken: Sequence[str], warnings: Sequence[str]) -> str:
-    refused = [*broken, *(reason for one in surveys for reason in (*one.refusals, one.nothing) if reason)]
+    refused = [*broken, *(reason for one in surveys for reason in (*one.refusals, one.untrainable) if reason)]
     dropped = [problem for one in surveys for problem in one.content.problems]
     if refused:
         return f"refused: training would not start ({len(refused):,} problem{'s' if len(refused) > 1 else ''})"

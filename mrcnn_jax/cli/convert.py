@@ -26,14 +26,14 @@ _CATEGORIES = (
 
 def main(arguments: Sequence[str]) -> None:
     options, _ = common.parse(_parser(), arguments)
-    writer.outputs(options.output, options.holdout)  # raises ConfigError before the input is read
+    writer.output_paths(options.output, options.holdout)  # raises ConfigError before the input is read
     conversion = _read(options)
-    contents = writer.assemble(conversion, options.output, options.holdout, options.seed)
-    writer.write(contents)
-    for line in (*writer.notes(conversion.pictures), *conversion.remarks):
+    contents = writer.build_contents(conversion, options.output, options.holdout, options.seed)
+    writer.write_files(contents)
+    for line in (*writer.note_lines(conversion.images), *conversion.remarks):
         print(line)
     for path, content in contents.items():
-        print(*writer.summary(path, content), sep="\n")
+        print(*writer.summary_lines(path, content), sep="\n")
     print("\nNext:", *writer.next_commands(contents, conversion.folder), sep="\n  ")
 
 

@@ -20,9 +20,9 @@ def main(arguments: Sequence[str]) -> None:
         "--buckets",
         type=int,
         default=4,
-        choices=range(1, proposals.MOST + 1),
+        choices=range(1, proposals.MAX_BUCKETS + 1),
         help="maximum number of buckets (default: %(default)s)",
     )
     options, overrides = common.parse(parser, arguments)
-    config, sizes, others = proposals.read(options.data, overrides)
-    proposals.report(config, sizes, others, options.buckets)
+    config, sizes, others = proposals.load_sizes(options.data, overrides)
+    proposals.print_costs(config, sizes, others, options.buckets)

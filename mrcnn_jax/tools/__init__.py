@@ -1,1 +1,1 @@
-"""Products beside the core: predict, check, convert, plan, report, and the pages they share."""
+"""Applications on top of the core: predict, check, convert, plan and report; `pages` has their common HTML."""

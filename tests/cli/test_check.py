@@ -226,7 +226,7 @@ def test_output(coco_folder: Any, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["nowhere"], "no folder or file nowhere; give the folder of a data set, or a COCO JSON"),
+        (["nowhere"], "no folder or file nowhere; give the folder of a dataset, or a COCO JSON"),
         (["."], "no COCO JSON in .; give the JSON itself, with --images=FOLDER for its images"),
         ([".", "--images", "nowhere"], "no folder nowhere; give the folder with the images as --images"),
         (

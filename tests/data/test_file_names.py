@@ -106,7 +106,7 @@ def test_conversion_finds_images_by_content_and_refuses_names_that_json_cannot_h
     (tmp_path / "a.jfif").touch()
     (tmp_path / "b").write_bytes(b"\x89PNG\r\n\x1a\n")
     (tmp_path / "c.xml").write_bytes(b"<a/>")
-    assert [str(path) for path in files.find(tmp_path)] == ["a.jfif", "b"]
+    assert [str(path) for path in files.find_files(tmp_path)] == ["a.jfif", "b"]
     Path(os.fsdecode(os.fsencode(tmp_path) + b"/\xe4.png")).touch()
     with pytest.raises(DataError, match=r"file names that are not UTF-8 \(1\): '\\udce4\.png'; rename them"):
-        files.find(tmp_path)
+        files.find_files(tmp_path)

@@ -324,7 +324,7 @@ def test_a_heic_picture_is_read_with_its_plugin_and_else_names_it(
     assert refusal is not None
     assert refusal.item == f"a.heic (id 7): {words}"
     (tmp_path / "a.heic").write_bytes(content)
-    with pytest.raises(files.Rejected) as rejected:
+    with pytest.raises(files.ConversionError) as rejected:
         files.image_size(tmp_path / "a.heic")
     assert rejected.value.refusal.item == f"a.heic ({words})"
 
@@ -362,7 +362,7 @@ def test_a_picture_too_large_for_the_memory_is_refused_unread(tmp_path: Path, ki
     words = f"it has more than {MAX_PIXELS} pixels: cut it into tiles, or scale it down"
     assert image_files.explain_decode_failure(bomb(kind)) == words
     (tmp_path / "a").write_bytes(bomb(kind))
-    with pytest.raises(files.Rejected) as rejected:
+    with pytest.raises(files.ConversionError) as rejected:
         files.image_size(tmp_path / "a")
     assert rejected.value.refusal.item == f"a ({words})"
 

@@ -1,11 +1,11 @@
-"""The check command, `mrcnn check DATA`: a data set read, judged, counted and shown on a page.
+"""Statistics and problems of a dataset, on the terminal and as an HTML page: the implementation of `mrcnn check`.
 
-sources     which JSON files a folder has, and where the images of each lie
-survey      a file judged as training judges it, and the numbers in it
-compare     what only shows when two files are laid beside each other
-table       the numbers on a terminal
-choose      which images to look at
-picture     an image with its annotations drawn over it
-charts      histograms
-page        the page, of what mrcnn_jax/pages has
+sources        COCO JSON files of a folder, and the folders of their images
+survey         statistics of a file, and what training would refuse or drop
+compare        differences and common images of two files
+table          the statistics on a terminal
+select_images  images to show
+picture        an image with its annotations
+charts         histograms
+page           the HTML page
 """

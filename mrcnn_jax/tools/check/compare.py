@@ -1,4 +1,4 @@
-"""What only shows when two files are laid beside each other: images in both, and categories that do not agree."""
+"""Comparison of the files of a dataset: common and duplicate images, and categories that disagree."""
 
 from __future__ import annotations
 
@@ -9,50 +9,52 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from mrcnn_jax.errors import listing, shown
-from mrcnn_jax.tools.check.sources import SPLITS, split_of, words
-from mrcnn_jax.tools.check.survey import Survey
+from mrcnn_jax.tools.check.sources import SPLITS, name_words, split_of
+from mrcnn_jax.tools.check.survey import Survey, counted
 
 
 def warnings(surveys: Sequence[Survey]) -> list[str]:
-    """A line for everything that looks wrong in a file or a pair of files. Nothing of it is refused."""
-    own = [line for one in surveys for line in _twins(one)]
+    """Return a warning for everything suspicious in a file or a pair of files. Training refuses none of it."""
+    duplicates = [line for survey in surveys for line in _duplicates(survey)]
     pairs = list(itertools.combinations(surveys, 2))
-    return own + [line for a, b in pairs for line in (*_shared_images(a, b), *_categories(a, b))]
+    return duplicates + [line for a, b in pairs for line in (*_shared_images(a, b), *_category_conflicts(a, b))]
 
 
 def _shared_images(a: Survey, b: Survey) -> list[str]:
-    """Images that are in two files: of one split they are meant to be, of different ones they spoil the evaluation."""
+    """Return warnings about images of two files, unless both are of the same split."""
     splits = {split_of(a.path), split_of(b.path)}
     if len(splits) == 1 and splits != {""}:
         return []
-    first, second = _files(a), _files(b)
+    first, second = _image_names(a), _image_names(b)
     shared = [first[path] for path in first if path in second]
     if "" in splits:
-        many = f"{len(shared):,} images; if one is for training and the other for evaluation, take them out of one"
-        return [f"{a.path} and {b.path} share {many}"] if shared else []
-    advice = "a result on images of the training says little: take them out of one of the two"
+        advice = "if one is for training and the other for evaluation, remove them from one"
+        return [f"{a.path} and {b.path} share {counted(len(shared), 'image')}; {advice}"] if shared else []
+    advice = "metrics on training images are misleading: remove them from one of the two"
     lines = []
     if shared:
         lines.append(f"{a.path} and {b.path} share images ({len(shared)}): {listing(shared, None)}; {advice}")
-    pairs = _copies([p for p in first if p not in second], [p for p in second if p not in first])
-    if pairs:
-        named = listing([f"{first[p]} = {second[q]}" for p, q in pairs], None)
-        lines.append(f"{a.path} and {b.path} have the same images in different files ({len(pairs)}): {named}; {advice}")
+    copies = _copies([p for p in first if p not in second], [p for p in second if p not in first])
+    if copies:
+        pairs = listing([f"{first[p]} = {second[q]}" for p, q in copies], None)
+        lines.append(
+            f"{a.path} and {b.path} have the same images in different files ({len(copies)}): {pairs}; {advice}"
+        )
     return lines
 
 
-def _twins(survey: Survey) -> list[str]:
-    """Files of one JSON with the same content."""
-    files = _files(survey)
-    named = [f"{files[p]} = {files[q]}" for p, q in _copies(list(files), list(files)) if p < q]
-    if not named:
+def _duplicates(survey: Survey) -> list[str]:
+    """Return a warning about image files of one JSON with the same content."""
+    names = _image_names(survey)
+    pairs = [f"{names[p]} = {names[q]}" for p, q in _copies(list(names), list(names)) if p < q]
+    if not pairs:
         return []
-    what = f"different files with the same content ({len(named)}): {listing(named, None)}"
-    return [f"{survey.path}: {what}; take one out, unless both are meant"]
+    message = f"different files with the same content ({len(pairs)}): {listing(pairs, None)}"
+    return [f"{survey.path}: {message}; remove one of each pair unless both are intended"]
 
 
-def _files(survey: Survey) -> dict[str, str]:
-    """Real path of every image file -> its name for the reader."""
+def _image_names(survey: Survey) -> dict[str, str]:
+    """Return a mapping from the real path of every image file to its name in messages."""
     folder = os.path.realpath(survey.folder)
     return {
         os.path.normpath(os.path.join(folder, i.file_name)): f"{shown(i.file_name)} (id {i.id})"
@@ -61,7 +63,7 @@ def _files(survey: Survey) -> dict[str, str]:
 
 
 def _copies(first: Iterable[str], second: Iterable[str]) -> list[tuple[str, str]]:
-    """Pairs of files with the same content. Only those of equal size are read."""
+    """Return pairs of files with the same content. Reads only files of equal size."""
     by_size: dict[int, list[str]] = {}
     for path in second:
         by_size.setdefault(_size(path), []).append(path)
@@ -77,15 +79,15 @@ def _copies(first: Iterable[str], second: Iterable[str]) -> list[tuple[str, str]
 
 
 def _size(path: str) -> int:
-    """In bytes; 0 for a file that is not there, which the survey has said."""
+    """Return the size in bytes; 0 for a missing file, which the survey reports."""
     try:
         return os.stat(path).st_size
     except OSError:
         return 0
 
 
-def _categories(a: Survey, b: Survey) -> list[str]:
-    """Ids and names that contradict each other; and of files of one kind, what only one of them has."""
+def _category_conflicts(a: Survey, b: Survey) -> list[str]:
+    """Return warnings about contradictory ids and names; for files of one kind, also about missing categories."""
     first = dict(zip(a.content.categories.ids, a.content.categories.names, strict=True))
     second = dict(zip(b.content.categories.ids, b.content.categories.names, strict=True))
     lines = []
@@ -97,8 +99,10 @@ def _categories(a: Survey, b: Survey) -> list[str]:
             " a model trained on one is evaluated wrongly on the other"
         )
     ids = {name: i for i, name in second.items()}
-    if moved := [f"{shown(name)} is {i} and {ids[name]}" for i, name in first.items() if ids.get(name, i) != i]:
-        lines.append(f"{a.path} and {b.path} number categories differently ({len(moved)}): {listing(moved, None)}")
+    if differing := [f"{shown(name)} is {i} and {ids[name]}" for i, name in first.items() if ids.get(name, i) != i]:
+        lines.append(
+            f"{a.path} and {b.path} number categories differently ({len(differing)}): {listing(differing, None)}"
+        )
     if _kind(a.path) == _kind(b.path):
         for one, other, names, others in ((a, b, first, second), (b, a, second, first)):
             if only := [shown(name) for name in names.values() if name not in set(others.values())]:
@@ -107,5 +111,5 @@ def _categories(a: Survey, b: Survey) -> list[str]:
 
 
 def _kind(path: Path) -> list[str]:
-    """What is left of a name without its split: instances_train2017 and instances_val2017 are of one kind."""
-    return [word for word in words(path.stem) if word not in SPLITS]
+    """Return the words of a file name without its split: the same for instances_train2017 and instances_val2017."""
+    return [word for word in name_words(path.stem) if word not in SPLITS]

@@ -1,4 +1,4 @@
-"""A COCO file and its images, judged as training judges them, and the numbers in it."""
+"""Statistics of a COCO file and its images, and what training would refuse or drop."""
 
 from __future__ import annotations
 
@@ -24,199 +24,208 @@ from mrcnn_jax.data.image_files import ImageCheck
 from mrcnn_jax.data.mask_crops import annotation_area
 from mrcnn_jax.data.segmentation_checks import MASK_PROBLEMS
 from mrcnn_jax.data.value_range import MeasuredRange, Range
-from mrcnn_jax.tools.check.sources import Source, split_of, words
+from mrcnn_jax.tools.check.sources import DatasetFile, name_words, split_of
 
-MAX_INSTANCES = DataConfig.max_instances  # instances of an image that training sees, unless it is told otherwise
-SMALL, LARGE = 32**2, 96**2  # square pixels: COCO's small, medium and large objects
+MAX_INSTANCES = DataConfig.max_instances  # per image in training, by default
+SMALL, LARGE = 32**2, 96**2  # square pixels: limits of COCO's small, medium and large objects
 AREAS = ("small", "medium", "large")
 
 _Key = tuple[str, int, int, int]
-Watch = Callable[[Iterable[ImageCheck], int], Iterable[ImageCheck]]
+Progress = Callable[[Iterable[ImageCheck], int], Iterable[ImageCheck]]
 
 
-class Annotated(NamedTuple):
-    """The m annotations that training would read, crowds included."""
+class AnnotationArrays(NamedTuple):
+    """The m annotations that training would read, including crowds."""
 
     images: np.ndarray  # (m,) int, index of the image
     classes: np.ndarray  # (m,) int, 1..C
     areas: np.ndarray  # (m,) float, square pixels
     boxes: np.ndarray  # (m, 4) float, x y width height
     crowd: np.ndarray  # (m,) bool
-    rle: np.ndarray  # (m,) bool: its mask is run-length encoded
-    outlined: np.ndarray  # (m,) bool: it has a mask
-    keypoints: np.ndarray  # (m,) int, how many are labeled
+    rle: np.ndarray  # (m,) bool: the mask is run-length encoded
+    has_mask: np.ndarray  # (m,) bool
+    keypoints: np.ndarray  # (m,) int, number of labeled keypoints
 
 
 @dataclass(frozen=True, eq=False)
 class Survey:
-    """What is known of one file. Arrays have a row for each of the n images or C classes."""
+    """Statistics and findings of one file with n images and C classes."""
 
     path: Path
     folder: Path
     content: AnnotationFile
     refusals: list[Refusal]
-    nothing: str  # why a model could learn nothing from it, or no masks; empty where it could
-    warnings: list[str]  # what training does not mind, and may be wrong all the same
-    values: list[MeasuredRange]  # of images of more than 8 bits
-    value_range: Range | None  # that they are shown with: as given, else what suits them
-    annotated: Annotated
+    untrainable: str  # why no instance, or no mask, is left to train on; empty if some are
+    warnings: list[str]  # what training accepts although it may be wrong
+    values: list[MeasuredRange]  # pixel values of images with more than 8 bits
+    value_range: Range | None  # to show these images with: as given, else suggested
+    annotations: AnnotationArrays
     sizes: np.ndarray  # (n, 2) int, height and width
     instances: np.ndarray  # (n,) int, without crowds
     class_instances: np.ndarray  # (C,) int, without crowds
-    class_images: np.ndarray  # (C,) int, images with such an instance
+    class_images: np.ndarray  # (C,) int, images with an instance of the class, without crowds
 
     @property
     def findings(self) -> list[str]:
-        """A line for each kind of finding, all of them by name, in the words of training."""
+        """Messages about refusals and dropped annotations, one for each kind, as in training but complete."""
         dropped = [f"{self.path}: {line}" for line in describe_problems(self.content.problems, None)]
-        refused = [*describe_refusals(self.path, self.refusals, None), self.nothing]
+        refused = [*describe_refusals(self.path, self.refusals, None), self.untrainable]
         return [line for line in (*refused, *dropped) if line]
 
     @property
     def status(self) -> str:
-        """`refused`, `dropped` or `clean`: whether training starts, and whether it sees everything."""
-        return "refused" if self.refusals or self.nothing else "dropped" if self.content.problems else "clean"
+        """`refused` if training would not start, `dropped` if it would leave something out, else `clean`."""
+        return "refused" if self.refusals or self.untrainable else "dropped" if self.content.problems else "clean"
 
 
-def survey(sources: Sequence[Source], watch: Watch, value_range: Range | None = None) -> list[Survey]:
-    """Judge and count every file. An image that several files name is read once. `watch(results, total)` passes the
-    results on, and shows how many have come. `value_range` as in `data.value_range`."""
-    wanted: dict[Path, dict[_Key, ImageEntry]] = {}
-    for source in sources:
-        wanted.setdefault(source.folder, {}).update((_key(image), image) for image in source.content.images)
-    keys = [(folder, key) for folder, images in wanted.items() for key in images]
-    judged = dict(zip(keys, list(watch(_examine(wanted), len(keys))), strict=True))
+def counted(count: int, noun: str) -> str:
+    """Return the count with the noun in singular or plural, such as `1 image` or `2,000 images`."""
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
+
+
+def survey(files: Sequence[DatasetFile], progress: Progress, value_range: Range | None = None) -> list[Survey]:
+    """Return the survey of every file. Images that several files contain are read once.
+
+    `progress(results, total)` yields the results unchanged and displays how many there are. `value_range` is
+    `data.value_range` of the configuration.
+    """
+    images_by_folder: dict[Path, dict[_Key, ImageEntry]] = {}
+    for file in files:
+        images_by_folder.setdefault(file.folder, {}).update((_key(image), image) for image in file.content.images)
+    keys = [(folder, key) for folder, images in images_by_folder.items() for key in images]
+    examined = dict(zip(keys, list(progress(_examine(images_by_folder), len(keys))), strict=True))
     surveys = []
-    for source in sources:
-        found = [judged[source.folder, _key(image)] for image in source.content.images]
-        surveys.append(_count(source, found, value_range))
+    for file in files:
+        results = [examined[file.folder, _key(image)] for image in file.content.images]
+        surveys.append(_survey_file(file, results, value_range))
     return surveys
 
 
-def facts(survey: Survey) -> list[tuple[str, str]]:
-    """What there is to say of a data set in a few lines: (heading, text)."""
-    annotated = survey.annotated
-    crowds = int(annotated.crowd.sum())
-    used = int((survey.class_instances > 0).sum())
+def summary_rows(survey: Survey) -> list[tuple[str, str]]:
+    """Return the statistics of a dataset as (heading, text)."""
+    annotations = survey.annotations
+    crowds = int(annotations.crowd.sum())
+    num_classes, used = len(survey.class_instances), int((survey.class_instances > 0).sum())
     return [
-        ("images", f"{len(survey.sizes):,}{_of(int((survey.instances == 0).sum()), 'without instances')}"),
-        ("instances", f"{int(survey.instances.sum()):,}{_of(crowds, 'crowds beside them')}"),
-        ("classes", f"{len(survey.class_instances):,}{_of(len(survey.class_instances) - used, 'without instances')}"),
-        ("masks", _masks(annotated)),
+        ("images", f"{len(survey.sizes):,}{_and_count(int((survey.instances == 0).sum()), 'without instances')}"),
+        ("instances", f"{int(survey.instances.sum()):,}{_and_count(crowds, 'more with iscrowd=1')}"),
+        ("classes", f"{num_classes:,}{_and_count(num_classes - used, 'without instances')}"),
+        ("masks", _masks(annotations)),
         ("keypoints", _keypoints(survey)),
-        *_picture_sizes(survey.sizes),
+        *_image_sizes(survey.sizes),
         *[("values", f"{v.low:g} to {v.high:g}, {_type(v)}") for v in survey.values],
-        ("areas", _areas(annotated)),
+        ("areas", _areas(annotations)),
         ("instances per image", _crowding(survey)),
     ]
 
 
-def by_frequency(survey: Survey) -> list[tuple[str, int, int, int]]:
-    """(name, category id, instances, images) of each class, the most frequent first."""
+def class_rows(survey: Survey) -> list[tuple[str, int, int, int]]:
+    """Return (name, category id, instances, images) of each class, the most frequent first."""
     categories = survey.content.categories
     counts = (survey.class_instances.tolist(), survey.class_images.tolist())
     rows = zip(categories.names, categories.ids, *counts, strict=True)
     return sorted(rows, key=lambda row: (-row[2], row[0], row[1]))
 
 
-def area_groups(annotated: Annotated) -> list[int]:
-    """How many instances, without crowds, are small, medium and large to COCO."""
-    return np.bincount(np.digitize(annotated.areas[~annotated.crowd], (SMALL, LARGE)), minlength=3).tolist()
+def area_groups(annotations: AnnotationArrays) -> list[int]:
+    """Return the numbers of small, medium and large instances by COCO's limits, without crowds."""
+    return np.bincount(np.digitize(annotations.areas[~annotations.crowd], (SMALL, LARGE)), minlength=3).tolist()
 
 
-def surplus(survey: Survey) -> tuple[int, int]:
-    """How many images have more instances than slots, and how many instances are too many."""
-    beyond = survey.instances - MAX_INSTANCES
-    return int((beyond > 0).sum()), int(beyond[beyond > 0].sum())
+def excess_instances(survey: Survey) -> tuple[int, int]:
+    """Return the number of images with more than `MAX_INSTANCES` instances, and the number of instances beyond it."""
+    excess = survey.instances - MAX_INSTANCES
+    return int((excess > 0).sum()), int(excess[excess > 0].sum())
 
 
 def _key(image: ImageEntry) -> _Key:
-    """Whatever a judgment depends on or names."""
+    """Return what the examination of an image and its messages depend on."""
     return image.file_name, image.id, image.height, image.width
 
 
-def _examine(wanted: dict[Path, dict[_Key, ImageEntry]]) -> Iterator[ImageCheck]:
-    for folder, images in wanted.items():
+def _examine(images_by_folder: dict[Path, dict[_Key, ImageEntry]]) -> Iterator[ImageCheck]:
+    for folder, images in images_by_folder.items():
         yield from image_files.check_images(folder, list(images.values()))
 
 
-def _count(source: Source, found: Sequence[ImageCheck], scale: Range | None) -> Survey:
-    images, values = source.content.images, value_range.merge_ranges(one.values for one in found)
-    unscaled = value_range.refusal(values, scale)
-    refusals = [*source.content.refusals, *image_files.collect_refusals(found), *([unscaled] if unscaled else [])]
-    remarks = describe_refusals(source.path, [warning for one in found for warning in one.warnings], None)
-    suspicions = [*source.content.warnings, *value_range.warnings(values, scale)]
-    annotated = _gather(images, source.content.categories.class_of())
-    plain = ~annotated.crowd
-    classes = len(source.content.categories.ids)
-    pairs = np.unique(annotated.images[plain].astype(np.int64) * (classes + 1) + annotated.classes[plain])
+def _survey_file(file: DatasetFile, examined: Sequence[ImageCheck], given_range: Range | None) -> Survey:
+    images, values = file.content.images, value_range.merge_ranges(result.values for result in examined)
+    range_refusal = value_range.refusal(values, given_range)
+    refusals = [*file.content.refusals, *image_files.collect_refusals(examined)]
+    refusals += [range_refusal] if range_refusal else []
+    image_warnings = describe_refusals(file.path, [w for result in examined for w in result.warnings], None)
+    suspicions = [*file.content.warnings, *value_range.warnings(values, given_range)]
+    annotations = _annotation_arrays(images, file.content.categories.class_of())
+    plain = ~annotations.crowd
+    classes = len(file.content.categories.ids)
+    pairs = np.unique(annotations.images[plain].astype(np.int64) * (classes + 1) + annotations.classes[plain])
     return Survey(
-        path=source.path,
-        folder=source.folder,
-        content=source.content,
+        path=file.path,
+        folder=file.folder,
+        content=file.content,
         refusals=refusals,
-        nothing="" if refusals else _nothing(source, annotated),
-        warnings=[*remarks, *(f"{source.path}: {line}" for line in suspicions)],
+        untrainable="" if refusals else _untrainable(file, annotations),
+        warnings=[*image_warnings, *(f"{file.path}: {line}" for line in suspicions)],
         values=values,
-        value_range=scale or (value_range.suggest_range(values) if values else None),
-        annotated=annotated,
+        value_range=given_range or (value_range.suggest_range(values) if values else None),
+        annotations=annotations,
         sizes=np.array([(image.height, image.width) for image in images], np.int64).reshape(-1, 2),
-        instances=np.bincount(annotated.images[plain], minlength=len(images)),
-        class_instances=np.bincount(annotated.classes[plain], minlength=classes + 1)[1:],
+        instances=np.bincount(annotations.images[plain], minlength=len(images)),
+        class_instances=np.bincount(annotations.classes[plain], minlength=classes + 1)[1:],
         class_images=np.bincount(pairs % (classes + 1), minlength=classes + 1)[1:],
     )
 
 
-def _nothing(source: Source, annotated: Annotated) -> str:
-    """`Survey.nothing` of a file that is meant for training, as far as its name says."""
-    if split_of(source.path) in ("val", "test") or "unlabeled" in words(source.path.stem):
+def _untrainable(file: DatasetFile, annotations: AnnotationArrays) -> str:
+    """Return `Survey.untrainable`; empty for a file that is not for training, by its name."""
+    if split_of(file.path) in ("val", "test") or "unlabeled" in name_words(file.path.stem):
         return ""
-    plain, problems = ~annotated.crowd, source.content.problems
-    instances, crowds = int(plain.sum()), int(annotated.crowd.sum())
-    reason = no_instances_message(source.path, source.content.categories.names, instances, crowds, problems)
-    lost = not annotated.outlined[plain].any() and any(problem.kind in MASK_PROBLEMS for problem in problems)
-    return reason or (no_masks_message(source.path, problems) if lost else "")
+    plain, problems = ~annotations.crowd, file.content.problems
+    instances, crowds = int(plain.sum()), int(annotations.crowd.sum())
+    reason = no_instances_message(file.path, file.content.categories.names, instances, crowds, problems)
+    no_mask_left = not annotations.has_mask[plain].any() and any(problem.kind in MASK_PROBLEMS for problem in problems)
+    return reason or (no_masks_message(file.path, problems) if no_mask_left else "")
 
 
-def _gather(images: Sequence[ImageEntry], class_of: dict[int, int]) -> Annotated:
+def _annotation_arrays(images: Sequence[ImageEntry], class_of: dict[int, int]) -> AnnotationArrays:
     rows = [(i, a) for i, image in enumerate(images) for a in image.annotations if a["category_id"] in class_of]
     masks = [a.get("segmentation") for _, a in rows]
-    return Annotated(
+    return AnnotationArrays(
         images=np.array([i for i, _ in rows], np.int64),
         classes=np.array([class_of[a["category_id"]] for _, a in rows], np.int64),
         areas=np.array([annotation_area(a, images[i].height, images[i].width) for i, a in rows], np.float64),
         boxes=np.array([a["bbox"] for _, a in rows], np.float64).reshape(-1, 4),
         crowd=np.array([bool(a.get("iscrowd")) for _, a in rows], bool),
         rle=np.array([isinstance(mask, dict) for mask in masks], bool),
-        outlined=np.array([bool(mask) for mask in masks], bool),
+        has_mask=np.array([bool(mask) for mask in masks], bool),
         keypoints=np.array([sum(v > 0 for v in (a.get("keypoints") or ())[2::3]) for _, a in rows], np.int64),
     )
 
 
-def _of(count: int, what: str) -> str:
-    return f", {count:,} {what}" if count else ""
+def _and_count(count: int, text: str) -> str:
+    return f", {count:,} {text}" if count else ""
 
 
-def _masks(annotated: Annotated) -> str:
-    rle, polygons = int(annotated.rle.sum()), int((annotated.outlined & ~annotated.rle).sum())
+def _masks(annotations: AnnotationArrays) -> str:
+    rle, polygons = int(annotations.rle.sum()), int((annotations.has_mask & ~annotations.rle).sum())
     if not rle + polygons:
         return "none"
-    parts = ((polygons, "of polygons"), (rle, "run-length encoded"))
-    return ", ".join(f"{count:,} {what}" for count, what in parts if count)
+    parts = ((polygons, "as polygons"), (rle, "as RLE"))
+    return ", ".join(f"{count:,} {text}" for count, text in parts if count)
 
 
 def _keypoints(survey: Survey) -> str:
     names = survey.content.categories.keypoint_schema.names
     if not survey.content.categories.keypoint_counts():
         return "none"
-    shared = f"{len(names)} keypoints" if names else "categories with different keypoints: not trainable together"
-    labeled = survey.annotated.keypoints[~survey.annotated.crowd]
-    with_some = f"{int((labeled > 0).sum()):,} instances with labeled ones"
-    return f"{shared}; {with_some}, {int(labeled.sum()):,} labeled in all"
+    schema = f"{len(names)} keypoints" if names else "categories with different keypoints: not trainable together"
+    labeled = survey.annotations.keypoints[~survey.annotations.crowd]
+    instances = counted(int((labeled > 0).sum()), "instance")
+    return f"{schema}; {instances} with labeled keypoints, {int(labeled.sum()):,} labeled in all"
 
 
-def _picture_sizes(sizes: np.ndarray) -> list[tuple[str, str]]:
-    """The image with the middle number of pixels is the median one."""
+def _image_sizes(sizes: np.ndarray) -> list[tuple[str, str]]:
+    """Return rows about the sizes (n, 2); the median is that of the number of pixels."""
     if not len(sizes):
         return []
     order = np.argsort(sizes.prod(axis=1), kind="stable")
@@ -236,8 +245,8 @@ def _type(values: MeasuredRange) -> str:
     return f"unsigned integers of {values.bits} bits" if values.bits else "floats, signed or 32-bit integers"
 
 
-def _areas(annotated: Annotated) -> str:
-    groups = area_groups(annotated)
+def _areas(annotations: AnnotationArrays) -> str:
+    groups = area_groups(annotations)
     limits = (f"below {math.isqrt(SMALL)}²", "between", f"from {math.isqrt(LARGE)}²")
     total = max(sum(groups), 1)
     parts = zip(AREAS, limits, groups, strict=True)
@@ -248,10 +257,11 @@ def _crowding(survey: Survey) -> str:
     counts = survey.instances
     if not len(counts):
         return "none"
-    images, instances = surplus(survey)
-    most = int(counts.argmax())
-    text = f"median {np.median(counts):g}, most {counts[most]:,} (image {survey.content.images[most].id})"
+    images, instances = excess_instances(survey)
+    largest = int(counts.argmax())
+    text = f"median {np.median(counts):g}, most {counts[largest]:,} (image {survey.content.images[largest].id})"
     if images:
-        text += f"; {images:,} images have more than data.max_instances={MAX_INSTANCES}"
-        text += f", the {instances:,} smallest not trained on"
+        verb = "has" if images == 1 else "have"
+        text += f"; {counted(images, 'image')} {verb} more than data.max_instances={MAX_INSTANCES}: training leaves out"
+        text += f" the {counted(instances, 'smallest instance')}"
     return text

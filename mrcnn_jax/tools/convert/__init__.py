@@ -1,1 +1,1 @@
-"""Other people's formats written as COCO JSON: label images, VOC, Cityscapes. `mrcnn convert`."""
+"""Conversion of label masks, PASCAL VOC and Cityscapes to COCO JSON: the implementation of `mrcnn convert`."""

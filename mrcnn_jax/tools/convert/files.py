@@ -1,4 +1,4 @@
-"""What every conversion does with files: find and pair them, read them in threads, name those that will not do."""
+"""Files of a conversion: search, matching by name, and concurrent reading with a complete list of errors."""
 
 from __future__ import annotations
 
@@ -13,65 +13,70 @@ from mrcnn_jax.data.findings import Refusal, raise_refusals
 from mrcnn_jax.errors import DataError, refuse
 from mrcnn_jax.runtime.progress import track
 
-_THREADS = 8  # at most: what takes long is decoding, which runs beside Python
+_MAX_THREADS = 8  # decoding, which takes most of the time, releases the GIL
 
 T = TypeVar("T")
 R = TypeVar("R")
 
 
-class Rejected(Exception):
-    """One file that cannot be converted. The others are looked at all the same, so that all are named together."""
+class ConversionError(Exception):
+    """A file that cannot be converted. `convert_all` collects them and reports all together."""
 
     def __init__(self, kind: str, culprit: object, advice: str):
         super().__init__(kind, culprit, advice)
         self.refusal = Refusal(kind, str(culprit), advice)
 
 
-def gather(where: Path, convert: Callable[[T], R], items: Sequence[T], what: str) -> list[R]:
-    """`convert(item)` of every item, in their order, made by threads. Raises DataError with all that were `Rejected`.
+def convert_all(where: Path, convert: Callable[[T], R], items: Sequence[T], label: str) -> list[R]:
+    """Return `convert(item)` of every item, in order, computed on threads.
 
-    where, what: the folder for the message, and how the progress display calls the items.
+    where: the folder, for messages; label: of the items, for the progress display.
+    Raises DataError that lists all `ConversionError`s.
     """
 
     def attempt(item: T) -> R | Refusal:
         try:
             return convert(item)
-        except Rejected as rejected:
-            return rejected.refusal
+        except ConversionError as error:
+            return error.refusal
 
-    pool = ThreadPoolExecutor(min(_THREADS, os.cpu_count() or 1))
+    pool = ThreadPoolExecutor(min(_MAX_THREADS, os.cpu_count() or 1))
     try:
-        outcomes = list(track(pool.map(attempt, items), len(items), what))
+        outcomes = list(track(pool.map(attempt, items), len(items), label))
     finally:
-        pool.shutdown(cancel_futures=True)  # Ctrl-C does not wait for what has not begun
+        pool.shutdown(cancel_futures=True)  # do not wait for them after Ctrl-C
     raise_refusals(where, [outcome for outcome in outcomes if isinstance(outcome, Refusal)])
     return [outcome for outcome in outcomes if not isinstance(outcome, Refusal)]
 
 
-def existing(folder: Path) -> Path:
-    """`folder`. Raises DataError where there is none."""
+def require_folder(folder: Path) -> Path:
+    """Return `folder`. Raises DataError if it does not exist."""
     if not folder.is_dir():
         raise DataError(f"no folder {folder}")
     return folder
 
 
-def find(folder: Path, suffixes: Iterable[str] | None = None, without: Path | None = None) -> list[Path]:
-    """Files at any depth of `folder` that end so, sorted, relative to it; by default images, whatever their ending.
+def find_files(folder: Path, suffixes: Iterable[str] | None = None, without: Path | None = None) -> list[Path]:
+    """Return the files with these suffixes at any depth of `folder`, sorted and relative to it; by default all images.
 
-    Hidden ones and the folder `without` are not looked at. Raises DataError where `folder` is none, or cannot be read,
-    and for names that no JSON can have.
+    Hidden files and the folder `without` are skipped. Raises DataError if `folder` does not exist or cannot be read,
+    and for file names that are not Unicode.
     """
-    wanted = is_image if suffixes is None else lambda path: path.suffix.lower() in suffixes and path.is_file()
-    found = (path for path in file_names.walk_files(existing(folder), without=without, failed=_fail) if wanted(path))
+    is_wanted = is_image if suffixes is None else lambda path: path.suffix.lower() in suffixes and path.is_file()
+    found = (
+        path
+        for path in file_names.walk_files(require_folder(folder), without=without, failed=_raise_search_error)
+        if is_wanted(path)
+    )
     relative = sorted(path.relative_to(folder) for path in found)
     files = [path for path in relative if not any(part.startswith("__MACOSX") for part in path.parts)]
-    if strange := [ascii(str(path)) for path in files if not file_names.is_utf8(str(path))]:
-        refuse(f"{folder}: file names that are not UTF-8", strange, "rename them")
+    if invalid := [ascii(str(path)) for path in files if not file_names.is_utf8(str(path))]:
+        refuse(f"{folder}: file names that are not UTF-8", invalid, "rename them")
     return files
 
 
 def is_image(path: Path) -> bool:
-    """By its ending, or by what it holds."""
+    """Return whether a file is an image, by its suffix or its content."""
     try:
         return path.is_file() and (
             path.suffix.lower() in image_formats.SUFFIXES or image_formats.detect_kind(_head(path)) == "image"
@@ -80,30 +85,30 @@ def is_image(path: Path) -> bool:
         return False
 
 
-def _fail(error: OSError) -> NoReturn:
+def _raise_search_error(error: OSError) -> NoReturn:
     raise DataError(f"{error.filename} cannot be searched: {error.strerror}")
 
 
 def by_stem(folder: Path, files: Sequence[Path]) -> dict[str, Path]:
-    """Relative files of `folder` by path without ending. Raises DataError for two that differ only in that."""
+    """Return relative files of `folder` by path without suffix. Raises DataError if two differ only in the suffix."""
     stems: dict[str, Path] = {}
-    double = []
+    duplicates = []
     for file in files:
         if (stem := file.with_suffix("").as_posix()) in stems:
-            double.append(f"{stems[stem]} and {file}")
+            duplicates.append(f"{stems[stem]} and {file}")
         stems[stem] = file
-    if double:
-        refuse(f"{folder}: files whose names differ only in the ending", double, "keep one of each")
+    if duplicates:
+        refuse(f"{folder}: files whose names differ only in the suffix", duplicates, "keep one of each")
     return stems
 
 
 def image_size(path: Path) -> tuple[int, int]:
-    """Height and width of an image file as it is seen, see `image_formats.upright_size`. Raises Rejected."""
+    """Return height and width of an image after EXIF rotation. Raises ConversionError if it cannot be read."""
     try:
         return image_formats.upright_size(path)
     except Exception as error:  # decoders of broken files fail in many ways
-        why = image_formats.describe_error(_head(path), error)
-        raise Rejected("images that cannot be read", f"{path.name} ({why})", "replace them") from None
+        reason = image_formats.describe_error(_head(path), error)
+        raise ConversionError("images that cannot be read", f"{path.name} ({reason})", "replace them") from None
 
 
 def _head(path: Path) -> bytes:

@@ -1,9 +1,9 @@
-"""What pages for people are made of, whatever they show: the page of a data set, the page of an evaluation.
+"""Building blocks of the HTML pages of `mrcnn check` and `mrcnn report`.
 
-document   a whole page, and what it may load and run: nothing
-html       elements, with every text escaped
+document   a complete page with its content security policy
+html       elements, with all text escaped
 chart      the frame of a chart
-drawing    photograph, boxes, skeletons and names of a picture
-outline    masks as paths of SVG
-base.css   colors, type, tables, charts and pictures, dark and light
+drawing    photograph, boxes, skeletons and names of an image
+outline    masks as SVG paths
+base.css   colors, type, tables, charts and images, dark and light
 """

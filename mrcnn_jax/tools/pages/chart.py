@@ -1,4 +1,4 @@
-"""The frame of a chart as SVG: axes, grid and names, in the colors of the page; and where in it things lie."""
+"""Axes, grid and labels of a chart as SVG, and the positions of its content."""
 
 from __future__ import annotations
 
@@ -10,59 +10,62 @@ from mrcnn_jax.tools.pages.html import Child, Html, tag
 WIDTH, HEIGHT = 460, 240
 LEFT, RIGHT, TOP, BOTTOM = 52, 12, 12, 40  # margins of the plot
 
-Tick = tuple[float, str]  # where, on an axis from 0 to 1, and its label
+Tick = tuple[float, str]  # position on an axis from 0 to 1, label
 
 
 def chart(
     title: str,
-    x_name: str,
-    y_name: str,
+    x_label: str,
+    y_label: str,
     content: Sequence[Html],
     x_ticks: Sequence[Tick],
     y_ticks: Sequence[Tick],
-    below: Child = (),
+    legend: Child = (),
     **attributes: object,
 ) -> Html:
-    """A figure with `content`, placed by `x` and `y`, in its frame; `below`, and `attributes`, are the figure's."""
-    grid = [tag("path", d=f"M{LEFT} {y(place):.1f}H{WIDTH - RIGHT}", class_="grid") for place, _ in y_ticks]
-    under = [tag("text", text, x=number(x(place)), y=y(0) + 15, class_="x") for place, text in x_ticks]
-    beside = [tag("text", text, x=LEFT - 6, y=f"{y(place) + 4:.1f}", class_="y") for place, text in y_ticks]
-    names = [
-        tag("text", x_name, x=number(x(0.5)), y=HEIGHT - 6, class_="x"),
-        tag("text", y_name, x=number(-y(0.5)), y=11, class_="x", transform="rotate(-90)"),
+    """Return a figure of `content`, which is positioned with `to_x` and `to_y`, and a `legend` below it.
+
+    `attributes` are those of the figure.
+    """
+    grid = [tag("path", d=f"M{LEFT} {to_y(value):.1f}H{WIDTH - RIGHT}", class_="grid") for value, _ in y_ticks]
+    x_texts = [tag("text", text, x=decimal(to_x(value)), y=to_y(0) + 15, class_="x") for value, text in x_ticks]
+    y_texts = [tag("text", text, x=LEFT - 6, y=f"{to_y(value) + 4:.1f}", class_="y") for value, text in y_ticks]
+    labels = [
+        tag("text", x_label, x=decimal(to_x(0.5)), y=HEIGHT - 6, class_="x"),
+        tag("text", y_label, x=decimal(-to_y(0.5)), y=11, class_="x", transform="rotate(-90)"),
     ]
-    viewed = f"0 0 {WIDTH} {HEIGHT}"
-    drawn = tag("svg", *grid, *under, *beside, *names, *content, viewBox=viewed, role="img", aria_label=title)
-    return tag("figure", tag("figcaption", title), drawn, below, class_="chart", **attributes)
+    view_box = f"0 0 {WIDTH} {HEIGHT}"
+    svg = tag("svg", *grid, *x_texts, *y_texts, *labels, *content, viewBox=view_box, role="img", aria_label=title)
+    return tag("figure", tag("figcaption", title), svg, legend, class_="chart", **attributes)
 
 
-def mark(place: float, name: str) -> list[Html]:
-    """An upright line, and a name on its right."""
-    line = tag("path", d=f"M{number(x(place))} {TOP}V{y(0):g}", class_="mark")
-    return [line, tag("text", f"{name} →", x=number(x(place) + 4), y=TOP + 10)]
+def vertical_line(value: float, name: str) -> list[Html]:
+    """Return a vertical line at `value` of the x axis, with a name on its right."""
+    line = tag("path", d=f"M{decimal(to_x(value))} {TOP}V{to_y(0):g}", class_="marker")
+    return [line, tag("text", f"{name} →", x=decimal(to_x(value) + 4), y=TOP + 10)]
 
 
-def quarters(limit: float) -> list[Tick]:
-    """Ticks of an axis from 0 to `limit` that counts something: those that are whole numbers."""
+def quarter_ticks(limit: float) -> list[Tick]:
+    """Return ticks at the quarters of an axis from 0 to `limit`, where these are whole numbers."""
     return [(part / 4, f"{limit * part / 4:,.10g}") for part in range(5) if limit * part % 4 == 0]
 
 
-def x(place: float) -> float:
-    """From 0..1 on the axis to the units of the chart."""
-    return LEFT + place * (WIDTH - LEFT - RIGHT)
+def to_x(value: float) -> float:
+    """Convert 0..1 of the x axis to units of the chart."""
+    return LEFT + value * (WIDTH - LEFT - RIGHT)
 
 
-def y(place: float) -> float:
-    """From 0..1 on the axis, upwards, to the units of the chart, downwards."""
-    return HEIGHT - BOTTOM - place * (HEIGHT - TOP - BOTTOM)
+def to_y(value: float) -> float:
+    """Convert 0..1 of the y axis, which points up, to units of the chart, which point down."""
+    return HEIGHT - BOTTOM - value * (HEIGHT - TOP - BOTTOM)
 
 
-def number(value: float) -> str:
-    """As many digits as can be seen."""
+def decimal(value: float) -> str:
+    """Format a coordinate with one decimal."""
     return f"{value:.1f}"
 
 
-def round_up(value: float) -> float:
-    """The next of 4, 8, 12, 20, 40, 80, 120, ...: quarters of it are whole."""
+def axis_limit(value: float) -> float:
+    """Return the next of 4, 8, 12, 20, 40, 80, 120, ..., whose quarters are whole numbers."""
     power = 10 ** max(0, math.floor(math.log10(max(value, 1) / 4)))
     return next(4 * power * digit for digit in (1, 2, 3, 5, 10) if 4 * power * digit >= value)

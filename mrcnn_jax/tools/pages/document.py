@@ -1,4 +1,4 @@
-"""A whole page: one file that needs no network, and in which nothing is run but one script of ours, or nothing."""
+"""Complete HTML pages in one file, which load nothing and run at most one script."""
 
 from __future__ import annotations
 
@@ -8,21 +8,21 @@ from pathlib import Path
 
 from mrcnn_jax.tools.pages.html import Child, Html, join, tag
 
-# Nothing is loaded, whatever a name in the data may hold.
+# Browsers load nothing, even if a name in the data should be taken for markup.
 _POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 
 
-def document(title: str, sheet: Path, *body: Child, script: Path | None = None) -> Html:
-    """The page of `body` with the common style sheet and one of its own.
+def document(title: str, stylesheet: Path, *body: Child, script: Path | None = None) -> Html:
+    """Return the page of `body` with base.css, a stylesheet of its own and a script.
 
-    The browser is told to run `script`, by the hash of its text, and no other.
+    The content security policy allows `script` by its hash, and no other script.
     """
     policy, scripts = _POLICY, []
     if script is not None:
         text = script.read_text()
         digest = base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
         policy, scripts = f"{_POLICY}; script-src 'sha256-{digest}'", [tag("script", Html(text))]
-    style = Path(__file__).with_name("base.css").read_text() + sheet.read_text()
+    style = Path(__file__).with_name("base.css").read_text() + stylesheet.read_text()
     head = [
         tag("meta", charset="utf-8"),
         tag("meta", http_equiv="Content-Security-Policy", content=policy),

@@ -1,15 +1,15 @@
-"""HTML built from values: every text is escaped unless it was built here, so a name in a JSON file is never markup."""
+"""HTML elements. All text is escaped unless it is `Html`, so names in a JSON file are never taken for markup."""
 
 from __future__ import annotations
 
 import html
 from collections.abc import Iterable
 
-_VOID = {"meta", "input", "br"}
+_VOID_ELEMENTS = {"meta", "input", "br"}
 
 
 class Html(str):
-    """Markup that is safe to use as it is."""
+    """Escaped markup."""
 
     __slots__ = ()
 
@@ -18,18 +18,18 @@ Child = str | int | Iterable["Child"]
 
 
 def tag(name: str, /, *children: Child, **attributes: object) -> Html:
-    """An element. Attributes that are None are left out; `class_` is class, and `stroke_width` stroke-width."""
+    """Return an element. Attributes that are None are left out; `class_` is class, `stroke_width` stroke-width."""
     written = [
         f' {key.rstrip("_").replace("_", "-")}="{html.escape(str(value))}"'
         for key, value in attributes.items()
         if value is not None
     ]
     opening = f"<{name}{''.join(written)}>"
-    return Html(opening if name in _VOID else f"{opening}{join(*children)}</{name}>")
+    return Html(opening if name in _VOID_ELEMENTS else f"{opening}{join(*children)}</{name}>")
 
 
 def join(*children: Child) -> Html:
-    """The children in a row: markup as it is, anything else as text."""
+    """Return the concatenated children, with everything escaped that is not `Html`."""
     parts = []
     for child in children:
         if isinstance(child, Html):

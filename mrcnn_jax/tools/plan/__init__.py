@@ -1,1 +1,1 @@
-"""The few padded image shapes that waste least on a dataset, and what each choice costs."""
+"""Search for the padded image shapes with the least padding on a dataset: the implementation of `mrcnn plan`."""

@@ -1,4 +1,4 @@
-"""What each choice of padded shapes costs on a dataset, as a table, and the setting to adopt."""
+"""Costs of the best sets of buckets on a dataset as a table, and the override to adopt one."""
 
 from __future__ import annotations
 
@@ -18,33 +18,36 @@ from mrcnn_jax.data.annotations import read as read_annotations
 from mrcnn_jax.data.synthetic import generate
 from mrcnn_jax.errors import ConfigError, DataError
 from mrcnn_jax.tools.plan.costs import Buckets, Cost, cost
-from mrcnn_jax.tools.plan.search import needed, propose
+from mrcnn_jax.tools.plan.search import best_buckets, required_shapes
 
-MOST = 6
-_REMAINDERS = {"repeat": "repeated", "pad": "empty", "drop": "left out"}
-_WIDTH = 118  # of the table where there is no terminal
+MAX_BUCKETS = 6
+_REMAINDER_HEADINGS = {"repeat": "repeated", "pad": "empty", "drop": "left out"}
+_WIDTH = 118  # characters, where the output is not a terminal
 
 
-def read(paths: Sequence[Path], overrides: Sequence[str]) -> tuple[Config, np.ndarray, np.ndarray]:
-    """The configuration, the sizes (n, 2) of the images to train on, and those that must fit for evaluation too."""
-    nothing = np.zeros((0, 2), int)
+def load_sizes(paths: Sequence[Path], overrides: Sequence[str]) -> tuple[Config, np.ndarray, np.ndarray]:
+    """Return the configuration, the sizes (n, 2) of the training images, and of other images that must fit.
+
+    paths: a recipe, whose evaluation images must fit too, or COCO JSON files of training images.
+    """
+    no_sizes = np.zeros((0, 2), int)
     if paths[0].suffix != ".py":
-        config = _checked(apply_overrides(Config(), overrides))
-        return config, np.concatenate([_sizes(path, SplitConfig(), config, 0) for path in paths]), nothing
+        config = _validated(apply_overrides(Config(), overrides))
+        return config, np.concatenate([_image_sizes(path, SplitConfig(), config, 0) for path in paths]), no_sizes
     if len(paths) > 1:
-        raise ConfigError(f"{paths[0]} is a recipe, which names its data; {paths[1]} is one too many")
-    config = _checked(load_config(paths[0], overrides))
+        raise ConfigError(f"{paths[0]} is a recipe, which names its data; give it without {paths[1]}")
+    config = _validated(load_config(paths[0], overrides))
     data = config.data
     if data.shapes is not None:
         generate.write_dataset(data.shapes, Path(data.root))
-    train = _sizes(Path(data.root) / data.train.annotations, data.train, config, data.min_keypoints)
-    if config.eval.resize != "bucket":  # then evaluation does not use them
-        return config, train, nothing
-    return config, train, _sizes(Path(data.root) / data.eval.annotations, data.eval, config, 0)
+    train = _image_sizes(Path(data.root) / data.train.annotations, data.train, config, data.min_keypoints)
+    if config.eval.resize != "bucket":  # then evaluation uses no buckets
+        return config, train, no_sizes
+    return config, train, _image_sizes(Path(data.root) / data.eval.annotations, data.eval, config, 0)
 
 
-def _checked(config: Config) -> Config:
-    """`config`, validated as if it had been given the weights that it needs, and with something to plan."""
+def _validated(config: Config) -> Config:
+    """Return `config` after validation, without requiring initial weights."""
     validate(dataclasses.replace(config, init=config.init or "FILE"))
     if config.data.augment.scale_jitter is not None:
         raise ConfigError(
@@ -54,68 +57,67 @@ def _checked(config: Config) -> Config:
     return config
 
 
-def _sizes(path: Path, split: SplitConfig, config: Config, min_keypoints: int) -> np.ndarray:
-    """Height and width (n, 2) of the images of a split that have so many labeled keypoints."""
+def _image_sizes(path: Path, split: SplitConfig, config: Config, min_keypoints: int) -> np.ndarray:
+    """Return height and width (n, 2) of the images of a split with at least `min_keypoints` labeled keypoints."""
     content = read_annotations(path, split.image_ids)
-    chosen = set(content.categories.select(config.data.categories).ids)
+    category_ids = set(content.categories.select(config.data.categories).ids)
 
-    def labeled(image: ImageEntry) -> int:
-        own = [a for a in image.annotations if a["category_id"] in chosen and not a.get("iscrowd")]
-        return sum(visibility > 0 for a in own for visibility in (a.get("keypoints") or ())[2::3])
+    def num_labeled(image: ImageEntry) -> int:
+        instances = [a for a in image.annotations if a["category_id"] in category_ids and not a.get("iscrowd")]
+        return sum(visibility > 0 for a in instances for visibility in (a.get("keypoints") or ())[2::3])
 
-    sizes = [(i.height, i.width) for i in content.images if min_keypoints == 0 or labeled(i) >= min_keypoints]
+    sizes = [(i.height, i.width) for i in content.images if min_keypoints == 0 or num_labeled(i) >= min_keypoints]
     if not sizes:
         raise DataError(f"{path}: no image has the data.min_keypoints={min_keypoints} labeled keypoints")
     return np.array(sizes)
 
 
-def proposals(config: Config, sizes: np.ndarray, others: np.ndarray) -> list[Buckets]:
-    """The best sets of 1, 2, ... buckets; fewer where the data set has fewer shapes."""
+def propose_buckets(config: Config, sizes: np.ndarray, other_sizes: np.ndarray) -> list[Buckets]:
+    """Return the best sets of 1, 2, ... buckets; fewer if the dataset has fewer shapes."""
     data = config.data
-    shortest = (max(data.shortest_edge_train), data.shortest_edge_eval)
-    wanted = [
-        needed(part, shortest_edge=edge, longest_edge=data.longest_edge)
-        for part, edge in zip((sizes, others), shortest, strict=True)
+    shortest_edges = (max(data.shortest_edge_train), data.shortest_edge_eval)
+    shapes = [
+        required_shapes(part, shortest_edge=edge, longest_edge=data.longest_edge)
+        for part, edge in zip((sizes, other_sizes), shortest_edges, strict=True)
     ]
-    distinct, which = np.unique(np.concatenate(wanted), axis=0, return_inverse=True)
-    counts = np.bincount(which.ravel()[: len(sizes)], minlength=len(distinct))
-    found = [propose(distinct, counts, most) for most in range(1, min(MOST, len(distinct)) + 1)]
-    return list(dict.fromkeys(found))
+    distinct, indices = np.unique(np.concatenate(shapes), axis=0, return_inverse=True)
+    counts = np.bincount(indices.ravel()[: len(sizes)], minlength=len(distinct))
+    proposals = [best_buckets(distinct, counts, n) for n in range(1, min(MAX_BUCKETS, len(distinct)) + 1)]
+    return list(dict.fromkeys(proposals))
 
 
-def report(config: Config, sizes: np.ndarray, others: np.ndarray, most: int) -> None:
-    """Print what each choice costs, and how to adopt the one of at most `most` buckets."""
+def print_costs(config: Config, sizes: np.ndarray, other_sizes: np.ndarray, max_buckets: int) -> None:
+    """Print the cost of each proposal, and how to adopt the best one of at most `max_buckets` buckets."""
     console = Console(width=None if sys.stdout.isatty() else _WIDTH, highlight=False)
     data = config.data
-    found = proposals(config, sizes, others)
-    side = max(found[0][0])
-    now, square = cost(sizes, data.buckets, config), cost(sizes, ((side, side),), config)
-    rows = {"now": now, "one square": square}
-    rows |= {f"best {len(buckets)}": cost(sizes, buckets, config) for buckets in found}
+    proposals = propose_buckets(config, sizes, other_sizes)
+    side = max(proposals[0][0])
+    current, square = cost(sizes, data.buckets, config), cost(sizes, ((side, side),), config)
+    best = {f"best {len(buckets)}": cost(sizes, buckets, config) for buckets in proposals}
     console.print(
-        f"{len(sizes):,} images to train on, {len(others):,} more to evaluate. Shorter edge"
-        f" {max(data.shortest_edge_train)}, longer edge at most {data.longest_edge}; batches of"
-        f" {config.train.batch_size}, data.remainder={data.remainder}. Now: data.buckets of the configuration.",
+        f"Training images: {len(sizes):,}. Further images for evaluation: {len(other_sizes):,}. Shorter edge"
+        f" {max(data.shortest_edge_train)}, longer edge at most {data.longest_edge}; batch size"
+        f" {config.train.batch_size}, data.remainder={data.remainder}. Current: data.buckets of the configuration.",
         soft_wrap=True,
     )
-    console.print(table(rows, now, square, data.remainder))
-    chosen = [row for row in rows.values() if row is not now and row is not square and len(row.buckets) <= most][-1]
-    for line in advice(config, chosen):
+    console.print(cost_table({"current": current, "one square": square, **best}, current, square, data.remainder))
+    adopted = [row for row in best.values() if len(row.buckets) <= max_buckets][-1]
+    for line in advice(config, adopted):
         console.print(line, markup=False, soft_wrap=True)
 
 
-def table(rows: dict[str, Cost], now: Cost, square: Cost, remainder: str) -> Table:
-    """A row for each choice, with a line for each of its buckets."""
+def cost_table(rows: dict[str, Cost], current: Cost, square: Cost, remainder: str) -> Table:
+    """Return a table with a row for each set of buckets, with a line for each bucket."""
     result = Table(show_lines=True)
-    heads = ("padding", "padding, all\ntraining sizes", "pixels/image\nvs now", "vs square", "epoch\nvs now")
+    headings = ("padding", "padding, all\ntraining sizes", "pixels/image\nvs current", "vs square", "epoch\nvs current")
     result.add_column("choice")
-    for head in (*heads, "shrunk\nimages", "bucket", "images", _REMAINDERS[remainder]):
-        result.add_column(head, justify="right")
+    for heading in (*headings, "shrunk\nimages", "bucket", "images", _REMAINDER_HEADINGS[remainder]):
+        result.add_column(heading, justify="right")
     for name, row in rows.items():
-        shares = (row.padding, row.training_padding, row.pixels / now.pixels, row.pixels / square.pixels)
+        ratios = (row.padding, row.training_padding, row.pixels / current.pixels, row.pixels / square.pixels)
         result.add_row(
             name,
-            *(f"{share:.1%}" for share in (*shares, row.epoch / now.epoch)),
+            *(f"{ratio:.1%}" for ratio in (*ratios, row.epoch / current.epoch)),
             f"{row.shrunk:,}",
             "\n".join(f"{height}x{width}" for height, width in row.buckets),
             "\n".join(f"{count:,}" for count in row.images),
@@ -124,30 +126,30 @@ def table(rows: dict[str, Cost], now: Cost, square: Cost, remainder: str) -> Tab
     return result
 
 
-def advice(config: Config, chosen: Cost) -> list[str]:
-    """The setting to adopt, and what it brings with it."""
-    count, fewest, batch = len(chosen.buckets), int(chosen.images[chosen.images > 0].min()), config.train.batch_size
+def advice(config: Config, adopted: Cost) -> list[str]:
+    """Return the override to adopt the buckets, and its consequences."""
+    count, fewest, batch = len(adopted.buckets), int(adopted.images[adopted.images > 0].min()), config.train.batch_size
     lines = [
-        f"To adopt the best {count}:  {shlex.quote(setting(chosen.buckets))}",
-        f"It means {count} compilations of the training step and {count} of inference. No image is shown smaller than"
-        " the edges ask for; images of other shapes, at prediction, are shown as large as a bucket holds them.",
-        "It is a setting of the data: a run that has begun keeps the buckets that it began with.",
+        f"To adopt the best {count}:  {shlex.quote(override(adopted.buckets))}",
+        f"The training step and inference are then compiled {count} times each. No image is scaled below what the edges"
+        " ask for. In prediction, images of other shapes are scaled to fit a bucket.",
+        "The buckets of a run cannot be changed after it has started.",
     ]
     if fewest < batch:
         consequence = (
-            "data.remainder=drop refuses that: take fewer buckets, or another remainder"
+            "data.remainder=drop refuses that: choose fewer buckets, or another data.remainder"
             if config.data.remainder == "drop"
-            else "its remainder may cost more than its shape saves; the column of an epoch has both"
+            else "its remainder may cost more than its shape saves; the column `epoch` includes both"
         )
-        lines.append(f"A bucket has {fewest} images, fewer than a batch of {batch}: {consequence}.")
+        lines.append(f"A bucket has {fewest} images, fewer than the batch size {batch}: {consequence}.")
     if config.data.augment.crop > 0:
         lines.append(
-            "data.augment.crop: a cropped part has another shape than its image and stays in the image's bucket, so it"
-            " has more padding than is said here."
+            "With data.augment.crop, there is more padding than shown: a crop has another shape than its image, and"
+            " stays in the bucket of the image."
         )
     return lines
 
 
-def setting(buckets: Buckets) -> str:
-    """As train.py takes it."""
+def override(buckets: Buckets) -> str:
+    """Return the command-line override of train.py for `buckets`."""
     return f"--config.data.buckets={buckets}".replace(" ", "")

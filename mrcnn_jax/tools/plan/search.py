@@ -1,6 +1,6 @@
-"""Which few buckets pad a data set least: a small location problem, solved exactly.
+"""Search for the buckets with the least padding, a small facility location problem that is solved exactly.
 
-Only multiples of 32 count, so a data set has few distinct shapes however many images it has: some 70 for COCO.
+Sides of buckets are multiples of 32, so a dataset has few distinct shapes, about 70 for COCO.
 """
 
 from __future__ import annotations
@@ -9,88 +9,91 @@ import numpy as np
 
 from mrcnn_jax.data.batching import scale_for
 
-STRIDE = 32  # of the pyramid's last level but one; the configuration asks for its multiples
-_MOST_PAIRS = 20_000  # of a shape and a candidate that holds it: two seconds of search; COCO has 6,000
+STRIDE = 32  # bucket sides must be multiples of it
+_MAX_PAIRS = 20_000  # of a shape and a candidate bucket for it: two seconds of search; COCO has 6,000
 
 
-def needed(sizes: np.ndarray, *, shortest_edge: int, longest_edge: int) -> np.ndarray:
-    """The smallest bucket (n, 2) int64 that shows each image at the full scale of the resize rule.
+def required_shapes(sizes: np.ndarray, *, shortest_edge: int, longest_edge: int) -> np.ndarray:
+    """Return the smallest bucket (n, 2) int64 that fits each image at the full scale of the resize rule.
 
     sizes: (n, 2) height and width of the original images.
     """
     sizes = np.asarray(sizes, np.float64)
-    free = (np.inf, np.inf)
-    rule = scale_for(sizes, free, shortest_edge=shortest_edge, longest_edge=longest_edge)[:, None]
-    edges = STRIDE * np.ceil(sizes * rule / STRIDE)
-    # The product is rounded; `scale_for` compares quotients, and so do these.
-    edges = np.where((edges - STRIDE) / sizes >= rule, edges - STRIDE, edges)
-    return np.where(edges / sizes < rule, edges + STRIDE, edges).astype(np.int64)
+    unbounded = (np.inf, np.inf)
+    full_scale = scale_for(sizes, unbounded, shortest_edge=shortest_edge, longest_edge=longest_edge)[:, None]
+    edges = STRIDE * np.ceil(sizes * full_scale / STRIDE)
+    # Correct the rounding of the product, because `scale_for` compares quotients.
+    edges = np.where((edges - STRIDE) / sizes >= full_scale, edges - STRIDE, edges)
+    return np.where(edges / sizes < full_scale, edges + STRIDE, edges).astype(np.int64)
 
 
-def propose(shapes: np.ndarray, counts: np.ndarray, most: int) -> tuple[tuple[int, int], ...]:
-    """At most `most` buckets, by area, that hold all shapes and have the least area, each shape in its smallest.
+def best_buckets(shapes: np.ndarray, counts: np.ndarray, max_buckets: int) -> tuple[tuple[int, int], ...]:
+    """Return at most `max_buckets` buckets, sorted by area, with the least total area of all images.
 
-    shapes: (m, 2) distinct heights and widths, multiples of 32. counts: (m,) images of each; a shape with none must
-    still be held. The minimum is exact up to `_MOST_PAIRS`; beyond that the search is on a grid of 64, 128, ... pixels
-    and the result is tightened to the shapes.
+    Each shape goes into the smallest bucket that fits it. shapes: (m, 2) distinct heights and widths, multiples of 32.
+    counts: (m,) images of each; shapes without images must fit too. The minimum is exact up to `_MAX_PAIRS`; with more
+    pairs, the search uses a grid of 64, 128, ... pixels, and the buckets are then reduced to the shapes in them.
     """
     grid, coarse, weights = STRIDE, shapes, counts
     while True:
         buckets = _candidates(coarse)
-        holds = np.all(buckets[:, None] >= coarse, axis=-1)
-        if holds.sum() <= _MOST_PAIRS:
+        fits = np.all(buckets[:, None] >= coarse, axis=-1)
+        if fits.sum() <= _MAX_PAIRS:
             break
         grid *= 2
         coarse, group = np.unique(-(-shapes // grid) * grid, axis=0, return_inverse=True)
         weights = np.bincount(group.ravel(), counts)
-    return _tightened(buckets[_choose(buckets.prod(axis=1), holds, weights, most)], shapes)
+    selected = _select(buckets.prod(axis=1), fits, weights, max_buckets)
+    return _reduce(buckets[selected], shapes)
 
 
 def _candidates(shapes: np.ndarray) -> np.ndarray:
-    """Buckets (c, 2) that touch what they hold on both sides: every other one could be made smaller."""
+    """Return the buckets (c, 2) that are as high and as wide as some shape in them; others could be smaller."""
     corners = np.stack(np.meshgrid(np.unique(shapes[:, 0]), np.unique(shapes[:, 1]), indexing="ij"), axis=-1)
     corners = corners.reshape(-1, 2)
-    holds = np.all(corners[:, None] >= shapes, axis=-1)
-    touched = np.where(holds[..., None], shapes, 0).max(axis=1)
-    return corners[np.all(touched == corners, axis=-1)]
+    fits = np.all(corners[:, None] >= shapes, axis=-1)
+    extent = np.where(fits[..., None], shapes, 0).max(axis=1)
+    return corners[np.all(extent == corners, axis=-1)]
 
 
-def _choose(areas: np.ndarray, holds: np.ndarray, counts: np.ndarray, most: int) -> np.ndarray:
-    """Which (c,) bool of the buckets to take, as an integer program.
+def _select(areas: np.ndarray, fits: np.ndarray, counts: np.ndarray, max_buckets: int) -> np.ndarray:
+    """Return the selected buckets (c,) bool, by an integer program.
 
-    Variables: whether a bucket is taken; and for each pair in `holds` (c, m) which part of a shape's images goes to
-    the bucket, which may be a fraction, but never is where areas differ.
+    Variables: whether a bucket is selected; and for each pair in `fits` (c, m) the fraction of the shape's images in
+    the bucket, which is 0 or 1 unless areas are equal.
     """
-    # Here: they take half a second to import, and belong to this command alone.
+    # Imported here, because it takes half a second.
     from scipy.optimize import Bounds, LinearConstraint, milp
     from scipy.sparse import coo_array, eye_array, hstack
 
-    bucket, shape = np.nonzero(holds)
-    pairs, taken = np.arange(len(bucket)), len(areas)
+    bucket, shape = np.nonzero(fits)
+    pairs, num_buckets = np.arange(len(bucket)), len(areas)
     ones = np.ones(len(pairs))
-    all_placed = coo_array((ones, (shape, pairs + taken)), shape=(len(counts), taken + len(pairs)))
-    into_taken = hstack([coo_array((-ones, (pairs, bucket)), shape=(len(pairs), taken)), eye_array(len(pairs))])
-    is_bucket = np.arange(taken + len(pairs)) < taken
-    # In parts of 10,000: the solver stops when it is within 1e-6 of the minimum.
+    all_placed = coo_array((ones, (shape, pairs + num_buckets)), shape=(len(counts), num_buckets + len(pairs)))
+    only_selected = hstack(
+        [coo_array((-ones, (pairs, bucket)), shape=(len(pairs), num_buckets)), eye_array(len(pairs))]
+    )
+    is_bucket = np.arange(num_buckets + len(pairs)) < num_buckets
+    # Scaled by 10,000, because the solver stops within 1e-6 of the minimum.
     mean_area = 1e4 * areas[bucket] / areas.max() * (counts / counts.sum())[shape]
     solution = milp(
-        np.concatenate([np.zeros(taken), mean_area]),
+        np.concatenate([np.zeros(num_buckets), mean_area]),
         integrality=is_bucket,
         bounds=Bounds(0, 1),
         constraints=[
             LinearConstraint(all_placed.tocsr(), 1, 1),
-            LinearConstraint(into_taken.tocsr(), -np.inf, 0),
-            LinearConstraint(is_bucket[None].astype(float), 0, most),
+            LinearConstraint(only_selected.tocsr(), -np.inf, 0),
+            LinearConstraint(is_bucket[None].astype(float), 0, max_buckets),
         ],
         options={"mip_rel_gap": 0},
     )
-    assert solution.success, solution.message  # one bucket that holds everything is always among the candidates
-    return solution.x[:taken] > 0.5
+    assert solution.success, solution.message  # a bucket for all shapes is always a candidate
+    return solution.x[:num_buckets] > 0.5
 
 
-def _tightened(buckets: np.ndarray, shapes: np.ndarray) -> tuple[tuple[int, int], ...]:
-    """The buckets, by area, cut to the shapes that go to each; those that no shape goes to are left out."""
+def _reduce(buckets: np.ndarray, shapes: np.ndarray) -> tuple[tuple[int, int], ...]:
+    """Return the buckets, sorted by area and reduced to the shapes in each, without empty ones."""
     buckets = buckets[np.argsort(buckets.prod(axis=1), kind="stable")]
-    home = np.all(buckets[:, None] >= shapes, axis=-1).argmax(axis=0)
-    tight = [shapes[home == i].max(axis=0) for i in np.unique(home)]
-    return tuple(sorted(((int(h), int(w)) for h, w in tight), key=lambda b: (b[0] * b[1], b)))
+    assigned = np.all(buckets[:, None] >= shapes, axis=-1).argmax(axis=0)
+    reduced = [shapes[assigned == i].max(axis=0) for i in np.unique(assigned)]
+    return tuple(sorted(((int(h), int(w)) for h, w in reduced), key=lambda b: (b[0] * b[1], b)))

@@ -1,1 +1,1 @@
-"""What predict.py is made of: where pictures come from, what is written of them, and the run in between."""
+"""Prediction on files and cameras, the implementation of `mrcnn predict`."""

@@ -1,4 +1,4 @@
-"""Where the pictures to predict on come from: image files, folders, glob patterns, videos, cameras."""
+"""Inputs of a prediction: image files, folders, glob patterns, videos and cameras."""
 
 from __future__ import annotations
 
@@ -20,70 +20,73 @@ from mrcnn_jax.errors import ImageError, listing, shown
 
 log = logging.getLogger(__name__)
 
-VIDEOS = (".3gp", ".avi", ".flv", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".mts", ".webm", ".wmv")
-_USUAL_RATE = 25.0  # frames a second of what does not say it
+VIDEO_SUFFIXES = (".3gp", ".avi", ".flv", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".mts", ".webm", ".wmv")
+_DEFAULT_FRAME_RATE = 25.0  # per second, where the file or camera states none
 
 
-class Source(NamedTuple):
-    """A file or a camera. A file that is not there is a source too: reading it says so."""
+class MediaSource(NamedTuple):
+    """An image file, a video file or a camera. The file need not exist; reading it raises the error."""
 
     kind: Literal["image", "video", "camera"]
     path: str  # as given or found; the number of a camera
-    name: str  # what its results are called: the file's name without suffix; with its subfolders if a folder was given
+    name: str  # of its results: the file name without suffix, with subfolders if a folder was given
 
 
-def find(inputs: Sequence[str], output: Path) -> tuple[list[Source], list[str]]:
-    """Sources in the order of `inputs`, and a message for every input in which there is none.
+def find_sources(inputs: Sequence[str], output: Path) -> tuple[list[MediaSource], list[str]]:
+    """Return the sources in the order of `inputs`, and a message for each input that has none.
 
-    An input is a file; a folder, searched with all its subfolders but hidden ones and `output`; a glob pattern; or,
-    when it is a bare number and no file, a camera. What a folder or a pattern gives is sorted by name. Suffix or
-    content says what is an image or a video. Other files of folders are logged by name; one that was given is an image.
+    An input is a file, a folder (searched recursively, without hidden folders and `output`), a glob pattern, or the
+    number of a camera if no file has that name. Files of a folder or pattern are sorted by name. The suffix, else the
+    content, decides between image and video. Other files in folders are logged by name; a file given as an input is
+    taken as an image.
     """
-    sources: list[Source] = []
-    nothing: list[str] = []
+    sources: list[MediaSource] = []
+    messages: list[str] = []
     for given in inputs:
         if os.path.lexists(given):
-            found = _of_path(given, output, nothing)
+            found = _from_path(given, output, messages)
         elif given.isdecimal():
-            found = [Source("camera", given, f"camera-{given}")]
+            found = [MediaSource("camera", given, f"camera-{given}")]
         elif "://" in given:
             found = []
-            nothing.append(f"{given}: addresses are not read; save it to a file first (ffmpeg -i ADDRESS FILE.mp4)")
+            messages.append(f"{given}: URLs are not supported; save it to a file first (ffmpeg -i URL FILE.mp4)")
         elif glob.has_magic(given):
             matches = sorted(glob.glob(given, recursive=True))
-            found = [source for match in matches for source in _of_path(match, output, nothing)]
+            found = [source for match in matches for source in _from_path(match, output, messages)]
         else:
-            found = [_of_file(given, Path(given).name, _kind(Path(given)))]
+            found = [_from_file(given, Path(given).name, _file_kind(Path(given)))]
         sources += found
-        if not found and not any(message.startswith(f"{given}: ") for message in nothing):
-            nothing.append(f"{given}: no image or video is there")
-    return sources, nothing
+        if not found and not any(message.startswith(f"{given}: ") for message in messages):
+            messages.append(f"{given}: no image or video found")
+    return sources, messages
 
 
-def _of_path(path: str, output: Path, nothing: list[str]) -> list[Source]:
+def _from_path(path: str, output: Path, messages: list[str]) -> list[MediaSource]:
     if os.path.exists(path) and not os.path.isdir(path) and not os.path.isfile(path):
-        nothing.append(f"{path}: it is a device or a pipe, not a file; a camera is given by its number")
+        messages.append(f"{path}: it is a device or a pipe, not a file; give a camera by its number")
         return []
     if not os.path.isdir(path):
-        return [_of_file(path, Path(path).name, _kind(Path(path)))]
+        return [_from_file(path, Path(path).name, _file_kind(Path(path)))]
 
     def failed(error: OSError) -> None:
-        nothing.append(f"{error.filename}: {error.strerror}")
+        messages.append(f"{error.filename}: {error.strerror}")
 
-    # Results that lie among the inputs are not predicted on.
+    # `output` may be inside the folder: results are not inputs.
     files = sorted(file_names.walk_files(Path(path), without=output, failed=failed))
-    kinds = {file: _kind(file) for file in files}
+    kinds = {file: _file_kind(file) for file in files}
     if skipped := [shown(str(file.relative_to(path))) for file in files if kinds[file] is None]:
         log.info("%s: skipped %d files, neither images nor videos: %s", path, len(skipped), listing(skipped))
-    return [_of_file(str(file), str(file.relative_to(path)), kind) for file, kind in kinds.items() if kind is not None]
+    return [
+        _from_file(str(file), str(file.relative_to(path)), kind) for file, kind in kinds.items() if kind is not None
+    ]
 
 
-def _kind(file: Path) -> Literal["image", "video"] | None:
-    """By suffix, else by content; None for other files."""
+def _file_kind(file: Path) -> Literal["image", "video"] | None:
+    """Kind of a file by its suffix, else by its content; None for other files."""
     suffix = file.suffix.lower()
-    if file.exists() and not file.is_file():  # a pipe or the like, which nothing may ever come out of
+    if file.exists() and not file.is_file():  # reading a pipe may block forever
         return None
-    if suffix in VIDEOS:
+    if suffix in VIDEO_SUFFIXES:
         return "video"
     if suffix in image_formats.SUFFIXES:
         return "image"
@@ -94,94 +97,94 @@ def _kind(file: Path) -> Literal["image", "video"] | None:
         return None
 
 
-def _of_file(path: str, name: str, kind: Literal["image", "video"] | None) -> Source:
-    return Source(kind or "image", path, name.removesuffix(Path(path).suffix) or name)
+def _from_file(path: str, name: str, kind: Literal["image", "video"] | None) -> MediaSource:
+    return MediaSource(kind or "image", path, name.removesuffix(Path(path).suffix) or name)
 
 
 class VideoReader(AbstractContextManager["VideoReader"]):
-    """The frames of a video file or a camera, by OpenCV. Raises ImageError, naming it, when it cannot be opened."""
+    """Frames of a video file or a camera, read with OpenCV. Raises ImageError if it cannot be opened."""
 
-    def __init__(self, source: Source):
+    def __init__(self, source: MediaSource):
         self._source = source
-        _silence()
-        self._capture = cv2.VideoCapture(int(source.path) if self.live else source.path)
+        _silence_opencv()
+        self._capture = cv2.VideoCapture(int(source.path) if self.is_camera else source.path)
         if not self._capture.isOpened():
             self._capture.release()
-            raise ImageError(f"{self.title}: {_hint(source)}")
+            raise ImageError(f"{self.title}: {_open_error(source)}")
         rate = float(self._capture.get(cv2.CAP_PROP_FPS))
-        self.rate = rate if 0 < rate <= 1000 else _USUAL_RATE  # frames a second; NaN is not above 0
+        self.frame_rate = rate if 0 < rate <= 1000 else _DEFAULT_FRAME_RATE  # per second; also replaces NaN
         count = self._capture.get(cv2.CAP_PROP_FRAME_COUNT)
-        self.total = None if self.live or not 0 < count < 1e9 else int(count)  # as the file says; None: unknown
+        self.num_frames = None if self.is_camera or not 0 < count < 1e9 else int(count)  # as stated; None: unknown
 
     def __exit__(self, *error: object) -> None:
         self._capture.release()
 
     @property
-    def live(self) -> bool:
+    def is_camera(self) -> bool:
         return self._source.kind == "camera"
 
     @property
     def title(self) -> str:
-        return f"camera {self._source.path}" if self.live else self._source.path
+        return f"camera {self._source.path}" if self.is_camera else self._source.path
 
     def frames(self) -> Iterator[tuple[int, NDArray[np.uint8]]]:
-        """Number and RGB pixels (height, width, 3) of every frame.
+        """Yield the number and the RGB pixels (height, width, 3) of every frame.
 
-        A file's frames count from 0. A camera's number is the time since its first picture in units of 1 / `rate`:
-        the numbers of those that nobody had the time to take are left out.
+        Frames of a file are numbered from 0. The number of a camera frame is the time since the first frame, in units
+        of 1 / `frame_rate`, so numbers are skipped when frames are processed more slowly than they arrive.
         """
         start, number = None, -1
         while True:
-            there, pixels = self._capture.read()
-            if not there:
+            success, pixels = self._capture.read()
+            if not success:
                 return
             now = time.monotonic()
             start = now if start is None else start
-            number = max(number + 1, int((now - start) * self.rate) if self.live else 0)
+            number = max(number + 1, int((now - start) * self.frame_rate) if self.is_camera else 0)
             yield number, np.asarray(cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB), dtype=np.uint8)
 
-    def missing(self, read: int) -> str | None:
-        """What to say after all `frames`, `read` of them: None if they are as many as the file told.
+    def missing_frames(self, num_read: int) -> str | None:
+        """Return an error message if `num_read` is less than the number of frames that the file states, else None.
 
-        The number is an estimate in some formats: a hundredth less is nothing missing.
+        One percent less is tolerated, because some formats only estimate the number.
         """
-        if self.live:
-            return f"{self.title}: it gives no more pictures after {read}"
-        if not read:
+        if self.is_camera:
+            return f"{self.title}: no more frames after {num_read}"
+        if not num_read:
             return f"{self.title}: none of its frames can be read"
-        if self.total is None or read >= self.total - max(1, self.total // 100):
+        if self.num_frames is None or num_read >= self.num_frames - max(1, self.num_frames // 100):
             return None
-        return f"{self.title}: only the first {read} of {self.total} frames can be read"
+        return f"{self.title}: only the first {num_read} of {self.num_frames} frames can be read"
 
 
-def _hint(source: Source) -> str:
+def _open_error(source: MediaSource) -> str:
     if source.kind == "camera":
-        return f"it cannot be opened; is it connected, and may you read /dev/video{source.path}?"
+        return f"it cannot be opened; check that it is connected and that you may read /dev/video{source.path}"
     if not os.path.exists(source.path):
         return file_names.describe_missing(Path(source.path))
     return "not a video that can be decoded"
 
 
-def _silence() -> None:
-    """What FFmpeg prints names no file; we name those that cannot be read. A level that the user has set stays."""
+def _silence_opencv() -> None:
+    """Turn off FFmpeg's and OpenCV's own messages, which name no file, unless the user has set a level."""
     os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
     if "OPENCV_LOG_LEVEL" not in os.environ:
         set_level = getattr(cv2, "setLogLevel", None) or cv2.utils.logging.setLogLevel  # OpenCV 4 and 5
         set_level(1)  # fatal errors only
 
 
-def names(sources: Iterable[Source], reserved: Iterable[str] = ()) -> list[str]:
-    """What the results of each source are called: its name, with a number where that is taken (in any case).
+def result_names(sources: Iterable[MediaSource], reserved: Iterable[str] = ()) -> list[str]:
+    """Return a unique name for the results of each source: its own, with a number appended if that is taken.
 
-    A name `a` takes `a.mask` too, which masks are called.
+    Names are compared without case. A name `a` also reserves `a.mask`, the name of mask files.
     """
     taken = {name.lower() for name in reserved}
-    chosen = []
+    names = []
     for source in sources:
         name, number = source.name, 1
         while {name.lower(), f"{name.lower()}.mask"} & taken:
             number += 1
             name = f"{source.name}-{number}"
         taken |= {name.lower(), f"{name.lower()}.mask"}
-        chosen.append(name)
-    return chosen
+        names.append(name)
+    return names

@@ -1,13 +1,16 @@
-"""What is written of a prediction: pictures, videos, COCO records, a JSON file, a PNG of instance numbers."""
+"""Writers of prediction results: summary, COCO records, JSON files, instance maps, images and videos."""
 
 from __future__ import annotations
 
+import dataclasses
 import errno
 import json
+import logging
 import math
 import shutil
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -18,13 +21,44 @@ from numpy.typing import NDArray
 from mrcnn_jax.inference.paste import encode_rle
 from mrcnn_jax.inference.postprocess import Prediction
 
-_SLOWEST = 0.002  # frames a second: OpenCV takes less for none
-_LITTLE = 1 << 24  # bytes of room: a disk that has no more is full
+log = logging.getLogger(__name__)
+
+RESULTS_FILE = "results.json"
+SUMMARY_FILE = "summary.json"
+_MIN_FRAME_RATE = 0.002  # per second: OpenCV treats lower rates as 0
+_FULL_DISK_BYTES = 1 << 24  # a disk with less free space counts as full
 _CODEC = "mp4v"  # MPEG-4: every OpenCV can write it, at 3 ms a frame of 640x480; VP9 takes 130
 
 
-class Results(AbstractContextManager["Results"]):
-    """A JSON list written record by record, so that it may become longer than memory. Whole again when closed."""
+@dataclass
+class Summary:
+    """Counts and failures of a prediction, written as `summary.json`."""
+
+    complete: bool = False
+    images: int = 0
+    frames: int = 0
+    instances: int = 0  # with a score of at least the threshold
+    full: int = 0  # images and frames with the maximum number of detections
+    failures: list[str] = field(default_factory=list)  # messages about inputs not read and files not written
+
+    def __str__(self) -> str:
+        counts = [_counted(n, noun) for n, noun in ((self.images, "image"), (self.frames, "frame")) if n]
+        return f"{_counted(self.instances, 'instance')} in {' and '.join(counts) or 'no image'}"
+
+    def add_failure(self, message: str) -> None:
+        log.warning("%s", message)
+        self.failures.append(message)
+
+    def write(self, folder: Path) -> None:
+        (folder / SUMMARY_FILE).write_text(json.dumps(dataclasses.asdict(self), indent=1) + "\n")
+
+
+def _counted(count: int, noun: str) -> str:
+    return f"{count} {noun}{'' if count == 1 else 's'}"
+
+
+class ResultsWriter(AbstractContextManager["ResultsWriter"]):
+    """Writes a JSON list record by record, so that it may exceed memory. The file is valid JSON once closed."""
 
     def __init__(self, path: Path):
         self._file: TextIO = path.open("w")
@@ -41,85 +75,89 @@ class Results(AbstractContextManager["Results"]):
         self._file.close()
 
 
-class Video(AbstractContextManager["Video"]):
-    """An MP4 file of pictures, uint8 RGB of one size, at the nearest rate that such a file can have.
+class VideoWriter(AbstractContextManager["VideoWriter"]):
+    """Writes uint8 RGB frames of one size to an MP4 file, at the nearest frame rate that the format can represent.
 
-    An odd side loses its last pixel, which the codec wants even. Raises OSError: at the first picture if it cannot be
-    written there, at the end if frames are missing.
+    An odd height or width loses its last pixel, because the codec needs even sizes. Raises OSError at the first frame
+    if the file cannot be written, and on exit if frames are missing from it.
     """
 
-    def __init__(self, path: Path, rate: float):
-        self._path, self._rate = path, representable_rate(rate)
+    def __init__(self, path: Path, frame_rate: float):
+        self._path, self._frame_rate = path, nearest_frame_rate(frame_rate)
         self._writer: cv2.VideoWriter | None = None
         self._last: NDArray[np.uint8] | None = None
-        self._written = 0
+        self._num_written = 0
 
-    def write(self, number: int, picture: NDArray[np.uint8]) -> None:
-        """The picture of frame `number`, counted from 0. Before a number that is not the next the last is repeated."""
+    def write(self, number: int, pixels: NDArray[np.uint8]) -> None:
+        """Write frame `number`, counted from 0. Repeats the last frame in place of skipped numbers."""
         if self._writer is None:
-            self._writer = self._open(picture)
-        while self._last is not None and self._written < number:
-            self._put(self._last)
-        self._last = np.ascontiguousarray(picture[:, :, ::-1])
-        self._put(self._last)
+            self._writer = self._open(pixels)
+        while self._last is not None and self._num_written < number:
+            self._append(self._last)
+        self._last = np.ascontiguousarray(pixels[:, :, ::-1])
+        self._append(self._last)
 
-    def _open(self, picture: NDArray[np.uint8]) -> cv2.VideoWriter:
+    def _open(self, pixels: NDArray[np.uint8]) -> cv2.VideoWriter:
         self._path.parent.mkdir(parents=True, exist_ok=True)
-        size = (picture.shape[1], picture.shape[0])
-        writer = cv2.VideoWriter(str(self._path), cv2.VideoWriter.fourcc(*_CODEC), self._rate, size)
+        size = (pixels.shape[1], pixels.shape[0])
+        writer = cv2.VideoWriter(str(self._path), cv2.VideoWriter.fourcc(*_CODEC), self._frame_rate, size)
         if not writer.isOpened():
-            what = f"OpenCV cannot write a video of {size[0]}x{size[1]} pixels, {self._rate:g} a second, there"
-            raise OSError(errno.EIO, what, str(self._path))
+            message = f"OpenCV cannot write a video of {size[0]}x{size[1]} pixels at {self._frame_rate:g} frames/s"
+            raise OSError(errno.EIO, message, str(self._path))
         return writer
 
-    def _put(self, bgr: NDArray[np.uint8]) -> None:
+    def _append(self, bgr: NDArray[np.uint8]) -> None:
         assert self._writer is not None
         self._writer.write(bgr)
-        self._written += 1
+        self._num_written += 1
 
     def __exit__(self, *error: object) -> None:
         if self._writer is None:
             return
-        self._writer.release()  # which says nothing of a full disk: so the file is asked
-        written = cv2.VideoCapture(str(self._path)).get(cv2.CAP_PROP_FRAME_COUNT)
-        if error[0] is None and written != self._written:
-            what = f"only {max(int(written), 0)} of {self._written} frames could be written"
-            full = shutil.disk_usage(self._path.parent).free < _LITTLE
-            raise OSError(errno.ENOSPC if full else errno.EIO, what, str(self._path))
+        self._writer.release()
+        # OpenCV reports no write errors, such as a full disk, so count the frames in the file.
+        stored = cv2.VideoCapture(str(self._path)).get(cv2.CAP_PROP_FRAME_COUNT)
+        if error[0] is None and stored != self._num_written:
+            message = f"only {max(int(stored), 0)} of {self._num_written} frames could be written"
+            full = shutil.disk_usage(self._path.parent).free < _FULL_DISK_BYTES
+            raise OSError(errno.ENOSPC if full else errno.EIO, message, str(self._path))
 
 
-def representable_rate(rate: float) -> float:
-    """The frames a second nearest to `rate` that OpenCV and MPEG-4 can state.
+def nearest_frame_rate(frame_rate: float) -> float:
+    """Return the frame rate nearest to `frame_rate` that OpenCV and MPEG-4 can represent.
 
-    OpenCV makes a fraction over 1, 10, 100 or 1000 of it; in MPEG-4 its numerator, in lowest terms, has 16 bits.
+    OpenCV writes it as a fraction over 1, 10, 100 or 1000, whose reduced numerator MPEG-4 stores in 16 bits.
     """
     fractions = (
-        (n, base) for base in (1, 10, 100, 1000) for n in range(round(rate * base) - 25, round(rate * base) + 26)
+        (n, base)
+        for base in (1, 10, 100, 1000)
+        for n in range(round(frame_rate * base) - 25, round(frame_rate * base) + 26)
     )
-    usable = (n / base for n, base in fractions if n / base >= _SLOWEST and n // math.gcd(n, base) < 2**16)
-    return min(usable, key=lambda near: abs(near - rate), default=_SLOWEST)
+    usable = (n / base for n, base in fractions if n / base >= _MIN_FRAME_RATE and n // math.gcd(n, base) < 2**16)
+    return min(usable, key=lambda rate: abs(rate - frame_rate), default=_MIN_FRAME_RATE)
 
 
-def write_picture(path: Path, pixels: NDArray[Any]) -> None:
-    """RGB or gray pixels in the format that the suffix says."""
+def write_image(path: Path, pixels: NDArray[Any]) -> None:
+    """Write RGB or gray pixels in the format of the suffix. Raises OSError if the format cannot store them."""
     stored = pixels[:, :, ::-1] if pixels.ndim == 3 else pixels
-    done, content = cv2.imencode(path.suffix, stored)
-    if not done:
-        raise OSError(errno.EINVAL, f"a picture of {pixels.shape[1]}x{pixels.shape[0]} has no such file", str(path))
+    success, content = cv2.imencode(path.suffix, stored)
+    if not success:
+        message = f"an image of {pixels.shape[1]}x{pixels.shape[0]} pixels cannot be stored as {path.suffix}"
+        raise OSError(errno.EINVAL, message, str(path))
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(content.tobytes())
 
 
-def write_json(path: Path, prediction: Prediction, picture: dict[str, Any]) -> None:
-    """One object: what `picture` says of it, its size, and what was found, best first.
+def write_json(path: Path, prediction: Prediction, image_fields: dict[str, Any]) -> None:
+    """Write one JSON object: `image_fields`, the image size and `instances`, highest score first.
 
-    `box` is x0 y0 x1 y1 in pixels, `mask` COCO's compressed run lengths, `keypoints` x y score each.
+    Of an instance, `box` is x0 y0 x1 y1 in pixels, `mask` COCO's compressed RLE, `keypoints` a list of x y score.
     """
     height, width = prediction.image_size
-    content = {**picture, "height": height, "width": width}
+    content = {**image_fields, "height": height, "width": width}
     if prediction.keypoints is not None:
         content["keypoint_names"] = prediction.keypoint_names
-    instances = ",".join(f"\n  {json.dumps(instance)}" for instance in _instances(prediction))  # one a line
+    instances = ",".join(f"\n  {json.dumps(instance)}" for instance in _instances(prediction))  # one per line
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(f'{json.dumps(content)[:-1]},\n "instances": [{instances}\n]}}\n')
 
@@ -142,10 +180,10 @@ def _instances(prediction: Prediction) -> list[dict[str, Any]]:
     return instances
 
 
-def instance_numbers(prediction: Prediction) -> NDArray[Any]:
-    """(height, width): 0 where nothing is, else the number of an instance, from 1 in their order, which is best first.
+def instance_map(prediction: Prediction) -> NDArray[Any]:
+    """Return (height, width) instance numbers: 0 for background, then 1, 2, ... by descending score.
 
-    Where masks overlap the better one counts. 8 bits, or 16 when there are more than 255 instances.
+    Where masks overlap, the higher score wins. uint8, or uint16 for more than 255 instances.
     """
     numbers = np.zeros(prediction.image_size, dtype=np.uint8 if len(prediction) < 256 else np.uint16)
     regions = prediction.regions()

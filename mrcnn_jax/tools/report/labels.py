@@ -1,4 +1,4 @@
-"""What tables, metrics and outcomes are called on the page."""
+"""Names and descriptions of tables, metrics and outcomes on the page."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from typing import NamedTuple
 from mrcnn_jax.evaluation.analysis import Analysis, MetricTable
 
 HEADINGS = {"bbox": "Boxes", "segm": "Masks", "keypoints": "Keypoints"}
-NONE = "\N{EN DASH}"  # no such ground truth
+UNDEFINED = "\N{EN DASH}"  # a metric without ground truth
 
-# In the order of the page. Some belong to keypoints or to LVIS alone.
+# In the order of the page. Some are defined for keypoints or LVIS only.
 METRICS = {
     "AP": "mean over overlaps of 0.50 to 0.95",
     "AP50": "at an overlap of 0.50",
@@ -21,10 +21,10 @@ METRICS = {
     "APr": "of rare classes, in at most 10 images",
     "APc": "of common classes, in at most 100 images",
     "APf": "of frequent classes",
-    "AR1": "recall of one detection an image",
-    "AR10": "recall of 10 detections an image",
-    "AR100": "recall of 100 detections an image",
-    "AR300": "recall of 300 detections an image",
+    "AR1": "recall with 1 detection per image",
+    "AR10": "recall with 10 detections per image",
+    "AR100": "recall with 100 detections per image",
+    "AR300": "recall with 300 detections per image",
     "AR": "recall, mean over overlaps",
     "AR50": "recall at an overlap of 0.50",
     "AR75": "recall at an overlap of 0.75",
@@ -34,40 +34,40 @@ METRICS = {
 }
 
 
-class Kind(NamedTuple):
-    """What may be said of a prediction or of a true instance."""
+class OutcomeLabel(NamedTuple):
+    """Name and description of an outcome of a prediction or a ground-truth instance."""
 
     name: str
-    meaning: str
+    description: str
 
 
 OUTCOMES = {
-    "correct": Kind("right", "class and place are right"),
-    "classification": Kind("wrong class", "it overlaps an instance of another class by 0.5 or more"),
-    "localization": Kind("badly placed", "the class is right, the overlap between 0.1 and 0.5"),
-    "both": Kind("wrong class, badly placed", "another class, and an overlap between 0.1 and 0.5"),
-    "duplicate": Kind("duplicate", "a better prediction has found the same instance"),
-    "background": Kind("nothing there", "it overlaps nothing by 0.1 or more"),
-    "missed": Kind("missed", "an annotated instance that no prediction comes near"),
-    "found": Kind("found", "an annotated instance that was predicted"),
-    "crowd": Kind("crowd", "a region of many instances; what lies in it does not count"),
+    "correct": OutcomeLabel("correct", "the class is right and the overlap at least 0.5"),
+    "classification": OutcomeLabel("wrong class", "it overlaps an instance of another class by 0.5 or more"),
+    "localization": OutcomeLabel("poor localization", "the class is right, the overlap between 0.1 and 0.5"),
+    "both": OutcomeLabel("wrong class, poor localization", "another class, and an overlap between 0.1 and 0.5"),
+    "duplicate": OutcomeLabel("duplicate", "another prediction of the same instance has a higher score"),
+    "background": OutcomeLabel("background", "it overlaps no instance by 0.1 or more"),
+    "missed": OutcomeLabel("missed", "an annotated instance without a matching prediction"),
+    "found": OutcomeLabel("detected", "an annotated instance with a correct prediction"),
+    "crowd": OutcomeLabel("crowd", "a region of many instances; predictions in it are ignored"),
 }
 SPECIAL = {
-    "false_positives": Kind("all that is wrong", "every prediction that is not right, left out"),
-    "false_negatives": Kind("all that is not found", "every instance without a right prediction, found"),
+    "false_positives": OutcomeLabel("all false positives", "without any prediction that is not correct"),
+    "false_negatives": OutcomeLabel("all false negatives", "with a correct prediction of every instance"),
 }
 
 
-def score(value: float) -> str:
-    """An average precision or recall, as pycocotools writes it."""
-    return NONE if value < 0 else f"{value:.3f}"
+def format_score(value: float) -> str:
+    """Format an average precision or recall like pycocotools, and -1 as undefined."""
+    return UNDEFINED if value < 0 else f"{value:.3f}"
 
 
-def overlap(iou_type: str) -> str:
+def overlap_measure(iou_type: str) -> str:
     return "OKS" if iou_type == "keypoints" else "IoU"
 
 
 def primary_table(analysis: Analysis) -> MetricTable:
-    """The table that outcomes in the pictures go by: of masks, or of boxes, or what there is."""
+    """Return the table whose outcomes the images show: of masks if there is one, else of boxes, else of keypoints."""
     tables: Mapping[str, MetricTable] = {table.iou_type: table for table in analysis.tables}
     return next(tables[name] for name in ("segm", "bbox", "keypoints") if name in tables)

@@ -1,4 +1,4 @@
-"""Which images a person should look at: the same for the same results."""
+"""Selection of the images that the report shows, deterministic for the same results."""
 
 from __future__ import annotations
 
@@ -8,40 +8,40 @@ import numpy as np
 
 from mrcnn_jax.evaluation.analysis import ImageResult
 
-_MOST = 12  # pictures of a group
-_CLASSES = 16  # pictures for classes that no other group shows
+_GROUP_SIZE = 12
+_MAX_CLASSES = 16  # images of classes that no other group shows
 
 GROUPS = {"worst": "Worst", "best": "Best", "random": "At random", "classes": "More classes"}
 
 
-def choose(images: Sequence[ImageResult]) -> list[tuple[str, ImageResult]]:
-    """(group, image): the worst and the best ones, some at random, and for each class that is not there yet its worst.
+def select_images(images: Sequence[ImageResult]) -> list[tuple[str, ImageResult]]:
+    """Return (group, image): the worst and the best images, random ones, and the worst of each remaining class.
 
-    Each image once. An image with nothing in it, annotated or predicted, is neither good nor bad.
+    Each image appears once. Images without instances and predictions are neither best nor worst.
     """
-    judged = [image for image in images if image.instances]
-    # Of images that are equally bad, the one with the most errors; of those that are equally good, the fullest one.
-    worst = sorted(judged, key=lambda image: (image.quality, -image.wrong - image.missed))
-    best = sorted(judged, key=lambda image: (-image.quality, -image.correct))
-    middle = len(judged) // 2  # of a few images, none is both among the best and among the worst
+    rated = [image for image in images if image.instances]
+    # Equally bad images are ranked by the number of errors, equally good ones by that of correct predictions.
+    worst = sorted(rated, key=lambda image: (image.quality, -image.wrong - image.missed))
+    best = sorted(rated, key=lambda image: (-image.quality, -image.correct))
+    middle = len(rated) // 2  # of few images, none is both best and worst
     order = np.random.default_rng(0).permutation(len(images)).tolist()
-    shown: set[int] = set()
-    chosen = _first("worst", worst[: min(_MOST, len(judged) - middle)], _MOST, shown)
-    chosen += _first("best", best[: min(_MOST, middle)], _MOST, shown)
-    chosen += _first("random", (images[i] for i in order), _MOST, shown)
-    known = {class_id for _, image in chosen for class_id in image.category_ids}
+    used: set[int] = set()
+    selected = _first("worst", worst[: min(_GROUP_SIZE, len(rated) - middle)], _GROUP_SIZE, used)
+    selected += _first("best", best[: min(_GROUP_SIZE, middle)], _GROUP_SIZE, used)
+    selected += _first("random", (images[i] for i in order), _GROUP_SIZE, used)
+    known = {class_id for _, image in selected for class_id in image.category_ids}
     for image in worst:
-        if image.category_ids - known and len(chosen) < 3 * _MOST + _CLASSES:
-            chosen += _first("classes", [image], 1, shown)
+        if image.category_ids - known and len(selected) < 3 * _GROUP_SIZE + _MAX_CLASSES:
+            selected += _first("classes", [image], 1, used)
             known |= image.category_ids
-    return chosen
+    return selected
 
 
-def _first(group: str, images: Iterable[ImageResult], most: int, shown: set[int]) -> list[tuple[str, ImageResult]]:
-    """The first `most` images that are not shown yet, which they are from now on."""
-    found: list[tuple[str, ImageResult]] = []
+def _first(group: str, images: Iterable[ImageResult], max_count: int, used: set[int]) -> list[tuple[str, ImageResult]]:
+    """Return the first `max_count` images whose ids are not in `used`, and add them to `used`."""
+    result: list[tuple[str, ImageResult]] = []
     for image in images:
-        if len(found) < most and image.image_id not in shown:
-            shown.add(image.image_id)
-            found.append((group, image))
-    return found
+        if len(result) < max_count and image.image_id not in used:
+            used.add(image.image_id)
+            result.append((group, image))
+    return result

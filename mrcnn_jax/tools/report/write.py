@@ -1,4 +1,4 @@
-"""Writes the report of an evaluation."""
+"""Writing of the report of an evaluation."""
 
 from __future__ import annotations
 
@@ -26,26 +26,26 @@ def write_report(
     title: str = "results",
     value_range: Range | None = None,
 ) -> None:
-    """Write the report of `scores` to `output`, with images of the folder `images` as far as they are there.
+    """Write the report of `scores` to `output`, with the images that exist in the folder `images`.
 
     `title` names what was evaluated; `value_range` is `data.value_range` of the model.
     """
-    bones = {
+    skeletons = {
         i: [(first - 1, second - 1) for first, second in category.get("skeleton", ())]
         for i, category in scores.ground_truth.cats.items()
     }
-    watch = functools.partial(track, what="pictures drawn")
-    drawn = page.render(title, analyze(scores), images, bones, watch, value_range)
-    # Half a character in a name is no reason to have no report.
-    epath.Path(output).write_bytes(drawn.encode("utf-8", errors="replace"))
+    progress = functools.partial(track, what="images drawn")
+    html = page.render(title, analyze(scores), images, skeletons, progress, value_range)
+    # Names may contain unpaired surrogates.
+    epath.Path(output).write_bytes(html.encode("utf-8", errors="replace"))
 
 
 def try_write(
     scores: Scores, images: Path, output: epath.Path, *, title: str, value_range: Range | None = None
 ) -> None:
-    """`write_report`, with failures logged: the metrics do not depend on it."""
+    """Call `write_report` and log its failures, on which the metrics do not depend."""
     try:
         write_report(scores, images, output, title=title, value_range=value_range)
     except Exception as error:
-        log.warning("there is no report: %s", described(error), exc_info=True)
-        output.unlink(missing_ok=True)  # it would be that of an earlier evaluation
+        log.warning("the report could not be written: %s", described(error), exc_info=True)
+        output.unlink(missing_ok=True)  # it may be that of an earlier evaluation

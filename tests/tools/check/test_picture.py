@@ -1,4 +1,4 @@
-"""Pictures show what training reads, where it is, in the room that there is."""
+"""Images with annotations: positions, and the byte budget."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from mrcnn_jax.tools.check.picture import draw
 
 CATEGORIES = Categories((3, 20), ("boat", "kite"), (KeypointSchema(), KeypointSchema(("nose", "tail"), ((0, 1),))))
 HEIGHT, WIDTH = 48, 64
-SCALE = 640 / WIDTH  # units of the page a pixel
+SCALE = 640 / WIDTH  # units of the SVG per pixel
 ALL = (0.0, 0.0, float(WIDTH), float(HEIGHT))
 IMAGE = np.random.default_rng(0).integers(0, 256, (HEIGHT, WIDTH, 3), np.uint8)
 
@@ -36,7 +36,7 @@ def attributes(svg: str, name: str) -> list[dict[str, str]]:
 
 
 def paths(svg: str) -> list[list[np.ndarray]]:
-    """The polygons of each mask, in units of the page."""
+    """The polygons of each mask, in units of the SVG."""
     layer = re.search(r'<g class="masks"><g transform="scale\(([\d.]+)\)">(.*?)</g>', svg)
     assert layer
     return [[p * float(layer[1]) for p in corners(a["d"])] for a in attributes(layer[2], "path")]
@@ -88,7 +88,7 @@ def test_polygons_are_exact() -> None:
 
 def test_photograph_boxes_and_names() -> None:
     svg, _ = draw(IMAGE, entry(annotation(9, [10.5, 2.5, 15, 24])), CATEGORIES, ALL, 100_000)
-    assert photograph(svg).shape == IMAGE.shape  # never enlarged: the browser does it
+    assert photograph(svg).shape == IMAGE.shape  # not enlarged: browsers do that
     assert np.abs(photograph(svg).astype(int).mean(axis=(0, 1)) - IMAGE.mean(axis=(0, 1))).max() < 3
     (box,) = attributes(svg, "rect")
     assert {name: float(box[name]) for name in ("x", "y", "width", "height")} == {
@@ -110,7 +110,7 @@ def test_keypoints_and_their_skeleton() -> None:
     assert [line["d"] for line in attributes(skeletons, "path")] == ["M45.0 65.0L205.0 105.0"]
 
 
-def test_a_part_of_the_image() -> None:
+def test_window() -> None:
     near, far = annotation(1, [20, 20, 4, 4], [[20, 20, 24, 20, 24, 24]]), annotation(2, [50, 40, 4, 4])
     svg, _ = draw(IMAGE, entry(near, far), CATEGORIES, (16.0, 16.0, 32.0, 24.0), 100_000)
     (box,) = attributes(svg, "rect")
@@ -120,15 +120,15 @@ def test_a_part_of_the_image() -> None:
     assert attributes(svg, "svg")[0]["viewBox"] == "0 0 640 320"
 
 
-def test_image_of_another_size_than_the_json_says() -> None:
-    """Shown at its own scale, with the boxes where the JSON has them."""
+def test_image_smaller_than_in_the_json() -> None:
+    """Drawn at its own scale, with black outside of it."""
     svg, _ = draw(IMAGE, entry(size=(40, 80)), CATEGORIES, (0.0, 0.0, 80.0, 40.0), 100_000)
     shown = photograph(svg)
     assert shown.shape == (40, 80, 3)
     assert np.all(shown[:, 66:] < 40)
 
 
-def test_names_do_not_cover_each_other_and_long_ones_are_cut() -> None:
+def test_names_do_not_overlap_and_are_shortened() -> None:
     categories = Categories((3,), ("a" * 60,))
     boxes = [annotation(i, [float(i), 5, 20, 20]) for i in range(5)]
     svg, _ = draw(IMAGE, entry(*boxes), categories, ALL, 100_000)
@@ -136,8 +136,8 @@ def test_names_do_not_cover_each_other_and_long_ones_are_cut() -> None:
     assert svg.count("<title>" + "a" * 60) == 5
 
 
-def test_little_room() -> None:
-    """Everything gets coarser before anything is left out; what is left out is counted, and the smallest go first."""
+def test_byte_budget() -> None:
+    """Outlines become coarser before any is left out; the smallest are left out first, and counted."""
     image = np.random.default_rng(0).integers(0, 256, (1000, 1000, 3), np.uint8)
     turns = np.linspace(0, 2 * np.pi, 200, endpoint=False)
     circle = np.stack([np.cos(turns), np.sin(turns)], axis=1)
@@ -151,19 +151,19 @@ def test_little_room() -> None:
     window = (0.0, 0.0, 1000.0, 1000.0)
     crowd = ImageEntry(5, "5.png", 1000, 1000, many)
     lengths, counts = [], []
-    for room in (2_000_000, 1_000_000, 400_000, 50_000):
-        svg, left_out = draw(image, crowd, CATEGORIES, window, room)
+    for byte_budget in (2_000_000, 1_000_000, 400_000, 50_000):
+        svg, left_out = draw(image, crowd, CATEGORIES, window, byte_budget)
         lengths.append(len(svg))
         counts.append(left_out)
         assert len(paths(svg)) == 400 - left_out
-        assert len(svg) <= room
+        assert len(svg) <= byte_budget
     assert lengths == sorted(lengths, reverse=True)
     assert counts[0] == counts[1] == 0 < counts[2] < counts[3]
     sides = [np.ptp(polygons[0], axis=0).max() for polygons in paths(svg)]
     assert min(sides) > 2 * (5 + counts[3] / 8) * 0.64 - 2
 
 
-def test_many_skeletons_have_their_room() -> None:
+def test_byte_budget_of_skeletons() -> None:
     people = [
         annotation(i, [i % 60, i % 40, 4, 4], category_id=20, keypoints=[4, 6, 2, 20, 10, 1]) for i in range(10_000)
     ]

@@ -1,4 +1,4 @@
-"""Cityscapes: from its own files, and through COCO conversions that others made."""
+"""Conversion of Cityscapes, and COCO files of other conversions of it."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ def root(tmp_path: Path) -> Path:
     values[:5] = 23  # sky
     values[5:9, :6], values[5:9, 6:12] = 26000, 26001
     values[9:15, 2:4] = 24017
-    values[9:15, 20:25] = 26  # cars that are not told apart
-    values[15:17, :9] = 29000  # a caravan: not evaluated
-    values[19] = 1  # of the car that the camera stands on
+    values[9:15, 20:25] = 26  # a group of cars
+    values[15:17, :9] = 29000  # a caravan, which is not evaluated
+    values[19] = 1  # the car with the camera
     for name in CITIES:
         photograph(tmp_path / "leftImg8bit" / "train" / f"{name}_leftImg8bit.png")
         save(tmp_path / "gtFine" / "train" / f"{name}_gtFine_instanceIds.png", values)
@@ -46,36 +46,35 @@ def test_instances_and_groups(root: Path, command: Command) -> None:
     assert pixels(first[1]).sum() == first[1]["area"] == 12
 
 
-def test_what_does_not_fit_together_is_named(root: Path, command: Command) -> None:
+def test_unmatched_files_are_refused(root: Path, command: Command) -> None:
     assert "there are train" in command.refused("cityscapes", root, "--split=val")
     (root / "gtFine" / "train" / f"{CITIES[0]}_gtFine_instanceIds.png").unlink()
     (root / "leftImg8bit" / "train" / f"{CITIES[1]}_leftImg8bit.png").unlink()
-    said = command.refused("cityscapes", root)
-    assert f"(1): {CITIES[0]}; add it: gtFine_trainvaltest.zip has it" in said
-    assert f"(1): {CITIES[1]}; add it: leftImg8bit_trainvaltest.zip has it" in said
+    message = command.refused("cityscapes", root)
+    assert f"(1): {CITIES[0]}; add it: gtFine_trainvaltest.zip has it" in message
+    assert f"(1): {CITIES[1]}; add it: leftImg8bit_trainvaltest.zip has it" in message
     assert "no folder" in command.refused("cityscapes", root / "gtFine")
 
 
-def test_a_split_without_instances_is_refused(root: Path, command: Command) -> None:
+def test_split_without_instances_is_refused(root: Path, command: Command) -> None:
     """The published test split has such files."""
     for name in CITIES:
         save(root / "gtFine" / "train" / f"{name}_gtFine_instanceIds.png", np.full((20, 30), 3, np.uint16))
     assert "none of the 2 images has an instance" in command.refused("cityscapes", root)
 
 
-@pytest.mark.parametrize("form", ["polygons", "run lengths"])
-def test_conversions_of_others_are_read_as_they_are(form: str, root: Path, command: Command) -> None:
-    """Polygons with fractional boxes, as Detectron's tools write, or run lengths with fields of their own, as
-    MMDetection's."""
+@pytest.mark.parametrize("form", ["polygons", "rle"])
+def test_other_conversions_can_be_read(form: str, root: Path, command: Command) -> None:
+    """Polygons with float boxes, as in Detectron's tools, or RLE with additional fields, as in MMDetection's."""
     mask = np.zeros((20, 30), np.uint8, order="F")
     mask[5:9, 2:8] = 1
     rle = coco_mask.encode(mask)
     segmentations = {
         "polygons": [[2.0, 5.0, 8.0, 5.0, 8.0, 9.0, 2.0, 9.0]],
-        "run lengths": {"size": rle["size"], "counts": rle["counts"].decode()},
+        "rle": {"size": rle["size"], "counts": rle["counts"].decode()},
     }
     name = f"{CITIES[0]}_leftImg8bit.png"
-    fields = {"polygons": "seg_file_name", "run lengths": "segm_file"}
+    fields = {"polygons": "seg_file_name", "rle": "segm_file"}
     image = {"id": 0, "file_name": name, "height": 20, "width": 30, fields[form]: f"{CITIES[0]}_gtFine_instanceIds.png"}
     annotation = {
         "id": 0,

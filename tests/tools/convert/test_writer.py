@@ -1,4 +1,4 @@
-"""What is written: the same for the same input, parted by image, whole or not at all."""
+"""Writing of COCO files: ids, splits, determinism, and failures."""
 
 from __future__ import annotations
 
@@ -15,21 +15,21 @@ from mrcnn_jax.cli import main
 from mrcnn_jax.config import load_config
 from mrcnn_jax.errors import ConfigError, DataError
 from mrcnn_jax.tools.convert import files, writer
-from mrcnn_jax.tools.convert.files import Rejected
-from mrcnn_jax.tools.convert.writer import Conversion, Picture
+from mrcnn_jax.tools.convert.files import ConversionError
+from mrcnn_jax.tools.convert.writer import Conversion, ConvertedImage
 
 ROOT = Path(__file__).resolve().parents[3]
 
 
 def conversion(count: int) -> Conversion:
-    """Pictures out of order; every third has no instance."""
+    """Images in reverse order; every third has no instance."""
     boxes = [{"category_id": 7, "bbox": [1, 2, 3, 4], "area": 12}, {"category_id": 2, "bbox": [0, 0, 1, 1], "area": 1}]
-    pictures = [Picture(f"{i:03}.png", 10, 20, boxes if i % 3 else []) for i in reversed(range(count))]
-    return Conversion(Path("images"), {7: "sieben", 2: "zwei"}, pictures)
+    images = [ConvertedImage(f"{i:03}.png", 10, 20, boxes if i % 3 else []) for i in reversed(range(count))]
+    return Conversion(Path("images"), {7: "sieben", 2: "zwei"}, images)
 
 
-def test_numbers_follow_names(tmp_path: Path) -> None:
-    (content,) = writer.assemble(conversion(5), tmp_path / "a.json").values()
+def test_ids_are_in_the_order_of_file_names(tmp_path: Path) -> None:
+    (content,) = writer.build_contents(conversion(5), tmp_path / "a.json").values()
     assert [(image["id"], image["file_name"]) for image in content["images"]] == [
         (i + 1, f"{i:03}.png") for i in range(5)
     ]
@@ -39,9 +39,9 @@ def test_numbers_follow_names(tmp_path: Path) -> None:
     assert content["categories"] == [{"id": 2, "name": "zwei"}, {"id": 7, "name": "sieben"}]
 
 
-def test_parts_are_the_whole_and_keep_their_numbers(tmp_path: Path) -> None:
-    (whole,) = writer.assemble(conversion(40), tmp_path / "a.json").values()
-    parts = writer.assemble(conversion(40), tmp_path / "a.json", 0.1)
+def test_splits_are_complete_and_keep_ids(tmp_path: Path) -> None:
+    (whole,) = writer.build_contents(conversion(40), tmp_path / "a.json").values()
+    parts = writer.build_contents(conversion(40), tmp_path / "a.json", 0.1)
     assert [path.name for path in parts] == ["a_train.json", "a_val.json"]
     train, val = parts.values()
     assert (len(train["images"]), len(val["images"])) == (36, 4)
@@ -52,127 +52,127 @@ def test_parts_are_the_whole_and_keep_their_numbers(tmp_path: Path) -> None:
         assert part["categories"] == whole["categories"]
 
 
-def test_a_folder_gets_both_parts(tmp_path: Path) -> None:
-    parts = writer.assemble(conversion(8), tmp_path / "mine", 0.25)
+def test_folder_as_output(tmp_path: Path) -> None:
+    parts = writer.build_contents(conversion(8), tmp_path / "mine", 0.25)
     assert list(parts) == [tmp_path / "mine" / "train.json", tmp_path / "mine" / "val.json"]
-    assert list(parts.values()) == list(writer.assemble(conversion(8), tmp_path / "a.json", 0.25).values())
+    assert list(parts.values()) == list(writer.build_contents(conversion(8), tmp_path / "a.json", 0.25).values())
     with pytest.raises(DataError, match=r"a folder gets train\.json and val\.json, with --holdout=0\.1"):
-        writer.outputs(tmp_path / "mine", 0)
+        writer.output_paths(tmp_path / "mine", 0)
     with pytest.raises(DataError, match=r"a\.txt: the name of a COCO file ends in \.json"):
-        writer.outputs(tmp_path / "a.txt", 0.5)
+        writer.output_paths(tmp_path / "a.txt", 0.5)
 
 
-def held_out(given: Conversion, seed: int = 0, holdout: float = 0.25) -> set[str]:
-    _, val = writer.assemble(given, Path("a.json"), holdout, seed).values()
+def validation_images(given: Conversion, seed: int = 0, holdout: float = 0.25) -> set[str]:
+    _, val = writer.build_contents(given, Path("a.json"), holdout, seed).values()
     return {image["file_name"] for image in val["images"]}
 
 
-def test_the_seed_and_the_name_decide_what_is_held_out() -> None:
+def test_the_seed_and_the_name_decide_what_is_validation_images() -> None:
     given = conversion(40)
-    shuffled = Conversion(given.folder, given.categories, given.pictures[::-1])
-    assert held_out(given) == held_out(shuffled)
-    assert len({frozenset(held_out(given, seed)) for seed in range(20)}) > 15
-    # Images that are added take few places: what was held out stays so, for the most part.
-    assert len(held_out(conversion(44)) & held_out(given)) >= 7
+    shuffled = Conversion(given.folder, given.categories, given.images[::-1])
+    assert validation_images(given) == validation_images(shuffled)
+    assert len({frozenset(validation_images(given, seed)) for seed in range(20)}) > 15
+    # Adding images changes the split of few others.
+    assert len(validation_images(conversion(44)) & validation_images(given)) >= 7
 
 
-def test_both_parts_have_an_image() -> None:
-    assert len(held_out(conversion(3), holdout=0.001)) == 1
-    assert len(held_out(conversion(3), holdout=0.999)) == 2
-    alone = Conversion(Path("images"), {7: "a"}, conversion(3).pictures[:1])
-    with pytest.raises(DataError, match="needs two images"):
-        held_out(alone)
+def test_both_splits_have_an_image() -> None:
+    assert len(validation_images(conversion(3), holdout=0.001)) == 1
+    assert len(validation_images(conversion(3), holdout=0.999)) == 2
+    single = Conversion(Path("images"), {7: "a"}, conversion(3).images[:1])
+    with pytest.raises(DataError, match="needs at least two images"):
+        validation_images(single)
 
 
 @pytest.mark.parametrize("share", [-0.1, 1.0, float("nan")])
 def test_shares_are_between_0_and_1(share: float) -> None:
     with pytest.raises(DataError, match="give a number from 0 to 1"):
-        writer.outputs(Path("a.json"), share)
+        writer.output_paths(Path("a.json"), share)
 
 
 def test_nothing_is_overwritten(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"ends in \.json"):
-        writer.outputs(tmp_path / "a.txt", 0)
+        writer.output_paths(tmp_path / "a.txt", 0)
     (tmp_path / "a_val.json").write_text("mine")
-    assert writer.outputs(tmp_path / "a.json", 0) == [tmp_path / "a.json"]
+    assert writer.output_paths(tmp_path / "a.json", 0) == [tmp_path / "a.json"]
     with pytest.raises(DataError, match=r"a_val\.json exists already; remove it"):
-        writer.outputs(tmp_path / "a.json", 0.5)
+        writer.output_paths(tmp_path / "a.json", 0.5)
 
 
-def test_the_same_input_gives_the_same_bytes(tmp_path: Path) -> None:
+def test_output_is_deterministic(tmp_path: Path) -> None:
     for name in ("a", "b"):
-        writer.write(writer.assemble(conversion(9), tmp_path / f"{name}.json"))
+        writer.write_files(writer.build_contents(conversion(9), tmp_path / f"{name}.json"))
     assert (tmp_path / "a.json").read_bytes() == (tmp_path / "b.json").read_bytes()
 
 
 @pytest.mark.parametrize("failure", [KeyboardInterrupt(), OSError(28, "No space left on device")])
-def test_a_failure_leaves_nothing(failure: BaseException, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_failure_leaves_no_files(failure: BaseException, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_text = Path.write_text
 
-    def fail_at_the_second(path: Path, *arguments: Any, **options: Any) -> int:
+    def fail_at_second_file(path: Path, *arguments: Any, **options: Any) -> int:
         if "val" in path.name:
-            write_text(path, "half of i")
+            write_text(path, "incompl")
             raise failure
         return write_text(path, *arguments, **options)
 
-    monkeypatch.setattr(Path, "write_text", fail_at_the_second)
+    monkeypatch.setattr(Path, "write_text", fail_at_second_file)
     expected = DataError if isinstance(failure, OSError) else KeyboardInterrupt
     with pytest.raises(expected):
-        writer.write(writer.assemble(conversion(9), tmp_path / "out" / "a.json", 0.5))
+        writer.write_files(writer.build_contents(conversion(9), tmp_path / "out" / "a.json", 0.5))
     assert list((tmp_path / "out").iterdir()) == []
 
 
-def test_a_place_that_cannot_be_written_to_is_refused(tmp_path: Path) -> None:
+def test_unwritable_output_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(
         ConfigError, match=r"cannot be written to: .*file is a file, not a folder; give another --output"
     ):
-        writer.outputs(tmp_path / "file" / "a.json", 0)
-    contents = writer.assemble(conversion(2), tmp_path / "new" / "a.json")
-    (tmp_path / "new").write_text("")  # since then
+        writer.output_paths(tmp_path / "file" / "a.json", 0)
+    contents = writer.build_contents(conversion(2), tmp_path / "new" / "a.json")
+    (tmp_path / "new").write_text("")  # after the check
     with pytest.raises(DataError, match=r"cannot be written .*; make room, or name another --output"):
-        writer.write(contents)
+        writer.write_files(contents)
 
 
 def test_notes_are_counted_by_kind() -> None:
-    pictures = [Picture(f"{i}.png", 1, 1, [], (("left out", f"{i} object 1"),)) for i in range(22)]
-    (line,) = writer.notes(pictures)
+    images = [ConvertedImage(f"{i}.png", 1, 1, [], (("left out", f"{i} object 1"),)) for i in range(22)]
+    (line,) = writer.note_lines(images)
     assert line.startswith("left out (22): 0 object 1, 1 object 1, ")
     assert line.endswith("19 object 1, and 2 more")
 
 
-def test_all_rejected_items_are_named_and_their_order_stays(tmp_path: Path) -> None:
+def test_convert_all_keeps_the_order_and_reports_all_errors(tmp_path: Path) -> None:
     def convert(item: int) -> int:
         if item % 40 == 7:
-            raise Rejected("sevens", item, "avoid them")
+            raise ConversionError("sevens", item, "avoid them")
         return item * 2
 
-    assert files.gather(tmp_path, convert, range(7), "items") == [0, 2, 4, 6, 8, 10, 12]
+    assert files.convert_all(tmp_path, convert, range(7), "items") == [0, 2, 4, 6, 8, 10, 12]
     with pytest.raises(DataError, match=r"sevens \(3\): 7, 47, 87; avoid them"):
-        files.gather(tmp_path, convert, range(100), "items")
+        files.convert_all(tmp_path, convert, range(100), "items")
 
 
-def test_an_interruption_does_not_wait_for_what_has_not_begun(tmp_path: Path) -> None:
-    begun: list[int] = []
-    going = threading.Event()
+def test_interruption_cancels_pending_items(tmp_path: Path) -> None:
+    started: list[int] = []
+    never = threading.Event()
 
     def convert(item: int) -> int:
-        begun.append(item)
+        started.append(item)
         if item == 0:
-            raise KeyboardInterrupt  # as if the main thread had been interrupted: it meets this while it waits
-        going.wait(0.01)
+            raise KeyboardInterrupt  # the main thread gets it from the future
+        never.wait(0.01)
         return item
 
     with pytest.raises(KeyboardInterrupt):
-        files.gather(tmp_path, convert, range(2000), "items")
-    assert len(begun) < 1000
+        files.convert_all(tmp_path, convert, range(2000), "items")
+    assert len(started) < 1000
 
 
-def test_an_interruption_is_told_in_a_line(tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_message_after_an_interruption(tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupted(*_: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(writer, "write", interrupted)
+    monkeypatch.setattr(writer, "write_files", interrupted)
     monkeypatch.setattr("mrcnn_jax.cli.convert._read", lambda given: conversion(2))
     assert main(["convert", "voc", str(tmp_path), "--output", str(tmp_path / "a.json")]) == 130
     assert capsys.readouterr().err == "Ctrl-C: interrupted\n"
@@ -180,13 +180,13 @@ def test_an_interruption_is_told_in_a_line(tmp_path: Path, capsys: Any, monkeypa
 
 @pytest.mark.parametrize("inside", [True, False])
 @pytest.mark.parametrize("output", ["a.json", "."])
-def test_the_commands_that_are_printed_can_be_given(inside: bool, output: str, tmp_path: Path) -> None:
-    """The settings are fields of the recipe, and lead to the files."""
+def test_printed_commands_are_valid(inside: bool, output: str, tmp_path: Path) -> None:
+    """The overrides are fields of the recipe and point to the files."""
     data = tmp_path / "my data"
     folder = data / "images" if inside else tmp_path / "elsewhere"
     folder.mkdir(parents=True)
-    contents = writer.assemble(conversion(9), data / output, 0.5)
-    writer.write(contents)
+    contents = writer.build_contents(conversion(9), data / output, 0.5)
+    writer.write_files(contents)
     *checks, train = writer.next_commands(contents, folder)
     for command, path in zip(checks, contents, strict=True):
         words = shlex.split(command)
@@ -198,7 +198,7 @@ def test_the_commands_that_are_printed_can_be_given(inside: bool, output: str, t
     for split, path in zip((config.data.train, config.data.eval), contents, strict=True):
         assert (Path(config.data.root) / split.annotations).samefile(path)
         assert (Path(config.data.root) / split.images).samefile(folder)
-    assert config.model.mask is None  # these have boxes only
+    assert config.model.mask is None  # there are boxes only
 
 
 def test_help_and_wrong_arguments(tmp_path: Path, command: Command) -> None:
@@ -210,11 +210,10 @@ def test_help_and_wrong_arguments(tmp_path: Path, command: Command) -> None:
     assert json.dumps(command.capsys.readouterr().out).count("--output") >= 3
 
 
-def test_results_depend_on_nothing_but_the_folder(tmp_path: Path) -> None:
-    """Nor on the order in which threads end."""
-    assert files.find(tmp_path) == []
+def test_found_files_are_sorted(tmp_path: Path) -> None:
+    assert files.find_files(tmp_path) == []
     for name in ("b.png", "a.png", "c/a.PNG", "c/.hidden.png", "__MACOSX/a.png", "d.txt"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()
-    assert files.find(tmp_path) == [Path("a.png"), Path("b.png"), Path("c/a.PNG")]
-    assert files.find(tmp_path, without=tmp_path / "c") == [Path("a.png"), Path("b.png")]
+    assert files.find_files(tmp_path) == [Path("a.png"), Path("b.png"), Path("c/a.PNG")]
+    assert files.find_files(tmp_path, without=tmp_path / "c") == [Path("a.png"), Path("b.png")]

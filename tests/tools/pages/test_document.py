@@ -1,4 +1,4 @@
-"""A page runs the script that it was made with, and says so to the browser by the script's hash."""
+"""The content security policy of a page."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from pathlib import Path
 from mrcnn_jax.tools.pages.document import document
 
 
-def test_policy_allows_the_script_and_nothing_else(tmp_path: Path) -> None:
-    sheet, script = tmp_path / "page.css", tmp_path / "page.js"
-    sheet.write_text("p { color: red; }")
+def test_policy_allows_only_the_script(tmp_path: Path) -> None:
+    stylesheet, script = tmp_path / "page.css", tmp_path / "page.js"
+    stylesheet.write_text("p { color: red; }")
     script.write_text('document.title = "<é>";\n')
-    page = document("A & B", sheet, "text", script=script)
+    page = document("A & B", stylesheet, "text", script=script)
     (run,) = re.findall(r"<script>(.*?)</script>", page, re.S)
     assert run == script.read_text()
     digest = base64.b64encode(hashlib.sha256(run.encode()).digest()).decode()
@@ -25,7 +25,7 @@ def test_policy_allows_the_script_and_nothing_else(tmp_path: Path) -> None:
     assert "<title>A &amp; B</title>" in page
 
 
-def test_policy_without_a_script_allows_none(tmp_path: Path) -> None:
+def test_policy_without_script(tmp_path: Path) -> None:
     (tmp_path / "page.css").write_text("")
     page = document("A", tmp_path / "page.css", "text")
     assert "<script" not in page

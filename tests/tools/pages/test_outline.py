@@ -1,4 +1,4 @@
-"""Outlines in SVG cover exactly the pixels that they were made of."""
+"""Outlines of masks as SVG paths."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from support.outlines import corners, filled
 
-from mrcnn_jax.tools.pages.outline import path, trace
+from mrcnn_jax.tools.pages.outline import svg_path, trace
 
 
 @given(arrays(np.uint8, st.tuples(st.integers(1, 9), st.integers(1, 9)), elements=st.integers(0, 1)))
@@ -27,15 +27,15 @@ def test_outline_of_a_disc_has_only_its_corners() -> None:
 
 
 @given(arrays(np.float64, st.tuples(st.integers(3, 12), st.just(2)), elements=st.floats(-50, 700)))
-def test_path_is_the_polygon_to_half_a_step(polygon: np.ndarray) -> None:
+def test_path_is_exact_to_half_a_step(polygon: np.ndarray) -> None:
     rounded = np.rint(polygon * 10)
     keep = np.concatenate([[True], np.any(np.diff(rounded, axis=0) != 0, axis=1)])
     if keep.sum() > 1:
-        (written,) = corners(path([polygon], 10))
+        (written,) = corners(svg_path([polygon], 10))
         np.testing.assert_array_equal(written, rounded[keep])
         assert np.abs(written / 10 - polygon[keep]).max() <= 0.05 + 1e-9
 
 
 @pytest.mark.parametrize("steps", [1, 10])
-def test_polygon_smaller_than_a_step_is_still_seen(steps: int) -> None:
-    assert path([np.full((4, 2), 3.01)], steps) == f"M{3 * steps} {3 * steps}h1v1h-1z"
+def test_polygon_smaller_than_a_step_is_visible(steps: int) -> None:
+    assert svg_path([np.full((4, 2), 3.01)], steps) == f"M{3 * steps} {3 * steps}h1v1h-1z"

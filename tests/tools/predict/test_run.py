@@ -1,4 +1,4 @@
-"""Prediction on files: what is written, what cannot be read, what is not overwritten, how it ends early."""
+"""Prediction on files: results, unreadable files, overwriting, interruption."""
 
 from __future__ import annotations
 
@@ -24,17 +24,17 @@ from mrcnn_jax.inference import detector
 from mrcnn_jax.inference.postprocess import Prediction
 from mrcnn_jax.inference.predictor import Predictor
 from mrcnn_jax.structures import Detections
-from mrcnn_jax.tools.predict import run, sources
+from mrcnn_jax.tools.predict import run, sources, writers
 from mrcnn_jax.tools.predict.run import predict_files
 
 
-class Fake:
-    """Finds the left half of every picture (and, weakly, the right one); yields in pairs, swapped if sizes differ."""
+class FakePredictor:
+    """Detects the left half of every image, and the right half at a low score. Swaps pairs of images of two sizes."""
 
     config = SimpleNamespace(model=SimpleNamespace(mask=object()))
 
     def __init__(self, after=lambda index: None, full=False):
-        self.after = after  # called with the number of each picture that was read
+        self.after = after  # called with the index of each image that was read
         self.full = full
 
     def stream(self, images):
@@ -73,31 +73,31 @@ def files(tmp_path):
     return paths
 
 
-def content(path):
+def read_json(path):
     return json.loads(path.read_text())
 
 
-def names(folder):
+def file_names(folder):
     return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
 
 
-def test_pictures_and_results_of_the_readable_files(files, tmp_path, capsys, caplog):
+def test_overlays_and_results_of_readable_files(files, tmp_path, capsys, caplog):
     output = tmp_path / "out" / "deep"
-    outcome = predict_files(Fake(), files, output)
-    assert [Path(message.split(":")[0]).name for message in outcome.failures] == ["broken.png", "missing.png"]
-    assert [record.message for record in caplog.records] == outcome.failures
-    assert content(output / "summary.json") == {
+    summary = predict_files(FakePredictor(), files, output)
+    assert [Path(message.split(":")[0]).name for message in summary.failures] == ["broken.png", "missing.png"]
+    assert [record.message for record in caplog.records] == summary.failures
+    assert read_json(output / "summary.json") == {
         "complete": True,
         "images": 3,
         "frames": 0,
         "instances": 3,
         "full": 0,
-        "failures": outcome.failures,
+        "failures": summary.failures,
     }
-    assert names(output) == ["a.jpg", "b.png", "c.png", "results.json", "summary.json"]
-    results = content(output / "results.json")
-    told = {(record["image_id"], Path(record["file_name"]).name) for record in results}
-    assert told == {(1, "a.jpg"), (3, "b.png"), (5, "c.webp")}
+    assert file_names(output) == ["a.jpg", "b.png", "c.png", "results.json", "summary.json"]
+    results = read_json(output / "results.json")
+    identified = {(record["image_id"], Path(record["file_name"]).name) for record in results}
+    assert identified == {(1, "a.jpg"), (3, "b.png"), (5, "c.webp")}
     assert {(record["category_id"], record["category"]) for record in results} == {(17, "cat")}
     assert sorted(record["score"] for record in results) == pytest.approx([0.3] * 3 + [0.8] * 3)
     [strong] = [record for record in results if record["image_id"] == 3 and record["score"] > 0.5]
@@ -111,20 +111,20 @@ def test_pictures_and_results_of_the_readable_files(files, tmp_path, capsys, cap
     assert "5/5 images" in capsys.readouterr().out
 
 
-def test_images_with_as_many_detections_as_there_may_be_are_counted(files, tmp_path, caplog):
-    outcome = predict_files(Fake(full=True), [files[0], files[2]], tmp_path / "out", save=["coco"])
-    assert outcome.full == content(tmp_path / "out" / "summary.json")["full"] == 2
+def test_images_with_the_maximum_number_of_detections_are_counted(files, tmp_path, caplog):
+    summary = predict_files(FakePredictor(full=True), [files[0], files[2]], tmp_path / "out", save=["coco"])
+    assert summary.full == read_json(tmp_path / "out" / "summary.json")["full"] == 2
     assert caplog.messages[0].startswith("2 of 2 images have as many detections as model.box.max_detections allows; ")
     caplog.clear()
-    assert predict_files(Fake(), files[:1], tmp_path / "out", save=["coco"]).full == 0
+    assert predict_files(FakePredictor(), files[:1], tmp_path / "out", save=["coco"]).full == 0
     assert caplog.messages == []
 
 
-def test_each_kind_of_result_is_written_when_asked_for(files, tmp_path):
+def test_json_and_mask_files(files, tmp_path):
     output = tmp_path / "out"
-    predict_files(Fake(), files[:1], output, save=["json", "mask"])
-    assert names(output) == ["a.json", "a.mask.png", "summary.json"]
-    written = content(output / "a.json")
+    predict_files(FakePredictor(), files[:1], output, save=["json", "mask"])
+    assert file_names(output) == ["a.json", "a.mask.png", "summary.json"]
+    written = read_json(output / "a.json")
     assert (written["file_name"], written["image_id"], written["height"], written["width"]) == (
         str(files[0]),
         1,
@@ -138,27 +138,27 @@ def test_each_kind_of_result_is_written_when_asked_for(files, tmp_path):
     numbers = cv2.imread(str(output / "a.mask.png"), cv2.IMREAD_UNCHANGED)
     np.testing.assert_array_equal(numbers, coco_mask.decode(instance["mask"]))
     assert numbers[300, [0, 349, 350]].tolist() == [1, 1, 0]
-    predict_files(Fake(), files[:1], output, save=["mask"], threshold=0.2)  # its own results may be replaced
+    predict_files(FakePredictor(), files[:1], output, save=["mask"], threshold=0.2)  # overwrites its own results
     numbers = cv2.imread(str(output / "a.mask.png"), cv2.IMREAD_UNCHANGED)
     assert numbers[300, [0, 349, 350]].tolist() == [1, 1, 2]
 
 
-def test_nothing_readable_leaves_an_empty_result(files, tmp_path):
+def test_no_readable_input_gives_empty_results(files, tmp_path):
     (tmp_path / "empty").mkdir()
-    outcome = predict_files(Fake(), [files[1], tmp_path / "empty", tmp_path / "*.mov"], tmp_path / "out")
-    assert [Path(message.split(":")[0]).name for message in outcome.failures] == ["empty", "*.mov", "broken.png"]
-    assert content(tmp_path / "out" / "results.json") == []
+    summary = predict_files(FakePredictor(), [files[1], tmp_path / "empty", tmp_path / "*.mov"], tmp_path / "out")
+    assert [Path(message.split(":")[0]).name for message in summary.failures] == ["empty", "*.mov", "broken.png"]
+    assert read_json(tmp_path / "out" / "results.json") == []
 
 
-def test_a_folder_keeps_its_shape(files, tmp_path):
+def test_results_of_a_folder_keep_its_subfolders(files, tmp_path):
     inside = tmp_path / "photos" / "old"
     inside.mkdir(parents=True)
     for name in ("photos/a.jpg", "photos/old/a.jpg"):
         (tmp_path / name).write_bytes(files[0].read_bytes())
-    for _ in range(2):  # the second time the results of the first lie within the folder
-        outcome = predict_files(Fake(), [tmp_path / "photos"], tmp_path / "photos" / "found")
-        assert outcome.images == 2
-        assert names(tmp_path / "photos" / "found") == ["a.jpg", "old/a.jpg", "results.json", "summary.json"]
+    for _ in range(2):  # the second time, the results of the first are in the folder
+        summary = predict_files(FakePredictor(), [tmp_path / "photos"], tmp_path / "photos" / "found")
+        assert summary.images == 2
+        assert file_names(tmp_path / "photos" / "found") == ["a.jpg", "old/a.jpg", "results.json", "summary.json"]
 
 
 @pytest.mark.parametrize("output", [".", "link"])
@@ -166,69 +166,69 @@ def test_inputs_are_not_overwritten(files, tmp_path, output):
     (tmp_path / "link").symlink_to(tmp_path)
     before = files[0].read_bytes()
     with pytest.raises(ConfigError, match=r"a\.jpg is an input.*--output"):
-        predict_files(Fake(), [files[0]], tmp_path / output)
+        predict_files(FakePredictor(), [files[0]], tmp_path / output)
     assert files[0].read_bytes() == before
 
 
-def test_files_of_others_are_not_overwritten(files, tmp_path):
+def test_files_of_other_programs_are_not_overwritten(files, tmp_path):
     output = tmp_path / "out"
     output.mkdir()
     (output / "b.png").write_text("precious")
     with pytest.raises(ConfigError, match=r"b\.png.*no earlier prediction"):
-        predict_files(Fake(), [files[0], files[2]], output)
-    assert names(output) == ["b.png"]
+        predict_files(FakePredictor(), [files[0], files[2]], output)
+    assert file_names(output) == ["b.png"]
     with pytest.raises(ConfigError, match="is a file, not a folder; give another --output"):
-        predict_files(Fake(), [files[0]], files[2])
+        predict_files(FakePredictor(), [files[0]], files[2])
 
 
 @pytest.mark.parametrize("save", [[""], ["overlay", "png"], []])
-def test_what_cannot_be_saved_is_refused(files, tmp_path, save):
+def test_unknown_kinds_to_save_are_refused(files, tmp_path, save):
     with pytest.raises(ConfigError, match="overlay, coco, json, mask"):
-        predict_files(Fake(), files, tmp_path / "out", save=save)
+        predict_files(FakePredictor(), files, tmp_path / "out", save=save)
     assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize("threshold", [50, -0.1, float("nan")])
-def test_a_threshold_that_is_no_score_is_refused(files, tmp_path, threshold):
+def test_invalid_threshold_is_refused(files, tmp_path, threshold):
     with pytest.raises(ConfigError, match=r"--threshold=.*: scores are from 0 to 1; 50 % is 0\.5"):
-        predict_files(Fake(), files, tmp_path / "out", threshold=threshold)
+        predict_files(FakePredictor(), files, tmp_path / "out", threshold=threshold)
     assert not (tmp_path / "out").exists()
 
 
-def test_pictures_that_cannot_be_read_are_named_as_check_names_them(tmp_path):
-    found = {"a.heic": bytes(4) + b"ftypheic", "b.jpg": b"", "c.png": b"<html>", "d.tif": b"II*\0" + bytes(50)}
-    for name, head in found.items():
+def test_unreadable_images_have_the_messages_of_check(tmp_path):
+    heads = {"a.heic": bytes(4) + b"ftypheic", "b.jpg": b"", "c.png": b"<html>", "d.tif": b"II*\0" + bytes(50)}
+    for name, head in heads.items():
         (tmp_path / name).write_bytes(head)
-    inputs = [tmp_path / name for name in (*found, "B.JPG")]
-    outcome = predict_files(Fake(), inputs, tmp_path / "out", save=["coco"])
-    reasons = [message.partition(": ")[2] for message in outcome.failures]
-    judged = [
-        image_files.check_image(head, ImageEntry(1, name, 9, 9, [])).refusal.item.partition(": ")[2]
-        for name, head in found.items()
+    inputs = [tmp_path / name for name in (*heads, "B.JPG")]
+    summary = predict_files(FakePredictor(), inputs, tmp_path / "out", save=["coco"])
+    reasons = [message.partition(": ")[2] for message in summary.failures]
+    expected = [
+        image_files.validate_image(head, ImageEntry(1, name, 9, 9, [])).refusal.culprit.partition(": ")[2]
+        for name, head in heads.items()
     ]
-    assert reasons[:-1] == judged
-    assert reasons[-1] == "No such file or directory; b.jpg exists, which differs in upper and lower case"
+    assert reasons[:-1] == expected
+    assert reasons[-1] == "No such file or directory; b.jpg is there; the names differ in upper and lower case"
 
 
-def test_masks_of_a_model_without_are_refused(files, tmp_path):
-    boxes = Fake()
-    boxes.config = SimpleNamespace(model=SimpleNamespace(mask=None))
+def test_mask_files_of_a_model_without_masks_are_refused(files, tmp_path):
+    predictor = FakePredictor()
+    predictor.config = SimpleNamespace(model=SimpleNamespace(mask=None))
     with pytest.raises(ConfigError, match="boxes only"):
-        predict_files(boxes, files, tmp_path / "out", save=["mask"])
+        predict_files(predictor, files, tmp_path / "out", save=["mask"])
 
 
-def test_pictures_without_the_packages_for_them_are_refused_at_once(files, tmp_path, monkeypatch):
+def test_overlays_without_supervision_installed_are_refused(files, tmp_path, monkeypatch):
     find_spec = run.importlib.util.find_spec
     monkeypatch.setattr(
         run.importlib.util, "find_spec", lambda name: None if name == "supervision" else find_spec(name)
     )
     with pytest.raises(ConfigError, match=r"\[viz\]"):
-        predict_files(Fake(), files[:1], tmp_path / "out")
-    assert predict_files(Fake(), files[:1], tmp_path / "out", save=["coco", "json", "mask"]).images == 1
+        predict_files(FakePredictor(), files[:1], tmp_path / "out")
+    assert predict_files(FakePredictor(), files[:1], tmp_path / "out", save=["coco", "json", "mask"]).images == 1
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_keeps_what_is_done(files, tmp_path, number):
+def test_first_signal_finishes_the_images_that_were_read(files, tmp_path, number):
     before = signal.getsignal(number)
 
     def interrupt(index):
@@ -236,29 +236,29 @@ def test_a_signal_keeps_what_is_done(files, tmp_path, number):
             os.kill(os.getpid(), number)
 
     output = tmp_path / "out"
-    with pytest.raises(Interrupted, match="2 instances in 2 images until then") as stopped:
-        predict_files(Fake(after=interrupt), [files[0], files[2], files[4]], output)
+    with pytest.raises(Interrupted, match="stopped after 2 instances in 2 images; ") as stopped:
+        predict_files(FakePredictor(after=interrupt), [files[0], files[2], files[4]], output)
     assert stopped.value.exit_status == 128 + number
-    assert names(output) == ["a.jpg", "b.png", "results.json", "summary.json"]
-    assert {record["image_id"] for record in content(output / "results.json")} == {1, 2}
-    assert content(output / "summary.json")["complete"] is False
+    assert file_names(output) == ["a.jpg", "b.png", "results.json", "summary.json"]
+    assert {record["image_id"] for record in read_json(output / "results.json")} == {1, 2}
+    assert read_json(output / "summary.json")["complete"] is False
     assert signal.getsignal(number) is before
 
 
-def test_the_second_signal_ends_it_at_once_and_leaves_whole_files(files, tmp_path):
+def test_second_signal_stops_at_once_and_leaves_valid_files(files, tmp_path):
     def interrupt(index):
         if index:
             os.kill(os.getpid(), signal.SIGINT)
 
     with pytest.raises(KeyboardInterrupt) as stopped:
-        predict_files(Fake(after=lambda index: [interrupt(index) for _ in range(2)]), files, tmp_path / "out")
+        predict_files(FakePredictor(after=lambda index: [interrupt(index) for _ in range(2)]), files, tmp_path / "out")
     assert not isinstance(stopped.value, Interrupted)
-    assert content(tmp_path / "out" / "results.json") == []
-    assert content(tmp_path / "out" / "summary.json")["complete"] is False
+    assert read_json(tmp_path / "out" / "results.json") == []
+    assert read_json(tmp_path / "out" / "summary.json")["complete"] is False
 
 
-def pattern(number):
-    """A frame of 96 x 128 whose ten stripes in the right half are the bits of its number; the rest is as bright."""
+def numbered_frame(number):
+    """A 96x128 frame whose left half has brightness `number`; ten stripes in the right half are the bits of it."""
     frame = np.full((96, 128, 3), number % 250, np.uint8)
     frame[:, 64:] = 0
     for bit in range(10):
@@ -266,29 +266,29 @@ def pattern(number):
     return frame
 
 
-def numbers_of(path, scale=1):
-    """Numbers that `pattern` drew on the frames of a video; its rate."""
+def read_numbers(path, scale=1):
+    """The numbers drawn by `numbered_frame` on the frames of a video, and its frame rate."""
     capture = cv2.VideoCapture(str(path))
-    found = []
+    numbers = []
     while True:
-        there, frame = capture.read()
-        if not there:
-            return found, capture.get(cv2.CAP_PROP_FPS)
+        success, frame = capture.read()
+        if not success:
+            return numbers, capture.get(cv2.CAP_PROP_FPS)
         bits = [frame[48 * scale, (67 + 6 * bit) * scale].mean() > 127 for bit in range(10)]
-        found.append(sum(1 << bit for bit, on in enumerate(bits) if on))
+        numbers.append(sum(1 << bit for bit, on in enumerate(bits) if on))
 
 
-def film(path, count, rate=30000 / 1001, codec="MJPG"):
+def write_video(path, count, rate=30000 / 1001, codec="MJPG"):
     writer = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*codec), rate, (128, 96))
     assert writer.isOpened()
     for number in range(count):
-        writer.write(pattern(number))
+        writer.write(numbered_frame(number))
     writer.release()
     return path
 
 
-def brightness(images, image_sizes):
-    """In place of a network: finds one thing in each image, whose score is the brightness of the first pixel."""
+def detect_brightness(images, image_sizes):
+    """Replaces the network: one detection per image, whose score is the brightness of the first pixel."""
     count = len(images)
     return Detections(
         boxes=np.tile(np.array([8, 8, 56, 88], np.float32), (count, 1, 1)),
@@ -302,62 +302,62 @@ def brightness(images, image_sizes):
 
 
 @pytest.mark.medium
-def test_a_video_keeps_number_rate_and_order_of_its_frames(tmp_path, monkeypatch):
-    monkeypatch.setattr(detector, "compile_detect", lambda model, variables: brightness)
+def test_overlay_video_has_the_frames_and_the_rate_of_its_input(tmp_path, monkeypatch):
+    monkeypatch.setattr(detector, "compile_detect", lambda model, variables: detect_brightness)
     config = Config(
         model=ModelConfig(num_classes=1),
         data=DataConfig(buckets=((96, 128),), shortest_edge_eval=96, longest_edge=128),
-        eval=EvalConfig(batch_size=7),  # 300 frames are no whole number of batches
+        eval=EvalConfig(batch_size=7),  # does not divide 300 frames
     )
-    path = film(tmp_path / "walk.avi", 300)
+    path = write_video(tmp_path / "walk.avi", 300)
     output = tmp_path / "out"
-    outcome = predict_files(Predictor(config, {}), [path], output)
-    assert (outcome.complete, outcome.images, outcome.frames, outcome.failures) == (True, 0, 300, [])
-    assert names(output) == ["results.json", "summary.json", "walk.mp4"]
-    shown, rate = numbers_of(output / "walk.mp4", scale=4)  # small pictures are enlarged
+    summary = predict_files(Predictor(config, {}), [path], output)
+    assert (summary.complete, summary.images, summary.frames, summary.failures) == (True, 0, 300, [])
+    assert file_names(output) == ["results.json", "summary.json", "walk.mp4"]
+    shown, rate = read_numbers(output / "walk.mp4", scale=4)  # small images are enlarged
     assert shown == list(range(300))
     assert rate == pytest.approx(30000 / 1001, abs=0.01)
-    results = content(output / "results.json")
+    results = read_json(output / "results.json")
     assert [record["frame"] for record in results] == list(range(300))
     assert [record["image_id"] for record in results] == list(range(1, 301))
     assert {record["file_name"] for record in results} == {str(path)}
-    scores = [round(255 * record["score"]) for record in results]  # what was found in a frame is told of that frame
+    scores = [round(255 * record["score"]) for record in results]  # each frame has its own score
     np.testing.assert_allclose(scores, np.arange(300) % 250, atol=4)
-    assert outcome.instances == sum(record["score"] >= 0.5 for record in results)
+    assert summary.instances == sum(record["score"] >= 0.5 for record in results)
 
 
-def test_frames_have_files_of_their_own_beside_images(tmp_path, files):
+def test_result_files_of_a_video_and_an_image_of_the_same_name(tmp_path, files):
     output = tmp_path / "out"
-    path = film(tmp_path / "a.mov", 3, codec="mp4v")
-    predict_files(Fake(), [path, files[0]], output, save=["overlay", "json", "mask", "coco"])
+    path = write_video(tmp_path / "a.mov", 3, codec="mp4v")
+    predict_files(FakePredictor(), [path, files[0]], output, save=["overlay", "json", "mask", "coco"])
     frames = [f"a.frames/00000{i}.{suffix}" for i in range(3) for suffix in ("json", "mask.png")]
     image = ["a-2.jpg", "a-2.json", "a-2.mask.png"]
-    assert names(output) == sorted([*frames, *image, "a.mp4", "results.json", "summary.json"])
-    told = {(record["image_id"], record.get("frame")) for record in content(output / "results.json")}
-    assert told == {(1, None), (2, 0), (3, 1), (4, 2)}  # images come first
-    assert content(output / "a.frames" / "000001.json")["frame"] == 1
+    assert file_names(output) == sorted([*frames, *image, "a.mp4", "results.json", "summary.json"])
+    identified = {(record["image_id"], record.get("frame")) for record in read_json(output / "results.json")}
+    assert identified == {(1, None), (2, 0), (3, 1), (4, 2)}  # images come first
+    assert read_json(output / "a.frames" / "000001.json")["frame"] == 1
 
 
-def test_what_cannot_be_written_is_named_and_the_rest_is_done(tmp_path, files):
-    """Folders in the place of results, one of each kind; and a film of a rate that MPEG-4 cannot state."""
-    odd = film(tmp_path / "odd.avi", 3, rate=1000 / 15)
-    lost = film(tmp_path / "lost.avi", 3)
+def test_files_that_cannot_be_written_are_reported(tmp_path, files):
+    """One result of each kind is blocked by a folder; one video has a rate that MPEG-4 cannot represent."""
+    odd = write_video(tmp_path / "odd.avi", 3, rate=1000 / 15)
+    lost = write_video(tmp_path / "lost.avi", 3)
     output = tmp_path / "out"
     blocked = [output / name for name in ("a.jpg", "b.mask.png", "c.json", "lost.mp4")]
-    predict_files(Fake(), [files[0]], output, save=["coco"])  # or the folders would be refused
+    predict_files(FakePredictor(), [files[0]], output, save=["coco"])  # marks the folder as an earlier output
     for path in blocked:
         path.mkdir()
     inputs = [files[0], files[2], files[4], lost, odd]
-    outcome = predict_files(Fake(), inputs, output, save=["overlay", "coco", "json", "mask"])
-    failures = sorted(outcome.failures)
+    summary = predict_files(FakePredictor(), inputs, output, save=["overlay", "coco", "json", "mask"])
+    failures = sorted(summary.failures)
     assert [message.split(":")[0] for message in failures] == [str(path) for path in blocked]
     assert failures[0].endswith("Is a directory; it is not written")
-    assert (outcome.complete, outcome.images, outcome.frames) == (True, 3, 6)
-    assert content(output / "summary.json")["failures"] == outcome.failures
+    assert (summary.complete, summary.images, summary.frames) == (True, 3, 6)
+    assert read_json(output / "summary.json")["failures"] == summary.failures
     written = {"a.json", "a.mask.png", "b.png", "b.json", "c.png", "c.mask.png", "odd.mp4"}
-    assert written <= set(names(output))
-    assert len(content(output / "results.json")) == 2 * (3 + 6)
-    shown, rate = numbers_of(output / "odd.mp4", scale=4)
+    assert written <= set(file_names(output))
+    assert len(read_json(output / "results.json")) == 2 * (3 + 6)
+    shown, rate = read_numbers(output / "odd.mp4", scale=4)
     assert shown == [0, 1, 2]
     assert rate == pytest.approx(1000 / 15, abs=0.002)
 
@@ -366,10 +366,10 @@ def test_a_full_disk_ends_the_prediction(tmp_path, files, monkeypatch):
     def full(*_):
         raise OSError(errno.ENOSPC, "No space left on device", "a.json")
 
-    monkeypatch.setattr(run.writers, "write_json", full)
+    monkeypatch.setattr(writers, "write_json", full)
     with pytest.raises(OSError, match="No space left"):
-        predict_files(Fake(), files, tmp_path / "out", save=["json"])
-    assert not content(tmp_path / "out" / "summary.json")["complete"]
+        predict_files(FakePredictor(), files, tmp_path / "out", save=["json"])
+    assert not read_json(tmp_path / "out" / "summary.json")["complete"]
 
 
 def test_a_second_prediction_into_the_same_folder_is_refused(files, tmp_path):
@@ -377,16 +377,16 @@ def test_a_second_prediction_into_the_same_folder_is_refused(files, tmp_path):
 
     def second(index):
         with pytest.raises(ConfigError, match=f"--output={output}: another prediction is writing there"):
-            predict_files(Fake(), [files[2]], output, save=["coco"])
-        predict_files(Fake(), [files[2]], tmp_path / "other", save=["coco"])
+            predict_files(FakePredictor(), [files[2]], output, save=["coco"])
+        predict_files(FakePredictor(), [files[2]], tmp_path / "other", save=["coco"])
 
-    assert predict_files(Fake(second), [files[0]], output, save=["coco"]).complete
-    assert len(content(output / "results.json")) == 2
-    assert predict_files(Fake(), [files[2]], output, save=["coco"]).complete  # now it is free
+    assert predict_files(FakePredictor(second), [files[0]], output, save=["coco"]).complete
+    assert len(read_json(output / "results.json")) == 2
+    assert predict_files(FakePredictor(), [files[2]], output, save=["coco"]).complete  # the lock is released
 
 
 @pytest.mark.medium
-def test_a_prediction_that_was_killed_leaves_its_folder_free(files, tmp_path):
+def test_killed_prediction_releases_its_lock(files, tmp_path):
     (tmp_path / "out").mkdir()
     code = (
         "import sys, time, pathlib; from mrcnn_jax.runtime import files\n"
@@ -395,35 +395,35 @@ def test_a_prediction_that_was_killed_leaves_its_folder_free(files, tmp_path):
     with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as other:
         assert other.stdout.readline() == "True\n"
         with pytest.raises(ConfigError, match="another prediction"):
-            predict_files(Fake(), [files[0]], tmp_path / "out", save=["coco"])
+            predict_files(FakePredictor(), [files[0]], tmp_path / "out", save=["coco"])
         other.kill()
-    assert predict_files(Fake(), [files[0]], tmp_path / "out", save=["coco"]).complete
+    assert predict_files(FakePredictor(), [files[0]], tmp_path / "out", save=["coco"]).complete
 
 
-def test_a_truncated_video_gives_what_is_there_and_is_named(tmp_path):
-    path = film(tmp_path / "cut.avi", 100)
+def test_truncated_video_is_read_as_far_as_possible_and_reported(tmp_path):
+    path = write_video(tmp_path / "cut.avi", 100)
     whole = path.read_bytes()
     path.write_bytes(whole[: len(whole) // 2])
     (tmp_path / "text.mp4").write_bytes(b"no video")
-    good = film(tmp_path / "good.avi", 5)
+    good = write_video(tmp_path / "good.avi", 5)
     output = tmp_path / "out"
-    outcome = predict_files(Fake(), [path, tmp_path / "text.mp4", good], output)
-    shown, _ = numbers_of(output / "cut.mp4", scale=4)
+    summary = predict_files(FakePredictor(), [path, tmp_path / "text.mp4", good], output)
+    shown, _ = read_numbers(output / "cut.mp4", scale=4)
     assert 20 < len(shown) < 80
     assert shown == list(range(len(shown)))
-    assert outcome.frames == len(shown) + 5
-    assert outcome.failures == [
+    assert summary.frames == len(shown) + 5
+    assert summary.failures == [
         f"{path}: only the first {len(shown)} of 100 frames can be read",
         f"{tmp_path / 'text.mp4'}: not a video that can be decoded",
     ]
-    assert names(output) == ["cut.mp4", "good.mp4", "results.json", "summary.json"]
+    assert file_names(output) == ["cut.mp4", "good.mp4", "results.json", "summary.json"]
 
 
 class Camera:
-    """A cv2.VideoCapture that gives `pattern`s a quarter of a second apart, and says that it makes 10 a second."""
+    """A cv2.VideoCapture that returns numbered frames 0.25 s apart and states 10 frames per second."""
 
     def __init__(self, clock, count=1000):
-        self.clock, self.count, self.given = clock, count, 0
+        self.clock, self.count, self.num_read = clock, count, 0
 
     def __call__(self, which):
         assert which == 3
@@ -436,11 +436,11 @@ class Camera:
         return {cv2.CAP_PROP_FPS: 10.0, cv2.CAP_PROP_FRAME_COUNT: -1.0}[prop]
 
     def read(self):
-        if self.given == self.count:
+        if self.num_read == self.count:
             return False, None
-        self.given += 1
+        self.num_read += 1
         self.clock.now += 0.25
-        return True, pattern(self.given)
+        return True, numbered_frame(self.num_read)
 
     def release(self):
         pass
@@ -453,8 +453,8 @@ def clock(monkeypatch):
     return clock
 
 
-def with_camera(monkeypatch, camera):
-    """The sources see a camera; the writers' check of their own file sees a file."""
+def replace_camera(monkeypatch, camera):
+    """Replace cv2.VideoCapture for camera numbers, not for files."""
     monkeypatch.setattr(
         sources.cv2,
         "VideoCapture",
@@ -462,22 +462,24 @@ def with_camera(monkeypatch, camera):
     )
 
 
-def test_a_camera_is_read_until_ctrl_c_and_its_film_runs_in_real_time(tmp_path, monkeypatch, clock, capsys):
-    with_camera(monkeypatch, Camera(clock))
-    interrupted = Fake(after=lambda index: os.kill(os.getpid(), signal.SIGINT) if index == 3 else None)
-    with pytest.raises(Interrupted, match="4 instances in 4 frames until then"):
+def test_camera_is_read_until_ctrl_c_and_its_video_runs_in_real_time(tmp_path, monkeypatch, clock, capsys):
+    replace_camera(monkeypatch, Camera(clock))
+    interrupted = FakePredictor(after=lambda index: os.kill(os.getpid(), signal.SIGINT) if index == 3 else None)
+    with pytest.raises(Interrupted, match="stopped after 4 instances in 4 frames; "):
         predict_files(interrupted, ["3"], tmp_path / "out")
-    shown, rate = numbers_of(tmp_path / "out" / "camera-3.mp4", scale=4)
+    shown, rate = read_numbers(tmp_path / "out" / "camera-3.mp4", scale=4)
     assert rate == 10
-    assert shown == [1, 1, 2, 2, 2, 3, 3, 4]  # where there is no picture the one before is seen
-    assert [record["frame"] for record in content(tmp_path / "out" / "results.json")[::2]] == [0, 2, 5, 7]
+    assert shown == [1, 1, 2, 2, 2, 3, 3, 4]  # skipped frames repeat the last one
+    assert [record["frame"] for record in read_json(tmp_path / "out" / "results.json")[::2]] == [0, 2, 5, 7]
 
 
-def test_a_camera_that_is_not_there_or_gives_up_is_named(tmp_path, monkeypatch, clock):
-    with_camera(monkeypatch, Camera(clock, count=0))
-    outcome = predict_files(Fake(), ["3"], tmp_path / "out")
-    assert outcome.failures == ["camera 3: it cannot be opened; is it connected, and may you read /dev/video3?"]
-    with_camera(monkeypatch, Camera(clock, count=2))
-    outcome = predict_files(Fake(), ["3"], tmp_path / "out")
-    assert outcome.failures == ["camera 3: it gives no more pictures after 2"]
-    assert outcome.frames == 2
+def test_failing_cameras_are_reported(tmp_path, monkeypatch, clock):
+    replace_camera(monkeypatch, Camera(clock, count=0))
+    summary = predict_files(FakePredictor(), ["3"], tmp_path / "out")
+    assert summary.failures == [
+        "camera 3: it cannot be opened; check that it is connected and that you may read /dev/video3"
+    ]
+    replace_camera(monkeypatch, Camera(clock, count=2))
+    summary = predict_files(FakePredictor(), ["3"], tmp_path / "out")
+    assert summary.failures == ["camera 3: no more frames after 2"]
+    assert summary.frames == 2

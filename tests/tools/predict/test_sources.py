@@ -1,4 +1,4 @@
-"""Inputs of predict.py: what is a file, a folder, a pattern, a camera, and what their results are called."""
+"""Inputs of a prediction: files, folders, patterns, cameras, and the names of their results."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from mrcnn_jax.tools.predict.sources import Source, find, names
+from mrcnn_jax.tools.predict.sources import MediaSource, find_sources, result_names
 
 
 @pytest.fixture
@@ -22,28 +22,28 @@ def tree(tmp_path, monkeypatch):
         Path(hidden).touch()
 
 
-def found(*inputs):
-    sources, nothing = find(inputs, Path("found"))
-    assert not nothing
+def kinds_and_paths(*inputs):
+    sources, messages = find_sources(inputs, Path("found"))
+    assert not messages
     return [(source.kind, source.path) for source in sources]
 
 
-def test_a_folder_is_searched_in_order_of_names(tree):
-    sources, _ = find(["."], Path("found"))
+def test_folder_is_searched_recursively_in_sorted_order(tree):
+    sources, _ = find_sources(["."], Path("found"))
     assert [source.name for source in sources] == ["a", "a[1]", "b", "clip", "street/deep/y", "street/x"]
     assert [source.kind for source in sources] == ["image"] * 3 + ["video"] + ["image"] * 2
-    assert [source.name for source in find(["street"], Path("found"))[0]] == ["deep/y", "x"]
+    assert [source.name for source in find_sources(["street"], Path("found"))[0]] == ["deep/y", "x"]
 
 
-def test_patterns_are_as_in_a_shell_and_go_deep_with_two_stars(tree):
-    assert found("*.png") == [("image", "a.png"), ("image", "a[1].png")]
-    assert found("**/*.tif") == [("image", "street/deep/y.tif")]
-    assert found("str*") == [("image", "street/deep/y.tif"), ("image", "street/x.webp")]
-    assert found("a[1].png") == [("image", "a[1].png")]  # a file of that name comes before the pattern
+def test_glob_patterns(tree):
+    assert kinds_and_paths("*.png") == [("image", "a.png"), ("image", "a[1].png")]
+    assert kinds_and_paths("**/*.tif") == [("image", "street/deep/y.tif")]
+    assert kinds_and_paths("str*") == [("image", "street/deep/y.tif"), ("image", "street/x.webp")]
+    assert kinds_and_paths("a[1].png") == [("image", "a[1].png")]  # an existing file is not a pattern
 
 
-def test_named_files_are_images_or_videos(tree):
-    assert found("notes.txt", "b.JPG", "clip.MOV", "absent.png") == [
+def test_given_files_are_images_or_videos(tree):
+    assert kinds_and_paths("notes.txt", "b.JPG", "clip.MOV", "absent.png") == [
         ("image", "notes.txt"),
         ("image", "b.JPG"),
         ("video", "clip.MOV"),
@@ -51,7 +51,7 @@ def test_named_files_are_images_or_videos(tree):
     ]
 
 
-def test_in_folders_content_tells_what_the_suffix_does_not(tree, caplog):
+def test_files_of_folders_are_recognized_by_suffix_or_content(tree, caplog):
     heads = {
         "photo": b"\xff\xd8\xff\xe0",
         "scan.dat": b"II*\0",
@@ -70,48 +70,48 @@ def test_in_folders_content_tells_what_the_suffix_does_not(tree, caplog):
     Path("mixed", "v.3GP").touch()
     os.mkfifo("mixed/pipe.jpg")
     with caplog.at_level(logging.INFO):
-        kinds = {Path(path).name: kind for kind, path in found("mixed")}
+        kinds = {Path(path).name: kind for kind, path in kinds_and_paths("mixed")}
     images = dict.fromkeys(("photo", "scan.dat", "x.heic2", "g.pnm2", "b.map", "u.JFIF"), "image")
     assert kinds == {**images, **dict.fromkeys(("film.bin", "old", "v.3GP"), "video")}
     assert caplog.messages == ["mixed: skipped 3 files, neither images nor videos: labels.json, notes.txt, pipe.jpg"]
-    assert found("mixed/film.bin") == [("video", "mixed/film.bin")]
+    assert kinds_and_paths("mixed/film.bin") == [("video", "mixed/film.bin")]
 
 
 def test_linked_folders_are_searched(tree):
     Path("in").mkdir()
     Path("in/linked").symlink_to("../street")
     Path("in/round").symlink_to("..")
-    assert [path for _, path in found("in")] == ["in/linked/deep/y.tif", "in/linked/x.webp"]
+    assert [path for _, path in kinds_and_paths("in")] == ["in/linked/deep/y.tif", "in/linked/x.webp"]
 
 
 @pytest.mark.parametrize("address", ["rtsp://192.0.2.1/stream", "https://example.org/a.jpg?size=[1]"])
-def test_addresses_are_told(tree, address):
-    sources, (message,) = find([address], Path("found"))
+def test_urls_are_refused(tree, address):
+    sources, (message,) = find_sources([address], Path("found"))
     assert not sources
-    assert message.startswith(f"{address}: addresses are not read; save it to a file first")
+    assert message.startswith(f"{address}: URLs are not supported; save it to a file first")
 
 
-def test_what_is_no_file_is_not_opened(tree):
+def test_pipes_are_not_opened(tree):
     os.mkfifo("pipe")
-    sources, (message,) = find(["pipe"], Path("found"))
+    sources, (message,) = find_sources(["pipe"], Path("found"))
     assert not sources
-    assert message == "pipe: it is a device or a pipe, not a file; a camera is given by its number"
+    assert message == "pipe: it is a device or a pipe, not a file; give a camera by its number"
 
 
-def test_a_bare_number_is_a_camera_unless_it_is_a_file(tree):
-    assert found("0", "7") == [("camera", "0"), ("image", "7")]
-    assert find(["0"], Path("found"))[0][0].name == "camera-0"
+def test_number_is_a_camera_unless_a_file_has_that_name(tree):
+    assert kinds_and_paths("0", "7") == [("camera", "0"), ("image", "7")]
+    assert find_sources(["0"], Path("found"))[0][0].name == "camera-0"
 
 
-def test_inputs_without_any_are_named(tree):
+def test_inputs_without_images_are_reported(tree):
     Path("empty").mkdir()
-    sources, nothing = find(["empty", "a.png", "*.gif"], Path("found"))
+    sources, messages = find_sources(["empty", "a.png", "*.gif"], Path("found"))
     assert len(sources) == 1
-    assert [message.split(":")[0] for message in nothing] == ["empty", "*.gif"]
+    assert [message.split(":")[0] for message in messages] == ["empty", "*.gif"]
 
 
-def test_results_of_the_same_name_do_not_overwrite_each_other():
+def test_names_of_results_are_unique():
     given = ["a", "a", "A", "x/a", "b.mask", "b", "results", "c", "c.mask"]
-    chosen = names([Source("image", "", name) for name in given], reserved=["results"])
+    chosen = result_names([MediaSource("image", "", name) for name in given], reserved=["results"])
     assert chosen == ["a", "a-2", "A-3", "x/a", "b.mask", "b-2", "results-2", "c", "c.mask-2"]
-    assert names([Source("image", "", name) for name in ("a", "a-2", "a")]) == ["a", "a-2", "a-3"]
+    assert result_names([MediaSource("image", "", name) for name in ("a", "a-2", "a")]) == ["a", "a-2", "a-3"]

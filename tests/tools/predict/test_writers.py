@@ -1,4 +1,4 @@
-"""Files of a prediction: instance numbers, JSON lists, videos that could not be written."""
+"""Result files of a prediction: instance maps, JSON lists, videos."""
 
 from __future__ import annotations
 
@@ -27,27 +27,27 @@ def prediction(boxes, size=(40, 60), **fields):
     )
 
 
-def test_the_better_instance_is_on_top():
-    numbers = writers.instance_numbers(prediction([[0, 0, 40, 40], [20, 0, 60, 40]]))
+def test_higher_score_wins_where_masks_overlap():
+    numbers = writers.instance_map(prediction([[0, 0, 40, 40], [20, 0, 60, 40]]))
     assert numbers.dtype == np.uint8
     assert numbers[20, [10, 30, 50]].tolist() == [1, 1, 2]
 
 
 @pytest.mark.parametrize(("count", "dtype"), [(0, np.uint8), (255, np.uint8), (256, np.uint16)])
-def test_instances_beyond_255_take_16_bits_in_the_file_too(tmp_path, count, dtype):
+def test_more_than_255_instances_take_16_bits(tmp_path, count, dtype):
     boxes = [[4 * (i % 15), 4 * (i // 15), 4 * (i % 15) + 4, 4 * (i // 15) + 4] for i in range(count)]
     path = tmp_path / "deep" / "a.mask.png"
-    writers.write_picture(path, writers.instance_numbers(prediction(boxes, size=(80, 60))))
+    writers.write_image(path, writers.instance_map(prediction(boxes, size=(80, 60))))
     numbers = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
     assert (numbers.dtype, numbers.shape, numbers.max()) == (dtype, (80, 60), count)
     for i, (left, top, _, _) in enumerate(boxes):
         assert numbers[top + 2, left + 2] == i + 1
 
 
-def test_colors_are_kept(tmp_path):
+def test_images_are_written_as_rgb(tmp_path):
     red = np.zeros((8, 8, 3), np.uint8)
     red[..., 0] = 255
-    writers.write_picture(tmp_path / "red.png", red)
+    writers.write_image(tmp_path / "red.png", red)
     assert cv2.imread(str(tmp_path / "red.png"))[0, 0].tolist() == [0, 0, 255]
 
 
@@ -61,21 +61,21 @@ def test_json_has_keypoints_by_name(tmp_path):
     assert written["instances"][0]["category_id"] == 5
 
 
-def test_a_list_that_is_broken_off_is_whole(tmp_path):
-    def break_off():
-        with writers.Results(tmp_path / "r.json") as results:
+def test_results_are_valid_json_after_an_error(tmp_path):
+    def fail():
+        with writers.ResultsWriter(tmp_path / "r.json") as results:
             results.add([{"a": 1}, {"a": 2}])
             results.add([])
             results.add([{"a": 3}])
             raise RuntimeError
 
     with pytest.raises(RuntimeError):
-        break_off()
+        fail()
     assert json.loads((tmp_path / "r.json").read_text()) == [{"a": 1}, {"a": 2}, {"a": 3}]
 
 
-def test_an_odd_video_loses_its_last_row_and_column(tmp_path):
-    with writers.Video(tmp_path / "odd.mp4", 24000 / 1001) as video:
+def test_odd_video_loses_its_last_row_and_column(tmp_path):
+    with writers.VideoWriter(tmp_path / "odd.mp4", 24000 / 1001) as video:
         for number in range(3):
             video.write(number, np.full((51, 63, 3), 80 * number, np.uint8))
     capture = cv2.VideoCapture(str(tmp_path / "odd.mp4"))
@@ -85,7 +85,7 @@ def test_an_odd_video_loses_its_last_row_and_column(tmp_path):
 
 
 def write_two_frames(path, then=lambda: None):
-    with writers.Video(path, 25) as video:
+    with writers.VideoWriter(path, 25) as video:
         for number in range(2):
             video.write(number, np.zeros((32, 32, 3), np.uint8))
         then()
@@ -103,9 +103,9 @@ def write_two_frames(path, then=lambda: None):
         (0.0001, 0.002),
     ],
 )
-def test_a_rate_that_mpeg4_cannot_state_becomes_the_nearest(tmp_path, rate, nearest):
+def test_frame_rate_becomes_the_nearest_one_of_mpeg4(tmp_path, rate, nearest):
     path = tmp_path / "film.mp4"
-    with writers.Video(path, rate) as video:
+    with writers.VideoWriter(path, rate) as video:
         for number in range(3):
             video.write(number, np.zeros((32, 32, 3), np.uint8))
     capture = cv2.VideoCapture(str(path))
@@ -114,21 +114,21 @@ def test_a_rate_that_mpeg4_cannot_state_becomes_the_nearest(tmp_path, rate, near
     assert nearest == pytest.approx(rate, abs=0.0022)
 
 
-def test_any_rate_of_a_film_can_be_stated():
+def test_every_frame_rate_has_one_near_it():
     for rate in np.random.default_rng(0).uniform(0.01, 1000, 500):
-        stated = Fraction(writers.representable_rate(rate)).limit_denominator(1000)
-        assert stated.numerator < 2**16
-        assert float(stated) == pytest.approx(rate, abs=0.02)
+        near = Fraction(writers.nearest_frame_rate(rate)).limit_denominator(1000)
+        assert near.numerator < 2**16
+        assert float(near) == pytest.approx(rate, abs=0.02)
 
 
-def test_a_picture_that_has_no_file_of_its_kind_is_told(tmp_path):
-    with pytest.raises(OSError, match=r"70000x1 has no such file: .*a\.jpg"):
-        writers.write_picture(tmp_path / "a.jpg", np.zeros((1, 70000, 3), np.uint8))
+def test_image_too_large_for_its_format_is_refused(tmp_path):
+    with pytest.raises(OSError, match=r"70000x1 pixels cannot be stored as \.jpg: .*a\.jpg"):
+        writers.write_image(tmp_path / "a.jpg", np.zeros((1, 70000, 3), np.uint8))
 
 
-def test_a_video_that_cannot_be_written_is_told(tmp_path):
-    with pytest.raises(OSError, match=r"OpenCV cannot write a video of 32x32 pixels, 25 a second, there"):
+def test_video_that_cannot_be_written_is_reported(tmp_path):
+    with pytest.raises(OSError, match=r"OpenCV cannot write a video of 32x32 pixels at 25 frames/s"):
         write_two_frames(tmp_path)  # a folder
     path = tmp_path / "full.mp4"
     with pytest.raises(OSError, match=r"only 0 of 2 frames .*full\.mp4"):
-        write_two_frames(path, path.unlink)  # as a full disk leaves it: without what was written
+        write_two_frames(path, path.unlink)  # like after a full disk

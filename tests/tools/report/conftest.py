@@ -1,4 +1,4 @@
-"""The made-up results, analyzed once."""
+"""Fixtures: scores and analysis of the fake results."""
 
 from __future__ import annotations
 

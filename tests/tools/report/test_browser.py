@@ -1,4 +1,4 @@
-"""The page in a real browser: what is clicked on does what it says, and nothing is fetched from anywhere."""
+"""The report in a browser: controls, layout, and no network access."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 
 from mrcnn_jax.evaluation.analysis import Analysis
 from mrcnn_jax.evaluation.coco_metrics import Scores
-from mrcnn_jax.tools.report import write
+from mrcnn_jax.tools.report.write import write_report
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="playwright drives the browser: pip install -e '.[test]'")
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
@@ -26,7 +26,7 @@ pytestmark = [
 @pytest.fixture(scope="module")
 def address(scores: Scores, made: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
     output = tmp_path_factory.mktemp("browser") / "report.html"
-    write(scores, made / "images", output, title="made up")
+    write_report(scores, made / "images", output, title="made up")
     return output.as_uri()
 
 
@@ -40,15 +40,15 @@ def browser() -> Iterator[Any]:
 
 @pytest.fixture
 def view(browser: Any, address: str) -> Iterator[Any]:
-    """Opens the page; in the end nothing was complained of and nothing was fetched."""
-    contexts, complaints, requests = [], [], []
+    """A function that opens the page. Afterwards, checks that there were no errors and no requests."""
+    contexts, errors, requests = [], [], []
 
     def open_page(width: int = 1300, **options: Any) -> Any:
         context = browser.new_context(viewport={"width": width, "height": 900}, **options)
         contexts.append(context)
         page = context.new_page()
-        page.on("console", lambda message: complaints.append(message.text))
-        page.on("pageerror", lambda error: complaints.append(str(error)))
+        page.on("console", lambda message: errors.append(message.text))
+        page.on("pageerror", lambda error: errors.append(str(error)))
         page.on("request", lambda request: requests.append(request.url))
         page.goto(address)
         return page
@@ -56,7 +56,7 @@ def view(browser: Any, address: str) -> Iterator[Any]:
     yield open_page
     for context in contexts:
         context.close()
-    assert complaints == []
+    assert errors == []
     assert {url for url in requests if not url.startswith("data:")} == {address}
 
 
@@ -64,30 +64,30 @@ def shown(page: Any, selector: str) -> int:
     return page.locator(f"{selector}:visible").count()
 
 
-def files(page: Any) -> list[str]:
-    """The pictures that are there, in their order."""
-    return page.locator(".pictures figure:visible figcaption b").all_inner_texts()
+def visible_files(page: Any) -> list[str]:
+    """The file names of the visible images, in order."""
+    return page.locator(".images figure:visible figcaption b").all_inner_texts()
 
 
-def test_class_is_chosen_everywhere_at_once(view: Any) -> None:
+def test_selected_class_applies_everywhere(view: Any) -> None:
     page = view()
-    assert len(files(page)) == 5
-    every = page.locator("[data-precision] b").all_inner_texts()
-    page.select_option("#pictures-class", label="kite")
-    assert sorted(files(page)) == ["0.png", "2.png"]
-    assert page.inner_text("#status") == "2 of 5 pictures"
-    assert page.input_value("#curves-class") == page.input_value("#pictures-class")
+    assert len(visible_files(page)) == 5
+    all_averages = page.locator("[data-precision] b").all_inner_texts()
+    page.select_option("#images-class", label="kite")
+    assert sorted(visible_files(page)) == ["0.png", "2.png"]
+    assert page.inner_text("#status") == "2 of 5 images"
+    assert page.input_value("#curves-class") == page.input_value("#images-class")
     of_first = page.locator("figure:has-text('0.png')")
     for layer in ("masks path", "boxes > g", "skeletons > g", "names text"):
-        assert of_first.locator(f".predicted .{layer}:not(.faint)").count() == 2  # predicted as kites
-        assert of_first.locator(f".annotated .{layer}:not(.faint)").count() == 3
-    assert page.locator(".tab-segm tr.chosen").inner_text().startswith("kite")
-    one = page.locator("[data-precision] b").all_inner_texts()
-    assert one != every
-    assert one[5] == page.locator(".tab-segm tr.chosen td").nth(1).inner_text()  # its AP, of masks
+        assert of_first.locator(f".predicted .{layer}:not(.dimmed)").count() == 2  # predicted as kites
+        assert of_first.locator(f".annotated .{layer}:not(.dimmed)").count() == 3
+    assert page.locator(".tab-segm tr.selected").inner_text().startswith("kite")
+    averages = page.locator("[data-precision] b").all_inner_texts()
+    assert averages != all_averages
+    assert averages[5] == page.locator(".tab-segm tr.selected td").nth(1).inner_text()  # AP of masks
     page.select_option("#curves-class", "")
-    assert len(files(page)) == 5
-    assert page.locator("[data-precision] b").all_inner_texts() == every
+    assert len(visible_files(page)) == 5
+    assert page.locator("[data-precision] b").all_inner_texts() == all_averages
 
 
 def test_curves_of_a_class(view: Any, analysis: Analysis) -> None:
@@ -102,36 +102,36 @@ def test_curves_of_a_class(view: Any, analysis: Analysis) -> None:
         np.testing.assert_allclose((y - bottom) / (top - bottom), expected, atol=0.004)
 
 
-def test_class_without_pictures(view: Any) -> None:
+def test_class_without_images(view: Any) -> None:
     page = view()
     page.select_option("#curves-class", label="kiwi")
-    assert files(page) == []
-    assert page.inner_text("#status") == "0 of 5 pictures; no picture on this page has what was asked for"
+    assert visible_files(page) == []
+    assert page.inner_text("#status") == "0 of 5 images; no image on this page matches"
     assert page.locator("[data-precision] polyline").first.get_attribute("points") == ""
     assert page.locator("[data-precision] b").first.inner_text() == "\N{EN DASH}"
     assert shown(page, ".group") == 0
 
 
-def test_class_in_the_table_is_a_switch(view: Any) -> None:
+def test_class_in_the_table_is_toggled(view: Any) -> None:
     page = view()
     page.click(".tab-segm th button:has-text('boat')")
-    assert sorted(files(page)) == ["0.png", "1.png"]
+    assert sorted(visible_files(page)) == ["0.png", "1.png"]
     page.click(".tab-segm th button:has-text('boat')")
-    assert len(files(page)) == 5
+    assert len(visible_files(page)) == 5
 
 
 def test_group_and_outcome(view: Any) -> None:
     page = view()
     page.select_option("#group", "best")
-    assert files(page) == ["1.png", "2.png"]
+    assert visible_files(page) == ["1.png", "2.png"]
     assert page.locator("h3:visible").all_inner_texts() == ["Best"]
     page.select_option("#group", "")
     for outcome in ("duplicate", "classification", "localization", "both", "background"):
         page.select_option("#outcome", outcome)
-        assert files(page) == ["0.png"], outcome
-        assert page.locator(".pictures figure:visible .boxes > g:not(.faint)").count() == 1
+        assert visible_files(page) == ["0.png"], outcome
+        assert page.locator(".images figure:visible .boxes > g:not(.dimmed)").count() == 1
     page.select_option("#outcome", "missed")
-    assert sorted(files(page)) == ["0.png", "3.png"]
+    assert sorted(visible_files(page)) == ["0.png", "3.png"]
 
 
 def test_slider_hides_predictions_below_it(view: Any) -> None:
@@ -152,7 +152,7 @@ def test_slider_hides_predictions_below_it(view: Any) -> None:
 def test_layers(view: Any) -> None:
     page = view()
     for layer, element in (("masks", "path"), ("boxes", "rect"), ("skeletons", "circle"), ("names", "text")):
-        drawn = f".pictures .{layer} {element}"
+        drawn = f".images .{layer} {element}"
         assert shown(page, drawn) > 0
         page.uncheck(f".show-{layer}")
         assert shown(page, drawn) == 0
@@ -177,10 +177,10 @@ def test_sorting(view: Any) -> None:
     page.keyboard.press("Space")
     assert head.get_attribute("aria-sort") == "ascending"
     assert [float(text) for text in values.all_inner_texts()[:3]] == sorted(numbers)
-    assert names.all_inner_texts()[3] == "kiwi"  # what has no number comes last in either order
+    assert names.all_inner_texts()[3] == "kiwi"  # undefined values come last in either order
 
 
-def test_tables_behind_tabs(view: Any) -> None:
+def test_tabs(view: Any) -> None:
     page = view()
     assert shown(page, ".tab") == 1
     page.check(".pick-keypoints")
@@ -189,26 +189,26 @@ def test_tables_behind_tabs(view: Any) -> None:
 
 def test_enlarging(view: Any) -> None:
     page = view()
-    figure = page.locator("#picture0")
+    figure = page.locator("#image0")
     before = figure.bounding_box()["width"]
     figure.locator("a.pair").click()
     assert figure.bounding_box()["width"] > 1.5 * before
-    figure.locator("a.smaller").click()
+    figure.locator("a.close").click()
     assert figure.bounding_box()["width"] == before
 
 
-def test_everything_is_reached_by_keys(view: Any) -> None:
+def test_keyboard_navigation(view: Any) -> None:
     page = view()
-    page.focus("#pictures-class")
-    reached = []
+    page.focus("#images-class")
+    focused = []
     for _ in range(8):
         page.keyboard.press("Tab")
-        reached.append(page.evaluate("document.activeElement.id || document.activeElement.className"))
-    switches = ["show-masks", "show-boxes", "show-skeletons", "show-names"]
-    assert reached == ["group", "outcome", "score", *switches, "pair"]
+        focused.append(page.evaluate("document.activeElement.id || document.activeElement.className"))
+    toggles = ["show-masks", "show-boxes", "show-skeletons", "show-names"]
+    assert focused == ["group", "outcome", "score", *toggles, "pair"]
     assert page.evaluate("getComputedStyle(document.activeElement).outlineStyle") == "solid"
     page.keyboard.press("Enter")
-    assert page.url.endswith("#picture0")
+    assert page.url.endswith("#image0")
 
 
 CONTRAST = """(selector) => {
@@ -218,43 +218,43 @@ CONTRAST = """(selector) => {
     return 0.2126 * r + 0.7152 * g + 0.0722 * b;
   };
   const element = document.querySelector(selector);
-  let ground = element;
-  while (getComputedStyle(ground).backgroundColor === "rgba(0, 0, 0, 0)") ground = ground.parentElement;
-  const [a, b] = [getComputedStyle(element).color, getComputedStyle(ground).backgroundColor].map(luminance);
+  let background = element;
+  while (getComputedStyle(background).backgroundColor === "rgba(0, 0, 0, 0)") background = background.parentElement;
+  const [a, b] = [getComputedStyle(element).color, getComputedStyle(background).backgroundColor].map(luminance);
   return [(Math.max(a, b) + 0.05) / (Math.min(a, b) + 0.05), b];
 }"""
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_text_can_be_read(view: Any, scheme: str) -> None:
-    """As WCAG wants it: a contrast of 4.5 at least."""
+def test_text_contrast(view: Any, scheme: str) -> None:
+    """WCAG requires a contrast of at least 4.5."""
     page = view(color_scheme=scheme)
     for selector in (
         "body",
         "h1",
-        ".where",
-        ".meaning",
+        ".note",
+        ".description",
         "figcaption span",
         ".tile span",
         ".legend",
         "#status",
         "select",
     ):
-        contrast, ground = page.evaluate(CONTRAST, selector)
+        contrast, background = page.evaluate(CONTRAST, selector)
         assert contrast >= 4.5, selector
-        assert (ground > 0.5) == (scheme == "light"), selector
+        assert (background > 0.5) == (scheme == "light"), selector
 
 
 @pytest.mark.parametrize("width", [320, 400, 1300, 2200])
-def test_nothing_sticks_out(view: Any, width: int) -> None:
+def test_no_horizontal_scrolling(view: Any, width: int) -> None:
     page = view(width=width)
     assert page.evaluate("document.documentElement.scrollWidth") <= width
 
 
-def test_reads_without_scripts(view: Any) -> None:
+def test_page_without_scripts(view: Any) -> None:
     page = view(java_script_enabled=False)
-    assert shown(page, ".scripted") == 0
-    assert len(files(page)) == 5
+    assert shown(page, ".js-only") == 0
+    assert len(visible_files(page)) == 5
     page.uncheck(".show-masks")
     assert shown(page, ".masks path") == 0
     page.check(".pick-bbox")

@@ -1,4 +1,4 @@
-"""Tables, curves and matrices say what the analysis says."""
+"""Tables, curves and confusion matrices of the report."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ def rows(markup: str) -> list[list[str]]:
 
 
 def test_metrics(analysis: Analysis) -> None:
-    odd = dataclasses.replace(analysis.tables[0], metrics={**analysis.tables[0].metrics, "APs": -1.0, "APx": 0.25})
-    read = {row[0].split(" ")[0]: row[1:] for row in rows(tables.metrics([odd, analysis.tables[2]]))}
-    assert read["AP"] == [f"{table.metrics['AP']:.3f}" for table in (odd, analysis.tables[2])]
-    assert read["APs"] == ["\N{EN DASH}", ""]  # no small objects; and keypoints have no such metric
+    changed = dataclasses.replace(analysis.tables[0], metrics={**analysis.tables[0].metrics, "APs": -1.0, "APx": 0.25})
+    read = {row[0].split(" ")[0]: row[1:] for row in rows(tables.metrics([changed, analysis.tables[2]]))}
+    assert read["AP"] == [f"{table.metrics['AP']:.3f}" for table in (changed, analysis.tables[2])]
+    assert read["APs"] == ["\N{EN DASH}", ""]  # no small objects; undefined for keypoints
     assert read["APx"] == ["0.250", ""]
     assert read["AR75"][0] == ""
 
@@ -52,14 +52,14 @@ def test_errors(analysis: Analysis) -> None:
     assert "width:-" not in markup
 
 
-def test_curves_of_all_classes_have_the_area_of_the_table(analysis: Analysis) -> None:
+def test_averages_of_the_curves_are_those_of_the_table(analysis: Analysis) -> None:
     for table in analysis.tables:
         averages = re.findall(r"<b>([^<]*)</b>", charts.curves(table))
         assert averages == [f"{table.metrics[name]:.3f}" for name in ("AP50", "AP75", "AP")]
 
 
 def levels(markup: str, classes: int) -> np.ndarray:
-    """(C, 3, recalls), as the script reads it; 255 for none."""
+    """The levels (C, 3, recalls) that report.js reads; 255 is undefined."""
     (encoded,) = re.findall(r'data-precision="([^"]*)"', markup)
     return np.frombuffer(base64.b64decode(encoded), np.uint8).reshape(classes, 3, -1)
 
@@ -88,12 +88,12 @@ def test_curves_of_many_classes_are_coarser(analysis: Analysis) -> None:
 
 def test_histogram(analysis: Analysis) -> None:
     markup = charts.histogram(analysis.tables[0], 0.5)
-    assert "score 0.95 to 1.00: 3 right, 0 wrong" in markup
-    right, wrong = analysis.tables[0].histogram
-    assert markup.count("<rect") == np.count_nonzero(right) + np.count_nonzero(wrong)
+    assert "score 0.95 to 1.00: 3 correct, 0 wrong" in markup
+    correct, wrong = analysis.tables[0].histogram
+    assert markup.count("<rect") == np.count_nonzero(correct) + np.count_nonzero(wrong)
 
 
-def test_small_confusion_is_shown_as_it_is(analysis: Analysis) -> None:
+def test_small_confusion_matrix_is_complete(analysis: Analysis) -> None:
     table = analysis.tables[1]
     read = rows(confusion.matrix(table, analysis.categories))
     assert [row[0] for row in read[1:]] == ["boat", "kite", "person", "kiwi", "background"]
@@ -103,13 +103,13 @@ def test_small_confusion_is_shown_as_it_is(analysis: Analysis) -> None:
 
 @pytest.fixture
 def large() -> tuple[np.ndarray, list[Category]]:
-    """Forty classes, of which 20 is often taken for 30."""
+    """Forty classes, of which 20 is often confused with 30."""
     counts = np.random.default_rng(0).integers(0, 3, (41, 41))
     counts[20, 30] = 500
     return counts, [Category(k, f"class {k}", 1) for k in range(40)]
 
 
-def test_large_confusion_keeps_its_sums(analysis: Analysis, large: tuple[np.ndarray, list[Category]]) -> None:
+def test_large_confusion_matrix_keeps_its_sums(analysis: Analysis, large: tuple[np.ndarray, list[Category]]) -> None:
     counts, categories = large
     table = dataclasses.replace(analysis.tables[0], confusion=counts)
     read = rows(confusion.matrix(table, categories))

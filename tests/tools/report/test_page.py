@@ -1,4 +1,4 @@
-"""The page: whole, of bounded size, with nothing in it that a name could bring in."""
+"""The HTML report: content, size, and escaped names."""
 
 from __future__ import annotations
 
@@ -34,12 +34,12 @@ def test_parts_of_the_page(written: Path, scores: Scores) -> None:
         assert heading in read.text
     for iou_type in ("bbox", "segm", "keypoints"):
         assert f"{scores.metrics[f'{iou_type}/AP']:.3f}" in read.text
-    assert read.counts["figure"] == 3 + 2 + 3 + 5  # curves, errors, histograms, pictures
+    assert read.counts["figure"] == 3 + 2 + 3 + 5  # curves, errors, histograms, images
     assert read.counts["image"] == 5
-    assert read.counts["use"] == 5  # no photograph is in the page twice
+    assert read.counts["use"] == 5  # each photograph is stored once
 
 
-def test_links_and_labels_lead_somewhere(written: Path) -> None:
+def test_links_and_labels_have_targets(written: Path) -> None:
     read = Page(written)
     identities = [value for _, name, value in read.attributes if name == "id"]
     assert len(set(identities)) == len(identities)
@@ -65,7 +65,7 @@ def test_nothing_is_loaded_and_one_script_is_run(written: Path) -> None:
 EVIL = """<script>alert(1)</script>"><img src=x onerror=alert(1)>'</title></style>&amp;{}%s\ud800"""
 
 
-def test_names_are_text(tmp_path: Path) -> None:
+def test_names_are_escaped(tmp_path: Path) -> None:
     names = {**fake_results.NAMES, 3: EVIL}
     annotations, results = fake_results.make(tmp_path / EVIL[:8].replace("/", "|"), names)
     output = tmp_path / "report.html"
@@ -79,7 +79,7 @@ def test_names_are_text(tmp_path: Path) -> None:
 
 
 def many_classes(analysis: Analysis, count: int) -> Analysis:
-    """As many classes as LVIS has."""
+    """As many classes as in LVIS."""
     categories = tuple(Category(k, f"class number {k}", k % 5) for k in range(count))
     tables = []
     for table in analysis.tables:
@@ -94,7 +94,7 @@ def many_classes(analysis: Analysis, count: int) -> Analysis:
 
 @pytest.mark.medium
 def test_size_is_bounded(analysis: Analysis, tmp_path: Path) -> None:
-    """1,200 classes, and sixty noisy pictures of a hundred instances, none of which can be compressed."""
+    """1,200 classes, and sixty images of incompressible noise with 200 instances each."""
     wide = many_classes(analysis, 1200)
     instance = analysis.images[0].instances[0]
     rng = np.random.default_rng(0)
@@ -108,14 +108,14 @@ def test_size_is_bounded(analysis: Analysis, tmp_path: Path) -> None:
         classes = frozenset(one.category_id for one in instances)
         images.append(ImageResult(i, f"{i}.png", 120, 160, classes, i / 60, 0, 100, 100, instances))
     drawn = page.render(
-        "many", dataclasses.replace(wide, images=tuple(images)), tmp_path, {}, lambda made, total: list(made)
+        "many", dataclasses.replace(wide, images=tuple(images)), tmp_path, {}, lambda images, total: list(images)
     )
     assert drawn.count("<image") == 52
     assert 2_000_000 < len(drawn.encode()) < 5_000_000
 
 
 def test_results_without_masks_and_images(analysis: Analysis, tmp_path: Path) -> None:
-    """Boxes alone, nothing found, nothing to be seen: the page is there all the same."""
+    """Boxes only, no predictions, and no image files."""
     images = tuple(
         dataclasses.replace(
             image,
@@ -129,12 +129,12 @@ def test_results_without_masks_and_images(analysis: Analysis, tmp_path: Path) ->
     )
     boxes = dataclasses.replace(analysis, tables=analysis.tables[:1], images=images)
     output = tmp_path / "report.html"
-    output.write_text(page.render("boxes", boxes, tmp_path / "nowhere", {}, lambda made, total: list(made)))
+    output.write_text(page.render("boxes", boxes, tmp_path / "nowhere", {}, lambda images, total: list(images)))
     read = Page(output)
     assert read.counts["image"] == 0
     assert read.text.count("the file cannot be read") == 5
-    switches = {value for tag, name, value in read.attributes if tag == "input" and name == "class"}
-    assert switches == {"show-boxes", "show-names"}
+    toggles = {value for tag, name, value in read.attributes if tag == "input" and name == "class"}
+    assert toggles == {"show-boxes", "show-names"}
 
 
 def test_notes_are_in_the_header(analysis: Analysis, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Pictures show what was predicted and what is annotated where it is, in the room that there is."""
+"""Images with predictions and annotations: positions, byte budget, and selection."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from support.outlines import corners
 from mrcnn_jax.data import image_files
 from mrcnn_jax.evaluation.analysis import Analysis, ImageResult, Instance
 from mrcnn_jax.tools.report.pictures import Legend, figure
-from mrcnn_jax.tools.report.select_images import choose
+from mrcnn_jax.tools.report.select_images import select_images
 
 SCALE = 640 / fake_results.WIDTH
 LEGEND = Legend(fake_results.NAMES, {3: 0, 7: 1, 9: 2, 12: 3}, {9: [(0, 1), (1, 2)]})
 
 
-def halves(markup: str) -> list[str]:
-    """Predicted, annotated."""
+def drawings(markup: str) -> list[str]:
+    """The SVGs of predictions and annotations."""
     return re.findall(r"<svg.*?</svg>", markup, re.S)
 
 
@@ -35,11 +35,11 @@ def layers(svg: str) -> list[str]:
 
 @pytest.fixture
 def first(analysis: Analysis, made: Path) -> str:
-    return figure("worst", "picture0", analysis.images[0], made / "images", LEGEND, 60_000)
+    return figure("worst", "image0", analysis.images[0], made / "images", LEGEND, 60_000)
 
 
-def test_masks_lie_where_the_results_say(first: str, analysis: Analysis) -> None:
-    for svg, predicted in zip(halves(first), (True, False), strict=True):
+def test_position_of_masks(first: str, analysis: Analysis) -> None:
+    for svg, predicted in zip(drawings(first), (True, False), strict=True):
         instances = [one for one in analysis.images[0].instances if one.predicted == predicted]
         ordered = sorted(instances, key=lambda one: -np.prod(one.box[2:] - one.box[:2]))
         drawn = re.findall(r'<path d="([^"]*)" class="o-(\w+)"', layers(svg)[0])
@@ -48,49 +48,49 @@ def test_masks_lie_where_the_results_say(first: str, analysis: Analysis) -> None
             found = np.zeros((fake_results.HEIGHT * 8, fake_results.WIDTH * 8), np.uint8)
             cv2.fillPoly(found, [np.rint(p / 4 / SCALE * 8).astype(np.int32) for p in corners(d)], 1)
             true = np.kron(coco_mask.decode(one.segmentation), np.ones((8, 8), np.uint8))
-            # 0.8 units of the picture are 1.6 of these small pixels; filling rounds by one more.
+            # The tolerance of 0.8 units is 1.6 of these small pixels; filling rounds by one more.
             near = np.ones((7, 7), np.uint8)
             assert not (found > cv2.dilate(true, near)).any()
             assert not (found < cv2.erode(true, near)).any()
 
 
-def test_a_picture_that_cannot_be_drawn_is_named_in_its_place(
+def test_image_that_cannot_be_drawn(
     analysis: Analysis, made: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     def fail(*_: object, **__: object) -> None:
         raise MemoryError
 
     monkeypatch.setattr(image_files, "decode", fail)
-    markup = figure("worst", "picture0", analysis.images[0], made / "images", LEGEND, 60_000)
+    markup = figure("worst", "image0", analysis.images[0], made / "images", LEGEND, 60_000)
     assert caplog.messages == ["image 100 (0.png) cannot be drawn: MemoryError"]
     assert "it cannot be drawn" in markup
     assert "0.png" in markup
-    assert halves(markup) == []
+    assert drawings(markup) == []
 
 
-def test_layers_run_alongside(first: str) -> None:
-    """The script finds what belongs to an instance by counting."""
-    for svg, count in zip(halves(first), (6, 5), strict=True):
+def test_layers_have_the_same_order(first: str) -> None:
+    """report.js identifies the parts of an instance by their index."""
+    for svg, count in zip(drawings(first), (6, 5), strict=True):
         masks, boxes, skeletons, names = layers(svg)
         assert masks.count("<path") == boxes.count("<rect") == names.count("<text") == count
         assert len(re.findall(r"<g(?: class=\"o-\w+\")?>", skeletons)) == count
 
 
-def test_what_the_script_goes_by(first: str) -> None:
-    predicted, annotated = (layers(svg)[1] for svg in halves(first))
+def test_data_attributes(first: str) -> None:
+    predicted, annotated = (layers(svg)[1] for svg in drawings(first))
     assert sorted(re.findall(r'data-score="([\d.]+)"', predicted)) == sorted(
         f"{score:.4f}" for score in (0.95, 0.6, 0.9, 0.8, 0.7, 0.65)
     )
     assert "data-score" not in annotated
     assert re.findall(r'data-outcome="(\w+)"', annotated).count("missed") == 4
     assert sorted(re.findall(r'data-class="(\d)"', annotated)) == ["0", "1", "1", "1", "2"]
-    assert "kite 0.80: badly placed" in predicted
+    assert "kite 0.80: poor localization" in predicted
 
 
-def test_keypoints_are_at_the_middle_of_their_pixels(analysis: Analysis, made: Path) -> None:
-    """Of a person at 90, 20; the foot is annotated as hidden, and predicted with a score of 1."""
-    markup = figure("best", "picture1", analysis.images[1], made / "images", LEGEND, 60_000)
-    for svg, hidden in zip(halves(markup), (0, 1), strict=True):
+def test_keypoints_are_at_pixel_centers(analysis: Analysis, made: Path) -> None:
+    """The foot is annotated as hidden, and predicted with a score of 1."""
+    markup = figure("best", "image1", analysis.images[1], made / "images", LEGEND, 60_000)
+    for svg, hidden in zip(drawings(markup), (0, 1), strict=True):
         skeletons = layers(svg)[2]
         places = [(float(x), float(y)) for x, y in re.findall(r'<circle cx="([\d.]+)" cy="([\d.]+)"', skeletons)]
         for x, y in ((100, 25), (110, 40), (100, 55)):
@@ -98,16 +98,16 @@ def test_keypoints_are_at_the_middle_of_their_pixels(analysis: Analysis, made: P
         assert skeletons.count('class="hidden"') == hidden
 
 
-def test_one_photograph_for_both_halves(first: str, made: Path) -> None:
+def test_one_photograph_for_both_drawings(first: str, made: Path) -> None:
     (url,) = re.findall(r'href="data:image/jpeg;base64,([^"]*)"', first)
     pixels = cv2.imdecode(np.frombuffer(base64.b64decode(url), np.uint8), cv2.IMREAD_COLOR)
     true = cv2.imread(str(made / "images" / "0.png"))
     assert np.abs(pixels.astype(int) - true).mean() < 6
-    assert '<use href="#picture0-photograph">' in halves(first)[1]
+    assert '<use href="#image0-photograph">' in drawings(first)[1]
 
 
-def test_crowded_pictures_keep_to_their_room(made: Path) -> None:
-    """The small ones are left out, and that is said."""
+def test_byte_budget(made: Path) -> None:
+    """The smallest instances are left out and counted."""
     rng = np.random.default_rng(0)
     instances = []
     for k in range(400):
@@ -118,12 +118,12 @@ def test_crowded_pictures_keep_to_their_room(made: Path) -> None:
         box = np.array([x, y, x + side, y + side], float)
         instances.append(Instance(3, k % 2 == 0, 0.7, box, runs, None, "background" if k % 2 == 0 else "missed"))
     result = ImageResult(1, "0.png", 120, 160, frozenset({3}), 0.0, 0, 200, 200, tuple(instances))
-    markup = figure("worst", "picture0", result, made / "images", LEGEND, 60_000)
+    markup = figure("worst", "image0", result, made / "images", LEGEND, 60_000)
     assert len(markup) < 75_000
-    drawn = [float(width) for width in re.findall(r'<rect [^>]*width="([\d.]+)"', halves(markup)[0])]
+    drawn = [float(width) for width in re.findall(r'<rect [^>]*width="([\d.]+)"', drawings(markup)[0])]
     assert 0 < len(drawn) < 200
     assert drawn == sorted(drawn, reverse=True)
-    assert f"{400 - markup.count('<rect')} small ones not drawn" in markup
+    assert f"{400 - markup.count('<rect')} small instances not drawn" in markup
 
 
 def result(image_id: int, quality: float, classes: set[int], wrong: int = 0) -> ImageResult:
@@ -131,23 +131,23 @@ def result(image_id: int, quality: float, classes: set[int], wrong: int = 0) -> 
     return ImageResult(image_id, f"{image_id}.png", 9, 9, frozenset(classes), quality, 3, wrong, 0, (one,))
 
 
-def test_choice_of_images() -> None:
+def test_select_images() -> None:
     images = [result(k, k / 100, {1}, wrong=k) for k in range(100)]
     images += [
         result(100, 0.5, {1, 2}),
         result(101, 0.4, {2, 5}),
         ImageResult(102, "", 9, 9, frozenset(), 1, 0, 0, 0, ()),
     ]
-    chosen = choose(images)
-    ids = {group: [image.image_id for name, image in chosen if name == group] for group, _ in chosen}
+    selected = select_images(images)
+    ids = {group: [image.image_id for name, image in selected if name == group] for group, _ in selected}
     assert ids["worst"] == list(range(12))
     assert ids["best"] == list(range(99, 87, -1))
     assert len(ids["random"]) == 12
-    assert len({image.image_id for _, image in chosen}) == len(chosen)
-    assert {class_id for _, image in chosen for class_id in image.category_ids} == {1, 2, 5}
-    assert choose(images) == chosen
+    assert len({image.image_id for _, image in selected}) == len(selected)
+    assert {class_id for _, image in selected for class_id in image.category_ids} == {1, 2, 5}
+    assert select_images(images) == selected
 
 
-def test_few_images_are_best_or_worst_not_both() -> None:
-    chosen = choose([result(k, q, {1}) for k, q in enumerate((0.9, 0.1, 0.5))])
-    assert [(group, image.image_id) for group, image in chosen] == [("worst", 1), ("worst", 2), ("best", 0)]
+def test_few_images_are_not_both_best_and_worst() -> None:
+    selected = select_images([result(k, q, {1}) for k, q in enumerate((0.9, 0.1, 0.5))])
+    assert [(group, image.image_id) for group, image in selected] == [("worst", 1), ("worst", 2), ("best", 0)]

@@ -1,10 +1,10 @@
-"""torchvision's reference pipeline for detection as the other side of a comparison.
+"""Worker of `benchmarks.data` with torchvision's reference pipeline for detection.
 
-Runs in an interpreter that has torch, torchvision and pycocotools, and nothing of ours. Written after torchvision's
-references/detection: `CocoDetection` with Pillow, `ConvertCocoPolysToMask` (full-frame masks), `RandomHorizontalFlip`,
-`PILToTensor`, `ToDtype(float, scale=True)`, batches of one group of aspect ratios, `DataLoader`. What makes padded
-batches of 800 pixels there is the first part of the model, `GeneralizedRCNNTransform(800, 1333)`; here it runs in the
-loader's worker processes, so that both sides deliver the same and use the same cores. `--unscaled` leaves it out.
+Needs torch, torchvision and pycocotools, but not mrcnn_jax. Follows torchvision's references/detection: `CocoDetection`
+with Pillow, `ConvertCocoPolysToMask` (full-frame masks), `RandomHorizontalFlip`, `PILToTensor`, `ToDtype(float,
+scale=True)`, batches of one group of aspect ratios, `DataLoader`. The part of the model that makes padded batches of
+800 pixels, `GeneralizedRCNNTransform(800, 1333)`, runs in the worker processes of the loader, so that both pipelines
+deliver the same batches. `--unscaled` leaves it out.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ import torch
 from PIL import Image
 from pycocotools import mask as coco_mask
 
-from benchmarks.data_protocol import run_on, serve
+from benchmarks.data_protocol import serve, set_cores
 
-# The operators that torchvision compiles (NMS and the like) are not needed, and where they do not load, because it was
-# built for another torch, it fails to register shapes for them.
+# torchvision's compiled operators (such as NMS) are not needed. If they cannot be loaded, because torchvision was built
+# for another torch, registering their shapes would fail.
 torch.library.register_fake = lambda *_, **__: lambda function: function
 
 from torchvision.models.detection.transform import GeneralizedRCNNTransform  # noqa: E402
@@ -32,7 +32,7 @@ from torchvision.transforms.v2 import functional as F  # noqa: E402
 
 
 class CocoImages(torch.utils.data.Dataset):
-    """`CocoDetection` with the reference's transforms."""
+    """`CocoDetection` with the transforms of the reference training."""
 
     def __init__(self, folder: Path, annotations: str, images: str):
         content = json.loads((folder / annotations).read_text())
@@ -57,7 +57,7 @@ class CocoImages(torch.utils.data.Dataset):
 
 
 def convert(image: Image.Image, annotations: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
-    """`ConvertCocoPolysToMask`."""
+    """Convert annotations like `ConvertCocoPolysToMask`."""
     width, height = image.size
     instances = [a for a in annotations if a["iscrowd"] == 0]
     boxes = torch.as_tensor([a["bbox"] for a in instances], dtype=torch.float32).reshape(-1, 4)
@@ -71,7 +71,7 @@ def convert(image: Image.Image, annotations: list[dict[str, Any]]) -> dict[str, 
 
 
 def rasterize(segmentations: list[list[list[float]]], height: int, width: int) -> torch.Tensor:
-    """`convert_coco_poly_to_mask`: (n, height, width), each instance over the whole picture."""
+    """Return full-image masks (n, height, width), like `convert_coco_poly_to_mask`."""
     masks = []
     for polygons in segmentations:
         bitmaps = coco_mask.decode(coco_mask.frPyObjects(polygons, height, width))
@@ -80,7 +80,7 @@ def rasterize(segmentations: list[list[list[float]]], height: int, width: int) -
 
 
 class Collate:
-    """The reference's tuples, and then the beginning of the model: resized, normalized and padded to one shape."""
+    """Collates like the reference training, then resizes, normalizes and pads like the first part of the model."""
 
     def __init__(self, scaled: bool):
         mean, std = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
@@ -94,17 +94,17 @@ class Collate:
         return padded.tensors, padded.image_sizes, targets
 
 
-class Groups(torch.utils.data.Sampler):
-    """`GroupedBatchSampler` without an end: batches of wide, or of high images, in random order."""
+class GroupedBatches(torch.utils.data.Sampler):
+    """Infinite `GroupedBatchSampler`: batches of wide or of high images, in random order."""
 
     def __init__(self, wide: list[bool], batch_size: int):
         self._wide, self._batch_size = wide, batch_size
 
     def __iter__(self) -> Iterator[list[int]]:
-        waiting: dict[bool, list[int]] = {True: [], False: []}
+        groups: dict[bool, list[int]] = {True: [], False: []}
         while True:
             for index in random.sample(range(len(self._wide)), len(self._wide)):
-                group = waiting[self._wide[index]]
+                group = groups[self._wide[index]]
                 group.append(index)
                 if len(group) == self._batch_size:
                     yield list(group)
@@ -112,7 +112,7 @@ class Groups(torch.utils.data.Sampler):
 
 
 def main() -> None:
-    """Serve rounds of batches."""
+    """Serve rounds of batches, see `data_protocol.serve`."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--annotations", default="annotations.json")
@@ -121,21 +121,21 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--unscaled", action="store_true")
     parser.add_argument("--cores", type=int, required=True)
-    parser.add_argument("--images", type=int, required=True, help="images in a round")
+    parser.add_argument("--images", type=int, required=True, help="images per round")
     arguments = parser.parse_args()
-    run_on(arguments.cores)
-    torch.set_num_threads(1)  # what worker processes have anyway
+    set_cores(arguments.cores)
+    torch.set_num_threads(1)  # as in worker processes
     random.seed(0)
     torch.manual_seed(0)
     dataset = CocoImages(arguments.folder, arguments.annotations, arguments.images_folder)
     loader = torch.utils.data.DataLoader(
         dataset,
-        batch_sampler=Groups(dataset.wide, arguments.batch_size),
+        batch_sampler=GroupedBatches(dataset.wide, arguments.batch_size),
         num_workers=arguments.workers,
         collate_fn=Collate(not arguments.unscaled),
     )
     serve(iter(loader), arguments.batch_size, arguments.images)
-    os._exit(0)  # the sampler has no end, and shutting its workers down takes longer than a round
+    os._exit(0)  # the sampler is infinite, and stopping its workers takes longer than a round
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Our side of the comparisons in `benchmarks.compare`; each function prepares a task of `work.Case`."""
+"""Tasks of `benchmarks.compare` in mrcnn_jax; each function prepares the task of its name."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from benchmarks import work
-from benchmarks.turns import Task, serve
-from benchmarks.work import Case
+from benchmarks import cases
+from benchmarks.cases import Case
+from benchmarks.interleave import Task, serve
 from mrcnn_jax.config import Config, ModelConfig, presets
 from mrcnn_jax.inference.paste import paste_mask
 from mrcnn_jax.models import mask_rcnn
@@ -31,36 +31,36 @@ from mrcnn_jax.training import forward
 from mrcnn_jax.training.step import create_state, make_train_step
 from mrcnn_jax.weights import torchvision_names as names
 
-SLOTS = 100  # for objects, most of them empty, as the recipes have
+SLOTS = 100  # for objects, mostly empty, as in the recipes
 
 
 def model_config(low_precision: bool = False) -> ModelConfig:
-    """torchvision's Mask R-CNN."""
+    """Return the configuration of torchvision's Mask R-CNN."""
     config = presets.torchvision_model("maskrcnn_resnet50_fpn")
     return dataclasses.replace(config, compute_dtype="bfloat16" if low_precision else "float32")
 
 
-def compiled(function: Callable[..., Any], *arguments: Any, **options: Any) -> tuple[Callable[..., Any], dict]:
-    """The compiled program, and what is known of it: seconds of compilation, operations and bytes by XLA's count."""
+def compile_program(function: Callable[..., Any], *arguments: Any, **options: Any) -> tuple[Callable[..., Any], dict]:
+    """Return the compiled program, and its facts: seconds of compilation, FLOP and bytes as counted by XLA."""
     start = time.perf_counter()
     lowered = jax.jit(function, **options).lower(*arguments)
     program = lowered.compile()
     seconds = time.perf_counter() - start
-    # Operations are counted before optimization, which hides convolutions in calls of libraries; bytes after it.
+    # FLOP before optimization, which replaces convolutions by library calls; bytes after it.
     flop = (lowered.cost_analysis() or {}).get("flops", 0.0)
-    moved = (program.cost_analysis() or {}).get("bytes accessed", 0.0)
-    return program, {"compile": seconds, "flop": flop, "bytes": moved}
+    num_bytes = (program.cost_analysis() or {}).get("bytes accessed", 0.0)
+    return program, {"compile": seconds, "flop": flop, "bytes": num_bytes}
 
 
 def program_task(function: Callable[..., Any], *arguments: Any) -> Task:
-    """Runs a function of arrays that are on the device."""
+    """Return the task of a compiled function with arguments on the device."""
     placed = jax.device_put(arguments)
-    program, facts = compiled(function, *placed)
+    program, facts = compile_program(function, *placed)
     return Task(lambda: jax.block_until_ready(program(*placed)), facts, device_peak())
 
 
 def device_peak() -> Callable[[], float] | None:
-    """The device's own count of memory; since the process began, so that a task has a process for itself."""
+    """Return the device's peak memory counter, which counts from the start of the process; None on CPU."""
     if jax.default_backend() == "cpu":
         return None
     return lambda: jax.devices()[0].memory_stats()["peak_bytes_in_use"] / 2**20
@@ -78,25 +78,25 @@ def copying(case: Case) -> Task:
 
 
 def roi_align(case: Case) -> Task:
-    levels = work.maps(case)[:-1]
+    levels = cases.feature_maps(case)[:-1]
 
     def pool(levels: Any, boxes: Any) -> jax.Array:
         return multilevel_roi_align(
-            levels, boxes, strides=work.STRIDES[:-1], output_size=case.size, sampling_ratio=2, aligned=False
+            levels, boxes, strides=cases.STRIDES[:-1], output_size=case.size, sampling_ratio=2, aligned=False
         )
 
     def gradient(levels: Any, boxes: Any, cotangent: Any) -> Any:
         return jax.vjp(lambda maps: jax.vmap(pool)(maps, boxes), levels)[1](cotangent)
 
-    boxes = work.rois(case, 512)
+    boxes = cases.rois(case, 512)
     if not case.gradient:
         return program_task(jax.vmap(pool), levels, boxes)
-    shape = (case.images, 512, case.size, case.size, work.CHANNELS)
+    shape = (case.images, 512, case.size, case.size, cases.CHANNELS)
     return program_task(gradient, levels, boxes, np.ones(shape, np.float32))
 
 
 def nms(case: Case) -> Task:
-    boxes, scores, groups = work.crowd(case, work.CLASSES)
+    boxes, scores, groups = cases.nms_inputs(case, cases.NUM_CLASSES)
     valid = np.ones(case.size, bool)
     return program_task(
         functools.partial(batched_nms, iou_threshold=0.5), boxes, scores, groups.astype(np.int32), valid
@@ -104,30 +104,30 @@ def nms(case: Case) -> Task:
 
 
 def matching(case: Case) -> Task:
-    truth = work.objects(case)[0]
+    truth = cases.object_boxes(case)[0]
 
     def run(truth: Any, anchors: Any) -> Any:
         iou = box_ops.iou(truth, anchors)
         return match(iou, jnp.ones(len(truth), bool), positive=0.7, negative=0.3, allow_low_quality=True)
 
-    return program_task(run, truth, work.anchors(case))
+    return program_task(run, truth, cases.anchors(case))
 
 
 def top_k(case: Case) -> Task:
     return program_task(
-        lambda levels: [jax.lax.top_k(level, min(1000, len(level))) for level in levels], work.objectness(case)
+        lambda levels: [jax.lax.top_k(level, min(1000, len(level))) for level in levels], cases.objectness_logits(case)
     )
 
 
 def pasting(case: Case) -> Task:
-    masks, boxes = work.masks(case)
+    masks, boxes = cases.mask_probabilities(case)
     if jax.default_backend() == "cpu":
         return Task(lambda: full_frames(masks, boxes, case.shape))
     return program_task(lambda m, b: mask_ops.paste(m, b, case.shape, rule="torchvision") >= 0.5, masks, boxes)
 
 
 def full_frames(masks: np.ndarray, boxes: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
-    """(D, H, W) bool: what the commands do with masks on a CPU, and then whole pictures of it, as torchvision makes."""
+    """Paste masks on the host as the commands do, but as full images (D, H, W) bool like torchvision."""
     frames = np.zeros((len(masks), *shape), bool)
     for frame, mask, box in zip(frames, masks, boxes, strict=True):
         region = paste_mask(mask, box, shape, "torchvision")
@@ -138,7 +138,7 @@ def full_frames(masks: np.ndarray, boxes: np.ndarray, shape: tuple[int, int]) ->
 
 def network(case: Case) -> tuple[mask_rcnn.MaskRCNN, Any]:
     model = mask_rcnn.build_model(model_config(case.low_precision))
-    return model, names.import_state(model, work.weights())
+    return model, names.import_state(model, cases.weights())
 
 
 def backbone(case: Case) -> Task:
@@ -149,7 +149,7 @@ def backbone(case: Case) -> Task:
 
 def rpn(case: Case) -> Task:
     model, variables = network(case)
-    features = tuple(np.asarray(level, model.config.compute_dtype) for level in work.maps(case))
+    features = tuple(np.asarray(level, model.config.compute_dtype) for level in cases.feature_maps(case))
     anchors = mask_rcnn.level_anchors(model.config, case.shape, [level.shape[1:3] for level in features])
 
     def run(variables: Any, features: Any, sizes: Any) -> Proposals:
@@ -162,32 +162,33 @@ def rpn(case: Case) -> Task:
 def heads(case: Case) -> Task:
     model, variables = network(case)
     config = model.config
-    features = tuple(np.asarray(level, config.compute_dtype) for level in work.maps(case))
+    features = tuple(np.asarray(level, config.compute_dtype) for level in cases.feature_maps(case))
     assert config.mask is not None
     mask_size = config.mask.pool_size
 
-    def run(variables: Any, features: Any, boxes: Any, found: Any) -> Any:
-        seen = mask_rcnn.pool_rois(config, features, boxes, config.box.pool_size)
-        outlined = mask_rcnn.pool_rois(config, features, found, mask_size)
-        classes = jnp.ones(len(outlined), jnp.int32)
-        return model.apply(variables, seen, method=model.box), model.apply(
-            variables, outlined, classes, method=model.mask
-        )
+    def run(variables: Any, features: Any, proposals: Any, detections: Any) -> Any:
+        box_features = mask_rcnn.pool_rois(config, features, proposals, config.box.pool_size)
+        mask_features = mask_rcnn.pool_rois(config, features, detections, mask_size)
+        classes = jnp.ones(len(mask_features), jnp.int32)
+        boxes = model.apply(variables, box_features, method=model.box)
+        return boxes, model.apply(variables, mask_features, classes, method=model.mask)
 
-    return program_task(run, variables, features, work.rois(case, work.PROPOSALS), work.rois(case, work.DETECTIONS))
+    return program_task(
+        run, variables, features, cases.rois(case, cases.NUM_PROPOSALS), cases.rois(case, cases.NUM_DETECTIONS)
+    )
 
 
 def inference(case: Case) -> Task:
-    """From pictures in memory to whole masks: on a CPU by the host, elsewhere on the device."""
+    """Detection and pasted masks for images in memory; pastes on the host if the device is a CPU."""
     model, variables = network(case)
-    placed = jax.device_put((variables, work.pictures(case), sizes_of(case)))
+    placed = jax.device_put((variables, cases.random_images(case), sizes_of(case)))
     if jax.default_backend() != "cpu":
         return program_task(functools.partial(detect_and_paste, model, case.shape), *placed)
-    program, facts = compiled(functools.partial(mask_rcnn.detect, model), *placed)
+    program, facts = compile_program(functools.partial(mask_rcnn.detect, model), *placed)
 
     def run() -> list[np.ndarray]:
-        found = jax.tree.map(np.asarray, program(*placed))
-        return [full_frames(masks, boxes, case.shape) for masks, boxes in zip(found.masks, found.boxes, strict=True)]
+        detections = jax.tree.map(np.asarray, program(*placed))
+        return [full_frames(*pair, case.shape) for pair in zip(detections.masks, detections.boxes, strict=True)]
 
     return Task(run, facts)
 
@@ -195,10 +196,11 @@ def inference(case: Case) -> Task:
 def detect_and_paste(
     model: mask_rcnn.MaskRCNN, shape: tuple[int, int], variables: Any, images: Any, sizes: Any
 ) -> tuple[Detections, jax.Array]:
-    """Detections, and their masks (B, D, H, W) bool."""
-    found = mask_rcnn.detect(model, variables, images, sizes)
-    masks = jax.lax.map(lambda one: mask_ops.paste(*one, shape, rule="torchvision") >= 0.5, (found.masks, found.boxes))
-    return found, masks
+    """Return detections and their pasted masks (B, D, H, W) bool."""
+    detections = mask_rcnn.detect(model, variables, images, sizes)
+    pairs = (detections.masks, detections.boxes)
+    masks = jax.lax.map(lambda pair: mask_ops.paste(*pair, shape, rule="torchvision") >= 0.5, pairs)
+    return detections, masks
 
 
 def training(case: Case) -> Task:
@@ -207,39 +209,39 @@ def training(case: Case) -> Task:
     optimizer = optax.sgd(1e-4, momentum=0.9)
     step = make_train_step(model, config, optimizer, optax.constant_schedule(1e-4))
     batch, key = jax.device_put((training_batch(case), jax.random.key(0)))
-    # In buffers of its own, which the step may take over.
-    state = jax.tree.map(jnp.copy, create_state(optimizer, names.import_state(model, work.weights())))
-    with mock.patch.object(forward, "propose", with_copies(forward.propose, work.copies(case))):
-        program, facts = compiled(step, state, batch, key, donate_argnums=0)
+    # Copied, because the step donates its buffers.
+    state = jax.tree.map(jnp.copy, create_state(optimizer, names.import_state(model, cases.weights())))
+    with mock.patch.object(forward, "propose", add_proposals(forward.propose, cases.jittered_copies(case))):
+        program, facts = compile_program(step, state, batch, key, donate_argnums=0)
 
     def run() -> Any:
         nonlocal state
         state, metrics = program(state, batch, key)
         positive = int(metrics["num_positive_rois"])
-        assert positive == 128 * case.images, f"{positive} positive RoIs: the sides would not do the same work"
+        assert positive == 128 * case.images, f"{positive} positive RoIs: torchvision has 128 per image"
         return metrics
 
     return Task(run, facts, device_peak())
 
 
-def with_copies(propose: Callable[..., Proposals], copies: np.ndarray) -> Callable[..., Proposals]:
-    """`propose` with copies of the objects (B, 200, 4) among the proposals."""
+def add_proposals(propose: Callable[..., Proposals], copies: np.ndarray) -> Callable[..., Proposals]:
+    """Return `propose` with `copies` (B, 200, 4) of the objects appended to the proposals."""
 
-    def both(*args: Any, **kwargs: Any) -> Proposals:
-        found = propose(*args, **kwargs)
+    def extended(*args: Any, **kwargs: Any) -> Proposals:
+        proposals = propose(*args, **kwargs)
         shape = copies.shape[:2]
-        more = Proposals(jnp.asarray(copies), jnp.ones(shape, jnp.float32), jnp.ones(shape, bool))
-        return Proposals(*(jnp.concatenate(fields, axis=1) for fields in zip(found, more, strict=True)))
+        added = Proposals(jnp.asarray(copies), jnp.ones(shape, jnp.float32), jnp.ones(shape, bool))
+        return Proposals(*(jnp.concatenate(fields, axis=1) for fields in zip(proposals, added, strict=True)))
 
-    return both
+    return extended
 
 
 def training_batch(case: Case) -> Batch:
     boxes = np.zeros((case.images, SLOTS, 4), np.float32)
-    boxes[:, : work.OBJECTS] = work.objects(case)
+    boxes[:, : cases.NUM_OBJECTS] = cases.object_boxes(case)
     slots = boxes.shape[:2]
     valid = np.zeros(slots, bool)
-    valid[:, : work.OBJECTS] = True
+    valid[:, : cases.NUM_OBJECTS] = True
     truth = GroundTruth(
         boxes=boxes,
         classes=valid.astype(np.int32),
@@ -248,12 +250,12 @@ def training_batch(case: Case) -> Batch:
         keypoints=np.zeros((*slots, 0, 3), np.float32),
         valid=valid,
     )
-    everyone = np.arange(case.images, dtype=np.int32)
-    return Batch(work.pictures(case), sizes_of(case), everyone, np.ones(case.images, bool), truth)
+    indices = np.arange(case.images, dtype=np.int32)
+    return Batch(cases.random_images(case), sizes_of(case), indices, np.ones(case.images, bool), truth)
 
 
 def sizes_of(case: Case) -> np.ndarray:
-    """(B, 2): pictures that fill their shape."""
+    """Return image sizes (B, 2) without padding."""
     return np.tile(np.int32(case.shape), (case.images, 1))
 
 

@@ -1,6 +1,6 @@
-"""torchvision's side of the comparisons in `benchmarks.compare`; each function prepares a task of `work.Case`.
+"""Tasks of `benchmarks.compare` in torchvision; each function prepares the task of its name.
 
-On a GPU, or else on the CPU; channels last, which is the faster layout on both.
+On a GPU if there is one, else on the CPU. Channels last, which is faster on both.
 """
 
 from __future__ import annotations
@@ -19,20 +19,20 @@ from torchvision.models.detection.image_list import ImageList
 from torchvision.models.detection.roi_heads import paste_masks_in_image
 from torchvision.ops import FrozenBatchNorm2d, MultiScaleRoIAlign, batched_nms, box_iou
 
-from benchmarks import work
-from benchmarks.turns import Task, serve
-from benchmarks.work import Case
+from benchmarks import cases
+from benchmarks.cases import Case
+from benchmarks.interleave import Task, serve
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-LEVELS = ("0", "1", "2", "3", "pool")  # its names of P2..P6
+LEVELS = ("0", "1", "2", "3", "pool")  # torchvision's names of P2..P6
 
 
 def task(run: Callable[[], Any], case: Case, *, gradient: bool = False) -> Task:
-    """Runs a function, in low precision where the case has it."""
+    """Return the task of a function, with autocast if the case has low precision."""
     if DEVICE.type == "cpu":
         torch.set_num_threads(2)
 
-    def whole() -> None:
+    def run_and_wait() -> None:
         with contextlib.ExitStack() as stack:
             stack.enter_context(torch.enable_grad() if gradient else torch.inference_mode())
             if case.low_precision:
@@ -41,7 +41,7 @@ def task(run: Callable[[], Any], case: Case, *, gradient: bool = False) -> Task:
         if DEVICE.type == "cuda":
             torch.cuda.synchronize()
 
-    return Task(whole, peak=_device_peak if DEVICE.type == "cuda" else None)
+    return Task(run_and_wait, peak=_device_peak if DEVICE.type == "cuda" else None)
 
 
 def _device_peak() -> float:
@@ -53,7 +53,7 @@ def tensor(array: np.ndarray) -> torch.Tensor:
 
 
 def channels_first(array: np.ndarray) -> torch.Tensor:
-    """NCHW in name, NHWC in memory."""
+    """Return an NHWC array as an NCHW tensor in channels-last layout."""
     return tensor(array).permute(0, 3, 1, 2)
 
 
@@ -68,9 +68,11 @@ def copying(case: Case) -> Task:
 
 
 def roi_align(case: Case) -> Task:
-    # Its CPU operator works on contiguous channels-first maps, and would copy others first.
-    levels = {n: channels_first(level).contiguous() for n, level in zip(LEVELS[:-1], work.maps(case), strict=False)}
-    boxes = [tensor(each) for each in work.rois(case, 512)]
+    # The CPU operator needs contiguous channels-first maps, and would copy others.
+    levels = {
+        n: channels_first(level).contiguous() for n, level in zip(LEVELS[:-1], cases.feature_maps(case), strict=False)
+    }
+    boxes = [tensor(each) for each in cases.rois(case, 512)]
     pool = MultiScaleRoIAlign(list(levels), case.size, 2)
     shapes = [case.shape] * case.images
     if not case.gradient:
@@ -84,36 +86,36 @@ def roi_align(case: Case) -> Task:
 
 
 def nms(case: Case) -> Task:
-    arrays = [tensor(array) for array in work.crowd(case, work.CLASSES)]
+    arrays = [tensor(array) for array in cases.nms_inputs(case, cases.NUM_CLASSES)]
     return task(lambda: batched_nms(*arrays, 0.5), case)
 
 
 def matching(case: Case) -> Task:
-    truth, anchors = tensor(work.objects(case)[0]), tensor(work.anchors(case))
+    truth, anchors = tensor(cases.object_boxes(case)[0]), tensor(cases.anchors(case))
     matcher = Matcher(0.7, 0.3, allow_low_quality_matches=True)
     return task(lambda: matcher(box_iou(truth, anchors)), case)
 
 
 def top_k(case: Case) -> Task:
-    levels = [tensor(level) for level in work.objectness(case)]
+    levels = [tensor(level) for level in cases.objectness_logits(case)]
     return task(lambda: [level.topk(min(1000, len(level))) for level in levels], case)
 
 
 def pasting(case: Case) -> Task:
-    masks, boxes = (tensor(array) for array in work.masks(case))
+    masks, boxes = (tensor(array) for array in cases.mask_probabilities(case))
     return task(lambda: paste_masks_in_image(masks[:, None], boxes, case.shape) >= 0.5, case)
 
 
 def network(case: Case) -> MaskRCNN:
-    body = _resnet_fpn_extractor(resnet50(norm_layer=FrozenBatchNorm2d), 3)  # stem and res2 are frozen
-    # Its transform would resize other pictures than those of 800 to 1333 pixels.
-    model = MaskRCNN(body, work.CLASSES + 1, min_size=min(case.shape), max_size=max(case.shape))
-    model.load_state_dict({name: torch.from_numpy(value) for name, value in work.weights().items()})
+    body = _resnet_fpn_extractor(resnet50(norm_layer=FrozenBatchNorm2d), 3)  # with frozen stem and res2
+    # So that its transform does not resize the images.
+    model = MaskRCNN(body, cases.NUM_CLASSES + 1, min_size=min(case.shape), max_size=max(case.shape))
+    model.load_state_dict({name: torch.from_numpy(value) for name, value in cases.weights().items()})
     return model.to(DEVICE, memory_format=torch.channels_last).eval()
 
 
 def features(case: Case) -> dict[str, torch.Tensor]:
-    return {name: channels_first(level) for name, level in zip(LEVELS, work.maps(case), strict=True)}
+    return {name: channels_first(level) for name, level in zip(LEVELS, cases.feature_maps(case), strict=True)}
 
 
 def backbone(case: Case) -> Task:
@@ -125,47 +127,47 @@ def backbone(case: Case) -> Task:
 
 def rpn(case: Case) -> Task:
     model, levels = network(case), features(case)
-    pictures = ImageList(torch.zeros(case.images, 3, *case.shape, device=DEVICE), [case.shape] * case.images)
-    return task(lambda: model.rpn(pictures, levels), case)
+    images = ImageList(torch.zeros(case.images, 3, *case.shape, device=DEVICE), [case.shape] * case.images)
+    return task(lambda: model.rpn(images, levels), case)
 
 
 def heads(case: Case) -> Task:
-    part, levels = network(case).roi_heads, features(case)
-    proposals = [tensor(each) for each in work.rois(case, work.PROPOSALS)]
-    found = [tensor(each) for each in work.rois(case, work.DETECTIONS)]
+    roi_heads, levels = network(case).roi_heads, features(case)
+    proposals = [tensor(each) for each in cases.rois(case, cases.NUM_PROPOSALS)]
+    detections = [tensor(each) for each in cases.rois(case, cases.NUM_DETECTIONS)]
     shapes = [case.shape] * case.images
 
     def run() -> None:
-        part.box_predictor(part.box_head(part.box_roi_pool(levels, proposals, shapes)))
-        part.mask_predictor(part.mask_head(part.mask_roi_pool(levels, found, shapes)))
+        roi_heads.box_predictor(roi_heads.box_head(roi_heads.box_roi_pool(levels, proposals, shapes)))
+        roi_heads.mask_predictor(roi_heads.mask_head(roi_heads.mask_roi_pool(levels, detections, shapes)))
 
     return task(run, case)
 
 
 def inference(case: Case) -> Task:
-    """From pictures in memory to whole masks."""
-    model, pictures = network(case), tensor(work.pictures(case))
-    return task(lambda: [found["masks"] >= 0.5 for found in model(scaled(pictures))], case)
+    """Detection and pasted masks for images in memory."""
+    model, images = network(case), tensor(cases.random_images(case))
+    return task(lambda: [detections["masks"] >= 0.5 for detections in model(to_list(images))], case)
 
 
-def scaled(pictures: torch.Tensor) -> list[torch.Tensor]:
-    """What its models take: a list of pictures (3, H, W) in 0..1."""
-    return list(pictures.permute(0, 3, 1, 2).float() / 255)
+def to_list(images: torch.Tensor) -> list[torch.Tensor]:
+    """Return the input of torchvision's models: a list of images (3, H, W) in 0..1."""
+    return list(images.permute(0, 3, 1, 2).float() / 255)
 
 
 def training(case: Case) -> Task:
-    model, pictures = network(case).train(), tensor(work.pictures(case))
-    targets = [target(boxes, case.shape) for boxes in work.objects(case)]
-    copies = [tensor(each) for each in work.copies(case)]
-    join = model.roi_heads.add_gt_proposals
-    model.roi_heads.add_gt_proposals = lambda proposals, truth: join(
-        [torch.cat(both) for both in zip(proposals, copies, strict=True)], truth
+    model, images = network(case).train(), tensor(cases.random_images(case))
+    targets = [target(boxes, case.shape) for boxes in cases.object_boxes(case)]
+    copies = [tensor(each) for each in cases.jittered_copies(case)]
+    add_gt_proposals = model.roi_heads.add_gt_proposals
+    model.roi_heads.add_gt_proposals = lambda proposals, truth: add_gt_proposals(
+        [torch.cat(pair) for pair in zip(proposals, copies, strict=True)], truth
     )
     optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], 1e-4, momentum=0.9)
 
     def run() -> None:
         optimizer.zero_grad()
-        loss = sum(model(scaled(pictures), targets).values())
+        loss = sum(model(to_list(images), targets).values())
         with torch.autocast(DEVICE.type, enabled=False):
             loss.backward()
             optimizer.step()
@@ -174,7 +176,7 @@ def training(case: Case) -> Task:
 
 
 def target(boxes: np.ndarray, shape: tuple[int, int]) -> dict[str, torch.Tensor]:
-    """Objects that fill their boxes."""
+    """Return targets of objects that fill their boxes."""
     masks = np.zeros((len(boxes), *shape), np.uint8)
     for mask, (x0, y0, x1, y1) in zip(masks, boxes.astype(int), strict=True):
         mask[y0:y1, x0:x1] = 1

@@ -1,7 +1,7 @@
-"""What both sides of a comparison work on: the same weights, pictures, objects, boxes and maps. NumPy only.
+"""Inputs of the comparisons, the same for both implementations: weights, images, boxes and feature maps. NumPy only.
 
-The weights are those of `tests/golden/recipe.py`: they find a hundred objects in any picture, so all heads have their
-full work.
+With the weights of `tests/golden/recipe.py`, the network detects a hundred objects in any image, so that all heads have
+their full load.
 """
 
 from __future__ import annotations
@@ -15,47 +15,49 @@ import numpy as np
 from numpy.typing import NDArray
 
 GOLDEN = Path(__file__).resolve().parent.parent / "tests" / "golden"
-CLASSES = 90
-CHANNELS = 256  # of the pyramid's maps
+NUM_CLASSES = 90
+CHANNELS = 256  # of the FPN
 STRIDES = (4, 8, 16, 32, 64)
-OBJECTS = 20  # in a picture
-COPIES = 10  # of each object among the proposals
-PROPOSALS = 1000  # that the box head looks at in inference
-DETECTIONS = 100
+NUM_OBJECTS = 20  # per image
+NUM_COPIES = 10  # of each object among the proposals
+NUM_PROPOSALS = 1000  # per image in inference
+NUM_DETECTIONS = 100
 
 Array = NDArray[np.float32]
 
 
 class Case(NamedTuple):
-    """A piece of work: the same for both sides."""
+    """Parameters of a task."""
 
-    task: str  # name of a function in `side_ours` and in `side_peer`
+    task: str  # name of a function in `bench_ours` and `bench_torchvision`
     images: int = 1
     height: int = 800
     width: int = 1088
     size: int = 0  # bins of ROIAlign in each direction, or number of boxes of NMS
     gradient: bool = False
-    low_precision: bool = False  # bfloat16 convolutions and products
+    low_precision: bool = False  # bfloat16 convolutions and matrix products
 
     @property
     def shape(self) -> tuple[int, int]:
-        """Of the pictures."""
+        """Height and width of the images."""
         return self.height, self.width
 
     def __str__(self) -> str:
         size = {"roi_align": f" {self.size}x{self.size}", "nms": f", {self.size} boxes"}.get(self.task, "")
-        images = f", {self.images} image{'s'[: self.images - 1]}" if self.images > 1 or self.task in WHOLE else ""
+        images = (
+            f", {self.images} image{'s'[: self.images - 1]}" if self.images > 1 or self.task in NETWORK_TASKS else ""
+        )
         gradient = ", gradient" if self.gradient else ""
-        where = f" {self.height}x{self.width}" if self.task not in WITHOUT_PICTURE else ""
-        return f"{self.task.replace('_', ' ')}{size}{gradient}{images}{where}"
+        shape = f" {self.height}x{self.width}" if self.task not in TASKS_WITHOUT_IMAGE else ""
+        return f"{self.task.replace('_', ' ')}{size}{gradient}{images}{shape}"
 
 
-WHOLE = ("inference", "training")
-WITHOUT_PICTURE = ("matrix_product", "copying", "nms")
+NETWORK_TASKS = ("inference", "training")
+TASKS_WITHOUT_IMAGE = ("matrix_product", "copying", "nms")
 
 
 def weights() -> dict[str, NDArray[np.generic]]:
-    """torchvision's state dict of Mask R-CNN R50-FPN with 90 classes, generated."""
+    """Return generated weights of Mask R-CNN R50-FPN with 90 classes, as a torchvision state dict."""
     spec = importlib.util.spec_from_file_location("recipe", GOLDEN / "recipe.py")
     assert spec is not None
     assert spec.loader is not None
@@ -64,33 +66,33 @@ def weights() -> dict[str, NDArray[np.generic]]:
     return recipe.state(json.loads((GOLDEN / "tv_keys_maskrcnn.json").read_text()))
 
 
-def pictures(case: Case) -> NDArray[np.uint8]:
-    """(B, H, W, 3)."""
+def random_images(case: Case) -> NDArray[np.uint8]:
+    """Return noise (B, H, W, 3)."""
     return np.random.default_rng(0).integers(0, 256, (case.images, *case.shape, 3), dtype=np.uint8)
 
 
-def objects(case: Case) -> Array:
-    """(B, 20, 4): boxes of sides from a tenth to a half of the picture's."""
+def object_boxes(case: Case) -> Array:
+    """Return boxes (B, 20, 4) with sides from a tenth to a half of those of the image."""
     rng = np.random.default_rng(2)
     extent = np.float32([case.width, case.height])
-    sides = rng.uniform(0.1, 0.5, (case.images, OBJECTS, 2)) * extent
-    corner = rng.uniform(0, 1, (case.images, OBJECTS, 2)) * (extent - sides)
+    sides = rng.uniform(0.1, 0.5, (case.images, NUM_OBJECTS, 2)) * extent
+    corner = rng.uniform(0, 1, (case.images, NUM_OBJECTS, 2)) * (extent - sides)
     return np.concatenate([corner, corner + sides], axis=-1).astype(np.float32)
 
 
-def copies(case: Case) -> Array:
-    """(B, 200, 4): every object ten times, each corner moved by up to a twelfth of a side, so that all are positive.
+def jittered_copies(case: Case) -> Array:
+    """Return ten copies of every object (B, 200, 4), with corners moved by up to a twelfth of a side: all are positive.
 
-    Random weights propose next to nothing that overlaps an object; trained ones propose it many times.
+    Random weights propose almost nothing that overlaps an object; trained ones propose it many times.
     """
-    boxes = np.repeat(objects(case), COPIES, axis=1)
+    boxes = np.repeat(object_boxes(case), NUM_COPIES, axis=1)
     sides = boxes[..., 2:] - boxes[..., :2]
-    moves = np.random.default_rng(3).uniform(-1 / 12, 1 / 12, boxes.shape) * np.concatenate([sides, sides], axis=-1)
-    return (boxes + moves).astype(np.float32)
+    offsets = np.random.default_rng(3).uniform(-1 / 12, 1 / 12, boxes.shape) * np.concatenate([sides, sides], axis=-1)
+    return (boxes + offsets).astype(np.float32)
 
 
 def rois(case: Case, count: int) -> Array:
-    """(B, count, 4): boxes whose sides are spread evenly in the logarithm, from a fiftieth of the height on."""
+    """Return boxes (B, count, 4) with log-uniform sides of 0.02 to 0.9 image heights."""
     rng = np.random.default_rng(4)
     side = np.exp(rng.uniform(np.log(0.02 * case.height), np.log(0.9 * case.height), (case.images, count)))
     ratio = np.exp(rng.uniform(np.log(0.4), np.log(2.5), side.shape) / 2)
@@ -99,29 +101,29 @@ def rois(case: Case, count: int) -> Array:
     return np.stack([x, y, x + w, y + h], axis=-1).astype(np.float32)
 
 
-def crowd(case: Case, groups: int) -> tuple[Array, Array, NDArray[np.int64]]:
-    """`case.size` boxes (K, 4) that crowd around a hundred places, scores (K,), and groups (K,)."""
+def nms_inputs(case: Case, groups: int) -> tuple[Array, Array, NDArray[np.int64]]:
+    """Return `case.size` boxes (K, 4) clustered around a hundred centers, scores (K,), and groups (K,)."""
     rng = np.random.default_rng(5)
     centers = rois(case, 100)[0][rng.integers(0, 100, case.size)]
     boxes = centers + rng.normal(0, 0.1, centers.shape) * (centers[:, 2:] - centers[:, :2])[:, [0, 1, 0, 1]]
     return boxes.astype(np.float32), rng.random(case.size, dtype=np.float32), rng.integers(0, groups, case.size)
 
 
-def maps(case: Case) -> list[Array]:
-    """The pyramid's maps P2..P6, (B, h, w, 256) each."""
+def feature_maps(case: Case) -> list[Array]:
+    """Return the FPN levels P2..P6, (B, h, w, 256) each."""
     rng = np.random.default_rng(6)
     sides = [(-(-case.height // stride), -(-case.width // stride)) for stride in STRIDES]
     return [rng.standard_normal((case.images, *side, CHANNELS), dtype=np.float32) for side in sides]
 
 
-def objectness(case: Case) -> list[Array]:
-    """Logits (A,) of each level, three anchors a cell."""
+def objectness_logits(case: Case) -> list[Array]:
+    """Return logits (A,) of each level, three anchors per cell."""
     rng = np.random.default_rng(7)
-    return [rng.standard_normal(3 * level.shape[1] * level.shape[2], dtype=np.float32) for level in maps(case)]
+    return [rng.standard_normal(3 * level.shape[1] * level.shape[2], dtype=np.float32) for level in feature_maps(case)]
 
 
 def anchors(case: Case) -> Array:
-    """(A, 4), about as many and as large as those of the network."""
+    """Return boxes (A, 4) similar in number and size to the anchors of the network."""
     rng = np.random.default_rng(8)
     levels = []
     for stride in STRIDES:
@@ -132,6 +134,6 @@ def anchors(case: Case) -> Array:
     return np.concatenate(levels).astype(np.float32)
 
 
-def masks(case: Case) -> tuple[Array, Array]:
-    """Probabilities (100, 28, 28) and their boxes (100, 4)."""
-    return np.random.default_rng(9).random((DETECTIONS, 28, 28), dtype=np.float32), rois(case, DETECTIONS)[0]
+def mask_probabilities(case: Case) -> tuple[Array, Array]:
+    """Return mask probabilities (100, 28, 28) and their boxes (100, 4)."""
+    return np.random.default_rng(9).random((NUM_DETECTIONS, 28, 28), dtype=np.float32), rois(case, NUM_DETECTIONS)[0]
