@@ -40,12 +40,12 @@ def test_golden_configurations_of_detectron2(golden):
     if not files:
         pytest.skip(f"{golden.path} has no d2_cfg_*.yaml")
     for path in files:
-        theirs = detectron2_config.read(path)
-        ours = presets.detectron2_model(path.stem.removeprefix("d2_cfg_"))
+        expected = detectron2_config.read(path)
+        actual = presets.detectron2_model(path.stem.removeprefix("d2_cfg_"))
         for part, names in CHANGED.items():
-            changed = {name: getattr(getattr(theirs, part), name) for name in names}
-            ours = dataclasses.replace(ours, **{part: dataclasses.replace(getattr(ours, part), **changed)})
-        assert dataclasses.asdict(ours) == dataclasses.asdict(theirs), path.name
+            changed = {name: getattr(getattr(expected, part), name) for name in names}
+            actual = dataclasses.replace(actual, **{part: dataclasses.replace(getattr(actual, part), **changed)})
+        assert dataclasses.asdict(actual) == dataclasses.asdict(expected), path.name
 
 
 def test_fields_that_the_reference_runs_changed():
@@ -162,12 +162,12 @@ def test_classes_are_those_of_the_published_weights():
 def test_golden_schedules_of_detectron2(golden):
     """`presets.coco` has the schedule and the data settings of the model zoo's configurations."""
     for path in sorted(golden.path.glob("d2_cfg_*.yaml")):
-        theirs = yaml.safe_load(path.read_text())
-        solver, sizes = theirs["SOLVER"], theirs["INPUT"]
+        expected = yaml.safe_load(path.read_text())
+        solver, sizes = expected["SOLVER"], expected["INPUT"]
         schedule = {90_000: "1x", 270_000: "3x"}[solver["MAX_ITER"]]
-        ours = presets.coco("any", presets.detectron2_model(path.stem.removeprefix("d2_cfg_")), schedule)
-        assert (ours.train.steps, ours.train.batch_size) == (solver["MAX_ITER"], solver["IMS_PER_BATCH"])
-        assert dataclasses.asdict(ours.optimizer) == {
+        actual = presets.coco("any", presets.detectron2_model(path.stem.removeprefix("d2_cfg_")), schedule)
+        assert (actual.train.steps, actual.train.batch_size) == (solver["MAX_ITER"], solver["IMS_PER_BATCH"])
+        assert dataclasses.asdict(actual.optimizer) == {
             "name": "sgd",
             "learning_rate": solver["BASE_LR"],
             "momentum": solver["MOMENTUM"],
@@ -180,9 +180,9 @@ def test_golden_schedules_of_detectron2(golden):
             "clip_norm": None,
             "lr_multipliers": (),
         }
-        assert ours.data.shortest_edge_train == tuple(sizes["MIN_SIZE_TRAIN"])
-        assert (ours.data.shortest_edge_eval, ours.data.longest_edge) == (sizes["MIN_SIZE_TEST"], 1333)
-        persons = theirs["DATASETS"]["TRAIN"] == ["keypoints_coco_2017_train"]
-        assert ("person_keypoints" in ours.data.train.annotations) == persons
-        least = theirs["MODEL"]["ROI_KEYPOINT_HEAD"]["MIN_KEYPOINTS_PER_IMAGE"]
-        assert ours.data.min_keypoints == (least if persons else 0)
+        assert actual.data.shortest_edge_train == tuple(sizes["MIN_SIZE_TRAIN"])
+        assert (actual.data.shortest_edge_eval, actual.data.longest_edge) == (sizes["MIN_SIZE_TEST"], 1333)
+        persons = expected["DATASETS"]["TRAIN"] == ["keypoints_coco_2017_train"]
+        assert ("person_keypoints" in actual.data.train.annotations) == persons
+        least = expected["MODEL"]["ROI_KEYPOINT_HEAD"]["MIN_KEYPOINTS_PER_IMAGE"]
+        assert actual.data.min_keypoints == (least if persons else 0)
