@@ -102,7 +102,7 @@ class Batches(Iterator[Batch]):
         reason = self._loader.describe_failure(index)
         if self._stop:
             raise DataError(reason)
-        log.warning("%s. Its slot stays empty (%d such images in epoch %d)", reason, len(reported), epoch)
+        log.warning("%s. Its slot stays empty (epoch %d: %d so far)", reason, epoch, len(reported))
 
     def image_count(self) -> int:
         """Return the number of images in all batches of this process; for a finite iterator."""

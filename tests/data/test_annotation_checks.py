@@ -1,4 +1,4 @@
-"""The rules for one annotation: what is refused, what is dropped and named, and what stays as it is."""
+"""Tests of the validation of single annotations: what is refused, dropped, corrected and unchanged."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ def annotated(**fields: Any) -> dict[str, Any]:
     return {"id": 500, "image_id": 98, "category_id": 20, "bbox": BOX, "segmentation": [POLYGON], **fields}
 
 
-def judged(
+def validate(
     *annotations: dict[str, Any], masks: bool = True
 ) -> tuple[list[dict[str, Any]], annotation_checks.AnnotationValidator]:
-    judge = annotation_checks.AnnotationValidator(CATEGORIES, masks=masks)
-    return judge.validate(annotations, HEIGHT, WIDTH), judge
+    validator = annotation_checks.AnnotationValidator(CATEGORIES, masks=masks)
+    return validator.validate(annotations, HEIGHT, WIDTH), validator
 
 
 def encoded(mask: np.ndarray) -> dict[str, Any]:
@@ -73,12 +73,12 @@ def counted(mask: np.ndarray) -> dict[str, Any]:
         {"attributes": {"occluded": True}, "score": NAN, "ignore": "yes"},
     ],
 )
-def test_what_is_right_stays_as_it_is(fields: dict[str, Any]) -> None:
+def test_valid_annotation_is_unchanged(fields: dict[str, Any]) -> None:
     annotation = annotated(**fields)
-    kept, judge = judged(annotation)
+    kept, validator = validate(annotation)
     assert kept == [annotation]
     assert kept[0] is annotation
-    assert not judge.problems + judge.refusals
+    assert not validator.problems + validator.refusals
 
 
 @pytest.mark.parametrize(
@@ -119,12 +119,12 @@ def test_what_is_right_stays_as_it_is(fields: dict[str, Any]) -> None:
         ],
     ],
 )
-def test_without_a_usable_box_an_instance_is_dropped_and_named(kind: str, fields: dict[str, Any]) -> None:
+def test_annotation_without_a_usable_box_is_dropped(kind: str, fields: dict[str, Any]) -> None:
     whole = annotated(id=501)
-    kept, judge = judged(annotated(**fields), whole)
+    kept, validator = validate(annotated(**fields), whole)
     assert kept == [whole]
-    assert judge.problems == [Problem(kind, 500, 98)]
-    assert not judge.refusals
+    assert validator.problems == [Problem(kind, 500, 98)]
+    assert not validator.refusals
 
 
 @pytest.mark.parametrize(
@@ -188,16 +188,16 @@ def test_without_a_usable_box_an_instance_is_dropped_and_named(kind: str, fields
         (segmentation_checks.MASK_OUTSIDE_BOX, {"segmentation": counted(filled(24, 0, 60, 40))}),
     ],
 )
-def test_without_a_usable_mask_the_box_stays_and_the_mask_is_named(kind: str, fields: dict[str, Any]) -> None:
+def test_unusable_mask_is_dropped_and_the_box_stays(kind: str, fields: dict[str, Any]) -> None:
     whole = annotated(id=501)
     annotation = annotated(**fields)
-    kept, judge = judged(annotation, whole)
+    kept, validator = validate(annotation, whole)
     assert [{**kept[0], "segmentation": kept[0]["segmentation"] or []}, whole] == [
         {**annotation, "segmentation": []},
         whole,
     ]
-    assert judge.problems == [Problem(kind, 500, 98)]
-    assert not judge.refusals
+    assert validator.problems == [Problem(kind, 500, 98)]
+    assert not validator.refusals
 
 
 @pytest.mark.parametrize(
@@ -230,33 +230,33 @@ def test_without_a_usable_mask_the_box_stays_and_the_mask_is_named(kind: str, fi
         ],
     ],
 )
-def test_an_instance_stays_without_what_is_wrong_with_it(
+def test_invalid_parts_of_an_annotation_are_corrected(
     kind: str, fields: dict[str, Any], changed: dict[str, Any]
 ) -> None:
     annotation = annotated(**fields)
     before = dict(annotation)
-    kept, judge = judged(annotation)
+    kept, validator = validate(annotation)
     assert kept == [{**annotation, **changed}]
     assert annotation == before
-    assert judge.problems == [Problem(kind, 500, 98)]
-    assert not judge.refusals
+    assert validator.problems == [Problem(kind, 500, 98)]
+    assert not validator.refusals
 
 
 @pytest.mark.parametrize("area", [NAN, INF, -1, "12", [], True, pytest.param(10**400, id="huge")])
 def test_an_area_that_is_no_number_is_dropped(area: Any) -> None:
-    kept, judge = judged(annotated(area=area, iscrowd=1))
+    kept, validator = validate(annotated(area=area, iscrowd=1))
     assert kept == [annotated(iscrowd=1)]
-    assert judge.problems == [Problem(annotation_checks.INVALID_AREA, 500, 98)]
+    assert validator.problems == [Problem(annotation_checks.INVALID_AREA, 500, 98)]
 
 
 @pytest.mark.parametrize("scoring", [False, True])
 def test_an_area_of_0_is_taken_as_missing(scoring: bool) -> None:
-    judge = annotation_checks.AnnotationValidator(CATEGORIES, masks=True, scoring=scoring)
-    assert judge.validate([annotated(area=0), annotated(area=0.0, id=501)], HEIGHT, WIDTH) == [
+    validator = annotation_checks.AnnotationValidator(CATEGORIES, masks=True, scoring=scoring)
+    assert validator.validate([annotated(area=0), annotated(area=0.0, id=501)], HEIGHT, WIDTH) == [
         annotated(),
         annotated(id=501),
     ]
-    assert [problem.kind for problem in judge.problems] == [annotation_checks.ZERO_AREA] * 2
+    assert [problem.kind for problem in validator.problems] == [annotation_checks.ZERO_AREA] * 2
 
 
 @pytest.mark.parametrize(
@@ -270,14 +270,16 @@ def test_an_area_of_0_is_taken_as_missing(scoring: bool) -> None:
     ],
 )
 def test_a_field_without_a_value_is_a_field_that_is_missing(fields: dict[str, Any], left: dict[str, Any]) -> None:
-    kept, judge = judged(annotated(**fields))
+    kept, validator = validate(annotated(**fields))
     assert kept == [annotated(**left)]
-    assert not judge.problems
+    assert not validator.problems
 
 
-def test_several_slips_of_one_annotation_are_all_named_once() -> None:
-    _, judge = judged(annotated(bbox=[-5, 6, 29, 10], segmentation=[[1], [1, 2], POLYGON, [NAN] * 6], keypoints=[1]))
-    kinds = [problem.kind for problem in judge.problems]
+def test_several_problems_of_one_annotation_are_reported_once() -> None:
+    _, validator = validate(
+        annotated(bbox=[-5, 6, 29, 10], segmentation=[[1], [1, 2], POLYGON, [NAN] * 6], keypoints=[1])
+    )
+    kinds = [problem.kind for problem in validator.problems]
     assert kinds == [
         annotation_checks.CLIPPED_BOX,
         segmentation_checks.SHORT_POLYGON,
@@ -286,11 +288,11 @@ def test_several_slips_of_one_annotation_are_all_named_once() -> None:
     ]
 
 
-def test_without_masks_boxes_alone_will_do() -> None:
+def test_boxes_suffice_in_datasets_without_masks() -> None:
     annotation = annotated(segmentation=[])
-    kept, judge = judged(annotation, masks=False)
+    kept, validator = validate(annotation, masks=False)
     assert kept == [annotation]
-    assert not judge.problems
+    assert not validator.problems
 
 
 @pytest.mark.parametrize(
@@ -331,19 +333,19 @@ def test_without_masks_boxes_alone_will_do() -> None:
         ],
     ],
 )
-def test_what_does_not_fit_together_is_refused(fields: dict[str, Any], kind: str, culprit: str, advice: str) -> None:
-    kept, judge = judged(annotated(**fields))
+def test_inconsistent_annotation_is_refused(fields: dict[str, Any], kind: str, culprit: str, advice: str) -> None:
+    kept, validator = validate(annotated(**fields))
     assert not kept
-    assert not judge.problems
-    assert judge.refusals == [(kind, culprit, advice, 98, 500)]
+    assert not validator.problems
+    assert validator.refusals == [(kind, culprit, advice, 98, 500)]
 
 
-def test_of_a_category_that_is_refused_nothing_more_is_said() -> None:
-    judge = annotation_checks.AnnotationValidator(CATEGORIES, masks=True, refused={7})
-    assert not judge.validate([annotated(category_id=7)], HEIGHT, WIDTH)
-    assert not judge.refusals
-    assert not judge.validate([annotated(category_id=8)], HEIGHT, WIDTH)
-    assert len(judge.refusals) == 1
+def test_annotations_of_refused_categories_are_not_reported() -> None:
+    validator = annotation_checks.AnnotationValidator(CATEGORIES, masks=True, refused={7})
+    assert not validator.validate([annotated(category_id=7)], HEIGHT, WIDTH)
+    assert not validator.refusals
+    assert not validator.validate([annotated(category_id=8)], HEIGHT, WIDTH)
+    assert len(validator.refusals) == 1
 
 
 COORDINATE = st.one_of(st.integers(-12, 72), st.floats(-12, 72, width=32), st.sampled_from([4, 4.25, 24]))
@@ -357,10 +359,10 @@ COORDINATE = st.one_of(st.integers(-12, 72), st.floats(-12, 72, width=32), st.sa
 def test_a_polygon_is_kept_if_pycocotools_draws_a_pixel_of_it(polygons: list[list[float]]) -> None:
     """The quick test never says that there is a pixel where there is none."""
     whole = [0, 0, WIDTH, HEIGHT]
-    (kept,), judge = judged(annotated(bbox=whole, segmentation=polygons))
+    (kept,), validator = validate(annotated(bbox=whole, segmentation=polygons))
     drawn = coco_mask.area(coco_mask.merge(coco_mask.frPyObjects(polygons, HEIGHT, WIDTH))) > 0
     assert kept["segmentation"] == (polygons if drawn else [])
-    assert judge.problems == ([] if drawn else [Problem(segmentation_checks.MASK_OUTSIDE_IMAGE, 500, 98)])
+    assert validator.problems == ([] if drawn else [Problem(segmentation_checks.MASK_OUTSIDE_IMAGE, 500, 98)])
 
 
 @settings(max_examples=50)
@@ -369,9 +371,9 @@ def test_an_rle_is_kept_if_it_has_a_pixel_in_its_box(seed: int, x: int, y: int, 
     mask = np.random.default_rng(seed).random((HEIGHT, WIDTH)) < 0.01
     seen = mask[y : y + height, x : x + width].any()
     for rle in (encoded(mask), counted(mask)):
-        (kept,), judge = judged(annotated(bbox=[x, y, width, height], segmentation=rle))
+        (kept,), validator = validate(annotated(bbox=[x, y, width, height], segmentation=rle))
         assert kept["segmentation"] == (rle if seen else [])
-        assert seen or judge.problems[0].kind in (
+        assert seen or validator.problems[0].kind in (
             segmentation_checks.MASK_OUTSIDE_BOX,
             segmentation_checks.MASK_OUTSIDE_IMAGE,
         )
@@ -388,10 +390,10 @@ def test_an_rle_is_kept_if_it_has_a_pixel_in_its_box(seed: int, x: int, y: int, 
         {"segmentation": encoded(np.zeros((HEIGHT, WIDTH)))},
     ],
 )
-def test_what_can_be_scored_stays_as_it_is_for_evaluation(fields: dict[str, Any]) -> None:
+def test_scorable_annotation_is_unchanged_for_evaluation(fields: dict[str, Any]) -> None:
     annotation = annotated(**fields)
-    _, judge = judged(annotation)
-    assert judge.problems  # of training
+    _, validator = validate(annotation)
+    assert validator.problems  # of training
     scoring = annotation_checks.AnnotationValidator(CATEGORIES, masks=True, scoring=True)
     assert scoring.validate([annotation], HEIGHT, WIDTH) == [annotation]
     assert not scoring.problems
@@ -405,7 +407,7 @@ def test_what_can_be_scored_stays_as_it_is_for_evaluation(fields: dict[str, Any]
         ({"segmentation": [[1e9] * 6]}, {"segmentation": []}),
     ],
 )
-def test_of_what_cannot_be_scored_the_rest_stays_in_evaluation(fields: dict[str, Any], left: dict[str, Any]) -> None:
+def test_unscorable_parts_are_removed_for_evaluation(fields: dict[str, Any], left: dict[str, Any]) -> None:
     scoring = annotation_checks.AnnotationValidator(CATEGORIES, masks=True, scoring=True)
     assert scoring.validate([annotated(**fields)], HEIGHT, WIDTH) == [annotated(**left)]
     assert len(scoring.problems) == 1
@@ -423,6 +425,6 @@ def test_of_what_cannot_be_scored_the_rest_stays_in_evaluation(fields: dict[str,
 def test_labeled_keypoints_outside_the_image_are_named_and_their_instance_stays(
     points: list[float], kinds: list[str]
 ) -> None:
-    kept, judge = judged(annotated(keypoints=points))
-    assert [problem.kind for problem in judge.problems] == kinds
+    kept, validator = validate(annotated(keypoints=points))
+    assert [problem.kind for problem in validator.problems] == kinds
     assert kept == [annotated(keypoints=points)]

@@ -1,4 +1,4 @@
-"""Bad input: what is refused, by name, and what is left out and counted."""
+"""Tests of invalid datasets: what is refused, and what is dropped and reported."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def test_missing_image_is_refused(coco_folder: Any) -> None:
         load_split(coco_folder.config().data, "train")
 
 
-def test_where_all_images_are_missing_the_folder_is_wrong(coco_folder: Any) -> None:
+def test_all_images_missing_means_a_wrong_folder(coco_folder: Any) -> None:
     advice = r"this folder has none of the images: correct data\.root with data\.train\.images or data\.eval\.images"
     for images in ("nowhere", "."):
         config = coco_folder.config(train=SplitConfig("coco.json", images))
@@ -127,7 +127,7 @@ def test_image_without_annotations_trains_as_background(coco_folder: Any) -> Non
     assert counts == {0: 2, 1: 2, 2: 0, 3: 2, 4: 2, 5: 2, 6: 2}
 
 
-def test_data_without_masks_serves_a_model_without_masks_only(coco_folder: Any) -> None:
+def test_data_without_masks_needs_a_model_without_masks(coco_folder: Any) -> None:
     import dataclasses
 
     for annotation in coco_folder.content["annotations"]:
@@ -232,7 +232,7 @@ def test_file_that_is_no_image_is_refused(coco_folder: Any) -> None:
         load_split(coco_folder.config().data, "train")
 
 
-def test_many_culprits_are_named_in_part(coco_folder: Any) -> None:
+def test_long_lists_of_items_are_shortened(coco_folder: Any) -> None:
     for _ in range(25):
         coco_folder.add(98, [1, 1, 5, 5], category_id=7)
     with pytest.raises(DataError, match=r"\(25\): annotation .* and 5 more; add"):

@@ -1,4 +1,4 @@
-"""Augmentation as batches show it: every setting has its effect, whoever makes them, and pictures agree with truth."""
+"""Tests of augmentation in batches: every setting has an effect, and images agree with their ground truth."""
 
 from __future__ import annotations
 
@@ -169,7 +169,7 @@ def test_large_scale_jitter_on_one_square_bucket(coco_folder: Any) -> None:
     assert enlarged > 0
 
 
-def test_pictures_follow_their_truth_through_everything(tmp_path: Path, coco_folder: Any) -> None:
+def test_images_agree_with_ground_truth_after_all_augmentations(tmp_path: Path, coco_folder: Any) -> None:
     """Red and blue figures on dark grounds: wherever they end up, boxes and crops must say so.
 
     They are large enough to be decoded at a half and a quarter of their size.
@@ -201,13 +201,13 @@ def test_pictures_follow_their_truth_through_everything(tmp_path: Path, coco_fol
     assert checked > 60
 
 
-def test_an_image_alone_is_pasted_on_itself(coco_folder: Any) -> None:
+def test_single_image_is_pasted_onto_itself(coco_folder: Any) -> None:
     config = coco_folder.config(train=SplitConfig("coco.json", "images", (98,)))
     batch = take(change(config, AugmentConfig(copy_paste=1.0)), 8)
     assert {int(count) for fields in batch for count in fields[-1].sum(axis=1)} >= {2, 3}
 
 
-def test_copy_paste_wants_masks(coco_folder: Any) -> None:
+def test_copy_paste_needs_masks(coco_folder: Any) -> None:
     for annotation in coco_folder.content["annotations"]:
         del annotation["segmentation"]
     config = coco_folder.config()

@@ -1,4 +1,4 @@
-"""Buckets and the plan of batches."""
+"""Tests of buckets and of the plan of batches."""
 
 from __future__ import annotations
 
@@ -157,7 +157,7 @@ def test_buckets_are_mixed() -> None:
     assert 80 < changes < 120  # of 199; chance gives 100 +- 7
 
 
-def test_a_bucket_that_fills_no_batch_is_not_dropped_in_silence() -> None:
+def test_drop_refuses_a_bucket_smaller_than_a_batch() -> None:
     message = r"train\.batch_size=4: bucket 1088x800 has 3, 1344x800 has 1; set data\.remainder=repeat or pad"
     with pytest.raises(DataError, match=message):
         BatchPlan(0, np.array([0] * 4 + [1] * 3 + [3]), BUCKETS, 4, remainder="drop")

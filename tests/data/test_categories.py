@@ -1,4 +1,4 @@
-"""Categories and their keypoints."""
+"""Tests of categories and their keypoints."""
 
 from __future__ import annotations
 

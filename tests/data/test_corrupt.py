@@ -1,4 +1,4 @@
-"""Images that cannot be decoded when their turn comes: an empty slot and a word in the log, or the end."""
+"""Tests of images that cannot be decoded during training: an empty slot and a warning, or an error."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def warnings(caplog: pytest.LogCaptureFixture) -> list[str]:
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_its_slot_is_empty_and_nothing_else_changes(
+def test_corrupt_image_is_an_empty_slot_and_nothing_else_changes(
     shared_folder: Any, caplog: pytest.LogCaptureFixture, workers: int
 ) -> None:
     config = shared_folder.config()
@@ -83,7 +83,7 @@ def test_its_slot_is_empty_and_nothing_else_changes(
     assert words[-1].endswith("Its slot stays empty (epoch 5: 2 so far)")
 
 
-def test_stopping_is_a_choice_and_names_the_file(shared_folder: Any) -> None:
+def test_on_corrupt_stop_names_the_file(shared_folder: Any) -> None:
     config = shared_folder.config(on_corrupt="stop")
     with pytest.raises(
         DataError, match=r"images/3\.png \(image id 97\) cannot be decoded: .*truncated.*; replace the file"
@@ -91,7 +91,7 @@ def test_stopping_is_a_choice_and_names_the_file(shared_folder: Any) -> None:
         list(take(damage(load_split(config.data, "train"), BAD), config))
 
 
-def test_a_batch_may_be_of_nothing_but_corrupt_images(shared_folder: Any, caplog: pytest.LogCaptureFixture) -> None:
+def test_batch_of_corrupt_images_only(shared_folder: Any, caplog: pytest.LogCaptureFixture) -> None:
     config = shared_folder.config()
     batches = list(take(damage(load_split(config.data, "train"), *range(7)), config, 4))
     assert len(batches) == 4
@@ -118,7 +118,7 @@ def test_a_corrupt_partner_of_copy_paste_pastes_nothing(shared_folder: Any) -> N
         assert (batch.valid == (batch.indices != BAD)).all()
 
 
-def test_evaluation_stops_since_its_scores_would_be_others(shared_folder: Any) -> None:
+def test_evaluation_stops_at_a_corrupt_image(shared_folder: Any) -> None:
     config = shared_folder.config()
     dataset = damage(load_split(config.data, "eval"), BAD)
     with (
@@ -131,9 +131,7 @@ def test_evaluation_stops_since_its_scores_would_be_others(shared_folder: Any) -
         list(single_image.batches(dataset, exact))
 
 
-def test_a_record_that_the_disk_has_damaged_is_an_empty_slot(
-    coco_folder: Any, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_damaged_record_is_an_empty_slot(coco_folder: Any, caplog: pytest.LogCaptureFixture) -> None:
     """array_record notices changed bytes by their hash; the others of the file can be read."""
     config = coco_folder.config()
     dataset = load_split(config.data, "train")
@@ -149,7 +147,7 @@ def test_a_record_that_the_disk_has_damaged_is_an_empty_slot(
     words = warnings(caplog)[0]
     assert words.startswith(f"{coco_folder.root / 'images' / '3.png'} (image id 97): its record in {part.parents[2]}")
     assert "hash mismatch" in words
-    assert "delete the folder" in words
+    assert "delete this folder" in words
     exact = dataclasses.replace(config, eval=dataclasses.replace(config.eval, resize="detectron2"))
     for batches in (eval_batches(dataset, config), single_image.batches(dataset, exact)):
         with contextlib.closing(batches), pytest.raises(DataError, match=r"3\.png.*cannot be read .*hash mismatch"):

@@ -1,4 +1,4 @@
-"""Ids and names of people's own data sets, from their JSON to the result records and back."""
+"""Tests of arbitrary ids and names of custom datasets, from their JSON to the result records."""
 
 from __future__ import annotations
 
@@ -104,7 +104,7 @@ def test_ids_and_names_come_back(chosen: tuple[str, ...], tmp_path: Path) -> Non
     assert metrics["segm/AP"] == pytest.approx(1)
 
 
-def test_one_wrong_id_costs_its_category(tmp_path: Path) -> None:
+def test_wrong_category_id_loses_only_its_category(tmp_path: Path) -> None:
     """The score above is not 1 whatever the ids are."""
     content = write(tmp_path)
     records = [{k: a[k] for k in ("image_id", "category_id", "bbox")} | {"score": 0.9} for a in content["annotations"]]

@@ -1,4 +1,4 @@
-"""Files of folders, and those that are missing although one of nearly the same name is there."""
+"""Tests of the search for files, and of hints for missing files with similar names."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ COMPOSED, DECOMPOSED = (unicodedata.normalize(form, "\u00fcber.png") for form in
         ("a.jpg", "a.jpg", None),
     ],
 )
-def test_a_name_that_differs_in_spelling_is_named(tmp_path: Path, asked: str, there: str, how: str | None) -> None:
+def test_hint_at_a_name_that_differs_in_spelling(tmp_path: Path, asked: str, there: str, how: str | None) -> None:
     path = tmp_path / there
     path.parent.mkdir(exist_ok=True)
     path.touch()
@@ -51,7 +51,7 @@ def test_a_name_that_differs_in_spelling_is_named(tmp_path: Path, asked: str, th
         assert file_names.describe_missing(tmp_path / asked) == f"No such file or directory; {hint}"
 
 
-def test_two_near_names_are_no_hint(tmp_path: Path) -> None:
+def test_no_hint_for_two_similar_names(tmp_path: Path) -> None:
     for name in ("a.JPG", "A.jpg"):
         (tmp_path / name).touch()
     assert file_names.describe_similar(tmp_path, "A.JPG") is None
@@ -96,7 +96,7 @@ def test_links_to_folders_are_followed_once(tmp_path: Path, caplog: pytest.LogCa
     assert [str(path) for path in files.find(root)] == ["a.png", "l1/c.png", "l1/deep/d.png", "out/f.png", "sub/b.png"]
 
 
-def test_a_folder_that_cannot_be_searched_is_told(tmp_path: Path) -> None:
+def test_unreadable_folder_is_reported(tmp_path: Path) -> None:
     told: list[OSError] = []
     assert list(file_names.walk_files(tmp_path / "absent", without=None, failed=told.append)) == []
     assert isinstance(told[0], FileNotFoundError)

@@ -1,4 +1,4 @@
-"""What is found wrong is said in one way: the file, how many, which, and what to do."""
+"""Tests of the messages about findings: file, count, items and advice."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ PATH = Path("coco.json")
     ("most", "text"),
     [(None, "0, 1, 2, 3"), (5, "0, 1, 2, 3"), (4, "0, 1, 2, 3"), (3, "0, 1, 2, and 1 more"), (0, "and 4 more")],
 )
-def test_a_listing_names_as_many_as_it_is_asked_for(most: int | None, text: str) -> None:
+def test_listing_names_up_to_the_given_count(most: int | None, text: str) -> None:
     assert listing(range(4), most) == text
 
 
-def test_a_listing_names_twenty_unless_it_is_told_otherwise() -> None:
+def test_listing_names_twenty_by_default() -> None:
     assert listing(range(21)).endswith("19, and 1 more")
     assert len(listing(range(1000), None).split(", ")) == 1000
     assert listing([]) == ""
@@ -68,7 +68,7 @@ def test_refusals_of_a_kind_share_a_line() -> None:
     assert all(f"{i}.jpg (id {i})" in describe_refusals(PATH, refusals(), None)[0] for i in range(25))
 
 
-def test_training_says_what_the_check_says_of_twenty() -> None:
+def test_training_and_check_describe_refusals_equally() -> None:
     with pytest.raises(DataError) as error:
         raise_refusals(PATH, refusals())
     assert str(error.value).splitlines() == describe_refusals(PATH, refusals(), 20)

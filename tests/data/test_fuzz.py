@@ -1,6 +1,6 @@
-"""Whatever is in a COCO JSON and its images: clean batches, or DataError. Never another error, a crash or a hang.
+"""Fuzz tests: any COCO JSON and images give valid batches or a DataError, never another error, a crash or a hang.
 
-A small data set with every kind of annotation is damaged at random places: values of other types, extreme numbers,
+A small dataset with every kind of annotation is damaged at random places: values of other types, extreme numbers,
 missing fields, entries twice, run lengths and image files with other bytes, text that ends early. Then it goes the
 whole way, from `load_split` with its checks through augmentation to padded batches, and into COCOeval's ground truth.
 Most examples keep the records in memory; a few go through files. A crash or hang of native code ends the test process,
@@ -343,7 +343,7 @@ def test_numbers_that_no_float_can_hold(root, key, value):
 def test_a_polygon_that_would_fill_the_memory_is_not_drawn(tmp_path):
     content = copy.deepcopy(JSON)
     content["images"][0].update(height=1, width=annotations.MAX_PIXELS)
-    across = [0, 0, annotations.MAX_PIXELS, 0, annotations.MOST_PIXELS, 1, 0, 1]
+    across = [0, 0, annotations.MAX_PIXELS, 0, annotations.MAX_PIXELS, 1, 0, 1]
     content["annotations"][0].update(bbox=[0, 0, annotations.MAX_PIXELS, 1], segmentation=[across])
     (tmp_path / "fuzz.json").write_text(json.dumps(content))
     kinds = {problem.kind for problem in annotations.inspect(tmp_path / "fuzz.json").problems}

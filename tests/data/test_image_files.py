@@ -1,4 +1,4 @@
-"""Image files become what a viewer shows; what is cut off, broken, missing or of another size is refused."""
+"""Tests of image decoding, and of the refusal of truncated, damaged, missing and wrongly sized files."""
 
 from __future__ import annotations
 
@@ -101,13 +101,13 @@ def test_files_are_decoded_as_a_viewer_shows_them(name: str) -> None:
     np.testing.assert_allclose(pixels, expected, atol=2)  # of decoders of JPEG
 
 
-def test_inks_become_the_colors_that_they_print() -> None:
+def test_cmyk_becomes_rgb() -> None:
     printed = np.asarray(PICTURE.convert("CMYK").convert("RGB"))
     np.testing.assert_allclose(image_files.decode(CMYK), printed, atol=12)  # JPEG of quality 95
 
 
 @pytest.mark.parametrize("kind", ["PNG", "TIFF"])
-def test_of_sixteen_bits_the_upper_eight_are_seen(kind: str) -> None:
+def test_sixteen_bits_keep_the_upper_eight(kind: str) -> None:
     deep = DEEP.copy()
     deep[0, :2] = 0, 65535
     pixels = image_files.decode(encoded(Image.fromarray(deep), kind))
@@ -204,7 +204,7 @@ def test_of_several_pictures_the_first_is_used_and_check_says_so(kind: str) -> N
     assert not image_files.check_image(encoded(first, kind, **options), entry()).warnings
 
 
-def test_a_preview_beside_a_jpeg_is_no_second_picture() -> None:
+def test_jpeg_preview_is_not_a_second_frame() -> None:
     content = encoded(PICTURE, "MPO", save_all=True, append_images=[PICTURE.resize((16, 12))])
     assert image_files.check_image(content, entry()).warnings == ()
 
@@ -261,19 +261,19 @@ def test_a_preview_does_not_end_a_jpeg_that_is_cut_off() -> None:
 
 @pytest.mark.parametrize("tail", [b"\n", bytes(1000), b"<html>", bytes(range(255, 205, -1))])
 @pytest.mark.parametrize("name", ["JPEG", "PNG"])
-def test_rubbish_after_the_picture_does_no_harm(name: str, tail: bytes) -> None:
+def test_trailing_bytes_are_ignored(name: str, tail: bytes) -> None:
     content = KINDS[name] + tail
     np.testing.assert_array_equal(image_files.decode(content), image_files.decode(KINDS[name]))
     assert image_files.check_image(content, entry()).refusal is None
 
 
-def test_zeros_in_the_place_of_the_rest_of_a_jpeg_are_noticed() -> None:
+def test_jpeg_ending_in_zeros_is_refused() -> None:
     content = KINDS["JPEG"]
     half = len(content) // 2
     assert image_files.decode(content[:half] + bytes(len(content) - half)) is None
 
 
-def test_a_jpeg_whose_data_stop_making_sense_is_refused() -> None:
+def test_jpeg_with_invalid_data_is_refused() -> None:
     content = bytearray(KINDS["JPEG"])
     scan = content.rfind(b"\xff\xda")
     content[scan + 100 : scan + 104] = b"\xff\xc4\x00\x00"  # a table without room for its own length
@@ -302,7 +302,7 @@ def test_a_png_whose_bits_are_flipped_is_refused() -> None:
         (b"\x89PNG\r\n\x1a\n" + bytes(50), ""),
     ],
 )
-def test_a_file_that_is_no_picture_is_refused(content: bytes, reason: str) -> None:
+def test_file_that_is_not_an_image_is_refused(content: bytes, reason: str) -> None:
     assert image_files.decode(content) is None
     refusal = image_files.check_image(content, entry()).refusal
     assert refusal is not None
@@ -352,7 +352,7 @@ def bomb(kind: str) -> bytes:
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG"])
-def test_a_picture_too_large_for_the_memory_is_refused_unread(tmp_path: Path, kind: str) -> None:
+def test_too_large_image_is_refused_without_decoding(tmp_path: Path, kind: str) -> None:
     assert image_files.decode(bomb(kind)) is None
     refusal = image_files.check_image(bomb(kind), entry()).refusal
     assert refusal is not None
@@ -428,12 +428,12 @@ def test_few_files_are_read_ahead_and_none_after_the_end(tmp_path: Path, monkeyp
     assert len(read) < 30
 
 
-def test_there_may_be_no_images(tmp_path: Path) -> None:
+def test_check_images_of_an_empty_list(tmp_path: Path) -> None:
     assert list(image_files.check_images(tmp_path, [])) == []
 
 
 @pytest.mark.filterwarnings("ignore:.*:UserWarning", "ignore:.*:PIL.Image.DecompressionBombWarning")  # Pillow's
-def test_what_passes_the_judge_can_be_decoded_at_every_size() -> None:
+def test_accepted_images_can_be_decoded_at_every_reduction() -> None:
     rng = np.random.default_rng(1)
     passed = 0
     for i in range(400):

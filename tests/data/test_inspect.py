@@ -1,4 +1,4 @@
-"""A COCO JSON as a whole: what makes training refuse it, in the same words from `inspect` and `read`."""
+"""Tests of the validation of a whole COCO JSON: `inspect` and `read` refuse it with the same message."""
 
 from __future__ import annotations
 
@@ -225,7 +225,7 @@ def test_of_a_category_that_is_refused_the_annotations_are_not_mentioned(coco_fo
     assert {a["category_id"] for image in content.images for a in image.annotations} == {20}
 
 
-def test_everything_wrong_is_said_at_once(coco_folder: Any) -> None:
+def test_all_refusals_are_reported_together(coco_folder: Any) -> None:
     coco_folder.content["images"][2]["height"] = 0
     coco_folder.content["annotations"][0]["category_id"] = 7
     coco_folder.content["annotations"][1]["image_id"] = 7
@@ -243,7 +243,7 @@ def test_everything_wrong_is_said_at_once(coco_folder: Any) -> None:
     ]
 
 
-def test_what_is_wrong_with_images_that_are_not_chosen_does_no_harm(coco_folder: Any) -> None:
+def test_errors_of_unselected_images_are_ignored(coco_folder: Any) -> None:
     images, annotations = coco_folder.content["images"], coco_folder.content["annotations"]
     images[0]["height"] = 0
     images[1]["file_name"] = "/etc/passwd"
@@ -289,7 +289,7 @@ def test_lvis_names_its_files_by_their_address(coco_folder: Any) -> None:
         ("http://host/\ud800", None),
     ],
 )
-def test_an_address_names_nothing_outside_the_folder(coco_folder: Any, url: Any, name: str | None) -> None:
+def test_coco_url_cannot_name_a_file_outside_the_folder(coco_folder: Any, url: Any, name: str | None) -> None:
     image = coco_folder.content["images"][2]
     del image["file_name"]
     image["coco_url"] = url
@@ -313,7 +313,7 @@ def test_published_files_are_read_as_they_are(shared_data: Callable[[str], Path]
     assert (len(lvis.problems), sum(len(image.annotations) for image in lvis.images)) == (11, 977)
 
 
-def test_the_collector_is_left_as_it_was(coco_folder: Any) -> None:
+def test_garbage_collection_is_restored(coco_folder: Any) -> None:
     import gc
 
     path = coco_folder.save()

@@ -1,4 +1,4 @@
-"""Mask targets from the crops of a batch against polygons rasterized where the RoI lies, over 80 photographs."""
+"""Tests of mask targets from the crops of a batch against exact polygon rasters, on 80 photographs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Masks of instances as bitmaps: the same as in the full frame, of any polygon, and many of them in little time."""
+"""Tests of mask rasterization: equal to that in the whole image, for any polygon, and fast for many."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def test_an_instance_without_outline_or_an_empty_window_has_no_pixels() -> None:
 
 
 @pytest.mark.parametrize("far", [200.0, 1e4, 1e9])
-def test_polygons_may_reach_far_out(far: float) -> None:
+def test_polygons_can_reach_far_outside(far: float) -> None:
     """Half planes, a corner and frames, whose far ends do not matter; pycocotools would write beyond its memory."""
     polygons = [
         [10, -far, far, -far, far, far, 10, far],  # x > 10
@@ -99,7 +99,7 @@ def test_polygons_may_reach_far_out(far: float) -> None:
 
 @settings(max_examples=60)
 @given(seed=st.integers(0, 2**32))
-def test_cutting_polygons_off_does_not_change_what_is_seen(seed: int) -> None:
+def test_clipping_polygons_does_not_change_the_raster(seed: int) -> None:
     """Stars twenty times as large as the picture, against pycocotools on a frame that holds all of them."""
     rng = np.random.default_rng(seed)
     polygon = star(rng, -200, 220)

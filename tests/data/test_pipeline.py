@@ -1,4 +1,4 @@
-"""Batches: their fields, and that neither workers nor processes nor a restart change them."""
+"""Tests of batches: their fields, and independence of workers, processes and restarts."""
 
 from __future__ import annotations
 
@@ -173,7 +173,7 @@ def kites(coco_folder: Any, head: KeypointHeadConfig, **data: Any) -> Config:
 KITE = KeypointHeadConfig(num_keypoints=3, flip_map=(0, 2, 1))
 
 
-def test_keypoints_travel_with_their_instances(coco_folder: Any) -> None:
+def test_keypoints_in_batches(coco_folder: Any) -> None:
     config = kites(coco_folder, KITE, train=SplitConfig("coco.json", "images", (94,)), shortest_edge_train=(64,))
     seen = set()
     for batch in take(config, 12):  # one image of 64 x 64 in its own size, flipped and not
@@ -226,7 +226,7 @@ def test_keypoints_that_the_data_does_not_have_are_refused_in_training_only(coco
             assert next(batches).ground_truth.keypoints.shape[2] == evaluated
 
 
-def test_seventeen_keypoints_of_other_names_are_not_mirrored_as_cocos(coco_folder: Any) -> None:
+def test_seventeen_keypoints_without_sides_are_refused(coco_folder: Any) -> None:
     names = [f"p{i}" for i in range(17)]
     config = kites(coco_folder, KeypointHeadConfig())
     for category in coco_folder.content["categories"]:
@@ -236,7 +236,7 @@ def test_seventeen_keypoints_of_other_names_are_not_mirrored_as_cocos(coco_folde
         if "keypoints" in annotation:
             annotation["keypoints"] = [12, 4, 2] * 17
     coco_folder.save()
-    with pytest.raises(DataError, match=r"p0, p1, .*p16, do not show which are left and right, .*flip_map"):
+    with pytest.raises(DataError, match=r"p0, p1, .*p16 do not show which are left and right, .*flip_map"):
         take(config, 1)
     for flip_map in (tuple(range(17)), (1, 0, *range(2, 17))):  # whoever gives one knows
         model = dataclasses.replace(config.model, keypoint=KeypointHeadConfig(flip_map=flip_map))
@@ -314,7 +314,7 @@ def test_ten_thousand_instances_in_one_image(coco_folder: Any, caplog: pytest.Lo
     assert truth.masks[0].all()
 
 
-def test_nothing_of_ours_imports_jax() -> None:
+def test_data_does_not_import_jax() -> None:
     import subprocess
     import sys
 

@@ -1,4 +1,4 @@
-"""What looks wrong in a file that can be used: conventions of boxes, and things that are there twice."""
+"""Tests of warnings about valid files: box formats and duplicates."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def spread(folder: Any, share: float = 1.0, written: Callable[..., list[float]] 
 
 
 @pytest.mark.parametrize("name", CONVENTIONS)
-def test_boxes_of_another_convention_are_named(coco_folder: Any, name: str) -> None:
+def test_boxes_in_another_format_are_recognized(coco_folder: Any, name: str) -> None:
     spread(coco_folder, 1.0, CONVENTIONS[name])
     (line,) = warnings(coco_folder)
     assert "boxes (" in line
@@ -60,13 +60,13 @@ def test_boxes_of_another_convention_are_named(coco_folder: Any, name: str) -> N
 
 
 @pytest.mark.parametrize(("share", "said"), [(0.0, ""), (0.025, ""), (0.5, "20 of 40 boxes (50%)")])
-def test_slips_of_a_few_boxes_are_no_convention(coco_folder: Any, share: float, said: str) -> None:
+def test_few_wrong_boxes_give_no_warning(coco_folder: Any, share: float, said: str) -> None:
     spread(coco_folder, share, CONVENTIONS["center x, center y, width, height"])
     lines = warnings(coco_folder)
     assert [line.split(" do not")[0] for line in lines] == ([said] if said else [])
 
 
-def test_what_is_said_of_single_boxes_is_no_convention(coco_folder: Any) -> None:
+def test_invalid_boxes_give_no_format_warning(coco_folder: Any) -> None:
     """Without area, no numbers, of a crowd, with a mask that cannot be read."""
     for fields in (
         {"bbox": [40, 30, 0, 5]},
@@ -80,14 +80,14 @@ def test_what_is_said_of_single_boxes_is_no_convention(coco_folder: Any) -> None
     assert warnings(coco_folder) == []
 
 
-def test_boxes_that_fit_in_no_convention(coco_folder: Any) -> None:
+def test_boxes_in_an_unknown_format(coco_folder: Any) -> None:
     spread(coco_folder, 1.0, lambda x, y, w, h, width, height: [1, 1, 3, 3])
     assert warnings(coco_folder) == [
         f"40 of 40 boxes (100%) do not match the extent of their masks; their format is not recognized: {ADVICE}"
     ]
 
 
-def test_boxes_alone_that_cannot_be_pixels_or_sizes(coco_folder: Any) -> None:
+def test_boxes_without_masks_are_compared_with_the_image_size(coco_folder: Any) -> None:
     for name, said in (
         ("x0, y0, x1, y1", "40 of 40 boxes (100%) reach beyond their images; they look like x0, y0, x1, y1"),
         ("center x, center y, width, height as fractions of the image", "no box has a number above 1; they look like"),
@@ -110,7 +110,7 @@ def test_boxes_and_masks_as_fractions(coco_folder: Any) -> None:
     assert line == f"no box has a number above 1; they look like fractions of the image: {ADVICE}"
 
 
-def test_sound_data_raise_no_suspicion(coco_folder: Any, shared_data: Callable[[str], Any]) -> None:
+def test_valid_data_gives_no_warning(coco_folder: Any, shared_data: Callable[[str], Any]) -> None:
     assert warnings(coco_folder) == []
     coco = shared_data("coco_by")
     for path in (coco / "annotations.json", coco / "person_keypoints.json", shared_data("nuclei") / "annotations.json"):
@@ -129,7 +129,7 @@ def test_the_extent_of_a_mask_is_that_of_pycocotools() -> None:
     assert _mask_extent([[3, 9, 5, 2, 4, 4], [1, 3, 2, 3, 2, 8], [0, 0]], 17) == [1, 2, 5, 9]
 
 
-def test_what_is_there_twice_is_named(coco_folder: Any, caplog: pytest.LogCaptureFixture) -> None:
+def test_duplicates_are_reported(coco_folder: Any, caplog: pytest.LogCaptureFixture) -> None:
     content = coco_folder.content
     content["images"].append({**content["images"][2], "id": 7, "file_name": "./2.png"})
     content["categories"] = [*content["categories"], {"id": 30, "name": "Kite "}]

@@ -1,4 +1,4 @@
-"""The prepared records: what they hold, when they are made again, and that they appear whole."""
+"""Tests of prepared records: their content, when they are prepared again, and atomic replacement."""
 
 from __future__ import annotations
 
@@ -119,7 +119,7 @@ def test_prepared_again_when_the_cache_is_damaged(
     assert ("damaged or missing; preparing them again" in caplog.text) == damage.startswith("records")
 
 
-def test_a_description_that_tfds_cannot_read_is_said_with_the_folder_to_delete(coco_folder: Any) -> None:
+def test_damaged_tfds_description_names_the_folder_to_delete(coco_folder: Any) -> None:
     load_split(coco_folder.config().data, "train")
     description = next(coco_folder.root.rglob("dataset_info.json"))
     description.write_text("?" * description.stat().st_size)
@@ -139,7 +139,7 @@ def test_records_of_an_older_format_are_left_alone_and_named(
     assert f"{old} was prepared by an older version" in caplog.text
 
 
-def test_everything_that_is_refused_is_said_at_once(coco_folder: Any) -> None:
+def test_refusals_of_annotations_and_images_are_reported_together(coco_folder: Any) -> None:
     """In the words of `findings`, whether it is wrong with the JSON or with the images."""
     images = coco_folder.root / "images"
     (images / "0.png").unlink()
@@ -198,9 +198,7 @@ def test_a_json_that_changes_while_preparing_is_prepared_again(
     assert len(preparations) == 2
 
 
-def test_a_disk_without_room_is_said_before_anything_is_written(
-    coco_folder: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_full_disk_is_noticed_before_writing(coco_folder: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=10_000_000))
     cache = coco_folder.root / "cache"
     leftover = cache / f".coco-{'0' * 16}-abc"
@@ -212,7 +210,7 @@ def test_a_disk_without_room_is_said_before_anything_is_written(
     assert list(cache.iterdir()) == [leftover]
 
 
-def test_a_disk_that_is_full_is_said_and_the_old_records_stay(coco_folder: Any, preparations: list[Path]) -> None:
+def test_full_disk_keeps_the_old_records(coco_folder: Any, preparations: list[Path]) -> None:
     """The system refuses to write more, to array_record as to anybody."""
     load_split(coco_folder.config().data, "train")
     before = parts(coco_folder)
@@ -229,13 +227,13 @@ def test_a_disk_that_is_full_is_said_and_the_old_records_stay(coco_folder: Any, 
     assert len(records.RecordReader(before[0].parents[2])) == 7
 
 
-def test_a_cache_that_cannot_be_made_is_said(coco_folder: Any) -> None:
+def test_cache_folder_that_cannot_be_created_is_reported(coco_folder: Any) -> None:
     (coco_folder.root / "cache").write_text("a file")
     with pytest.raises(DataError, match=r"could not be written .*data\.cache_dir"):
         load_split(coco_folder.config().data, "train")
 
 
-def test_leftovers_of_a_killed_preparation_go_when_they_are_stale(coco_folder: Any) -> None:
+def test_stale_temporary_folders_are_removed(coco_folder: Any) -> None:
     cache = coco_folder.root / "cache"
     stale, at_work, other = (cache / name for name in (f".a-{'0' * 16}-x", f".b-{'1' * 16}-y", ".config"))
     for folder in (stale, at_work, other):
@@ -345,7 +343,7 @@ def test_a_fingerprint_is_of_the_content_alone(coco_folder: Any, tmp_path: Path,
     assert load_split(data, "train").fingerprint() == first
 
 
-def test_a_fingerprint_tells_what_is_other(coco_folder: Any, rewrite_later: Any) -> None:
+def test_fingerprint_shows_what_differs(coco_folder: Any, rewrite_later: Any) -> None:
     data = coco_folder.config().data
     first = load_split(data, "train").fingerprint()
     path = coco_folder.root / "images" / "2.png"

@@ -1,4 +1,4 @@
-"""Run-length encoded masks: the same as pycocotools where the RLE is sound, and an error where it is not."""
+"""Tests of run-length decoding: equal to pycocotools for valid RLE, and an error for invalid RLE."""
 
 from __future__ import annotations
 
@@ -65,6 +65,6 @@ def test_long_runs_are_unpacked() -> None:
         [2**63, 2**63, 20],  # a sum of 20 in 64 bits
     ],
 )
-def test_what_is_no_rle_is_an_error(counts: Any) -> None:
+def test_invalid_rle_is_an_error(counts: Any) -> None:
     with pytest.raises(ValueError, match=r"its (runs|counts)|codec can't encode"):
         rle.run_lengths({"size": [4, 5], "counts": counts})

@@ -1,4 +1,4 @@
-"""Ground truth to a padded batch and back to the photograph, scored by COCOeval: what the way itself costs.
+"""Ground truth converted to a padded batch and back to the image, scored by COCOeval: the loss of the conversion.
 
 The batch is evaluation's: default buckets (800 pixels), masks as crops of 112 x 112 cells of their boxes. The way back
 is that of detections, which are made of the ground truth, each with score 1. Crowds are no ground truth, and no image

@@ -1,4 +1,4 @@
-"""From annotations to a sample, and from a sample to the slots of a batch: mask crops, keypoints, which are kept."""
+"""Tests of samples: from annotations, and to the slots of a batch with mask crops and keypoints."""
 
 from __future__ import annotations
 

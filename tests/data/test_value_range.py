@@ -1,4 +1,4 @@
-"""Images of more than 8 bits become the same picture in training, evaluation, prediction and check."""
+"""Tests of images of more than 8 bits: the same pixels in training, evaluation, prediction and check."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def seen(content: bytes, scale: tuple[float, float] | None = None) -> np.ndarray
     return pixels[..., 0]
 
 
-def judged(content: bytes) -> image_files.ImageCheck:
+def check(content: bytes) -> image_files.ImageCheck:
     return image_files.check_image(content, ImageEntry(7, "a.tif", 48, 64, []))
 
 
@@ -87,24 +87,24 @@ def test_a_value_range_makes_the_same_picture_of_every_type(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["float of 1", "float of 65535", "float about 0", "signed 32 bits"])
-def test_types_without_a_scale_are_not_guessed(name: str) -> None:
+def test_types_without_a_scale_need_a_value_range(name: str) -> None:
     pixels, _ = FULL[name]
     content = encoded(pixels)
     assert image_files.decode(content) is None
     assert "set data.value_range" in image_files.explain_decode_failure(content)
-    assert judged(content) == image_files.ImageCheck(None, MeasuredRange(0, pixels.min(), pixels.max()))
+    assert check(content) == image_files.ImageCheck(None, MeasuredRange(0, pixels.min(), pixels.max()))
 
 
-def test_bits_per_sample_says_where_white_is() -> None:
+def test_bits_per_sample_defines_white() -> None:
     deep = GRAY.astype(np.uint16) * 16 + 5  # 12 bits, two in three bytes
     first, second = deep.reshape(-1, 2).T
     packed = np.stack([first >> 4, (first & 15) << 4 | second >> 8, second & 255], axis=1).astype(np.uint8)
     content = tiff(packed.tobytes(), 12, 1)
     np.testing.assert_array_equal(seen(content), GRAY)
-    assert judged(content).values == MeasuredRange(12, 5, 4085)
+    assert check(content).values == MeasuredRange(12, 5, 4085)
 
 
-def test_what_pillow_hides_of_a_tiff_file_is_respected() -> None:
+def test_tiff_tags_that_pillow_ignores_are_applied() -> None:
     signed = (GRAY.astype(np.int16) - 128).astype(np.int8)
     np.testing.assert_array_equal(seen(tiff(signed, 8, 2), (-128.0, 127.0)), GRAY)
     large = GRAY.astype(np.uint32) * 0x1010101  # above 2**31, which Pillow reads as negative
@@ -126,18 +126,18 @@ def test_colors_of_16_bits_follow_the_value_range() -> None:
     np.testing.assert_array_equal(image_files.decode(content, value_range=(0, 65535)), colors)
     np.testing.assert_array_equal(image_files.decode(content), colors)
     dark = cv2.imencode(".tiff", colors[..., ::-1].astype(np.uint16) * 16)[1].tobytes()
-    assert value_range.warnings([judged(dark).values], None)  # type: ignore[list-item]
+    assert value_range.warnings([check(dark).values], None)  # type: ignore[list-item]
     brighter = image_files.decode(dark, value_range=(0, 4095))
     np.testing.assert_allclose(brighter, colors, atol=17)  # of 12 bits Pillow keeps four
 
 
-def test_what_is_no_number_is_black_and_not_measured() -> None:
+def test_nan_is_black_and_not_measured() -> None:
     pixels = GRAY.astype(np.float32)
     pixels[0, :3] = np.nan, np.inf, -np.inf
     content = encoded(pixels)
     assert seen(content, (0.0, 255.0))[0, :3].tolist() == [0, 255, 0]
-    assert judged(content).values == MeasuredRange(0, pixels[1:].min(), pixels[1:].max())
-    assert judged(encoded(np.full((48, 64), np.nan, np.float32))).values is None
+    assert check(content).values == MeasuredRange(0, pixels[1:].min(), pixels[1:].max())
+    assert check(encoded(np.full((48, 64), np.nan, np.float32))).values is None
 
 
 def test_eight_bits_do_not_follow_the_value_range() -> None:
@@ -186,7 +186,7 @@ def test_ranges_that_do_not_suit_are_named(values: MeasuredRange, scale: Any, su
 
 @pytest.fixture
 def deep(coco_folder: Any) -> Any:
-    """A data set whose images are what its PNG files were, as floats of 0..1, in gray."""
+    """A dataset whose images are what its PNG files were, as floats of 0..1, in gray."""
     for i, entry in enumerate(coco_folder.content["images"]):
         entry["file_name"] = f"{i}.tif"
         path = coco_folder.root / "images" / f"{i}.png"
@@ -239,7 +239,7 @@ class _As:
         return self
 
 
-def test_a_run_hands_its_range_to_prediction(deep: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_prediction_uses_the_value_range_of_the_run(deep: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     path = deep.root / "images" / "0.tif"
     predict = Predictor(replace(with_range(deep, (0.0, 1.0)), model=ModelConfig(num_classes=2)), {})
     given = []
@@ -256,7 +256,7 @@ def test_a_run_hands_its_range_to_prediction(deep: Any, monkeypatch: pytest.Monk
         read_image(path)
 
 
-def test_a_dark_data_set_is_named(deep: Any, caplog: pytest.LogCaptureFixture) -> None:
+def test_dark_dataset_gives_a_warning(deep: Any, caplog: pytest.LogCaptureFixture) -> None:
     for path in (deep.root / "images").glob("*.tif"):
         gray = np.asarray(Image.open(path.with_suffix(".png")).convert("L"))
         path.write_bytes(encoded(gray.astype(np.uint16) * 16))

@@ -1,4 +1,4 @@
-"""Worker processes that fail: an error that says what to do, soon; and no process that stays behind."""
+"""Tests of failing worker processes: a helpful error soon, and no process left behind."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def fail(batches: Batches) -> str:
 
 
 @pytest.mark.parametrize("count", [pytest.param(1, marks=pytest.mark.slow), 2])
-def test_a_killed_worker_is_said_within_seconds(shared_folder: Any, count: int) -> None:
+def test_killed_worker_is_reported_within_seconds(shared_folder: Any, count: int) -> None:
     with begin(shared_folder.config(), count) as batches:
         next(batches)
         children = multiprocessing.active_children()
@@ -82,7 +82,7 @@ def test_a_killed_worker_is_said_within_seconds(shared_folder: Any, count: int) 
 
 
 @pytest.mark.parametrize("count", [0, 1])
-def test_what_goes_wrong_in_a_worker_arrives_in_its_words(shared_folder: Any, count: int) -> None:
+def test_error_of_a_worker_keeps_its_message(shared_folder: Any, count: int) -> None:
     folder = shared_folder.root / "images"
 
     class Reader:  # local, so that it travels to the worker by value
@@ -102,7 +102,7 @@ def test_what_goes_wrong_in_a_worker_arrives_in_its_words(shared_folder: Any, co
 
 
 @pytest.mark.parametrize("count", [0, pytest.param(1, marks=pytest.mark.slow)])
-def test_records_that_are_gone_stop_the_run(coco_folder: Any, count: int) -> None:
+def test_missing_records_stop_the_run(coco_folder: Any, count: int) -> None:
     batches = begin(coco_folder.config(), count)
     shutil.rmtree(coco_folder.root / "cache")
     with batches:
@@ -113,7 +113,7 @@ def test_records_that_are_gone_stop_the_run(coco_folder: Any, count: int) -> Non
     ("count", "opened"),
     [(0, False), (0, True), pytest.param(1, False, marks=pytest.mark.slow)],  # a worker opens them itself
 )
-def test_records_that_are_cut_short_stop_the_run(coco_folder: Any, count: int, opened: bool) -> None:
+def test_truncated_records_stop_the_run(coco_folder: Any, count: int, opened: bool) -> None:
     """It is no matter of single images, which would be empty slots from here to the end of the training."""
     dataset = load_split(coco_folder.config().data, "train")
     if opened:  # array_record keeps the file open, and says nothing of what is beyond its new end
@@ -127,7 +127,7 @@ def test_records_that_are_cut_short_stop_the_run(coco_folder: Any, count: int, o
     assert len(load_split(coco_folder.config().data, "train").record(0)[0]) > 0
 
 
-def test_the_end_of_a_worker_is_explained_by_its_exit_code() -> None:
+def test_exit_code_of_a_worker_is_explained() -> None:
     grain = "Worker process was terminated unexpectedly with exit code {}. Search the logs above for the source."
     for code, words in {-7: "--shm-size", -9: "give the job more memory", 1: "__main__", 3: "data.workers=0"}.items():
         message = str(workers.worker_error(RuntimeError(grain.format(code)), 5))
@@ -180,7 +180,7 @@ def test_ctrl_c_ends_the_worker(program: Any) -> None:
     assert not any(running(pid) for pid in pids)
 
 
-def test_signals_do_not_end_the_workers_at_any_time_but_close_does(shared_folder: Any) -> None:
+def test_workers_ignore_signals_and_end_on_close(shared_folder: Any) -> None:
     """Slurm sends SIGTERM to every process of a job, and the main one still has a step to do and to save."""
     ready = threading.Event()
     signalled: dict[int, int] = {}
@@ -209,7 +209,7 @@ def test_signals_do_not_end_the_workers_at_any_time_but_close_does(shared_folder
     assert not any(running(pid) for pid in signalled)
 
 
-def test_a_worker_ends_with_a_main_process_that_is_killed(program: Any) -> None:
+def test_worker_exits_when_the_main_process_is_killed(program: Any) -> None:
     process, pids = program
     process.kill()
     process.wait()
@@ -229,7 +229,7 @@ def test_batches_hold_no_shared_memory(shared_folder: Any) -> None:
 
 
 @pytest.mark.parametrize("instances", [(0, 0), (3, 1), (2, 4)])
-def test_masks_of_unused_slots_do_not_travel_and_come_back(instances: tuple[int, int]) -> None:
+def test_pack_and_unpack_masks_of_unused_slots(instances: tuple[int, int]) -> None:
     rng = np.random.default_rng(0)
     valid = np.arange(4) < np.array(instances)[:, None]
     masks = rng.integers(0, 2, (2, 4, 5, 5), np.uint8) * valid[..., None, None].astype(np.uint8)

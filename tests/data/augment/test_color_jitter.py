@@ -1,4 +1,4 @@
-"""Colors against torchvision's formulas, computed in floating point."""
+"""Tests of color jitter against the formulas of torchvision, computed in floating point."""
 
 from __future__ import annotations
 

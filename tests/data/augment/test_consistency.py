@@ -1,4 +1,4 @@
-"""Whatever is done to a picture, one after the other: image, boxes, masks and keypoints still say the same."""
+"""Tests that image, boxes, masks and keypoints stay consistent through sequences of transformations."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def seen(sample: Sample) -> list[np.ndarray]:
 
 @quick
 @given(seeds, st.lists(flips | crops | views, min_size=1, max_size=4))
-def test_masks_lie_on_their_figures_and_boxes_around_them(seed: int, operations: list[tuple]) -> None:
+def test_masks_cover_their_figures_and_boxes_enclose_them(seed: int, operations: list[tuple]) -> None:
     sample, blur = scene(seed), 1.0
     for operation in operations:
         sample, scale = follow(sample, operation)
@@ -86,7 +86,7 @@ def test_masks_lie_on_their_figures_and_boxes_around_them(seed: int, operations:
 
 @quick
 @given(seeds, st.lists(flips | crops | views, min_size=1, max_size=4))
-def test_keypoints_stay_where_they_were_in_the_picture(seed: int, operations: list[tuple]) -> None:
+def test_keypoints_stay_on_their_image_content(seed: int, operations: list[tuple]) -> None:
     """The picture says where each of its pixels was: four gray levels a pixel, which no resampling bends."""
     ramp = (4 * np.arange(SIZE) + 2).astype(np.uint8)  # 4 (x + 1/2), at the middle of pixel x
     image = np.stack(np.broadcast_arrays(ramp, ramp[:, None], np.uint8(0)), axis=-1)
@@ -115,7 +115,7 @@ def test_keypoints_stay_where_they_were_in_the_picture(seed: int, operations: li
 
 @quick
 @given(seeds, crops, st.booleans(), st.booleans())
-def test_keypoints_are_lost_only_outside_the_picture(seed: int, operation: tuple, left_right: bool, up: bool) -> None:
+def test_keypoints_are_lost_only_outside_the_image(seed: int, operation: tuple, left_right: bool, up: bool) -> None:
     before = flip(scene(seed), left_right, up, FLIP_MAP)
     after, _ = follow(before, operation)
     x0, x1 = map(int, between(operation[1], operation[2], SIZE, 12))
@@ -156,7 +156,7 @@ def assert_same(found: Sample, expected: Sample) -> None:
 
 @quick
 @given(seeds, crops)
-def test_a_crop_laid_back_is_what_was_there(seed: int, operation: tuple) -> None:
+def test_crop_pasted_back_equals_the_original(seed: int, operation: tuple) -> None:
     before = scene(seed)
     after, _ = follow(before, operation)
     x0, _ = map(int, between(operation[1], operation[2], SIZE, 12))
@@ -187,7 +187,7 @@ def test_a_crop_laid_back_is_what_was_there(seed: int, operation: tuple) -> None
 
 @quick
 @given(seeds, views, views)
-def test_a_view_of_a_view_is_one_view(seed: int, first: tuple, second: tuple) -> None:
+def test_crop_of_a_crop_equals_one_crop(seed: int, first: tuple, second: tuple) -> None:
     """The geometry of it; pixels are smeared twice."""
     start = scene(seed)
     halfway, _ = follow(start, first)

@@ -1,4 +1,4 @@
-"""Copy-paste against the painter's algorithm: whoever comes later hides, to the pixel."""
+"""Tests of copy-paste against the painter's algorithm: later instances hide earlier ones, to the pixel."""
 
 from __future__ import annotations
 
@@ -145,7 +145,7 @@ def test_a_hole_stays_in_the_mask_that_is_written() -> None:
     np.testing.assert_array_equal(truth.masks[0], expected[::-1, ::-1][rows][:, columns])
 
 
-def test_what_is_smaller_than_a_pixel() -> None:
+def test_instances_smaller_than_a_pixel() -> None:
     """Without a pixel nothing can be pasted; and such an instance is hidden with the pixel that it is in."""
     speck = annotation([5.1, 5.1, 0.2, 0.2])
     sample, other = blank((16, 16), [speck, annotation([9, 9, 4, 4])], 10), blank((16, 16), [speck], 200)
@@ -167,7 +167,7 @@ def test_a_speck_on_two_pixels_is_hidden_with_both() -> None:
 
 
 @pytest.mark.parametrize("size", [(10, 40), (40, 10)])
-def test_a_picture_of_another_size_is_cut_at_the_edges(size: tuple[int, int]) -> None:
+def test_image_of_another_size_is_cropped_at_the_edges(size: tuple[int, int]) -> None:
     sample = blank((20, 20), [], 10)
     height, width = size
     other = blank(size, [annotation([0, 0, width, height]), annotation([width - 2, height - 2, 2, 2])], 200)

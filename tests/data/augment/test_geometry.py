@@ -1,4 +1,4 @@
-"""Flips and views: image, boxes, masks and keypoints move together."""
+"""Tests that flips, crops and resizes transform image, boxes, masks and keypoints together."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def written(sample: Sample, slots: int, side: int) -> GroundTruth:
 
 
 @pytest.mark.parametrize(("horizontal", "vertical"), FLIPS)
-def test_flipping_image_and_truth_agree(horizontal: bool, vertical: bool) -> None:
+def test_flips_of_image_and_ground_truth_agree(horizontal: bool, vertical: bool) -> None:
     """Painting the masks and flipping the picture equals flipping the truth and painting it."""
     rng = np.random.default_rng(2)
     mask = rng.random((24, 32)) > 0.5
@@ -87,12 +87,12 @@ def test_resize_writes_into_the_canvas() -> None:
 
 
 @pytest.mark.parametrize("window", [[0, 0, 29.5, 19.5], [-0.5, 0.25, 30.5, 20], [3.5, 2, 12.25, 20]])
-def test_what_is_beyond_the_edge_repeats_it(window: list[float]) -> None:
+def test_pixels_outside_the_image_repeat_its_edge(window: list[float]) -> None:
     image = np.full((20, 30, 3), 200, np.uint8)
     assert (resample(image, np.array(window), (25, 47)) == 200).all()
 
 
-def test_a_flip_wants_a_map_for_all_keypoints() -> None:
+def test_flip_needs_a_map_of_all_keypoints() -> None:
     image, keypoints = np.zeros((20, 30, 3), np.uint8), [3.0, 4, 2] * 4
     sample = make_sample(image, [annotation([0, 0, 9, 9], keypoints=keypoints)], {3: 1}, (20, 30), num_keypoints=4)
     with pytest.raises(ValueError, match="flip_map has 0 indices for 4 keypoints"):
@@ -101,7 +101,7 @@ def test_a_flip_wants_a_map_for_all_keypoints() -> None:
 
 
 @pytest.mark.parametrize("masks", [True, False])
-def test_what_is_cut_off_to_less_than_a_pixel_is_gone(masks: bool) -> None:
+def test_instances_cut_to_less_than_a_pixel_are_removed(masks: bool) -> None:
     image = np.zeros((20, 30, 3), np.uint8)
     boxes = [[0, 0, 10, 10], [9.5, 2, 3, 3], [11, 1, 0.5, 0.5], [12, 4, 10, 10]]
     sample = make_sample(image, [annotation(list(box)) for box in boxes], {3: 1}, (20, 30), masks=masks)

@@ -1,4 +1,4 @@
-"""What is drawn for an image, and that it is carried out: reproducible, independent, and as the settings say."""
+"""Tests of the random choices: reproducible, independent of each other, and distributed as configured."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def numbers(*arguments: int) -> list[float]:
     return random_choices.image_generator(*arguments).random(4).tolist()
 
 
-def test_chance_is_a_function_of_seed_epoch_and_image() -> None:
+def test_random_choices_depend_on_seed_epoch_and_image() -> None:
     ids = [0, 1, -1, 2**31, 2**32, 2**32 + 1, 2**63 - 1, -(2**63), 139]
     drawn = [numbers(3, 5, image_id) for image_id in ids]
     assert drawn == [numbers(3, 5, image_id) for image_id in ids]
@@ -100,7 +100,7 @@ def test_without_augmentation_the_whole_image_is_scaled() -> None:
 
 
 @pytest.mark.medium
-def test_how_often() -> None:
+def test_frequencies_of_choices() -> None:
     count = 4000
     drawn = choose(DATA, count)
     whole = choose(change(DATA, scale_jitter=None), count)
@@ -262,7 +262,7 @@ def bilinear(image: np.ndarray, x: float, y: float) -> np.ndarray:
     return rows[0] + (column - j) * (rows[1] - rows[0])
 
 
-def test_the_picture_is_written_where_it_is_wanted() -> None:
+def test_image_is_written_to_the_output_array() -> None:
     image = np.random.default_rng(0).integers(0, 256, (40, 60, 3), np.uint8)
     sample = make_sample(image, [], {}, (40, 60))
     for choices in (

@@ -1,4 +1,4 @@
-"""Figures as functions of the plane."""
+"""Tests of the figures as functions of the plane."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The procedural data set."""
+"""Tests of the procedural datasets."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("kind", [simple, outlines, people])
-def test_pictures_differ_between_images_but_not_between_runs(kind: ModuleType) -> None:
+def test_images_differ_between_ids_but_not_between_runs(kind: ModuleType) -> None:
     first, _ = kind.render(np.random.default_rng(0), 128)
     again, _ = kind.render(np.random.default_rng(0), 128)
     other, _ = kind.render(np.random.default_rng(1), 128)
@@ -83,7 +83,7 @@ def test_it_is_read_like_any_other_data(root: Path, tmp_path: Path) -> None:
     assert COCO(str(val.annotations_path)).getImgIds() == val.ids.tolist()
 
 
-def test_the_five_figures_are_those_that_published_numbers_rest_on(root: Path) -> None:
+def test_simple_images_are_those_of_the_published_results(root: Path) -> None:
     content = b"".join((root / f"{name}.json").read_bytes() for name in ("train", "val"))
     pixels = [cv2.imread(str(path)).tobytes() for path in sorted(root.rglob("*.png"))]
     assert len(pixels) == 6
@@ -214,7 +214,7 @@ def test_several_that_replace_one_set_at_once(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["set"]
 
 
-def test_a_folder_of_someone_else_is_left_alone(tmp_path: Path) -> None:
+def test_folder_with_other_files_is_refused(tmp_path: Path) -> None:
     (tmp_path / "thesis.txt").write_text("years of work")
     with pytest.raises(DataError, match="has other files; set it to an empty folder"):
         generate.write_dataset(SMALL, tmp_path)

@@ -1,4 +1,4 @@
-"""Many classes that differ in their outline only."""
+"""Tests of the kind "outlines": classes that differ only in their outline."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def masks(name: str, angles: int) -> np.ndarray:
 
 
 @pytest.mark.medium
-def test_no_two_classes_are_one_turned_or_mirrored() -> None:
+def test_no_two_classes_are_equal_when_rotated_or_mirrored() -> None:
     upright = {name: masks(name, 1)[0] for name in NAMES}
     turned = {name: masks(name, 120) for name in NAMES}
     areas = {name: masks.sum(axis=1) for name, masks in turned.items()}
@@ -86,7 +86,7 @@ def test_objects_stay_visible_and_own_their_pixels(scenes: list[list[Figure]]) -
         assert all(figure.mask.sum() >= MIN_VISIBLE * figure.area > 0 for figure in figures)
 
 
-def test_objects_of_one_class_lie_across_one_another(scenes: list[list[Figure]]) -> None:
+def test_objects_of_one_class_overlap(scenes: list[list[Figure]]) -> None:
     grown = np.ones((3, 3), np.uint8)
     across = 0
     for figures in scenes:

@@ -1,4 +1,4 @@
-"""People: bodies, what is drawn of them, and what is labeled."""
+"""Tests of the kind "people": bodies, their rendering and their keypoint labels."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def drawn(pose: bodies.BodyPose, yaw: float, size: int, height: float) -> people
 
 @pytest.mark.parametrize("yaw", [0.0, 25.0, 170.0])
 @pytest.mark.parametrize("seed", range(8))
-def test_a_mirrored_picture_is_that_of_the_mirrored_person(seed: int, yaw: float) -> None:
+def test_mirrored_image_equals_image_of_mirrored_person(seed: int, yaw: float) -> None:
     drawing, pose = standing(seed, yaw)
     other = drawn(bodies.mirror_pose(pose), -yaw, 200, 120)
     assert (drawing.materials[:, ::-1] != other.materials).mean() < 1e-4  # rounding, on outlines
@@ -46,7 +46,7 @@ def test_a_mirrored_picture_is_that_of_the_mirrored_person(seed: int, yaw: float
     np.testing.assert_allclose(other.keypoints, expected, atol=0.011)
 
 
-def test_the_left_of_somebody_who_faces_us_is_on_the_right() -> None:
+def test_left_side_of_a_person_facing_the_viewer_is_on_the_right() -> None:
     pose = bodies.BodyPose(0, 0, (0, 0), (bodies._HANGING, bodies._HANGING), (bodies._STRAIGHT, bodies._STRAIGHT))
     front, back = bodies.project_body(pose, 0, 0).joints[:, 0], bodies.project_body(pose, 180, 0).joints[:, 0]
     assert (front[LEFT] > 0).all()
@@ -102,7 +102,7 @@ def test_what_lies_on_the_edge_is_inside() -> None:
     assert (covered.keypoints[:, 2] == 1).all()
 
 
-def test_who_is_covered_keeps_labels_that_are_not_visible() -> None:
+def test_hidden_people_keep_labels_that_are_not_visible() -> None:
     keypoints = np.zeros((17, 3))
     keypoints[:4] = [[2, 2, 2], [9.6, 5, 2], [9.4, 5, 2], [12, 5, 1]]
     mask = np.zeros((20, 20), bool)
@@ -114,7 +114,7 @@ def test_who_is_covered_keeps_labels_that_are_not_visible() -> None:
     assert keypoints[1, 2] == 2  # what was given is left as it is
 
 
-def test_labels_follow_from_who_is_in_front(scenes: list[list[Figure]]) -> None:
+def test_visibility_follows_from_depth_order(scenes: list[list[Figure]]) -> None:
     seen = []
     for figures in scenes:
         assert np.sum([figure.mask for figure in figures], axis=0).max() == 1
