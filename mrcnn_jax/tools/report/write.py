@@ -47,5 +47,5 @@ def try_write(
     try:
         write_report(scores, images, output, title=title, value_range=value_range)
     except Exception as error:
-        log.warning("the report could not be written: %s", described(error), exc_info=True)
+        log.warning("no report written: %s", described(error), exc_info=True)
         output.unlink(missing_ok=True)  # it may be that of an earlier evaluation
