@@ -38,7 +38,7 @@ from mrcnn_jax.config import (
     SplitConfig,
     TrainConfig,
 )
-from mrcnn_jax.data import annotations, image_files, load_split, records, train_batches
+from mrcnn_jax.data import annotations, image_files, load_split, records, segmentation_checks, train_batches
 from mrcnn_jax.data.batching import BatchPlan
 from mrcnn_jax.data.findings import raise_refusals
 from mrcnn_jax.data.loader import Loader
@@ -347,7 +347,7 @@ def test_a_polygon_that_would_fill_the_memory_is_not_drawn(tmp_path):
     content["annotations"][0].update(bbox=[0, 0, annotations.MAX_PIXELS, 1], segmentation=[across])
     (tmp_path / "fuzz.json").write_text(json.dumps(content))
     kinds = {problem.kind for problem in annotations.inspect(tmp_path / "fuzz.json").problems}
-    assert "polygon with an outline of more than 10 million pixels" in kinds
+    assert segmentation_checks.LONG_POLYGON in kinds
 
 
 def test_damaged_data_are_loaded_or_refused(root):
