@@ -182,7 +182,7 @@ def test_images_with_as_many_detections_as_there_may_be_are_counted(config, tmp_
     bound = f"at most 7 of {len(objects)} objects can be found, a recall of {int(7000 / len(objects)) / 1000}"
     note = f"7 of 7 images have model.box.max_detections=1 detections; {bound}: raise it"
     assert note in caplog.messages
-    assert f"<p class='where'>{note}.</p>".replace("'", '"') in (tmp_path / "evaluation" / "report.html").read_text()
+    assert f"<p class='note'>{note}.</p>".replace("'", '"') in (tmp_path / "evaluation" / "report.html").read_text()
 
 
 def test_pictures_that_cannot_be_drawn_cost_nothing_else(config, tmp_path, monkeypatch, caplog):
