@@ -192,7 +192,7 @@ def test_reaching_max_detections_is_noted(config, tmp_path, monkeypatch, caplog)
     bound = f"at most 7 of {len(objects)} objects can be found, a recall of {int(7000 / len(objects)) / 1000}"
     note = f"7 of 7 images have model.box.max_detections=1 detections; {bound}: raise it"
     assert note in caplog.messages
-    assert f"<p class='where'>{note}.</p>".replace("'", '"') in (tmp_path / "evaluation" / "report.html").read_text()
+    assert f"<p class='note'>{note}.</p>".replace("'", '"') in (tmp_path / "evaluation" / "report.html").read_text()
 
 
 def test_failing_overlays_and_reports_are_logged(config, tmp_path, monkeypatch, caplog):
