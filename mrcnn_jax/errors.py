@@ -108,12 +108,12 @@ class Interrupted(KeyboardInterrupt):
 USER_ERRORS = (ConfigError, DataError, WeightsError, FileNotFoundError)
 
 
-def refuse(problem: str, items: Sequence[Any], advice: str) -> None:
+def raise_data_error(problem: str, items: Sequence[Any], advice: str) -> None:
     """Raise DataError with the problem, the items that have it, and what to do."""
-    raise DataError(f"{problem} ({len(items)}): {listing(items)}; {advice}")
+    raise DataError(f"{problem} ({len(items)}): {format_list(items)}; {advice}")
 
 
-def listing(items: Sequence[Any], max_count: int | None = _MAX_LISTED) -> str:
+def format_list(items: Sequence[Any], max_count: int | None = _MAX_LISTED) -> str:
     """Join the first `max_count` items with commas, and count the rest; None joins all of them."""
     parts = [str(item) for item in items[:max_count]]
     if len(items) > len(parts):
@@ -121,12 +121,12 @@ def listing(items: Sequence[Any], max_count: int | None = _MAX_LISTED) -> str:
     return ", ".join(parts)
 
 
-def described(error: BaseException) -> str:
+def format_error(error: BaseException) -> str:
     """Format an exception in one line: its type and its message."""
     return ": ".join(filter(None, [type(error).__name__, " ".join(str(error).split())]))
 
 
-def shown(value: object) -> str:
+def format_value(value: object) -> str:
     """Format a JSON value for a message: printable, in one line, at most 80 characters; lists and dicts by type."""
     if isinstance(value, (list, dict)):
         return "a list" if isinstance(value, list) else "an object"

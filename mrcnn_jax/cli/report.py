@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from mrcnn_jax.cli import common
-from mrcnn_jax.errors import DataError, listing
+from mrcnn_jax.errors import DataError, format_list
 from mrcnn_jax.evaluation import coco_metrics, result_file
 from mrcnn_jax.evaluation.coco_ground_truth import counts_in_table, load_ground_truth
 from mrcnn_jax.runtime import files
@@ -46,8 +46,8 @@ def report(results: Path, annotations: Path, images: Path, output: Path) -> None
     records = result_file.read(results)
     truth = load_ground_truth(annotations)
     if not any(record["category_id"] in truth.cats for record in records):
-        ids = listing(sorted({record["category_id"] for record in records}))
-        known = listing(sorted(truth.cats))
+        ids = format_list(sorted({record["category_id"] for record in records}))
+        known = format_list(sorted(truth.cats))
         raise DataError(f"no category id in {results} ({ids}) is in {annotations} ({known})")
     iou_types = [name for name in coco_metrics.FIELDS if coco_metrics.with_field(records, name)]
     annotated = truth.dataset["annotations"]
@@ -56,7 +56,8 @@ def report(results: Path, annotations: Path, images: Path, output: Path) -> None
     ]
     if not scored:
         raise DataError(
-            f"{annotations} has no annotations of the types in {results} ({listing(iou_types)}); give other annotations"
+            f"{annotations} has no annotations of the types in {results} ({format_list(iou_types)});"
+            " give other annotations"
         )
     try:
         result_file.check_file_names(truth, records)

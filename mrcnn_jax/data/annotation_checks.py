@@ -11,7 +11,7 @@ from mrcnn_jax.data.categories import Categories
 from mrcnn_jax.data.findings import Problem, Refusal
 from mrcnn_jax.data.json_entries import Entry
 from mrcnn_jax.data.segmentation_checks import Box, UnusableError, all_finite, check_segmentation, rle_size
-from mrcnn_jax.errors import shown
+from mrcnn_jax.errors import format_value
 
 _MIN_BOX_SIDE = 0.01  # pixels; a mask cannot be rasterized inside a thinner box
 
@@ -71,7 +71,7 @@ class AnnotationValidator:
             advice = "add the category to 'categories', or correct category_id"
         elif annotation.get("iscrowd") not in (0, 1, None):
             crowd = annotation["iscrowd"]
-            text = f'"{shown(crowd)}"' if type(crowd) is str else shown(crowd)
+            text = f'"{format_value(crowd)}"' if type(crowd) is str else format_value(crowd)
             kind, what = "iscrowd that is neither 0 nor 1", f"has iscrowd {text}"
             advice = "write the number 1 for a group of objects that share a mask, else 0, without quotes"
         elif size is not None and size != [height, width]:

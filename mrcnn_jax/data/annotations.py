@@ -22,7 +22,7 @@ from mrcnn_jax.data.findings import Problem, Refusal, raise_refusals
 from mrcnn_jax.data.image_formats import MAX_PIXELS
 from mrcnn_jax.data.json_entries import Entry, is_id, validate_entries
 from mrcnn_jax.data.lvis_labels import FederatedLabels, federated_labels
-from mrcnn_jax.errors import DataError, shown
+from mrcnn_jax.errors import DataError, format_value
 
 
 @dataclass(frozen=True)
@@ -160,10 +160,10 @@ def _image_refusal(entry: Entry, name: object) -> Refusal | None:
     if name is None:
         kind, detail, advice = "images without file_name or coco_url", "", "add file_name"
     elif isinstance(name, str) and not file_names.is_utf8(name):
-        kind, detail = "file names that are not valid Unicode", f" has {shown(name)}"
+        kind, detail = "file names that are not valid Unicode", f" has {format_value(name)}"
         advice = "rename the files, and correct file_name"
     elif not isinstance(name, str) or not _is_inside(name):
-        kind, detail = "file names that are not paths inside the image folder", f" has {shown(name)}"
+        kind, detail = "file names that are not paths inside the image folder", f" has {format_value(name)}"
         advice = "write paths relative to the image folder, without '..'"
     elif not all(type(side) is int and side > 0 for side in (entry["height"], entry["width"])):
         kind, detail = "image sizes (height x width) that are not positive integers", f" is {_size(entry)}"
@@ -176,7 +176,7 @@ def _image_refusal(entry: Entry, name: object) -> Refusal | None:
 
 
 def _size(entry: Entry) -> str:
-    return f"{shown(entry['height'])}x{shown(entry['width'])}"
+    return f"{format_value(entry['height'])}x{format_value(entry['width'])}"
 
 
 def _file_name(entry: Entry, folder: Path | None) -> object:

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from mrcnn_jax.data.findings import Refusal
 from mrcnn_jax.data.json_entries import Entry, validate_entries
-from mrcnn_jax.errors import DataError, listing
+from mrcnn_jax.errors import DataError, format_list
 
 # In COCO's order, on which the default of model.keypoint.flip_map and COCO's OKS sigmas depend.
 COCO_KEYPOINTS = (
@@ -55,7 +55,7 @@ class Categories:
         """Return the categories with these names; all if `names` is empty. Raises DataError for unknown names."""
         if unknown := [name for name in names if name not in self.names]:
             raise DataError(
-                f"data.categories names {listing(unknown)}, but the dataset has {listing(self.names)}; correct"
+                f"data.categories names {format_list(unknown)}, but the dataset has {format_list(self.names)}; correct"
                 " data.categories"
             )
         selected = [k for k, name in enumerate(self.names) if not names or name in names]

@@ -18,7 +18,7 @@ from mrcnn_jax.data.categories import Categories
 from mrcnn_jax.data.findings import Problem, describe_problems, no_instances_message, raise_refusals
 from mrcnn_jax.data.synthetic import generate
 from mrcnn_jax.data.value_range import Range
-from mrcnn_jax.errors import DataError, listing
+from mrcnn_jax.errors import DataError, format_list
 
 __all__ = ["Categories", "DataError", "Dataset", "Problem", "load_split"]
 
@@ -188,5 +188,5 @@ def _log_findings(dataset: Dataset, warnings: Sequence[str], max_instances: int)
             len(crowded),
             max_instances,
             surplus,
-            listing(dataset.ids[crowded].tolist()),
+            format_list(dataset.ids[crowded].tolist()),
         )

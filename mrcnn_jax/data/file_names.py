@@ -11,7 +11,7 @@ from pathlib import Path
 from urllib.parse import unquote
 
 from mrcnn_jax.data.image_formats import SUFFIXES
-from mrcnn_jax.errors import shown
+from mrcnn_jax.errors import format_value
 
 log = logging.getLogger(__name__)
 
@@ -82,7 +82,7 @@ def is_utf8(name: str) -> bool:
 
 
 def _printable(name: str) -> str:
-    return shown(name if is_utf8(name) else os.fsencode(name).decode("ascii", "backslashreplace"))
+    return format_value(name if is_utf8(name) else os.fsencode(name).decode("ascii", "backslashreplace"))
 
 
 def _difference(name: str, existing: str) -> str:

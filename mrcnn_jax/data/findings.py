@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from mrcnn_jax.errors import DataError, listing
+from mrcnn_jax.errors import DataError, format_list
 
 
 class Refusal(NamedTuple):
@@ -46,7 +46,7 @@ def describe_refusals(path: Path, refusals: Sequence[Refusal], max_count: int | 
     lines = []
     for kind, advice in dict.fromkeys((refusal.kind, refusal.advice) for refusal in refusals):
         items = [refusal.item for refusal in refusals if (refusal.kind, refusal.advice) == (kind, advice)]
-        lines.append(f"{path}: {kind} ({len(items)}): {listing(items, max_count)}; {advice}")
+        lines.append(f"{path}: {kind} ({len(items)}): {format_list(items, max_count)}; {advice}")
     return lines
 
 
@@ -55,7 +55,7 @@ def describe_problems(problems: Sequence[Problem], max_count: int | None = 20) -
     lines = []
     for kind, count in _count_by_kind(problems):
         ids = [f"{p.annotation_id} (image {p.image_id})" for p in problems if p.kind == kind]
-        lines.append(f"{kind} in {_annotations(count)}: {listing(ids, max_count)}")
+        lines.append(f"{kind} in {_annotations(count)}: {format_list(ids, max_count)}")
     return lines
 
 
@@ -74,7 +74,9 @@ def no_instances_message(
     elif reasons:
         advice = "correct the annotations"
     else:
-        return f"{path}: no annotation of {listing(categories)}, so there is nothing to train on; annotate the images"
+        return (
+            f"{path}: no annotation of {format_list(categories)}, so there is nothing to train on; annotate the images"
+        )
     return f"{path}: no instance is left to train on: {', '.join(reasons)}; {advice}"
 
 

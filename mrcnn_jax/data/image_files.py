@@ -27,7 +27,7 @@ from mrcnn_jax.data.annotations import ImageEntry, size_limit_refusal
 from mrcnn_jax.data.findings import Refusal
 from mrcnn_jax.data.image_formats import FORMATS, JPEG, MAX_PIXELS, UPRIGHT, orientation
 from mrcnn_jax.data.value_range import MeasuredRange, Range, StoredPixels
-from mrcnn_jax.errors import shown
+from mrcnn_jax.errors import format_value
 
 _IMREAD_FLAGS = {
     1: cv2.IMREAD_COLOR,
@@ -106,7 +106,7 @@ def check_image(content: bytes, image: ImageEntry) -> ImageCheck:
 
     Stricter than `decode` with damaged JPEG files: those that Pillow cannot decode to the end are refused too.
     """
-    name = f"{shown(image.file_name)} (id {image.id})"
+    name = f"{format_value(image.file_name)} (id {image.id})"
     try:
         stored = _decode_strictly(content)
     except Image.DecompressionBombError:
@@ -157,14 +157,14 @@ def _read_and_check(folder: Path, image: ImageEntry) -> ImageCheck:
     except (FileNotFoundError, NotADirectoryError):
         return ImageCheck(_missing_refusal(folder, image.file_name, image.id))
     except OSError as error:
-        name = f"{shown(image.file_name)} (id {image.id})"
+        name = f"{format_value(image.file_name)} (id {image.id})"
         return ImageCheck(_unreadable_refusal(name, error.strerror or str(error), image.id))
     return check_image(content, image)
 
 
 def _missing_refusal(folder: Path, name: str, image_id: int) -> Refusal:
     hint = file_names.describe_similar(folder, name)
-    item = f"{shown(name)} (id {image_id}{f'; {hint}' if hint else ''})"
+    item = f"{format_value(name)} (id {image_id}{f'; {hint}' if hint else ''})"
     advice = _MISSING_ADVICE if hint is None else "make file_name equal to the names of the files"
     return Refusal(f"images that are not in {folder}", item, advice, image_id)
 

@@ -8,7 +8,7 @@ from typing import Literal
 
 from PIL import Image, UnidentifiedImageError, features
 
-from mrcnn_jax.errors import PixelRangeError, shown
+from mrcnn_jax.errors import PixelRangeError, format_value
 
 MAX_PIXELS = 2 * 89_478_485  # Pillow refuses larger images as decompression bombs
 HEADER_BYTES = 64  # length of the beginning of a file that `detect_kind` needs
@@ -73,7 +73,7 @@ def describe_error(content: bytes, error: Exception) -> str:
         return f"it has more than {MAX_PIXELS} pixels: cut it into tiles, or scale it down"
     if isinstance(error, UnidentifiedImageError):
         return _describe_unidentified(content)
-    return shown(str(error) or type(error).__name__)
+    return format_value(str(error) or type(error).__name__)
 
 
 def orientation(image: Image.Image) -> int:

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from mrcnn_jax.data.findings import Refusal
-from mrcnn_jax.errors import shown
+from mrcnn_jax.errors import format_value
 
 Entry = dict[str, Any]
 
@@ -49,7 +49,7 @@ def _find_fault(name: str, entry: Any, ids: Sequence[str], others: Sequence[str]
             break
         if not is_id(entry[field]):
             advice = "write integers of at most 64 bits, without quotes or decimals"
-            return "ids that are not integers", f"{field} {shown(entry[field])}", advice
+            return "ids that are not integers", f"{field} {format_value(entry[field])}", advice
     missing = [field for field in (*ids, *others) if field not in entry]
     if missing:
         return f"entries of {name!r} with missing fields", ", ".join(missing), "add the fields"
@@ -61,7 +61,7 @@ def _refusal(name: str, position: int, entry: Any, kind: str, detail: str, advic
     own_id = entry.get("id") if isinstance(entry, dict) else None
     item = f"{_SINGULAR[name]} {own_id}" if is_id(own_id) else f"number {position + 1} of {name!r}"
     if not isinstance(entry, dict):
-        item += f" ({shown(entry)})"
+        item += f" ({format_value(entry)})"
     image_id = own_id if name == "images" else entry.get("image_id") if isinstance(entry, dict) else None
     return Refusal(
         kind,

@@ -15,7 +15,7 @@ import numpy as np
 from mrcnn_jax.data import rle
 from mrcnn_jax.data.categories import Categories
 from mrcnn_jax.data.json_entries import Entry
-from mrcnn_jax.errors import listing, shown
+from mrcnn_jax.errors import format_list, format_value
 
 _MAX_IMAGES = 1000  # images whose boxes are compared with their masks
 _MIN_FRACTION = 0.05  # of boxes that do not match, for a warning
@@ -144,8 +144,8 @@ def _duplicate_names(kind: str, advice: str, pairs: Iterable[tuple[str, int]]) -
     ids_by_name: dict[str, list[int]] = defaultdict(list)
     for name, number in pairs:
         ids_by_name[name].append(number)
-    items = [f"{shown(name)} (ids {listing(ids)})" for name, ids in ids_by_name.items() if len(ids) > 1]
-    return f"{kind} ({len(items)}): {listing(items)}; {advice}" if items else ""
+    items = [f"{format_value(name)} (ids {format_list(ids)})" for name, ids in ids_by_name.items() if len(ids) > 1]
+    return f"{kind} ({len(items)}): {format_list(items)}; {advice}" if items else ""
 
 
 def _duplicate_annotations(images: Sequence[Any], by_image: Mapping[int, Sequence[Entry]]) -> str:
@@ -161,7 +161,7 @@ def _duplicate_annotations(images: Sequence[Any], by_image: Mapping[int, Sequenc
             if same := next((other for other in candidates if _is_duplicate(annotation, other)), None):
                 items.append(f"{annotation['id']} = {same['id']} (image {image.id})")
             candidates.append(annotation)
-    return f"duplicate annotations ({len(items)}): {listing(items)}; remove one of each pair" if items else ""
+    return f"duplicate annotations ({len(items)}): {format_list(items)}; remove one of each pair" if items else ""
 
 
 def _is_duplicate(one: Entry, other: Entry) -> bool:

@@ -17,7 +17,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from mrcnn_jax.errors import USER_ERRORS, ConfigError, listing, shown
+from mrcnn_jax.errors import USER_ERRORS, ConfigError, format_list, format_value
 
 _MAX_CHUNK = 1 << 26  # bytes of the largest collective
 _MIN_CHUNK = 1 << 10  # bytes; chunks are padded to powers of two, so that few programs are compiled
@@ -143,7 +143,7 @@ def check_same(values: Mapping[str, Any], what: str) -> None:
         gathered = [json.loads(wait_for_key(f"{key}/{index}")) for index in range(jax.process_count())]
         if differences := find_differences(gathered):
             raise ConfigError(
-                f"the processes do not have the same {what}: {listing(differences, _MAX_LISTED)}. Start all of them"
+                f"the processes do not have the same {what}: {format_list(differences, _MAX_LISTED)}. Start all of them"
                 " with the same command, the same version of the program and identical copies of the data"
             )
         return b""
@@ -158,8 +158,8 @@ def find_differences(processes: Sequence[tuple[str, Mapping[str, str]]]) -> list
     """
     (main_host, expected), *others = processes
     return [
-        f"{name} is {shown(values.get(name, _ABSENT))} in process {index} ({host}) and"
-        f" {shown(expected.get(name, _ABSENT))} in process 0 ({main_host})"
+        f"{name} is {format_value(values.get(name, _ABSENT))} in process {index} ({host}) and"
+        f" {format_value(expected.get(name, _ABSENT))} in process 0 ({main_host})"
         for index, (host, values) in enumerate(others, 1)
         for name in {**expected, **values}
         if values.get(name) != expected.get(name)

@@ -17,7 +17,7 @@ from pycocotools.cocoeval import COCOeval, Params
 from mrcnn_jax.config import ModelConfig
 from mrcnn_jax.config.metric_names import KEYPOINT_METRICS, METRICS
 from mrcnn_jax.data.categories import is_coco_keypoints, keypoint_words
-from mrcnn_jax.errors import ConfigError, listing
+from mrcnn_jax.errors import ConfigError, format_list
 from mrcnn_jax.evaluation import lvis_metrics, notes
 from mrcnn_jax.evaluation.coco_ground_truth import load_ground_truth, restrict, silence_pycocotools, with_annotations
 from mrcnn_jax.inference.postprocess import categories
@@ -173,7 +173,7 @@ def _check_results(truth: COCO, results: Sequence[dict[str, Any]], iou_types: Se
         count = _keypoint_count(truth)
         wrong = [r["image_id"] for r in with_field(results, "keypoints") if len(r["keypoints"]) != 3 * count]
         if not count or wrong:
-            where = f" (images {listing(list(dict.fromkeys(wrong)))})" if wrong else ""
+            where = f" (images {format_list(list(dict.fromkeys(wrong)))})" if wrong else ""
             raise ValueError(
                 f"the annotations have {count} keypoints, and not every result has x, y, score for as many{where}:"
                 " leave 'keypoints' out of iou_types"

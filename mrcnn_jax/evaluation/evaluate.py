@@ -24,7 +24,7 @@ from mrcnn_jax.config import PATH_FIELDS, Config, flatten
 from mrcnn_jax.data.dataset import Dataset, load_split
 from mrcnn_jax.data.pipeline import eval_batches
 from mrcnn_jax.distributed import collectives
-from mrcnn_jax.errors import ConfigError, described
+from mrcnn_jax.errors import ConfigError, format_error
 from mrcnn_jax.evaluation import class_scores, coco_metrics, ground_truth, notes
 from mrcnn_jax.inference import detector, single_image, tta
 from mrcnn_jax.inference.devices import largest_divisor
@@ -170,7 +170,7 @@ class _LocalResults:
         try:
             self._save(f"{self._dataset.ids[index]}.png", self._overlay(index, prediction))
         except Exception as error:
-            log.warning("image %s has no overlay: %s", self._dataset.ids[index], described(error))
+            log.warning("image %s has no overlay: %s", self._dataset.ids[index], format_error(error))
 
     def _overlay(self, index: int, prediction: Prediction) -> bytes:
         """Return ground truth and prediction side by side as PNG."""
@@ -191,7 +191,7 @@ def _write_overlay(path: epath.Path, png: bytes) -> None:
     try:
         path.write_bytes(png)
     except OSError as error:
-        log.warning("overlay %s is not written: %s", path.name, described(error))
+        log.warning("overlay %s is not written: %s", path.name, format_error(error))
 
 
 def _clear(folder: epath.Path) -> bytes:

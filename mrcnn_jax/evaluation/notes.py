@@ -8,7 +8,7 @@ from typing import Any
 
 from pycocotools.coco import COCO
 
-from mrcnn_jax.errors import listing
+from mrcnn_jax.errors import format_list
 from mrcnn_jax.evaluation.coco_ground_truth import counts_in_table, is_ignored
 
 Record = dict[str, Any]
@@ -20,7 +20,7 @@ def unknown_categories(results: Sequence[Record], known: Collection[int], descri
     ids = [record["category_id"] for record in results if record["category_id"] not in known]
     if not ids:
         return []
-    unknown = listing(sorted(set(ids)))
+    unknown = format_list(sorted(set(ids)))
     return [f"{len(ids)} of {len(results)} results are of categories {description}: left out (ids {unknown})"]
 
 

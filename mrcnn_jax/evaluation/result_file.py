@@ -13,7 +13,7 @@ from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 
 from mrcnn_jax.data.segmentation_checks import safe_segmentation
-from mrcnn_jax.errors import DataError, listing, shown
+from mrcnn_jax.errors import DataError, format_list, format_value
 from mrcnn_jax.runtime.progress import track
 
 Record = dict[str, Any]
@@ -39,17 +39,17 @@ def read(path: Path) -> list[Record]:
                 continue
             value = parse(given)
             if value is None:
-                invalid.append(f"{index} ({shown(given if isinstance(given, str) else json.dumps(given))})")
+                invalid.append(f"{index} ({format_value(given if isinstance(given, str) else json.dumps(given))})")
             record[name] = value
         if invalid:
             raise DataError(
-                f"records of {path} without a usable {name} ({len(invalid)}): {listing(invalid)}, counted from 0;"
+                f"records of {path} without a usable {name} ({len(invalid)}): {format_list(invalid)}, counted from 0;"
                 f" write {expected}"
             )
     records = [{name: record[name] for name in (*_FIELDS, "file_name") if name in record} for record in records]
     if empty := [index for index, record in enumerate(records) if not any(name in record for name in _LOCATIONS)]:
         fields = f"{', '.join(_LOCATIONS[:-1])} or {_LOCATIONS[-1]}"
-        raise DataError(f"records of {path} without {fields} ({len(empty)}): {listing(empty)}, counted from 0")
+        raise DataError(f"records of {path} without {fields} ({len(empty)}): {format_list(empty)}, counted from 0")
     if not records:
         raise DataError(f"{path} has no records: there is nothing to report")
     return records
@@ -154,11 +154,13 @@ def check_file_names(truth: COCO, records: Sequence[Record]) -> None:
     for record in records:
         image, name = truth.imgs.get(record["image_id"]), record.get("file_name")
         if image is not None and isinstance(name, str) and _stem(name) != _stem(image["file_name"]):
-            differing[record["image_id"]] = f"{image['id']} ({shown(name)}, annotated {shown(image['file_name'])})"
+            differing[record["image_id"]] = (
+                f"{image['id']} ({format_value(name)}, annotated {format_value(image['file_name'])})"
+            )
     if differing:
         raise ValueError(
-            f"image ids of other files ({len(differing)}): {listing(list(differing.values()))}; write the image ids of"
-            " the annotations"
+            f"image ids of other files ({len(differing)}): {format_list(list(differing.values()))};"
+            " write the image ids of the annotations"
         )
 
 
@@ -184,7 +186,7 @@ def encode_masks(truth: COCO, records: Sequence[Record]) -> list[Record]:
     if invalid:
         raise ValueError(
             f"records whose segmentation is neither run lengths of the image's size nor polygons ({len(invalid)}):"
-            f" {listing(invalid)}, counted from 0; write them with pycocotools.mask.encode"
+            f" {format_list(invalid)}, counted from 0; write them with pycocotools.mask.encode"
         )
     return converted
 

@@ -60,7 +60,7 @@ def _load(dataset: Dataset, config: Config, prepare_image: Prepare, slot: tuple[
     index, valid = slot
     image = dataset.decode(dataset.record(index)[0])
     if image is None:
-        raise DataError(index)
+        raise DataError(dataset.explain_decode_failure(index))
     return prepare_image(image, index, config)._replace(valid=np.array([valid]))
 
 

@@ -104,9 +104,9 @@ def test_dropped_annotations_are_those_of_training(
     printed = capsys.readouterr().out.splitlines()
     with caplog.at_level(logging.WARNING):
         load_split(coco_folder.config().data, "train")
-    dropped = [message for message in caplog.messages if ": dropped" in message]
+    dropped = [message for message in caplog.messages if "dropped) in 1 annotation: " in message]
     assert len(dropped) == 2
-    assert [line for line in printed if ": dropped" in line] == dropped
+    assert [line for line in printed if "dropped) in 1 annotation: " in line] == dropped
     assert printed[-1].startswith("training would start, but drop data (2 problems); ")
 
 

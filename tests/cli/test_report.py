@@ -120,4 +120,4 @@ def test_annotation_errors_are_those_of_training(folder: Path, capsys: pytest.Ca
     with pytest.raises(DataError) as refused:
         annotations.read(folder / "annotations.json")
     assert capsys.readouterr().err == f"error: {refused.value}\n"
-    assert 'has "0"; write the number 1' in str(refused.value)
+    assert 'has iscrowd "0"; write the number 1' in str(refused.value)

@@ -93,7 +93,13 @@ def test_links_to_folders_are_followed_once(tmp_path: Path, caplog: pytest.LogCa
         found = list(file_names.walk_files(root, without=root / "out", failed=pytest.fail))
     assert sorted(str(path.relative_to(root)) for path in found) == ["a.png", "l1/c.png", "l1/deep/d.png", "sub/b.png"]
     assert len([message for message in caplog.messages if "skipped, because it links to" in message]) == 5
-    assert [str(path) for path in files.find(root)] == ["a.png", "l1/c.png", "l1/deep/d.png", "out/f.png", "sub/b.png"]
+    assert [str(path) for path in files.find_files(root)] == [
+        "a.png",
+        "l1/c.png",
+        "l1/deep/d.png",
+        "out/f.png",
+        "sub/b.png",
+    ]
 
 
 def test_unreadable_folder_is_reported(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from mrcnn_jax.data.findings import Problem, Refusal, describe_problems, describe_refusals, raise_refusals
-from mrcnn_jax.errors import DataError, listing, shown
+from mrcnn_jax.errors import DataError, format_list, format_value
 
 PATH = Path("coco.json")
 
@@ -17,13 +17,13 @@ PATH = Path("coco.json")
     [(None, "0, 1, 2, 3"), (5, "0, 1, 2, 3"), (4, "0, 1, 2, 3"), (3, "0, 1, 2, and 1 more"), (0, "and 4 more")],
 )
 def test_listing_names_up_to_the_given_count(most: int | None, text: str) -> None:
-    assert listing(range(4), most) == text
+    assert format_list(range(4), most) == text
 
 
 def test_listing_names_twenty_by_default() -> None:
-    assert listing(range(21)).endswith("19, and 1 more")
-    assert len(listing(range(1000), None).split(", ")) == 1000
-    assert listing([]) == ""
+    assert format_list(range(21)).endswith("19, and 1 more")
+    assert len(format_list(range(1000), None).split(", ")) == 1000
+    assert format_list([]) == ""
 
 
 @pytest.mark.parametrize(
@@ -45,8 +45,8 @@ def test_listing_names_twenty_by_default() -> None:
     ],
 )
 def test_values_of_a_file_are_shown_short_and_on_one_line(value: object, text: str) -> None:
-    assert shown(value) == text
-    assert shown(value).encode()
+    assert format_value(value) == text
+    assert format_value(value).encode()
 
 
 def refusals() -> list[Refusal]:

@@ -12,7 +12,7 @@ from mrcnn_jax.data import load_split
 from mrcnn_jax.data.annotations import AnnotationFile, inspect, read
 from mrcnn_jax.data.findings import Refusal, describe_refusals
 from mrcnn_jax.data.segmentation_checks import MASK_OUTSIDE_BOX
-from mrcnn_jax.errors import DataError, shown
+from mrcnn_jax.errors import DataError, format_value
 
 CATEGORIES = [{"id": 20, "name": "kite"}, {"id": 3, "name": "boat"}]
 WHOLE = "write integers of at most 64 bits, without quotes or decimals"
@@ -208,7 +208,7 @@ def test_entries_that_are_no_objects_are_refused(coco_folder: Any, name: str, en
     (refusal,) = inspected(coco_folder).refusals
     count = len(coco_folder.content[name])
     assert refusal.kind == f"entries of {name!r} that are not objects"
-    assert refusal.item == f"number {count} of {name!r} ({shown(entry)})"
+    assert refusal.item == f"number {count} of {name!r} ({format_value(entry)})"
     assert refusal.advice.startswith("write objects with id, ")
 
 

@@ -75,7 +75,7 @@ def test_commands_refuse_before_their_work(
     file.touch()
     folder.mkdir()
     there = str(folder)
-    monkeypatch.setattr(check.sources, "find", never)
+    monkeypatch.setattr(check.sources, "find_files", never)
     monkeypatch.setattr(convert, "_read", never)
     monkeypatch.setattr(report.result_file, "read", never)
     monkeypatch.setattr(weights, "load_variables", never)

@@ -8,7 +8,7 @@ import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from mrcnn_jax.errors import listing, shown
+from mrcnn_jax.errors import format_list, format_value
 from mrcnn_jax.tools.check.sources import SPLITS, name_words, split_of
 from mrcnn_jax.tools.check.survey import Survey, counted
 
@@ -33,10 +33,10 @@ def _shared_images(a: Survey, b: Survey) -> list[str]:
     advice = "metrics on training images are misleading: remove them from one of the two"
     lines = []
     if shared:
-        lines.append(f"{a.path} and {b.path} share images ({len(shared)}): {listing(shared, None)}; {advice}")
+        lines.append(f"{a.path} and {b.path} share images ({len(shared)}): {format_list(shared, None)}; {advice}")
     copies = _copies([p for p in first if p not in second], [p for p in second if p not in first])
     if copies:
-        pairs = listing([f"{first[p]} = {second[q]}" for p, q in copies], None)
+        pairs = format_list([f"{first[p]} = {second[q]}" for p, q in copies], None)
         lines.append(
             f"{a.path} and {b.path} have the same images in different files ({len(copies)}): {pairs}; {advice}"
         )
@@ -49,7 +49,7 @@ def _duplicates(survey: Survey) -> list[str]:
     pairs = [f"{names[p]} = {names[q]}" for p, q in _copies(list(names), list(names)) if p < q]
     if not pairs:
         return []
-    message = f"different files with the same content ({len(pairs)}): {listing(pairs, None)}"
+    message = f"different files with the same content ({len(pairs)}): {format_list(pairs, None)}"
     return [f"{survey.path}: {message}; remove one of each pair unless both are intended"]
 
 
@@ -57,7 +57,7 @@ def _image_names(survey: Survey) -> dict[str, str]:
     """Return a mapping from the real path of every image file to its name in messages."""
     folder = os.path.realpath(survey.folder)
     return {
-        os.path.normpath(os.path.join(folder, i.file_name)): f"{shown(i.file_name)} (id {i.id})"
+        os.path.normpath(os.path.join(folder, i.file_name)): f"{format_value(i.file_name)} (id {i.id})"
         for i in survey.content.images
     }
 
@@ -92,21 +92,27 @@ def _category_conflicts(a: Survey, b: Survey) -> list[str]:
     second = dict(zip(b.content.categories.ids, b.content.categories.names, strict=True))
     lines = []
     if differing := [
-        f"{i} is {shown(first[i])} and {shown(second[i])}" for i in first if i in second and first[i] != second[i]
+        f"{i} is {format_value(first[i])} and {format_value(second[i])}"
+        for i in first
+        if i in second and first[i] != second[i]
     ]:
         lines.append(
-            f"{a.path} and {b.path} name categories differently ({len(differing)}): {listing(differing, None)};"
+            f"{a.path} and {b.path} name categories differently ({len(differing)}): {format_list(differing, None)};"
             " a model trained on one is evaluated wrongly on the other"
         )
     ids = {name: i for i, name in second.items()}
-    if differing := [f"{shown(name)} is {i} and {ids[name]}" for i, name in first.items() if ids.get(name, i) != i]:
+    if differing := [
+        f"{format_value(name)} is {i} and {ids[name]}" for i, name in first.items() if ids.get(name, i) != i
+    ]:
         lines.append(
-            f"{a.path} and {b.path} number categories differently ({len(differing)}): {listing(differing, None)}"
+            f"{a.path} and {b.path} number categories differently ({len(differing)}): {format_list(differing, None)}"
         )
     if _kind(a.path) == _kind(b.path):
         for one, other, names, others in ((a, b, first, second), (b, a, second, first)):
-            if only := [shown(name) for name in names.values() if name not in set(others.values())]:
-                lines.append(f"{one.path} has categories that {other.path} lacks ({len(only)}): {listing(only, None)}")
+            if only := [format_value(name) for name in names.values() if name not in set(others.values())]:
+                lines.append(
+                    f"{one.path} has categories that {other.path} lacks ({len(only)}): {format_list(only, None)}"
+                )
     return lines
 
 

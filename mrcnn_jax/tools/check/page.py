@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from mrcnn_jax.data import image_files
-from mrcnn_jax.errors import listing
+from mrcnn_jax.errors import format_list
 from mrcnn_jax.tools.check import picture
 from mrcnn_jax.tools.check.charts import charts
 from mrcnn_jax.tools.check.select_images import ImageChoice, select_images
@@ -154,7 +154,7 @@ def _figure(survey: Survey, choice: ImageChoice, anchor: str, findings: Sequence
     return tag(
         "figure",
         tag("a", drawn, href=f"#{anchor}"),
-        tag("figcaption", caption, tag("p", listing(findings, 5), class_="finding") if findings else ()),
+        tag("figcaption", caption, tag("p", format_list(findings, 5), class_="finding") if findings else ()),
         id=anchor,
         style=f"--r:{max(0.4, (x1 - x0) / (y1 - y0)):.3f}",
     )

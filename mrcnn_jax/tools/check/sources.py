@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from mrcnn_jax.data.annotations import AnnotationFile, inspect
-from mrcnn_jax.errors import DataError, listing
+from mrcnn_jax.errors import DataError, format_list
 
 _NUM_PROBED = 64  # images of a JSON that are searched for in each folder
 SPLITS = {"train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
@@ -60,7 +60,7 @@ def find_files(data: Path, images: Path | None = None) -> DatasetFiles:
         except DataError as error:
             found.broken.append(str(error))
     if not found.files and not found.broken:
-        others = f"; it has {listing(found.skipped)}" if found.skipped else ""
+        others = f"; it has {format_list(found.skipped)}" if found.skipped else ""
         raise DataError(f"no COCO JSON in {data}{others}; give the JSON itself, with --images=FOLDER for its images")
     return found
 
@@ -107,7 +107,7 @@ def _with_image_folder(path: Path, content: AnnotationFile, root: Path, images: 
         if [image.file_name for image in content.images] != names:
             return DatasetFile(path, folder, content)
     raise DataError(
-        f"{path}: none of its images ({listing(probed, 3)}) is in {listing(folders)}; give their folder as"
+        f"{path}: none of its images ({format_list(probed, 3)}) is in {format_list(folders)}; give their folder as"
         " --images=FOLDER"
     )
 
@@ -166,7 +166,7 @@ def _other_kind(path: Path) -> str | None:
     if not isinstance(content, dict):
         return "a list, perhaps of results"
     if lacking := [repr(name) for name in _LISTS if not isinstance(content.get(name), list)]:
-        return f"something else: it has no list {listing(lacking)}"
+        return f"something else: it has no list {format_list(lacking)}"
     entries = content["annotations"]
     if entries and all(isinstance(entry, dict) and "segments_info" in entry for entry in entries):
         return "for panoptic segmentation"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from mrcnn_jax.errors import shown
+from mrcnn_jax.errors import format_value
 from mrcnn_jax.tools.check.survey import Survey, class_rows, counted, summary_rows
 
 _NAME_WIDTH = 28  # longer names are wrapped
@@ -50,8 +50,8 @@ def _title(survey: Survey) -> str:
 def _cells(name: str, category_id: int, instances: int, images: int) -> list[tuple[str, str]]:
     """Return text and style of the three cells of a class. Classes without instances are highlighted."""
     if not instances:
-        return [(shown(name), "yellow"), ("none", "yellow"), ("", "")]
-    return [(shown(name), ""), (f"{instances:,}", ""), (f"{images:,}", "dim")]
+        return [(format_value(name), "yellow"), ("none", "yellow"), ("", "")]
+    return [(format_value(name), ""), (f"{instances:,}", ""), (f"{images:,}", "dim")]
 
 
 def _show_plain(survey: Survey) -> None:
@@ -61,4 +61,4 @@ def _show_plain(survey: Survey) -> None:
     print("  instances of each class:")
     for name, _, instances, images in class_rows(survey):
         in_images = f" in {counted(images, 'image')}" if images else ""
-        print(f"  {shown(name):20} {instances or 'none'}{in_images}")
+        print(f"  {format_value(name):20} {instances or 'none'}{in_images}")

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import NamedTuple
 
-from mrcnn_jax.errors import DataError, listing
+from mrcnn_jax.errors import DataError, format_list
 
 _BACKGROUND = frozenset(("background", "_background_", "bg"))
 
@@ -94,6 +94,6 @@ def single_category(named: CategoryNames | None, values: str) -> dict[int, str]:
     names = list(named.names.values()) if named is not None else ["object"]
     if len(names) > 1:
         raise DataError(
-            f"--values={values} has one category, --categories names {listing(names)}; did you mean classes?"
+            f"--values={values} has one category, --categories names {format_list(names)}; did you mean classes?"
         )
     return {1: names[0]}

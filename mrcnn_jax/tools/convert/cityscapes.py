@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from mrcnn_jax.data.findings import Refusal, raise_refusals
-from mrcnn_jax.errors import DataError, listing
+from mrcnn_jax.errors import DataError, format_list
 from mrcnn_jax.tools.convert import files, labels
 from mrcnn_jax.tools.convert.writer import Conversion, ConvertedImage
 
@@ -29,7 +29,7 @@ def convert(root: Path, split: str) -> Conversion:
     images, annotations = (files.require_folder(root / kind) for kind in ("leftImg8bit", "gtFine"))
     if not (images / split).is_dir() or not (annotations / split).is_dir():
         splits = sorted(folder.name for folder in annotations.iterdir() if folder.is_dir())
-        raise DataError(f"--split={split}: not in both {images} and {annotations}; there are {listing(splits)}")
+        raise DataError(f"--split={split}: not in both {images} and {annotations}; there are {format_list(splits)}")
     images, annotations = images / split, annotations / split
     names = [_stem(file, _IMAGE) for file in files.find_files(images) if file.stem.endswith(_IMAGE)]
     masks = {_stem(file, _MASK) for file in files.find_files(annotations, (".png",)) if file.stem.endswith(_MASK)}

@@ -10,7 +10,7 @@ from typing import NoReturn, TypeVar
 
 from mrcnn_jax.data import file_names, image_formats
 from mrcnn_jax.data.findings import Refusal, raise_refusals
-from mrcnn_jax.errors import DataError, refuse
+from mrcnn_jax.errors import DataError, raise_data_error
 from mrcnn_jax.runtime.progress import track
 
 _MAX_THREADS = 8  # decoding, which takes most of the time, releases the GIL
@@ -71,7 +71,7 @@ def find_files(folder: Path, suffixes: Iterable[str] | None = None, without: Pat
     relative = sorted(path.relative_to(folder) for path in found)
     files = [path for path in relative if not any(part.startswith("__MACOSX") for part in path.parts)]
     if invalid := [ascii(str(path)) for path in files if not file_names.is_utf8(str(path))]:
-        refuse(f"{folder}: file names that are not UTF-8", invalid, "rename them")
+        raise_data_error(f"{folder}: file names that are not UTF-8", invalid, "rename them")
     return files
 
 
@@ -98,7 +98,7 @@ def by_stem(folder: Path, files: Sequence[Path]) -> dict[str, Path]:
             duplicates.append(f"{stems[stem]} and {file}")
         stems[stem] = file
     if duplicates:
-        refuse(f"{folder}: files whose names differ only in the suffix", duplicates, "keep one of each")
+        raise_data_error(f"{folder}: files whose names differ only in the suffix", duplicates, "keep one of each")
     return stems
 
 

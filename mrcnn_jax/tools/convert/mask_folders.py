@@ -19,7 +19,7 @@ from typing import Any, Literal, NamedTuple, NoReturn
 import numpy as np
 
 from mrcnn_jax.data.findings import Refusal, raise_refusals
-from mrcnn_jax.errors import DataError, listing
+from mrcnn_jax.errors import DataError, format_list
 from mrcnn_jax.tools.convert import files, labels
 from mrcnn_jax.tools.convert.categories import CategoryNames, single_category
 from mrcnn_jax.tools.convert.files import ConversionError
@@ -163,7 +163,7 @@ def _from_classes(
     if unnamed := sorted(present - named.names.keys()):
         shown = [f"#{value:06x}" if named.colors else str(value) for value in unnamed]
         advice = "name them in --categories, or exclude one value with --ignore"
-        raise ConversionError("masks with values that have no name", f"{path}: {listing(shown)}", advice)
+        raise ConversionError("masks with values that have no name", f"{path}: {format_list(shown)}", advice)
     ids = {value: i if named.colors else value for i, value in enumerate(named.names, 1)}
     annotations: list[dict[str, Any]] = []
     for value in sorted(present, key=ids.__getitem__):
@@ -207,4 +207,4 @@ def _raise_unnamed(images: Path, masks: Path, pair: ImageWithMasks) -> NoReturn:
     except ConversionError as error:
         raise_refusals(masks, [error.refusal])
     advice = "give --categories=NAME,NAME,... for 1, 2, ..., or a file of names; --ignore=VALUE for pixels to ignore"
-    raise DataError(f"--values=classes needs names. {path} has {listing([v for v in values if v])}; {advice}")
+    raise DataError(f"--values=classes needs names. {path} has {format_list([v for v in values if v])}; {advice}")

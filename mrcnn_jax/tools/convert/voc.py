@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from mrcnn_jax.data import file_names, image_formats
-from mrcnn_jax.errors import DataError, listing
+from mrcnn_jax.errors import DataError, format_list
 from mrcnn_jax.tools.convert import files, labels, voc_xml
 from mrcnn_jax.tools.convert.categories import CategoryNames
 from mrcnn_jax.tools.convert.files import ConversionError
@@ -93,7 +93,9 @@ def _first_folder(root: Path, names: Sequence[str], suffixes: Sequence[str]) -> 
         if (root / name).is_dir() and any(p.suffix.lower() in suffixes for p in (root / name).iterdir()):
             return root / name
     nested = [str(path.parent) for pattern in ("*", "*/*") for path in root.glob(f"{pattern}/Annotations")]
-    hint = f"; did you mean {listing(nested)}?" if nested else "; is it the folder with Annotations/ and JPEGImages/?"
+    hint = (
+        f"; did you mean {format_list(nested)}?" if nested else "; is it the folder with Annotations/ and JPEGImages/?"
+    )
     raise DataError(f"{root}: no {' or '.join(sorted(suffixes))} files{hint}")
 
 
@@ -108,10 +110,10 @@ def _stems(root: Path, split: str, records: dict[str, VOCAnnotation], masks: boo
     path = lists / f"{split}.txt"
     if not path.is_file():
         splits = sorted(file.stem for file in lists.glob("*.txt") if "_" not in file.stem)
-        raise DataError(f"--split={split}: no file {path}; there are {listing(splits) or 'none'}")
+        raise DataError(f"--split={split}: no file {path}; there are {format_list(splits) or 'none'}")
     stems = [line.split()[0] for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
     if not masks and (absent := [stem for stem in stems if stem not in records]):
-        raise DataError(f"{path} lists images without an XML file ({len(absent)}): {listing(absent)}; add them")
+        raise DataError(f"{path} lists images without an XML file ({len(absent)}): {format_list(absent)}; add them")
     return stems
 
 
@@ -177,7 +179,7 @@ def _image(dataset: VOCDataset, stem: str, record: VOCAnnotation) -> tuple[str, 
         )
     if unknown := sorted({obj.name for obj in record.objects} - dataset.ids.keys()):
         raise ConversionError(
-            "names that are not categories", f"{record.path}: {listing(unknown)}", "add them to --categories"
+            "names that are not categories", f"{record.path}: {format_list(unknown)}", "add them to --categories"
         )
     return file.as_posix(), size
 

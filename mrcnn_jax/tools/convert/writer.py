@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mrcnn_jax.errors import DataError, listing
+from mrcnn_jax.errors import DataError, format_list
 from mrcnn_jax.runtime import files
 
 Content = dict[str, list[dict[str, Any]]]  # COCO JSON
@@ -115,7 +115,7 @@ def note_lines(images: Sequence[ConvertedImage]) -> list[str]:
     for image in images:
         for kind, location in image.notes:
             kinds.setdefault(kind, []).append(location)
-    return [f"{kind} ({len(locations)}): {listing(locations)}" for kind, locations in kinds.items()]
+    return [f"{kind} ({len(locations)}): {format_list(locations)}" for kind, locations in kinds.items()]
 
 
 def summary_lines(path: Path, content: Content) -> list[str]:

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mrcnn_jax.data import file_names, image_formats
-from mrcnn_jax.errors import ImageError, listing, shown
+from mrcnn_jax.errors import ImageError, format_list, format_value
 
 log = logging.getLogger(__name__)
 
@@ -74,8 +74,8 @@ def _from_path(path: str, output: Path, messages: list[str]) -> list[MediaSource
     # `output` may be inside the folder: results are not inputs.
     files = sorted(file_names.walk_files(Path(path), without=output, failed=failed))
     kinds = {file: _file_kind(file) for file in files}
-    if skipped := [shown(str(file.relative_to(path))) for file in files if kinds[file] is None]:
-        log.info("%s: skipped %d files, neither images nor videos: %s", path, len(skipped), listing(skipped))
+    if skipped := [format_value(str(file.relative_to(path))) for file in files if kinds[file] is None]:
+        log.info("%s: skipped %d files, neither images nor videos: %s", path, len(skipped), format_list(skipped))
     return [
         _from_file(str(file), str(file.relative_to(path)), kind) for file, kind in kinds.items() if kind is not None
     ]

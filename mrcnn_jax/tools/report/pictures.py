@@ -13,7 +13,7 @@ from pycocotools import mask as coco_mask
 
 from mrcnn_jax.data import image_files
 from mrcnn_jax.data.value_range import Range
-from mrcnn_jax.errors import described
+from mrcnn_jax.errors import format_error
 from mrcnn_jax.evaluation.analysis import ImageResult, Instance
 from mrcnn_jax.tools.pages.drawing import LONGER_SIDE, Box, downsample, jpeg_url, place_names, rectangle, skeleton
 from mrcnn_jax.tools.pages.html import Html, join, tag
@@ -60,7 +60,7 @@ def figure(
     try:
         return _figure(group, anchor, result, folder, legend, byte_budget, value_range)
     except Exception as error:
-        log.warning("image %s (%s) cannot be drawn: %s", result.image_id, result.file_name, described(error))
+        log.warning("image %s (%s) cannot be drawn: %s", result.image_id, result.file_name, format_error(error))
         note = tag("p", "it cannot be drawn", class_="finding")
         return tag("figure", tag("figcaption", _caption(result), note), id=anchor, data_group=group)
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from etils import epath
 
 from mrcnn_jax.data.value_range import Range
-from mrcnn_jax.errors import described
+from mrcnn_jax.errors import format_error
 from mrcnn_jax.evaluation.analysis.analyze import analyze
 from mrcnn_jax.evaluation.coco_metrics import Scores
 from mrcnn_jax.runtime.progress import track
@@ -47,5 +47,5 @@ def try_write(
     try:
         write_report(scores, images, output, title=title, value_range=value_range)
     except Exception as error:
-        log.warning("no report written: %s", described(error), exc_info=True)
+        log.warning("no report written: %s", format_error(error), exc_info=True)
         output.unlink(missing_ok=True)  # it may be that of an earlier evaluation

@@ -12,7 +12,7 @@ import cv2
 import numpy as np
 from etils import epath
 
-from mrcnn_jax.errors import described
+from mrcnn_jax.errors import format_error
 from mrcnn_jax.training.logs.console import SECONDS_BETWEEN_UPLOADS, MetricSink
 from mrcnn_jax.training.memory import PEAK_MEMORY
 
@@ -65,7 +65,7 @@ class TensorBoardSink(MetricSink):
             try:
                 content, height, width = _encode_jpeg(images[name])
             except Exception as error:
-                log.warning("image %s is not in the TensorBoard files: %s", name, described(error))
+                log.warning("image %s is not in the TensorBoard files: %s", name, format_error(error))
                 continue
             image = self._summary.Image(height=height, width=width, colorspace=3, encoded_image_string=content)
             self._add(step, tag=f"found/{name}", image=image)
@@ -85,7 +85,7 @@ class TensorBoardSink(MetricSink):
         try:
             function(self._file)
         except Exception as error:
-            log.warning("no more TensorBoard files are written: %s", described(error))
+            log.warning("no more TensorBoard files are written: %s", format_error(error))
             file, self._file = self._file, None
             with suppress(Exception):  # closing may write again
                 file.close()
@@ -100,7 +100,7 @@ def write_final_evaluation(
     except ImportError:
         return
     except Exception as error:
-        log.warning("no TensorBoard files: %s", described(error))
+        log.warning("no TensorBoard files: %s", format_error(error))
         return
     sink.write_evaluation(step, metrics)
     sink.write_images(step, images)

@@ -70,9 +70,9 @@ def test_findings(coco_folder: Any) -> None:
     (coco_folder.root / "images" / "1.png").unlink()
     page = check(coco_folder, status=1)
     assert "Training does not start with this dataset." in page.text
-    assert "dropped 1, box without area: annotation 918 (image 98)" in page.text
-    assert "annotation 919 (image 97) has category 7" in page.text
-    assert "1.png (id 99); add them, or take them out of the JSON" in page.text
+    assert "bbox without area (annotation dropped) in 1 annotation: 918 (image 98)" in page.text
+    assert "annotation 919 (image 97) has category_id 7" in page.text
+    assert "1.png (id 99); add the files, or remove the images from the JSON" in page.text
     assert "With findings" in page.text
     assert page.text.count("cannot be shown") == 1
 

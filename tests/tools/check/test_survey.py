@@ -96,7 +96,7 @@ def test_image_of_several_files_is_read_once(coco_folder: Any, monkeypatch: pyte
         names.extend(image.file_name for image in images)
         return examine(folder, images)
 
-    monkeypatch.setattr(image_files, "examine", recorded)
+    monkeypatch.setattr(image_files, "check_images", recorded)
     files = survey(sources.find_files(coco_folder.root).files, lambda results, total: results)
     assert sorted(names) == [f"{i}.png" for i in range(7)]
     assert [[refusal.image_id for refusal in found.refusals] for found in files] == [[97], [97]]

@@ -203,7 +203,7 @@ def test_unreadable_images_have_the_messages_of_check(tmp_path):
     summary = predict_files(FakePredictor(), inputs, tmp_path / "out", save=["coco"])
     reasons = [message.partition(": ")[2] for message in summary.failures]
     expected = [
-        image_files.validate_image(head, ImageEntry(1, name, 9, 9, [])).refusal.culprit.partition(": ")[2]
+        image_files.check_image(head, ImageEntry(1, name, 9, 9, [])).refusal.item.partition(": ")[2]
         for name, head in heads.items()
     ]
     assert reasons[:-1] == expected
