@@ -207,7 +207,7 @@ def test_unreadable_images_have_the_messages_of_check(tmp_path):
         for name, head in heads.items()
     ]
     assert reasons[:-1] == expected
-    assert reasons[-1] == "No such file or directory; b.jpg is there; the names differ in upper and lower case"
+    assert reasons[-1] == "No such file or directory; b.jpg exists, which differs in upper and lower case"
 
 
 def test_mask_files_of_a_model_without_masks_are_refused(files, tmp_path):
