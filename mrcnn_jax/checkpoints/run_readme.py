@@ -49,14 +49,12 @@ contains current values: `learning_rate`, `skipped` (number of steps skipped so 
 
 ## Usage
 
-In the folder of mrcnn_jax:
-
 ```bash
 tensorboard --logdir={folder}   # training curves (pip install tensorboard)
-python eval.py --workdir={folder} --report   # evaluate again, and write evaluation/report.html
-python eval.py --workdir={folder} --checkpoint=best
-tensorboard --logdir={folder}/profile   # after train.py --profile (pip install tensorboard xprof)
-python predict.py --workdir={folder} IMAGES --output=predictions   # files, folders, videos, a camera
+mrcnn eval --workdir={folder} --report   # evaluate again, and write evaluation/report.html
+mrcnn eval --workdir={folder} --checkpoint=best
+tensorboard --logdir={folder}/profile   # after mrcnn train --profile (pip install tensorboard xprof)
+mrcnn predict --model={folder} IMAGES --output=predictions   # files, folders, videos, a camera
 mrcnn weights export {folder} weights.safetensors --format=torchvision   # or detectron2
 mrcnn replay {folder}/failures/FILE   # find the image and the loss that were not finite
 ```
@@ -88,7 +86,12 @@ def write(workdir: epath.PathLike, config: Config) -> None:
 
 
 def _start_command() -> str:
-    """A paragraph with the command line of this process if it is train.py; otherwise empty."""
-    if Path(sys.argv[0]).name != "train.py":
+    """A paragraph with the command line of this process if it is `mrcnn train` or train.py; otherwise empty."""
+    name = Path(sys.argv[0]).name
+    if name == "train.py":
+        command = ["python", *sys.argv]
+    elif name == "mrcnn":
+        command = [name, *sys.argv[1:]]
+    else:
         return ""
-    return f"\nIt was started with\n\n```bash\n{shlex.join(['python', *sys.argv])}\n```\n"
+    return f"\nIt was started with\n\n```bash\n{shlex.join(command)}\n```\n"

@@ -126,14 +126,17 @@ def test_configuration_may_change_before_the_first_checkpoint(tmp_path):
     assert read_config(tmp_path) == changed
 
 
-def test_readme_is_written_at_the_start_with_the_command(tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("start", "command"), [(["train.py"], "python train.py"), (["bin/mrcnn", "train"], "mrcnn train")]
+)
+def test_readme_is_written_at_the_start_with_the_command(start, command, tmp_path, monkeypatch):
     workdir = tmp_path / "my run"
-    monkeypatch.setattr(sys, "argv", ["train.py", "--config=a b.py", "--config.init="])
+    monkeypatch.setattr(sys, "argv", [*start, "--config=a b.py", "--config.init="])
     prepare_workdir(workdir, Config(name="first"))
     text = (workdir / "README.md").read_text()
     assert text.startswith("# first\n")
-    assert "\npython train.py '--config=a b.py' --config.init=\n" in text
-    assert f"python eval.py --workdir='{workdir}' --report" in text
+    assert f"\n{command} '--config=a b.py' --config.init=\n" in text
+    assert f"mrcnn eval --workdir='{workdir}' --report" in text
     assert f"from_checkpoint('{workdir}')" in text
     prepare_workdir(workdir, Config(name="second"))  # there was no checkpoint
     assert (workdir / "README.md").read_text().startswith("# second\n")

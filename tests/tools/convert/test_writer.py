@@ -193,6 +193,7 @@ def test_printed_commands_are_valid(inside: bool, output: str, tmp_path: Path) -
         assert words[:2] == ["mrcnn", "check"]
         assert words[2:] == [str(path), "--images", str(folder)]
     words = shlex.split(train.replace("\\\n", " "))
+    assert words[:2] == ["mrcnn", "train"]
     recipe = ROOT / words[2].removeprefix("--config=")
     config = load_config(recipe, [word.removeprefix("--config.") for word in words if word.startswith("--config.")])
     for split, path in zip((config.data.train, config.data.eval), contents, strict=True):
