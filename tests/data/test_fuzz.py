@@ -44,7 +44,7 @@ from mrcnn_jax.data.findings import raise_refusals
 from mrcnn_jax.data.loader import Loader
 from mrcnn_jax.data.pipeline import _assign_buckets
 from mrcnn_jax.errors import DataError
-from mrcnn_jax.evaluation import coco_metrics as evaluation
+from mrcnn_jax.evaluation.coco_ground_truth import load_ground_truth
 from mrcnn_jax.structures import Batch
 
 pytestmark = pytest.mark.medium
@@ -283,7 +283,7 @@ def go_the_whole_way(root: Path, content: bytes, images: dict[str, bytes], keypo
             dataset = load_split(config.data, "train")
             plan = BatchPlan(0, _assign_buckets(dataset, config, 64), config.data.buckets, 2)
             loader = Loader(dataset, config, plan, slice(0, 2), training=True)
-            truth = evaluation.ground_truth(root / "fuzz.json")
+            truth = load_ground_truth(root / "fuzz.json")
     except DataError:
         faulthandler.cancel_dump_traceback_later()
         return "refused"

@@ -135,7 +135,7 @@ def test_records_deleted_before_a_worker_opens_them(training, undisturbed):
 def test_records_truncated_during_training(training, undisturbed):
     status, said = training(at_step_5=lambda: os.truncate(training.records("train"), 0))
     assert status == 2
-    assert "this file of the prepared records is gone or was cut short; start again" in said
+    assert "this file of prepared records is missing or truncated; start again" in said
     assert "stays empty" not in said  # no message about single images
     status, said = training()
     assert status == 0

@@ -129,7 +129,7 @@ def test_other_categories_are_rejected(model):
 
 def test_keypoint_names_and_skeleton_come_from_the_data():
     pose = KeypointSchema(("head", "left_hand", "right_hand"), ((0, 1), (0, 2)))
-    categories = dataclasses.replace(CATEGORIES, poses=(KeypointSchema(), pose))
+    categories = dataclasses.replace(CATEGORIES, keypoint_schemas=(KeypointSchema(), pose))
     model = ModelConfig(keypoint=KeypointHeadConfig(num_keypoints=3, flip_map=(0, 2, 1)))
     filled = with_categories(Config(model=model), categories).model
     assert (filled.keypoint_names, filled.skeleton) == pose

@@ -56,7 +56,7 @@ def test_synchronized_batch_norm_equals_that_of_the_whole_batch(rows):
         def loss(params, x):
             variables = {"params": params, "batch_stats": statistics}
             y, after = Norm(kind, axis_name=axis_name).apply(
-                variables, x, train=True, rows=valid, mutable=["batch_stats"]
+                variables, x, train=True, valid=valid, mutable=["batch_stats"]
             )
             return jnp.sum(jnp.where(valid[:, None, None, None], y * weights, 0.0)), (y, after["batch_stats"])
 
