@@ -187,9 +187,7 @@ def test_ids_beyond_the_integers_of_floats(tmp_path, images, categories):
 
 
 def test_an_invalid_list_raises_with_its_name(lvis_file):
-    with pytest.raises(
-        DataError, match=r"lvis\.json: .* neg_category_ids is not a list of ids \(1\): image 1"
-    ):
+    with pytest.raises(DataError, match=r"lvis\.json: .* neg_category_ids is not a list of ids \(1\): image 1"):
         score(lvis_file(neg_category_ids="3"), [], iou_types=("bbox",))
 
 
