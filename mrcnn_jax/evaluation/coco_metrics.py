@@ -60,7 +60,7 @@ def score(
 ) -> Scores:
     """Score COCO result records against a COCO or LVIS annotation file.
 
-    Prints pycocotools' tables unless `quiet`. Logs the notes (`Scores.notes`) on what is left out: results of other
+    Unless `quiet`, prints pycocotools' tables and logs the notes (`Scores.notes`) on what is left out: results of other
     categories, and in each table the annotations and results without what it scores.
     iou_types: the tables, of "bbox", "segm", "keypoints". Each has twelve metrics (keypoints ten, LVIS thirteen).
     image_ids, category_names: restrict the evaluation (empty: all of the file).
@@ -87,8 +87,9 @@ def score(
         evaluations[iou_type] = evaluation
         metrics.update({f"{iou_type}/{name}": value for name, value in values.items()})
         remarks += _table_notes(truth, known, iou_type, evaluation.params.maxDets[-1], per_image=lvis_table)
-    for remark in remarks:
-        log.warning("%s", remark)
+    if not quiet:
+        for remark in remarks:
+            log.warning("%s", remark)
     return Scores(truth, scored, metrics, evaluations, sigmas, tuple(remarks))
 
 

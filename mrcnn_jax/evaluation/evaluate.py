@@ -101,7 +101,7 @@ def evaluate_model(
     dataset: the evaluation dataset, if it is loaded already.
     check: called before each global batch, equally often in every process; an exception ends the evaluation.
     report: called on the main process with the scores and the folder of the images.
-    quiet: do not print the tables.
+    quiet: do not print the tables and the notes on them.
     profile: record a few batches to `workdir/evaluation/profile`, see `runtime.profiling`.
     Raises ConfigError, see `check_evaluation`.
     """

@@ -110,6 +110,16 @@ def test_perfect_predictions_score_one_and_tables_are_printed_in_order(tmp_path,
     assert "index" not in printed  # pycocotools' progress messages are suppressed
 
 
+@pytest.mark.parametrize("quiet", [False, True])
+def test_notes_are_logged_unless_quiet(quiet, tmp_path, capsys, caplog):
+    """In the scores they are in either case."""
+    path = truth_file(tmp_path, [rectangle(1, 1, 5, (10, 10, 50, 40))])
+    scores = score(path, prediction([(10, 10, 50, 40)] * 2, [5, 77]).to_coco(1), iou_types=("bbox",), quiet=quiet)
+    assert len(scores.notes) == 1
+    assert caplog.messages == ([] if quiet else list(scores.notes))
+    assert bool(capsys.readouterr().out) != quiet
+
+
 def test_results_of_other_categories_are_left_out(tmp_path, capsys):
     box = (10, 10, 50, 40)
     path = truth_file(tmp_path, [rectangle(1, 1, 5, box), rectangle(2, 1, 9, (60, 20, 100, 90))])
