@@ -69,7 +69,10 @@ def add_model(parser: argparse.ArgumentParser) -> None:
         help="weights of the named model: a .pth, .pkl, .npz or .safetensors file",
     )
     group.add_argument(
-        "--workdir", type=os.path.expanduser, metavar="DIR", help="work directory of a run; same as --model=RUN"
+        "--workdir",
+        type=os.path.expanduser,
+        metavar="DIR",
+        help="work directory of a run; without --model, its model is used",
     )
 
 

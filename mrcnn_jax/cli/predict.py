@@ -46,6 +46,8 @@ def main(arguments: Sequence[str]) -> int:
         help="minimum score, for all formats except coco (default: %(default)s)",
     )
     options, overrides = common.parse(parser, arguments)
+    if options.workdir and (options.model or options.weights):
+        parser.error("--workdir names a second model: give --model=RUN, or --model=NAME and --weights=FILE")
     model = common.model_source(parser, options)
     compilation_cache.enable()
     from mrcnn_jax.inference.predictor import Predictor
