@@ -10,13 +10,8 @@ from typing import Any, NamedTuple
 from mrcnn_jax.data.findings import Refusal
 from mrcnn_jax.data.json_entries import Entry, validate_entries
 from mrcnn_jax.errors import DataError, format_list
+from mrcnn_jax.weights.coco_categories import PERSON_KEYPOINTS
 
-# In COCO's order, on which the default of model.keypoint.flip_map and COCO's OKS sigmas depend.
-COCO_KEYPOINTS = (
-    "nose",
-    *(f"{side}_{part}" for part in ("eye", "ear", "shoulder", "elbow", "wrist") for side in ("left", "right")),
-    *(f"{side}_{part}" for part in ("hip", "knee", "ankle") for side in ("left", "right")),
-)
 _OPPOSITES = {"left": "right", "right": "left", "l": "r", "r": "l"}
 
 
@@ -103,7 +98,7 @@ def keypoint_words(name: str) -> tuple[str, ...]:
 
 def is_coco_keypoints(names: Sequence[str]) -> bool:
     """Whether these are COCO's 17 keypoints in COCO's order, in any spelling."""
-    return [keypoint_words(name) for name in names] == [keypoint_words(name) for name in COCO_KEYPOINTS]
+    return [keypoint_words(name) for name in names] == [keypoint_words(name) for name in PERSON_KEYPOINTS]
 
 
 def _keypoint_schema(category: Entry) -> KeypointSchema | None:
