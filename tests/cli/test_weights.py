@@ -123,7 +123,7 @@ def test_prediction_with_reference_weights(case, monkeypatch):
         ("eval.py", ["--weights=a.pth", "--model=maskrcnn"], "maskrcnn_resnet50_fpn_v2"),
         ("eval.py", ["--weights=a.pth", "--model=maskrcnn_resnet50_fpn"], "a.pth"),
         ("predict.py", ["a.jpg", "--output=b"], "no model: give --model=RUN"),
-        ("predict.py", ["a.jpg", "--output=b", "--workdir=c", "--weights=d.pth"], "--model missing"),
+        ("predict.py", ["a.jpg", "--output=b", "--workdir=c", "--weights=d.pth"], "--workdir names a second model"),
     ],
 )
 def test_invalid_arguments(name, arguments, message, monkeypatch, capsys, tmp_path):
