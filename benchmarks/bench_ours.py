@@ -18,13 +18,14 @@ from benchmarks import cases
 from benchmarks.cases import Case
 from benchmarks.interleave import Task, serve
 from mrcnn_jax.config import Config, ModelConfig, presets
+from mrcnn_jax.inference.detector import detect
 from mrcnn_jax.inference.paste import paste_mask
 from mrcnn_jax.models import mask_rcnn
 from mrcnn_jax.ops import boxes as box_ops
 from mrcnn_jax.ops import masks as mask_ops
 from mrcnn_jax.ops.matching import match
 from mrcnn_jax.ops.nms import batched_nms
-from mrcnn_jax.ops.roi.align import multilevel_roi_align
+from mrcnn_jax.ops.roi.pooling import multilevel_roi_pooling
 from mrcnn_jax.runtime import compilation_cache
 from mrcnn_jax.structures import Batch, Detections, GroundTruth, Proposals
 from mrcnn_jax.training import forward
@@ -78,12 +79,10 @@ def copying(case: Case) -> Task:
 
 
 def roi_align(case: Case) -> Task:
-    levels = cases.feature_maps(case)[:-1]
+    levels, config = cases.feature_maps(case)[:-1], model_config().roi
 
     def pool(levels: Any, boxes: Any) -> jax.Array:
-        return multilevel_roi_align(
-            levels, boxes, strides=cases.STRIDES[:-1], output_size=case.size, sampling_ratio=2, aligned=False
-        )
+        return multilevel_roi_pooling(levels, boxes, config, strides=cases.STRIDES[:-1], output_size=case.size)
 
     def gradient(levels: Any, boxes: Any, cotangent: Any) -> Any:
         return jax.vjp(lambda maps: jax.vmap(pool)(maps, boxes), levels)[1](cotangent)
@@ -144,17 +143,16 @@ def network(case: Case) -> tuple[mask_rcnn.MaskRCNN, Any]:
 def backbone(case: Case) -> Task:
     model, variables = network(case)
     normalized = np.random.default_rng(0).standard_normal((case.images, *case.shape, 3), dtype=np.float32)
-    return program_task(lambda v, x: model.apply(v, x, method=model.feature_maps), variables, normalized)
+    return program_task(lambda v, *x: model.apply(v, *x, method=model.features), variables, normalized, sizes_of(case))
 
 
 def rpn(case: Case) -> Task:
     model, variables = network(case)
     features = tuple(np.asarray(level, model.config.compute_dtype) for level in cases.feature_maps(case))
-    anchors = mask_rcnn.level_anchors(model.config, case.shape, [level.shape[1:3] for level in features])
 
     def run(variables: Any, features: Any, sizes: Any) -> Proposals:
-        logits, deltas = model.apply(variables, features, method=model.rpn)
-        return mask_rcnn.propose(model.config, logits, deltas, anchors, sizes, train=False)
+        outputs = model.apply(variables, features, case.shape, method=model.rpn)
+        return mask_rcnn.propose(model.config, outputs, sizes, train=False)
 
     return program_task(run, variables, features, sizes_of(case))
 
@@ -184,7 +182,7 @@ def inference(case: Case) -> Task:
     placed = jax.device_put((variables, cases.random_images(case), sizes_of(case)))
     if jax.default_backend() != "cpu":
         return program_task(functools.partial(detect_and_paste, model, case.shape), *placed)
-    program, facts = compile_program(functools.partial(mask_rcnn.detect, model), *placed)
+    program, facts = compile_program(functools.partial(detect, model), *placed)
 
     def run() -> list[np.ndarray]:
         detections = jax.tree.map(np.asarray, program(*placed))
@@ -197,7 +195,7 @@ def detect_and_paste(
     model: mask_rcnn.MaskRCNN, shape: tuple[int, int], variables: Any, images: Any, sizes: Any
 ) -> tuple[Detections, jax.Array]:
     """Return detections and their pasted masks (B, D, H, W) bool."""
-    detections = mask_rcnn.detect(model, variables, images, sizes)
+    detections = detect(model, variables, images, sizes)
     pairs = (detections.masks, detections.boxes)
     masks = jax.lax.map(lambda pair: mask_ops.paste(*pair, shape, rule="torchvision") >= 0.5, pairs)
     return detections, masks

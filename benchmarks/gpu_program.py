@@ -31,7 +31,8 @@ from jax.experimental import topologies
 
 from benchmarks.hlo_costs import Kernel, Program
 from mrcnn_jax.config import Config, ModelConfig, TrainConfig, presets
-from mrcnn_jax.models.mask_rcnn import build_model, detect, variable_shapes
+from mrcnn_jax.inference.detector import detect
+from mrcnn_jax.models.mask_rcnn import build_model, variable_shapes
 from mrcnn_jax.ops.masks import paste
 from mrcnn_jax.structures import Batch, GroundTruth
 from mrcnn_jax.training.step import create_state, make_train_step

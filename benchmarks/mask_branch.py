@@ -20,6 +20,7 @@ import numpy as np
 
 from benchmarks import bench_ours, environment, remat
 from mrcnn_jax.config import ModelConfig, presets
+from mrcnn_jax.inference.detector import detect
 from mrcnn_jax.models import mask_rcnn
 
 SHAPE = (800, 1088)
@@ -63,9 +64,9 @@ def table_row(config: ModelConfig, shape: tuple[int, int], rounds: int) -> str:
 
 def inference(config: ModelConfig, variables: Any, image: np.ndarray) -> Callable[[], Any]:
     """Return a function that runs the compiled inference and copies the result to the host."""
-    detect = jax.jit(functools.partial(mask_rcnn.detect, mask_rcnn.build_model(config)))
+    program = jax.jit(functools.partial(detect, mask_rcnn.build_model(config)))
     placed = jax.device_put((variables, image, np.int32([image.shape[1:3]])))
-    return lambda: jax.tree.map(np.asarray, detect(*placed))
+    return lambda: jax.tree.map(np.asarray, program(*placed))
 
 
 def timed(run: Callable[[], Any]) -> float:

@@ -186,16 +186,8 @@ def golden_anchors(arrays):
     """torchvision's anchors of the padded batch, from sizes that the arrays hold."""
     shape = tuple(int(n) for n in arrays["padded"])
     grids = [tuple(-(-side // stride) for side in shape) for stride in FPN_STRIDES]
-    config = AnchorConfig()
-    anchors = grid_anchors(
-        shape,
-        grids,
-        sizes=config.sizes,
-        aspect_ratios=config.aspect_ratios,
-        rounded=True,
-        order="ratio_major",
-        stride="image_over_grid",
-    )
+    config = AnchorConfig(rounded=True, order="ratio_major", stride="image_over_grid")
+    anchors = np.concatenate(grid_anchors(config, shape, grids, FPN_STRIDES))
     assert [3 * h * w for h, w in grids] == arrays["num_anchors_per_level"].tolist()
     return anchors
 

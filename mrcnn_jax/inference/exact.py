@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from mrcnn_jax.config import Config
 from mrcnn_jax.inference import reference_preprocessing
-from mrcnn_jax.models.network import size_divisibility
+from mrcnn_jax.models.mask_rcnn import size_divisibility
 
 
 def network_input(image: NDArray[np.uint8], config: Config) -> reference_preprocessing.NetworkInput:

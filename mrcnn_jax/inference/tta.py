@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from mrcnn_jax.config import Config, ModelConfig
 from mrcnn_jax.inference import single_image, view_transforms
 from mrcnn_jax.inference.detector import Detect, ImageBatch
-from mrcnn_jax.models import mask_rcnn
+from mrcnn_jax.models.mask_rcnn import build_model
 from mrcnn_jax.structures import Detections
 
 _MAX_IN_FLIGHT = 2  # images whose features are on the device at the same time
@@ -97,7 +97,7 @@ class _Programs(NamedTuple):
 
 @functools.lru_cache(maxsize=8)
 def _programs(config: ModelConfig) -> _Programs:
-    model = mask_rcnn.build_model(config)
+    model = build_model(config)
     return _Programs(
         detect_boxes=jax.jit(functools.partial(view_transforms.detect_boxes, model)),
         merge=jax.jit(functools.partial(view_transforms.merge, config)),

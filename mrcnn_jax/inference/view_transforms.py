@@ -18,7 +18,8 @@ import jax
 import jax.numpy as jnp
 
 from mrcnn_jax.config import ModelConfig
-from mrcnn_jax.models import mask_rcnn
+from mrcnn_jax.inference import detector
+from mrcnn_jax.models.mask_rcnn import MaskRCNN, Variables
 from mrcnn_jax.ops import boxes as box_ops
 from mrcnn_jax.ops import detections as detection_ops
 from mrcnn_jax.structures import Detections
@@ -35,13 +36,13 @@ class ViewTransform(NamedTuple):
 
 
 def detect_boxes(
-    model: mask_rcnn.MaskRCNN, variables: mask_rcnn.Variables, image: jax.Array, transform: ViewTransform
+    model: MaskRCNN, variables: Variables, image: jax.Array, transform: ViewTransform
 ) -> tuple[tuple[jax.Array, ...], Detections]:
     """Return the features of a view (1, H, W, 3), and its detections without masks and keypoints.
 
     Boxes are in pixels of the reference view.
     """
-    features, detections = mask_rcnn.detect_boxes(model, variables, image, transform.size[None])
+    features, detections = detector.detect_boxes(model, variables, image, transform.size[None])
     boxes = _flip(detections.boxes, transform) * _box_scale(transform.reference_size / transform.size)
     return features, detections._replace(boxes=boxes)
 
@@ -52,25 +53,23 @@ def merge(config: ModelConfig, views: Sequence[Detections], reference_size: jax.
         jnp.concatenate([getattr(view, name)[0] for view in views]) for name in ("boxes", "scores", "classes", "valid")
     )
     boxes = box_ops.clip(boxes, reference_size)  # rounding may move a box clipped in its view beyond the edge
-    best = detection_ops.merge(
-        boxes, scores, classes, valid, nms_iou=config.box.nms_iou, max_detections=config.box.max_detections
-    )
+    best = detection_ops.merge(boxes, scores, classes, valid, config.box)
     truncated = functools.reduce(jnp.logical_or, [view.truncated for view in views])
     boxes, scores, classes, valid = (field[None] for field in best)
     return Detections(boxes, scores, classes, views[0].masks, views[0].keypoints, valid, truncated)
 
 
 def run_heads(
-    model: mask_rcnn.MaskRCNN,
-    variables: mask_rcnn.Variables,
+    model: MaskRCNN,
+    variables: Variables,
     features: Sequence[jax.Array],
     merged: Detections,
     transform: ViewTransform,
 ) -> Heads:
     """Return mask probabilities and heatmaps of a view at the merged boxes, flipped back to the reference view."""
     boxes = _flip(merged.boxes * _box_scale(transform.size / transform.reference_size), transform)
-    masks = mask_rcnn.mask_probabilities(model, variables, features, boxes, merged.classes)
-    heatmaps = mask_rcnn.keypoint_heatmaps(model, variables, features, boxes)
+    masks = detector.mask_probabilities(model, variables, features, boxes, merged.classes)
+    heatmaps = detector.keypoint_heatmaps(model, variables, features, boxes)
     flip_map = model.config.keypoint.flip_map if model.config.keypoint is not None else ()
     return (
         jnp.where(transform.flipped, masks[..., ::-1], masks),
@@ -81,7 +80,7 @@ def run_heads(
 def finish(config: ModelConfig, merged: Detections, total: Heads, views: int) -> Detections:
     """Return the merged detections with masks and keypoints from `total`, the sum of the head outputs of all views."""
     masks, heatmaps = (outputs / views for outputs in total)
-    keypoints = mask_rcnn.decode_keypoints(config, heatmaps, merged.boxes, merged.valid)
+    keypoints = detector.decode_keypoints(config, heatmaps, merged.boxes, merged.valid)
     return merged._replace(masks=masks, keypoints=keypoints)
 
 

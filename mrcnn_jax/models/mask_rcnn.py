@@ -1,13 +1,11 @@
-"""Mask R-CNN: build the network, initialize its variables, detect objects.
-
-The network itself is in `network`. Training uses the steps between its parts as well: anchors, proposals, RoI pooling.
-"""
+"""The Mask R-CNN network (He et al. 2017) as one Flax module: backbone, feature pyramid, RPN, RoI pooling and heads."""
 
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
+import flax.linen as nn
 import flax.traverse_util
 import jax
 import jax.numpy as jnp
@@ -15,16 +13,154 @@ import numpy as np
 
 from mrcnn_jax.config import ModelConfig
 from mrcnn_jax.errors import ConfigError
-from mrcnn_jax.models.network import MaskRCNN, Variables, normalize
-from mrcnn_jax.ops import anchors as anchor_ops
-from mrcnn_jax.ops import detections as detection_ops
-from mrcnn_jax.ops import keypoints as keypoint_ops
+from mrcnn_jax.models.box_head import BoxHead
+from mrcnn_jax.models.efficientnet import EfficientNetLite
+from mrcnn_jax.models.fpn import FPN
+from mrcnn_jax.models.keypoint_head import KeypointHead
+from mrcnn_jax.models.layers import maybe_remat
+from mrcnn_jax.models.mask_head import MaskHead
+from mrcnn_jax.models.norms import make_norm
+from mrcnn_jax.models.resnet import ResNet, ResNetStage
+from mrcnn_jax.models.rpn import RPNHead
+from mrcnn_jax.ops import image as image_ops
 from mrcnn_jax.ops import proposals as proposal_ops
+from mrcnn_jax.ops.anchors import grid_anchors
 from mrcnn_jax.ops.roi.pooling import multilevel_roi_pooling
-from mrcnn_jax.structures import Detections, Proposals
+from mrcnn_jax.structures import Proposals
 
+Variables = Any  # {"params": ..., "frozen": constants of frozen batch norm, "batch_stats": running statistics}
 FPN_STRIDES = (4, 8, 16, 32, 64)  # of P2..P6
 SINGLE_LEVEL_STRIDES = {"c4": 16, "c5": 32, "dc5": 16}
+
+
+class RPNOutputs(NamedTuple):
+    """Predictions of the RPN for B images, with an entry for each level."""
+
+    logits: tuple[jax.Array, ...]  # (B, A_level)
+    deltas: tuple[jax.Array, ...]  # (B, A_level, 4)
+    anchors: tuple[np.ndarray, ...]  # (A_level, 4), constants of the compiled program
+
+
+class MaskRCNN(nn.Module):
+    """Mask R-CNN; Faster R-CNN without `config.mask`.
+
+    Each method is one part of the network, from arrays to arrays. Training and inference call the same parts in the
+    same order: `features`, `rpn`, `propose`, `roi_features`, then the heads.
+
+    Shapes: images (B, H, W, 3), H and W divisible by `size_divisibility`; features a tuple of (B, h, w, F), one for
+    each level: P2..P6, or the single map of C4, C5 and DC5. `valid` bool, (B,) or in the heads (R,), marks the images
+    or RoIs that enter batch statistics (default: all).
+
+    Attributes:
+        config: settings of the model.
+        axis_name: name of the mapped axis over which "sync_bn" computes statistics.
+        remat: recompute activations in the backward pass instead of storing them.
+    """
+
+    config: ModelConfig
+    axis_name: str | None = None
+    remat: bool = False
+
+    if TYPE_CHECKING:  # Flax annotates the result as a union of everything that any module's `apply` may return
+
+        def apply(self, *args: Any, **kwargs: Any) -> Any: ...
+
+    def setup(self) -> None:
+        config, backbone = self.config, self.config.backbone
+
+        def norm(kind: Any, eps: float = 1e-5) -> Any:
+            return make_norm(kind, eps, self.axis_name)
+
+        backbone_norm = norm(backbone.norm, backbone.norm_eps)
+        if backbone.name == "efficientnet_lite0":
+            self.backbone: nn.Module = EfficientNetLite(backbone, backbone_norm, self.remat)
+        else:
+            num_stages = 3 if config.features == "c4" else 4  # with C4, res5 is part of the heads
+            dilation = 2 if config.features == "dc5" else 1
+            self.backbone = ResNet(backbone, backbone_norm, num_stages, dilation, self.remat)
+        if config.features == "c4":
+            self.res5 = ResNetStage(backbone, backbone_norm, 5, remat=self.remat)
+        if config.features == "fpn":
+            self.fpn = maybe_remat(FPN, self.remat)(config.fpn.channels, norm(config.fpn.norm))
+        anchors_per_cell = len(config.anchors.sizes[0]) * len(config.anchors.aspect_ratios)
+        self.rpn_head = RPNHead(anchors_per_cell, config.rpn.conv_layers)
+        self.box_head = BoxHead(config.num_classes, config.box, norm(config.box.norm))
+        if config.mask is not None:
+            self.mask_head = MaskHead(config.num_classes, config.mask, norm(config.mask.norm))
+        if config.keypoint is not None:
+            keypoint = config.keypoint
+            self.keypoint_head = KeypointHead(keypoint.num_keypoints, keypoint.channels, keypoint.conv_layers)
+
+    def features(
+        self, images: jax.Array, image_sizes: jax.Array, valid: jax.Array | None = None, *, train: bool = False
+    ) -> tuple[jax.Array, ...]:
+        """Compute features, in the compute dtype, of images with sizes (B, 2).
+
+        Images are uint8 RGB; or float32, already normalized, in the model's channel order, zero in the padding. Raises
+        ValueError if H or W is not a multiple of `size_divisibility`.
+        """
+        config, divisor = self.config, size_divisibility(self.config)
+        if images.shape[1] % divisor or images.shape[2] % divisor:
+            height, width = images.shape[1:3]
+            raise ValueError(f"images must be padded to multiples of {divisor}, got {height}x{width}")
+        x = normalize(config, images, image_sizes) if images.dtype == jnp.uint8 else images
+        stages = self.backbone(x.astype(config.compute_dtype), train=train, valid=valid)
+        return self.fpn(stages, train, valid) if config.features == "fpn" else stages[-1:]
+
+    def rpn(self, features: Sequence[jax.Array], image_shape: tuple[int, int]) -> RPNOutputs:
+        """Predict objectness logits and box deltas of all anchors. `image_shape`: (H, W) of the padded images."""
+        grids = [(level.shape[1], level.shape[2]) for level in features]
+        anchors = grid_anchors(self.config.anchors, image_shape, grids, feature_strides(self.config))
+        return RPNOutputs(*self.rpn_head(features), anchors)
+
+    def roi_features(
+        self,
+        features: Sequence[jax.Array],
+        boxes: jax.Array,
+        size: int,
+        valid: jax.Array | None = None,
+        *,
+        train: bool = False,
+    ) -> jax.Array:
+        """Pool RoIs with boxes (B, R, 4), in pixels of the image, to the input of a head (B * R, S, S, F).
+
+        S is `size`; with C4 the pooled features pass res5, which halves S.
+        """
+        return self._head_input(pool_rois(self.config, features, boxes, size), valid, train=train)
+
+    def _head_input(self, pooled: jax.Array, valid: jax.Array | None = None, *, train: bool = False) -> jax.Array:
+        return self.res5(pooled, train=train, valid=valid) if self.config.features == "c4" else pooled
+
+    def box(self, x: jax.Array, valid: jax.Array | None = None, *, train: bool = False) -> tuple[jax.Array, jax.Array]:
+        """RoI features (R, S, S, F) -> class logits (R, C + 1) and deltas (R, C or 1, 4)."""
+        return self.box_head(x, valid, train=train)
+
+    def mask(
+        self, x: jax.Array, classes: jax.Array | None = None, valid: jax.Array | None = None, *, train: bool = False
+    ) -> jax.Array:
+        """RoI features (R, S, S, F) -> mask logits (R, 2 S, 2 S, C or 1), or (R, 2 S, 2 S) of `classes` (R,) only.
+
+        Softmax masks have one more channel, the background, which comes first: see `MaskHead`.
+        """
+        return self.mask_head(x, classes, valid, train=train)
+
+    def keypoints(self, x: jax.Array) -> jax.Array:
+        """RoI features (R, S, S, F) -> logits of heat maps (R, 4 S, 4 S, K)."""
+        return self.keypoint_head(x)
+
+    def __call__(self, images: jax.Array, image_sizes: jax.Array) -> None:
+        """Call every submodule once, for initialization only."""
+        config, features = self.config, self.features(images, image_sizes)
+        self.rpn_head(features)
+
+        def head_input(size: int) -> jax.Array:
+            return self._head_input(jnp.zeros((1, size, size, features[0].shape[-1]), features[0].dtype))
+
+        self.box(head_input(config.box.pool_size))
+        if config.mask is not None:
+            self.mask(head_input(config.mask.pool_size))
+        if config.keypoint is not None:
+            self.keypoints(head_input(config.keypoint.pool_size))
 
 
 def build_model(config: ModelConfig) -> MaskRCNN:
@@ -81,61 +217,42 @@ def _example_inputs() -> tuple[np.ndarray, np.ndarray]:
     return np.zeros((1, 64, 64, 3), np.uint8), np.full((1, 2), 64, np.int32)
 
 
+def size_divisibility(config: ModelConfig) -> int:
+    """Return the number that height and width of padded images must be multiples of.
+
+    With a pyramid each level must be exactly twice as large as the next.
+    """
+    return 32 if config.features == "fpn" else 1
+
+
 def feature_strides(config: ModelConfig) -> tuple[int, ...]:
     """Return the stride of each feature level in pixels of the image."""
     return FPN_STRIDES if config.features == "fpn" else (SINGLE_LEVEL_STRIDES[config.features],)
 
 
-def level_anchors(config: ModelConfig, image_shape: Sequence[int], level_shapes: Sequence[Any]) -> list[np.ndarray]:
-    """Return the anchors (A_level, 4) of each level for a padded image; constants of the compiled program.
+@jax.named_scope("normalize")
+def normalize(config: ModelConfig, images: jax.Array, image_sizes: jax.Array) -> jax.Array:
+    """Normalize uint8 RGB images (B, H, W, 3) of sizes (B, 2).
 
-    image_shape: (H, W) of the padded image. level_shapes: (h, w) of each level.
+    Returns float32 in the model's channel order, zero in the padding.
     """
-    grids = [(int(shape[0]), int(shape[1])) for shape in level_shapes]
-    anchors = anchor_ops.grid_anchors(
-        (image_shape[0], image_shape[1]),
-        grids,
-        sizes=config.anchors.sizes,
-        aspect_ratios=config.anchors.aspect_ratios,
-        rounded=config.anchors.rounded,
-        order=config.anchors.order,
-        strides=feature_strides(config),
-        stride=config.anchors.stride,
-    )
-    per_cell = len(config.anchors.sizes[0]) * len(config.anchors.aspect_ratios)
-    ends = np.cumsum([h * w * per_cell for h, w in grids])
-    return np.split(anchors, ends[:-1])
+
+    def normalize_image(image: jax.Array, size: jax.Array) -> jax.Array:
+        return image_ops.normalize(
+            image, size, mean=config.pixel_mean, std=config.pixel_std, channel_order=config.channel_order
+        )
+
+    return jax.vmap(normalize_image)(images, image_sizes)
 
 
 @jax.named_scope("proposals")
-def propose(
-    config: ModelConfig,
-    logits: Sequence[jax.Array],
-    deltas: Sequence[jax.Array],
-    anchors: Sequence[np.ndarray],
-    image_sizes: jax.Array,
-    *,
-    train: bool,
-) -> Proposals:
-    """Return the proposals (B, P, ...) of B images from RPN outputs. No gradient flows through them.
-
-    logits: (B, A_level), deltas: (B, A_level, 4), anchors: (A_level, 4) for each level. image_sizes: (B, 2).
-    """
-    rpn = config.rpn
+def propose(config: ModelConfig, outputs: RPNOutputs, image_sizes: jax.Array, *, train: bool) -> Proposals:
+    """Return the proposals (B, P, ...) of B images of sizes (B, 2). No gradient flows through them."""
 
     def propose_in_image(logits: Sequence[jax.Array], deltas: Sequence[jax.Array], image_size: jax.Array) -> Proposals:
-        return proposal_ops.propose(
-            logits,
-            deltas,
-            anchors,
-            image_size,
-            pre_nms_top_k=rpn.pre_nms_top_k_train if train else rpn.pre_nms_top_k_test,
-            post_nms_top_k=rpn.post_nms_top_k_train if train else rpn.post_nms_top_k_test,
-            nms_iou=rpn.nms_iou,
-            min_box_size=rpn.min_box_size,
-        )
+        return proposal_ops.propose(logits, deltas, outputs.anchors, image_size, config.rpn, train=train)
 
-    return jax.vmap(propose_in_image)(list(logits), list(deltas), image_sizes)
+    return jax.vmap(propose_in_image)(outputs.logits, outputs.deltas, image_sizes)
 
 
 @jax.named_scope("roi_align")
@@ -145,130 +262,11 @@ def pool_rois(config: ModelConfig, features: Sequence[jax.Array], boxes: jax.Arr
     `config.roi.pooling` and `config.roi.reduce` select ROIAlign or an alternative. With a pyramid each box is pooled
     from one of P2..P5. Boxes get no gradient.
     """
-    num_levels = max(len(features) - 1, 1)
+    maps = tuple(features[: max(len(features) - 1, 1)])
+    strides = feature_strides(config)[: len(maps)]
 
-    def pool_image(features: Sequence[jax.Array], boxes: jax.Array) -> jax.Array:
-        return multilevel_roi_pooling(
-            features,
-            boxes,
-            strides=feature_strides(config)[:num_levels],
-            output_size=size,
-            sampling_ratio=config.roi.sampling_ratio,
-            aligned=config.roi.aligned,
-            level_rule=config.roi.level_rule,
-            pooling=config.roi.pooling,
-            reduce=config.roi.reduce,
-        )
+    def pool_image(maps: tuple[jax.Array, ...], boxes: jax.Array) -> jax.Array:
+        return multilevel_roi_pooling(maps, boxes, config.roi, strides=strides, output_size=size)
 
-    pooled = jax.vmap(pool_image)(list(features[:num_levels]), jax.lax.stop_gradient(boxes))
+    pooled = jax.vmap(pool_image)(maps, jax.lax.stop_gradient(boxes))
     return pooled.reshape(-1, *pooled.shape[2:])
-
-
-def detect(model: MaskRCNN, variables: Variables, images: jax.Array, image_sizes: jax.Array) -> Detections:
-    """Detect objects in a batch of images of one shape. Arguments as in `detect_boxes`.
-
-    Masks and keypoints are computed for the final boxes only (He et al. 2017, section 3.1, "Inference").
-
-    Returns:
-        Detections (B, D, ...), in pixels of the padded images.
-    """
-    features, detections = detect_boxes(model, variables, images, image_sizes)
-    masks = mask_probabilities(model, variables, features, detections.boxes, detections.classes)
-    heatmaps = keypoint_heatmaps(model, variables, features, detections.boxes)
-    keypoints = decode_keypoints(model.config, heatmaps, detections.boxes, detections.valid)
-    return detections._replace(masks=masks, keypoints=keypoints)
-
-
-def detect_boxes(
-    model: MaskRCNN, variables: Variables, images: jax.Array, image_sizes: jax.Array
-) -> tuple[tuple[jax.Array, ...], Detections]:
-    """Return the features of a batch and its detections without masks and keypoints.
-
-    Args:
-        model: the network.
-        variables: its variables.
-        images: (B, H, W, 3) uint8 RGB; or float32, already normalized, in the model's channel order, zero in the
-            padding.
-        image_sizes: (B, 2) height and width of each image inside the padding.
-
-    Returns:
-        Features as in `MaskRCNN`, and detections with empty masks (B, D, 0, 0) and keypoints (B, D, 0, 3).
-    """
-    config = model.config
-    x = normalize(config, images, image_sizes) if images.dtype == jnp.uint8 else images
-    features = model.apply(variables, x, method=model.feature_maps)
-    logits, deltas = model.apply(variables, features, method=model.rpn)
-    anchors = level_anchors(config, x.shape[1:3], [level.shape[1:3] for level in features])
-    proposals = propose(config, logits, deltas, anchors, image_sizes, train=False)
-    roi_features = _roi_head_inputs(model, variables, features, proposals.boxes, config.box.pool_size)
-    class_logits, box_deltas = model.apply(variables, roi_features, method=model.box)
-    boxes, scores, classes, valid, truncated = _decode_boxes(config, class_logits, box_deltas, proposals, image_sizes)
-    masks, keypoints = jnp.zeros((*valid.shape, 0, 0)), jnp.zeros((*valid.shape, 0, 3))
-    return features, Detections(boxes, scores, classes, masks, keypoints, valid, truncated)
-
-
-@jax.named_scope("detections")
-def _decode_boxes(
-    config: ModelConfig, class_logits: jax.Array, box_deltas: jax.Array, proposals: Proposals, image_sizes: jax.Array
-) -> tuple[jax.Array, ...]:
-    """Box head outputs (B * P, ...) -> boxes, scores, classes and validity (B, D, ...), and truncation flags (B,)."""
-    batch, count = proposals.valid.shape
-
-    def detect_in_image(
-        class_logits: jax.Array, box_deltas: jax.Array, proposals: Proposals, image_size: jax.Array
-    ) -> Any:
-        return detection_ops.detect(
-            class_logits,
-            box_deltas,
-            proposals,
-            image_size,
-            delta_weights=config.box.delta_weights,
-            score_threshold=config.box.score_threshold,
-            nms_iou=config.box.nms_iou,
-            max_detections=config.box.max_detections,
-            nms_candidates=config.box.nms_candidates,
-            min_box_size=config.box.min_box_size,
-        )
-
-    class_logits = class_logits.reshape(batch, count, -1)
-    box_deltas = box_deltas.reshape(batch, count, -1, 4)
-    return jax.vmap(detect_in_image)(class_logits, box_deltas, proposals, image_sizes)
-
-
-def mask_probabilities(
-    model: MaskRCNN, variables: Variables, features: Sequence[jax.Array], boxes: jax.Array, classes: jax.Array
-) -> jax.Array:
-    """Return masks (B, D, S, S) of boxes (B, D, 4) and classes (B, D); (B, D, 0, 0) without a mask head."""
-    if model.config.mask is None:
-        return jnp.zeros((*classes.shape, 0, 0))
-    roi_features = _roi_head_inputs(model, variables, features, boxes, model.config.mask.pool_size)
-    masks = jax.nn.sigmoid(model.apply(variables, roi_features, classes.reshape(-1), method=model.mask))
-    return masks.reshape(*classes.shape, *masks.shape[1:])
-
-
-def keypoint_heatmaps(
-    model: MaskRCNN, variables: Variables, features: Sequence[jax.Array], boxes: jax.Array
-) -> jax.Array:
-    """Return heat map logits (B, D, S, S, K) of boxes (B, D, 4); (B, D, 0, 0, 0) without a keypoint head."""
-    if model.config.keypoint is None:
-        return jnp.zeros((*boxes.shape[:2], 0, 0, 0))
-    roi_features = _roi_head_inputs(model, variables, features, boxes, model.config.keypoint.pool_size)
-    logits = model.apply(variables, roi_features, method=model.keypoints)
-    return logits.reshape(*boxes.shape[:2], *logits.shape[1:])
-
-
-@jax.named_scope("keypoints")
-def decode_keypoints(config: ModelConfig, heatmaps: jax.Array, boxes: jax.Array, valid: jax.Array) -> jax.Array:
-    """Decode heat maps in boxes (B, D, 4) to keypoints (B, D, K, 3); (B, D, 0, 3) without a keypoint head."""
-    if config.keypoint is None:
-        return jnp.zeros((*valid.shape, 0, 3))
-    logits = heatmaps.reshape(-1, *heatmaps.shape[2:])
-    keypoints = keypoint_ops.decode(logits, boxes.reshape(-1, 4), valid.reshape(-1), score=config.keypoint.score)
-    return keypoints.reshape(*valid.shape, *keypoints.shape[1:])
-
-
-def _roi_head_inputs(
-    model: MaskRCNN, variables: Variables, features: Sequence[jax.Array], boxes: jax.Array, size: int
-) -> jax.Array:
-    """Return head inputs (B * R, S, S, F) for boxes (B, R, 4) pooled to `size`."""
-    return model.apply(variables, pool_rois(model.config, features, boxes, size), method=model.roi_features)

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from mrcnn_jax.config import RPNConfig
 from mrcnn_jax.ops import boxes as box_ops
 from mrcnn_jax.ops.nms import nms_sorted
 from mrcnn_jax.structures import Proposals
@@ -20,27 +21,26 @@ def propose(
     deltas_by_level: Sequence[jax.Array],
     anchors_by_level: Sequence[jax.Array | np.ndarray],
     image_size: jax.Array,
+    config: RPNConfig,
     *,
-    pre_nms_top_k: int,
-    post_nms_top_k: int,
-    nms_iou: float,
-    min_box_size: float,
+    train: bool,
 ) -> Proposals:
     """Proposals of one image, best first. No gradient flows through them.
 
     On each level the `pre_nms_top_k` boxes of highest score are decoded and clipped to the image, small and non-finite
-    ones are dropped, and NMS is applied. The best `post_nms_top_k` boxes of all levels remain.
+    ones are dropped, and NMS is applied. The best `post_nms_top_k` boxes of all levels remain, in as many slots P;
+    slots without a proposal are zero.
 
     Args:
         logits_by_level: (A_l,) objectness logits of each level.
         deltas_by_level: (A_l, 4).
         anchors_by_level: (A_l, 4).
         image_size: (2,) height and width of the image inside the padding.
-        pre_nms_top_k: boxes per level that enter NMS.
-        post_nms_top_k: number of slots P of the result; slots without a proposal are zero.
-        nms_iou: IoU threshold of NMS.
-        min_box_size: shortest side in pixels; 0 drops empty boxes only.
+        config: the limits and thresholds.
+        train: whether to use the limits for training.
     """
+    pre_nms_top_k = config.pre_nms_top_k_train if train else config.pre_nms_top_k_test
+    post_nms_top_k = config.post_nms_top_k_train if train else config.post_nms_top_k_test
     best = [
         _best_of_level(*level, pre_nms_top_k)
         for level in zip(logits_by_level, deltas_by_level, anchors_by_level, strict=True)
@@ -50,8 +50,8 @@ def propose(
     boxes = box_ops.decode(deltas, anchors, weights=DELTA_WEIGHTS)
     boxes = box_ops.clip(boxes, image_size)
     # Drops NaN as well, and boxes at infinity, which clipping has made empty. Scores of -inf come last.
-    large = box_ops.large_enough(boxes, min_box_size)
-    keep = _nms_by_level(boxes, large, lengths, nms_iou)
+    large = box_ops.large_enough(boxes, config.min_box_size)
+    keep = _nms_by_level(boxes, large, lengths, config.nms_iou)
     return _best_of_all(boxes, jnp.where(keep, scores, -jnp.inf), post_nms_top_k)
 
 

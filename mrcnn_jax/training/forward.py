@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from mrcnn_jax import losses, targets
 from mrcnn_jax.config import ModelConfig
-from mrcnn_jax.models.mask_rcnn import MaskRCNN, Variables, level_anchors, pool_rois, propose
+from mrcnn_jax.models.mask_rcnn import MaskRCNN, RPNOutputs, Variables, propose
 from mrcnn_jax.structures import Batch, GroundTruth, Proposals, SampledRoIs
 
 Metrics = dict[str, jax.Array]
@@ -18,12 +18,7 @@ LossDict = dict[str, losses.Loss]  # loss name -> (sum, count)
 
 
 def forward_losses(
-    model: MaskRCNN,
-    config: ModelConfig,
-    variables: Variables,
-    batch: Batch,
-    keys: jax.Array,
-    rois: SampledRoIs | None = None,
+    model: MaskRCNN, variables: Variables, batch: Batch, keys: jax.Array, rois: SampledRoIs | None = None
 ) -> tuple[LossDict, tuple[dict[str, Any], Metrics]]:
     """Compute the losses of a batch.
 
@@ -31,21 +26,19 @@ def forward_losses(
     Returns (loss_dict, (running statistics, counts of RoIs)).
     """
     apply = StatefulApply(model, variables)
-    features = apply(model.features, batch.images, batch.image_sizes, batch.valid)
-    loss_dict, counts = losses_from_features(apply, config, features, batch, keys, rois)
+    loss_dict, rois = two_stage_losses(apply, batch, keys, rois)
+    counts = {"num_rois": jnp.sum(rois.valid), "num_positive_rois": jnp.sum(rois.classes > 0)}
     return loss_dict, (apply.statistics(), counts)
 
 
 def sample_batch_rois(
-    model: MaskRCNN, config: ModelConfig, variables: Variables, batch: Batch, keys: jax.Array
+    model: MaskRCNN, variables: Variables, batch: Batch, keys: jax.Array
 ) -> tuple[SampledRoIs, Metrics]:
     """Sample the RoIs that `forward_losses` would sample, and return them with the count of each loss.
 
     The counts do not depend on the outputs of the heads, so JAX removes the heads as dead code.
     """
-    apply = StatefulApply(model, variables)
-    features = apply(model.features, batch.images, batch.image_sizes, batch.valid)
-    loss_dict, rois = two_stage_losses(apply, config, features, batch, keys, None)
+    loss_dict, rois = two_stage_losses(StatefulApply(model, variables), batch, keys)
     return rois, {name: count for name, (_, count) in loss_dict.items()}
 
 
@@ -70,60 +63,37 @@ class StatefulApply:
         return {name: tree for name, tree in self.variables.items() if name not in ("params", "frozen")}
 
 
-def losses_from_features(
-    apply: StatefulApply,
-    config: ModelConfig,
-    features: tuple[jax.Array, ...],
-    batch: Batch,
-    keys: jax.Array,
-    rois: SampledRoIs | None = None,
-) -> tuple[LossDict, Metrics]:
-    """Compute the losses and the counts of RoIs from the features. Of `batch.images` only the shape is used."""
-    loss_dict, rois = two_stage_losses(apply, config, features, batch, keys, rois)
-    return loss_dict, {"num_rois": jnp.sum(rois.valid), "num_positive_rois": jnp.sum(rois.classes > 0)}
-
-
 def two_stage_losses(
-    apply: StatefulApply,
-    config: ModelConfig,
-    features: tuple[jax.Array, ...],
-    batch: Batch,
-    keys: jax.Array,
-    rois: SampledRoIs | None,
+    apply: StatefulApply, batch: Batch, keys: jax.Array, rois: SampledRoIs | None = None
 ) -> tuple[LossDict, SampledRoIs]:
-    """Compute the losses of the RPN and the RoI heads; return them with the sampled RoIs."""
+    """Compute the losses of the RPN and the RoI heads; return them with the RoIs, which are sampled if None."""
+    config = apply.model.config
     truth = batch.ground_truth._replace(valid=batch.ground_truth.valid & batch.valid[:, None])
-    logits, deltas = apply.model.apply(apply.variables, features, method=apply.model.rpn)
-    anchors = level_anchors(config, batch.images.shape[1:3], [level.shape[1:3] for level in features])
+    features = apply(apply.model.features, batch.images, batch.image_sizes, batch.valid)
+    outputs = apply.model.apply(apply.variables, features, batch.images.shape[1:3], method=apply.model.rpn)
     rpn_keys, roi_keys = jnp.moveaxis(jax.vmap(jax.random.split)(keys), 1, 0)
 
-    all_anchors = jnp.concatenate([jnp.asarray(level) for level in anchors])
-    loss_dict = _rpn_losses(config, rpn_keys, all_anchors, truth, batch.valid, logits, deltas)
+    loss_dict = _rpn_losses(config, rpn_keys, outputs, truth, batch.valid)
     if rois is None:
-        proposals = propose(config, logits, deltas, anchors, batch.image_sizes, train=True)
+        proposals = propose(config, outputs, batch.image_sizes, train=True)
         proposals = proposals._replace(valid=proposals.valid & batch.valid[:, None])
         rois = _sample_rois(config, roi_keys, proposals, truth)
-    loss_dict |= _head_losses(apply, config, features, rois, truth, batch.valid)
+    loss_dict |= _head_losses(apply, features, rois, truth, batch.valid)
     return loss_dict, rois
 
 
 def _rpn_losses(
-    config: ModelConfig,
-    keys: jax.Array,
-    anchors: jax.Array,
-    truth: GroundTruth,
-    valid: jax.Array,
-    logits: tuple[jax.Array, ...],
-    deltas: tuple[jax.Array, ...],
+    config: ModelConfig, keys: jax.Array, outputs: RPNOutputs, truth: GroundTruth, valid: jax.Array
 ) -> LossDict:
+    anchors = jnp.concatenate([jnp.asarray(level) for level in outputs.anchors])
     with jax.named_scope("targets"):
         sampled = jax.vmap(lambda key, truth: targets.rpn_targets(key, anchors, truth, config.rpn))(keys, truth)
         sampled = sampled._replace(
             positive=sampled.positive & valid[:, None], negative=sampled.negative & valid[:, None]
         )
     with jax.named_scope("losses"):
-        class_loss = losses.rpn_class_loss(jnp.concatenate(logits, axis=1), sampled)
-        box_loss = losses.rpn_box_loss(jnp.concatenate(deltas, axis=1), sampled, beta=config.rpn.smooth_l1_beta)
+        class_loss = losses.rpn_class_loss(jnp.concatenate(outputs.logits, axis=1), sampled)
+        box_loss = losses.rpn_box_loss(jnp.concatenate(outputs.deltas, axis=1), sampled, beta=config.rpn.smooth_l1_beta)
     if config.rpn.normalizer == "batch_size":
         count = config.rpn.batch_size * jnp.sum(valid)
         class_loss, box_loss = (class_loss[0], count), (box_loss[0], count)
@@ -137,17 +107,12 @@ def _sample_rois(config: ModelConfig, keys: jax.Array, proposals: Proposals, tru
 
 
 def _head_losses(
-    apply: StatefulApply,
-    config: ModelConfig,
-    features: tuple[jax.Array, ...],
-    rois: SampledRoIs,
-    truth: GroundTruth,
-    valid: jax.Array,
+    apply: StatefulApply, features: tuple[jax.Array, ...], rois: SampledRoIs, truth: GroundTruth, valid: jax.Array
 ) -> LossDict:
     """Compute the loss of the box head on all sampled RoIs, and of the other heads on the positive ones."""
-    pooled = pool_rois(config, features, rois.boxes, config.box.pool_size)
-    pooled = apply(apply.model.roi_features, pooled, _flatten(rois.valid))
-    loss_dict = _box_losses(apply, config, pooled, rois, truth)
+    config = apply.model.config
+    x = apply(apply.model.roi_features, features, rois.boxes, config.box.pool_size, _flatten(rois.valid))
+    loss_dict = _box_losses(apply, x, rois, truth)
     # Positives come first, and there are at most `max_positives` of them: no other RoI needs a mask.
     num_rois = rois.valid.shape[1]
     max_positives = min(num_rois, int(config.roi.batch_size * config.roi.positive_fraction))
@@ -155,43 +120,40 @@ def _head_losses(
 
     def positive_features(size: int) -> jax.Array:
         if config.features == "c4":  # the heads share the output of res5
-            return _flatten(pooled.reshape(-1, num_rois, *pooled.shape[1:])[:, :max_positives])
-        return pool_rois(config, features, positives.boxes, size)
+            return _flatten(x.reshape(-1, num_rois, *x.shape[1:])[:, :max_positives])
+        return apply(apply.model.roi_features, features, positives.boxes, size)
 
     if config.mask is not None:
-        loss_dict |= _mask_losses(apply, config, positive_features(config.mask.pool_size), positives, truth)
+        loss_dict |= _mask_losses(apply, positive_features(config.mask.pool_size), positives, truth)
     if config.keypoint is not None:
-        x = positive_features(config.keypoint.pool_size)
-        loss_dict |= _keypoint_losses(apply, config, x, positives, truth, valid)
+        inputs = positive_features(config.keypoint.pool_size)
+        loss_dict |= _keypoint_losses(apply, inputs, positives, truth, valid)
     return loss_dict
 
 
-def _box_losses(
-    apply: StatefulApply, config: ModelConfig, x: jax.Array, rois: SampledRoIs, truth: GroundTruth
-) -> LossDict:
+def _box_losses(apply: StatefulApply, x: jax.Array, rois: SampledRoIs, truth: GroundTruth) -> LossDict:
+    config = apply.model.config.box
     class_logits, deltas = apply(apply.model.box, x, _flatten(rois.valid))
     shape = rois.valid.shape
     class_logits, deltas = class_logits.reshape(*shape, -1), deltas.reshape(*shape, -1, 4)
     with jax.named_scope("targets"):
-        target_deltas = jax.vmap(lambda r, t: targets.box_targets(r, t, config.box))(rois, truth)
+        target_deltas = jax.vmap(lambda r, t: targets.box_targets(r, t, config))(rois, truth)
     with jax.named_scope("losses"):
         return {
             "loss_class": losses.class_loss(class_logits, rois),
-            "loss_box": losses.box_loss(deltas, target_deltas, rois, beta=config.box.smooth_l1_beta),
+            "loss_box": losses.box_loss(deltas, target_deltas, rois, beta=config.smooth_l1_beta),
         }
 
 
-def _mask_losses(
-    apply: StatefulApply, config: ModelConfig, x: jax.Array, rois: SampledRoIs, truth: GroundTruth
-) -> LossDict:
-    mask_config = config.mask
-    assert mask_config is not None
+def _mask_losses(apply: StatefulApply, x: jax.Array, rois: SampledRoIs, truth: GroundTruth) -> LossDict:
+    config, size = apply.model.config.mask, apply.model.config.mask_size
+    assert config is not None
     # A softmax over classes needs all logits; the sigmoid only those of the RoI's own class.
-    softmax = mask_config.activation == "softmax"
+    softmax = config.activation == "softmax"
     classes = None if softmax else _flatten(rois.classes)
     logits = apply(apply.model.mask, x, classes, _flatten(rois.valid & (rois.classes > 0)))
     with jax.named_scope("targets"):
-        masks = jax.vmap(lambda r, t: targets.mask_targets(r, t, mask_config, config.mask_size))(rois, truth)
+        masks = jax.vmap(lambda r, t: targets.mask_targets(r, t, config, size))(rois, truth)
         rois_with_masks = jax.vmap(targets.with_masks)(rois, truth)
     with jax.named_scope("losses"):
         loss = losses.softmax_mask_loss if softmax else losses.mask_loss
@@ -199,18 +161,17 @@ def _mask_losses(
 
 
 def _keypoint_losses(
-    apply: StatefulApply, config: ModelConfig, x: jax.Array, rois: SampledRoIs, truth: GroundTruth, valid: jax.Array
+    apply: StatefulApply, x: jax.Array, rois: SampledRoIs, truth: GroundTruth, valid: jax.Array
 ) -> LossDict:
-    keypoint_config = config.keypoint
-    assert keypoint_config is not None
+    config, roi = apply.model.config.keypoint, apply.model.config.roi
+    assert config is not None
     logits = apply.model.apply(apply.variables, x, method=apply.model.keypoints)
     with jax.named_scope("targets"):
-        cells = jax.vmap(lambda r, t: targets.keypoint_targets(r, t, keypoint_config))(rois, truth)
+        cells = jax.vmap(lambda r, t: targets.keypoint_targets(r, t, config))(rois, truth)
     with jax.named_scope("losses"):
         total, count = losses.keypoint_loss(logits, jax.tree.map(_flatten, cells))
-    if keypoint_config.normalizer == "fixed":
-        rois_per_image = config.roi.batch_size * config.roi.positive_fraction
-        count = keypoint_config.num_keypoints * rois_per_image * jnp.sum(valid)
+    if config.normalizer == "fixed":
+        count = config.num_keypoints * roi.batch_size * roi.positive_fraction * jnp.sum(valid)
     return {"loss_keypoint": (total, count)}
 
 

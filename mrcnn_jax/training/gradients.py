@@ -41,7 +41,7 @@ def make_gradient_function(model: MaskRCNN, config: Config, axis_name: str | Non
     ) -> LossesAndGradients:
         def total_loss(params: Any) -> Any:
             variables = {"params": params, **model_state}
-            loss_dict, (statistics, counts) = forward_losses(model, config.model, variables, batch, keys)
+            loss_dict, (statistics, counts) = forward_losses(model, variables, batch, keys)
             totals = sum_over_devices({name: count for name, (_, count) in loss_dict.items()}, axis_name)
             means = normalize_losses(loss_dict, totals)
             return sum(means.values()), (means, counts, statistics)
@@ -70,7 +70,7 @@ def _make_accumulating_function(model: MaskRCNN, config: Config, axis_name: str 
         variables = {"params": params, **model_state}
 
         def sample(carry: None, micro_batch: Any) -> Any:
-            return carry, sample_batch_rois(model, config.model, variables, *micro_batch)
+            return carry, sample_batch_rois(model, variables, *micro_batch)
 
         micro_batches = _split((batch, keys), config.train.accumulate)
         _, (rois, loss_counts) = _scan(sample, None, micro_batches)
@@ -82,7 +82,7 @@ def _make_accumulating_function(model: MaskRCNN, config: Config, axis_name: str 
 
             def total_loss(params: Any) -> Any:
                 current = {**variables, **statistics, "params": params}
-                loss_dict, (updated, counts) = forward_losses(model, config.model, current, batch, keys, rois)
+                loss_dict, (updated, counts) = forward_losses(model, current, batch, keys, rois)
                 means = normalize_losses(loss_dict, totals)
                 return sum(means.values()), (means, updated, counts)
 

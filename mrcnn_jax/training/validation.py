@@ -14,7 +14,7 @@ from mrcnn_jax.distributed import collectives
 from mrcnn_jax.inference.devices import replicate, shard_over_batch
 from mrcnn_jax.models.mask_rcnn import Variables, build_model
 from mrcnn_jax.structures import Batch
-from mrcnn_jax.training.forward import LossDict, StatefulApply, losses_from_features
+from mrcnn_jax.training.forward import LossDict, StatefulApply, two_stage_losses
 
 _SEED = 0  # for sampling anchors and RoIs: the same at each evaluation
 
@@ -27,14 +27,12 @@ class ValidationLoss:
         loss_config = dataclasses.replace(
             config, mask=config.mask if masks else None, keypoint=config.keypoint if keypoints else None
         )
-        model = build_model(config)
+        model = build_model(loss_config)
 
         def compute_losses(variables: Variables, *fields: Any) -> LossDict:
             batch = Batch(*fields)
             keys = jax.vmap(lambda index: jax.random.fold_in(jax.random.key(_SEED), index))(batch.indices)
-            apply = StatefulApply(model, variables, train=False)
-            features = apply(model.features, batch.images, batch.image_sizes)
-            loss_dict, _ = losses_from_features(apply, loss_config, features, batch, keys)
+            loss_dict, _ = two_stage_losses(StatefulApply(model, variables, train=False), batch, keys)
             return jax.tree.map(lambda number: number[None], loss_dict)  # the first axis is that of the devices
 
         self._devices, self._compute_losses = devices, shard_over_batch(compute_losses, devices)

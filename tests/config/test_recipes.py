@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 
 from mrcnn_jax.config import Config, load_config
+from mrcnn_jax.inference.detector import detect
 from mrcnn_jax.models import efficientnet, resnet
-from mrcnn_jax.models.mask_rcnn import build_model, detect, variable_shapes
+from mrcnn_jax.models.mask_rcnn import build_model, variable_shapes
 from mrcnn_jax.ops.roi import kernels
 from mrcnn_jax.structures import Batch, Detections, GroundTruth
 from mrcnn_jax.training.optimizer import frozen_paths, make_optimizer, make_schedule

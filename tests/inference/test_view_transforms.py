@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 
 from mrcnn_jax.config import BoxHeadConfig, KeypointHeadConfig, ModelConfig
-from mrcnn_jax.inference import view_transforms
-from mrcnn_jax.models import mask_rcnn
+from mrcnn_jax.inference import detector, view_transforms
+from mrcnn_jax.models.mask_rcnn import build_model
 from mrcnn_jax.ops import boxes as box_ops
 from mrcnn_jax.structures import Detections
 
@@ -62,9 +62,9 @@ def drawing_network(monkeypatch):
         return jnp.stack([cropped, jnp.where(left, cropped, 0.0), jnp.where(left, 0.0, cropped)], axis=-1)
 
     monkeypatch.setattr(
-        mask_rcnn, "mask_probabilities", lambda model, variables, features, boxes, _: crop_boxes(features, boxes)
+        detector, "mask_probabilities", lambda model, variables, features, boxes, _: crop_boxes(features, boxes)
     )
-    monkeypatch.setattr(mask_rcnn, "keypoint_heatmaps", heatmaps)
+    monkeypatch.setattr(detector, "keypoint_heatmaps", heatmaps)
 
 
 def detections(boxes, scores, classes, valid=None, *, truncated=False):
@@ -88,7 +88,7 @@ def run_heads_on(size, flipped):
     image = draw(size)
     features = (jnp.asarray(image[:, :, ::-1] if flipped else image),)
     merged = detections([BOX], [0.9], [1])
-    return view_transforms.run_heads(mask_rcnn.build_model(MODEL), {}, features, merged, transform(size, flipped))
+    return view_transforms.run_heads(build_model(MODEL), {}, features, merged, transform(size, flipped))
 
 
 @pytest.mark.parametrize(("size", "flipped"), VIEWS)
@@ -111,9 +111,9 @@ def test_boxes_are_transformed_to_the_reference_view(monkeypatch, size, flipped)
         assert image_sizes.tolist() == [list(size)]
         return ("features",), detections([box], [0.5], [2])
 
-    monkeypatch.setattr(mask_rcnn, "detect_boxes", find)
+    monkeypatch.setattr(detector, "detect_boxes", find)
     features, found = view_transforms.detect_boxes(
-        mask_rcnn.build_model(MODEL), {}, jnp.zeros((1, 128, 224, 3)), transform(size, flipped)
+        build_model(MODEL), {}, jnp.zeros((1, 128, 224, 3)), transform(size, flipped)
     )
     assert features == ("features",)
     np.testing.assert_allclose(found.boxes[0, 0], BOX, rtol=1e-5)
@@ -151,7 +151,7 @@ def test_models_without_masks_and_keypoints():
     model = dataclasses.replace(MODEL, mask=None, keypoint=None)
     merged = detections([BOX], [0.9], [1])
     heads = view_transforms.run_heads(
-        mask_rcnn.build_model(model), {}, (jnp.asarray(draw(REFERENCE_SIZE)),), merged, transform(REFERENCE_SIZE, True)
+        build_model(model), {}, (jnp.asarray(draw(REFERENCE_SIZE)),), merged, transform(REFERENCE_SIZE, True)
     )
     found = view_transforms.finish(model, merged, heads, 2)
     assert found.masks.shape == (1, 1, 0, 0)

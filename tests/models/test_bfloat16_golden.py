@@ -19,8 +19,8 @@ from support.golden_models import run_once, share_found
 from support.torchvision_settings import NAMES, configured
 
 from mrcnn_jax.config import presets
-from mrcnn_jax.models import mask_rcnn
-from mrcnn_jax.models.mask_rcnn import build_model
+from mrcnn_jax.inference.detector import boxes_of_proposals
+from mrcnn_jax.models.mask_rcnn import build_model, propose
 from mrcnn_jax.weights import detectron2_names, torchvision_names
 
 pytestmark = pytest.mark.optimized  # convolutions in bfloat16 are many times slower without
@@ -29,15 +29,12 @@ pytestmark = pytest.mark.optimized  # convolutions in bfloat16 are many times sl
 def detect_boxes(config, variables, images, sizes, proposals=None):
     """Boxes, scores, classes and validity of detections, and the proposals, which are computed if not given."""
     model = build_model(config)
-    features = model.apply(variables, images, method=model.feature_maps)
+    features = model.apply(variables, images, sizes, method=model.features)
     if proposals is None:
-        logits, deltas = model.apply(variables, features, method=model.rpn)
-        anchors = mask_rcnn.level_anchors(config, images.shape[1:3], [level.shape[1:3] for level in features])
-        proposals = mask_rcnn.propose(config, logits, deltas, anchors, sizes, train=False)
-    pooled = mask_rcnn.pool_rois(config, features, proposals.boxes, config.box.pool_size)
-    roi_features = model.apply(variables, pooled, method=model.roi_features)
-    class_logits, box_deltas = model.apply(variables, roi_features, method=model.box)
-    return mask_rcnn._decode_boxes(config, class_logits, box_deltas, proposals, sizes)[:4], proposals
+        outputs = model.apply(variables, features, images.shape[1:3], method=model.rpn)
+        proposals = propose(config, outputs, sizes, train=False)
+    found = boxes_of_proposals(model, variables, features, proposals, sizes)
+    return (found.boxes, found.scores, found.classes, found.valid), proposals
 
 
 def torchvision_case(golden, name):

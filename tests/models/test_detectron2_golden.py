@@ -32,8 +32,7 @@ from support.golden_models import (
 
 from mrcnn_jax import targets
 from mrcnn_jax.inference.postprocess import postprocess
-from mrcnn_jax.models.mask_rcnn import build_model
-from mrcnn_jax.models.network import normalize
+from mrcnn_jax.models.mask_rcnn import build_model, normalize
 from mrcnn_jax.weights import detectron2_names
 
 # test_predictor_golden.py has a faster test, of one network from image to detections.
@@ -170,8 +169,8 @@ def training_run(case, golden):
         num_classes = case.network.config.num_classes
         positives = max(np.sum(theirs[f"sampled_classes{i}"] < num_classes) for i in range(len(sizes)))
         batch = make_batch(images.shape[1:3], sizes, truths)
-        gradients, parts, counts = losses_and_gradients(case.network, images, batch, positives=int(positives))
-    return theirs, gradients, parts, counts
+        gradients, parts, rois = losses_and_gradients(case.network, images, batch, positives=int(positives))
+    return theirs, gradients, parts, rois
 
 
 def polygons_of(inputs, i) -> list[list[np.ndarray]]:
@@ -212,10 +211,10 @@ def rasterized(instance, box, size) -> np.ndarray:
 
 
 def test_golden_losses(case, training_run):
-    theirs, _, parts, counts = training_run
+    theirs, _, parts, rois = training_run
     classes = np.concatenate([theirs[f"sampled_classes{i}"] for i in range(len(case.evaluation["image_sizes"]))])
-    assert int(counts["num_rois"]) == len(classes)
-    assert int(counts["num_positive_rois"]) == np.sum(classes < case.network.config.num_classes)
+    assert np.sum(rois.valid) == len(classes)
+    assert np.sum(rois.classes > 0) == np.sum(classes < case.network.config.num_classes)
     assert len(parts) == sum(name.startswith("loss/") for name in theirs)
     for ours, value in parts.items():
         np.testing.assert_allclose(value, theirs[LOSS_NAMES[ours]], rtol=LOSSES, err_msg=ours)

@@ -13,8 +13,8 @@ import pytest
 
 from mrcnn_jax.config import Config, ModelConfig
 from mrcnn_jax.errors import ConfigError
-from mrcnn_jax.models.mask_rcnn import build_model, detect, init_variables, variable_shapes
-from mrcnn_jax.models.network import normalize
+from mrcnn_jax.inference.detector import detect
+from mrcnn_jax.models.mask_rcnn import build_model, init_variables, normalize, variable_shapes
 from mrcnn_jax.training.train import train
 
 pytestmark = pytest.mark.medium
@@ -151,7 +151,7 @@ def test_bfloat16_is_used_for_features_only(model_config):
 
     def run(variables, images, sizes):
         features = model.apply(variables, images, sizes, method=model.features)
-        outputs = model.apply(variables, features, method=model.rpn)
+        outputs = model.apply(variables, features, (64, 64), method=model.rpn)
         for method, size in ((model.box, 3), (model.mask, 4)):
             pooled = jnp.zeros((2, size, size, features[0].shape[-1]), features[0].dtype)
             outputs = (outputs, model.apply(variables, pooled, method=method))

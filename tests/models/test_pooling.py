@@ -12,7 +12,6 @@ import pytest
 
 from mrcnn_jax.config import ModelConfig, RoIConfig
 from mrcnn_jax.models.mask_rcnn import build_model, init_variables, pool_rois
-from mrcnn_jax.ops.roi.align import multilevel_roi_align
 from mrcnn_jax.ops.roi.pooling import multilevel_roi_pooling
 from mrcnn_jax.structures import Batch, GroundTruth
 from mrcnn_jax.training.forward import forward_losses
@@ -31,11 +30,7 @@ def test_pool_rois_uses_the_configured_operator(features, pooling, reduce):
     shapes = [64 // s for s in strides] + [1] * (features == "fpn")  # P6 is not used
     maps = [np.random.default_rng(n).standard_normal((2, n, n, 2)).astype(np.float32) for n in shapes]
     config = ModelConfig(features=features, roi=RoIConfig(sampling_ratio=2, pooling=pooling, reduce=reduce))
-    operator = functools.partial(multilevel_roi_pooling, strides=strides, output_size=3, sampling_ratio=2, aligned=True)
-    if (pooling, reduce) != ("align", "average"):
-        operator = functools.partial(operator, pooling=pooling, reduce=reduce)
-    else:
-        operator = functools.partial(multilevel_roi_align, **operator.keywords)
+    operator = functools.partial(multilevel_roi_pooling, config=config.roi, strides=strides, output_size=3)
     found = jax.jit(functools.partial(pool_rois, config, size=3))(maps, boxes=BOXES).reshape(2, 2, 3, 3, 2)
     expected = jax.jit(operator)([m[0] for m in maps[: len(strides)]], BOXES[0])
     np.testing.assert_allclose(found[0], expected, rtol=0, atol=1e-5)
@@ -57,7 +52,7 @@ def test_gradients_through_a_maximum_are_finite(model_config):
     batch = Batch(images, np.int32([[64, 64]]), np.int32([1]), np.ones(1, bool), truth)
 
     def loss(params, batch, keys):
-        parts, _ = forward_losses(model, config, {**variables, "params": params}, batch, keys)
+        parts, _ = forward_losses(model, {**variables, "params": params}, batch, keys)
         return sum(jnp.sum(total) for total, _ in parts.values())
 
     step = jax.jit(jax.value_and_grad(loss))

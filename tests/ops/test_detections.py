@@ -8,6 +8,7 @@ import jax
 import numpy as np
 import pytest
 
+from mrcnn_jax.config import BoxHeadConfig
 from mrcnn_jax.ops import boxes as box_ops
 from mrcnn_jax.ops.detections import detect
 from mrcnn_jax.ops.nms import nms
@@ -37,7 +38,7 @@ def _strict_types():
 
 @functools.partial(jax.jit, static_argnames=tuple(OPTIONS))
 def run(logits, deltas, proposals, size, **options):
-    return detect(logits, deltas, proposals, size, **options)
+    return detect(logits, deltas, proposals, size, BoxHeadConfig(**options))
 
 
 def head_output(seed: int, *, agnostic: bool = False) -> tuple[np.ndarray, np.ndarray, Proposals]:

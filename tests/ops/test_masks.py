@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from mrcnn_jax.ops.masks import crop_targets, paste
-from mrcnn_jax.ops.roi.align import roi_align
+from mrcnn_jax.ops.roi.pooling import roi_align
 
 F32 = np.finfo(np.float32).eps
 

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from mrcnn_jax.config import RPNConfig
 from mrcnn_jax.ops import boxes as box_ops
 from mrcnn_jax.ops.nms import nms
 from mrcnn_jax.ops.proposals import propose
@@ -46,7 +47,14 @@ def network_output(seed: int) -> tuple[np.ndarray, np.ndarray]:
 
 @functools.partial(jax.jit, static_argnames=tuple(OPTIONS))
 def run(logits, deltas, size, **options):
-    return propose(split_traced(logits), split_traced(deltas), split(anchors(), LEVELS), size, **options)
+    levels = split_traced(logits), split_traced(deltas), split(anchors(), LEVELS)
+    return propose(*levels, size, settings(**options), train=False)
+
+
+def settings(*, pre_nms_top_k, post_nms_top_k, **options):
+    """The configuration with other limits for training, which these tests do not use."""
+    limits = {"pre_nms_top_k_test": pre_nms_top_k, "post_nms_top_k_test": post_nms_top_k}
+    return RPNConfig(**limits, pre_nms_top_k_train=1, post_nms_top_k_train=1, **options)
 
 
 def split_traced(array):
@@ -83,7 +91,7 @@ def test_hand_case():
     level0 = np.array([[0, 0, 10, 10], [0, 0, 10, 9], [-8, 0, -2, 10]], np.float32)  # the last is outside of the image
     level1 = np.array([[0, 0, 10, 10]], np.float32)  # equal to the first, but on another level: kept
     options = {"pre_nms_top_k": 3, "post_nms_top_k": 4, "nms_iou": 0.5, "min_box_size": 0.0}
-    proposals = jax.jit(functools.partial(propose, **options))(
+    proposals = jax.jit(functools.partial(propose, config=settings(**options), train=False))(
         [np.float32([1, 3, 9]), np.float32([2])],
         [np.zeros((3, 4), np.float32), np.zeros((1, 4), np.float32)],
         [level0, level1],
@@ -155,8 +163,9 @@ def test_golden_proposals(golden, mode, pre, post):
     logits = split(arrays["objectness"].reshape(images, -1), sizes, axis=1)
     deltas = split(arrays["deltas"].reshape(images, -1, 4), sizes, axis=1)
     levels = split(anchor_arrays[f"anchors_{height}x{width}"], sizes)
-    options = {"pre_nms_top_k": pre, "post_nms_top_k": post, "nms_iou": 0.7, "min_box_size": 1e-3}
-    ours = jax.jit(jax.vmap(lambda *a: propose(a[0], a[1], levels, a[2], **options)))(
+    limits = {f"pre_nms_top_k_{mode}": pre, f"post_nms_top_k_{mode}": post}
+    config = RPNConfig(**limits, nms_iou=0.7, min_box_size=1e-3)
+    ours = jax.jit(jax.vmap(lambda *a: propose(a[0], a[1], levels, a[2], config, train=mode == "train")))(
         logits, deltas, arrays["image_sizes"]
     )
     plain = (1.0, 1.0, 1.0, 1.0)

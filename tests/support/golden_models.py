@@ -24,9 +24,10 @@ from scipy.sparse import csr_array
 from scipy.sparse.csgraph import maximum_bipartite_matching
 
 from mrcnn_jax.config import ModelConfig
-from mrcnn_jax.models import mask_rcnn
+from mrcnn_jax.inference.detector import detect
+from mrcnn_jax.models.mask_rcnn import propose
 from mrcnn_jax.structures import Batch, Detections, GroundTruth, Proposals
-from mrcnn_jax.training.forward import StatefulApply, losses_from_features
+from mrcnn_jax.training.forward import StatefulApply, two_stage_losses
 
 FEATURES, RPN, BOX_HEAD, LOGITS = 6e-6, 7e-6, 1.3e-5, 1e-4  # relative to the largest value of an array
 BOXES = 4e-5  # relative to the longer side of a box
@@ -64,23 +65,20 @@ def trace(network: Network, images: np.ndarray, sizes: np.ndarray, their_proposa
 
     def run(variables, x, sizes, boxes):
         stages = model.apply(variables, x, method=lambda m, x: m.backbone(x))
-        features = model.apply(variables, x, method=model.feature_maps)
-        logits, deltas = model.apply(variables, features, method=model.rpn)
-        anchors = mask_rcnn.level_anchors(config, x.shape[1:3], [level.shape[1:3] for level in features])
-        proposals = mask_rcnn.propose(config, logits, deltas, anchors, sizes, train=False)
-        pooled = mask_rcnn.pool_rois(config, features, boxes, config.box.pool_size)
-        roi_features = model.apply(variables, pooled, method=model.roi_features)
+        features = model.apply(variables, x, sizes, method=model.features)
+        outputs = model.apply(variables, features, x.shape[1:3], method=model.rpn)
+        roi_features = model.apply(variables, features, boxes, config.box.pool_size, method=model.roi_features)
         class_logits, box_deltas = model.apply(variables, roi_features, method=model.box)
         shape = boxes.shape[:2]
         return Trace(
             stages,
             features,
-            jnp.concatenate(logits, axis=1),
-            jnp.concatenate(deltas, axis=1),
-            proposals,
+            jnp.concatenate(outputs.logits, axis=1),
+            jnp.concatenate(outputs.deltas, axis=1),
+            propose(config, outputs, sizes, train=False),
             class_logits.reshape(*shape, -1),
             box_deltas.reshape(*shape, -1, 4),
-            mask_rcnn.detect(model, variables, x, sizes),
+            detect(model, variables, x, sizes),
         )
 
     return run_once(run, variables, images, sizes, boxes)
@@ -190,25 +188,24 @@ def assert_same_keypoints(ours: np.ndarray, theirs: np.ndarray, scores_atol: flo
 def losses_and_gradients(
     network: Network, images: np.ndarray, batch: Batch, *, positives: int, batch_statistics: bool = True
 ):
-    """Return gradients of the sum of all losses, the losses, and counts of RoIs.
+    """Return gradients of the sum of all losses, the losses, and the sampled RoIs.
 
     All RoIs are sampled. positives: the largest number of positive RoIs in an image, for the mask and keypoint heads.
     batch_statistics: whether batch norm uses statistics of the batch or the running ones.
     """
     model, config, variables = network
     fraction = (positives + 0.5) / config.roi.batch_size
-    config = replace(config, roi=replace(config.roi, positive_fraction=fraction))
+    model = model.clone(config=replace(config, roi=replace(config.roi, positive_fraction=fraction)))
     keys = jax.random.split(jax.random.key(0), len(images))
 
     def loss(params, variables, images):
         apply = StatefulApply(model, {**variables, "params": params}, train=batch_statistics)
-        features = apply(model.feature_maps, images)
-        parts, counts = losses_from_features(apply, config, features, batch, keys)
+        parts, rois = two_stage_losses(apply, batch._replace(images=images), keys)
         parts = {name: total / jnp.maximum(count, 1) for name, (total, count) in parts.items()}
-        return sum(parts.values()), (parts, counts)
+        return sum(parts.values()), (parts, rois)
 
-    gradients, (parts, counts) = run_once(jax.grad(loss, has_aux=True), variables["params"], variables, images)
-    return gradients, parts, counts
+    gradients, (parts, rois) = run_once(jax.grad(loss, has_aux=True), variables["params"], variables, images)
+    return gradients, parts, rois
 
 
 def assert_same_gradients(ours: dict[str, np.ndarray], theirs: dict[str, np.ndarray], noise: float = 1e-7) -> None:

@@ -13,8 +13,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from mrcnn_jax.config import RoIConfig
 from mrcnn_jax.ops.roi import kernels
-from mrcnn_jax.ops.roi.align import _axes, multilevel_roi_align, roi_align, roi_levels
+from mrcnn_jax.ops.roi.pooling import _axes, multilevel_roi_pooling, roi_align, roi_levels
 
 pytestmark = pytest.mark.medium
 
@@ -120,9 +121,7 @@ def test_strides_must_fit_the_levels():
     maps = [jnp.zeros((4, 4, 1))] * 2
     for strides in ((4,), (4, 16)):
         with pytest.raises(ValueError, match="strides"):
-            multilevel_roi_align(
-                maps, jnp.zeros((1, 4)), strides=strides, output_size=2, sampling_ratio=1, aligned=True
-            )
+            multilevel_roi_pooling(maps, jnp.zeros((1, 4)), RoIConfig(), strides=strides, output_size=2)
 
 
 # ---------------------------------------------------------------- golden arrays
@@ -162,12 +161,12 @@ def test_golden_roi_align_detectron2(golden):
 def check_golden_pyramid(inputs, arrays, suffix, *, aligned, sampling_ratio, level_rule):
     maps = [nhwc(inputs[f"f{i}"]) for i in range(4)]
     expected, cotangents = nhwc(arrays["out" + suffix]), nhwc(inputs["ct"])
-    options = {"output_size": expected.shape[1:3], "sampling_ratio": sampling_ratio, "aligned": aligned}
-    options |= {"strides": tuple(round(1 / s) for s in inputs["scales"]), "level_rule": level_rule}
+    options = {"output_size": expected.shape[1:3], "strides": tuple(round(1 / s) for s in inputs["scales"])}
+    config = RoIConfig(sampling_ratio=sampling_ratio, aligned=aligned, level_rule=level_rule)
 
     @jax.jit
     def run(maps, boxes, cotangent):
-        result, pullback = jax.vjp(lambda maps: multilevel_roi_align(maps, boxes, **options), maps)
+        result, pullback = jax.vjp(lambda maps: multilevel_roi_pooling(maps, boxes, config, **options), maps)
         return result, pullback(cotangent)[0]
 
     extent, images = max(maps[0].shape[1:3]), range(len(maps[0]))
@@ -310,7 +309,7 @@ COTANGENT = jnp.asarray(np.random.default_rng(5).standard_normal((2, 5, 3, 3, 3)
 
 
 def pyramid(maps, boxes):
-    return multilevel_roi_align(maps, boxes, strides=STRIDES, output_size=3, sampling_ratio=0, aligned=True)
+    return multilevel_roi_pooling(maps, boxes, RoIConfig(), strides=STRIDES, output_size=3)
 
 
 def both_ways(maps, boxes, cotangent):
@@ -386,7 +385,7 @@ def test_bfloat16_features_are_summed_in_float32():
 def test_both_formulations_agree(side):
     """The formulation for accelerators equals the one for CPUs, which the other tests use."""
     boxes, images = BOXES.reshape(-1, 4), np.repeat(np.arange(2, dtype=np.int32), 5)
-    options = {"scales": (1 / 4, 1 / 8), "bins": (3, 3), "sampling_ratio": 0, "aligned": True}
+    options = {"scales": (1 / 4, 1 / 8), "bins": (3, 3), "config": RoIConfig()}
 
     @jax.jit
     def run(maps, boxes):

@@ -11,10 +11,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from mrcnn_jax.config import RoIConfig
 from mrcnn_jax.ops.roi import max_pool
-from mrcnn_jax.ops.roi.align import _axes, multilevel_roi_align, roi_levels
 from mrcnn_jax.ops.roi.kernels import RoIs
-from mrcnn_jax.ops.roi.pooling import multilevel_roi_pooling, roi_pooling
+from mrcnn_jax.ops.roi.pooling import _axes, multilevel_roi_pooling, roi_levels
 
 pytestmark = pytest.mark.medium
 
@@ -110,16 +110,9 @@ def pooled(pooling: Any, reduce: Any) -> Any:
     """Compiled (feature, boxes, cotangent) -> (result, gradient)."""
 
     def run(feature, boxes, cotangent):
-        one = functools.partial(
-            roi_pooling,
-            scale=SCALE,
-            output_size=BINS,
-            sampling_ratio=RATIO,
-            aligned=True,
-            pooling=pooling,
-            reduce=reduce,
-        )
-        result, pullback = jax.vjp(lambda feature: one(feature, boxes), feature)
+        config = RoIConfig(sampling_ratio=RATIO, pooling=pooling, reduce=reduce)
+        options = {"strides": (round(1 / SCALE),), "output_size": BINS}
+        result, pullback = jax.vjp(lambda feature: multilevel_roi_pooling([feature], boxes, config, **options), feature)
         return result, pullback(cotangent)[0]
 
     return jax.jit(run)
@@ -157,14 +150,16 @@ def test_random_boxes_equal_the_loop(pooling, reduce):
 
 RAMP = np.arange(16, dtype=np.float32).reshape(4, 4, 1)  # 4 * row + column
 one_scale = jax.jit(
-    functools.partial(roi_pooling, scale=1.0, aligned=True),
-    static_argnames=("output_size", "sampling_ratio", "pooling", "reduce"),
+    lambda feature, boxes, output_size, config: multilevel_roi_pooling(
+        [feature], boxes, config, strides=(1,), output_size=output_size
+    ),
+    static_argnames=("output_size", "config"),
 )
 
 
 def by_hand(pooling, reduce, box, size: Any = 2, ratio=2, feature=RAMP):
-    options = {"output_size": size, "sampling_ratio": ratio, "pooling": pooling, "reduce": reduce}
-    return np.asarray(one_scale(feature, np.float32([box]), **options))[0, :, :, 0]
+    config = RoIConfig(sampling_ratio=ratio, pooling=pooling, reduce=reduce)
+    return np.asarray(one_scale(feature, np.float32([box]), size, config))[0, :, :, 0]
 
 
 def test_roi_pool_by_hand():
@@ -286,15 +281,15 @@ BOXES = np.array(
 
 
 COTANGENT = jnp.asarray(np.random.default_rng(5).standard_normal((2, 5, 2, 2, 3)), jnp.bfloat16).astype(jnp.float32)
-OPTIONS: dict[str, Any] = {"strides": STRIDES, "output_size": 2, "sampling_ratio": RATIO, "aligned": True}
+OPTIONS: dict[str, Any] = {"strides": STRIDES, "output_size": 2}
 
 
 def pyramid(pooling, reduce):
     """Function from maps, boxes and cotangent of one image to the result and the gradients of the maps."""
 
     def run(maps, boxes, cotangent):
-        one = functools.partial(multilevel_roi_pooling, **OPTIONS, pooling=pooling, reduce=reduce)
-        result, pullback = jax.vjp(lambda maps: one(maps, boxes), maps)
+        config = RoIConfig(sampling_ratio=RATIO, pooling=pooling, reduce=reduce)
+        result, pullback = jax.vjp(lambda maps: multilevel_roi_pooling(maps, boxes, config, **OPTIONS), maps)
         return result, pullback(cotangent.astype(result.dtype))[0]
 
     return run
@@ -330,14 +325,6 @@ def test_boxes_are_pooled_from_their_level_and_image(pooling, reduce):
             np.testing.assert_allclose(ours[image], theirs, rtol=0, atol=4 * TOLERANCE)
 
 
-@pytest.mark.parametrize("aligned", [True, False])
-def test_align_and_average_are_roi_align(aligned):
-    """The program is the same, not just the result."""
-    inputs, options = ([m[0] for m in MAPS], BOXES[0]), OPTIONS | {"aligned": aligned}
-    ours = jax.make_jaxpr(functools.partial(multilevel_roi_pooling, **options, pooling="align", reduce="average"))
-    assert str(ours(*inputs)) == str(jax.make_jaxpr(functools.partial(multilevel_roi_align, **options))(*inputs))
-
-
 def test_vmap_over_boxes_alone_shares_the_maps():
     maps = [m[0] for m in MAPS]
     result, gradients = jax.jit(jax.vmap(pyramid("pool", "max"), in_axes=(None, 0, 0)))(maps, BOXES, COTANGENT)
@@ -365,8 +352,8 @@ def test_bfloat16_is_pooled_in_float32(pooling, reduce):
 def test_both_formulations_agree(pooling, samples):
     """The formulation for accelerators, all RoIs at once, equals the one for CPUs."""
     whole, images = samples == 0, np.repeat(np.arange(2, dtype=np.int32), 5)
-    options: dict[str, Any] = {"sampling_ratio": RATIO, "aligned": True, "pooling": pooling}
-    axes = functools.partial(_axes, scales=(1 / 4, 1 / 8, 1 / 16), bins=(2, 2), **options)
+    config = RoIConfig(sampling_ratio=RATIO, pooling=pooling)
+    axes = functools.partial(_axes, scales=(1 / 4, 1 / 8, 1 / 16), bins=(2, 2), config=config)
 
     @jax.jit
     def run(maps, boxes):
