@@ -1,34 +1,36 @@
-"""Files of `torch.save`, in the zip format (since 1.6) and the legacy format, read without torch.
+"""Pickles: of NumPy arrays, and in the files of `torch.save`, in the zip format (since 1.6) and the legacy format.
 
-Both consist of a pickle, in which a tensor is a view (offset, shape, strides) of a storage, and the bytes of the
-storages. Sources: torch/serialization.py and torch/_utils.py of PyTorch 2.
+A file of torch consists of a pickle, in which a tensor is a view (offset, shape, strides) of a storage, and the bytes
+of the storages. torch is not needed. Sources: torch/serialization.py and torch/_utils.py of PyTorch 2.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import cached_property
-from typing import Any
+import io
+import math
+import mmap
+import zipfile
+import zlib
+from typing import IO, Any
 
 import numpy as np
 
 from mrcnn_jax.errors import WeightsError
-from mrcnn_jax.weights.io import numpy_pickles, unpickler, zip_files
-from mrcnn_jax.weights.io.arrays import NUMBER_FORMATS, NumberFormat, decode_numbers, strided_view
-from mrcnn_jax.weights.io.constructors import AllowedGlobals, Constructor
-from mrcnn_jax.weights.io.deferred import DeferredValue, materialize
-from mrcnn_jax.weights.io.messages import TRUNCATED, printable
+from mrcnn_jax.weights.io import pickles
+from mrcnn_jax.weights.io.arrays import BFLOAT16, plain_numbers, printable
+from mrcnn_jax.weights.io.pickles import Constructor, PickledValue, WeightsUnpickler, plain_value
 
-LEGACY_MAGIC = 0x1950A86A20F9469CFC6C  # the first pickle of a legacy file
+_LEGACY_MAGIC = 0x1950A86A20F9469CFC6C  # the first pickle of a legacy file
 _LEGACY_PROTOCOL = 1001
-_STORAGE_FORMATS = {
-    "Float": "f4",
-    "Double": "f8",
-    "Half": "f2",
-    "BFloat16": "bf16",
-    "Long": "i8",
-    "Int": "i4",
-    "Short": "i2",
+_MAX_EXPANDED = 1 << 20  # size of a tensor that is larger than its storage (`expand` in torch)
+_STORAGE_TYPES = {
+    "Float": "<f4",
+    "Double": "<f8",
+    "Half": "<f2",
+    "BFloat16": BFLOAT16,
+    "Long": "<i8",
+    "Int": "<i4",
+    "Short": "<i2",
     "Char": "i1",
     "Byte": "u1",
     "Bool": "b1",
@@ -36,149 +38,133 @@ _STORAGE_FORMATS = {
 _DTYPES = ("float32", "float64", "float16", "bfloat16", "int64", "int32", "int16", "int8", "uint8", "bool")
 
 
-class TorchStorageType:
+class TorchStorageType(PickledValue):
     """Replaces `torch.FloatStorage` and the other types of storages."""
 
-    def __init__(self, name: str, format: NumberFormat):
-        self.name, self.format = name, format
+    def __init__(self, dtype: Any):
+        self.dtype = np.dtype(dtype)
 
 
-class TorchStorage(DeferredValue):
-    """The numbers of one or more tensors. `find_bytes` returns their bytes once the whole file is read."""
+class TorchStorage(PickledValue):
+    """The numbers of one or more tensors, which are read after the pickle."""
 
-    def __init__(self, type: TorchStorageType, key: str, count: int, find_bytes: Callable[[TorchStorage], memoryview]):
-        self.type, self.key, self.count, self.find_bytes = type, key, count, find_bytes
+    numbers: np.ndarray
+
+    def __init__(self, type: TorchStorageType, count: int):
+        self.type, self.count = type, count
 
     @property
     def size(self) -> int:
         """Number of bytes in the file."""
-        return self.count * self.type.format.stored.itemsize
+        return self.count * self.type.dtype.itemsize
 
-    @cached_property
-    def value(self) -> np.ndarray:
-        """All numbers as a flat array."""
-        data = self.find_bytes(self)
+    def fill(self, data: bytes | memoryview) -> None:
+        """Set the numbers."""
         if len(data) != self.size:
-            raise WeightsError(f"storage {printable(self.key)} has {len(data)} bytes instead of {self.size}")
-        return decode_numbers(data, self.type.format)
+            raise WeightsError(f"a storage has {len(data)} bytes instead of {self.size}: get the file again")
+        self.numbers = plain_numbers(np.frombuffer(data, self.type.dtype))
 
 
-class TorchTensor(DeferredValue):
+class TorchTensor(PickledValue):
     """Replaces the functions that rebuild a tensor; its gradient flag, hooks and metadata are ignored."""
 
-    def __init__(self, storage: object, offset: object, shape: object, strides: object, *unused: object):
-        if not isinstance(storage, TorchStorage) or len(unused) > 3:
-            raise WeightsError("a tensor has no storage")
+    def __init__(self, storage: Any, offset: int, shape: tuple[int, ...], strides: tuple[int, ...], *unused: object):
         self.storage, self.offset, self.shape, self.strides = storage, offset, shape, strides
 
-    @cached_property
-    def value(self) -> np.ndarray:
-        return strided_view(self.storage.value, self.offset, self.shape, self.strides)
+    @property
+    def value(self) -> np.ndarray:  # type: ignore[override]
+        numbers = self.storage.numbers
+        # NumPy's own check overflows for very large sizes.
+        last = self.offset + sum(step * (size - 1) for step, size in zip(self.strides, self.shape, strict=True))
+        size = math.prod(self.shape)
+        if not size:
+            return numbers[:0].reshape(self.shape)
+        is_inside = min((self.offset, *self.shape, *self.strides)) >= 0 and last < numbers.size
+        if not is_inside or size > max(numbers.size, _MAX_EXPANDED):
+            raise WeightsError(
+                f"a tensor of shape {printable(self.shape)} exceeds its storage of {numbers.size} numbers"
+            )
+        width = numbers.itemsize
+        strides = [step * width for step in self.strides]
+        return np.ndarray(self.shape, numbers.dtype, numbers, self.offset * width, strides)
 
 
-def read_zip(data: memoryview, members: dict[str, zip_files.ZipMember], root: str) -> Any:
-    """Read the saved value from the members of the archive in the folder `root`."""
-    if f"{root}/constants.pkl" in members:
+def read_zip(file: IO[bytes], archive: zipfile.ZipFile, root: str) -> Any:
+    """Read the saved value from the members of `archive`, opened from `file`, in the folder `root`."""
+    names = archive.namelist()
+    if f"{root}/constants.pkl" in names:
         raise WeightsError("it is a TorchScript program: save its state_dict() with torch.save")
-    order = members.get(f"{root}/byteorder")
-    if order and bytes(zip_files.read_member(data, order)) != b"little":
+    if f"{root}/byteorder" in names and archive.read(f"{root}/byteorder") != b"little":
         raise WeightsError("it was written on a big-endian machine: load and save it again on another one")
+    pickle, storages = archive.read(f"{root}/data.pkl"), _StorageTable()
+    value = WeightsUnpickler(io.BytesIO(pickle), ALLOWED, storages.find).load()
+    mapping = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+    for key, storage in storages.items():
+        member = archive.getinfo(f"{root}/data/{key}")
+        if member.compress_type != zipfile.ZIP_STORED or storage.type.dtype == BFLOAT16:
+            storage.fill(archive.read(member))  # not mapped, because it is converted: the mapping would stay in memory
+            continue
+        with archive.open(member):
+            begin = file.tell()
+        data = mapping[begin : begin + member.file_size]
+        if zlib.crc32(data) != member.CRC:
+            raise WeightsError(f"its storage {printable(key)} is damaged (its checksum differs): get the file again")
+        storage.fill(data)
+    return plain_value(value, len(pickle))
 
-    def find_bytes(storage: TorchStorage) -> memoryview:
-        name = f"{root}/data/{storage.key}"
-        if name not in members:
-            raise WeightsError(f"{printable(name)} is missing")
-        return zip_files.read_member(data, members[name])
 
-    pickle = zip_files.read_member(data, members[f"{root}/data.pkl"])
-    value, _ = unpickler.load(pickle, ALLOWED_GLOBALS, persistent=_StorageTable(find_bytes))
-    return materialize(value, len(pickle))
+def read_pickle(file: IO[bytes]) -> Any:
+    """Read the value of a pickle or of a legacy file of torch."""
+    value = WeightsUnpickler(file, pickles.ALLOWED).load()
+    return _read_legacy(file) if value == _LEGACY_MAGIC else plain_value(value, file.tell())
 
 
-def read_legacy(data: memoryview, start: int) -> Any:
-    """Read the saved value of a legacy file, whose first pickle (`LEGACY_MAGIC`) ends at `start`."""
-    protocol, start = unpickler.load(data, {}, start=start)
-    system, start = unpickler.load(data, {}, start=start)
-    if protocol != _LEGACY_PROTOCOL or type(system) is not dict or system.get("little_endian") is not True:
+def _read_legacy(file: IO[bytes]) -> Any:
+    """Read the saved value of a legacy file after its first pickle."""
+    protocol, system = (WeightsUnpickler(file, {}).load() for _ in range(2))
+    if protocol != _LEGACY_PROTOCOL or system["little_endian"] is not True:
         raise WeightsError("it is from an unknown version of torch or a big-endian machine: load and save it again")
-    contents: dict[str, memoryview] = {}
-    storages = _StorageTable(lambda storage: contents[storage.key])
-    value, end = unpickler.load(data, ALLOWED_GLOBALS, start=start, persistent=storages)
-    keys, position = unpickler.load(data, {}, start=end)
-    if type(keys) is not list or set(map(type, keys)) - {str} or sorted(keys) != sorted(storages.by_key):
+    storages = _StorageTable()
+    value = WeightsUnpickler(file, ALLOWED, storages.find).load()
+    size = file.tell()
+    keys = WeightsUnpickler(file, {}).load()
+    if sorted(keys) != sorted(storages):
         raise WeightsError("its storages are not those of its tensors: get the file again")
     for key in keys:
-        contents[key], position = _storage_bytes(data, position, storages.by_key[key])
-    return materialize(value, end - start)
+        count = int.from_bytes(file.read(8), "little")
+        if count != storages[key].count:
+            raise WeightsError(f"a storage has {count} numbers instead of {storages[key].count}: get the file again")
+        storages[key].fill(file.read(storages[key].size))
+    return plain_value(value, size)
 
 
-def _storage_bytes(data: memoryview, position: int, storage: TorchStorage) -> tuple[memoryview, int]:
-    """Return the bytes of `storage`, which follow their count at `position`, and the position after them."""
-    begin = position + 8
-    end = begin + storage.size
-    if end > len(data):
-        raise WeightsError(TRUNCATED)
-    count = int.from_bytes(data[position:begin], "little", signed=True)
-    if count != storage.count:
-        raise WeightsError(f"storage {printable(storage.key)} has {count} numbers instead of {storage.count}")
-    return data[begin:end], end
+class _StorageTable(dict[str, TorchStorage]):
+    """Storages by their keys."""
 
-
-class _StorageTable:
-    """Storages by their persistent ids: ("storage", type, key, device, count), in legacy files with a view."""
-
-    def __init__(self, find_bytes: Callable[[TorchStorage], memoryview]):
-        self.find_bytes = find_bytes
-        self.by_key: dict[str, TorchStorage] = {}
-
-    def __call__(self, identity: object) -> TorchStorage:
-        if type(identity) is not tuple or len(identity) not in (5, 6) or identity[0] != "storage":
+    def find(self, identity: Any) -> TorchStorage:
+        """Return the storage of a persistent id: ("storage", type, key, device, count), in legacy files with a view."""
+        if type(identity) is not tuple or identity[:1] != ("storage",):
             raise WeightsError("it refers to something other than a storage of numbers: save only a state_dict()")
-        _, storage_type, key, device, count, *view = identity
-        if (
-            not isinstance(storage_type, TorchStorageType)
-            or {type(key), type(device)} != {str}
-            or type(count) is not int
-        ):
-            raise WeightsError("a reference to a storage is invalid")
-        if count < 0 or any(part is not None for part in view):
-            raise WeightsError(
-                "it refers to a storage view or an invalid size: load and save it again with a newer torch"
-            )
-        storage = self.by_key.setdefault(key, TorchStorage(storage_type, key, count, self.find_bytes))
+        _, storage_type, key, _, count, *view = identity
+        if not isinstance(storage_type, TorchStorageType) or any(part is not None for part in view):
+            raise WeightsError("it refers to a view of a storage: load and save it again with a newer torch")
+        storage = self.setdefault(key, TorchStorage(storage_type, count))
         if (storage.type, storage.count) != (storage_type, count):
             raise WeightsError(f"storage {printable(key)} has two different descriptions")
         return storage
 
 
-def _parameter(tensor: object, *unused: object) -> TorchTensor:
-    if not isinstance(tensor, TorchTensor) or len(unused) != 2:
-        raise WeightsError("a parameter has no tensor")
-    return tensor
-
-
-def _size(sizes: object) -> tuple[Any, ...]:
-    if type(sizes) is not tuple:
-        raise WeightsError("a torch.Size is not a tuple")
-    return sizes
-
-
-def _device(kind: object, index: object = None) -> str:
-    if type(kind) is not str or not (index is None or type(index) is int):
-        raise WeightsError("a torch.device is invalid")
+def _device(kind: str, index: int | None = None) -> str:
     return kind if index is None else f"{kind}:{index}"
 
 
-ALLOWED_GLOBALS: AllowedGlobals = {
-    **numpy_pickles.ALLOWED_GLOBALS,
-    **{
-        f"torch.{name}Storage": TorchStorageType(f"torch.{name}Storage", NUMBER_FORMATS[format])
-        for name, format in _STORAGE_FORMATS.items()
-    },
+ALLOWED: dict[str, Any] = {
+    **pickles.ALLOWED,
+    **{f"torch.{name}Storage": TorchStorageType(dtype) for name, dtype in _STORAGE_TYPES.items()},
     **{f"torch.{name}": f"torch.{name}" for name in _DTYPES},
-    "torch.Size": Constructor("torch.Size", _size),
-    "torch.device": Constructor("torch.device", _device),
-    "torch._utils._rebuild_tensor": Constructor("torch._utils._rebuild_tensor", TorchTensor),
-    "torch._utils._rebuild_tensor_v2": Constructor("torch._utils._rebuild_tensor_v2", TorchTensor),
-    "torch._utils._rebuild_parameter": Constructor("torch._utils._rebuild_parameter", _parameter),
+    "torch.Size": Constructor(tuple),
+    "torch.device": Constructor(_device),
+    "torch._utils._rebuild_tensor": Constructor(TorchTensor),
+    "torch._utils._rebuild_tensor_v2": Constructor(TorchTensor),
+    "torch._utils._rebuild_parameter": Constructor(lambda tensor, *unused: tensor),
 }

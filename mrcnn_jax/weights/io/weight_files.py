@@ -4,29 +4,32 @@
     write(path, state)   .npz or .safetensors
 
 Formats: `torch.save` (zip and legacy), pickles of NumPy arrays (protocols 2 to 5, including those of Python 2), .npz
-and .safetensors. Neither torch nor Python's unpickler is used; see `unpickler`.
+and .safetensors. torch is not needed.
 """
 
 from __future__ import annotations
 
-import mmap
+import io
 import os
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
+import safetensors.numpy
 
 from mrcnn_jax.errors import WeightsError
-from mrcnn_jax.weights.io import npz_files, numpy_pickles, safetensors_files, torch_files, unpickler, zip_files
-from mrcnn_jax.weights.io.deferred import materialize
-from mrcnn_jax.weights.io.messages import printable
+from mrcnn_jax.weights.io import torch_files
+from mrcnn_jax.weights.io.arrays import plain_numbers, printable
 
 __all__ = ["WeightsError", "read", "write"]
 
-_WRITERS = {".npz": npz_files.write, ".safetensors": safetensors_files.write}
+_SUFFIXES = (".npz", ".safetensors")
 # An interrupted copy may have its full length, filled with zeros. So many zero bytes at the end are an error.
 _ZERO_TAIL = 1 << 20
+# Limits against decompression bombs: the ratio applies above this size. Weights compress to about 90 %.
+_MAX_RATIO, _MAX_UNLIMITED = 16, 64 << 20
 _OTHER_FORMATS = {
     b"<": "it is a web page, not weights: download the file itself",
     b"version https://git-lfs": "it is a pointer to a file in Git LFS: run `git lfs pull`",
@@ -49,20 +52,23 @@ def read(path: str | os.PathLike[str]) -> Any:
     contains anything but arrays and plain values.
     """
     with Path(path).open("rb") as file:
-        if not os.fstat(file.fileno()).st_size:
-            raise WeightsError(f"{path}: it is empty: get the file again")
-        data = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
-    try:
-        return _content(data)
-    except WeightsError as error:
-        raise WeightsError(f"{path}: {error}") from None
+        try:
+            return _content(file, Path(path))
+        except WeightsError as error:
+            raise WeightsError(f"{path}: {error}") from None
+        except Exception as error:  # of many kinds, from the unpickler, zipfile, NumPy and safetensors
+            raise WeightsError(
+                f"{path}: it is damaged, incomplete, or contains something other than plain arrays"
+                f" ({printable(error)}): get the file again"
+            ) from error
 
 
 def write(path: str | os.PathLike[str], state: Mapping[str, Any]) -> None:
     """Write arrays by name, atomically, as .npz or .safetensors depending on the suffix of `path`."""
     path = Path(path)
     check_suffix(path)
-    arrays = {name: np.asarray(value) for name, value in state.items()}
+    # safetensors writes an array in the order of its memory.
+    arrays = {name: np.asarray(value, order="C") for name, value in state.items()}
     for name, array in arrays.items():
         if not isinstance(name, str):
             raise WeightsError(f"{path}: {name!r} is not a string")
@@ -70,7 +76,11 @@ def write(path: str | os.PathLike[str], state: Mapping[str, Any]) -> None:
             raise WeightsError(f"{path}: {name} is {array.dtype}, which is not supported: convert it to float32")
     unfinished = path.with_name(path.name + ".unfinished")
     try:
-        _WRITERS[path.suffix](unfinished, arrays)
+        if path.suffix == ".npz":
+            with unfinished.open("wb") as file:
+                np.savez(file, **arrays)  # type: ignore[arg-type]
+        else:
+            safetensors.numpy.save_file(arrays, unfinished)
         unfinished.replace(path)
     finally:
         unfinished.unlink(missing_ok=True)
@@ -78,42 +88,51 @@ def write(path: str | os.PathLike[str], state: Mapping[str, Any]) -> None:
 
 def check_suffix(path: str | os.PathLike[str]) -> None:
     """Raise WeightsError unless `write` supports the suffix of `path`."""
-    if Path(path).suffix not in _WRITERS:
-        raise WeightsError(f"{path}: the suffix must be {' or '.join(_WRITERS)}")
+    if Path(path).suffix not in _SUFFIXES:
+        raise WeightsError(f"{path}: the suffix must be {' or '.join(_SUFFIXES)}")
 
 
-def _content(data: memoryview) -> Any:
-    if data[:2] == b"PK":
-        return _zip(data)
-    if data[:1] == b"\x80":
-        value, end = unpickler.load(data, numpy_pickles.ALLOWED_GLOBALS)
-        if value != torch_files.LEGACY_MAGIC:
-            return materialize(value, end)
-        _check_zero_tail(data)
-        return torch_files.read_legacy(data, end)
-    if safetensors_files.is_safetensors(data):
-        _check_zero_tail(data)
-        return safetensors_files.read(data)
-    raise WeightsError(_describe_other_format(bytes(data[:512])))
+def _content(file: IO[bytes], path: Path) -> Any:
+    begin, size = file.read(512), file.seek(0, os.SEEK_END)
+    file.seek(max(0, size - _ZERO_TAIL))
+    if size > _ZERO_TAIL and not any(file.read()):
+        raise WeightsError("it ends in zeros, as after an interrupted download or copy: get the file again")
+    file.seek(0)
+    if begin[:2] == b"PK":
+        with zipfile.ZipFile(file) as archive:
+            return _archive(file, archive, size)
+    if begin[:1] == b"\x80":
+        return torch_files.read_pickle(file)
+    if begin[8:9] == b"{":
+        with safetensors.safe_open(path, "numpy", backend="pread") as tensors:
+            return {name: plain_numbers(tensors.get_tensor(name)) for name in tensors.keys()}  # noqa: SIM118
+    raise WeightsError(_describe_other_format(begin))
 
 
-def _zip(data: memoryview) -> Any:
-    members = zip_files.read_directory(data)
-    roots = [name.removesuffix("/data.pkl") for name in members if name.endswith("/data.pkl")]
+def _archive(file: IO[bytes], archive: zipfile.ZipFile, size: int) -> Any:
+    names = archive.namelist()
+    inflated = sum(member.file_size for member in archive.infolist())
+    if inflated > max(_MAX_UNLIMITED, _MAX_RATIO * size):
+        raise WeightsError(f"it would grow from {size} to {inflated} bytes, which is too much for weights")
+    roots = [name.removesuffix("/data.pkl") for name in names if name.endswith("/data.pkl")]
     if len(roots) == 1:
-        return torch_files.read_zip(data, members, roots[0])
-    if members and all(name.endswith(".npy") for name in members):
-        return npz_files.read(data, members)
+        return torch_files.read_zip(file, archive, roots[0])
+    if names and all(name.endswith(".npy") for name in names):
+        return {name.removesuffix(".npy"): _npy_array(archive.read(name)) for name in names}
     raise WeightsError("it is a zip archive of neither torch nor NumPy: unpack it, perhaps it contains weights")
 
 
-def _check_zero_tail(data: memoryview) -> None:
-    """Raise WeightsError if the file ends in zeros. For formats without checksums."""
-    if len(data) > _ZERO_TAIL and not np.frombuffer(data[-_ZERO_TAIL:], np.uint8).any():
-        raise WeightsError("it ends in zeros, as after an interrupted download or copy: get the file again")
+def _npy_array(content: bytes) -> np.ndarray:
+    stream = io.BytesIO(content)
+    array = plain_numbers(np.lib.format.read_array(stream, allow_pickle=False))
+    if stream.read(1):
+        raise WeightsError("it contains an array with too much data: get the file again")
+    return array
 
 
 def _describe_other_format(begin: bytes) -> str:
+    if not begin:
+        return "it is empty: get the file again"
     for magic, reason in _OTHER_FORMATS.items():
         if begin.startswith(magic):
             return reason

@@ -48,11 +48,24 @@ def test_arrays_of_every_format(read_watched, save):
         assert not loaded[name].flags.writeable
 
 
-@pytest.mark.parametrize("version", [b"\1\0", b"\2\0", b"\3\0"])
-@pytest.mark.parametrize("shape", ["(2, 3)", "(2L, 3L)", "(2, 3,)"])
+@pytest.mark.filterwarnings("ignore:.*created on Python 2")
+@pytest.mark.parametrize(
+    ("version", "shape"), [(b"\1\0", "(2L, 3L)"), *((version, "(2, 3)") for version in (b"\1\0", b"\2\0", b"\3\0"))]
+)
 def test_headers_of_every_version(read_watched, version, shape):
     loaded = read_watched(archive(w=array(header(shape=shape), version=version)))["w"]
     np.testing.assert_array_equal(loaded, np.zeros((2, 3), np.float32), strict=True)
+
+
+def test_decompression_bombs_are_refused(refusal):
+    """100 kB that would become 100 MB, with the true and with a false size."""
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as target:
+        target.writestr("w.npy", bytes(100 << 20))
+    bomb = buffer.getvalue()
+    assert "would grow" in refusal(bomb)
+    size = bomb.find(b"PK\1\2") + 24
+    assert "get the file again" in refusal(bomb[:size] + (1000).to_bytes(4, "little") + bomb[size + 4 :])
 
 
 def test_objects_are_refused(refusal, tmp_path):
@@ -62,7 +75,7 @@ def test_objects_are_refused(refusal, tmp_path):
 
     buffer = io.BytesIO()
     np.savez(buffer, w=np.ones(3), x=np.array([Call()], dtype=object))
-    assert "plain numbers" in refusal(buffer.getvalue())
+    assert "other than plain arrays" in refusal(buffer.getvalue())
     assert not (tmp_path / "canary").exists()
 
 
@@ -71,7 +84,6 @@ INVALID = {
     "data too long": array(header(), bytes(28)),
     "half a number": array(header(), bytes(23)),
     "a larger shape": array(header(shape="(200, 300)")),
-    "a huge shape": array(header(shape="(999999999999999999, 0)"), b""),
     "more digits than any size": array(header(shape="(" + "9" * 5000 + ",)")),
     "a negative shape": array(header(shape="(-2, -3)")),
     "nested": array(header(shape="(" * 3000)),

@@ -7,8 +7,9 @@ import struct
 
 import numpy as np
 import pytest
+import safetensors.numpy
 
-from mrcnn_jax.weights.io import safetensors_files, weight_files
+from mrcnn_jax.weights.io import weight_files
 
 KINDS = ("f2", "f4", "f8", "i4", "i8", "u1", "u4", "?", ">f4")
 ARRAYS = {
@@ -44,20 +45,9 @@ def test_round_trip(tmp_path):
         assert not loaded[name].flags.writeable
 
 
-def test_package_reads_our_files(tmp_path):
-    package = pytest.importorskip("safetensors.numpy", reason="safetensors is not installed")
-    path = tmp_path / "weights.safetensors"
-    weight_files.write(path, ARRAYS)
-    loaded = package.load_file(path)
-    assert set(loaded) == set(ARRAYS)
-    for name, expected in ARRAYS.items():
-        np.testing.assert_array_equal(loaded[name], expected)
-
-
-def test_files_of_the_package(tmp_path, read_watched):
-    package = pytest.importorskip("safetensors.numpy", reason="safetensors is not installed")
+def test_files_of_the_package(read_watched):
     state = {name: np.ascontiguousarray(array) for name, array in ARRAYS.items()}
-    loaded = read_watched(package.save(state, metadata={"format": "np"}))
+    loaded = read_watched(safetensors.numpy.save(state, metadata={"format": "np"}))
     for name, expected in state.items():
         np.testing.assert_array_equal(loaded[name], expected)
 
@@ -100,7 +90,6 @@ INVALID = {
     "no JSON": struct.pack("<Q", 8) + b"{broken}" + FLOATS,
     "JSON that is not text": struct.pack("<Q", 8) + b"{\xff\xff\xff\xff\xff\xff}" + FLOATS,
     "deep JSON": struct.pack("<Q", 200_005) + b'{"w":' + b"[" * 200_000 + FLOATS,
-    "a name twice": handmade(w=entry(), x=entry()).replace(b'"x"', b'"w"'),
     "a header beyond the end": struct.pack("<Q", 1000) + b"{}" + FLOATS,
     "a long header": struct.pack("<Q", 1 << 40) + b"{}" + FLOATS,
 }
@@ -113,8 +102,3 @@ def test_invalid_headers_are_refused(refusal, what):
 
 def test_valid_handmade_file(read_watched):
     np.testing.assert_array_equal(read_watched(handmade(w=entry(), v=entry(16, 16, [0])))["w"], np.arange(4.0))
-
-
-def test_the_longest_header(monkeypatch, refusal):
-    monkeypatch.setattr(safetensors_files, "_MAX_HEADER", 10)
-    assert "unknown format" in refusal(handmade(w=entry()))

@@ -135,7 +135,7 @@ def test_changed_byte_is_detected_by_the_checksum(kind, content, tmp_path):
 
 
 def test_random_damage(content, read_watched):
-    """Bytes overwritten, removed and repeated at random: read or refused, without side effects or much memory."""
+    """Bytes overwritten, removed and repeated at random: read or refused, without side effects."""
     rng = random.Random(0)
     refused = 0
     for _ in range(150):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import builtins
 import collections
+import contextlib
 import copyreg
 import operator
 import os
@@ -15,9 +16,9 @@ import subprocess
 import numpy as np
 import pytest
 
-from mrcnn_jax.weights.io import unpickler
-from mrcnn_jax.weights.io.constructors import Constructor
-from mrcnn_jax.weights.io.numpy_pickles import ALLOWED_GLOBALS
+from mrcnn_jax.errors import WeightsError
+from mrcnn_jax.weights.io import pickles, torch_files
+from mrcnn_jax.weights.io.pickles import Constructor
 
 DTYPE = b"cnumpy\ndtype\n\x8c\2f4\x89\x88\x87R"
 EMPTY_ARRAY = b"cnumpy.core.multiarray\n_reconstruct\ncnumpy\nndarray\nK\0\x85C\1b\x87R"
@@ -88,37 +89,68 @@ def test_hidden_calls_are_refused(refusal, tmp_path, place):
     assert not canary.exists()
 
 
-def test_every_other_opcode_is_refused_by_name(refusal):
-    """Among them those that call, create objects, or use the extension registry, persistent ids or buffers."""
-    known = {bytes([opcode]) for opcode in unpickler._OPERATIONS} | {b"."}
-    others = [op for op in pickletools.opcodes if op.code.encode("latin-1") not in known]
-    refused = {op.name for op in others}
-    assert refused >= {
-        "INST",
-        "OBJ",
-        "EXT1",
-        "EXT2",
-        "EXT4",
-        "NEWOBJ_EX",
-        "PERSID",
-        "NEXT_BUFFER",
-        "LONG4",
-        "DUP",
-        "POP",
-    }
-    for op in others:
-        assert f"uses {op.name}," in refusal(pickled(b"(" + op.code.encode("latin-1") + b"os\nsystem\n" + bytes(8)))
+def text(value: str) -> bytes:
+    return b"\x8c" + bytes([len(value)]) + value.encode()
 
 
-def test_registered_extensions_are_refused(refusal):
+COMMAND = text("touch CANARY")
+CALLING_OPCODES = {
+    "GLOBAL, REDUCE": b"cposix\nsystem\n" + COMMAND + b"\x85R",
+    "STACK_GLOBAL, REDUCE": text("posix") + text("system") + b"\x93" + COMMAND + b"\x85R",
+    "INST": b"(" + COMMAND + b"iposix\nsystem\n",
+    "OBJ": b"(cposix\nsystem\n" + COMMAND + b"o",
+    "NEWOBJ": b"cposix\nsystem\n" + COMMAND + b"\x85\x81",
+    "NEWOBJ_EX": b"cposix\nsystem\n" + COMMAND + b"\x85}\x92",
+    "EXT1": b"\x82\xf0" + COMMAND + b"\x85R",
+    "EXT2": b"\x83\xf0\0" + COMMAND + b"\x85R",
+    "EXT4": b"\x84\xf0\0\0\0" + COMMAND + b"\x85R",
+    "BUILD of a class": b"cposix\nsystem\n" + COMMAND + b"b",
+    "persistent id": b"Pposix.system\n" + COMMAND + b"\x85R",
+    "text": text("posix.system") + COMMAND + b"\x85R",
+    "INST without arguments": b"(iantigravity\n__doc__\n",
+    "a method": b"ccollections\nOrderedDict.fromkeys\n]\x85R",
+    "a method of a constructor": b"ccollections\nOrderedDict._build\n]\x85R",
+}
+
+
+@pytest.mark.parametrize("opcodes", CALLING_OPCODES)
+@pytest.mark.parametrize("is_cached", [False, True])
+def test_every_way_to_call_is_refused(refusal, tmp_path, monkeypatch, opcodes, is_cached):
+    """Also a function of the extension registry, registered only or also cached by an earlier unpickler."""
+    canary = tmp_path / "canary"
     copyreg.add_extension("posix", "system", 240)
     try:
-        assert "EXT1" in refusal(pickled(b"\x82\xf0\x8c\4true\x85R"))
+        if is_cached:
+            assert pickle.loads(pickled(b"\x82\xf0")) is os.system
+        refusal(
+            pickled(
+                CALLING_OPCODES[opcodes]
+                .replace(b"CANARY", str(canary).encode())
+                .replace(bytes([len("touch CANARY")]) + b"touch", bytes([len(f"touch {canary}")]) + b"touch")
+            )
+        )
     finally:
         copyreg.remove_extension("posix", "system", 240)
+    assert not canary.exists()
 
 
-@pytest.mark.parametrize("name", ["os\nsystem", "collections\nOrderedDict.__class__", "numpy\nndarray.tofile", "\n"])
+def test_every_opcode_is_read_or_refused(read_watched):
+    """Whatever the stack holds: reading has no side effects, and no exception but WeightsError leaves it."""
+    stacks = (
+        b"(",
+        b"(" + text("os") + text("system"),
+        DTYPE + b"}",
+        b"ccollections\nOrderedDict\n)}",
+        b"(cargparse\nNamespace\n)",
+    )
+    for opcode in pickletools.opcodes:
+        for stack in stacks:
+            for rest in (b"", b"os\nsystem\n", b"\1\0\0\0\0\0\0\0a"):
+                with contextlib.suppress(WeightsError):
+                    read_watched(pickled(stack + opcode.code.encode("latin-1") + rest))
+
+
+@pytest.mark.parametrize("name", ["os\nsystem", "collections\nOrderedDict.__class__", "numpy\nndarray.tofile"])
 def test_names_of_global_and_stack_global(refusal, name):
     assert "refers to" in refusal(pickled(b"c" + name.encode() + b"\n)R"))
     parts = [b"\x8c" + bytes([len(part)]) + part.encode() for part in name.split("\n")]
@@ -137,11 +169,12 @@ INVALID_CALLS = {
     "NEWOBJ of a dictionary": b"})\x81",
     "result of a call": DTYPE + b")R",
     "arguments in a list": b"ccollections\nOrderedDict\n]R",
+    "NEWOBJ of a constructor": b"ccollections\nOrderedDict\n)\x81",
     "too many arguments": b"ccollections\nCounter\n}}\x86R",
     "a name as a value": b"ccollections\nOrderedDict\n",
-    "an OrderedDict of a dictionary": b"ccollections\nOrderedDict\n}\x85R",
     "an OrderedDict of no pairs": b"ccollections\nOrderedDict\n]K\1a\x85R",
     "a Counter of text": b"ccollections\nCounter\n\x8c\1a\x85R",
+    "attributes of a call": b"cargparse\nNamespace\nccollections\nOrderedDict\n\x85R",
     "encoded with code": b"c_codecs\nencode\n\x8c\1a\x8c\5rot13\x86R",
     "encoded number": b"c_codecs\nencode\nK\1\x8c\6latin1\x86R",
 }
@@ -149,21 +182,37 @@ INVALID_CALLS = {
 
 @pytest.mark.parametrize("what", INVALID_CALLS)
 def test_only_constructors_are_called(refusal, what):
-    assert "damaged" not in refusal(pickled(INVALID_CALLS[what]))
+    refusal(pickled(INVALID_CALLS[what]))
 
 
-INVALID_STATES = {
-    "of a dictionary": b"}}b",
-    "of a list": b"]}b",
-    "of text": b"\x8c\1a}b",
-    "of a name": b"ccollections\nOrderedDict\n}b",
-    "attributes that are no dictionary": b"cargparse\nNamespace\n)\x81]b",
+STATES = {
+    "dictionary": b"}" + text("value") + b"K\1s",
+    "slots": b"N}" + text("value") + b"K\1s\x86",
+    "both": b"}" + text("_build") + b"K\1s}" + text("_build") + b"K\1s\x86",
+    "list": b"]",
+}
+WITHOUT_STATE = {
+    "dictionary": b"}",
+    "list": b"]",
+    "text": b"\x8c\1a",
+    "array": EMPTY_ARRAY + b"(K\1K\0\x85" + DTYPE + b"\x89C\0tb",
+    **{name: b"c" + "\n".join(name.rsplit(".", 1)).encode() + b"\n" for name in torch_files.ALLOWED},
 }
 
 
-@pytest.mark.parametrize("what", INVALID_STATES)
-def test_invalid_states_are_refused(refusal, what):
-    refusal(pickled(INVALID_STATES[what]))
+@pytest.mark.parametrize("state", STATES)
+def test_replacements_cannot_be_changed(refusal, state):
+    """BUILD would otherwise set attributes, also of functions and classes."""
+    before = {name: dict(getattr(value, "__dict__", {})) for name, value in torch_files.ALLOWED.items()}
+    for name, value in WITHOUT_STATE.items():
+        refusal(pickled(value + STATES[state] + b"b"))
+        assert {key: dict(getattr(v, "__dict__", {})) for key, v in torch_files.ALLOWED.items()} == before, name
+
+
+@pytest.mark.parametrize("name", torch_files.ALLOWED)
+def test_everything_allowed_has_a_state_of_its_own(name):
+    value = torch_files.ALLOWED[name]
+    assert isinstance(value, str) or value is pickles.PickledAttributes or isinstance(value, pickles.PickledValue)
 
 
 def test_state_of_an_ordered_dict_is_ignored(read_watched):
@@ -172,86 +221,70 @@ def test_state_of_an_ordered_dict_is_ignored(read_watched):
     assert type(read_watched(content)) is dict
 
 
-FOUR_GIGABYTES = b"\xff" * 4
 DAMAGED = {
-    "memo index": b"Nr" + FOUR_GIGABYTES,
-    "memo of nothing": b"\x94N",
+    "memo index": b"Nr\xff\xff\xff\xff",
+    "memo of nothing": b"\x94",
     "never remembered": b"h\7",
-    "bytes": b"B" + FOUR_GIGABYTES,
     "bytes of 2 ** 63": b"\x8e" + struct.pack("<Q", 1 << 63),
     "bytearray": b"\x96" + struct.pack("<Q", 1 << 62),
-    "text": b"X" + FOUR_GIGABYTES,
-    "Python 2 text": b"T" + FOUR_GIGABYTES,
+    "text": b"X" + struct.pack("<I", 100_000),
+    "Python 2 text": b"T" + struct.pack("<i", 100_000),
     "frame": b"\x95" + struct.pack("<Q", 1 << 62) + b"N",
     "bad UTF-8": b"\x8c\2\xff\xfe",
     "name without end": b"c" + b"a" * 100_000,
     "empty stack": b"",
     "no arguments": b"ccollections\nOrderedDict\nR",
-    "two values": b"NN",
-    "open mark": b"(N",
     "no mark": b"t",
     "no value": b"a",
     "append to nothing": b"Na",
     "append to a tuple": b")Na",
     "key without value": b"}(K\1u",
+    "unhashable key": b"}]Ns",
     "name of numbers": b"K\1K\1\x93",
-    "protocol 0": b"\x80\0N",
     "protocol 6": b"\x80\6N",
     "persistent id": b"K\1Q",
+    "buffer": b"\x97",
     "unknown byte": b"\xff",
+    "set": b"\x8f",
+    "frozenset": b"(K\1\x91",
+    "complex numbers in a set": b"(K\1" + b"\x91\x85",
+    "memoryview": b"\x96" + struct.pack("<Q", 1) + b"a\x98",
 }
 
 
 @pytest.mark.parametrize("what", DAMAGED)
 def test_damaged_pickles_are_refused(refusal, what):
-    """Without allocating the declared sizes; see `refusal`."""
     refusal(pickled(DAMAGED[what]))
 
 
 KEYS = {
     "tuple": b")",
-    "deep tuple": b")" + b"\x85" * 20_000,
-    "large integer": b"\x8a\x09" + (((1 << 61) - 1) << 3).to_bytes(9, "little"),
     "float": b"G" + bytes(8),
     "none": b"N",
     "bool": b"\x88",
-    "list": b"]",
     "array": EMPTY_ARRAY,
-    "long text": b"X" + struct.pack("<I", 5000) + b"a" * 5000,
 }
 
 
 @pytest.mark.parametrize("key", KEYS)
-def test_keys_are_names_or_small_integers(refusal, key):
+def test_keys_are_names_or_integers(refusal, key):
     assert "as a key" in refusal(pickled(b"}" + KEYS[key] + b"Ns"))
     assert "as a key" in refusal(pickled(b"}(" + KEYS[key] + b"Nu"))
 
 
-@pytest.mark.medium
 def test_recursion_and_repetition_are_refused(refusal):
-    deep = "nests or repeats"
+    deep = "RecursionError"
     assert deep in refusal(pickled(b"]" * 20_000 + b"a" * 19_999))
     assert deep in refusal(pickled(b")" + b"\x85" * 20_000))
     assert deep in refusal(pickled(b"]\x94h\0a"))
     assert deep in refusal(pickled(b"}\x94\x8c\1ah\0s"))
     assert deep in refusal(pickled(b"cargparse\nNamespace\n)\x81\x94}\x8c\1ah\0sb"))
     doubling = b"]\x94" + b"".join(b"]h%ch%c\x86a\x94" % (i, i) for i in range(40))
-    assert deep in refusal(pickled(b"(" + doubling + b"t"))
-
-
-def test_steps_are_limited(refusal, monkeypatch):
-    monkeypatch.setattr(unpickler, "_MAX_STEPS", 1000)
-    assert "more steps" in refusal(pickled(b"(" + b"]" * 1000 + b"t"))
-
-
-def test_pairs_are_used_once(read_watched):
-    pairs = b"]\x94(\x8c\1aK\1\x86\x8c\1bK\2\x86e"
-    repeated = b"ccollections\nOrderedDict\nh\0\x85R"
-    assert read_watched(pickled(b"(" + pairs + repeated * 3 + b"t")) == ([], {"a": 1, "b": 2}, {}, {})
+    assert "without limit" in refusal(pickled(b"(" + doubling + b"t"))
 
 
 def test_calls_are_noticed(read_watched, monkeypatch):
     """`read_watched` fails if a dangerous name is allowed by mistake."""
-    monkeypatch.setitem(ALLOWED_GLOBALS, "posix.system", Constructor("posix.system", os.system))
+    monkeypatch.setitem(pickles.ALLOWED, "posix.system", Constructor(os.system))
     with pytest.raises(AssertionError, match=r"os\.system"):
         read_watched(pickle.dumps(Calls(os.system, "true")))
