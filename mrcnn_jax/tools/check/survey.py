@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -25,12 +26,12 @@ from mrcnn_jax.data.mask_crops import annotation_area
 from mrcnn_jax.data.segmentation_checks import MASK_PROBLEMS
 from mrcnn_jax.data.value_range import MeasuredRange, Range
 from mrcnn_jax.tools.check.sources import DatasetFile, name_words, split_of
+from mrcnn_jax.tools.pages.rendering import counted
 
 MAX_INSTANCES = DataConfig.max_instances  # per image in training, by default
 SMALL, LARGE = 32**2, 96**2  # square pixels: limits of COCO's small, medium and large objects
 AREAS = ("small", "medium", "large")
 
-_Key = tuple[str, int, int, int]
 Progress = Callable[[Iterable[ImageCheck], int], Iterable[ImageCheck]]
 
 
@@ -78,27 +79,24 @@ class Survey:
         return "refused" if self.refusals or self.untrainable else "dropped" if self.content.problems else "clean"
 
 
-def counted(count: int, noun: str) -> str:
-    """Return the count with the noun in singular or plural, such as `1 image` or `2,000 images`."""
-    return f"{count:,} {noun}{'' if count == 1 else 's'}"
-
-
 def survey(files: Sequence[DatasetFile], progress: Progress, value_range: Range | None = None) -> list[Survey]:
     """Return the survey of every file. Images that several files contain are read once.
 
     `progress(results, total)` yields the results unchanged and displays how many there are. `value_range` is
     `data.value_range` of the configuration.
     """
-    images_by_folder: dict[Path, dict[_Key, ImageEntry]] = {}
+    images: dict[Path, dict[Hashable, ImageEntry]] = defaultdict(dict)
     for file in files:
-        images_by_folder.setdefault(file.folder, {}).update((_key(image), image) for image in file.content.images)
-    keys = [(folder, key) for folder, images in images_by_folder.items() for key in images]
-    examined = dict(zip(keys, list(progress(_examine(images_by_folder), len(keys))), strict=True))
-    surveys = []
-    for file in files:
-        results = [examined[file.folder, _key(image)] for image in file.content.images]
-        surveys.append(_survey_file(file, results, value_range))
-    return surveys
+        images[file.folder].update((_key(image), image) for image in file.content.images)
+    results = (
+        result for folder in images for result in image_files.check_images(folder, list(images[folder].values()))
+    )
+    keys = [(folder, key) for folder, entries in images.items() for key in entries]
+    checked = dict(zip(keys, list(progress(results, len(keys))), strict=True))
+    return [
+        _survey_file(file, [checked[file.folder, _key(image)] for image in file.content.images], value_range)
+        for file in files
+    ]
 
 
 def summary_rows(survey: Survey) -> list[tuple[str, str]]:
@@ -138,14 +136,9 @@ def excess_instances(survey: Survey) -> tuple[int, int]:
     return int((excess > 0).sum()), int(excess[excess > 0].sum())
 
 
-def _key(image: ImageEntry) -> _Key:
-    """Return what the examination of an image and its messages depend on."""
+def _key(image: ImageEntry) -> Hashable:
+    """Return what the check of an image and its messages depend on."""
     return image.file_name, image.id, image.height, image.width
-
-
-def _examine(images_by_folder: dict[Path, dict[_Key, ImageEntry]]) -> Iterator[ImageCheck]:
-    for folder, images in images_by_folder.items():
-        yield from image_files.check_images(folder, list(images.values()))
 
 
 def _survey_file(file: DatasetFile, examined: Sequence[ImageCheck], given_range: Range | None) -> Survey:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from mrcnn_jax.errors import format_value
-from mrcnn_jax.tools.check.survey import Survey, class_rows, counted, summary_rows
+from mrcnn_jax.tools.check.survey import Survey, class_rows, summary_rows
+from mrcnn_jax.tools.pages.rendering import counted
 
 _NAME_WIDTH = 28  # longer names are wrapped
 _COUNTS_WIDTH = 24  # characters of the counts of a class

@@ -11,8 +11,6 @@ from mrcnn_jax.evaluation.analysis import ImageResult
 _GROUP_SIZE = 12
 _MAX_CLASSES = 16  # images of classes that no other group shows
 
-GROUPS = {"worst": "Worst", "best": "Best", "random": "At random", "classes": "More classes"}
-
 
 def select_images(images: Sequence[ImageResult]) -> list[tuple[str, ImageResult]]:
     """Return (group, image): the worst and the best images, random ones, and the worst of each remaining class.
