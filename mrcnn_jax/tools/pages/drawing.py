@@ -129,9 +129,12 @@ def trace(bitmap: np.ndarray, scale: float) -> list[np.ndarray]:
     steps = bitmap.shape / size
     rows, columns = (np.floor((np.arange(n) + 0.5) * step).astype(int) for n, step in zip(size, steps, strict=True))
     sampled = np.asarray(bitmap[np.ix_(rows, columns)], np.uint8)
+    x, y, width, height = cv2.boundingRect(sampled)
+    if not width:
+        return []
     # OpenCV's contours are pixel centers: of pixels split in four, they tell on which side of a pixel an edge is.
-    split = sampled.repeat(2, axis=0).repeat(2, axis=1)
-    contours, _ = cv2.findContours(split, cv2.RETR_LIST, cv2.CHAIN_APPROX_SIMPLE)
+    split = sampled[y : y + height, x : x + width].repeat(2, axis=0).repeat(2, axis=1)
+    contours, _ = cv2.findContours(split, cv2.RETR_LIST, cv2.CHAIN_APPROX_SIMPLE, offset=(2 * x, 2 * y))
     corners = [(contour[:, 0] + 1) // 2 for contour in contours]
     return [polygon[(polygon != np.roll(polygon, 1, axis=0)).any(axis=1)] * steps[::-1] for polygon in corners]
 
