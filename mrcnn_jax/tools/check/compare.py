@@ -40,12 +40,9 @@ def _shared_images(a: Survey, b: Survey) -> list[str]:
         return [f"{both} share {counted(len(shared), 'image')}; {advice}"] if shared else []
     advice = "; metrics on training images are misleading: remove them from one of the two"
     copies = _copies([p for p in first if p not in second], [p for p in second if p not in first])
-    return [
-        *_warning(f"{both} share images", shared, advice),
-        *_warning(
-            f"{both} have the same images in different files", [f"{first[p]} = {second[q]}" for p, q in copies], advice
-        ),
-    ]
+    pairs = [f"{first[p]} = {second[q]}" for p, q in copies]
+    lines = _warning(f"{both} share images", shared, advice)
+    return lines + _warning(f"{both} have the same images in different files", pairs, advice)
 
 
 def _duplicates(survey: Survey) -> list[str]:
@@ -70,9 +67,9 @@ def _copies(first: Iterable[str], second: Iterable[str]) -> list[tuple[str, str]
     by_size = defaultdict(list)
     for path in second:
         by_size[_size(path)].append(path)
-    by_size.pop(0, None)
     digest = functools.cache(lambda path: hashlib.sha256(Path(path).read_bytes()).digest())
-    return [(path, other) for path in first for other in by_size[_size(path)] if digest(path) == digest(other)]
+    sized = ((path, size) for path in first if (size := _size(path)))
+    return [(path, other) for path, size in sized for other in by_size[size] if digest(path) == digest(other)]
 
 
 def _size(path: str) -> int:

@@ -69,6 +69,7 @@ def _shapes(view: _View, sample: Sample, annotations: Sequence[Annotation], cate
     visible = np.all((boxes[:, :2] < view.size) & (boxes[:, 2:] > 0), axis=1)
     assert sample.masks is not None
     outlines = _outlines(sample.masks, view)
+    edges = categories.keypoint_schema.skeleton
     points, visibility = view.to_svg(sample.keypoints[..., :2]), sample.keypoints[..., 2]
     shapes = []
     for i in np.flatnonzero(visible).tolist():
@@ -79,9 +80,7 @@ def _shapes(view: _View, sample: Sample, annotations: Sequence[Annotation], cate
             name=name,
             title=f"{name}, annotation {annotations[i]['id']}{', crowd' if crowd else ''}",
             outline=outlines.get(i, ()),
-            skeleton=drawing.skeleton(
-                points[i], visibility[i] > 0, visibility[i] == 1, categories.keypoint_schema.skeleton
-            ),
+            skeleton=drawing.skeleton(points[i], visibility[i] > 0, visibility[i] == 1, edges),
         )
         shapes.append(shape)
     return shapes
@@ -101,9 +100,8 @@ def _outlines(masks: Masks, view: _View) -> dict[int, list[np.ndarray]]:
 
 def _photograph(image: np.ndarray, window: Window, byte_budget: int) -> str:
     """Return the window of the image as a data URL, black outside of the image."""
-    height, width = image.shape[:2]
     x0, y0, x1, y1 = (round(edge) for edge in window)
-    part = np.zeros((y1 - y0, x1 - x0, 3), np.uint8)  # the file may be smaller than the JSON says
-    inside = image[y0 : min(y1, height), x0 : min(x1, width)]
-    part[: inside.shape[0], : inside.shape[1]] = inside
+    inside = image[y0:y1, x0:x1]
+    height, width = inside.shape[:2]  # the file may be smaller than the JSON says
+    part = np.pad(inside, ((0, y1 - y0 - height), (0, x1 - x0 - width), (0, 0)))
     return drawing.jpeg_url(part, byte_budget)

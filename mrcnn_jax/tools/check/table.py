@@ -39,8 +39,7 @@ def show(survey: Survey) -> None:
         classes.add_column("instances", justify="right")
         classes.add_column("images", justify="right")
     for i in range(height):
-        row = [Text(text, style) for class_cells in cells[i::height] for text, style in class_cells]
-        classes.add_row(*row)
+        classes.add_row(*[Text(text, style) for class_cells in cells[i::height] for text, style in class_cells])
     console.print(classes)
 
 

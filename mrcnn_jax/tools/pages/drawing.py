@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 import cv2
 import numpy as np
 
+from mrcnn_jax.data import image_files
+from mrcnn_jax.data.value_range import Range
 from mrcnn_jax.tools.pages.rendering import count_within
 
 LONGER_SIDE = 640  # units of the longer side of an image
@@ -64,19 +67,16 @@ def draw(
       text_height: of names.
     """
     ordered = sorted(shapes, key=lambda shape: -(shape.box[2] - shape.box[0]) * (shape.box[3] - shape.box[1]))
+    skeletons = [len(shape.skeleton.lines) + _KEYPOINT_BYTES * len(shape.skeleton.dots) for shape in ordered]
+    others = [_INSTANCE_BYTES + len(shape.title) + size for shape, size in zip(ordered, skeletons, strict=True)]
     for precision in steps:
         outlines = [svg_path(shape.outline, precision) for shape in ordered]
-        sizes = [_count_bytes(*pair) for pair in zip(ordered, outlines, strict=True)]
+        sizes = [len(outline) + other for outline, other in zip(outlines, others, strict=True)]
         count = count_within(sizes, byte_budget)
         if count == len(ordered):
             break
     drawn = ordered[:count]
     return Drawing(drawn, outlines[:count], _place_names(drawn, width, text_height), precision, sum(sizes[:count]))
-
-
-def _count_bytes(shape: Shape, outline: str) -> int:
-    texts = len(outline) + len(shape.skeleton.lines) + len(shape.title)
-    return texts + _INSTANCE_BYTES + _KEYPOINT_BYTES * len(shape.skeleton.dots)
 
 
 def skeleton(points: np.ndarray, labeled: np.ndarray, hidden: np.ndarray, edges: Iterable[tuple[int, int]]) -> Skeleton:
@@ -95,15 +95,13 @@ def _place_names(shapes: Iterable[Shape], width: float, height: float) -> list[t
     occupied: list[tuple[float, float, float]] = []  # left, right, baseline
     placed: list[tuple[str, float, float] | None] = []
     for shape in shapes:
-        name = shape.name
-        text = name if len(name) <= _MAX_NAME else name[: _MAX_NAME - 1] + "…"
+        text = shape.name if len(shape.name) <= _MAX_NAME else shape.name[: _MAX_NAME - 1] + "…"
         length = 0.6 * height * len(text)
         x, y = max(0.0, min(shape.box[0], width - length)), max(height, shape.box[1] - 3)
-        if all(x > right or x + length < left or abs(y - line) > height for left, right, line in occupied):
+        free = all(x > right or x + length < left or abs(y - line) > height for left, right, line in occupied)
+        placed.append((text, x, y) if free else None)
+        if free:
             occupied.append((x, x + length, y))
-            placed.append((text, x, y))
-        else:
-            placed.append(None)
     return placed
 
 
@@ -137,6 +135,14 @@ def trace(bitmap: np.ndarray, scale: float) -> list[np.ndarray]:
     contours, _ = cv2.findContours(split, cv2.RETR_LIST, cv2.CHAIN_APPROX_SIMPLE, offset=(2 * x, 2 * y))
     corners = [(contour[:, 0] + 1) // 2 for contour in contours]
     return [polygon[(polygon != np.roll(polygon, 1, axis=0)).any(axis=1)] * steps[::-1] for polygon in corners]
+
+
+def read_image(file: Path, value_range: Range | None) -> np.ndarray | None:
+    """Return an image as (h, w, 3) uint8 RGB; None if the file cannot be read."""
+    try:
+        return image_files.decode(file.read_bytes(), value_range=value_range)
+    except OSError:
+        return None
 
 
 def jpeg_url(pixels: np.ndarray, byte_budget: int) -> str:

@@ -16,8 +16,6 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
-UNDEFINED = "\N{EN DASH}"  # a score without ground truth
-
 
 def render(template: str, **context: Any) -> str:
     """Return a page. `template` names the tool and the file: "report/page.html.jinja"."""
@@ -36,7 +34,7 @@ def counted(count: int, noun: str) -> str:
 
 def format_score(value: float) -> str:
     """Format an average precision or recall like pycocotools, and -1 as undefined."""
-    return UNDEFINED if value < 0 else f"{value:.3f}"
+    return "\N{EN DASH}" if value < 0 else f"{value:.3f}"
 
 
 def count_within(sizes: Iterable[int], byte_budget: int) -> int:

@@ -29,7 +29,8 @@ def curves(table: MetricTable) -> Markup:
     precision = np.stack([*table.precision[rows], table.precision.mean(axis=0)])  # (3, 101, C)
     present = (precision >= 0).all(axis=(0, 1))  # classes with ground truth
     means = precision[..., present].mean(axis=2) if present.any() else np.empty((3, 0))
-    points = [list(zip(np.linspace(0, 1, len(mean)).tolist(), mean.tolist(), strict=True)) for mean in means]
+    recalls = np.linspace(0, 1, means.shape[1]).tolist()
+    lines = [(list(zip(recalls, mean.tolist(), strict=True)), f"line s{k}") for k, mean in enumerate(means)]
     step = next((n for n in (1, 2, 4, 5, 10) if precision[:, ::n].size * 4 / 3 <= _CURVES_BUDGET), 20)
     levels = np.where(precision < 0, _UNDEFINED, np.rint(precision * _LEVELS)).astype(np.uint8)[:, ::step]
     averages = np.where(precision < 0, -1, precision).mean(axis=1).T.round(4)
@@ -38,12 +39,9 @@ def curves(table: MetricTable) -> Markup:
         "data-averages": json.dumps(averages.tolist(), separators=(",", ":")),
         "data-levels": _LEVELS,
     }
-    lines = [(line, f"line s{k}") for k, line in enumerate(points)]
     chart = Chart(HEADINGS[table.iou_type], "recall", "precision", _TENTHS, _TENTHS, lines=lines, data=data)
-    measure = overlap_measure(table.iou_type)
-    names = (f"{measure} 0.50", f"{measure} 0.75", "mean of 0.50 to 0.95")
     scores = [mean.mean() if len(mean) else -1 for mean in means]
-    return macros(_TEMPLATE).curves(chart, list(zip(names, scores, strict=True)))
+    return macros(_TEMPLATE).curves(chart, overlap_measure(table.iou_type), scores)
 
 
 def histogram(table: MetricTable, threshold: float) -> Markup:

@@ -63,5 +63,5 @@ def overlap_measure(iou_type: str) -> str:
 
 def primary_table(analysis: Analysis) -> MetricTable:
     """Return the table whose outcomes the images show: of masks if there is one, else of boxes, else of keypoints."""
-    tables = {table.iou_type: table for table in analysis.tables}
-    return next(tables[name] for name in ("segm", "bbox", "keypoints") if name in tables)
+    order = ("segm", "bbox", "keypoints")
+    return min(analysis.tables, key=lambda table: order.index(table.iou_type))

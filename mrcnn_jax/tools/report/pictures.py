@@ -12,7 +12,6 @@ import numpy as np
 from markupsafe import Markup
 from pycocotools import mask as coco_mask
 
-from mrcnn_jax.data import image_files
 from mrcnn_jax.data.value_range import Range
 from mrcnn_jax.errors import format_error
 from mrcnn_jax.evaluation.analysis import ImageResult, Instance
@@ -68,7 +67,8 @@ def _draw(
         shapes = [_shape(instance, legend, scale) for instance in result.instances if instance.predicted == predicted]
         sides[name] = drawing.draw(shapes, result.width * scale, byte_budget // 3, [_STEPS], _TEXT_HEIGHT)
     remaining = byte_budget - sum(side.num_bytes for side in sides.values())
-    photograph = _photograph(folder / result.file_name, remaining, value_range)
+    image = drawing.read_image(folder / result.file_name, value_range)
+    photograph = "" if image is None else drawing.jpeg_url(image, remaining)
     notes = [] if photograph else ["the file cannot be read"]
     if num_left_out := len(result.instances) - sum(len(side.shapes) for side in sides.values()):
         notes.append(f"{counted(num_left_out, 'small instance')} not drawn")
@@ -111,12 +111,3 @@ def _skeleton(instance: Instance, legend: Legend, scale: float) -> Skeleton:
     labeled = (visibility > 0) | instance.predicted
     hidden = (visibility == 1) & (not instance.predicted)
     return drawing.skeleton(points, labeled, hidden, legend.skeletons.get(instance.category_id, ()))
-
-
-def _photograph(file: Path, byte_budget: int, value_range: Range | None) -> str:
-    """Return the image as a data URL; empty if it cannot be read."""
-    try:
-        pixels = image_files.decode(file.read_bytes(), value_range=value_range)
-    except OSError:
-        pixels = None
-    return "" if pixels is None else drawing.jpeg_url(pixels, byte_budget)

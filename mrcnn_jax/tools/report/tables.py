@@ -60,11 +60,9 @@ def matrix(table: MetricTable, categories: Sequence[Category]) -> Markup:
 def most_frequent(table: MetricTable, categories: Sequence[Category]) -> Markup:
     """Return a table of the most frequent confusions of two classes; empty if none occurs twice."""
     confused, totals = _confused(table), table.confusion[:-1].sum(axis=1)
-    rows = []
-    for index in np.argsort(-confused, axis=None, kind="stable")[:_MAX_CONFUSIONS].tolist():
-        i, j = divmod(index, len(categories))
-        if confused[i, j] > 1:
-            rows.append((categories[i].name, categories[j].name, confused[i, j], confused[i, j] / totals[i]))
+    order = np.argsort(-confused, axis=None, kind="stable")[:_MAX_CONFUSIONS].tolist()
+    pairs = [(i, j) for i, j in (divmod(index, len(categories)) for index in order) if confused[i, j] > 1]
+    rows = [(categories[i].name, categories[j].name, confused[i, j], confused[i, j] / totals[i]) for i, j in pairs]
     return macros(_TEMPLATE).confusions(rows)
 
 

@@ -6,7 +6,6 @@ import functools
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TypeVar
 
 from etils import epath
 from markupsafe import Markup
@@ -21,16 +20,12 @@ from mrcnn_jax.tools.pages import rendering
 from mrcnn_jax.tools.report import charts, labels, pictures, tables
 from mrcnn_jax.tools.report.select_images import select_images
 
-T = TypeVar("T")
 log = logging.getLogger(__name__)
 
 # Byte budgets
 _ALL_IMAGES = 2_600_000
 _ONE_IMAGE = 150_000
 _CLASS_TABLES = 1_100_000  # twice as much as LVIS needs
-
-Skeletons = Mapping[int, Sequence[tuple[int, int]]]
-Progress = Callable[[Iterable[T], int], Iterable[T]]
 
 
 def write_report(
@@ -70,8 +65,8 @@ def render(
     title: str,
     analysis: Analysis,
     folder: Path,
-    skeletons: Skeletons,
-    progress: Progress[Markup],
+    skeletons: Mapping[int, Sequence[tuple[int, int]]],
+    progress: Callable[[Iterable[Markup], int], Iterable[Markup]],
     value_range: Range | None = None,
 ) -> str:
     """Return the page. `folder` has the images; `skeletons` are pairs of keypoint indices from 0, by category id.
