@@ -12,7 +12,7 @@ from mrcnn_jax.tools.pages.rendering import count_within, macros
 from mrcnn_jax.tools.report.labels import HEADINGS, METRICS, OUTCOMES, overlap_measure
 
 _TEMPLATE = "report/tables.html.jinja"
-_ROW_BYTES = 320  # of a class, without its name
+_ROW_BYTES = 300  # of a class, without its name
 _MAX_CLASSES = 16  # of the confusion matrix
 _MAX_CONFUSIONS = 10  # in the list
 
@@ -43,8 +43,7 @@ def matrix(table: MetricTable, categories: Sequence[Category]) -> Markup:
 
     With more than 16 classes, it has those that are confused most often, and one row and column for all others.
     """
-    confusion = table.confusion
-    shown = list(range(len(categories)))
+    confusion, shown = table.confusion, list(range(len(categories)))
     if len(shown) > _MAX_CLASSES:
         confused = _confused(table)
         order = np.lexsort((-confusion[:-1].sum(axis=1), -(confused.sum(axis=0) + confused.sum(axis=1))))
