@@ -34,7 +34,7 @@ THIRD_PARTY = {
     "targets": {"jax", "numpy"},
     "losses": {"jax", "numpy", "optax"},
     "weights": {"jax", "numpy", "flax"},
-    "tools.pages": {"numpy", "cv2"},
+    "tools.pages": {"numpy", "cv2", "jinja2", "markupsafe"},
 }
 # Dependencies of flax for checkpoints, which a training step does not need.
 CHECKPOINT_PACKAGES = {"orbax-checkpoint", "etils", "tensorstore"}

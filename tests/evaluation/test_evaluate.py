@@ -206,7 +206,7 @@ def test_failing_overlays_and_reports_are_logged(config, tmp_path, monkeypatch, 
     caplog.clear()
     use_ground_truth(monkeypatch)
     monkeypatch.setattr("mrcnn_jax.visualize.compare", fail)
-    monkeypatch.setattr("mrcnn_jax.tools.report.page.render", fail)
+    monkeypatch.setattr("mrcnn_jax.tools.report.write.render", fail)
     assert evaluate_model(config, {}, tmp_path, report=report_to(tmp_path)) == expected
     ids = load_split(config.data, "eval").ids
     failures = [f"image {ids[index]} has no overlay: error: a picture without pixels" for index in (0, 6)]

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import itertools
 import os
+from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from mrcnn_jax.errors import format_list, format_value
 from mrcnn_jax.tools.check.sources import SPLITS, name_words, split_of
-from mrcnn_jax.tools.check.survey import Survey, counted
+from mrcnn_jax.tools.check.survey import Survey
+from mrcnn_jax.tools.pages.rendering import counted
 
 
 def warnings(surveys: Sequence[Survey]) -> list[str]:
@@ -20,37 +23,34 @@ def warnings(surveys: Sequence[Survey]) -> list[str]:
     return duplicates + [line for a, b in pairs for line in (*_shared_images(a, b), *_category_conflicts(a, b))]
 
 
+def _warning(problem: str, items: Sequence[str], advice: str = "") -> list[str]:
+    """Return a warning that lists all items; nothing if there are none."""
+    return [f"{problem} ({len(items)}): {format_list(items, None)}{advice}"] if items else []
+
+
 def _shared_images(a: Survey, b: Survey) -> list[str]:
     """Return warnings about images of two files, unless both are of the same split."""
     splits = {split_of(a.path), split_of(b.path)}
     if len(splits) == 1 and splits != {""}:
         return []
-    first, second = _image_names(a), _image_names(b)
+    both, first, second = f"{a.path} and {b.path}", _image_names(a), _image_names(b)
     shared = [first[path] for path in first if path in second]
     if "" in splits:
         advice = "if one is for training and the other for evaluation, remove them from one"
-        return [f"{a.path} and {b.path} share {counted(len(shared), 'image')}; {advice}"] if shared else []
-    advice = "metrics on training images are misleading: remove them from one of the two"
-    lines = []
-    if shared:
-        lines.append(f"{a.path} and {b.path} share images ({len(shared)}): {format_list(shared, None)}; {advice}")
+        return [f"{both} share {counted(len(shared), 'image')}; {advice}"] if shared else []
+    advice = "; metrics on training images are misleading: remove them from one of the two"
     copies = _copies([p for p in first if p not in second], [p for p in second if p not in first])
-    if copies:
-        pairs = format_list([f"{first[p]} = {second[q]}" for p, q in copies], None)
-        lines.append(
-            f"{a.path} and {b.path} have the same images in different files ({len(copies)}): {pairs}; {advice}"
-        )
-    return lines
+    pairs = [f"{first[p]} = {second[q]}" for p, q in copies]
+    lines = _warning(f"{both} share images", shared, advice)
+    return lines + _warning(f"{both} have the same images in different files", pairs, advice)
 
 
 def _duplicates(survey: Survey) -> list[str]:
     """Return a warning about image files of one JSON with the same content."""
     names = _image_names(survey)
     pairs = [f"{names[p]} = {names[q]}" for p, q in _copies(list(names), list(names)) if p < q]
-    if not pairs:
-        return []
-    message = f"different files with the same content ({len(pairs)}): {format_list(pairs, None)}"
-    return [f"{survey.path}: {message}; remove one of each pair unless both are intended"]
+    advice = "; remove one of each pair unless both are intended"
+    return _warning(f"{survey.path}: different files with the same content", pairs, advice)
 
 
 def _image_names(survey: Survey) -> dict[str, str]:
@@ -64,18 +64,12 @@ def _image_names(survey: Survey) -> dict[str, str]:
 
 def _copies(first: Iterable[str], second: Iterable[str]) -> list[tuple[str, str]]:
     """Return pairs of files with the same content. Reads only files of equal size."""
-    by_size: dict[int, list[str]] = {}
+    by_size = defaultdict(list)
     for path in second:
-        by_size.setdefault(_size(path), []).append(path)
-    digests: dict[str, bytes] = {}
-
-    def digest(path: str) -> bytes:
-        if path not in digests:
-            digests[path] = hashlib.sha256(Path(path).read_bytes()).digest()
-        return digests[path]
-
-    sized = ((path, size) for path in first if (size := _size(path)) > 0)
-    return [(path, other) for path, size in sized for other in by_size.get(size, ()) if digest(path) == digest(other)]
+        by_size[_size(path)].append(path)
+    digest = functools.cache(lambda path: hashlib.sha256(Path(path).read_bytes()).digest())
+    sized = ((path, size) for path in first if (size := _size(path)))
+    return [(path, other) for path, size in sized for other in by_size[size] if digest(path) == digest(other)]
 
 
 def _size(path: str) -> int:
@@ -88,31 +82,22 @@ def _size(path: str) -> int:
 
 def _category_conflicts(a: Survey, b: Survey) -> list[str]:
     """Return warnings about contradictory ids and names; for files of one kind, also about missing categories."""
-    first = dict(zip(a.content.categories.ids, a.content.categories.names, strict=True))
-    second = dict(zip(b.content.categories.ids, b.content.categories.names, strict=True))
-    lines = []
-    if differing := [
-        f"{i} is {format_value(first[i])} and {format_value(second[i])}"
-        for i in first
-        if i in second and first[i] != second[i]
-    ]:
-        lines.append(
-            f"{a.path} and {b.path} name categories differently ({len(differing)}): {format_list(differing, None)};"
-            " a model trained on one is evaluated wrongly on the other"
-        )
-    ids = {name: i for i, name in second.items()}
-    if differing := [
-        f"{format_value(name)} is {i} and {ids[name]}" for i, name in first.items() if ids.get(name, i) != i
-    ]:
-        lines.append(
-            f"{a.path} and {b.path} number categories differently ({len(differing)}): {format_list(differing, None)}"
-        )
+    first, second = (dict(zip(s.content.categories.ids, s.content.categories.names, strict=True)) for s in (a, b))
+    ids, both = {name: i for i, name in second.items()}, f"{a.path} and {b.path}"
+    renamed = [
+        f"{i} is {format_value(name)} and {format_value(second[i])}"
+        for i, name in first.items()
+        if second.get(i, name) != name
+    ]
+    renumbered = [f"{format_value(name)} is {i} and {ids[name]}" for i, name in first.items() if ids.get(name, i) != i]
+    lines = _warning(
+        f"{both} name categories differently", renamed, "; a model trained on one is evaluated wrongly on the other"
+    )
+    lines += _warning(f"{both} number categories differently", renumbered)
     if _kind(a.path) == _kind(b.path):
         for one, other, names, others in ((a, b, first, second), (b, a, second, first)):
-            if only := [format_value(name) for name in names.values() if name not in set(others.values())]:
-                lines.append(
-                    f"{one.path} has categories that {other.path} lacks ({len(only)}): {format_list(only, None)}"
-                )
+            only = [format_value(name) for name in names.values() if name not in set(others.values())]
+            lines += _warning(f"{one.path} has categories that {other.path} lacks", only)
     return lines
 
 

@@ -2,159 +2,87 @@
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from pathlib import Path
-from typing import TypeVar
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
-from mrcnn_jax.data import image_files
+from markupsafe import Markup
+
 from mrcnn_jax.errors import format_list
 from mrcnn_jax.tools.check import picture
 from mrcnn_jax.tools.check.charts import charts
 from mrcnn_jax.tools.check.select_images import ImageChoice, select_images
-from mrcnn_jax.tools.check.survey import Survey, class_rows, counted, summary_rows
-from mrcnn_jax.tools.pages.document import document
-from mrcnn_jax.tools.pages.html import Html, join, tag
-
-T = TypeVar("T")
+from mrcnn_jax.tools.check.survey import Survey, class_rows, summary_rows
+from mrcnn_jax.tools.pages import rendering
+from mrcnn_jax.tools.pages.drawing import read_image
+from mrcnn_jax.tools.pages.rendering import counted
 
 # Byte budgets
 _ALL_IMAGES = 3_600_000
 _ONE_IMAGE = 150_000
 _ALL_FINDINGS = 600_000
 
-_LAYERS = ("masks", "boxes", "skeletons", "names")
-_STATUS = {
-    "clean": "Training starts and uses the whole dataset.",
-    "dropped": "Training starts, without what is listed here.",
-    "refused": "Training does not start with this dataset.",
-}
-
-Progress = Callable[[Iterable[T], int], Iterable[T]]
-
 
 def render(
-    title: str, surveys: Sequence[Survey], broken: Sequence[str], notes: Sequence[str], progress: Progress[Html]
-) -> Html:
+    title: str,
+    surveys: Sequence[Survey],
+    broken: Sequence[str],
+    notes: Sequence[str],
+    progress: Callable[[Iterable[Markup], int], Iterable[Markup]],
+) -> str:
     """Return the page of all surveys. `broken`: errors of files that could not be read; `notes`: further messages.
 
     `progress(images, total)` yields the drawn images unchanged and displays how many there are.
     """
-    selected = [select_images(survey, 1 / len(surveys)) for survey in surveys]
-    total = sum(map(len, selected))
-    byte_budget = min(_ONE_IMAGE, _ALL_IMAGES // max(total, 1))
-    anchors = [f"file{i}" for i in range(len(surveys))]
-    parts = zip(anchors, surveys, selected, strict=True)
-    drawn = itertools.chain.from_iterable(_figures(*part, byte_budget) for part in parts)
-    figures = iter(list(progress(drawn, total)))
-    sections = []
-    for anchor, survey, choices in zip(anchors, surveys, selected, strict=True):
-        own_figures = list(itertools.islice(figures, len(choices)))
-        sections.append(_section(anchor, survey, choices, own_figures, _ALL_FINDINGS // len(surveys)))
-    links = [tag("a", survey.path.name, href=f"#{anchor}") for anchor, survey in zip(anchors, surveys, strict=True)]
-    body = [
-        tag("header", tag("h1", f"Check of {title}"), tag("nav", links) if len(links) > 1 else ()),
-        [tag("div", tag("p", line), class_="status refused") for line in broken],
-        tag("div", [tag("p", line) for line in notes], class_="status dropped") if notes else (),
-        sections,
-    ]
-    return document(f"Check of {title}", Path(__file__).with_name("page.css"), *body)
-
-
-def _section(
-    anchor: str, survey: Survey, choices: Sequence[ImageChoice], figures: Sequence[Html], byte_budget: int
-) -> Html:
-    return tag(
-        "section",
-        tag("h2", survey.path.name),
-        tag("p", f"{survey.path}, images in {survey.folder}", class_="note"),
-        _status(survey, byte_budget),
-        tag("dl", [(tag("dt", name), tag("dd", text)) for name, text in summary_rows(survey)]),
-        tag("div", charts(survey), class_="charts"),
-        tag("h3", "Classes"),
-        _class_table(survey),
-        tag("h3", "Images") if figures else (),
-        _layer_toggles(anchor) if figures else (),
-        [
-            join(tag("h4", group), tag("div", [figure for _, figure in pairs], class_="images"))
-            for group, pairs in _grouped(choices, figures)
-        ],
-        id=anchor,
+    choices = [(i, choice) for i, survey in enumerate(surveys) for choice in select_images(survey, 1 / len(surveys))]
+    byte_budget = min(_ONE_IMAGE, _ALL_IMAGES // max(len(choices), 1))
+    findings = [_findings_by_image(survey) for survey in surveys]
+    drawn = (
+        _figure(surveys[i], choice, f"image{k}", findings[i], byte_budget) for k, (i, choice) in enumerate(choices)
     )
+    groups: list[dict[str, list[Markup]]] = [{} for _ in surveys]
+    for (i, choice), figure in zip(choices, progress(drawn, len(choices)), strict=True):
+        groups[i].setdefault(choice.group, []).append(figure)
+    sections = [
+        {
+            "survey": survey,
+            "findings": _shorten(survey.findings, _ALL_FINDINGS // len(surveys)),
+            "summary": summary_rows(survey),
+            "charts": charts(survey),
+            "classes": class_rows(survey),
+            "groups": own_groups,
+        }
+        for survey, own_groups in zip(surveys, groups, strict=True)
+    ]
+    return rendering.render("check/page.html.jinja", subject=title, sections=sections, broken=broken, notes=notes)
 
 
-def _grouped(
-    choices: Sequence[ImageChoice], figures: Sequence[Html]
-) -> Iterator[tuple[str, list[tuple[ImageChoice, Html]]]]:
-    for group, pairs in itertools.groupby(zip(choices, figures, strict=True), key=lambda pair: pair[0].group):
-        yield group, list(pairs)
-
-
-def _status(survey: Survey, byte_budget: int) -> Html:
-    """Return the status with all findings, shortened to the budget since the command prints them completely."""
-    lines = survey.findings
+def _shorten(lines: Sequence[str], byte_budget: int) -> list[str]:
     max_length = byte_budget // max(len(lines), 1)
-    shown = [line if len(line) <= max_length else f"{line[:max_length]} ... (the command prints all)" for line in lines]
-    status = tag("p", _STATUS[survey.status])
-    return tag("div", status, [tag("p", line, class_="finding") for line in shown], class_=f"status {survey.status}")
+    return [line if len(line) <= max_length else f"{line[:max_length]} ... (the command prints all)" for line in lines]
 
 
-def _class_table(survey: Survey) -> Html:
-    """Return a table of all classes with their counts, and a bar for the number of instances."""
-    rows = class_rows(survey)
-    largest = max((row[2] for row in rows), default=0)
-    head = tag("tr", [tag("th", name) for name in ("class", "id", "instances", "images", "")])
-    body = []
-    for name, category_id, instances, images in rows:
-        bar = tag("i", style=f"width:{100 * instances / largest:.2f}%") if instances else ""
-        counts = [tag("td", f"{n:,}" if n else "none", class_="number") for n in (instances, images)]
-        cells = [tag("td", name), tag("td", category_id, class_="number"), counts, tag("td", bar, class_="bar")]
-        body.append(tag("tr", cells, class_=None if instances else "unused"))
-    return tag("div", tag("table", tag("thead", head), tag("tbody", body)), class_="table-frame")
-
-
-def _layer_toggles(anchor: str) -> Html:
-    """Return checkboxes, with which the stylesheet shows or hides the layers."""
-    boxes = [
-        tag("label", tag("input", type="checkbox", checked="", class_=f"show-{layer}"), layer) for layer in _LAYERS
-    ]
-    return tag("p", boxes, " Click on an image to enlarge it.", class_="toggles", id=f"{anchor}-images")
-
-
-def _figures(anchor: str, survey: Survey, choices: Sequence[ImageChoice], byte_budget: int) -> Iterator[Html]:
-    findings: dict[int, list[str]] = {}
+def _findings_by_image(survey: Survey) -> dict[int | None, list[str]]:
+    """Return the refusals and problems of each image, by its id."""
+    findings: dict[int | None, list[str]] = defaultdict(list)
     for refusal in survey.refusals:
-        if refusal.image_id is not None:
-            findings.setdefault(refusal.image_id, []).append(f"{refusal.kind}: {refusal.item}")
+        findings[refusal.image_id].append(f"{refusal.kind}: {refusal.item}")
     for problem in survey.content.problems:
-        findings.setdefault(problem.image_id, []).append(f"dropped, {problem.kind}: annotation {problem.annotation_id}")
-    for i, choice in enumerate(choices):
-        own_findings = findings.get(survey.content.images[choice.image].id, [])
-        yield _figure(survey, choice, f"{anchor}-image{i}", own_findings, byte_budget)
+        findings[problem.image_id].append(f"dropped, {problem.kind}: annotation {problem.annotation_id}")
+    return findings
 
 
-def _figure(survey: Survey, choice: ImageChoice, anchor: str, findings: Sequence[str], byte_budget: int) -> Html:
-    entry = survey.content.images[choice.image]
+def _figure(
+    survey: Survey, choice: ImageChoice, anchor: str, findings: Mapping[int | None, Sequence[str]], byte_budget: int
+) -> Markup:
+    entry, (x0, y0, x1, y1) = survey.content.images[choice.image], choice.window
     height, width = survey.sizes[choice.image].tolist()
-    x0, y0, x1, y1 = choice.window
-    is_whole = choice.window == (0, 0, width, height)
-    notes = [f"{height}x{width}", counted(int(survey.instances[choice.image]), "instance"), choice.note]
-    notes += [] if is_whole else ["part of the image"]
-    try:
-        content = (survey.folder / entry.file_name).read_bytes()
-        image = image_files.decode(content, value_range=survey.value_range)
-    except OSError:
-        image = None
-    if image is None:
-        drawn = tag("p", "cannot be shown", class_="unavailable")
-    else:
-        drawn, incomplete = picture.draw(image, entry, survey.content.categories, choice.window, byte_budget)
-        notes += [f"{counted(incomplete, 'small annotation')} not drawn completely"] if incomplete else []
-    caption = [tag("b", entry.file_name), f" id {entry.id}, ", ", ".join(filter(None, notes))]
-    return tag(
-        "figure",
-        tag("a", drawn, href=f"#{anchor}"),
-        tag("figcaption", caption, tag("p", format_list(findings, 5), class_="finding") if findings else ()),
-        id=anchor,
-        style=f"--r:{max(0.4, (x1 - x0) / (y1 - y0)):.3f}",
-    )
+    notes = [f"{height}x{width}", counted(int(survey.instances[choice.image]), "instance")]
+    notes += [choice.note] if choice.note else []
+    notes += [] if choice.window == (0, 0, width, height) else ["part of the image"]
+    drawn, image = Markup(), read_image(survey.folder / entry.file_name, survey.value_range)
+    if image is not None:
+        drawn, num_left_out = picture.draw(image, entry, survey.content.categories, choice.window, byte_budget)
+        notes += [f"{counted(num_left_out, 'small annotation')} not drawn"] if num_left_out else []
+    aspect = (x1 - x0) / (y1 - y0)
+    macros = rendering.macros("check/figure.html.jinja")
+    return macros.figure(anchor, aspect, entry, drawn, notes, format_list(findings.get(entry.id, ()), 5))

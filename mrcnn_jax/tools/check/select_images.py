@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import itertools
+from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 import numpy as np
 
-from mrcnn_jax.tools.check.survey import Survey
+from mrcnn_jax.data.findings import Problem, Refusal
+from mrcnn_jax.tools.check.survey import LARGE, Survey
 
 _MAX_ASPECT = 6.0  # of images that are longer or higher than that, the middle is shown
 _CONTEXT = 6.0  # side of the window around a small object, in longer sides of its box
 _MIN_WINDOW = 48.0  # pixels
-_MAX_SMALL_AREA = 96**2  # square pixels
 
 Window = tuple[float, float, float, float]  # x0, y0, x1, y1 in pixels of the image
 
@@ -59,14 +61,13 @@ def _candidates(survey: Survey) -> Iterator[tuple[str, int, Iterable[tuple[int, 
 def _with_findings(survey: Survey) -> list[int]:
     """Return the images with findings: the first of each kind, then the second of each kind, and so on."""
     row = {image.id: i for i, image in enumerate(survey.content.images)}
-    kinds: dict[str, list[int]] = {}
-    findings = [(refusal.kind, refusal.image_id) for refusal in survey.refusals]
-    findings += [(problem.kind, problem.image_id) for problem in survey.content.problems]
-    for kind, image_id in findings:
-        if image_id in row:
-            kinds.setdefault(kind, []).append(row[image_id])
-    ranked = [(rank, i) for images in kinds.values() for rank, i in enumerate(dict.fromkeys(images))]
-    return list(dict.fromkeys(i for _, i in sorted(ranked, key=lambda pair: pair[0])))
+    kinds: dict[str, dict[int, None]] = defaultdict(dict)  # images in order, each once
+    findings: list[Refusal | Problem] = [*survey.refusals, *survey.content.problems]
+    for finding in findings:
+        if finding.image_id in row:
+            kinds[finding.kind][row[finding.image_id]] = None
+    alternating = itertools.chain.from_iterable(itertools.zip_longest(*kinds.values()))
+    return [i for i in dict.fromkeys(alternating) if i is not None]
 
 
 def _of_each_class(survey: Survey) -> list[tuple[int, str]]:
@@ -87,7 +88,7 @@ def _smallest(survey: Survey, max_count: int, refused: set[int | None]) -> list[
     choices: dict[int, ImageChoice] = {}
     for k in np.argsort(annotations.areas, kind="stable").tolist():
         i = int(annotations.images[k])
-        if len(choices) == max_count or annotations.areas[k] >= _MAX_SMALL_AREA:
+        if len(choices) == max_count or annotations.areas[k] >= LARGE:
             break
         if not annotations.crowd[k] and i not in choices and images[i].id not in refused:
             x, y, width, height = annotations.boxes[k].tolist()

@@ -35,10 +35,6 @@ class DatasetFiles:
     skipped: list[str] = field(default_factory=list)  # messages about JSON files of other kinds
 
 
-class _OtherKindError(DataError):
-    """A JSON that is not meant to contain COCO instances."""
-
-
 def find_files(data: Path, images: Path | None = None) -> DatasetFiles:
     """Read the COCO JSON `data`, or all in this folder and its direct subfolders.
 
@@ -52,13 +48,19 @@ def find_files(data: Path, images: Path | None = None) -> DatasetFiles:
         raise DataError(f"no folder or file {data}; give the folder of a dataset, or a COCO JSON")
     found = DatasetFiles()
     for path in _json_files(data):
+        content, file, error = None, None, ""
         try:
-            content = _read(path, images, explicit=data.is_file())
-            found.files.append(_with_image_folder(path, content, _root(data), images))
-        except _OtherKindError as error:
-            found.skipped.append(str(error))
-        except DataError as error:
-            found.broken.append(str(error))
+            content = inspect(path, folder=images)
+            file = _with_image_folder(path, content, _root(data), images)
+        except DataError as reason:
+            error = str(reason)
+        usable = content and (not content.refusals or any(image.annotations for image in content.images))
+        if not usable and data.is_dir() and (kind := _other_kind(path)):
+            found.skipped.append(f"{path} is {kind}")
+        elif file is None:
+            found.broken.append(error)
+        else:
+            found.files.append(file)
     if not found.files and not found.broken:
         others = f"; it has {format_list(found.skipped)}" if found.skipped else ""
         raise DataError(f"no COCO JSON in {data}{others}; give the JSON itself, with --images=FOLDER for its images")
@@ -67,29 +69,13 @@ def find_files(data: Path, images: Path | None = None) -> DatasetFiles:
 
 def split_of(path: Path) -> str:
     """Return `train`, `val` or `test` by the name of a JSON, else of its folder; empty if neither contains one."""
-    for name in (path.stem, path.parent.name):
-        if splits := [SPLITS[word] for word in name_words(name) if word in SPLITS]:
-            return splits[0]
-    return ""
+    words = (word for name in (path.stem, path.parent.name) for word in name_words(name))
+    return next((SPLITS[word] for word in words if word in SPLITS), "")
 
 
 def name_words(name: str) -> list[str]:
     """Return the runs of letters in a name, in lower case."""
     return re.findall("[a-z]+", name.lower())
-
-
-def _read(path: Path, images: Path | None, explicit: bool) -> AnnotationFile:
-    """Read a JSON. Raises _OtherKindError for one of another kind, unless the user gave it explicitly."""
-    try:
-        content = inspect(path, folder=images)
-    except DataError:
-        if not explicit and (kind := _other_kind(path)):
-            raise _OtherKindError(f"{path} is {kind}") from None
-        raise
-    unusable = content.refusals and not any(image.annotations for image in content.images)
-    if unusable and not explicit and (kind := _other_kind(path)):
-        raise _OtherKindError(f"{path} is {kind}")
-    return content
 
 
 def _with_image_folder(path: Path, content: AnnotationFile, root: Path, images: Path | None) -> DatasetFile:
@@ -119,9 +105,8 @@ def _fullest(folders: Sequence[Path], names: Sequence[str]) -> Path | None:
 
 
 def _json_files(data: Path) -> list[Path]:
-    if data.is_file():
-        return [data]
-    return [path for path in [*sorted(data.glob("*.json")), *sorted(data.glob("*/*.json"))] if path.is_file()]
+    paths = [data] if data.is_file() else [*sorted(data.glob("*.json")), *sorted(data.glob("*/*.json"))]
+    return [path for path in paths if path.is_file()]
 
 
 def _root(data: Path) -> Path:
@@ -132,19 +117,9 @@ def _root(data: Path) -> Path:
 
 
 def _folders(root: Path) -> set[Path]:
-    """Return `root` and its subfolders, two levels deep."""
-    folders = {root}
-    for parent in (root, *_subfolders(root)):
-        folders.update(_subfolders(parent))
-    return folders
-
-
-def _subfolders(folder: Path) -> list[Path]:
-    try:
-        with os.scandir(folder) as entries:
-            return [folder / entry.name for entry in entries if entry.is_dir() and not entry.name.startswith(".")]
-    except PermissionError:
-        return []
+    """Return `root` and its subfolders, two levels deep, without hidden ones."""
+    found = [folder for pattern in ("*/", "*/*/") for folder in root.glob(pattern)]
+    return {root, *(folder for folder in found if not re.search(r"(^|/)\.", str(folder.relative_to(root))))}
 
 
 def _rank(folder: Path, path: Path) -> tuple[int, str]:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import itertools
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -11,26 +11,20 @@ from typing import NamedTuple
 import numpy as np
 
 from mrcnn_jax.config import DataConfig
-from mrcnn_jax.data import image_files, value_range
+from mrcnn_jax.data import findings, image_files, value_range
 from mrcnn_jax.data.annotations import AnnotationFile, ImageEntry
-from mrcnn_jax.data.findings import (
-    Refusal,
-    describe_problems,
-    describe_refusals,
-    no_instances_message,
-    no_masks_message,
-)
+from mrcnn_jax.data.findings import Refusal
 from mrcnn_jax.data.image_files import ImageCheck
 from mrcnn_jax.data.mask_crops import annotation_area
 from mrcnn_jax.data.segmentation_checks import MASK_PROBLEMS
 from mrcnn_jax.data.value_range import MeasuredRange, Range
 from mrcnn_jax.tools.check.sources import DatasetFile, name_words, split_of
+from mrcnn_jax.tools.pages.rendering import counted
 
 MAX_INSTANCES = DataConfig.max_instances  # per image in training, by default
 SMALL, LARGE = 32**2, 96**2  # square pixels: limits of COCO's small, medium and large objects
-AREAS = ("small", "medium", "large")
+AREAS = ("small (below 32²)", "medium (between)", "large (from 96²)")
 
-_Key = tuple[str, int, int, int]
 Progress = Callable[[Iterable[ImageCheck], int], Iterable[ImageCheck]]
 
 
@@ -68,8 +62,8 @@ class Survey:
     @property
     def findings(self) -> list[str]:
         """Messages about refusals and dropped annotations, one for each kind, as in training but complete."""
-        dropped = [f"{self.path}: {line}" for line in describe_problems(self.content.problems, None)]
-        refused = [*describe_refusals(self.path, self.refusals, None), self.untrainable]
+        dropped = [f"{self.path}: {line}" for line in findings.describe_problems(self.content.problems, None)]
+        refused = [*findings.describe_refusals(self.path, self.refusals, None), self.untrainable]
         return [line for line in (*refused, *dropped) if line]
 
     @property
@@ -78,27 +72,22 @@ class Survey:
         return "refused" if self.refusals or self.untrainable else "dropped" if self.content.problems else "clean"
 
 
-def counted(count: int, noun: str) -> str:
-    """Return the count with the noun in singular or plural, such as `1 image` or `2,000 images`."""
-    return f"{count:,} {noun}{'' if count == 1 else 's'}"
-
-
 def survey(files: Sequence[DatasetFile], progress: Progress, value_range: Range | None = None) -> list[Survey]:
     """Return the survey of every file. Images that several files contain are read once.
 
     `progress(results, total)` yields the results unchanged and displays how many there are. `value_range` is
     `data.value_range` of the configuration.
     """
-    images_by_folder: dict[Path, dict[_Key, ImageEntry]] = {}
-    for file in files:
-        images_by_folder.setdefault(file.folder, {}).update((_key(image), image) for image in file.content.images)
-    keys = [(folder, key) for folder, images in images_by_folder.items() for key in images]
-    examined = dict(zip(keys, list(progress(_examine(images_by_folder), len(keys))), strict=True))
-    surveys = []
-    for file in files:
-        results = [examined[file.folder, _key(image)] for image in file.content.images]
-        surveys.append(_survey_file(file, results, value_range))
-    return surveys
+    images = {(file.folder, _key(image)): image for file in files for image in file.content.images}
+    folders = itertools.groupby(images, key=lambda key: key[0])
+    results = (
+        result for folder, keys in folders for result in image_files.check_images(folder, [images[key] for key in keys])
+    )
+    checked = dict(zip(images, list(progress(results, len(images))), strict=True))
+    return [
+        _survey_file(file, [checked[file.folder, _key(image)] for image in file.content.images], value_range)
+        for file in files
+    ]
 
 
 def summary_rows(survey: Survey) -> list[tuple[str, str]]:
@@ -132,28 +121,16 @@ def area_groups(annotations: AnnotationArrays) -> list[int]:
     return np.bincount(np.digitize(annotations.areas[~annotations.crowd], (SMALL, LARGE)), minlength=3).tolist()
 
 
-def excess_instances(survey: Survey) -> tuple[int, int]:
-    """Return the number of images with more than `MAX_INSTANCES` instances, and the number of instances beyond it."""
-    excess = survey.instances - MAX_INSTANCES
-    return int((excess > 0).sum()), int(excess[excess > 0].sum())
-
-
-def _key(image: ImageEntry) -> _Key:
-    """Return what the examination of an image and its messages depend on."""
+def _key(image: ImageEntry) -> Hashable:
+    """Return what the check of an image and its messages depend on."""
     return image.file_name, image.id, image.height, image.width
-
-
-def _examine(images_by_folder: dict[Path, dict[_Key, ImageEntry]]) -> Iterator[ImageCheck]:
-    for folder, images in images_by_folder.items():
-        yield from image_files.check_images(folder, list(images.values()))
 
 
 def _survey_file(file: DatasetFile, examined: Sequence[ImageCheck], given_range: Range | None) -> Survey:
     images, values = file.content.images, value_range.merge_ranges(result.values for result in examined)
-    range_refusal = value_range.refusal(values, given_range)
     refusals = [*file.content.refusals, *image_files.collect_refusals(examined)]
-    refusals += [range_refusal] if range_refusal else []
-    image_warnings = describe_refusals(file.path, [w for result in examined for w in result.warnings], None)
+    refusals += filter(None, [value_range.refusal(values, given_range)])
+    image_warnings = findings.describe_refusals(file.path, [w for result in examined for w in result.warnings], None)
     suspicions = [*file.content.warnings, *value_range.warnings(values, given_range)]
     annotations = _annotation_arrays(images, file.content.categories.class_of())
     plain = ~annotations.crowd
@@ -182,9 +159,9 @@ def _untrainable(file: DatasetFile, annotations: AnnotationArrays) -> str:
         return ""
     plain, problems = ~annotations.crowd, file.content.problems
     instances, crowds = int(plain.sum()), int(annotations.crowd.sum())
-    reason = no_instances_message(file.path, file.content.categories.names, instances, crowds, problems)
+    reason = findings.no_instances_message(file.path, file.content.categories.names, instances, crowds, problems)
     no_mask_left = not annotations.has_mask[plain].any() and any(problem.kind in MASK_PROBLEMS for problem in problems)
-    return reason or (no_masks_message(file.path, problems) if no_mask_left else "")
+    return reason or (findings.no_masks_message(file.path, problems) if no_mask_left else "")
 
 
 def _annotation_arrays(images: Sequence[ImageEntry], class_of: dict[int, int]) -> AnnotationArrays:
@@ -208,10 +185,8 @@ def _and_count(count: int, text: str) -> str:
 
 def _masks(annotations: AnnotationArrays) -> str:
     rle, polygons = int(annotations.rle.sum()), int((annotations.has_mask & ~annotations.rle).sum())
-    if not rle + polygons:
-        return "none"
     parts = ((polygons, "as polygons"), (rle, "as RLE"))
-    return ", ".join(f"{count:,} {text}" for count, text in parts if count)
+    return ", ".join(f"{count:,} {text}" for count, text in parts if count) or "none"
 
 
 def _keypoints(survey: Survey) -> str:
@@ -228,16 +203,15 @@ def _image_sizes(sizes: np.ndarray) -> list[tuple[str, str]]:
     """Return rows about the sizes (n, 2); the median is that of the number of pixels."""
     if not len(sizes):
         return []
-    order = np.argsort(sizes.prod(axis=1), kind="stable")
-    smallest, median, largest = ("x".join(map(str, sizes[order[i]])) for i in (0, (len(order) - 1) // 2, -1))
+    order, middle = np.argsort(sizes.prod(axis=1), kind="stable"), (len(sizes) - 1) // 2
+    smallest, median, largest = ("x".join(map(str, sizes[order[i]])) for i in (0, middle, -1))
     distinct, counts = np.unique(sizes, axis=0, return_counts=True)
     common = [f"{h}x{w} ({counts[i]:,})" for i in np.argsort(-counts, kind="stable")[:3] for h, w in [distinct[i]]]
     aspects = np.sort(sizes[:, 1] / sizes[:, 0])
-    middle = aspects[(len(aspects) - 1) // 2]
     return [
         ("height x width", f"smallest {smallest}, median {median}, largest {largest}"),
         ("", f"{len(distinct):,} different; most often {', '.join(common)}"),
-        ("width / height", f"least {aspects[0]:.2f}, median {middle:.2f}, greatest {aspects[-1]:.2f}"),
+        ("width / height", f"least {aspects[0]:.2f}, median {aspects[middle]:.2f}, greatest {aspects[-1]:.2f}"),
     ]
 
 
@@ -246,22 +220,19 @@ def _type(values: MeasuredRange) -> str:
 
 
 def _areas(annotations: AnnotationArrays) -> str:
-    groups = area_groups(annotations)
-    limits = (f"below {math.isqrt(SMALL)}²", "between", f"from {math.isqrt(LARGE)}²")
-    total = max(sum(groups), 1)
-    parts = zip(AREAS, limits, groups, strict=True)
-    return ", ".join(f"{name} ({limit}) {n:,} = {n / total:.0%}" for name, limit, n in parts)
+    counts = area_groups(annotations)
+    total = max(sum(counts), 1)
+    return ", ".join(f"{name} {n:,} = {n / total:.0%}" for name, n in zip(AREAS, counts, strict=True))
 
 
 def _crowding(survey: Survey) -> str:
     counts = survey.instances
     if not len(counts):
         return "none"
-    images, instances = excess_instances(survey)
-    largest = int(counts.argmax())
+    largest, excess = int(counts.argmax()), counts[counts > MAX_INSTANCES] - MAX_INSTANCES
     text = f"median {np.median(counts):g}, most {counts[largest]:,} (image {survey.content.images[largest].id})"
-    if images:
-        verb = "has" if images == 1 else "have"
-        text += f"; {counted(images, 'image')} {verb} more than data.max_instances={MAX_INSTANCES}: training leaves out"
-        text += f" the {counted(instances, 'smallest instance')}"
+    if len(excess):
+        images = f"{counted(len(excess), 'image')} {'has' if len(excess) == 1 else 'have'}"
+        text += f"; {images} more than data.max_instances={MAX_INSTANCES}: training leaves out the"
+        text += f" {counted(excess.sum(), 'smallest instance')}"
     return text

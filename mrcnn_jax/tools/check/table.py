@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from mrcnn_jax.errors import format_value
-from mrcnn_jax.tools.check.survey import Survey, class_rows, counted, summary_rows
+from mrcnn_jax.tools.check.survey import Survey, class_rows, summary_rows
+from mrcnn_jax.tools.pages.rendering import counted
 
 _NAME_WIDTH = 28  # longer names are wrapped
 _COUNTS_WIDTH = 24  # characters of the counts of a class
@@ -38,8 +39,7 @@ def show(survey: Survey) -> None:
         classes.add_column("instances", justify="right")
         classes.add_column("images", justify="right")
     for i in range(height):
-        row = [Text(text, style) for class_cells in cells[i::height] for text, style in class_cells]
-        classes.add_row(*row)
+        classes.add_row(*[Text(text, style) for class_cells in cells[i::height] for text, style in class_cells])
     console.print(classes)
 
 

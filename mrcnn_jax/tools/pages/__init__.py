@@ -1,9 +1,7 @@
-"""Building blocks of the HTML pages of `mrcnn check` and `mrcnn report`.
+"""What the HTML pages of `mrcnn check` and `mrcnn report` share.
 
-document   a complete page with its content security policy
-html       elements, with all text escaped
-chart      the frame of a chart
-drawing    photograph, boxes, skeletons and names of an image
-outline    masks as SVG paths
-base.css   colors, type, tables, charts and images, dark and light
+rendering   jinja2 templates of pages in one file, with all text escaped
+chart       content of a chart
+drawing     masks, boxes, skeletons and names of an image, of limited size
+templates/  a page, a chart, a drawing; colors, type and layout, dark and light
 """

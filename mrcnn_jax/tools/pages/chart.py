@@ -1,68 +1,50 @@
-"""Axes, grid and labels of a chart as SVG, and the positions of its content."""
+"""Content of charts, which templates/chart.html.jinja draws. Positions are from 0 to 1 along the axes."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
-from mrcnn_jax.tools.pages.html import Child, Html, tag
-
-WIDTH, HEIGHT = 460, 240
-LEFT, RIGHT, TOP, BOTTOM = 52, 12, 12, 40  # margins of the plot
-
-Tick = tuple[float, str]  # position on an axis from 0 to 1, label
+Mark = tuple[float, str]  # position on an axis and its label
 
 
-def chart(
-    title: str,
-    x_label: str,
-    y_label: str,
-    content: Sequence[Html],
-    x_ticks: Sequence[Tick],
-    y_ticks: Sequence[Tick],
-    legend: Child = (),
-    **attributes: object,
-) -> Html:
-    """Return a figure of `content`, which is positioned with `to_x` and `to_y`, and a `legend` below it.
+class Bar(NamedTuple):
+    """A bar, or several ones upon each other; browsers show `text` while the pointer is over them."""
 
-    `attributes` are those of the figure.
-    """
-    grid = [tag("path", d=f"M{LEFT} {to_y(value):.1f}H{WIDTH - RIGHT}", class_="grid") for value, _ in y_ticks]
-    x_texts = [tag("text", text, x=decimal(to_x(value)), y=to_y(0) + 15, class_="x") for value, text in x_ticks]
-    y_texts = [tag("text", text, x=LEFT - 6, y=f"{to_y(value) + 4:.1f}", class_="y") for value, text in y_ticks]
-    labels = [
-        tag("text", x_label, x=decimal(to_x(0.5)), y=HEIGHT - 6, class_="x"),
-        tag("text", y_label, x=decimal(-to_y(0.5)), y=11, class_="x", transform="rotate(-90)"),
-    ]
-    view_box = f"0 0 {WIDTH} {HEIGHT}"
-    svg = tag("svg", *grid, *x_texts, *y_texts, *labels, *content, viewBox=view_box, role="img", aria_label=title)
-    return tag("figure", tag("figcaption", title), svg, legend, class_="chart", **attributes)
+    left: float
+    right: float
+    text: str
+    parts: Sequence[tuple[float, float, str]]  # bottom, top, class in the stylesheet
 
 
-def vertical_line(value: float, name: str) -> list[Html]:
-    """Return a vertical line at `value` of the x axis, with a name on its right."""
-    line = tag("path", d=f"M{decimal(to_x(value))} {TOP}V{to_y(0):g}", class_="marker")
-    return [line, tag("text", f"{name} →", x=decimal(to_x(value) + 4), y=TOP + 10)]
+class Dot(NamedTuple):
+    """A dot of a scatter plot, with a text like that of `Bar`."""
+
+    x: float
+    y: float
+    radius: float  # units of the SVG
+    text: str
 
 
-def quarter_ticks(limit: float) -> list[Tick]:
+class Chart(NamedTuple):
+    """Axes, grid, and everything between them."""
+
+    title: str
+    x_label: str
+    y_label: str
+    x_ticks: Sequence[Mark]
+    y_ticks: Sequence[Mark]
+    bars: Sequence[Bar] = ()
+    dots: Sequence[Dot] = ()
+    lines: Sequence[tuple[Sequence[tuple[float, float]], str]] = ()  # points, class in the stylesheet
+    limits: Sequence[Mark] = ()  # vertical lines with a name on their right
+    data: Mapping[str, object] = {}  # attributes for scripts
+
+
+def quarter_ticks(limit: float) -> list[Mark]:
     """Return ticks at the quarters of an axis from 0 to `limit`, where these are whole numbers."""
     return [(part / 4, f"{limit * part / 4:,.10g}") for part in range(5) if limit * part % 4 == 0]
-
-
-def to_x(value: float) -> float:
-    """Convert 0..1 of the x axis to units of the chart."""
-    return LEFT + value * (WIDTH - LEFT - RIGHT)
-
-
-def to_y(value: float) -> float:
-    """Convert 0..1 of the y axis, which points up, to units of the chart, which point down."""
-    return HEIGHT - BOTTOM - value * (HEIGHT - TOP - BOTTOM)
-
-
-def decimal(value: float) -> str:
-    """Format a coordinate with one decimal."""
-    return f"{value:.1f}"
 
 
 def axis_limit(value: float) -> float:

@@ -1,4 +1,4 @@
-"""Precision-recall curves and score histograms as SVG."""
+"""Precision-recall curves and score histograms."""
 
 from __future__ import annotations
 
@@ -6,101 +6,52 @@ import base64
 import json
 
 import numpy as np
-from numpy.typing import NDArray
+from markupsafe import Markup
 
 from mrcnn_jax.evaluation.analysis import MetricTable
-from mrcnn_jax.tools.pages import chart
-from mrcnn_jax.tools.pages.html import Html, tag
-from mrcnn_jax.tools.report.labels import HEADINGS, format_score, overlap_measure
+from mrcnn_jax.tools.pages.chart import Bar, Chart, axis_limit, quarter_ticks
+from mrcnn_jax.tools.pages.rendering import macros
+from mrcnn_jax.tools.report.labels import HEADINGS, overlap_measure
 
 _LEVELS = 200  # precision is quantized to, for the curves of single classes
 _UNDEFINED = 255  # level of a class without ground truth
 _CURVES_BUDGET = 250_000  # bytes for the curves of single classes
 _TENTHS = [(n / 5, f"{n / 5:g}") for n in range(6)]
+_TEMPLATE = "report/charts.html.jinja"
 
 
-def curves(table: MetricTable) -> Html:
+def curves(table: MetricTable) -> Markup:
     """Return the precision-recall curves of all classes at an overlap of 0.5, of 0.75, and in the mean over overlaps.
 
     Data attributes have the curves of single classes for report.js.
     """
-    series = _series(table)  # (3, 101, C)
-    lines, legend = [], []
-    for k, name in enumerate(_names(table)):
-        mean = _class_mean(series[k])
-        style = f"line s{k}"
-        points = "" if mean is None else _points(np.linspace(0, 1, len(mean)), mean)
-        lines.append(tag("polyline", points=points, class_=style))
-        symbol = tag("svg", tag("path", d="M0 5H26", class_=style), viewBox="0 0 26 10", aria_hidden="true")
-        legend.append(tag("li", symbol, f"{name} ", tag("b", format_score(-1 if mean is None else float(mean.mean())))))
-    step = next((n for n in (1, 2, 4, 5, 10) if series[:, ::n].size * 4 / 3 <= _CURVES_BUDGET), 20)
-    levels = np.where(series < 0, _UNDEFINED, np.rint(series * _LEVELS)).astype(np.uint8)[:, ::step]
-    means = np.where(series < 0, -1, series).mean(axis=1).T.round(4)
-    return chart.chart(
-        HEADINGS[table.iou_type],
-        "recall",
-        "precision",
-        lines,
-        _TENTHS,
-        _TENTHS,
-        tag("ul", legend, class_="legend"),
-        data_precision=base64.b64encode(np.ascontiguousarray(levels.transpose(2, 0, 1)).tobytes()).decode(),
-        data_averages=json.dumps(means.tolist(), separators=(",", ":")),
-        data_levels=_LEVELS,
-        data_plot=" ".join(f"{edge:g}" for edge in (chart.to_x(0), chart.to_x(1), chart.to_y(0), chart.to_y(1))),
-    )
-
-
-def _names(table: MetricTable) -> list[str]:
-    measure = overlap_measure(table.iou_type)
-    return [f"{measure} 0.50", f"{measure} 0.75", "mean of 0.50 to 0.95"]
-
-
-def _series(table: MetricTable) -> NDArray[np.float64]:
-    """Return the precision (3, 101, C) at an overlap of 0.5, of 0.75, and in the mean over overlaps."""
     rows = [int(np.argmin(np.abs(table.thresholds - threshold))) for threshold in (0.5, 0.75)]
-    return np.stack([*table.precision[rows], table.precision.mean(axis=0)])
+    precision = np.stack([*table.precision[rows], table.precision.mean(axis=0)])  # (3, 101, C)
+    present = (precision >= 0).all(axis=(0, 1))  # classes with ground truth
+    means = precision[..., present].mean(axis=2) if present.any() else np.empty((3, 0))
+    recalls = np.linspace(0, 1, means.shape[1]).tolist()
+    lines = [(list(zip(recalls, mean.tolist(), strict=True)), f"line s{k}") for k, mean in enumerate(means)]
+    step = next((n for n in (1, 2, 4, 5, 10) if precision[:, ::n].size * 4 / 3 <= _CURVES_BUDGET), 20)
+    levels = np.where(precision < 0, _UNDEFINED, np.rint(precision * _LEVELS)).astype(np.uint8)[:, ::step]
+    averages = np.where(precision < 0, -1, precision).mean(axis=1).T.round(4)
+    data = {
+        "data-precision": base64.b64encode(np.ascontiguousarray(levels.transpose(2, 0, 1)).tobytes()).decode(),
+        "data-averages": json.dumps(averages.tolist(), separators=(",", ":")),
+        "data-levels": _LEVELS,
+    }
+    chart = Chart(HEADINGS[table.iou_type], "recall", "precision", _TENTHS, _TENTHS, lines=lines, data=data)
+    scores = [mean.mean() if len(mean) else -1 for mean in means]
+    return macros(_TEMPLATE).curves(chart, overlap_measure(table.iou_type), scores)
 
 
-def _class_mean(precision: NDArray[np.float64]) -> NDArray[np.float64] | None:
-    """Return the mean (101,) of (101, C) over the classes with ground truth; None if there are none."""
-    present = (precision >= 0).all(axis=0)
-    return precision[:, present].mean(axis=1) if present.any() else None
-
-
-def _points(recalls: NDArray[np.float64], precisions: NDArray[np.float64]) -> str:
-    return " ".join(
-        f"{chart.to_x(a):.1f},{chart.to_y(b):.1f}" for a, b in zip(recalls.tolist(), precisions.tolist(), strict=True)
-    )
-
-
-def histogram(table: MetricTable, threshold: float) -> Html:
+def histogram(table: MetricTable, threshold: float) -> Markup:
     """Return a histogram of predictions by score: correct ones below, wrong ones above them."""
-    bins = table.histogram.shape[1]
-    limit = chart.axis_limit(float(table.histogram.sum(axis=0).max()))
+    edges = np.linspace(0, 1, table.histogram.shape[1] + 1).tolist()
+    limit = axis_limit(float(table.histogram.sum(axis=0).max()))
     bars = []
-    for k, (correct, wrong) in enumerate(table.histogram.T.tolist()):
-        title = tag("title", f"score {k / bins:.2f} to {(k + 1) / bins:.2f}: {correct:,} correct, {wrong:,} wrong")
-        span = (k / bins, (k + 1) / bins)
-        parts = [_bar(span, 0, correct / limit, "correct"), _bar(span, correct / limit, wrong / limit, "wrong")]
-        bars.append(tag("g", title, parts))
-    legend = [tag("li", tag("i", class_=style), style) for style in ("correct", "wrong")]
-    return chart.chart(
-        HEADINGS[table.iou_type],
-        "score",
-        "predictions",
-        [*bars, *chart.vertical_line(threshold, "shown")],
-        _TENTHS,
-        chart.quarter_ticks(limit),
-        tag("ul", legend, class_="legend"),
-    )
-
-
-def _bar(span: tuple[float, float], bottom: float, height: float, style: str) -> Html:
-    """Return a bar from `bottom` up, in fractions of the axis, of at least a visible height."""
-    if not height:
-        return Html("")
-    left, right = map(chart.to_x, span)
-    top = chart.to_y(bottom + height)
-    size = {"width": chart.decimal(right - left - 1), "height": chart.decimal(max(chart.to_y(bottom) - top, 0.7))}
-    return tag("rect", x=chart.decimal(left + 0.5), y=chart.decimal(top), class_=style, **size)
+    for left, right, (correct, wrong) in zip(edges, edges[1:], table.histogram.T.tolist(), strict=False):
+        text = f"score {left:.2f} to {right:.2f}: {correct:,} correct, {wrong:,} wrong"
+        parts = [(0, correct, "correct"), (correct, correct + wrong, "wrong")]
+        bars.append(Bar(left, right, text, [(low / limit, top / limit, name) for low, top, name in parts if low < top]))
+    chart = Chart(HEADINGS[table.iou_type], "score", "predictions", _TENTHS, quarter_ticks(limit), bars)
+    return macros(_TEMPLATE).histogram(chart._replace(limits=[(threshold, "shown")]))

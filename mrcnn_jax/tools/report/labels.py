@@ -1,14 +1,12 @@
-"""Names and descriptions of tables, metrics and outcomes on the page."""
+"""Names and descriptions of tables, metrics, outcomes and groups of images on the page."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import NamedTuple
 
 from mrcnn_jax.evaluation.analysis import Analysis, MetricTable
 
 HEADINGS = {"bbox": "Boxes", "segm": "Masks", "keypoints": "Keypoints"}
-UNDEFINED = "\N{EN DASH}"  # a metric without ground truth
 
 # In the order of the page. Some are defined for keypoints or LVIS only.
 METRICS = {
@@ -35,7 +33,7 @@ METRICS = {
 
 
 class OutcomeLabel(NamedTuple):
-    """Name and description of an outcome of a prediction or a ground-truth instance."""
+    """Name and description of an outcome of a prediction or a ground-truth instance, or of several outcomes."""
 
     name: str
     description: str
@@ -51,16 +49,12 @@ OUTCOMES = {
     "missed": OutcomeLabel("missed", "an annotated instance without a matching prediction"),
     "found": OutcomeLabel("detected", "an annotated instance with a correct prediction"),
     "crowd": OutcomeLabel("crowd", "a region of many instances; predictions in it are ignored"),
-}
-SPECIAL = {
     "false_positives": OutcomeLabel("all false positives", "without any prediction that is not correct"),
     "false_negatives": OutcomeLabel("all false negatives", "with a correct prediction of every instance"),
 }
-
-
-def format_score(value: float) -> str:
-    """Format an average precision or recall like pycocotools, and -1 as undefined."""
-    return UNDEFINED if value < 0 else f"{value:.3f}"
+PREDICTED = ("correct", "classification", "localization", "both", "duplicate", "background")
+ANNOTATED = ("found", "missed", "crowd")
+GROUPS = {"worst": "Worst", "best": "Best", "random": "At random", "classes": "More classes"}  # of images
 
 
 def overlap_measure(iou_type: str) -> str:
@@ -69,5 +63,5 @@ def overlap_measure(iou_type: str) -> str:
 
 def primary_table(analysis: Analysis) -> MetricTable:
     """Return the table whose outcomes the images show: of masks if there is one, else of boxes, else of keypoints."""
-    tables: Mapping[str, MetricTable] = {table.iou_type: table for table in analysis.tables}
-    return next(tables[name] for name in ("segm", "bbox", "keypoints") if name in tables)
+    order = ("segm", "bbox", "keypoints")
+    return min(analysis.tables, key=lambda table: order.index(table.iou_type))

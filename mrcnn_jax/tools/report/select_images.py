@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -10,8 +10,6 @@ from mrcnn_jax.evaluation.analysis import ImageResult
 
 _GROUP_SIZE = 12
 _MAX_CLASSES = 16  # images of classes that no other group shows
-
-GROUPS = {"worst": "Worst", "best": "Best", "random": "At random", "classes": "More classes"}
 
 
 def select_images(images: Sequence[ImageResult]) -> list[tuple[str, ImageResult]]:
@@ -24,24 +22,18 @@ def select_images(images: Sequence[ImageResult]) -> list[tuple[str, ImageResult]
     worst = sorted(rated, key=lambda image: (image.quality, -image.wrong - image.missed))
     best = sorted(rated, key=lambda image: (-image.quality, -image.correct))
     middle = len(rated) // 2  # of few images, none is both best and worst
-    order = np.random.default_rng(0).permutation(len(images)).tolist()
-    used: set[int] = set()
-    selected = _first("worst", worst[: min(_GROUP_SIZE, len(rated) - middle)], _GROUP_SIZE, used)
-    selected += _first("best", best[: min(_GROUP_SIZE, middle)], _GROUP_SIZE, used)
-    selected += _first("random", (images[i] for i in order), _GROUP_SIZE, used)
-    known = {class_id for _, image in selected for class_id in image.category_ids}
+    groups = {
+        "worst": worst[: len(rated) - middle][:_GROUP_SIZE],
+        "best": best[:middle][:_GROUP_SIZE],
+        "random": [images[i] for i in np.random.default_rng(0).permutation(len(images))],
+    }
+    selected: dict[int, tuple[str, ImageResult]] = {}  # by image id
+    for group, candidates in groups.items():
+        unused = [image for image in candidates if image.image_id not in selected]
+        selected |= {image.image_id: (group, image) for image in unused[:_GROUP_SIZE]}
+    known = {class_id for _, image in selected.values() for class_id in image.category_ids}
     for image in worst:
         if image.category_ids - known and len(selected) < 3 * _GROUP_SIZE + _MAX_CLASSES:
-            selected += _first("classes", [image], 1, used)
+            selected[image.image_id] = ("classes", image)
             known |= image.category_ids
-    return selected
-
-
-def _first(group: str, images: Iterable[ImageResult], max_count: int, used: set[int]) -> list[tuple[str, ImageResult]]:
-    """Return the first `max_count` images whose ids are not in `used`, and add them to `used`."""
-    result: list[tuple[str, ImageResult]] = []
-    for image in images:
-        if len(result) < max_count and image.image_id not in used:
-            used.add(image.image_id)
-            result.append((group, image))
-    return result
+    return list(selected.values())

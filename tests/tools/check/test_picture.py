@@ -132,7 +132,7 @@ def test_names_do_not_overlap_and_are_shortened() -> None:
     categories = Categories((3,), ("a" * 60,))
     boxes = [annotation(i, [float(i), 5, 20, 20]) for i in range(5)]
     svg, _ = draw(IMAGE, entry(*boxes), categories, ALL, 100_000)
-    assert re.findall(r"<text[^>]*>([^<]*)<", svg) == ["a" * 23 + "…"]
+    assert list(filter(None, re.findall(r"<text[^>]*>([^<]*)<", svg))) == ["a" * 23 + "…"]
     assert svg.count("<title>" + "a" * 60) == 5
 
 

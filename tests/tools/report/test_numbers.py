@@ -11,14 +11,14 @@ import numpy as np
 import pytest
 
 from mrcnn_jax.evaluation.analysis import Analysis, Category, TideErrors
-from mrcnn_jax.tools.report import charts, confusion, tables
+from mrcnn_jax.tools.report import charts, tables
 
 
 def rows(markup: str) -> list[list[str]]:
     """The text of each cell."""
     return [
         [re.sub("<[^>]*>", "", cell) for cell in re.findall(r"<t[hd].*?</t[hd]>", row)]
-        for row in re.findall(r"<tr.*?</tr>", markup)
+        for row in re.findall(r"<tr.*?</tr>", markup, re.S)
     ]
 
 
@@ -95,7 +95,7 @@ def test_histogram(analysis: Analysis) -> None:
 
 def test_small_confusion_matrix_is_complete(analysis: Analysis) -> None:
     table = analysis.tables[1]
-    read = rows(confusion.matrix(table, analysis.categories))
+    read = rows(tables.matrix(table, analysis.categories))
     assert [row[0] for row in read[1:]] == ["boat", "kite", "person", "kiwi", "background"]
     counts = [[int(cell or 0) for cell in row[1:]] for row in read[1:]]
     np.testing.assert_array_equal(counts, table.confusion)
@@ -112,7 +112,7 @@ def large() -> tuple[np.ndarray, list[Category]]:
 def test_large_confusion_matrix_keeps_its_sums(analysis: Analysis, large: tuple[np.ndarray, list[Category]]) -> None:
     counts, categories = large
     table = dataclasses.replace(analysis.tables[0], confusion=counts)
-    read = rows(confusion.matrix(table, categories))
+    read = rows(tables.matrix(table, categories))
     names = [row[0] for row in read[1:]]
     assert len(names) == 18
     assert {"class 20", "class 30", "other classes", "background"} <= set(names)
@@ -126,7 +126,7 @@ def test_large_confusion_matrix_keeps_its_sums(analysis: Analysis, large: tuple[
 def test_most_frequent_confusions(analysis: Analysis, large: tuple[np.ndarray, list[Category]]) -> None:
     counts, categories = large
     table = dataclasses.replace(analysis.tables[0], confusion=counts)
-    read = rows(confusion.most_frequent(table, categories))
+    read = rows(tables.most_frequent(table, categories))
     assert read[1] == ["class 20", "class 30", "500", f"{100 * 500 / counts[20].sum():.0f}%"]
     assert len(read) == 11
-    assert confusion.most_frequent(analysis.tables[0], analysis.categories) == ""  # none twice
+    assert tables.most_frequent(analysis.tables[0], analysis.categories) == ""  # none twice

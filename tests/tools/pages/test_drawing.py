@@ -10,17 +10,18 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from support.outlines import corners, filled
 
-from mrcnn_jax.tools.pages.outline import svg_path, trace
+from mrcnn_jax.tools.pages.drawing import svg_path, trace
 
 
 @given(arrays(np.uint8, st.tuples(st.integers(1, 9), st.integers(1, 9)), elements=st.integers(0, 1)))
 def test_traced_outlines_are_filled_to_the_bitmap(bitmap: np.ndarray) -> None:
-    np.testing.assert_array_equal(filled(trace(bitmap), bitmap.shape), bitmap)
+    outlines = [polygon.astype(int) for polygon in trace(bitmap, 1.0)]
+    np.testing.assert_array_equal(filled(outlines, bitmap.shape), bitmap)
 
 
 def test_outline_of_a_disc_has_only_its_corners() -> None:
     disc = cv2.circle(np.zeros((200, 200), np.uint8), (100, 100), 80, 1, -1)
-    (outline,) = trace(disc)
+    (outline,) = (polygon.astype(int) for polygon in trace(disc, 1.0))
     turns = np.diff(np.concatenate([outline, outline[:2]]), axis=0)
     assert np.all(np.any(turns[:-1] != turns[1:], axis=1) & ((turns[:-1] * turns[1:]).sum(axis=1) == 0))
     np.testing.assert_array_equal(filled([outline], disc.shape), disc)
