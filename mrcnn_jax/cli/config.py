@@ -17,7 +17,6 @@ from typing import NamedTuple
 
 from mrcnn_jax.cli import common
 from mrcnn_jax.config import Config, ModelConfig, OptimizerConfig, load_config, needs_initial_weights, validate
-from mrcnn_jax.runtime.files import user_path
 
 _BACKBONES = {"efficientnet_lite0": "EfficientNet-Lite0"}
 _NOTES = (
@@ -35,9 +34,7 @@ class Recipe(NamedTuple):
 
 def main(arguments: Sequence[str]) -> int:
     parser = common.make_parser("config", __doc__)
-    parser.add_argument(
-        "recipes", nargs="+", type=user_path, metavar="FILE", help="recipe, such as configs/quickstart.py"
-    )
+    common.add(parser, "recipes", "FILE", "recipe, such as configs/quickstart.py", nargs="+")
     recipes, problems = [], []
     options, _ = common.parse(parser, arguments)
     for path in options.recipes:
