@@ -43,18 +43,16 @@ def find_sources(inputs: Sequence[str], output: Path) -> tuple[list[MediaSource]
     sources: list[MediaSource] = []
     messages: list[str] = []
     for given in inputs:
-        if os.path.lexists(given):
+        found: list[MediaSource] = []
+        if os.path.lexists(given) or not (given.isdecimal() or "://" in given or glob.has_magic(given)):
             found = _from_path(given, output, messages)
         elif given.isdecimal():
             found = [MediaSource("camera", given, f"camera-{given}")]
         elif "://" in given:
-            found = []
             messages.append(f"{given}: URLs are not supported; save it to a file first (ffmpeg -i URL FILE.mp4)")
-        elif glob.has_magic(given):
+        else:
             matches = sorted(glob.glob(given, recursive=True))
             found = [source for match in matches for source in _from_path(match, output, messages)]
-        else:
-            found = [_from_file(given, Path(given).name, _file_kind(Path(given)))]
         sources += found
         if not found and not any(message.startswith(f"{given}: ") for message in messages):
             messages.append(f"{given}: no image or video found")

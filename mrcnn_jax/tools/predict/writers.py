@@ -8,7 +8,7 @@ import json
 import logging
 import math
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -162,22 +162,17 @@ def write_json(path: Path, prediction: Prediction, image_fields: dict[str, Any])
     path.write_text(f'{json.dumps(content)[:-1]},\n "instances": [{instances}\n]}}\n')
 
 
-def _instances(prediction: Prediction) -> list[dict[str, Any]]:
-    instances: list[dict[str, Any]] = [
-        {
+def _instances(prediction: Prediction) -> Iterator[dict[str, Any]]:
+    masks = encode_rle(prediction.regions(), prediction.image_size)  # none without masks
+    for i in range(len(prediction)):
+        yield {
             "name": prediction.names[i],
             "category_id": int(prediction.category_ids[i]),
             "score": float(prediction.scores[i]),
             "box": prediction.boxes[i].tolist(),
+            **({"mask": masks[i]} if masks else {}),
+            **({} if prediction.keypoints is None else {"keypoints": prediction.keypoints[i].tolist()}),
         }
-        for i in range(len(prediction))
-    ]
-    for instance, mask in zip(instances, encode_rle(prediction.regions(), prediction.image_size), strict=False):
-        instance["mask"] = mask
-    if prediction.keypoints is not None:
-        for instance, points in zip(instances, prediction.keypoints.tolist(), strict=True):
-            instance["keypoints"] = points
-    return instances
 
 
 def instance_map(prediction: Prediction) -> NDArray[Any]:
