@@ -17,8 +17,7 @@ from mrcnn_jax.data.annotations import ImageEntry
 from mrcnn_jax.data.annotations import read as read_annotations
 from mrcnn_jax.data.synthetic import generate
 from mrcnn_jax.errors import ConfigError, DataError
-from mrcnn_jax.tools.plan.costs import Buckets, Cost, cost
-from mrcnn_jax.tools.plan.search import best_buckets, required_shapes
+from mrcnn_jax.tools.plan.search import Buckets, Cost, best_buckets, cost, required_shapes
 
 MAX_BUCKETS = 6
 _REMAINDER_HEADINGS = {"repeat": "repeated", "pad": "empty", "drop": "left out"}
@@ -129,8 +128,9 @@ def cost_table(rows: dict[str, Cost], current: Cost, square: Cost, remainder: st
 def advice(config: Config, adopted: Cost) -> list[str]:
     """Return the override to adopt the buckets, and its consequences."""
     count, fewest, batch = len(adopted.buckets), int(adopted.images[adopted.images > 0].min()), config.train.batch_size
+    override = f"--config.data.buckets={adopted.buckets}".replace(" ", "")
     lines = [
-        f"To adopt the best {count}:  {shlex.quote(override(adopted.buckets))}",
+        f"To adopt the best {count}:  {shlex.quote(override)}",
         f"The training step and inference are then compiled {count} times each. No image is scaled below what the edges"
         " ask for. In prediction, images of other shapes are scaled to fit a bucket.",
         "The buckets of a run cannot be changed after it has started.",
@@ -148,8 +148,3 @@ def advice(config: Config, adopted: Cost) -> list[str]:
             " stays in the bucket of the image."
         )
     return lines
-
-
-def override(buckets: Buckets) -> str:
-    """Return the command-line override of train.py for `buckets`."""
-    return f"--config.data.buckets={buckets}".replace(" ", "")
