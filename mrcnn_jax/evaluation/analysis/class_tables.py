@@ -20,15 +20,11 @@ _BINS = 20  # of the histogram
 
 def metric_table(scores: Scores, iou_type: str, images: Sequence[Matches], threshold: float) -> MetricTable:
     """Return the table of one `iou_type` from `scores` and the matches of all images."""
-    evaluation = scores.evaluations[iou_type]
+    evaluation, prefix = scores.evaluations[iou_type], f"{iou_type}/"
     classes = len(evaluation.params.catIds)
     return MetricTable(
         iou_type=iou_type,
-        metrics={
-            name.removeprefix(f"{iou_type}/"): value
-            for name, value in scores.metrics.items()
-            if name.startswith(f"{iou_type}/")
-        },
+        metrics={name.removeprefix(prefix): ap for name, ap in scores.metrics.items() if name.startswith(prefix)},
         classes=class_scores(scores, iou_type),
         precision=np.asarray(evaluation.eval["precision"])[:, :, :, 0, -1],
         thresholds=np.asarray(evaluation.params.iouThrs),
