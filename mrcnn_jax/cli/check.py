@@ -31,17 +31,11 @@ def main(arguments: Sequence[str]) -> int:
     high_bits = "value of data.value_range in the configuration, for images with more than 8 bits"
     parser.add_argument("--value_range", nargs=2, type=float, metavar=("LOW", "HIGH"), help=high_bits)
     options, _ = common.parse(parser, arguments)
-    value_range = _parse_range(options.value_range)
-    return check(options.data, options.images, options.output, options.accept_dropped, value_range)
-
-
-def _parse_range(values: Sequence[float] | None) -> Range | None:
-    if values is None:
-        return None
-    low, high = values
+    low, high = options.value_range or (0, 1)
     if not -math.inf < low < high < math.inf:
         raise DataError(f"--value_range {low:g} {high:g}: give two finite values, LOW < HIGH")
-    return low, high
+    value_range = (low, high) if options.value_range else None
+    return check(options.data, options.images, options.output, options.accept_dropped, value_range)
 
 
 def check(
@@ -63,9 +57,8 @@ def check(
     print(f"{_verdict(surveys, dataset.broken, warnings)}; images and histograms in {output}")
     if any(one.untrainable for one in surveys):
         return 2
-    refused = dataset.broken or any(one.status == "refused" for one in surveys)
-    dropped = any(one.status == "dropped" for one in surveys)
-    return 1 if refused or (dropped and not accept_dropped) else 0
+    faults = {"refused"} if accept_dropped else {"refused", "dropped"}
+    return 1 if dataset.broken or any(one.status in faults for one in surveys) else 0
 
 
 def _verdict(surveys: Sequence[Survey], broken: Sequence[str], warnings: Sequence[str]) -> str:

@@ -208,10 +208,8 @@ def classify_error(error: BaseException) -> tuple[int, str | None]:
     if isinstance(error, OSError) and error.errno in DISK_FULL:
         return 74, f"{error}; free disk space, then run the same command to continue"
     if failure.is_distributed() and failure.is_collective_failure(error):
-        return (
-            failure.EXIT_PROCESS_LOST,
-            f"a collective operation failed because another process has exited: {error}. {failure.RESUME_HINT}",
-        )
+        reason = f"a collective operation failed because another process has exited: {error}"
+        return failure.EXIT_PROCESS_LOST, f"{reason}. {failure.RESUME_HINT}"
     if isinstance(error, KeyboardInterrupt):
         return 130, str(error) or "Ctrl-C: interrupted"
     return 1, None

@@ -16,9 +16,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from mrcnn_jax.cli import common
-from mrcnn_jax.config import Config, ModelConfig, OptimizerConfig, load_config, needs_initial_weights, validate
+from mrcnn_jax.config import Config, ModelConfig, load_config, needs_initial_weights, validate
 
-_BACKBONES = {"efficientnet_lite0": "EfficientNet-Lite0"}
 _NOTES = (
     "* needs initial weights: --config.init=FILE",
     "Parameters are counted for COCO's 80 classes (keypoints: 1 class) if the recipe takes its classes from the data.",
@@ -81,26 +80,22 @@ def name(config: Config) -> str:
 def network(model: ModelConfig) -> str:
     """Summary of the network, such as "R50-FPN, box mask" or "X101-32x8d-FPN, box 17 keypoints"."""
     backbone = model.backbone
-    short = _BACKBONES.get(backbone.name, backbone.name.replace("resnet", "R"))
+    short = backbone.name.replace("resnet", "R").replace("efficientnet_lite", "EfficientNet-Lite")
     if backbone.groups > 1:
         short = f"{short.replace('R', 'X')}-{backbone.groups}x{backbone.width_per_group}d"
-    parts = [f"{short}-{model.features.upper()}", "" if backbone.norm == "frozen_bn" else f" {backbone.norm}", ", box"]
-    parts += [" mask"] if model.mask is not None else []
-    parts += [f" {model.num_keypoints} keypoints"] if model.keypoint is not None else []
-    return "".join(parts)
+    norm = "" if backbone.norm == "frozen_bn" else f" {backbone.norm}"
+    mask = " mask" if model.mask is not None else ""
+    keypoints = f" {model.num_keypoints} keypoints" if model.keypoint is not None else ""
+    return f"{short}-{model.features.upper()}{norm}, box{mask}{keypoints}"
 
 
 def training(config: Config) -> str:
     """Summary of the training, such as "90k x 16, sgd 0.02, 60k 80k": steps, batch size, optimizer, milestones."""
-    steps, optimizer = config.train.steps, config.optimizer
-    rate = f"{optimizer.name} {optimizer.learning_rate:g}"
-    return f"{_thousands(steps)} x {config.train.batch_size}, {rate}, {_milestones(optimizer)}"
-
-
-def _milestones(optimizer: OptimizerConfig) -> str:
-    if optimizer.schedule == "cosine":
-        return "cosine"
-    return " ".join(map(_thousands, optimizer.milestones)) or "constant"
+    optimizer = config.optimizer
+    milestones = " ".join(map(_thousands, optimizer.milestones)) or "constant"
+    schedule = "cosine" if optimizer.schedule == "cosine" else milestones
+    steps = f"{_thousands(config.train.steps)} x {config.train.batch_size}"
+    return f"{steps}, {optimizer.name} {optimizer.learning_rate:g}, {schedule}"
 
 
 def _thousands(steps: int) -> str:

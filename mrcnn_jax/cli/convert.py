@@ -6,7 +6,7 @@ All input is read and checked before anything is written.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TypeAlias
 
 from mrcnn_jax.cli import common
@@ -15,6 +15,11 @@ from mrcnn_jax.tools.convert.writer import Conversion
 
 Formats: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 
+_READERS: dict[str, Callable[..., Conversion]] = {
+    "masks": mask_folders.convert,
+    "voc": voc.convert,
+    "cityscapes": cityscapes.convert,
+}
 _VALUES = (
     "meaning of the mask values. instances: each value except 0 is an instance; classes: each value except 0 is a"
     " class, and each connected region of it an instance; files: each file in a directory with the image's name is an"
@@ -93,21 +98,12 @@ def _add_output(parser: argparse.ArgumentParser) -> None:
 
 
 def _read(options: argparse.Namespace) -> Conversion:
-    if options.format == "cityscapes":
-        return cityscapes.convert(options.root, options.split)
-    names = categories.parse(options.categories) if options.categories else None
-    if options.format == "masks":
-        return mask_folders.convert(
-            options.images, options.masks, options.values, names, options.ignore, options.suffix
-        )
-    return voc.convert(
-        options.root,
-        split=options.split,
-        boxes=options.boxes,
-        images=options.images,
-        named=names,
-        zero_based=options.zero_based,
-    )
+    others = ("format", "output", "holdout", "seed")
+    given = {name: value for name, value in vars(options).items() if name not in others}
+    if "categories" in given:
+        names = given.pop("categories")
+        given["named"] = categories.parse(names) if names else None
+    return _READERS[options.format](**given)
 
 
 def _parse_value(text: str) -> int:

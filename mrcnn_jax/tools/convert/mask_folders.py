@@ -24,9 +24,6 @@ from mrcnn_jax.tools.convert.categories import CategoryNames, single_category
 from mrcnn_jax.tools.convert.files import ConversionError, Pairs
 from mrcnn_jax.tools.convert.writer import Annotation, Conversion
 
-_ONE_INSTANCE = (
-    "No image has more than one instance. If the masks only separate objects from background, use --values=classes"
-)
 _LOSSY_SUFFIXES = (".jpg", ".jpeg", ".webp")
 
 
@@ -78,7 +75,9 @@ def convert(
     converted = files.convert_images(masks, images, pairs, annotate)
     max_instances = max(len(image.annotations) for image in converted)
     is_suspicious = values == "instances" and len(pairs) > 1 and max_instances == 1
-    return Conversion(images, categories, converted, (_ONE_INSTANCE,) if is_suspicious else ())
+    advice = "If the masks only separate objects from background, use --values=classes"
+    remarks = (f"No image has more than one instance. {advice}",) if is_suspicious else ()
+    return Conversion(images, categories, converted, remarks)
 
 
 def _pair_files(images: Path, masks: Path, suffix: str) -> Pairs:

@@ -48,10 +48,8 @@ def output_paths(output: Path, holdout: float) -> list[Path]:
         raise DataError(f"--holdout={holdout} is not a fraction of the images: give a number from 0 to 1, such as 0.1")
     is_folder = output.suffix == "" or output.is_dir()
     if output.suffix != ".json" and not (is_folder and holdout):
-        raise DataError(
-            f"--output={output}: the name of a COCO file ends in .json; a folder gets train.json and val.json, with"
-            " --holdout=0.1 to split the images"
-        )
+        folder = "a folder gets train.json and val.json, with --holdout=0.1 to split the images"
+        raise DataError(f"--output={output}: the name of a COCO file ends in .json; {folder}")
     paths = [output]
     if holdout:
         base = output if is_folder else output.parent
@@ -71,9 +69,8 @@ def build_contents(conversion: Conversion, output: Path, holdout: float = 0.0, s
     """
     converted = sorted(conversion.images, key=lambda image: image.file_name)
     if not any(image.annotations for image in converted):
-        raise DataError(
-            f"{conversion.folder}: none of the {len(converted)} images has an instance; is it the right folder?"
-        )
+        problem = f"none of the {len(converted)} images has an instance"
+        raise DataError(f"{conversion.folder}: {problem}; is it the right folder?")
     images: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
     for image_id, image in enumerate(converted, 1):

@@ -68,11 +68,8 @@ def predict_files(
         pipeline.run([(source, output / name) for source, name in zip(found, names, strict=True)])
         summary.complete = stop.number is None
     if summary.full:
-        log.warning(
-            "%d of %d images have as many detections as model.box.max_detections allows; raise it where there are more"
-            " objects",
-            *(summary.full, summary.images + summary.frames),
-        )
+        limit = "as many detections as model.box.max_detections allows; raise it where there are more objects"
+        log.warning("%d of %d images have %s", summary.full, summary.images + summary.frames, limit)
     if stop.number is not None:
         raise Interrupted(stop.number, f"stopped after {summary}; the results are in {output}")
     return summary
@@ -86,8 +83,7 @@ def check_arguments(output: Path, threshold: float) -> None:
 
 
 def _check_save(predict: Predictor, save: Sequence[str]) -> None:
-    unknown = [kind for kind in save if kind not in OUTPUT_KINDS]
-    if unknown or not save:
+    if not save or not set(save) <= set(OUTPUT_KINDS):
         kinds = ", ".join(OUTPUT_KINDS)
         raise ConfigError(f"--save={','.join(save)}: give one or more of {kinds}, separated by commas")
     if "mask" in save and predict.config.model.mask is None:
