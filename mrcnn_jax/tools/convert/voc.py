@@ -241,8 +241,8 @@ def _match(
     overlaps = np.reshape(ious, (len(regions), len(boxes)))
     names, box_names = np.array(class_names, str)[:, None], np.array([obj.name for obj, _ in boxes], str)
     fits = np.where(names == "", overlaps >= _MATCH_IOU, (names == box_names) & (overlaps > 0))
-    for value, name, row, has_box in zip(regions, class_names, overlaps, fits.any(axis=1), strict=True):
-        if name and not has_box and row.max(initial=0) >= _MATCH_IOU:
+    for value, name, row, fitting in zip(regions, class_names, overlaps, fits, strict=True):
+        if name and not fitting.any() and row.max(initial=0) >= _MATCH_IOU:
             culprit = f"{path} value {value} is {name!r}, its box {boxes[int(row.argmax())][0].name!r}"
             advice = "if SegmentationClass has other values than VOC, remove it: boxes then determine the classes"
             raise ConversionError("classes in SegmentationClass that differ from the XML file", culprit, advice)

@@ -180,7 +180,8 @@ class Pipeline:
         def predicted() -> Iterator[tuple[Frame, Prediction, Prediction, list[int] | None]]:
             for index, prediction in self.predict.stream(pixels()):
                 selected = prediction[prediction.scores >= self.threshold]
-                yield pending.pop(index), prediction, selected, colors and colors.assign(selected)
+                indices = None if colors is None else colors.assign(selected)
+                yield pending.pop(index), prediction, selected, indices
 
         return detector.map_on_threads(lambda work: self._finish(*work), predicted(), min(4, os.cpu_count() or 1))
 
