@@ -42,11 +42,6 @@ class Scores:
     notes: tuple[str, ...] = ()  # on annotations and results that are left out, and on limits of the recall
 
 
-def evaluate(annotations: Path, results: Sequence[dict[str, Any]], **options: Any) -> dict[str, float]:
-    """Return the metrics of `score`, which takes the same arguments."""
-    return score(annotations, results, **options).metrics
-
-
 def score(
     annotations: Path,
     results: Sequence[dict[str, Any]],

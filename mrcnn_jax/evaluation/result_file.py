@@ -9,7 +9,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 
 from mrcnn_jax.data.segmentation_checks import safe_segmentation
@@ -171,7 +170,7 @@ def encode_masks(truth: COCO, records: Sequence[Record]) -> list[Record]:
     for index, record in enumerate(track(records, len(records), "results checked")):
         image = truth.imgs.get(record["image_id"])
         if "segmentation" in record and image is not None:
-            mask = _run_lengths(record["segmentation"], image["height"], image["width"])
+            mask = _run_lengths(truth, record, image["height"], image["width"])
             if mask is None:
                 invalid.append(f"{index} (image {record['image_id']})")
             record = {**record, "segmentation": mask}
@@ -183,17 +182,16 @@ def encode_masks(truth: COCO, records: Sequence[Record]) -> list[Record]:
     return converted
 
 
-def _run_lengths(mask: Any, height: int, width: int) -> dict[str, Any] | None:
-    """Return a mask as compressed run lengths; None if it is invalid or not of the given size."""
+def _run_lengths(truth: COCO, record: Record, height: int, width: int) -> dict[str, Any] | None:
+    """Return the mask of a record as compressed run lengths; None if it is invalid or not of the given size."""
+    mask = record["segmentation"]
     if isinstance(mask, dict) and mask["size"] != [height, width]:
         return None
     if safe_segmentation(mask, height, width) is None:
         return None
     if isinstance(mask, dict) and isinstance(mask["counts"], str):
         return mask
-    runs = coco_mask.frPyObjects(mask, height, width)
-    runs = coco_mask.merge(runs) if isinstance(runs, list) else runs
-    return {"size": [height, width], "counts": runs["counts"].decode()}
+    return {"size": [height, width], "counts": truth.annToRLE(record)["counts"].decode()}
 
 
 def plausibility_notes(truth: COCO, records: Sequence[Record]) -> list[str]:

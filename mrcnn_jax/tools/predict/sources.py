@@ -103,7 +103,8 @@ class VideoReader(AbstractContextManager["VideoReader"]):
     """Frames of a video file or a camera, read with OpenCV. Raises ImageError if it cannot be opened."""
 
     def __init__(self, source: MediaSource):
-        self._source = source
+        self.is_camera = source.kind == "camera"
+        self.title = f"camera {source.path}" if self.is_camera else source.path
         _silence_opencv()
         self._capture = cv2.VideoCapture(int(source.path) if self.is_camera else source.path)
         if not self._capture.isOpened():
@@ -116,14 +117,6 @@ class VideoReader(AbstractContextManager["VideoReader"]):
 
     def __exit__(self, *error: object) -> None:
         self._capture.release()
-
-    @property
-    def is_camera(self) -> bool:
-        return self._source.kind == "camera"
-
-    @property
-    def title(self) -> str:
-        return f"camera {self._source.path}" if self.is_camera else self._source.path
 
     def frames(self) -> Iterator[tuple[int, NDArray[np.uint8]]]:
         """Yield the number and the RGB pixels (height, width, 3) of every frame.
