@@ -75,12 +75,11 @@ def encode_regions(path: Path, values: np.ndarray) -> dict[int, Region]:
     starts = np.concatenate([[0], np.flatnonzero(flat[1:] != flat[:-1]) + 1])
     edges = np.stack([starts, np.append(starts[1:], flat.size)], axis=1)
     order = np.argsort(flat[starts], kind="stable")
-    edges, owners = edges[order], flat[starts][order]
-    firsts = np.flatnonzero(np.diff(owners, prepend=owners[0] - 1))
-    if len(firsts) > MAX_REGIONS + 1:
+    unique, firsts = np.unique(flat[starts][order], return_index=True)
+    if len(unique) > MAX_REGIONS + 1:
         advice = f"the maximum is {MAX_REGIONS:,}: is it a photograph, or was it resized with interpolation?"
-        raise ConversionError("masks with too many regions", f"{path} has {len(firsts):,}", advice)
-    runs = {int(owners[first]): part for first, part in zip(firsts, np.split(edges, firsts[1:]), strict=True)}
+        raise ConversionError("masks with too many regions", f"{path} has {len(unique):,}", advice)
+    runs = dict(zip(unique.tolist(), np.split(edges[order], firsts[1:]), strict=True))
     runs.pop(0, None)
     if not runs:
         return {}
