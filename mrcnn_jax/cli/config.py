@@ -13,7 +13,6 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 from mrcnn_jax.cli import common
 from mrcnn_jax.config import Config, ModelConfig, load_config, needs_initial_weights, validate
@@ -22,13 +21,6 @@ _NOTES = (
     "* needs initial weights: --config.init=FILE",
     "Parameters are counted for COCO's 80 classes (keypoints: 1 class) if the recipe takes its classes from the data.",
 )
-
-
-class Recipe(NamedTuple):
-    """The configuration of a valid recipe and the docstring of its file."""
-
-    config: Config
-    docstring: str
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -48,17 +40,20 @@ def main(arguments: Sequence[str]) -> int:
     return 1 if problems else 0
 
 
-def read(path: Path) -> Recipe:
-    """Read and validate a recipe, assuming that `init` is set. Raises ConfigError, or any error of the file."""
+def read(path: Path) -> tuple[Config, str]:
+    """Return the configuration and the docstring of a recipe that is valid once `init` is set.
+
+    Raises ConfigError, or any error of the file.
+    """
     config = load_config(path)
     validate(dataclasses.replace(config, init=config.init or "FILE"))
-    return Recipe(config, ast.get_docstring(ast.parse(path.read_text())) or "")
+    return config, ast.get_docstring(ast.parse(path.read_text())) or ""
 
 
-def print_table(recipes: Sequence[Recipe]) -> None:
+def print_table(recipes: Sequence[tuple[Config, str]]) -> None:
     """Print one line for each recipe. Counting its parameters may take a second."""
     heads = ("recipe", "network", "training", "published")
-    rows = [(name(r.config), network(r.config.model), training(r.config), published(r.docstring)) for r in recipes]
+    rows = [(name(config), network(config.model), training(config), published(text)) for config, text in recipes]
     widths = [max(map(len, column)) for column in zip(heads, *rows, strict=True)]
 
     def line(row: Sequence[str], count: str) -> str:
@@ -67,8 +62,8 @@ def print_table(recipes: Sequence[Recipe]) -> None:
 
     print(line(heads, "parameters"))
     print("  ".join("-" * width for width in (*widths[:2], 10, *widths[2:])))
-    for recipe, row in zip(recipes, rows, strict=True):
-        print(line(row, f"{count_parameters(recipe.config.model) / 1e6:.1f} M"), flush=True)
+    for (config, _), row in zip(recipes, rows, strict=True):
+        print(line(row, f"{count_parameters(config.model) / 1e6:.1f} M"), flush=True)
     print("", *_NOTES, sep="\n")
 
 

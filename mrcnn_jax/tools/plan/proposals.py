@@ -73,13 +73,10 @@ def _image_sizes(path: Path, split: SplitConfig, config: Config, min_keypoints: 
 
 def propose_buckets(config: Config, sizes: np.ndarray, other_sizes: np.ndarray) -> list[Buckets]:
     """Return the best sets of 1, 2, ... buckets; fewer if the dataset has fewer shapes."""
-    data = config.data
-    shortest_edges = (max(data.shortest_edge_train), data.shortest_edge_eval)
-    shapes = [
-        required_shapes(part, shortest_edge=edge, longest_edge=data.longest_edge)
-        for part, edge in zip((sizes, other_sizes), shortest_edges, strict=True)
-    ]
-    distinct, indices = np.unique(np.concatenate(shapes), axis=0, return_inverse=True)
+    data, longest = config.data, config.data.longest_edge
+    shapes = required_shapes(sizes, shortest_edge=max(data.shortest_edge_train), longest_edge=longest)
+    others = required_shapes(other_sizes, shortest_edge=data.shortest_edge_eval, longest_edge=longest)
+    distinct, indices = np.unique(np.concatenate([shapes, others]), axis=0, return_inverse=True)
     counts = np.bincount(indices.ravel()[: len(sizes)], minlength=len(distinct))
     proposals = [best_buckets(distinct, counts, n) for n in range(1, min(MAX_BUCKETS, len(distinct)) + 1)]
     return list(dict.fromkeys(proposals))
