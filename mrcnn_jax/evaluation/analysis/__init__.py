@@ -1,4 +1,4 @@
-"""Analysis of result records: its data classes, which are metric tables, errors, and images with their instances.
+"""Analysis of result records, and its data classes: metric tables, errors, and images with their instances.
 
 Letters: C categories, in the order of `Analysis.categories`; T thresholds of IoU (keypoints: of OKS); K keypoints.
 Scores and average precisions are in 0..1; -1 means that there is no such ground truth, as in pycocotools.
