@@ -156,11 +156,11 @@ def detect_all(pool: Pool, count: int, device: float, file: IO[bytes]) -> None:
         time.sleep(device)
         return Detections(*(np.stack(field) for field in zip(*(pool[i % POOL_SIZE][0] for i in images), strict=True)))
 
-    def batches() -> Iterator[detector.Images]:
+    def batches() -> Iterator[detector.ImageBatch]:
         for start in range(0, count, BATCH_SIZE):
             indices = np.arange(start, min(start + BATCH_SIZE, count))
             sizes = np.array([pool[i % POOL_SIZE][1] for i in indices], np.int32)
-            yield detector.Images(indices, sizes, indices, np.ones(len(indices), bool))
+            yield detector.ImageBatch(indices, sizes, indices, np.ones(len(indices), bool))
 
     start = time.perf_counter()
     for done, records in enumerate(detector.detect_batches(detect, batches(), finish), 1):

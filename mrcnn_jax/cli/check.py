@@ -16,7 +16,6 @@ from mrcnn_jax.cli import common
 from mrcnn_jax.data.value_range import Range
 from mrcnn_jax.errors import DataError
 from mrcnn_jax.runtime import files
-from mrcnn_jax.runtime.files import user_path
 from mrcnn_jax.runtime.progress import track
 from mrcnn_jax.tools.check import compare, page, sources, table
 from mrcnn_jax.tools.check.survey import Survey, survey
@@ -24,37 +23,19 @@ from mrcnn_jax.tools.check.survey import Survey, survey
 
 def main(arguments: Sequence[str]) -> int:
     parser = common.make_parser("check", __doc__)
-    parser.add_argument(
-        "data", type=user_path, metavar="DATA", help="directory with COCO JSON files and images, or one COCO JSON file"
-    )
-    parser.add_argument(
-        "--images", type=user_path, metavar="DIR", help="directory with the images (default: search for them)"
-    )
-    parser.add_argument(
-        "--output", type=user_path, metavar="FILE", help="HTML page to write (default: check-NAME.html)"
-    )
-    parser.add_argument(
-        "--accept-dropped", action="store_true", help="exit with status 0 even if training would drop data"
-    )
-    parser.add_argument(
-        "--value_range",
-        nargs=2,
-        type=float,
-        metavar=("LOW", "HIGH"),
-        help="value of data.value_range in the configuration, for images with more than 8 bits",
-    )
+    common.add(parser, "data", "DATA", "directory with COCO JSON files and images, or one COCO JSON file")
+    common.add(parser, "--images", "DIR", "directory with the images (default: search for them)")
+    common.add(parser, "--output", "FILE", "HTML page to write (default: check-NAME.html)")
+    accept = "exit with status 0 even if training would drop data"
+    parser.add_argument("--accept-dropped", action="store_true", help=accept)
+    high_bits = "value of data.value_range in the configuration, for images with more than 8 bits"
+    parser.add_argument("--value_range", nargs=2, type=float, metavar=("LOW", "HIGH"), help=high_bits)
     options, _ = common.parse(parser, arguments)
-    value_range = _parse_range(options.value_range)
-    return check(options.data, options.images, options.output, options.accept_dropped, value_range)
-
-
-def _parse_range(values: Sequence[float] | None) -> Range | None:
-    if values is None:
-        return None
-    low, high = values
+    low, high = options.value_range or (0, 1)
     if not -math.inf < low < high < math.inf:
         raise DataError(f"--value_range {low:g} {high:g}: give two finite values, LOW < HIGH")
-    return low, high
+    value_range = (low, high) if options.value_range else None
+    return check(options.data, options.images, options.output, options.accept_dropped, value_range)
 
 
 def check(
@@ -76,18 +57,17 @@ def check(
     print(f"{_verdict(surveys, dataset.broken, warnings)}; images and histograms in {output}")
     if any(one.untrainable for one in surveys):
         return 2
-    refused = dataset.broken or any(one.status == "refused" for one in surveys)
-    dropped = any(one.status == "dropped" for one in surveys)
-    return 1 if refused or (dropped and not accept_dropped) else 0
+    faults = {"refused"} if accept_dropped else {"refused", "dropped"}
+    return 1 if dataset.broken or any(one.status in faults for one in surveys) else 0
 
 
 def _verdict(surveys: Sequence[Survey], broken: Sequence[str], warnings: Sequence[str]) -> str:
     refused = [*broken, *(reason for one in surveys for reason in (*one.refusals, one.untrainable) if reason)]
     dropped = [problem for one in surveys for problem in one.content.problems]
+    problems = len(refused or dropped or warnings)
+    counted = f"{problems:,} {'problem' if refused or dropped else 'warning'}{'s' if problems > 1 else ''}"
     if refused:
-        return f"refused: training would not start ({len(refused):,} problem{'s' if len(refused) > 1 else ''})"
+        return f"refused: training would not start ({counted})"
     if dropped:
-        return f"training would start, but drop data ({len(dropped):,} problem{'s' if len(dropped) > 1 else ''})"
-    if warnings:
-        return f"training would start, with {len(warnings):,} warning{'s' if len(warnings) > 1 else ''}"
-    return "no problems found"
+        return f"training would start, but drop data ({counted})"
+    return f"training would start, with {counted}" if warnings else "no problems found"

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 from mrcnn_jax.config import Config, from_json, to_json
 from mrcnn_jax.distributed import cluster, failure
 from mrcnn_jax.errors import DISK_FULL
+from mrcnn_jax.runtime.files import user_path
 from mrcnn_jax.weights import reference_models
 
 _OVERRIDES = """\
@@ -46,39 +47,29 @@ def parse(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> tuple[ar
     return options, [argument.removeprefix("--config.") for argument in rest]
 
 
+def add(
+    parser: argparse._ActionsContainer, name: str, metavar: str, text: str, type: Any = None, **options: Any
+) -> None:
+    """Add an argument with a value and its help text; by default the value is a path."""
+    parser.add_argument(name, type=type or user_path, metavar=metavar, help=text, **options)
+
+
 def add_model(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of `model_source`."""
     group = parser.add_argument_group("model", "Give --model=RUN, or --model=NAME and --weights=FILE.")
-    group.add_argument(
-        "--model",
-        type=os.path.expanduser,
-        metavar="NAME_OR_RUN",
-        help="work directory of a run; or, with --weights, the name of a torchvision model (maskrcnn_resnet50_fpn, ...)"
-        " or a Detectron2 model (mask_rcnn_R_50_FPN, ...)",
-    )
-    group.add_argument(
-        "--checkpoint",
-        metavar="WHICH",
-        default="latest",
-        help="checkpoint of the run: latest, best or a step (default: %(default)s)",
-    )
-    group.add_argument(
-        "--weights",
-        type=os.path.expanduser,
-        metavar="FILE",
-        help="weights of the named model: a .pth, .pkl, .npz or .safetensors file",
-    )
-    group.add_argument(
-        "--workdir",
-        type=os.path.expanduser,
-        metavar="DIR",
-        help="work directory of a run; without --model, its model is used",
-    )
+    expand = os.path.expanduser  # in text, because a run may be in a remote store
+    names = "a torchvision model (maskrcnn_resnet50_fpn, ...) or a Detectron2 model (mask_rcnn_R_50_FPN, ...)"
+    add(group, "--model", "NAME_OR_RUN", f"work directory of a run; or, with --weights, the name of {names}", expand)
+    which = "checkpoint of the run: latest, best or a step (default: %(default)s)"
+    add(group, "--checkpoint", "WHICH", which, str, default="latest")
+    add(group, "--weights", "FILE", "weights of the named model: a .pth, .pkl, .npz or .safetensors file", expand)
+    add(group, "--workdir", "DIR", "work directory of a run; without --model, its model is used", expand)
 
 
-def add_profile(parser: argparse.ArgumentParser) -> None:
-    """Add `--profile`, see `runtime.profiling`."""
+def add_profile_and_processes(parser: argparse.ArgumentParser) -> None:
+    """Add `--profile`, see `runtime.profiling`, and the arguments of `initialize_distributed`."""
     parser.add_argument("--profile", action="store_true", help="record a few steps for TensorBoard's profiler")
+    cluster.add_flags(parser)
 
 
 class ModelSource(NamedTuple):
@@ -217,10 +208,8 @@ def classify_error(error: BaseException) -> tuple[int, str | None]:
     if isinstance(error, OSError) and error.errno in DISK_FULL:
         return 74, f"{error}; free disk space, then run the same command to continue"
     if failure.is_distributed() and failure.is_collective_failure(error):
-        return (
-            failure.EXIT_PROCESS_LOST,
-            f"a collective operation failed because another process has exited: {error}. {failure.RESUME_HINT}",
-        )
+        reason = f"a collective operation failed because another process has exited: {error}"
+        return failure.EXIT_PROCESS_LOST, f"{reason}. {failure.RESUME_HINT}"
     if isinstance(error, KeyboardInterrupt):
         return 130, str(error) or "Ctrl-C: interrupted"
     return 1, None

@@ -13,31 +13,19 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 from mrcnn_jax.cli import common
-from mrcnn_jax.config import Config, ModelConfig, OptimizerConfig, load_config, needs_initial_weights, validate
-from mrcnn_jax.runtime.files import user_path
+from mrcnn_jax.config import Config, ModelConfig, load_config, needs_initial_weights, validate
 
-_BACKBONES = {"efficientnet_lite0": "EfficientNet-Lite0"}
 _NOTES = (
     "* needs initial weights: --config.init=FILE",
     "Parameters are counted for COCO's 80 classes (keypoints: 1 class) if the recipe takes its classes from the data.",
 )
 
 
-class Recipe(NamedTuple):
-    """The configuration of a valid recipe and the docstring of its file."""
-
-    config: Config
-    docstring: str
-
-
 def main(arguments: Sequence[str]) -> int:
     parser = common.make_parser("config", __doc__)
-    parser.add_argument(
-        "recipes", nargs="+", type=user_path, metavar="FILE", help="recipe, such as configs/quickstart.py"
-    )
+    common.add(parser, "recipes", "FILE", "recipe, such as configs/quickstart.py", nargs="+")
     recipes, problems = [], []
     options, _ = common.parse(parser, arguments)
     for path in options.recipes:
@@ -52,17 +40,20 @@ def main(arguments: Sequence[str]) -> int:
     return 1 if problems else 0
 
 
-def read(path: Path) -> Recipe:
-    """Read and validate a recipe, assuming that `init` is set. Raises ConfigError, or any error of the file."""
+def read(path: Path) -> tuple[Config, str]:
+    """Return the configuration and the docstring of a recipe that is valid once `init` is set.
+
+    Raises ConfigError, or any error of the file.
+    """
     config = load_config(path)
     validate(dataclasses.replace(config, init=config.init or "FILE"))
-    return Recipe(config, ast.get_docstring(ast.parse(path.read_text())) or "")
+    return config, ast.get_docstring(ast.parse(path.read_text())) or ""
 
 
-def print_table(recipes: Sequence[Recipe]) -> None:
+def print_table(recipes: Sequence[tuple[Config, str]]) -> None:
     """Print one line for each recipe. Counting its parameters may take a second."""
     heads = ("recipe", "network", "training", "published")
-    rows = [(name(r.config), network(r.config.model), training(r.config), published(r.docstring)) for r in recipes]
+    rows = [(name(config), network(config.model), training(config), published(text)) for config, text in recipes]
     widths = [max(map(len, column)) for column in zip(heads, *rows, strict=True)]
 
     def line(row: Sequence[str], count: str) -> str:
@@ -71,8 +62,8 @@ def print_table(recipes: Sequence[Recipe]) -> None:
 
     print(line(heads, "parameters"))
     print("  ".join("-" * width for width in (*widths[:2], 10, *widths[2:])))
-    for recipe, row in zip(recipes, rows, strict=True):
-        print(line(row, f"{count_parameters(recipe.config.model) / 1e6:.1f} M"), flush=True)
+    for (config, _), row in zip(recipes, rows, strict=True):
+        print(line(row, f"{count_parameters(config.model) / 1e6:.1f} M"), flush=True)
     print("", *_NOTES, sep="\n")
 
 
@@ -84,26 +75,22 @@ def name(config: Config) -> str:
 def network(model: ModelConfig) -> str:
     """Summary of the network, such as "R50-FPN, box mask" or "X101-32x8d-FPN, box 17 keypoints"."""
     backbone = model.backbone
-    short = _BACKBONES.get(backbone.name, backbone.name.replace("resnet", "R"))
+    short = backbone.name.replace("resnet", "R").replace("efficientnet_lite", "EfficientNet-Lite")
     if backbone.groups > 1:
         short = f"{short.replace('R', 'X')}-{backbone.groups}x{backbone.width_per_group}d"
-    parts = [f"{short}-{model.features.upper()}", "" if backbone.norm == "frozen_bn" else f" {backbone.norm}", ", box"]
-    parts += [" mask"] if model.mask is not None else []
-    parts += [f" {model.num_keypoints} keypoints"] if model.keypoint is not None else []
-    return "".join(parts)
+    norm = "" if backbone.norm == "frozen_bn" else f" {backbone.norm}"
+    mask = " mask" if model.mask is not None else ""
+    keypoints = f" {model.num_keypoints} keypoints" if model.keypoint is not None else ""
+    return f"{short}-{model.features.upper()}{norm}, box{mask}{keypoints}"
 
 
 def training(config: Config) -> str:
     """Summary of the training, such as "90k x 16, sgd 0.02, 60k 80k": steps, batch size, optimizer, milestones."""
-    steps, optimizer = config.train.steps, config.optimizer
-    rate = f"{optimizer.name} {optimizer.learning_rate:g}"
-    return f"{_thousands(steps)} x {config.train.batch_size}, {rate}, {_milestones(optimizer)}"
-
-
-def _milestones(optimizer: OptimizerConfig) -> str:
-    if optimizer.schedule == "cosine":
-        return "cosine"
-    return " ".join(map(_thousands, optimizer.milestones)) or "constant"
+    optimizer = config.optimizer
+    milestones = " ".join(map(_thousands, optimizer.milestones)) or "constant"
+    schedule = "cosine" if optimizer.schedule == "cosine" else milestones
+    steps = f"{_thousands(config.train.steps)} x {config.train.batch_size}"
+    return f"{steps}, {optimizer.name} {optimizer.learning_rate:g}, {schedule}"
 
 
 def _thousands(steps: int) -> str:

@@ -6,13 +6,20 @@ All input is read and checked before anything is written.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import TypeAlias
 
 from mrcnn_jax.cli import common
-from mrcnn_jax.runtime.files import user_path
 from mrcnn_jax.tools.convert import categories, cityscapes, mask_folders, voc, writer
 from mrcnn_jax.tools.convert.writer import Conversion
 
+Formats: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
+
+_READERS: dict[str, Callable[..., Conversion]] = {
+    "masks": mask_folders.convert,
+    "voc": voc.convert,
+    "cityscapes": cityscapes.convert,
+}
 _VALUES = (
     "meaning of the mask values. instances: each value except 0 is an instance; classes: each value except 0 is a"
     " class, and each connected region of it an instance; files: each file in a directory with the image's name is an"
@@ -46,90 +53,57 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _add_masks(formats: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+def _add_masks(formats: Formats) -> None:
     text = "directory of images with a directory of label masks"
     parser = formats.add_parser("masks", help=text, description=f"Convert a {text}.")
-    parser.add_argument("images", type=user_path, metavar="IMAGES", help="directory with the images")
-    parser.add_argument(
-        "masks", type=user_path, metavar="MASKS", help="directory with PNG, TIFF or BMP masks, named like the images"
-    )
+    common.add(parser, "images", "IMAGES", "directory with the images")
+    common.add(parser, "masks", "MASKS", "directory with PNG, TIFF or BMP masks, named like the images")
     parser.add_argument("--values", required=True, choices=("instances", "classes", "files"), help=_VALUES)
-    parser.add_argument("--categories", metavar="NAMES", help=_CATEGORIES)
-    parser.add_argument(
-        "--ignore", type=_parse_value, metavar="VALUE", help="mask value of pixels without a label, such as 255"
-    )
-    parser.add_argument(
-        "--suffix", default="", help="suffix of mask names, such as _mask for a_mask.png of image a.jpg (default: none)"
-    )
+    common.add(parser, "--categories", "NAMES", _CATEGORIES, str)
+    common.add(parser, "--ignore", "VALUE", "mask value of pixels without a label, such as 255", _parse_value)
+    suffix = "suffix of mask names, such as _mask for a_mask.png of image a.jpg (default: none)"
+    parser.add_argument("--suffix", default="", help=suffix)
     _add_output(parser)
 
 
-def _add_voc(formats: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+def _add_voc(formats: Formats) -> None:
     text = "PASCAL VOC, or the VOC XML files of labeling tools"
     parser = formats.add_parser("voc", help=text, description=f"Convert {text}.")
-    parser.add_argument(
-        "root", type=user_path, metavar="ROOT", help="directory with Annotations/ and JPEGImages/, such as VOC2012"
-    )
-    parser.add_argument(
-        "--split", default="", metavar="NAME", help="list in ImageSets: train, val or trainval (default: all images)"
-    )
+    common.add(parser, "root", "ROOT", "directory with Annotations/ and JPEGImages/, such as VOC2012")
+    split = "list in ImageSets: train, val or trainval (default: all images)"
+    common.add(parser, "--split", "NAME", split, str, default="")
     parser.add_argument("--boxes", action="store_true", help="convert boxes only, also of images without masks")
-    parser.add_argument("--images", type=user_path, metavar="DIR", help="directory with the images, if it is another")
-    parser.add_argument(
-        "--categories",
-        metavar="NAMES",
-        help="category names or a file, as for masks (default: those of VOC, or all in alphabetical order)",
-    )
-    parser.add_argument(
-        "--zero-based",
-        action="store_true",
-        help="box coordinates are positions from 0, as in CVAT and VoTT, not VOC's pixel numbers from 1",
-    )
+    common.add(parser, "--images", "DIR", "directory with the images, if it is another")
+    names = "category names or a file, as for masks (default: those of VOC, or all in alphabetical order)"
+    common.add(parser, "--categories", "NAMES", names, str)
+    zero_based = "box coordinates are positions from 0, as in CVAT and VoTT, not VOC's pixel numbers from 1"
+    parser.add_argument("--zero-based", action="store_true", help=zero_based)
     _add_output(parser)
 
 
-def _add_cityscapes(formats: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+def _add_cityscapes(formats: Formats) -> None:
     text = "Cityscapes with fine annotations"
     parser = formats.add_parser("cityscapes", help=text, description=f"Convert {text}.")
-    parser.add_argument("root", type=user_path, metavar="ROOT", help="directory with gtFine/ and leftImg8bit/")
-    parser.add_argument("--split", default="train", metavar="NAME", help="train or val (default: %(default)s)")
+    common.add(parser, "root", "ROOT", "directory with gtFine/ and leftImg8bit/")
+    common.add(parser, "--split", "NAME", "train or val (default: %(default)s)", str, default="train")
     _add_output(parser)
 
 
 def _add_output(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--output",
-        type=user_path,
-        required=True,
-        metavar="FILE.json",
-        help="COCO JSON file to write; or, with --holdout, a directory for train.json and val.json",
-    )
-    parser.add_argument(
-        "--holdout",
-        type=float,
-        default=0.0,
-        metavar="FRACTION",
-        help="fraction of the images for FILE_val.json (or val.json), such as 0.1 (default: 0)",
-    )
+    output = "COCO JSON file to write; or, with --holdout, a directory for train.json and val.json"
+    common.add(parser, "--output", "FILE.json", output, required=True)
+    fraction = "fraction of the images for FILE_val.json (or val.json), such as 0.1 (default: 0)"
+    common.add(parser, "--holdout", "FRACTION", fraction, float, default=0.0)
     parser.add_argument("--seed", type=int, default=0, help="seed of the holdout selection (default: %(default)s)")
 
 
 def _read(options: argparse.Namespace) -> Conversion:
-    if options.format == "cityscapes":
-        return cityscapes.convert(options.root, options.split)
-    names = categories.parse(options.categories) if options.categories else None
-    if options.format == "masks":
-        return mask_folders.convert(
-            options.images, options.masks, options.values, names, options.ignore, options.suffix
-        )
-    return voc.convert(
-        options.root,
-        split=options.split,
-        boxes=options.boxes,
-        images=options.images,
-        named=names,
-        zero_based=options.zero_based,
-    )
+    others = ("format", "output", "holdout", "seed")
+    given = {name: value for name, value in vars(options).items() if name not in others}
+    if "categories" in given:
+        names = given.pop("categories")
+        given["named"] = categories.parse(names) if names else None
+    return _READERS[options.format](**given)
 
 
 def _parse_value(text: str) -> int:

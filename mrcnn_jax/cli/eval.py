@@ -18,23 +18,17 @@ from etils import epath
 
 from mrcnn_jax.cli import common
 from mrcnn_jax.config import apply_overrides, load_config
-from mrcnn_jax.distributed import cluster, failure
+from mrcnn_jax.distributed import failure
 from mrcnn_jax.runtime import compilation_cache
-from mrcnn_jax.runtime.files import user_path
 
 
 def main(arguments: Sequence[str]) -> None:
     parser = common.make_parser("eval", __doc__, overrides=True)
     common.add_model(parser)
-    parser.add_argument(
-        "--config",
-        type=user_path,
-        metavar="FILE",
-        help="with --weights: recipe that sets the dataset and the image size (default: COCO 2017)",
-    )
+    recipe_help = "with --weights: recipe that sets the dataset and the image size (default: COCO 2017)"
+    common.add(parser, "--config", "FILE", recipe_help)
     parser.add_argument("--report", action="store_true", help="write an HTML report to evaluation/report.html")
-    common.add_profile(parser)
-    cluster.add_flags(parser)
+    common.add_profile_and_processes(parser)
     options, overrides = common.parse(parser, arguments)
     if options.config and not options.weights:
         parser.error("--config=FILE needs --weights: a run has its own configuration")

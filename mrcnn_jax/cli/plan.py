@@ -9,20 +9,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from mrcnn_jax.cli import common
-from mrcnn_jax.runtime.files import user_path
 from mrcnn_jax.tools.plan import proposals
 
 
 def main(arguments: Sequence[str]) -> None:
     parser = common.make_parser("plan", __doc__, overrides=True)
-    parser.add_argument("data", nargs="+", type=user_path, metavar="DATA", help="a recipe, or COCO JSON files")
-    parser.add_argument(
-        "--buckets",
-        type=int,
-        default=4,
-        choices=range(1, proposals.MAX_BUCKETS + 1),
-        help="maximum number of buckets (default: %(default)s)",
-    )
+    common.add(parser, "data", "DATA", "a recipe, or COCO JSON files", nargs="+")
+    counts, text = range(1, proposals.MAX_BUCKETS + 1), "maximum number of buckets (default: %(default)s)"
+    parser.add_argument("--buckets", type=int, default=4, choices=counts, help=text)
     options, overrides = common.parse(parser, arguments)
     config, sizes, others = proposals.load_sizes(options.data, overrides)
     proposals.print_costs(config, sizes, others, options.buckets)

@@ -21,30 +21,17 @@ from collections.abc import Sequence
 from mrcnn_jax.cli import common
 from mrcnn_jax.config import apply_overrides
 from mrcnn_jax.runtime import compilation_cache
-from mrcnn_jax.runtime.files import user_path
 
 
 def main(arguments: Sequence[str]) -> int:
     parser = common.make_parser("predict", __doc__, overrides=True)
-    parser.add_argument(
-        "inputs",
-        type=os.path.expanduser,
-        nargs="+",
-        metavar="INPUT",
-        help="image, video, directory, glob pattern or camera number",
-    )
+    inputs = "image, video, directory, glob pattern or camera number"
+    common.add(parser, "inputs", "INPUT", inputs, os.path.expanduser, nargs="+")
     common.add_model(parser)
-    parser.add_argument("--output", required=True, type=user_path, metavar="DIR", help="directory for the results")
-    parser.add_argument(
-        "--save", default="overlay,coco", metavar="LIST", help="comma-separated formats (default: %(default)s)"
-    )
-    parser.add_argument(
-        "--threshold",
-        type=float,
-        default=0.5,
-        metavar="SCORE",
-        help="minimum score, for all formats except coco (default: %(default)s)",
-    )
+    common.add(parser, "--output", "DIR", "directory for the results", required=True)
+    common.add(parser, "--save", "LIST", "comma-separated formats (default: %(default)s)", str, default="overlay,coco")
+    score = "minimum score, for all formats except coco (default: %(default)s)"
+    common.add(parser, "--threshold", "SCORE", score, float, default=0.5)
     options, overrides = common.parse(parser, arguments)
     if options.workdir and (options.model or options.weights):
         parser.error("--workdir names a second model: give --model=RUN, or --model=NAME and --weights=FILE")

@@ -16,9 +16,8 @@ from mrcnn_jax.runtime import compilation_cache
 
 def main(arguments: Sequence[str]) -> int:
     parser = common.make_parser("replay", __doc__)
-    parser.add_argument(
-        "file", type=os.path.expanduser, metavar="FILE", help="failures/step_NNNNNN.npz in the work directory of a run"
-    )
+    where = "failures/step_NNNNNN.npz in the work directory of a run"
+    common.add(parser, "file", "FILE", where, os.path.expanduser)
     options, _ = common.parse(parser, arguments)
     from mrcnn_jax.training.nonfinite_dump import load_failed_step
     from mrcnn_jax.training.replay import replay

@@ -15,7 +15,6 @@ from mrcnn_jax.errors import DataError, format_list
 from mrcnn_jax.evaluation import coco_metrics, result_file
 from mrcnn_jax.evaluation.coco_ground_truth import counts_in_table, load_ground_truth
 from mrcnn_jax.runtime import files
-from mrcnn_jax.runtime.files import user_path
 from mrcnn_jax.tools.report.write import write_report
 
 log = logging.getLogger(__name__)
@@ -23,16 +22,10 @@ log = logging.getLogger(__name__)
 
 def main(arguments: Sequence[str]) -> None:
     parser = common.make_parser("report", __doc__)
-    parser.add_argument("results", type=user_path, metavar="RESULTS.json", help="COCO results: a list of records")
-    parser.add_argument("annotations", type=user_path, metavar="ANNOTATIONS.json", help="ground truth in COCO format")
-    parser.add_argument("--images", type=user_path, metavar="DIR", required=True, help="directory with the images")
-    parser.add_argument(
-        "--output",
-        type=user_path,
-        metavar="FILE",
-        default=Path("report.html"),
-        help="HTML file to write (default: %(default)s)",
-    )
+    common.add(parser, "results", "RESULTS.json", "COCO results: a list of records")
+    common.add(parser, "annotations", "ANNOTATIONS.json", "ground truth in COCO format")
+    common.add(parser, "--images", "DIR", "directory with the images", required=True)
+    common.add(parser, "--output", "FILE", "HTML file to write (default: %(default)s)", default="report.html")
     options, _ = common.parse(parser, arguments)
     report(options.results, options.annotations, options.images, options.output)
     print(f"wrote {options.output}")
@@ -50,15 +43,11 @@ def report(results: Path, annotations: Path, images: Path, output: Path) -> None
         known = format_list(sorted(truth.cats))
         raise DataError(f"no category id in {results} ({ids}) is in {annotations} ({known})")
     iou_types = [name for name in coco_metrics.FIELDS if coco_metrics.with_field(records, name)]
-    annotated = truth.dataset["annotations"]
-    scored = [
-        name for name in iou_types if any(counts_in_table(a, name) for a in coco_metrics.with_field(annotated, name))
-    ]
+    annotated = {name: coco_metrics.with_field(truth.dataset["annotations"], name) for name in iou_types}
+    scored = [name for name in iou_types if any(counts_in_table(entry, name) for entry in annotated[name])]
     if not scored:
-        raise DataError(
-            f"{annotations} has no annotations of the types in {results} ({format_list(iou_types)});"
-            " give other annotations"
-        )
+        types = f"the types in {results} ({format_list(iou_types)})"
+        raise DataError(f"{annotations} has no annotations of {types}; give other annotations")
     try:
         result_file.check_file_names(truth, records)
         records = result_file.encode_masks(truth, records)

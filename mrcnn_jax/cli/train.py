@@ -12,24 +12,15 @@ from collections.abc import Sequence
 
 from mrcnn_jax.cli import common
 from mrcnn_jax.config import load_config
-from mrcnn_jax.distributed import cluster
 from mrcnn_jax.runtime import compilation_cache
-from mrcnn_jax.runtime.files import user_path
 
 
 def main(arguments: Sequence[str]) -> None:
     parser = common.make_parser("train", __doc__, overrides=True)
-    parser.add_argument(
-        "--config", type=user_path, metavar="FILE", required=True, help="recipe: a Python file with get_config()"
-    )
-    parser.add_argument(
-        "--workdir",
-        type=os.path.expanduser,
-        metavar="DIR",
-        help="directory for checkpoints, metrics and images (default: runs/NAME, with the recipe's name)",
-    )
-    common.add_profile(parser)
-    cluster.add_flags(parser)
+    common.add(parser, "--config", "FILE", "recipe: a Python file with get_config()", required=True)
+    workdir = "directory for checkpoints, metrics and images (default: runs/NAME, with the recipe's name)"
+    common.add(parser, "--workdir", "DIR", workdir, os.path.expanduser)
+    common.add_profile_and_processes(parser)
     options, overrides = common.parse(parser, arguments)
     config = load_config(options.config, overrides)
     compilation_cache.enable()

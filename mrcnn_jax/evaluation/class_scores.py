@@ -39,19 +39,14 @@ def format_table(path: epath.Path) -> str:
         return f"the scores of the {len(rows)} classes are in {path}"
     names = ["class", *(row["name"] for row in rows)]
     counts = ["instances", *(str(max(table[i]["instances"] for table in tables.values())) for i in range(len(rows)))]
-    scores = [[HEADINGS[name].lower(), *(_format_ap(row["AP"]) for row in table)] for name, table in tables.items()]
-    cells = [_align(names, left=True), *(_align(column) for column in (counts, *scores))]
-    heading, *lines = [" ".join(line) for line in zip(*cells, strict=True)]
+    scores = [
+        [HEADINGS[name].lower(), *("-" if row["AP"] < 0 else f"{row['AP']:.3f}" for row in table)]
+        for name, table in tables.items()
+    ]
+    cells = [[cell.rjust(max(map(len, column))) for cell in column] for column in (counts, *scores)]
+    names = [name.ljust(max(map(len, names))) for name in names]
+    heading, *lines = [" ".join(line) for line in zip(names, *cells, strict=True)]
     return "\n".join(["AP of each class", *_side_by_side(heading, lines)])
-
-
-def _format_ap(ap: float) -> str:
-    return "-" if ap < 0 else f"{ap:.3f}"
-
-
-def _align(column: list[str], *, left: bool = False) -> list[str]:
-    width = max(len(cell) for cell in column)
-    return [cell.ljust(width) if left else cell.rjust(width) for cell in column]
 
 
 def _side_by_side(heading: str, lines: list[str]) -> list[str]:

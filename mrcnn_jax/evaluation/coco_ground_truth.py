@@ -31,17 +31,15 @@ def load_ground_truth(
     content = read(path, image_ids, images, scoring=True)
     categories = content.categories.select(category_names)
     annotations, unscored = _scorable_annotations(content, categories)
-    truth = COCO()
-    truth.dataset = {
-        "images": [
-            {"id": i.id, "file_name": i.file_name, "height": i.height, "width": i.width} for i in content.images
-        ],
+    image_fields = ("id", "file_name", "height", "width")
+    dataset = {
+        "images": [{name: getattr(image, name) for name in image_fields} for image in content.images],
         "categories": _category_entries(categories),
         "annotations": annotations,
         "unscored": unscored,
     }
-    _add_federated_labels(truth.dataset, content.lvis)
-    _index(truth)
+    _add_federated_labels(dataset, content.lvis)
+    truth = _index(dataset)
     for annotation in annotations:
         if annotation["bbox"] is None:
             annotation["bbox"] = _extent(truth, annotation)
@@ -71,10 +69,7 @@ def restrict(truth: COCO, iou_type: str) -> COCO:
 
 def with_annotations(truth: COCO, annotations: Sequence[dict[str, Any]]) -> COCO:
     """Return a `COCO` of the same images and categories with other annotations."""
-    other = COCO()
-    other.dataset = {**truth.dataset, "annotations": list(annotations)}
-    _index(other)
-    return other
+    return _index({**truth.dataset, "annotations": list(annotations)})
 
 
 def silence_pycocotools() -> contextlib.AbstractContextManager[Any]:
@@ -82,9 +77,12 @@ def silence_pycocotools() -> contextlib.AbstractContextManager[Any]:
     return contextlib.redirect_stdout(io.StringIO())
 
 
-def _index(coco: COCO) -> None:
+def _index(dataset: dict[str, Any]) -> COCO:
+    coco = COCO()
+    coco.dataset = dataset
     with silence_pycocotools():
         coco.createIndex()
+    return coco
 
 
 def _scorable_annotations(content: AnnotationFile, categories: Categories) -> tuple[list[dict[str, Any]], int]:

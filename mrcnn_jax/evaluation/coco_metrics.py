@@ -42,11 +42,6 @@ class Scores:
     notes: tuple[str, ...] = ()  # on annotations and results that are left out, and on limits of the recall
 
 
-def evaluate(annotations: Path, results: Sequence[dict[str, Any]], **options: Any) -> dict[str, float]:
-    """Return the metrics of `score`, which takes the same arguments."""
-    return score(annotations, results, **options).metrics
-
-
 def score(
     annotations: Path,
     results: Sequence[dict[str, Any]],
@@ -86,7 +81,9 @@ def score(
         evaluation, values = _score_table(truth, scored, iou_type, sigmas, lvis=lvis_table, quiet=quiet)
         evaluations[iou_type] = evaluation
         metrics.update({f"{iou_type}/{name}": value for name, value in values.items()})
-        remarks += _table_notes(truth, known, iou_type, evaluation.params.maxDets[-1], per_image=lvis_table)
+        limit, counted = evaluation.params.maxDets[-1], with_field(known, iou_type)
+        remarks += notes.unscored(truth, known, counted, iou_type)
+        remarks += notes.table_limit(truth, counted, iou_type, limit, per_image=lvis_table)
     if not quiet:
         for remark in remarks:
             log.warning("%s", remark)
@@ -117,7 +114,11 @@ def _score_table(
     with silence_pycocotools() if quiet else contextlib.nullcontext():
         heading = f"{HEADINGS[iou_type]} ({iou_type}), {len(truth.imgs)} images, {len(results)} detections"
         print(f"\n{heading}", flush=True)
-        return evaluation, lvis_metrics.summarize(evaluation) if lvis else _summarize(evaluation, iou_type)
+        if lvis:
+            return evaluation, lvis_metrics.summarize(evaluation)
+        evaluation.summarize()
+    names = KEYPOINT_METRICS if iou_type == "keypoints" else METRICS
+    return evaluation, dict(zip(names, evaluation.stats.tolist(), strict=True))
 
 
 def _accumulate(truth: COCO, results: Sequence[dict[str, Any]], iou_type: str, sigmas: NDArray[np.float64]) -> COCOeval:
@@ -133,13 +134,6 @@ def _accumulate(truth: COCO, results: Sequence[dict[str, Any]], iou_type: str, s
     return evaluation
 
 
-def _summarize(evaluation: COCOeval, iou_type: str) -> dict[str, float]:
-    """Print the table; returns the metrics by name."""
-    evaluation.summarize()
-    names = KEYPOINT_METRICS if iou_type == "keypoints" else METRICS
-    return {name: float(value) for name, value in zip(names, evaluation.stats, strict=True)}
-
-
 def _detections(truth: COCO, results: Sequence[dict[str, Any]], iou_type: str) -> COCO:
     """Return result records as a `COCO`; pycocotools' own `loadRes` fails on an empty list."""
     if not results:
@@ -148,17 +142,6 @@ def _detections(truth: COCO, results: Sequence[dict[str, Any]], iou_type: str) -
     others = set(FIELDS.values()) - {FIELDS[iou_type]}
     with silence_pycocotools():
         return truth.loadRes([{k: v for k, v in record.items() if k not in others} for record in results])
-
-
-def _table_notes(
-    truth: COCO, results: Sequence[dict[str, Any]], iou_type: str, limit: int, *, per_image: bool
-) -> list[str]:
-    scored = with_field(results, iou_type)
-    return [
-        *notes.unscored_annotations(truth, iou_type),
-        *notes.unscored_results(results, scored, iou_type),
-        *notes.table_limit(truth, scored, iou_type, limit, per_image=per_image),
-    ]
 
 
 def _check_results(truth: COCO, results: Sequence[dict[str, Any]], iou_types: Sequence[str]) -> None:
@@ -216,11 +199,8 @@ def check_keypoints(model: ModelConfig, names: Sequence[str]) -> None:
 
     Names are compared word by word, however the words are joined.
     """
-    if (
-        model.keypoint is None
-        or not names
-        or [*map(keypoint_words, names)] == [*map(keypoint_words, model.keypoint_names)]
-    ):
+    same = [*map(keypoint_words, names)] == [*map(keypoint_words, model.keypoint_names)]
+    if model.keypoint is None or not names or same:
         return
     if model.keypoint_names or len(names) != model.num_keypoints:
         known = ", ".join(model.keypoint_names) or "names unknown"

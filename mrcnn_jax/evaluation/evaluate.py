@@ -115,83 +115,12 @@ def evaluate_model(
     collectives.run_on_main(lambda: _clear(folder))
     compile_detect = tta.compile_detect if config.eval.augmented else detector.compile_detect
     detect = compile_detect(config.model, variables, _devices(config, devices))
-    with tempfile.TemporaryFile() as records:
-        local = _LocalResults(config, dataset, folder, records)
-        profiler = profiling.profile_steps(folder / profiling.FOLDER, "evaluate", recorded=profile)
-        local.detect_all(detect, check, profiler)
-        gathered = collectives.gather_bytes(local.serialize())
+    profiler = profiling.profile_steps(folder / profiling.FOLDER, "evaluate", recorded=profile)
+    with tempfile.TemporaryFile() as lines:  # a file, to bound memory
+        _write_lines(lines, config, dataset, detect, check, profiler)
+        lines.seek(0)
+        gathered = collectives.gather_bytes(lines.read())
     return dict(json.loads(collectives.run_on_main(lambda: _score(config, dataset, folder, gathered, report, quiet))))
-
-
-class _LocalResults:
-    """Result records and overlays of the images of one process."""
-
-    def __init__(self, config: Config, dataset: Dataset, folder: epath.Path, records: IO[bytes]):
-        self._config, self._dataset, self._folder = config, dataset, folder
-        # A line for each image, its index and its result records as JSON. In a file to bound memory.
-        self._records = records
-        overlays = np.linspace(0, len(dataset) - 1, min(config.eval.overlays, len(dataset)), dtype=int)
-        self._with_overlay = set(overlays.tolist())  # indices of images
-        self._truncated: list[int] = []  # indices of images with truncated candidates
-        self._full: list[int] = []  # indices of images with `max_detections` detections
-        self._overlays: dict[str, str] = {}  # file name -> PNG in base64, for the main process to write
-
-    def serialize(self) -> bytes:
-        """Return a line of JSON (truncated images, full images, overlays), then a line of records for each image."""
-        self._records.seek(0)
-        return json.dumps([self._truncated, self._full, self._overlays]).encode() + b"\n" + self._records.read()
-
-    def detect_all(self, detect: detector.Detect, check: Callable[[], None], profile: profiling.StepProfiler) -> None:
-        """Detect in all images of this process. The main process shows the progress."""
-        process, count = jax.process_index(), jax.process_count()
-        label = "images evaluated" if count == 1 else f"images evaluated by process {process} of {count}"
-        opened, images = _open(self._dataset, self._config)
-        with opened as batches, profile:
-            results = detector.detect_batches(detect, _checked(batches, check), self._finish, profile)
-            with contextlib.closing(results):
-                for index, records in track(results, images, label) if collectives.is_main() else results:
-                    self._records.write(b"%d %s\n" % (index, records))
-
-    def _finish(self, index: int, detections: Detections, network_size: Any) -> tuple[int, bytes]:
-        """Return an image's index and its records as JSON without brackets; called on worker threads."""
-        if detections.truncated:
-            self._truncated.append(index)
-        height, width = self._dataset.sizes[index].tolist()
-        prediction = postprocess(detections, network_size, (height, width), self._config.model)
-        if prediction.full:
-            self._full.append(index)
-        if index in self._with_overlay:
-            self._draw(index, prediction)
-        records = json.dumps(prediction.to_coco(self._dataset.ids[index]), separators=(",", ":"))
-        return index, records[1:-1].encode()
-
-    def _draw(self, index: int, prediction: Prediction) -> None:
-        """Draw and save an overlay. Failures are logged, because the metrics do not depend on it."""
-        try:
-            self._save(f"{self._dataset.ids[index]}.png", self._overlay(index, prediction))
-        except Exception as error:
-            log.warning("image %s has no overlay: %s", self._dataset.ids[index], format_error(error))
-
-    def _overlay(self, index: int, prediction: Prediction) -> bytes:
-        """Return ground truth and prediction side by side as PNG."""
-        from mrcnn_jax import visualize  # here: it needs the packages of the extra `viz`
-
-        image, truth = ground_truth.read(self._dataset, index, self._config.model)
-        return cv2.imencode(".png", visualize.compare(image, truth, prediction)[:, :, ::-1])[1].tobytes()
-
-    def _save(self, name: str, png: bytes) -> None:
-        if collectives.is_main():
-            _write_overlay(self._folder / OVERLAYS / name, png)
-        else:
-            self._overlays[name] = base64.b64encode(png).decode()
-
-
-def _write_overlay(path: epath.Path, png: bytes) -> None:
-    """Write an overlay. Failures are logged, because the metrics do not depend on it."""
-    try:
-        path.write_bytes(png)
-    except OSError as error:
-        log.warning("overlay %s is not written: %s", path.name, format_error(error))
 
 
 def _clear(folder: epath.Path) -> bytes:
@@ -202,71 +131,43 @@ def _clear(folder: epath.Path) -> bytes:
     return b""
 
 
-def _score(
-    config: Config,
-    dataset: Dataset,
-    folder: epath.Path,
-    gathered: list[bytes],
-    report: Callable[[coco_metrics.Scores, Path], None] | None,
-    quiet: bool,
-) -> bytes:
-    """Write and score the results of all processes, emptying `gathered`; returns the metrics as JSON."""
-    full = _join(config, dataset, folder, gathered)
-    scores = coco_metrics.score(
-        dataset.annotations_path,
-        json.loads((folder / RESULTS).read_bytes()),
-        iou_types=scorable_iou_types(config, dataset),
-        image_ids=dataset.ids.tolist(),
-        category_names=config.data.categories,
-        keypoint_sigmas=config.eval.keypoint_sigmas,
-        images=dataset.images_path,
-        quiet=quiet,
-    )
-    limit_notes = notes.model_limit(scores.ground_truth, full, config.model.box.max_detections)
-    for note in limit_notes:
-        log.warning("%s", note)
-    (folder / "metrics.json").write_text(json.dumps(scores.metrics, indent=2) + "\n")
-    class_scores.write(scores, folder / class_scores.FILE)
-    if report is not None:
-        report(dataclasses.replace(scores, notes=(*limit_notes, *scores.notes)), dataset.images_path)
-    return json.dumps(scores.metrics).encode()
-
-
-def _join(config: Config, dataset: Dataset, folder: epath.Path, gathered: list[bytes]) -> int:
-    """Write results and overlays of all processes, emptying `gathered`; returns the number of full images."""
-    truncated: list[int] = []
-    full = 0
-    images: list[tuple[int, bytes]] = []
-    while gathered:
-        head, *lines = gathered.pop().splitlines()
-        truncated_part, full_part, overlays = json.loads(head)
-        truncated += truncated_part
-        full += len(full_part)
-        for name, png in overlays.items():
-            _write_overlay(folder / OVERLAYS / name, base64.b64decode(png))
-        for line in lines:
-            index, _, records = line.partition(b" ")
-            images.append((int(index), records))
-    _warn_of_truncated(config, dataset, sorted(truncated))
-    with (folder / RESULTS).open("wb") as file:
-        file.write(b"[" + b",\n".join(records for _, records in sorted(images) if records) + b"]\n")
-    return full
-
-
-def _warn_of_truncated(config: Config, dataset: Dataset, indices: Sequence[int]) -> None:
-    if indices:
-        log.warning(
-            "%d images had more candidates than model.box.nms_candidates=%d and may lack detections: image ids %s",
-            len(indices),
-            config.model.box.nms_candidates,
-            ", ".join(str(dataset.ids[index]) for index in indices[:20]),
-        )
-
-
 def _devices(config: Config, devices: Sequence[jax.Device] | None) -> tuple[jax.Device, ...]:
     """Return the devices over which this process's part of a batch, or a single image, is divided."""
     images = 1 if config.eval.single_image else config.eval.batch_size // jax.process_count()
     return largest_divisor(jax.local_devices() if devices is None else devices, images)
+
+
+def _write_lines(
+    file: IO[bytes],
+    config: Config,
+    dataset: Dataset,
+    detect: detector.Detect,
+    check: Callable[[], None],
+    profiler: profiling.StepProfiler,
+) -> None:
+    """Detect in all images of this process and write a line for each. The main process shows the progress.
+
+    A line has the index of the image, whether candidates were truncated, whether there are `max_detections`
+    detections, the overlay (PNG in base64) if any, and the result records as JSON without brackets.
+    """
+    process, count = jax.process_index(), jax.process_count()
+    drawn = set(np.linspace(0, len(dataset) - 1, min(config.eval.overlays, len(dataset)), dtype=int).tolist())
+
+    def finish(index: int, detections: Detections, network_size: Any) -> bytes:
+        """Return the line of an image; called on worker threads."""
+        height, width = dataset.sizes[index].tolist()
+        prediction = postprocess(detections, network_size, (height, width), config.model)
+        overlay = base64.b64encode(_overlay(config, dataset, index, prediction) if index in drawn else b"")
+        records = json.dumps(prediction.to_coco(dataset.ids[index]), separators=(",", ":"))[1:-1].encode()
+        flags = bool(detections.truncated), prediction.full
+        return b"%d %d %d %s %s\n" % (index, *flags, overlay, records)
+
+    opened, images = _open(dataset, config)
+    label = "images evaluated" if count == 1 else f"images evaluated by process {process} of {count}"
+    with opened as batches, profiler:
+        lines = detector.detect_batches(detect, _checked(batches, check), finish, profiler)
+        with contextlib.closing(lines):
+            file.writelines(track(lines, images, label) if collectives.is_main() else lines)
 
 
 def _open(dataset: Dataset, config: Config) -> tuple[AbstractContextManager[Iterator[Any]], int]:
@@ -284,3 +185,78 @@ def _checked(batches: Iterator[Any], check: Callable[[], None]) -> Iterator[Any]
     for batch in batches:
         check()
         yield batch
+
+
+def _overlay(config: Config, dataset: Dataset, index: int, prediction: Prediction) -> bytes:
+    """Return ground truth and prediction side by side as PNG; empty if that fails, because metrics do not need it."""
+    try:
+        from mrcnn_jax import visualize  # here: it needs the packages of the extra `viz`
+
+        image, truth = ground_truth.read(dataset, index, config.model)
+        return cv2.imencode(".png", visualize.compare(image, truth, prediction)[:, :, ::-1])[1].tobytes()
+    except Exception as error:
+        log.warning("image %s has no overlay: %s", dataset.ids[index], format_error(error))
+        return b""
+
+
+def _score(
+    config: Config,
+    dataset: Dataset,
+    folder: epath.Path,
+    gathered: list[bytes],
+    report: Callable[[coco_metrics.Scores, Path], None] | None,
+    quiet: bool,
+) -> bytes:
+    """Write and score the results of all processes, emptying `gathered`; returns the metrics as JSON."""
+    num_full = _write_results(config, dataset, folder, gathered)
+    scores = coco_metrics.score(
+        dataset.annotations_path,
+        json.loads((folder / RESULTS).read_bytes()),
+        iou_types=scorable_iou_types(config, dataset),
+        image_ids=dataset.ids.tolist(),
+        category_names=config.data.categories,
+        keypoint_sigmas=config.eval.keypoint_sigmas,
+        images=dataset.images_path,
+        quiet=quiet,
+    )
+    limit_notes = notes.model_limit(scores.ground_truth, num_full, config.model.box.max_detections)
+    for note in limit_notes:
+        log.warning("%s", note)
+    (folder / "metrics.json").write_text(json.dumps(scores.metrics, indent=2) + "\n")
+    class_scores.write(scores, folder / class_scores.FILE)
+    if report is not None:
+        report(dataclasses.replace(scores, notes=(*limit_notes, *scores.notes)), dataset.images_path)
+    return json.dumps(scores.metrics).encode()
+
+
+def _write_results(config: Config, dataset: Dataset, folder: epath.Path, gathered: list[bytes]) -> int:
+    """Write records and overlays of all processes, emptying `gathered`; returns the number of full images."""
+    num_full, truncated = 0, []
+    records: dict[int, bytes] = {}
+    while gathered:
+        for line in gathered.pop().splitlines():
+            *numbers, overlay, content = line.split(b" ", 4)
+            index, is_truncated, is_full = map(int, numbers)
+            records[index] = content
+            num_full += is_full
+            truncated += [index] * is_truncated
+            if overlay:
+                _write_overlay(folder / OVERLAYS / f"{dataset.ids[index]}.png", base64.b64decode(overlay))
+    if truncated:
+        log.warning(
+            "%d images had more candidates than model.box.nms_candidates=%d and may lack detections: image ids %s",
+            len(truncated),
+            config.model.box.nms_candidates,
+            ", ".join(str(dataset.ids[index]) for index in sorted(truncated)[:20]),
+        )
+    with (folder / RESULTS).open("wb") as file:
+        file.write(b"[" + b",\n".join(records[index] for index in sorted(records) if records[index]) + b"]\n")
+    return num_full
+
+
+def _write_overlay(path: epath.Path, png: bytes) -> None:
+    """Write an overlay. Failures are logged, because the metrics do not depend on it."""
+    try:
+        path.write_bytes(png)
+    except OSError as error:
+        log.warning("overlay %s is not written: %s", path.name, format_error(error))

@@ -47,9 +47,8 @@ def accumulate(truth: COCO, results: Sequence[dict[str, Any]], iou_type: str) ->
 
     ground_truth, results = _renumber(truth, results, iou_type)
     coco = faster_coco_eval.COCO(ground_truth)
-    evaluation = faster_coco_eval.COCOeval_faster(
-        coco, coco.loadRes(results), iou_type, lvis_style=True, print_function=_silent
-    )
+    found, silent = coco.loadRes(results), lambda *_: None
+    evaluation = faster_coco_eval.COCOeval_faster(coco, found, iou_type, lvis_style=True, print_function=silent)
     evaluation.params.maxDets = [MAX_DETECTIONS]
     evaluation.evaluate()
     evaluation.accumulate()
@@ -77,7 +76,7 @@ def _renumber(
     """
     image = {image_id: k for k, image_id in enumerate(sorted(truth.imgs), 1)}
     category = {category_id: k for k, category_id in enumerate(sorted(truth.cats), 1)}
-    fields = {"image_id", "category_id", "score", "bbox" if iou_type == "bbox" else "segmentation"}
+    fields = ("image_id", "category_id", "score", "bbox" if iou_type == "bbox" else "segmentation")
 
     def renumbered(record: dict[str, Any]) -> dict[str, Any]:
         return {**record, "image_id": image[record["image_id"]], "category_id": category[record["category_id"]]}
@@ -91,8 +90,4 @@ def _renumber(
         "categories": [{**entry, "id": category[entry["id"]]} for entry in truth.dataset["categories"]],
         "annotations": [renumbered(annotation) for annotation in truth.dataset["annotations"]],
     }
-    return dataset, [renumbered({k: v for k, v in record.items() if k in fields}) for record in results]
-
-
-def _silent(*args: Any) -> None:
-    pass
+    return dataset, [renumbered({name: record[name] for name in fields}) for record in results]

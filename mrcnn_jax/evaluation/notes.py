@@ -24,23 +24,19 @@ def unknown_categories(results: Sequence[Record], known: Collection[int], descri
     return [f"{len(ids)} of {len(results)} results are of categories {description}: left out (ids {unknown})"]
 
 
-def unscored_annotations(truth: COCO, iou_type: str) -> list[str]:
-    """Note the annotated instances that do not count in a table."""
+def unscored(truth: COCO, results: Sequence[Record], counted: Sequence[Record], iou_type: str) -> list[str]:
+    """Note the annotated instances that do not count in a table, and the results other than those `counted` in it."""
+    notes, name = [], NAMES[iou_type]
     instances = [annotation for annotation in truth.dataset["annotations"] if not annotation["iscrowd"]]
     total = len(instances) + truth.dataset["unscored"]
     scored = sum(counts_in_table(entry, iou_type) and not is_ignored(entry, iou_type) for entry in instances)
-    if scored == total:
-        return []
-    missing = {"bbox": "usable box", "segm": "usable mask", "keypoints": "labeled keypoints"}[iou_type]
-    effect = "ignored in" if iou_type == "keypoints" else "left out of"
-    name = NAMES[iou_type]
-    return [f"{total - scored:,} of {total:,} instances have no {missing}: {effect} the table of {name}"]
-
-
-def unscored_results(results: Sequence[Record], scored: Sequence[Record], iou_type: str) -> list[str]:
-    """Note the results without a box, a mask or keypoints, which a table leaves out."""
-    missing, name = len(results) - len(scored), NAMES[iou_type]
-    return [f"{missing} of {len(results)} results have no {name}: left out of the table of {name}"] if missing else []
+    if scored < total:
+        missing = {"bbox": "usable box", "segm": "usable mask", "keypoints": "labeled keypoints"}[iou_type]
+        effect = "ignored in" if iou_type == "keypoints" else "left out of"
+        notes = [f"{total - scored:,} of {total:,} instances have no {missing}: {effect} the table of {name}"]
+    if without := len(results) - len(counted):
+        notes += [f"{without} of {len(results)} results have no {name}: left out of the table of {name}"]
+    return notes
 
 
 def table_limit(truth: COCO, results: Sequence[Record], iou_type: str, limit: int, *, per_image: bool) -> list[str]:

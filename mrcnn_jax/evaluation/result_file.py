@@ -9,7 +9,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 
 from mrcnn_jax.data.segmentation_checks import safe_segmentation
@@ -42,10 +41,8 @@ def read(path: Path) -> list[Record]:
                 invalid.append(f"{index} ({format_value(given if isinstance(given, str) else json.dumps(given))})")
             record[name] = value
         if invalid:
-            raise DataError(
-                f"records of {path} without a usable {name} ({len(invalid)}): {format_list(invalid)}, counted from 0;"
-                f" write {expected}"
-            )
+            problem = f"records of {path} without a usable {name} ({len(invalid)}): {format_list(invalid)}"
+            raise DataError(f"{problem}, counted from 0; write {expected}")
     records = [{name: record[name] for name in (*_FIELDS, "file_name") if name in record} for record in records]
     if empty := [index for index, record in enumerate(records) if not any(name in record for name in _LOCATIONS)]:
         fields = f"{', '.join(_LOCATIONS[:-1])} or {_LOCATIONS[-1]}"
@@ -112,21 +109,19 @@ def _integer(value: Any) -> int | None:
     return int(number) if number is not None and exact else None
 
 
-def _coordinates(value: Any) -> list[float] | None:
-    if not isinstance(value, list):
-        return None
-    numbers = [number for number in map(_number, value) if number is not None and abs(number) <= _MAX_COORDINATE]
-    return numbers if len(numbers) == len(value) else None
+def _coordinates(value: Any, is_valid: Callable[[list[float]], bool]) -> list[float] | None:
+    """Return a list of coordinates; None for any other value."""
+    given = value if isinstance(value, list) else [None]
+    numbers = [number for number in map(_number, given) if number is not None and abs(number) <= _MAX_COORDINATE]
+    return numbers if len(numbers) == len(given) and is_valid(numbers) else None
 
 
 def _box(value: Any) -> list[float] | None:
-    numbers = _coordinates(value)
-    return numbers if numbers is not None and len(numbers) == 4 and min(numbers[2:]) >= 0 else None
+    return _coordinates(value, lambda numbers: len(numbers) == 4 and min(numbers[2:]) >= 0)
 
 
 def _points(value: Any) -> list[float] | None:
-    numbers = _coordinates(value)
-    return numbers if numbers is not None and len(numbers) % 3 == 0 else None
+    return _coordinates(value, lambda numbers: len(numbers) % 3 == 0)
 
 
 def _mask(value: Any) -> Any:
@@ -154,14 +149,11 @@ def check_file_names(truth: COCO, records: Sequence[Record]) -> None:
     for record in records:
         image, name = truth.imgs.get(record["image_id"]), record.get("file_name")
         if image is not None and isinstance(name, str) and _stem(name) != _stem(image["file_name"]):
-            differing[record["image_id"]] = (
-                f"{image['id']} ({format_value(name)}, annotated {format_value(image['file_name'])})"
-            )
+            names = f"{format_value(name)}, annotated {format_value(image['file_name'])}"
+            differing[image["id"]] = f"{image['id']} ({names})"
     if differing:
-        raise ValueError(
-            f"image ids of other files ({len(differing)}): {format_list(list(differing.values()))};"
-            " write the image ids of the annotations"
-        )
+        problem = f"image ids of other files ({len(differing)}): {format_list(list(differing.values()))}"
+        raise ValueError(f"{problem}; write the image ids of the annotations")
 
 
 def _stem(name: str) -> str:
@@ -178,30 +170,28 @@ def encode_masks(truth: COCO, records: Sequence[Record]) -> list[Record]:
     for index, record in enumerate(track(records, len(records), "results checked")):
         image = truth.imgs.get(record["image_id"])
         if "segmentation" in record and image is not None:
-            mask = _run_lengths(record["segmentation"], image["height"], image["width"])
+            mask = _run_lengths(truth, record, image["height"], image["width"])
             if mask is None:
                 invalid.append(f"{index} (image {record['image_id']})")
             record = {**record, "segmentation": mask}
         converted.append(record)
     if invalid:
-        raise ValueError(
-            f"records whose segmentation is neither run lengths of the image's size nor polygons ({len(invalid)}):"
-            f" {format_list(invalid)}, counted from 0; write them with pycocotools.mask.encode"
-        )
+        problem = "records whose segmentation is neither run lengths of the image's size nor polygons"
+        found = f"{format_list(invalid)}, counted from 0; write them with pycocotools.mask.encode"
+        raise ValueError(f"{problem} ({len(invalid)}): {found}")
     return converted
 
 
-def _run_lengths(mask: Any, height: int, width: int) -> dict[str, Any] | None:
-    """Return a mask as compressed run lengths; None if it is invalid or not of the given size."""
+def _run_lengths(truth: COCO, record: Record, height: int, width: int) -> dict[str, Any] | None:
+    """Return the mask of a record as compressed run lengths; None if it is invalid or not of the given size."""
+    mask = record["segmentation"]
     if isinstance(mask, dict) and mask["size"] != [height, width]:
         return None
     if safe_segmentation(mask, height, width) is None:
         return None
     if isinstance(mask, dict) and isinstance(mask["counts"], str):
         return mask
-    runs = coco_mask.frPyObjects(mask, height, width)
-    runs = coco_mask.merge(runs) if isinstance(runs, list) else runs
-    return {"size": [height, width], "counts": runs["counts"].decode()}
+    return {"size": [height, width], "counts": truth.annToRLE(record)["counts"].decode()}
 
 
 def plausibility_notes(truth: COCO, records: Sequence[Record]) -> list[str]:
@@ -209,14 +199,11 @@ def plausibility_notes(truth: COCO, records: Sequence[Record]) -> list[str]:
     notes = []
     scores = [record["score"] for record in records]
     if min(scores) < 0 or max(scores) > 1:
-        notes.append(
-            f"scores are {min(scores):g} to {max(scores):g}: tables depend on their order only, but pictures, confusion"
-            " and histogram expect 0 to 1"
-        )
+        effect = "tables depend on their order only, but pictures, confusion and histogram expect 0 to 1"
+        notes.append(f"scores are {min(scores):g} to {max(scores):g}: {effect}")
     if repeated := len(records) - len({hash(json.dumps(record)) for record in records}):
-        notes.append(
-            f"{repeated} of {len(records)} results are duplicates of another one: they count as false positives"
-        )
+        repeats = f"{repeated} of {len(records)} results are duplicates of another one"
+        notes.append(f"{repeats}: they count as false positives")
     return notes + _box_notes(truth, records)
 
 
@@ -229,7 +216,6 @@ def _box_notes(truth: COCO, records: Sequence[Record]) -> list[str]:
     beyond = sum(x + w > image["width"] + 1 or y + h > image["height"] + 1 for (x, y, w, h), image in boxes)
     corners = all(x <= w <= image["width"] + 1 and y <= h <= image["height"] + 1 for (x, y, w, h), image in boxes)
     if corners and 10 * beyond > len(boxes):
-        return [
-            f"{beyond} of {len(boxes)} boxes extend beyond their images and all look like x0, y0, x1, y1: {convention}"
-        ]
+        extending = f"{beyond} of {len(boxes)} boxes extend beyond their images"
+        return [f"{extending} and all look like x0, y0, x1, y1: {convention}"]
     return []

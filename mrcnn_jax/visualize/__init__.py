@@ -1,5 +1,5 @@
 """Overlays of predictions on images."""
 
-from mrcnn_jax.visualize.overlay import compare, draw
+from mrcnn_jax.visualize.overlay import ColorIndices, compare, draw
 
-__all__ = ["compare", "draw"]
+__all__ = ["ColorIndices", "compare", "draw"]

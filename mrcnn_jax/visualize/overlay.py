@@ -1,8 +1,9 @@
-"""Overlays: predictions drawn on images with the supervision library."""
+"""Overlays: predictions drawn on images with the supervision library, and the colors of their instances."""
 
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,12 +13,12 @@ import supervision as sv
 from numpy.typing import NDArray
 
 from mrcnn_jax.inference.postprocess import Prediction
-from mrcnn_jax.visualize.color_indices import ColorIndices
 
 # Least score of a keypoint that is drawn: the defaults of Detectron2's visualizer and of Detectron's.
 _MIN_KEYPOINT_SCORE = {"probability": 0.05, "logit": 2.0}
 _MIN_LONGER_SIDE = 512  # pixels; smaller images are enlarged
 _MIN_TITLE_WIDTH = 256  # pixels
+_MIN_IOU = 0.3  # of boxes in consecutive images, to be the same instance
 
 
 def draw(
@@ -73,6 +74,36 @@ def compare(
     sides = [_add_title(left, "ground truth"), _add_title(right, f"prediction, score >= {threshold:g}")]
     gap = np.full((len(sides[0]), max(4, left.shape[1] // 100), 3), 255, np.uint8)
     return np.concatenate([sides[0], gap, sides[1]], axis=1)
+
+
+class ColorIndices:
+    """Assigns color indices to the instances of consecutive images: video frames, or ground truth and prediction.
+
+    An instance takes the index of the box of its class with the largest overlap in the previous image; instances with
+    better scores choose first. A new instance takes the smallest index used in neither image. This is not a tracker.
+    """
+
+    def __init__(self) -> None:
+        self._boxes = np.zeros((0, 4), np.float32)
+        self._labels = np.zeros(0, np.int32)
+        self._indices: list[int] = []
+
+    def assign(self, prediction: Prediction) -> list[int]:
+        """Return an index for each instance of the next image."""
+        overlaps = sv.box_iou_batch(prediction.boxes, self._boxes) * (prediction.labels[:, None] == self._labels)
+        indices: list[int] = []
+        for row in overlaps:
+            previous = int(row.argmax()) if row.size else -1
+            if previous >= 0 and row[previous] >= _MIN_IOU:
+                indices.append(self._indices[previous])
+                overlaps[:, previous] = 0
+            else:
+                indices.append(-1)
+        used = {*indices, *self._indices}
+        unused = (index for index in itertools.count() if index not in used)
+        indices = [next(unused) if index < 0 else index for index in indices]
+        self._boxes, self._labels, self._indices = prediction.boxes, prediction.labels, indices
+        return indices
 
 
 def _add_title(image: NDArray[np.uint8], title: str) -> NDArray[np.uint8]:

@@ -99,7 +99,7 @@ def test_ids_and_names_come_back(chosen: tuple[str, ...], tmp_path: Path) -> Non
     wanted = [a for a in content["annotations"] if not chosen or CATEGORIES[a["category_id"]] in chosen]
     assert wanted
     assert sorted(map(key, records)) == sorted(map(key, wanted))
-    metrics = coco_metrics.evaluate(tmp_path / "coco.json", records, category_names=chosen)
+    metrics = coco_metrics.score(tmp_path / "coco.json", records, category_names=chosen).metrics
     assert metrics["bbox/AP"] == pytest.approx(1)
     assert metrics["segm/AP"] == pytest.approx(1)
 
@@ -110,4 +110,5 @@ def test_wrong_category_id_loses_only_its_category(tmp_path: Path) -> None:
     records = [{k: a[k] for k in ("image_id", "category_id", "bbox")} | {"score": 0.9} for a in content["annotations"]]
     for record in records:
         record["category_id"] = {7: 300, 300: 7}.get(record["category_id"], record["category_id"])
-    assert coco_metrics.evaluate(tmp_path / "coco.json", records, iou_types=["bbox"])["bbox/AP"] == pytest.approx(3 / 5)
+    scores = coco_metrics.score(tmp_path / "coco.json", records, iou_types=["bbox"])
+    assert scores.metrics["bbox/AP"] == pytest.approx(3 / 5)

@@ -32,7 +32,7 @@ import pytest
 from mrcnn_jax.config import Config, DataConfig, MaskHeadConfig, ModelConfig, SplitConfig
 from mrcnn_jax.data import eval_batches, load_split
 from mrcnn_jax.data.dataset import Dataset
-from mrcnn_jax.evaluation.coco_metrics import evaluate
+from mrcnn_jax.evaluation.coco_metrics import score
 from mrcnn_jax.inference.postprocess import postprocess
 from mrcnn_jax.ops.masks import crop_targets
 from mrcnn_jax.structures import Batch, Detections, GroundTruth
@@ -63,7 +63,7 @@ class RoundTrip:
                 detections = as_detections(truth, masks_of(truth))
                 prediction = postprocess(detections, batch.image_sizes[slot], (height, width), self.model)
                 records += prediction.to_coco(int(self.dataset.ids[index]))
-        return evaluate(self.dataset.annotations_path, records)
+        return score(self.dataset.annotations_path, records).metrics
 
 
 @pytest.fixture(scope="module")

@@ -19,8 +19,7 @@ from mrcnn_jax.cli import main as mrcnn
 from mrcnn_jax.config import Config, DataConfig, TrainConfig, apply_overrides, from_json, to_json, validate
 from mrcnn_jax.data.batching import choose_buckets, scale_for
 from mrcnn_jax.tools.plan import proposals, search
-from mrcnn_jax.tools.plan.costs import cost
-from mrcnn_jax.tools.plan.search import best_buckets, required_shapes
+from mrcnn_jax.tools.plan.search import best_buckets, cost, required_shapes
 
 pytestmark = pytest.mark.medium
 

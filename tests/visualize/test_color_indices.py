@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from mrcnn_jax.inference.postprocess import Prediction
-from mrcnn_jax.visualize.color_indices import ColorIndices
+from mrcnn_jax.visualize import ColorIndices
 
 
 def frame(*boxes, labels=None):

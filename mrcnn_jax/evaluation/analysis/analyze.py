@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
+from pycocotools import mask as coco_mask
+
+from mrcnn_jax.evaluation.analysis import Analysis, Category, ImageResult, Instance
 from mrcnn_jax.evaluation.analysis.class_tables import count_instances, metric_table
-from mrcnn_jax.evaluation.analysis.image_overlaps import ImageOverlaps, Record, image_overlaps
-from mrcnn_jax.evaluation.analysis.image_results import image_result
-from mrcnn_jax.evaluation.analysis.match_detections import Matches, match_detections
-from mrcnn_jax.evaluation.analysis.results import Analysis, Category, ImageResult
-from mrcnn_jax.evaluation.coco_ground_truth import counts_in_table
+from mrcnn_jax.evaluation.analysis.matching import CORRECT, Matches, Record, match_detections
+from mrcnn_jax.evaluation.coco_ground_truth import counts_in_table, is_ignored
 from mrcnn_jax.evaluation.coco_metrics import Scores, with_field
 from mrcnn_jax.runtime.progress import track
 
@@ -38,27 +40,25 @@ def analyze(scores: Scores, *, threshold: float = 0.5) -> Analysis:
     )
 
 
-def _match_images(
-    scores: Scores, primary: str, threshold: float
-) -> tuple[dict[str, list[tuple[ImageOverlaps, Matches]]], list[ImageResult]]:
+def _match_images(scores: Scores, primary: str, threshold: float) -> tuple[dict[str, list[Matches]], list[ImageResult]]:
     """Match the detections of each image, by iou_type; returns also the image results of the primary table."""
     truth = scores.ground_truth
     class_of = {category_id: k for k, category_id in enumerate(sorted(truth.cats))}
     detections = {iou_type: _best_by_image(scores, iou_type) for iou_type in scores.evaluations}
-    matched: dict[str, list[tuple[ImageOverlaps, Matches]]] = {iou_type: [] for iou_type in scores.evaluations}
+    matched: dict[str, list[Matches]] = {iou_type: [] for iou_type in scores.evaluations}
     images = []
     for image in track(truth.dataset["images"], len(truth.imgs), "images analyzed"):
         annotations = [_with_rle(scores, annotation) for annotation in truth.imgToAnns[image["id"]]]
-        partial = frozenset(image.get("not_exhaustive_category_ids", ()))
+        partial = image.get("not_exhaustive_category_ids", ())
         for iou_type in scores.evaluations:
             counted = [annotation for annotation in annotations if counts_in_table(annotation, iou_type)]
+            instances = [annotation for annotation in counted if not is_ignored(annotation, iou_type)]
+            ignored = [annotation for annotation in counted if is_ignored(annotation, iou_type)]
             best = detections[iou_type][image["id"]]
-            overlaps = image_overlaps(iou_type, counted, best, class_of, scores.keypoint_sigmas, partial)
-            matches = match_detections(overlaps)
+            matches = match_detections(iou_type, best, instances, ignored, class_of, scores.keypoint_sigmas, partial)
+            matched[iou_type].append(matches)
             if iou_type == primary:
-                images.append(image_result(image, overlaps, matches, threshold))
-            arrays_only = overlaps._replace(detections=[], instances=[], ignored=[])  # to bound memory
-            matched[iou_type].append((arrays_only, matches))
+                images.append(_image_result(image, best, instances, ignored, matches, threshold))
     return matched, images
 
 
@@ -80,3 +80,60 @@ def _with_rle(scores: Scores, annotation: Record) -> dict[str, Any]:
     if not annotation.get("segmentation"):
         return annotation
     return {**annotation, "segmentation": scores.ground_truth.annToRLE(annotation)}
+
+
+def _image_result(
+    image: dict[str, Any],
+    detections: Sequence[Record],
+    instances: Sequence[Record],
+    ignored: Sequence[Record],
+    matches: Matches,
+    threshold: float,
+) -> ImageResult:
+    """Return the result of an image (an entry of `images` in COCO's JSON) for scores of at least `threshold`."""
+    count = int(np.sum(matches.scores >= threshold))  # detections are sorted by score
+    found = set(matches.targets[:count][matches.kinds[:count] == CORRECT].tolist())
+    outcomes = matches.outcomes()[:count]
+    correct, missed = len(found), len(instances) - len(found)
+    wrong = sum(outcome not in ("correct", "crowd") for outcome in outcomes)
+    shown = [
+        *(_instance(entry, "found" if row in found else "missed") for row, entry in enumerate(instances)),
+        *(_instance(entry, "crowd") for entry in ignored),
+        *(_instance(record, outcome) for record, outcome in zip(detections, outcomes, strict=False)),
+    ]
+    return ImageResult(
+        image_id=image["id"],
+        file_name=image["file_name"],
+        height=image["height"],
+        width=image["width"],
+        category_ids=frozenset(instance.category_id for instance in shown),
+        quality=2 * correct / (2 * correct + wrong + missed) if correct + wrong + missed else 1.0,
+        correct=correct,
+        wrong=wrong,
+        missed=missed,
+        instances=tuple(shown),
+    )
+
+
+def _instance(record: Record, outcome: str) -> Instance:
+    left, top, width, height = _box(record)
+    keypoints = record.get("keypoints")
+    return Instance(
+        category_id=record["category_id"],
+        predicted="score" in record,
+        score=float(record.get("score", 1.0)),
+        box=np.array([left, top, left + width, top + height], np.float64),
+        segmentation=record.get("segmentation") or None,
+        keypoints=np.array(keypoints, np.float64).reshape(-1, 3) if keypoints else None,
+        outcome=outcome,
+    )
+
+
+def _box(record: Record) -> list[float]:
+    """Return x, y, width, height; of the mask or the keypoints if a result has no box."""
+    if "bbox" in record:
+        return list(record["bbox"])
+    if "segmentation" in record:
+        return list(coco_mask.toBbox(record["segmentation"]))
+    points = np.reshape(record["keypoints"], (-1, 3))[:, :2]
+    return [*points.min(axis=0), *np.ptp(points, axis=0)]

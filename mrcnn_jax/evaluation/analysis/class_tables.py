@@ -9,9 +9,8 @@ from numpy.typing import NDArray
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from mrcnn_jax.evaluation.analysis.image_overlaps import ImageOverlaps
-from mrcnn_jax.evaluation.analysis.match_detections import CORRECT, Matches, greedy_match
-from mrcnn_jax.evaluation.analysis.results import ClassScores, MetricTable
+from mrcnn_jax.evaluation.analysis import ClassScores, MetricTable
+from mrcnn_jax.evaluation.analysis.matching import CORRECT, Matches, greedy_match
 from mrcnn_jax.evaluation.analysis.tide_errors import tide_errors
 from mrcnn_jax.evaluation.coco_ground_truth import counts_in_table, is_ignored
 from mrcnn_jax.evaluation.coco_metrics import Scores
@@ -19,19 +18,13 @@ from mrcnn_jax.evaluation.coco_metrics import Scores
 _BINS = 20  # of the histogram
 
 
-def metric_table(
-    scores: Scores, iou_type: str, images: Sequence[tuple[ImageOverlaps, Matches]], threshold: float
-) -> MetricTable:
+def metric_table(scores: Scores, iou_type: str, images: Sequence[Matches], threshold: float) -> MetricTable:
     """Return the table of one `iou_type` from `scores` and the matches of all images."""
-    evaluation = scores.evaluations[iou_type]
+    evaluation, prefix = scores.evaluations[iou_type], f"{iou_type}/"
     classes = len(evaluation.params.catIds)
     return MetricTable(
         iou_type=iou_type,
-        metrics={
-            name.removeprefix(f"{iou_type}/"): value
-            for name, value in scores.metrics.items()
-            if name.startswith(f"{iou_type}/")
-        },
+        metrics={name.removeprefix(prefix): ap for name, ap in scores.metrics.items() if name.startswith(prefix)},
         classes=class_scores(scores, iou_type),
         precision=np.asarray(evaluation.eval["precision"])[:, :, :, 0, -1],
         thresholds=np.asarray(evaluation.params.iouThrs),
@@ -88,26 +81,26 @@ def _mean(values: NDArray[np.float64]) -> float:
     return float(known.mean()) if known.size else -1.0
 
 
-def _confusion(images: Sequence[tuple[ImageOverlaps, Matches]], classes: int, threshold: float) -> NDArray[np.int64]:
+def _confusion(images: Sequence[Matches], classes: int, threshold: float) -> NDArray[np.int64]:
     """Return `MetricTable.confusion` of all images."""
     matrix = np.zeros((classes + 1, classes + 1), np.int64)
-    for overlaps, _ in images:
-        count = int(np.sum(overlaps.scores >= threshold))  # detections are sorted by score
-        targets = greedy_match(overlaps.overlaps[:count])
-        matched = targets >= 0
-        np.add.at(matrix, (overlaps.instance_classes[targets[matched]], overlaps.classes[:count][matched]), 1)
-        false_positives = ~matched & ~overlaps.ignored_if_unmatched[:count]
-        np.add.at(matrix[classes], overlaps.classes[:count][false_positives], 1)
-        np.add.at(matrix[:, classes], np.delete(overlaps.instance_classes, targets[matched]), 1)
+    for image in images:
+        count = int(np.sum(image.scores >= threshold))  # detections are sorted by score
+        targets = greedy_match(image.overlaps[:count])
+        matched, predicted = targets >= 0, image.classes[:count]
+        false_positives = ~matched & ~image.ignored_if_unmatched[:count]
+        np.add.at(matrix, (image.instance_classes[targets[matched]], predicted[matched]), 1)
+        np.add.at(matrix[classes], predicted[false_positives], 1)
+        np.add.at(matrix[:, classes], np.delete(image.instance_classes, targets[matched]), 1)
     return matrix
 
 
-def _histogram(images: Sequence[tuple[ImageOverlaps, Matches]]) -> NDArray[np.int64]:
+def _histogram(images: Sequence[Matches]) -> NDArray[np.int64]:
     """Return `MetricTable.histogram`, without ignored detections."""
     histogram = np.zeros((2, _BINS), np.int64)
-    for overlaps, matches in images:
-        correct = matches.kinds == CORRECT
-        bins = np.minimum((np.clip(overlaps.scores, 0, 1) * _BINS).astype(int), _BINS - 1)
+    for image in images:
+        correct = image.kinds == CORRECT
+        bins = np.minimum((np.clip(image.scores, 0, 1) * _BINS).astype(int), _BINS - 1)
         np.add.at(histogram[0], bins[correct], 1)
-        np.add.at(histogram[1], bins[~correct & ~overlaps.ignored_if_unmatched], 1)
+        np.add.at(histogram[1], bins[~correct & ~image.ignored_if_unmatched], 1)
     return histogram

@@ -8,23 +8,22 @@ image those counted by pycocotools are used, the best 100 of each class.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from mrcnn_jax.evaluation.analysis.image_overlaps import ImageOverlaps
-from mrcnn_jax.evaluation.analysis.match_detections import CORRECT, Matches
-from mrcnn_jax.evaluation.analysis.results import ERRORS, SPECIAL_ERRORS, TideErrors
+from mrcnn_jax.evaluation.analysis import ERRORS, SPECIAL_ERRORS, TideErrors
+from mrcnn_jax.evaluation.analysis.matching import CORRECT, Matches
 
 # Kinds that are fixed by turning the detection into a match; detections of other kinds are removed.
 _CORRECTABLE = (ERRORS.index("classification"), ERRORS.index("localization"))
 _RECALLS = np.arange(101) / 100
 
 
-class _AllDetections(NamedTuple):
-    """The detections (D) of all images, and the number of annotated instances of each class (C)."""
+class _Detections(NamedTuple):
+    """The detections (D) of all images."""
 
     scores: NDArray[np.float64]  # (D,)
     classes: NDArray[np.int64]  # (D,)
@@ -32,113 +31,80 @@ class _AllDetections(NamedTuple):
     counted: NDArray[np.bool_]  # (D,), not ignored
     # (D,): class of the instance matched once the error is fixed; -1 if another detection has or would match it
     fixed_classes: NDArray[np.int64]
-    positives: NDArray[np.int64]  # (C,)
-    unmatched: NDArray[np.int64]  # (C,) positives without a match
-    missed: NDArray[np.int64]  # (C,) positives that no fixed detection would match either
 
 
-def tide_errors(images: Sequence[tuple[ImageOverlaps, Matches]], classes: int) -> TideErrors:
-    """Return the errors of all images, with C = `classes`."""
-    detections = _concatenate(images, classes)
-    ap = _ap_with_positives(detections, detections.positives)
-    detections = _correct_last(detections)
-    correct = detections.kinds == CORRECT
-    gains = {name: max(_ap_without(detections, kind) - ap, 0.0) for kind, name in enumerate(ERRORS[:5])}
-    gains["missed"] = max(_ap_with_positives(detections, detections.positives - detections.missed) - ap, 0.0)
-    gains[SPECIAL_ERRORS[0]] = (
-        _mean_ap(detections.classes, correct * 1.0, correct, detections.counted, detections.positives) - ap
+def tide_errors(images: Sequence[Matches], classes: int) -> TideErrors:
+    """Return the errors of all images, of C = `classes`."""
+
+    def joined(of_image: Callable[[Matches], NDArray[Any]], dtype: type) -> NDArray[Any]:
+        return np.concatenate([np.zeros(0, dtype), *map(of_image, images)])
+
+    detections = _Detections(
+        scores=joined(lambda image: image.scores, np.float64),
+        classes=joined(lambda image: image.classes, np.int64),
+        kinds=joined(lambda image: image.kinds, np.int64),
+        counted=joined(lambda image: ~image.ignored_if_unmatched | (image.kinds == CORRECT), np.bool_),
+        fixed_classes=joined(_fixed_classes, np.int64),
     )
-    gains[SPECIAL_ERRORS[1]] = _ap_with_positives(detections, detections.positives - detections.unmatched) - ap
+    instances = joined(lambda image: image.instance_classes, np.int64)
+    unmatched = ~joined(lambda image: _are_targets(image, (CORRECT,)), np.bool_)
+    missed = unmatched & ~joined(lambda image: _are_targets(image, _CORRECTABLE), np.bool_)
+    positives = np.bincount(instances, minlength=classes)  # (C,)
+    ap = _mean_ap(detections, positives)
+    # Correct detections behind others with the same score, as tidecv sorts them once any error is fixed.
+    order = np.argsort(detections.kinds == CORRECT, kind="stable")
+    detections = _Detections._make(values[order] for values in detections)
+    without = {name: _mean_ap(_fix(detections, kind), positives) for kind, name in enumerate(ERRORS[:5])}
+    gains = {name: max(fixed - ap, 0.0) for name, fixed in without.items()}
+    found, matched = (positives - np.bincount(instances[lost], minlength=classes) for lost in (missed, unmatched))
+    gains["missed"] = max(_mean_ap(detections, found) - ap, 0.0)
+    gains[SPECIAL_ERRORS[0]] = _mean_ap(detections._replace(scores=(detections.kinds == CORRECT) * 1.0), positives) - ap
+    gains[SPECIAL_ERRORS[1]] = _mean_ap(detections, matched) - ap
     counts = {
         name: int(np.sum(detections.counted & (detections.kinds == kind))) for kind, name in enumerate(ERRORS[:5])
     }
-    return TideErrors(ap, gains, {**counts, "missed": int(detections.missed.sum())})
+    return TideErrors(ap, gains, {**counts, "missed": int(missed.sum())})
 
 
-def _concatenate(images: Sequence[tuple[ImageOverlaps, Matches]], classes: int) -> _AllDetections:
-    def concatenated(parts: list[NDArray], dtype: type) -> NDArray:  # type: ignore[type-arg]
-        return np.concatenate([np.zeros(0, dtype), *parts])
-
-    instances = concatenated([overlaps.instance_classes for overlaps, _ in images], np.int64)
-    matched = concatenated([matches.matched for _, matches in images], np.bool_)
-    matchable = concatenated([_matchable(matches) for _, matches in images], np.bool_)
-    return _AllDetections(
-        scores=concatenated([overlaps.scores for overlaps, _ in images], np.float64),
-        classes=concatenated([overlaps.classes for overlaps, _ in images], np.int64),
-        kinds=concatenated([matches.kinds for _, matches in images], np.int64),
-        counted=concatenated(
-            [~overlaps.ignored_if_unmatched | (matches.kinds == CORRECT) for overlaps, matches in images], np.bool_
-        ),
-        fixed_classes=concatenated([_fixed_classes(overlaps, matches) for overlaps, matches in images], np.int64),
-        positives=np.bincount(instances, minlength=classes),
-        unmatched=np.bincount(instances[~matched], minlength=classes),
-        missed=np.bincount(instances[~matched & ~matchable], minlength=classes),
-    )
+def _are_targets(image: Matches, kinds: Sequence[int]) -> NDArray[np.bool_]:
+    """Return which instances (G,) detections of these kinds match, or would match."""
+    targets = np.zeros(len(image.instance_classes), bool)
+    targets[image.targets[np.isin(image.kinds, kinds)]] = True
+    return targets
 
 
-def _correct_last(detections: _AllDetections) -> _AllDetections:
-    """Sort correct detections behind others with the same score, as tidecv does once any error is fixed."""
-    order = np.argsort(detections.kinds == CORRECT, kind="stable")
-    return detections._replace(
-        scores=detections.scores[order],
-        classes=detections.classes[order],
-        kinds=detections.kinds[order],
-        counted=detections.counted[order],
-        fixed_classes=detections.fixed_classes[order],
-    )
-
-
-def _fixed_classes(overlaps: ImageOverlaps, matches: Matches) -> NDArray[np.int64]:
-    """Return `_AllDetections.fixed_classes` of an image; of detections with the same target the best matches it."""
-    classes = np.full(len(overlaps.scores), -1)
-    taken = matches.matched.copy()
-    for row in np.flatnonzero(np.isin(matches.kinds, _CORRECTABLE)):
-        target = matches.targets[row]
-        if not taken[target]:
-            taken[target] = True
-            classes[row] = overlaps.instance_classes[target]
+def _fixed_classes(image: Matches) -> NDArray[np.int64]:
+    """Return `_Detections.fixed_classes` of an image; of detections with the same target the best matches it."""
+    classes = np.full(len(image.scores), -1)
+    rows = np.flatnonzero(np.isin(image.kinds, _CORRECTABLE))
+    targets, first = np.unique(image.targets[rows], return_index=True)
+    free = ~_are_targets(image, (CORRECT,))[targets]
+    classes[rows[first[free]]] = image.instance_classes[targets[free]]
     return classes
 
 
-def _matchable(matches: Matches) -> NDArray[np.bool_]:
-    """Return which instances (G,) fixed detections would match."""
-    matchable = np.zeros(len(matches.matched), bool)
-    matchable[matches.targets[np.isin(matches.kinds, _CORRECTABLE)]] = True
-    return matchable
-
-
-def _ap_without(detections: _AllDetections, kind: int) -> float:
-    """Return AP50 without errors of one kind."""
+def _fix(detections: _Detections, kind: int) -> _Detections:
+    """Return the detections without errors of one kind."""
     of_kind = detections.kinds == kind
     fixed = of_kind & (detections.fixed_classes >= 0)
-    return _mean_ap(
-        np.where(fixed, detections.fixed_classes, detections.classes),
-        detections.scores,
-        fixed | (detections.kinds == CORRECT),
-        np.where(of_kind, fixed, detections.counted),
-        detections.positives,
+    return detections._replace(
+        classes=np.where(fixed, detections.fixed_classes, detections.classes),
+        kinds=np.where(fixed, CORRECT, detections.kinds),
+        counted=np.where(of_kind, fixed, detections.counted),
     )
 
 
-def _ap_with_positives(detections: _AllDetections, positives: NDArray[np.int64]) -> float:
-    """Return AP50 if the classes had `positives` (C,) annotated instances."""
-    return _mean_ap(detections.classes, detections.scores, detections.kinds == CORRECT, detections.counted, positives)
+def _mean_ap(detections: _Detections, positives: NDArray[np.int64]) -> float:
+    """Return the mean AP50 of the classes that are annotated or detected; -1 if there are none.
 
-
-def _mean_ap(
-    classes: NDArray[np.int64],
-    scores: NDArray[np.float64],
-    correct: NDArray[np.bool_],
-    counted: NDArray[np.bool_],
-    positives: NDArray[np.int64],
-) -> float:
-    """Return the mean AP of the classes that are annotated or detected; -1 if there are none."""
-    rows = np.flatnonzero(counted)
-    rows = rows[np.argsort(-scores[rows], kind="stable")]
-    rows = rows[np.argsort(classes[rows], kind="stable")]
-    bounds = np.searchsorted(classes[rows], np.arange(len(positives) + 1))
+    positives: (C,) annotated instances of each class.
+    """
+    rows = np.flatnonzero(detections.counted)
+    rows = rows[np.lexsort((-detections.scores[rows], detections.classes[rows]))]
+    bounds = np.searchsorted(detections.classes[rows], np.arange(len(positives) + 1))
+    correct = detections.kinds[rows] == CORRECT
     aps = [
-        _ap(correct[rows[start:stop]], count)
+        _ap(correct[start:stop], count)
         for start, stop, count in zip(bounds[:-1], bounds[1:], positives, strict=True)
         if stop > start or count
     ]

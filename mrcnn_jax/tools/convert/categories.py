@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import NamedTuple
 
 from mrcnn_jax.errors import DataError, format_list
 
+_NUMBER, _COLOR = r"[+-]?\d+", r"#[0-9a-fA-F]{6}"
 _BACKGROUND = frozenset(("background", "_background_", "bg"))
 
 
@@ -47,17 +49,20 @@ def _from_json(content: str) -> list[tuple[str, str]]:
 
 def _from_lines(content: str) -> list[tuple[str, str]]:
     lines = [line.strip() for line in content.splitlines() if line.strip()]
-    split = [line.split(maxsplit=1) for line in lines]
-    if all(len(parts) == 2 and (parts[0].startswith("#") or _is_number(parts[0])) for parts in split):
-        return [(value, name) for value, name in split]
+    matches = [re.fullmatch(r"(#\S*|-?\d+)\s+(.+)", line) for line in lines]
+    if all(matches):
+        return [(match[1], match[2]) for match in matches if match]
     return [(str(i), name) for i, name in enumerate(lines, 1)]
 
 
 def _validate(where: str, pairs: list[tuple[str, str]]) -> CategoryNames:
     colors = any(value.startswith("#") for value, _ in pairs)
+    pattern, expected = (_COLOR, "a color, such as #ff0080") if colors else (_NUMBER, "a whole number")
     names: dict[int, str] = {}
     for value, name in ((value.strip(), name.strip()) for value, name in pairs):
-        number = _parse_value(where, value, colors)
+        if not re.fullmatch(pattern, value):
+            raise DataError(f"{where}: {value!r} is not {expected}")
+        number = int(value.removeprefix("#"), 16 if colors else 10)
         if number == 0 and name.lower() in _BACKGROUND:
             continue
         if number <= 0:
@@ -68,22 +73,6 @@ def _validate(where: str, pairs: list[tuple[str, str]]) -> CategoryNames:
     if not names:
         raise DataError(f"{where}: no names")
     return CategoryNames(names, colors)
-
-
-def _parse_value(where: str, value: str, color: bool) -> int:
-    try:
-        if not color:
-            return int(value)
-        if len(value) != 7 or value[0] != "#":
-            raise ValueError
-        return int(value[1:], 16)
-    except ValueError:
-        expected = "a color, such as #ff0080" if color else "a whole number"
-        raise DataError(f"{where}: {value!r} is not {expected}") from None
-
-
-def _is_number(text: str) -> bool:
-    return text.removeprefix("-").isdecimal()
 
 
 def single_category(named: CategoryNames | None, values: str) -> dict[int, str]:

@@ -12,11 +12,13 @@ from mrcnn_jax.data import file_names, image_formats
 from mrcnn_jax.data.findings import Refusal, raise_refusals
 from mrcnn_jax.errors import DataError, raise_data_error
 from mrcnn_jax.runtime.progress import track
+from mrcnn_jax.tools.convert.writer import Annotation, ConvertedImage
 
 _MAX_THREADS = 8  # decoding, which takes most of the time, releases the GIL
 
 T = TypeVar("T")
 R = TypeVar("R")
+Pairs = dict[Path, list[Path]]  # masks of each image, whose path is relative to the folder of images
 
 
 class ConversionError(Exception):
@@ -49,6 +51,29 @@ def convert_all(where: Path, convert: Callable[[T], R], items: Sequence[T], labe
     return [outcome for outcome in outcomes if not isinstance(outcome, Refusal)]
 
 
+def convert_images(
+    where: Path,
+    images: Path,
+    pairs: Pairs,
+    annotate: Callable[[Sequence[Path], tuple[int, int]], list[Annotation]],
+) -> list[ConvertedImage]:
+    """Return the images of the folder `images`, with the annotations that `annotate` reads from masks of their size.
+
+    Raises DataError like `convert_all`.
+    """
+
+    def convert(pair: tuple[Path, list[Path]]) -> ConvertedImage:
+        size = image_size(images / pair[0])
+        return ConvertedImage(pair[0].as_posix(), *size, annotate(pair[1], size))
+
+    return convert_all(where, convert, list(pairs.items()), "images converted")
+
+
+def refuse_unmatched(where: Path, *problems: tuple[str, Sequence[str], str]) -> None:
+    """Raise DataError with a line for each problem (kind, names of files, advice) that has names."""
+    raise_refusals(where, [Refusal(kind, name, advice) for kind, names, advice in problems for name in names])
+
+
 def require_folder(folder: Path) -> Path:
     """Return `folder`. Raises DataError if it does not exist."""
     if not folder.is_dir():
@@ -63,12 +88,8 @@ def find_files(folder: Path, suffixes: Iterable[str] | None = None, without: Pat
     and for file names that are not Unicode.
     """
     is_wanted = is_image if suffixes is None else lambda path: path.suffix.lower() in suffixes and path.is_file()
-    found = (
-        path
-        for path in file_names.walk_files(require_folder(folder), without=without, failed=_raise_search_error)
-        if is_wanted(path)
-    )
-    relative = sorted(path.relative_to(folder) for path in found)
+    found = file_names.walk_files(require_folder(folder), without=without, failed=_raise_search_error)
+    relative = sorted(path.relative_to(folder) for path in found if is_wanted(path))
     files = [path for path in relative if not any(part.startswith("__MACOSX") for part in path.parts)]
     if invalid := [ascii(str(path)) for path in files if not file_names.is_utf8(str(path))]:
         raise_data_error(f"{folder}: file names that are not UTF-8", invalid, "rename them")

@@ -15,6 +15,7 @@ from pycocotools import mask as coco_mask
 
 from mrcnn_jax.tools.convert.files import ConversionError
 
+Region = dict[str, Any]  # `segmentation`, `bbox` and `area` of an annotation
 SUFFIXES = (".png", ".tif", ".tiff", ".bmp")
 MAX_REGIONS = 10_000  # per image: photographs have more
 _FORMATS = ("PNG", "TIFF", "BMP")
@@ -41,9 +42,8 @@ def read(path: Path, size: tuple[int, int], *, colors: bool | None = None) -> np
         raise ConversionError("masks in an unsuitable format", f"{path} ({kind})", advice)
     if pages > 1 or is_16_bit_color or image.mode not in (*_INTEGER_MODES, *_COLOR_MODES):
         found = f"{pages} pages" if pages > 1 else "16-bit colors" if is_16_bit_color else f"mode {image.mode}"
-        raise ConversionError(
-            "masks without one integer for each pixel", f"{path} ({found})", "save one channel as PNG"
-        )
+        advice = "save one channel as PNG"
+        raise ConversionError("masks without one integer for each pixel", f"{path} ({found})", advice)
     if image.size != size[::-1]:
         sizes = f"{image.height}x{image.width}, the image {size[0]}x{size[1]}"
         advice = "save the mask in the size of its image after EXIF rotation"
@@ -65,8 +65,8 @@ def unique_values(values: np.ndarray) -> list[int]:
     return np.unique(flat[np.flatnonzero(np.diff(flat, prepend=flat[0] - 1))]).tolist()
 
 
-def encode_regions(path: Path, values: np.ndarray) -> dict[int, dict[str, Any]]:
-    """Return `segmentation`, `bbox` and `area` for each value of (h, w) except 0, in increasing order of the values.
+def encode_regions(path: Path, values: np.ndarray) -> dict[int, Region]:
+    """Return the region of each value of (h, w) except 0, in increasing order of the values.
 
     Raises ConversionError, which names `path`, for more than `MAX_REGIONS` values.
     """
@@ -75,12 +75,11 @@ def encode_regions(path: Path, values: np.ndarray) -> dict[int, dict[str, Any]]:
     starts = np.concatenate([[0], np.flatnonzero(flat[1:] != flat[:-1]) + 1])
     edges = np.stack([starts, np.append(starts[1:], flat.size)], axis=1)
     order = np.argsort(flat[starts], kind="stable")
-    edges, owners = edges[order], flat[starts][order]
-    firsts = np.flatnonzero(np.diff(owners, prepend=owners[0] - 1))
-    if len(firsts) > MAX_REGIONS + 1:
+    unique, firsts = np.unique(flat[starts][order], return_index=True)
+    if len(unique) > MAX_REGIONS + 1:
         advice = f"the maximum is {MAX_REGIONS:,}: is it a photograph, or was it resized with interpolation?"
-        raise ConversionError("masks with too many regions", f"{path} has {len(firsts):,}", advice)
-    runs = {int(owners[first]): part for first, part in zip(firsts, np.split(edges, firsts[1:]), strict=True)}
+        raise ConversionError("masks with too many regions", f"{path} has {len(unique):,}", advice)
+    runs = dict(zip(unique.tolist(), np.split(edges[order], firsts[1:]), strict=True))
     runs.pop(0, None)
     if not runs:
         return {}
@@ -89,15 +88,9 @@ def encode_regions(path: Path, values: np.ndarray) -> dict[int, dict[str, Any]]:
     encoded = coco_mask.frPyObjects(uncompressed, height, width)
     # pycocotools' area fails for a list of more than 255 with NumPy 2.
     areas = [int(np.diff(part).sum()) for part in runs.values()]
-    regions = zip(runs, encoded, coco_mask.toBbox(encoded).tolist(), areas, strict=True)
-    return {
-        value: {
-            "segmentation": {"size": [height, width], "counts": rle["counts"].decode("ascii")},
-            "bbox": bbox,
-            "area": area,
-        }
-        for value, rle, bbox, area in regions
-    }
+    masks = [{"size": [height, width], "counts": rle["counts"].decode("ascii")} for rle in encoded]
+    regions = zip(runs, masks, coco_mask.toBbox(encoded).tolist(), areas, strict=True)
+    return {value: {"segmentation": mask, "bbox": bbox, "area": area} for value, mask, bbox, area in regions}
 
 
 def connected_components(inside: np.ndarray) -> np.ndarray:

@@ -17,9 +17,10 @@ from __future__ import annotations
 import functools
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
+from pycocotools import mask as coco_mask
 
 from mrcnn_jax.data import file_names, image_formats
 from mrcnn_jax.errors import DataError, format_list
@@ -27,7 +28,7 @@ from mrcnn_jax.tools.convert import files, labels, voc_xml
 from mrcnn_jax.tools.convert.categories import CategoryNames
 from mrcnn_jax.tools.convert.files import ConversionError
 from mrcnn_jax.tools.convert.voc_xml import VOCAnnotation, VOCObject
-from mrcnn_jax.tools.convert.writer import Conversion, ConvertedImage
+from mrcnn_jax.tools.convert.writer import Annotation, Conversion, ConvertedImage, Note
 
 NAMES = (
     *("aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow"),
@@ -35,6 +36,8 @@ NAMES = (
 )
 _VOID = (255, 0xE0E0C0)  # palette index, and color in images that were saved in colors
 _MATCH_IOU = 0.5  # minimum, for a box to determine the class of an instance
+
+ObjectBox = tuple[VOCObject, np.ndarray]  # with its box (4,), x0 y0 x1 y1 in pixels
 
 
 class VOCDataset(NamedTuple):
@@ -46,6 +49,7 @@ class VOCDataset(NamedTuple):
     ids: dict[str, int]  # category ids by name
     official: bool  # all categories are VOC's, so that SegmentationClass has VOC's values
     zero_based: bool
+    masks: bool  # whether to convert the masks
 
 
 def convert(
@@ -65,9 +69,8 @@ def convert(
     """
     annotations = _first_folder(root, ("Annotations", "annotations", ""), (".xml",))
     xml_files = files.find_files(annotations, (".xml",))
-    contents = files.convert_all(
-        annotations, lambda file: voc_xml.read(annotations / file), xml_files, "XML files read"
-    )
+    xml_paths = [annotations / file for file in xml_files]
+    contents = files.convert_all(annotations, voc_xml.read, xml_paths, "XML files read")
     records = dict(zip(files.by_stem(annotations, xml_files), contents, strict=True))
     folder = images if images is not None else _first_folder(root, ("JPEGImages", "images", ""), image_formats.SUFFIXES)
     masks = (root / "SegmentationObject").is_dir() and not boxes
@@ -77,10 +80,10 @@ def convert(
     ids = {name: i for i, name in enumerate(NAMES if official else names, 1)}
     if named is not None:
         ids = {name: i for i, name in named.names.items()}
-    dataset = VOCDataset(folder, files.by_stem(folder, files.find_files(folder)), root, ids, official, zero_based)
-    convert_image = functools.partial(_with_masks if masks else _with_boxes, dataset)
+    image_files = files.by_stem(folder, files.find_files(folder))
+    dataset = VOCDataset(folder, image_files, root, ids, official, zero_based, masks)
     selected = [(stem, records.get(stem, VOCAnnotation(annotations / f"{stem}.xml", "", None, ()))) for stem in stems]
-    converted = files.convert_all(root, convert_image, selected, "images converted")
+    converted = files.convert_all(root, functools.partial(_convert_image, dataset), selected, "images converted")
     without_masks = len(records.keys() - set(stems)) if masks and not split else 0
     remarks = (f"images without masks are left out ({without_masks}); --boxes converts all images, without masks",)
     return Conversion(folder, {i: name for name, i in ids.items()}, converted, remarks if without_masks else ())
@@ -93,10 +96,8 @@ def _first_folder(root: Path, names: Sequence[str], suffixes: Sequence[str]) -> 
         if (root / name).is_dir() and any(p.suffix.lower() in suffixes for p in (root / name).iterdir()):
             return root / name
     nested = [str(path.parent) for pattern in ("*", "*/*") for path in root.glob(f"{pattern}/Annotations")]
-    hint = (
-        f"; did you mean {format_list(nested)}?" if nested else "; is it the folder with Annotations/ and JPEGImages/?"
-    )
-    raise DataError(f"{root}: no {' or '.join(sorted(suffixes))} files{hint}")
+    hint = f"did you mean {format_list(nested)}?" if nested else "is it the folder with Annotations/ and JPEGImages/?"
+    raise DataError(f"{root}: no {' or '.join(sorted(suffixes))} files; {hint}")
 
 
 def _stems(root: Path, split: str, records: dict[str, VOCAnnotation], masks: bool) -> list[str]:
@@ -117,32 +118,36 @@ def _stems(root: Path, split: str, records: dict[str, VOCAnnotation], masks: boo
     return stems
 
 
-def _with_boxes(dataset: VOCDataset, entry: tuple[str, VOCAnnotation]) -> ConvertedImage:
+def _convert_image(dataset: VOCDataset, entry: tuple[str, VOCAnnotation]) -> ConvertedImage:
     stem, record = entry
     name, size = _image(dataset, stem, record)
-    annotations: list[dict[str, Any]] = []
-    notes: list[tuple[str, str]] = []
-    for obj, box in _boxes(dataset, record, size, notes):
-        x0, y0, x1, y1 = box.tolist()
-        fields = {"bbox": [x0, y0, x1 - x0, y1 - y0], "area": (x1 - x0) * (y1 - y0)}
-        annotations.append({"category_id": dataset.ids[obj.name], "iscrowd": int(obj.difficult), **fields})
+    notes: list[Note] = []
+    boxes = _boxes(dataset, record, size, notes)
+    annotations = (
+        _mask_annotations(dataset, stem, size, boxes, notes) if dataset.masks else _box_annotations(dataset, boxes)
+    )
     return ConvertedImage(name, *size, annotations, tuple(notes))
 
 
-def _with_masks(dataset: VOCDataset, entry: tuple[str, VOCAnnotation]) -> ConvertedImage:
-    stem, record = entry
-    name, size = _image(dataset, stem, record)
-    notes: list[tuple[str, str]] = []
-    boxes = _boxes(dataset, record, size, notes)
+def _box_annotations(dataset: VOCDataset, boxes: Sequence[ObjectBox]) -> list[Annotation]:
+    annotations = []
+    for obj, box in boxes:
+        x0, y0, x1, y1 = box.tolist()
+        fields = {"bbox": [x0, y0, x1 - x0, y1 - y0], "area": (x1 - x0) * (y1 - y0)}
+        annotations.append({"category_id": dataset.ids[obj.name], "iscrowd": int(obj.difficult), **fields})
+    return annotations
+
+
+def _mask_annotations(
+    dataset: VOCDataset, stem: str, size: tuple[int, int], boxes: Sequence[ObjectBox], notes: list[Note]
+) -> list[Annotation]:
     path = _label_file(dataset.root / "SegmentationObject", stem)
     instances = labels.read(path, size)
     instances[np.isin(instances, _VOID)] = 0
     regions = labels.encode_regions(path, instances)
     class_names = _class_names(dataset, stem, instances, list(regions))
-    overlaps = _overlaps([region["bbox"] for region in regions.values()], boxes)
-    _check_classes(path, list(regions), class_names, boxes, overlaps)
-    matches = _match(overlaps, class_names, boxes)
-    annotations: list[dict[str, Any]] = []
+    matches = _match(path, regions, class_names, boxes)
+    annotations: list[Annotation] = []
     for (value, region), class_name, match in zip(regions.items(), class_names, matches, strict=True):
         category = boxes[match][0].name if match >= 0 else class_name
         if not category:
@@ -150,12 +155,12 @@ def _with_masks(dataset: VOCDataset, entry: tuple[str, VOCAnnotation]) -> Conver
             continue
         crowd = match >= 0 and boxes[match][0].difficult
         annotations.append({"category_id": dataset.ids[category], "iscrowd": int(crowd), **region})
-    for i, (obj, box) in enumerate(boxes):
-        if i not in matches and obj.difficult:
+    for obj, box in (boxes[i] for i in range(len(boxes)) if i not in matches):
+        if obj.difficult:
             annotations.append({"category_id": dataset.ids[obj.name], "iscrowd": 1, **_rectangle(path, box, size)})
-        elif i not in matches:
+        else:
             notes.append(("left out, box without an instance in SegmentationObject", obj.location))
-    return ConvertedImage(name, *size, annotations, tuple(notes))
+    return annotations
 
 
 def _image(dataset: VOCDataset, stem: str, record: VOCAnnotation) -> tuple[str, tuple[int, int]]:
@@ -165,38 +170,31 @@ def _image(dataset: VOCDataset, stem: str, record: VOCAnnotation) -> tuple[str, 
         file = Path(record.file_name)
     if file is None:
         similar = file_names.describe_similar(dataset.images, record.file_name or stem)
-        hint = f", and there is no {record.file_name!r}" if record.file_name else ""
-        hint += f"; {similar}" if similar else ""
-        raise ConversionError(
-            f"annotations without an image in {dataset.images}", f"{record.path}{hint}", "add it, or give --images"
-        )
+        culprit = f"{record.path}, and there is no {record.file_name!r}" if record.file_name else f"{record.path}"
+        culprit += f"; {similar}" if similar else ""
+        kind = f"annotations without an image in {dataset.images}"
+        raise ConversionError(kind, culprit, "add it, or give --images")
     size = files.image_size(dataset.images / file)
     if record.size is not None and record.size != size:
-        sizes = f"{record.size[0]}x{record.size[1]}, the image {size[0]}x{size[1]}"
+        culprit = f"{record.path} says {record.size[0]}x{record.size[1]}, the image {size[0]}x{size[1]}"
         advice = "their boxes may be scaled too; if they are right, correct <size> or set it to 0"
-        raise ConversionError(
-            "XML files whose size (height x width) is not the image's", f"{record.path} says {sizes}", advice
-        )
+        raise ConversionError("XML files whose size (height x width) is not the image's", culprit, advice)
     if unknown := sorted({obj.name for obj in record.objects} - dataset.ids.keys()):
-        raise ConversionError(
-            "names that are not categories", f"{record.path}: {format_list(unknown)}", "add them to --categories"
-        )
+        culprit = f"{record.path}: {format_list(unknown)}"
+        raise ConversionError("names that are not categories", culprit, "add them to --categories")
     return file.as_posix(), size
 
 
-def _boxes(
-    dataset: VOCDataset, record: VOCAnnotation, size: tuple[int, int], notes: list[tuple[str, str]]
-) -> list[tuple[VOCObject, np.ndarray]]:
-    """Return objects with their boxes (4,), clipped to the image; append to `notes` what was left out or changed."""
+def _boxes(dataset: VOCDataset, record: VOCAnnotation, size: tuple[int, int], notes: list[Note]) -> list[ObjectBox]:
+    """Return objects with their boxes, clipped to the image; append to `notes` what was left out or changed."""
     kept = []
     for obj in record.objects:
         if obj.box is None:
             notes.append(("left out, no box of four numbers", obj.location))
             continue
         if not dataset.zero_based and min(obj.box[:2]) < 1:
-            notes.append(
-                ("boxes begin before pixel 1, unlike VOC's: give --zero-based if they count from 0", obj.location)
-            )
+            remark = "boxes begin before pixel 1, unlike VOC's: give --zero-based if they count from 0"
+            notes.append((remark, obj.location))
         box = np.array(obj.box) - (0 if dataset.zero_based else (1, 1, 0, 0))
         inside = np.clip(box, 0, (size[1], size[0]) * 2)
         if np.any(box[2:] <= box[:2]):
@@ -225,53 +223,39 @@ def _class_names(dataset: VOCDataset, stem: str, instances: np.ndarray, values: 
     classes = labels.read(_label_file(folder, stem), (instances.shape[0], instances.shape[1]))
     names = []
     for value in values:
-        counts = np.bincount(np.clip(classes[instances == value], 0, 256))
-        counts[21:] = 0  # void and colors
-        best = int(counts[1:].argmax()) if counts[1:].any() else -1
-        names.append(NAMES[best] if best >= 0 and NAMES[best] in dataset.ids else "")
+        counts = np.bincount(np.clip(classes[instances == value], 0, 21), minlength=22)[1:21]  # without void and colors
+        name = NAMES[counts.argmax()] if counts.any() else ""
+        names.append(name if name in dataset.ids else "")
     return names
 
 
-def _overlaps(regions: Sequence[Sequence[float]], boxes: Sequence[tuple[VOCObject, np.ndarray]]) -> np.ndarray:
-    """Return the IoU (n, m) of regions (x y width height) and boxes (x0 y0 x1 y1)."""
-    first = np.array(regions, np.float64).reshape(-1, 1, 4)
-    first[..., 2:] += first[..., :2]
-    second = np.array([box for _, box in boxes], np.float64).reshape(1, -1, 4)
-    sides = np.minimum(first[..., 2:], second[..., 2:]) - np.maximum(first[..., :2], second[..., :2])
-    intersection = np.maximum(sides, 0).prod(axis=-1)
-    areas = [(corners[..., 2:] - corners[..., :2]).prod(axis=-1) for corners in (first, second)]
-    return intersection / (areas[0] + areas[1] - intersection)
+def _match(
+    path: Path, regions: dict[int, labels.Region], class_names: Sequence[str], boxes: Sequence[ObjectBox]
+) -> list[int]:
+    """Return the index of the box of each region, or -1, greedily by IoU.
 
-
-def _check_classes(
-    path: Path,
-    values: Sequence[int],
-    class_names: Sequence[str],
-    boxes: Sequence[tuple[VOCObject, np.ndarray]],
-    overlaps: np.ndarray,
-) -> None:
-    """Raise ConversionError if the class of a region contradicts that of its box."""
-    for value, name, row in zip(values, class_names, overlaps, strict=True):
-        same = any(iou > 0 and obj.name == name for iou, (obj, _) in zip(row, boxes, strict=True))
-        if name and not same and row.max(initial=0) >= _MATCH_IOU:
+    Raises ConversionError if the class of a region contradicts that of its box.
+    """
+    sides = [[*box[:2], *(box[2:] - box[:2])] for _, box in boxes]
+    ious = coco_mask.iou([region["bbox"] for region in regions.values()], sides, [0] * len(boxes))
+    overlaps = np.reshape(ious, (len(regions), len(boxes)))
+    names, box_names = np.array(class_names, str)[:, None], np.array([obj.name for obj, _ in boxes], str)
+    fits = np.where(names == "", overlaps >= _MATCH_IOU, (names == box_names) & (overlaps > 0))
+    for value, name, row, fitting in zip(regions, class_names, overlaps, fits, strict=True):
+        if name and not fitting.any() and row.max(initial=0) >= _MATCH_IOU:
             culprit = f"{path} value {value} is {name!r}, its box {boxes[int(row.argmax())][0].name!r}"
             advice = "if SegmentationClass has other values than VOC, remove it: boxes then determine the classes"
             raise ConversionError("classes in SegmentationClass that differ from the XML file", culprit, advice)
-
-
-def _match(
-    overlaps: np.ndarray, class_names: Sequence[str], boxes: Sequence[tuple[VOCObject, np.ndarray]]
-) -> list[int]:
-    """Return the index of the box of each of n regions, or -1, greedily by `overlaps` (n, m)."""
-    matches = [-1] * len(class_names)
-    for negative_iou, i, j in sorted((-overlaps[i, j], i, j) for i, j in zip(*np.nonzero(overlaps), strict=True)):
-        fits = class_names[i] == boxes[j][0].name if class_names[i] else -negative_iou >= _MATCH_IOU
-        if fits and matches[i] < 0 and j not in matches:
-            matches[i] = int(j)
+    matches = [-1] * len(regions)
+    remaining = overlaps * fits
+    while remaining.any():
+        i, j = np.unravel_index(remaining.argmax(), remaining.shape)
+        matches[i] = int(j)
+        remaining[i] = remaining[:, j] = 0
     return matches
 
 
-def _rectangle(path: Path, box: np.ndarray, size: tuple[int, int]) -> dict[str, Any]:
+def _rectangle(path: Path, box: np.ndarray, size: tuple[int, int]) -> labels.Region:
     """Return the region of all pixels that `box` touches."""
     x0, y0 = np.floor(box[:2]).astype(int)
     x1, y1 = np.ceil(box[2:]).astype(int)

@@ -9,7 +9,6 @@ import math
 from pathlib import Path
 from typing import NamedTuple, NoReturn
 from xml.etree import ElementTree
-from xml.parsers import expat
 
 from mrcnn_jax.tools.convert.files import ConversionError
 
@@ -19,7 +18,7 @@ class VOCObject(NamedTuple):
 
     location: str  # for messages: the file, and the number of the object
     name: str
-    box: tuple[float, float, float, float] | None  # as written: xmin ymin xmax ymax; None: not four finite numbers
+    box: tuple[float, ...] | None  # as written: xmin ymin xmax ymax; None: not four finite numbers
     difficult: bool
 
 
@@ -37,47 +36,40 @@ def read(path: Path) -> VOCAnnotation:
     root = _tree(path)
     if root.tag != "annotation":
         raise ConversionError("files that are no VOC annotations", f"{path} (<{root.tag}>)", "remove them")
-    objects = tuple(
-        VOCObject(f"{path.name} object {i}", _name(path, i, obj), _box(obj), _text(obj, "difficult") in ("1", "true"))
-        for i, obj in enumerate(root.findall("object"), 1)
-    )
+    objects = tuple(_object(path, i, obj) for i, obj in enumerate(root.findall("object"), 1))
     file_name = _text(root, "filename").replace("\\", "/").rpartition("/")[2]
-    sides = [_number(_text(root, f"size/{side}")) for side in ("height", "width")]
-    size = (int(sides[0]), int(sides[1])) if all(math.isfinite(s) and s >= 1 for s in sides) else None
+    sides = _numbers(root, "size/height", "size/width")
+    size = (int(sides[0]), int(sides[1])) if sides and min(sides) >= 1 else None
     return VOCAnnotation(path, file_name, size, objects)
+
+
+class _TreeBuilder(ElementTree.TreeBuilder):
+    """Builds the tree of a file without a document type."""
+
+    def __init__(self, path: Path):
+        super().__init__()
+        self._path = path
+
+    def doctype(self, *_: object) -> NoReturn:
+        """Raise ConversionError; called at the beginning of a document type."""
+        advice = "annotations need none, and it could include other files: remove it"
+        raise ConversionError("XML files with a document type", self._path, advice)
 
 
 def _tree(path: Path) -> ElementTree.Element:
     """Parse a file, up to a document type if there is one."""
-    builder = ElementTree.TreeBuilder()
-    parser = expat.ParserCreate()
-    parser.StartElementHandler = builder.start
-    parser.EndElementHandler = builder.end
-    parser.CharacterDataHandler = builder.data
-
-    def stop(*_: object) -> NoReturn:
-        advice = "annotations need none, and it could include other files: remove it"
-        raise ConversionError("XML files with a document type", path, advice)
-
-    parser.StartDoctypeDeclHandler = stop
     try:
-        parser.Parse(path.read_bytes(), True)
-        return builder.close()
-    except (expat.ExpatError, OSError, ValueError, LookupError) as error:  # the last two for unknown encodings
+        return ElementTree.XML(path.read_bytes(), ElementTree.XMLParser(target=_TreeBuilder(path)))
+    except (ElementTree.ParseError, OSError, ValueError, LookupError) as error:  # the last two for unknown encodings
         raise ConversionError("XML files that cannot be read", f"{path} ({error})", "correct or remove them") from None
 
 
-def _name(path: Path, number: int, obj: ElementTree.Element) -> str:
+def _object(path: Path, number: int, obj: ElementTree.Element) -> VOCObject:
     name = _text(obj, "name")
     if not name:
         raise ConversionError("objects without a name", f"{path} object {number}", "name or remove them")
-    return name
-
-
-def _box(obj: ElementTree.Element) -> tuple[float, float, float, float] | None:
-    """Return the box of an object, not of its parts; None if it has not four finite numbers."""
-    sides = [_number(_text(obj, f"bndbox/{side}")) for side in ("xmin", "ymin", "xmax", "ymax")]
-    return (sides[0], sides[1], sides[2], sides[3]) if all(map(math.isfinite, sides)) else None
+    box = _numbers(obj, *(f"bndbox/{side}" for side in ("xmin", "ymin", "xmax", "ymax")))  # not of its parts
+    return VOCObject(f"{path.name} object {number}", name, box, _text(obj, "difficult") in ("1", "true"))
 
 
 def _text(element: ElementTree.Element, path: str) -> str:
@@ -85,9 +77,10 @@ def _text(element: ElementTree.Element, path: str) -> str:
     return (element.findtext(path) or "").strip()
 
 
-def _number(text: str) -> float:
-    """Parse a number; NaN for other text."""
+def _numbers(element: ElementTree.Element, *paths: str) -> tuple[float, ...] | None:
+    """Return the numbers in children; None unless all are finite."""
     try:
-        return float(text)
+        numbers = tuple(float(_text(element, path)) for path in paths)
     except ValueError:
-        return math.nan
+        return None
+    return numbers if all(map(math.isfinite, numbers)) else None

@@ -16,18 +16,20 @@ from typing import Any
 from mrcnn_jax.errors import DataError, format_list
 from mrcnn_jax.runtime import files
 
+Annotation = dict[str, Any]  # COCO's, without `id` and `image_id`
+Note = tuple[str, str]  # kind and location of what was left out or changed
 Content = dict[str, list[dict[str, Any]]]  # COCO JSON
 
 
 @dataclass(frozen=True)
 class ConvertedImage:
-    """An image with its annotations, which have no `id` and `image_id` yet."""
+    """An image with its annotations."""
 
     file_name: str  # relative to the folder of images, with forward slashes
     height: int
     width: int
-    annotations: list[dict[str, Any]]
-    notes: tuple[tuple[str, str], ...] = ()  # (kind, location) of what was left out or changed
+    annotations: list[Annotation]
+    notes: tuple[Note, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -46,10 +48,8 @@ def output_paths(output: Path, holdout: float) -> list[Path]:
         raise DataError(f"--holdout={holdout} is not a fraction of the images: give a number from 0 to 1, such as 0.1")
     is_folder = output.suffix == "" or output.is_dir()
     if output.suffix != ".json" and not (is_folder and holdout):
-        raise DataError(
-            f"--output={output}: the name of a COCO file ends in .json; a folder gets train.json and val.json, with"
-            " --holdout=0.1 to split the images"
-        )
+        folder = "a folder gets train.json and val.json, with --holdout=0.1 to split the images"
+        raise DataError(f"--output={output}: the name of a COCO file ends in .json; {folder}")
     paths = [output]
     if holdout:
         base = output if is_folder else output.parent
@@ -69,23 +69,27 @@ def build_contents(conversion: Conversion, output: Path, holdout: float = 0.0, s
     """
     converted = sorted(conversion.images, key=lambda image: image.file_name)
     if not any(image.annotations for image in converted):
-        raise DataError(
-            f"{conversion.folder}: none of the {len(converted)} images has an instance; is it the right folder?"
-        )
-    images, annotations = _with_ids(converted)
+        problem = f"none of the {len(converted)} images has an instance"
+        raise DataError(f"{conversion.folder}: {problem}; is it the right folder?")
+    images: list[dict[str, Any]] = []
+    annotations: list[dict[str, Any]] = []
+    for image_id, image in enumerate(converted, 1):
+        images.append({"id": image_id, "file_name": image.file_name, "height": image.height, "width": image.width})
+        for fields in image.annotations:
+            annotations.append({"id": len(annotations) + 1, "image_id": image_id, "iscrowd": 0, **fields})
     splits = [set(range(1, len(images) + 1))]
     if holdout:
         val = _validation_ids([image.file_name for image in converted], holdout, seed)
         splits = [splits[0] - val, val]
-    contents = (
-        {
+    categories = [{"id": i, "name": name} for i, name in sorted(conversion.categories.items())]
+    return {
+        path: {
             "images": [image for image in images if image["id"] in split],
             "annotations": [annotation for annotation in annotations if annotation["image_id"] in split],
-            "categories": [{"id": i, "name": name} for i, name in sorted(conversion.categories.items())],
+            "categories": categories,
         }
-        for split in splits
-    )
-    return dict(zip(output_paths(output, holdout), contents, strict=True))
+        for path, split in zip(output_paths(output, holdout), splits, strict=True)
+    }
 
 
 def write_files(contents: dict[Path, Content]) -> None:
@@ -146,16 +150,6 @@ def next_commands(contents: dict[Path, Content], folder: Path) -> list[str]:
     train += [shlex.quote(f"--config.{setting}") for setting in settings]
     comment = "  # evaluates on the training images; --holdout separates some" if len(paths) == 1 else ""
     return [*check, " \\\n    ".join(train) + comment]
-
-
-def _with_ids(converted: Sequence[ConvertedImage]) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    images: list[dict[str, Any]] = []
-    annotations: list[dict[str, Any]] = []
-    for image_id, image in enumerate(converted, 1):
-        images.append({"id": image_id, "file_name": image.file_name, "height": image.height, "width": image.width})
-        for fields in image.annotations:
-            annotations.append({"id": len(annotations) + 1, "image_id": image_id, "iscrowd": 0, **fields})
-    return images, annotations
 
 
 def _validation_ids(names: Sequence[str], holdout: float, seed: int) -> set[int]:

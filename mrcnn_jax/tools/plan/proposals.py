@@ -17,8 +17,7 @@ from mrcnn_jax.data.annotations import ImageEntry
 from mrcnn_jax.data.annotations import read as read_annotations
 from mrcnn_jax.data.synthetic import generate
 from mrcnn_jax.errors import ConfigError, DataError
-from mrcnn_jax.tools.plan.costs import Buckets, Cost, cost
-from mrcnn_jax.tools.plan.search import best_buckets, required_shapes
+from mrcnn_jax.tools.plan.search import Buckets, Cost, best_buckets, cost, required_shapes
 
 MAX_BUCKETS = 6
 _REMAINDER_HEADINGS = {"repeat": "repeated", "pad": "empty", "drop": "left out"}
@@ -74,13 +73,10 @@ def _image_sizes(path: Path, split: SplitConfig, config: Config, min_keypoints: 
 
 def propose_buckets(config: Config, sizes: np.ndarray, other_sizes: np.ndarray) -> list[Buckets]:
     """Return the best sets of 1, 2, ... buckets; fewer if the dataset has fewer shapes."""
-    data = config.data
-    shortest_edges = (max(data.shortest_edge_train), data.shortest_edge_eval)
-    shapes = [
-        required_shapes(part, shortest_edge=edge, longest_edge=data.longest_edge)
-        for part, edge in zip((sizes, other_sizes), shortest_edges, strict=True)
-    ]
-    distinct, indices = np.unique(np.concatenate(shapes), axis=0, return_inverse=True)
+    data, longest = config.data, config.data.longest_edge
+    shapes = required_shapes(sizes, shortest_edge=max(data.shortest_edge_train), longest_edge=longest)
+    others = required_shapes(other_sizes, shortest_edge=data.shortest_edge_eval, longest_edge=longest)
+    distinct, indices = np.unique(np.concatenate([shapes, others]), axis=0, return_inverse=True)
     counts = np.bincount(indices.ravel()[: len(sizes)], minlength=len(distinct))
     proposals = [best_buckets(distinct, counts, n) for n in range(1, min(MAX_BUCKETS, len(distinct)) + 1)]
     return list(dict.fromkeys(proposals))
@@ -129,8 +125,9 @@ def cost_table(rows: dict[str, Cost], current: Cost, square: Cost, remainder: st
 def advice(config: Config, adopted: Cost) -> list[str]:
     """Return the override to adopt the buckets, and its consequences."""
     count, fewest, batch = len(adopted.buckets), int(adopted.images[adopted.images > 0].min()), config.train.batch_size
+    override = f"--config.data.buckets={adopted.buckets}".replace(" ", "")
     lines = [
-        f"To adopt the best {count}:  {shlex.quote(override(adopted.buckets))}",
+        f"To adopt the best {count}:  {shlex.quote(override)}",
         f"The training step and inference are then compiled {count} times each. No image is scaled below what the edges"
         " ask for. In prediction, images of other shapes are scaled to fit a bucket.",
         "The buckets of a run cannot be changed after it has started.",
@@ -148,8 +145,3 @@ def advice(config: Config, adopted: Cost) -> list[str]:
             " stays in the bucket of the image."
         )
     return lines
-
-
-def override(buckets: Buckets) -> str:
-    """Return the command-line override of train.py for `buckets`."""
-    return f"--config.data.buckets={buckets}".replace(" ", "")

@@ -13,8 +13,7 @@ from mrcnn_jax.errors import ConfigError, Interrupted
 from mrcnn_jax.inference.predictor import Predictor
 from mrcnn_jax.runtime import files
 from mrcnn_jax.tools.predict import sources, writers
-from mrcnn_jax.tools.predict.pipeline import Pipeline, overlay_suffix
-from mrcnn_jax.tools.predict.signals import StopSignal
+from mrcnn_jax.tools.predict.pipeline import Pipeline, StopSignal, result_files
 from mrcnn_jax.tools.predict.sources import MediaSource
 from mrcnn_jax.tools.predict.writers import RESULTS_FILE, SUMMARY_FILE, Summary
 
@@ -69,11 +68,8 @@ def predict_files(
         pipeline.run([(source, output / name) for source, name in zip(found, names, strict=True)])
         summary.complete = stop.number is None
     if summary.full:
-        log.warning(
-            "%d of %d images have as many detections as model.box.max_detections allows; raise it where there are more"
-            " objects",
-            *(summary.full, summary.images + summary.frames),
-        )
+        limit = "as many detections as model.box.max_detections allows; raise it where there are more objects"
+        log.warning("%d of %d images have %s", summary.full, summary.images + summary.frames, limit)
     if stop.number is not None:
         raise Interrupted(stop.number, f"stopped after {summary}; the results are in {output}")
     return summary
@@ -87,8 +83,7 @@ def check_arguments(output: Path, threshold: float) -> None:
 
 
 def _check_save(predict: Predictor, save: Sequence[str]) -> None:
-    unknown = [kind for kind in save if kind not in OUTPUT_KINDS]
-    if unknown or not save:
+    if not save or not set(save) <= set(OUTPUT_KINDS):
         kinds = ", ".join(OUTPUT_KINDS)
         raise ConfigError(f"--save={','.join(save)}: give one or more of {kinds}, separated by commas")
     if "mask" in save and predict.config.model.mask is None:
@@ -101,7 +96,9 @@ def _check_overwriting(found: Sequence[MediaSource], names: Sequence[str], outpu
     """Raise ConfigError if a result would overwrite an input or a file that no earlier prediction wrote."""
     planned = [output / SUMMARY_FILE, *([output / RESULTS_FILE] if "coco" in save else [])]
     for source, name in zip(found, names, strict=True):
-        planned += _result_files(source, output / name, save)
+        # Results of frames have a folder of their own.
+        written = result_files(source, output / name) if source.kind == "image" else {"overlay": output / f"{name}.mp4"}
+        planned += [path for kind, path in written.items() if kind in save]
     inputs = {os.path.realpath(source.path) for source in found}
     has_summary = (output / SUMMARY_FILE).is_file()
     for path in planned:
@@ -109,11 +106,3 @@ def _check_overwriting(found: Sequence[MediaSource], names: Sequence[str], outpu
             raise ConfigError(f"{path} is an input, and its result would overwrite it: choose another --output")
         if not has_summary and os.path.lexists(path):
             raise ConfigError(f"{path} exists and no earlier prediction wrote it: choose another --output")
-
-
-def _result_files(source: MediaSource, stem: Path, save: Sequence[str]) -> list[Path]:
-    """Result files of an image, or the overlay of a video. Results of frames have a folder of their own."""
-    if source.kind != "image":
-        return [Path(f"{stem}.mp4")] if "overlay" in save else []
-    suffixes = {"overlay": overlay_suffix(source), "json": ".json", "mask": ".mask.png"}
-    return [Path(f"{stem}{suffixes[kind]}") for kind in save if kind in suffixes]

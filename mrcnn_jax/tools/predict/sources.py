@@ -43,18 +43,16 @@ def find_sources(inputs: Sequence[str], output: Path) -> tuple[list[MediaSource]
     sources: list[MediaSource] = []
     messages: list[str] = []
     for given in inputs:
-        if os.path.lexists(given):
+        found: list[MediaSource] = []
+        if os.path.lexists(given) or not (given.isdecimal() or "://" in given or glob.has_magic(given)):
             found = _from_path(given, output, messages)
         elif given.isdecimal():
             found = [MediaSource("camera", given, f"camera-{given}")]
         elif "://" in given:
-            found = []
             messages.append(f"{given}: URLs are not supported; save it to a file first (ffmpeg -i URL FILE.mp4)")
-        elif glob.has_magic(given):
+        else:
             matches = sorted(glob.glob(given, recursive=True))
             found = [source for match in matches for source in _from_path(match, output, messages)]
-        else:
-            found = [_from_file(given, Path(given).name, _file_kind(Path(given)))]
         sources += found
         if not found and not any(message.startswith(f"{given}: ") for message in messages):
             messages.append(f"{given}: no image or video found")
@@ -105,7 +103,8 @@ class VideoReader(AbstractContextManager["VideoReader"]):
     """Frames of a video file or a camera, read with OpenCV. Raises ImageError if it cannot be opened."""
 
     def __init__(self, source: MediaSource):
-        self._source = source
+        self.is_camera = source.kind == "camera"
+        self.title = f"camera {source.path}" if self.is_camera else source.path
         _silence_opencv()
         self._capture = cv2.VideoCapture(int(source.path) if self.is_camera else source.path)
         if not self._capture.isOpened():
@@ -118,14 +117,6 @@ class VideoReader(AbstractContextManager["VideoReader"]):
 
     def __exit__(self, *error: object) -> None:
         self._capture.release()
-
-    @property
-    def is_camera(self) -> bool:
-        return self._source.kind == "camera"
-
-    @property
-    def title(self) -> str:
-        return f"camera {self._source.path}" if self.is_camera else self._source.path
 
     def frames(self) -> Iterator[tuple[int, NDArray[np.uint8]]]:
         """Yield the number and the RGB pixels (height, width, 3) of every frame.

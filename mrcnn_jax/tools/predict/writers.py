@@ -8,7 +8,7 @@ import json
 import logging
 import math
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -90,12 +90,13 @@ class VideoWriter(AbstractContextManager["VideoWriter"]):
 
     def write(self, number: int, pixels: NDArray[np.uint8]) -> None:
         """Write frame `number`, counted from 0. Repeats the last frame in place of skipped numbers."""
-        if self._writer is None:
-            self._writer = self._open(pixels)
-        while self._last is not None and self._num_written < number:
-            self._append(self._last)
-        self._last = np.ascontiguousarray(pixels[:, :, ::-1])
-        self._append(self._last)
+        self._writer = self._writer or self._open(pixels)
+        frame = np.ascontiguousarray(pixels[:, :, ::-1])
+        repeated = [] if self._last is None else [self._last] * (number - self._num_written)
+        for bgr in (*repeated, frame):
+            self._writer.write(bgr)
+        self._num_written += len(repeated) + 1
+        self._last = frame
 
     def _open(self, pixels: NDArray[np.uint8]) -> cv2.VideoWriter:
         self._path.parent.mkdir(parents=True, exist_ok=True)
@@ -105,11 +106,6 @@ class VideoWriter(AbstractContextManager["VideoWriter"]):
             message = f"OpenCV cannot write a video of {size[0]}x{size[1]} pixels at {self._frame_rate:g} frames/s"
             raise OSError(errno.EIO, message, str(self._path))
         return writer
-
-    def _append(self, bgr: NDArray[np.uint8]) -> None:
-        assert self._writer is not None
-        self._writer.write(bgr)
-        self._num_written += 1
 
     def __exit__(self, *error: object) -> None:
         if self._writer is None:
@@ -128,12 +124,8 @@ def nearest_frame_rate(frame_rate: float) -> float:
 
     OpenCV writes it as a fraction over 1, 10, 100 or 1000, whose reduced numerator MPEG-4 stores in 16 bits.
     """
-    fractions = (
-        (n, base)
-        for base in (1, 10, 100, 1000)
-        for n in range(round(frame_rate * base) - 25, round(frame_rate * base) + 26)
-    )
-    usable = (n / base for n, base in fractions if n / base >= _MIN_FRAME_RATE and n // math.gcd(n, base) < 2**16)
+    near = ((round(frame_rate * base) + k, base) for base in (1, 10, 100, 1000) for k in range(-25, 26))
+    usable = (n / base for n, base in near if n / base >= _MIN_FRAME_RATE and n // math.gcd(n, base) < 2**16)
     return min(usable, key=lambda rate: abs(rate - frame_rate), default=_MIN_FRAME_RATE)
 
 
@@ -162,22 +154,17 @@ def write_json(path: Path, prediction: Prediction, image_fields: dict[str, Any])
     path.write_text(f'{json.dumps(content)[:-1]},\n "instances": [{instances}\n]}}\n')
 
 
-def _instances(prediction: Prediction) -> list[dict[str, Any]]:
-    instances: list[dict[str, Any]] = [
-        {
+def _instances(prediction: Prediction) -> Iterator[dict[str, Any]]:
+    masks = encode_rle(prediction.regions(), prediction.image_size)  # none without masks
+    for i in range(len(prediction)):
+        yield {
             "name": prediction.names[i],
             "category_id": int(prediction.category_ids[i]),
             "score": float(prediction.scores[i]),
             "box": prediction.boxes[i].tolist(),
+            **({"mask": masks[i]} if masks else {}),
+            **({} if prediction.keypoints is None else {"keypoints": prediction.keypoints[i].tolist()}),
         }
-        for i in range(len(prediction))
-    ]
-    for instance, mask in zip(instances, encode_rle(prediction.regions(), prediction.image_size), strict=False):
-        instance["mask"] = mask
-    if prediction.keypoints is not None:
-        for instance, points in zip(instances, prediction.keypoints.tolist(), strict=True):
-            instance["keypoints"] = points
-    return instances
 
 
 def instance_map(prediction: Prediction) -> NDArray[Any]:

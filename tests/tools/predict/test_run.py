@@ -227,6 +227,12 @@ def test_overlays_without_supervision_installed_are_refused(files, tmp_path, mon
     assert predict_files(FakePredictor(), files[:1], tmp_path / "out", save=["coco", "json", "mask"]).images == 1
 
 
+@pytest.mark.medium
+def test_prediction_without_overlays_needs_no_supervision():
+    code = "import sys; sys.modules['supervision'] = None; import mrcnn_jax.tools.predict.run"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_first_signal_finishes_the_images_that_were_read(files, tmp_path, number):
     before = signal.getsignal(number)
