@@ -9,7 +9,8 @@ import numpy as np
 
 from mrcnn_jax.data.annotations import ImageEntry
 from mrcnn_jax.data.categories import Categories
-from mrcnn_jax.data.sample import Annotation, Masks, Sample, make_sample
+from mrcnn_jax.data.mask_crops import Masks, Raster
+from mrcnn_jax.data.sample import Annotation, Sample, make_sample
 from mrcnn_jax.tools.check.select_images import Window
 from mrcnn_jax.tools.pages.drawing import (
     LONGER_SIDE,
@@ -124,13 +125,13 @@ def _masks(sample: Sample, view: _View, items: Sequence[_Item], byte_budget: int
 def _polygons(masks: Masks, view: _View) -> dict[int, list[np.ndarray]]:
     """Return the outlines of each instance that has a mask, by row, in units of the SVG."""
     polygons: dict[int, list[np.ndarray]] = {}
-    corners = np.split(view.to_svg(masks.points), np.cumsum(masks.lengths)[:-1]) if len(masks.lengths) else []
-    for owner, polygon in zip(masks.instances.tolist(), corners, strict=True):
-        polygons.setdefault(owner, []).append(polygon)
-    for raster in masks.rasters:
-        small, pixel_size = downsample(raster.bitmap, view.scale)
-        polygons[raster.instance] = [view.to_svg(raster.window[:2] + p * pixel_size) for p in trace(small)]
-    return {owner: outlines for owner, outlines in polygons.items() if outlines}
+    for row, mask in enumerate(masks):
+        if isinstance(mask, Raster):
+            small, pixel_size = downsample(mask.bitmap, view.scale)
+            polygons[row] = [view.to_svg(mask.window[:2] + p * pixel_size) for p in trace(small)]
+        else:
+            polygons[row] = [view.to_svg(polygon) for polygon in mask]
+    return {row: outlines for row, outlines in polygons.items() if outlines}
 
 
 def _skeletons(items: Sequence[_Item], view: _View, sample: Sample, edges: Sequence[tuple[int, int]]) -> Iterator[Html]:
