@@ -18,7 +18,7 @@ from mrcnn_jax.data.categories import Categories
 from mrcnn_jax.data.findings import Problem, describe_problems, no_instances_message, raise_refusals
 from mrcnn_jax.data.synthetic import generate
 from mrcnn_jax.data.value_range import Range
-from mrcnn_jax.errors import DataError, format_list
+from mrcnn_jax.errors import DataError, UnreadableRecordError, format_list
 
 __all__ = ["Categories", "DataError", "Dataset", "Problem", "load_split"]
 
@@ -56,8 +56,8 @@ class Dataset:
         """
         try:
             content, annotations = self.reader[int(self.rows[index])]
-        except records.UnreadableRecordError as error:
-            raise records.UnreadableRecordError(f"{self.label(index)}: {error}") from None
+        except UnreadableRecordError as error:
+            raise UnreadableRecordError(f"{self.label(index)}: {error}") from None
         return content, [a for a in annotations if a["category_id"] in self._category_ids]
 
     def fingerprint(self) -> dict[str, Any]:
