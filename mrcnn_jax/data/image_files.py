@@ -8,11 +8,10 @@ Images of more than 8 bits are converted to 8 bits as `value_range` describes.
 
 from __future__ import annotations
 
+import functools
 import io
 import os
-from collections import deque
 from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
@@ -29,6 +28,7 @@ from mrcnn_jax.data.findings import Refusal
 from mrcnn_jax.data.image_formats import FORMATS, JPEG, MAX_PIXELS, orientation
 from mrcnn_jax.data.value_range import MeasuredRange, Range, StoredPixels
 from mrcnn_jax.errors import format_value
+from mrcnn_jax.runtime.threads import map_on_threads
 
 _IMREAD_FLAGS = {
     1: cv2.IMREAD_COLOR,
@@ -104,22 +104,12 @@ def check_image(content: bytes, image: ImageEntry) -> ImageCheck:
 
 
 def check_images(folder: Path, images: Sequence[ImageEntry]) -> Iterator[ImageCheck]:
-    """Read and check every image, see `check_image`; yields one result for each, in order.
+    """Read and check every image, see `check_image`; return an iterator of the results, in order.
 
     Threads read a few files ahead, and only those are in memory.
     """
     threads = min(8, os.cpu_count() or 1)
-    pool = ThreadPoolExecutor(threads)
-    pending: deque[Future[ImageCheck]] = deque()
-    try:
-        for image in images:
-            pending.append(pool.submit(_read_and_check, folder, image))
-            if len(pending) > 2 * threads:
-                yield pending.popleft().result()
-        while pending:
-            yield pending.popleft().result()
-    finally:  # also if the generator is closed early
-        pool.shutdown(cancel_futures=True)
+    return map_on_threads(functools.partial(_read_and_check, folder), images, threads, ahead=threads)
 
 
 def collect_refusals(checks: Sequence[ImageCheck]) -> list[Refusal]:

@@ -12,10 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mrcnn_jax.errors import DISK_FULL, ImageError
-from mrcnn_jax.inference import detector
 from mrcnn_jax.inference.postprocess import Prediction
 from mrcnn_jax.inference.predictor import Predictor, read_image
 from mrcnn_jax.runtime.progress import track
+from mrcnn_jax.runtime.threads import map_on_threads
 from mrcnn_jax.tools.predict import writers
 from mrcnn_jax.tools.predict.signals import StopSignal
 from mrcnn_jax.tools.predict.sources import MediaSource, VideoReader
@@ -163,7 +163,7 @@ class Pipeline:
                 indices = None if colors is None else colors.assign(self._above_threshold(prediction))
                 yield pending.pop(index), prediction, indices
 
-        return detector.map_on_threads(lambda work: self._finish(*work), predicted(), min(4, os.cpu_count() or 1))
+        return map_on_threads(lambda work: self._finish(*work), predicted(), min(4, os.cpu_count() or 1))
 
     def _above_threshold(self, prediction: Prediction) -> Prediction:
         return prediction[prediction.scores >= self._threshold]
