@@ -13,14 +13,15 @@ import numpy as np
 from mrcnn_jax.data.synthetic import bodies, figures, outlines, scene
 from mrcnn_jax.data.synthetic.bodies import HEAD_HALF_WIDTH, Body
 from mrcnn_jax.data.synthetic.scene import Figure
+from mrcnn_jax.weights.coco_categories import PERSON_KEYPOINTS, PERSON_SKELETON
 
 CATEGORIES: list[dict[str, Any]] = [
     {
         "id": 1,
         "name": "person",
         "supercategory": "person",
-        "keypoints": list(bodies.KEYPOINTS),
-        "skeleton": [list(pair) for pair in bodies.SKELETON],
+        "keypoints": list(PERSON_KEYPOINTS),
+        "skeleton": [[a + 1, b + 1] for a, b in PERSON_SKELETON],
     }
 ]
 
