@@ -20,8 +20,6 @@ from mrcnn_jax.data.synthetic import generate
 from mrcnn_jax.data.value_range import Range
 from mrcnn_jax.errors import DataError, UnreadableRecordError, format_list
 
-__all__ = ["Categories", "DataError", "Dataset", "Problem", "load_split"]
-
 log = logging.getLogger(__name__)
 
 _HASH_DIGITS = 16  # of hashes in fingerprints
@@ -166,29 +164,20 @@ def _select_rows(path: Path, keypoints: np.ndarray, min_keypoints: int) -> np.nd
             " more keypoints"
         )
     if len(rows) < len(keypoints):
-        log.info(
-            "%s: using %d of %d images, those with at least %d labeled keypoints",
-            path,
-            len(rows),
-            len(keypoints),
-            min_keypoints,
-        )
+        kept = f"{len(rows)} of {len(keypoints)} images, those with at least {min_keypoints} labeled keypoints"
+        log.info("%s: using %s", path, kept)
     return rows
 
 
 def _log_findings(dataset: Dataset, warnings: Sequence[str], max_instances: int) -> None:
     """Log warnings, problems of annotations, and images with more than `max_instances`."""
-    for line in [*warnings, *describe_problems(dataset.problems)]:
-        log.warning("%s: %s", dataset.annotations_path, line)
+    lines = [*warnings, *describe_problems(dataset.problems)]
     crowded = np.flatnonzero(dataset.instances > max_instances)
     if len(crowded):
         surplus = int((dataset.instances[crowded] - max_instances).sum())
-        log.warning(
-            "%s: %d images have more than data.max_instances=%d instances; their %d smallest instances are ignored in"
-            " training; image ids %s",
-            dataset.annotations_path,
-            len(crowded),
-            max_instances,
-            surplus,
-            format_list(dataset.ids[crowded].tolist()),
+        lines.append(
+            f"{len(crowded)} images have more than data.max_instances={max_instances} instances; their {surplus}"
+            f" smallest instances are ignored in training; image ids {format_list(dataset.ids[crowded].tolist())}"
         )
+    for line in lines:
+        log.warning("%s: %s", dataset.annotations_path, line)

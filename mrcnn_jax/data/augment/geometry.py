@@ -35,10 +35,9 @@ def flip(sample: Sample, horizontal: bool, vertical: bool, flip_map: Sequence[in
     keypoints = _transform_keypoints(sample.keypoints, scale, offset)
     if horizontal != vertical and len(flip_map):
         keypoints = keypoints[:, list(flip_map)]
-    return Sample(
+    return sample._replace(
         image=cv2.flip(sample.image, -1 if horizontal and vertical else int(horizontal)),
         boxes=np.concatenate([corners.min(axis=1), corners.max(axis=1)], axis=1),
-        classes=sample.classes,
         masks=sample.masks and transform_masks(sample.masks, scale, offset),
         keypoints=keypoints,
     )
@@ -60,10 +59,9 @@ def crop_and_resize(sample: Sample, window: np.ndarray, size: Sequence[int], out
     clipped = np.clip(corners, 0, (width, height, width, height))
     keypoints = _transform_keypoints(sample.keypoints, scale, offset)
     inside = np.all((keypoints[..., :2] >= 0) & (keypoints[..., :2] <= (width, height)), axis=-1)
-    moved = Sample(
+    moved = sample._replace(
         image=resample(sample.image, window, (height, width), out),
         boxes=clipped,
-        classes=sample.classes,
         masks=sample.masks and transform_masks(sample.masks, scale, offset),
         keypoints=np.where(inside[..., None], keypoints, 0.0),
     )

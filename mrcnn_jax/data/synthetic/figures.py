@@ -151,10 +151,7 @@ OUTLINES: dict[str, OutlineClass] = {
         ),
         16,
     ),
-    "H": _solid(
-        lambda x, y: (abs(x) <= 0.64) & (abs(y) <= 0.76) & ((abs(x) >= 0.26) | (abs(y) <= 0.18)),
-        18,
-    ),
+    "H": _solid(lambda x, y: (abs(x) <= 0.64) & (abs(y) <= 0.76) & ((abs(x) >= 0.26) | (abs(y) <= 0.18)), 18),
     "bar": _thin(((-1, 0), (1, 0))),
     "hoop": OutlineClass(lambda line: ring(1 - 2 * line)),
     "zigzag": _thin(((-0.95, 0.3), (-0.48, -0.4), (0, 0.35), (0.48, -0.4), (0.95, 0.3)), smallest=20),
