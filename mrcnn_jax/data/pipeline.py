@@ -44,7 +44,7 @@ class Batches(Iterator[Batch]):
         self._position = 0  # index in `steps` of the next batch
         self._iterator: Any = iter(_prefetch(loader, steps, num_workers))
         self._error: DataError | None = None
-        self._reported: tuple[int, set[int]] = (-1, set())  # epoch, and the images reported in it
+        self._reported: set[tuple[int, int]] = set()  # epoch and index of the images that could not be loaded
         self._consecutive_failures = 0
 
     def __next__(self) -> Batch:
@@ -92,16 +92,14 @@ class Batches(Iterator[Batch]):
 
     def _report_failure(self, index: int, epoch: int) -> None:
         """Log, once in an epoch, that an image could not be loaded. Raises DataError with `stop`."""
-        if self._reported[0] != epoch:
-            self._reported = (epoch, set())
-        reported = self._reported[1]
-        if index in reported:
+        if (epoch, index) in self._reported:
             return
-        reported.add(index)
+        self._reported.add((epoch, index))
+        count = sum(reported == epoch for reported, _ in self._reported)
         reason = self._loader.describe_failure(index)
         if self._stop:
             raise DataError(reason)
-        log.warning("%s. Its slot stays empty (epoch %d: %d so far)", reason, epoch, len(reported))
+        log.warning("%s. Its slot stays empty (epoch %d: %d so far)", reason, epoch, count)
 
     def image_count(self) -> int:
         """Return the number of images in all batches of this process; for a finite iterator."""

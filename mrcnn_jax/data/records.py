@@ -224,8 +224,8 @@ def _read_index(folder: Path) -> RecordIndex | None:
         )
         content["categories"] = Categories(tuple(categories["ids"]), tuple(categories["names"]), schemas)
         content["images"] = [
-            RecordedImage(*fields, [InstanceCounts(*numbers) for numbers in counts])
-            for *fields, counts in content["images"]
+            RecordedImage(image_id, name, height, width, [InstanceCounts(*numbers) for numbers in counts])
+            for image_id, name, height, width, counts in content["images"]
         ]
         content["problems"] = [Problem(*problem) for problem in content["problems"]]
         content["values"] = [MeasuredRange(*values) for values in content["values"]]
