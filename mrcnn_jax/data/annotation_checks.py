@@ -93,8 +93,10 @@ class AnnotationValidator:
             if not self._scoring:
                 return None
             box, changes["bbox"] = None, None
-        self._correct_segmentation(annotation.get("segmentation"), box, height, width, kinds, changes)
-        points = annotation.get("keypoints")
+        segmentation, points = annotation.get("segmentation"), annotation.get("keypoints")
+        usable = self._correct_segmentation(segmentation, box, height, width, kinds)
+        if usable is not segmentation:
+            changes["segmentation"] = usable
         if points and (kind := _keypoint_problem(points, self._keypoint_counts.get(annotation["category_id"], 0))):
             kinds.append(kind)
             changes["keypoints"] = []
@@ -104,32 +106,42 @@ class AnnotationValidator:
         return {**annotation, **changes} if changes else annotation
 
     def _correct_box(self, bbox: Any, height: int, width: int, kinds: list[str], changes: dict[str, Any]) -> Box | None:
-        """Return the box inside the image, or None for scoring. Raises UnusableError."""
-        _check_box(bbox)
+        """Return x0 y0 x1 y1 of the box inside the image, or None for scoring. Raises UnusableError."""
+        try:
+            x, y, w, h = bbox
+            finite = math.isfinite(x + y + w + h)
+        except (TypeError, ValueError, OverflowError):
+            finite = False
+        if not finite:
+            raise UnusableError(INVALID_BOX)
+        if w <= 0 or h <= 0:
+            raise UnusableError(EMPTY_BOX)
         if self._scoring:
             return None
-        box, complete = _clip_box(bbox, height, width)
-        if not complete:
+        x1, y1 = x + w, y + h
+        if x >= width or y >= height or x1 <= 0 or y1 <= 0:
+            raise UnusableError(BOX_OUTSIDE_IMAGE)
+        box = (max(x, 0), max(y, 0), min(x1, width), min(y1, height))
+        if box[2] - box[0] < _MIN_BOX_SIDE or box[3] - box[1] < _MIN_BOX_SIDE:
+            raise UnusableError(THIN_BOX)
+        if x < -1 or y < -1 or x1 > width + 1 or y1 > height + 1:  # a pixel more is a matter of rounding
             kinds.append(CLIPPED_BOX)
             changes["bbox"] = [box[0], box[1], box[2] - box[0], box[3] - box[1]]
         return box
 
     def _correct_segmentation(
-        self, segmentation: Any, box: Box | None, height: int, width: int, kinds: list[str], changes: dict[str, Any]
-    ) -> None:
-        if segmentation:
-            try:
-                usable = check_segmentation(segmentation, box, height, width, kinds)
-            except UnusableError as error:
-                kinds += error.args
-                usable = []
-            if usable is not segmentation:
-                changes["segmentation"] = usable
-            return
-        if self._masks:
-            kinds.append(MISSING_SEGMENTATION)
-        if segmentation is not None and type(segmentation) is not list:
-            changes["segmentation"] = []
+        self, segmentation: Any, box: Box | None, height: int, width: int, kinds: list[str]
+    ) -> Any:
+        """Return the usable part of a segmentation, which is itself if all of it is usable."""
+        if not segmentation:
+            if self._masks:
+                kinds.append(MISSING_SEGMENTATION)
+            return segmentation if segmentation is None or type(segmentation) is list else []
+        try:
+            return check_segmentation(segmentation, box, height, width, kinds)
+        except UnusableError as error:
+            kinds += error.args
+            return []
 
 
 def _drop_unusable_fields(annotation: Entry, kinds: list[str]) -> Entry:
@@ -140,31 +152,6 @@ def _drop_unusable_fields(annotation: Entry, kinds: list[str]) -> Entry:
         kinds.append(ZERO_AREA if _is_area(area) else INVALID_AREA)
         unusable.append("area")
     return {name: value for name, value in annotation.items() if name not in unusable} if unusable else annotation
-
-
-def _check_box(bbox: Any) -> None:
-    """Raise UnusableError unless `bbox` is x, y, width, height with an area."""
-    try:
-        x, y, w, h = bbox
-        finite = math.isfinite(x + y + w + h)
-    except (TypeError, ValueError, OverflowError):
-        finite = False
-    if not finite:
-        raise UnusableError(INVALID_BOX)
-    if w <= 0 or h <= 0:
-        raise UnusableError(EMPTY_BOX)
-
-
-def _clip_box(bbox: Sequence[float], height: int, width: int) -> tuple[Box, bool]:
-    """Return the box clipped to the image, and whether at most a pixel was cut off. Raises UnusableError."""
-    x, y, w, h = bbox
-    x1, y1 = x + w, y + h
-    if x >= width or y >= height or x1 <= 0 or y1 <= 0:
-        raise UnusableError(BOX_OUTSIDE_IMAGE)
-    box = (max(x, 0), max(y, 0), min(x1, width), min(y1, height))
-    if box[2] - box[0] < _MIN_BOX_SIDE or box[3] - box[1] < _MIN_BOX_SIDE:
-        raise UnusableError(THIN_BOX)
-    return box, x >= -1 and y >= -1 and x1 <= width + 1 and y1 <= height + 1
 
 
 def _keypoint_problem(points: Any, count: int) -> str | None:

@@ -35,6 +35,11 @@ class ImageEntry:
     width: int
     annotations: list[dict[str, Any]]
 
+    @property
+    def label(self) -> str:
+        """File name and id for messages."""
+        return f"{format_value(self.file_name)} (id {self.id})"
+
 
 @dataclass(frozen=True)
 class AnnotationFile:

@@ -85,10 +85,9 @@ class BatchPlan:
         shuffle: bool = True,
         remainder: Literal["repeat", "pad", "drop"] = "repeat",
     ):
-        self._seed, self._buckets, self._batch_size = seed, tuple(buckets), batch_size
-        self._shuffle, self._remainder = shuffle, remainder
-        members = [np.flatnonzero(assignment == i) for i in range(len(buckets))]
-        self._members = [(i, indices) for i, indices in enumerate(members) if len(indices)]
+        self._seed, self._batch_size, self._shuffle, self._remainder = seed, batch_size, shuffle, remainder
+        members = [(bucket, np.flatnonzero(assignment == i)) for i, bucket in enumerate(buckets)]
+        self._members = [(bucket, indices) for bucket, indices in members if len(indices)]
         self._epoch: tuple[int, list[PlannedBatch]] | None = None
         if remainder == "drop":
             self._check_full_batches()
@@ -117,7 +116,7 @@ class BatchPlan:
             valid = np.arange(slots.size).reshape(slots.shape) < len(order)
             if self._remainder == "repeat":
                 valid[:] = True
-            batches += [PlannedBatch(self._buckets[bucket], epoch, *row) for row in zip(slots, valid, strict=True)]
+            batches += [PlannedBatch(bucket, epoch, *row) for row in zip(slots, valid, strict=True)]
         return [batches[i] for i in rng.permutation(len(batches))] if self._shuffle else batches
 
     def _batch_count(self, images: int) -> int:
@@ -127,11 +126,8 @@ class BatchPlan:
 
     def _check_full_batches(self) -> None:
         """Raise DataError for buckets with fewer images than a batch."""
-        small = [
-            f"{self._buckets[i][0]}x{self._buckets[i][1]} has {len(indices)}"
-            for i, indices in self._members
-            if len(indices) < self._batch_size
-        ]
+        counts = [(bucket, len(indices)) for bucket, indices in self._members if len(indices) < self._batch_size]
+        small = [f"{height}x{width} has {count}" for (height, width), count in counts]
         if small:
             raise DataError(
                 "data.remainder=drop would never use buckets with fewer images than"

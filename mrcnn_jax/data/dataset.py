@@ -18,9 +18,7 @@ from mrcnn_jax.data.categories import Categories
 from mrcnn_jax.data.findings import Problem, describe_problems, no_instances_message, raise_refusals
 from mrcnn_jax.data.synthetic import generate
 from mrcnn_jax.data.value_range import Range
-from mrcnn_jax.errors import DataError, format_list
-
-__all__ = ["Categories", "DataError", "Dataset", "Problem", "load_split"]
+from mrcnn_jax.errors import DataError, UnreadableRecordError, format_list
 
 log = logging.getLogger(__name__)
 
@@ -56,8 +54,8 @@ class Dataset:
         """
         try:
             content, annotations = self.reader[int(self.rows[index])]
-        except records.UnreadableRecordError as error:
-            raise records.UnreadableRecordError(f"{self.label(index)}: {error}") from None
+        except UnreadableRecordError as error:
+            raise UnreadableRecordError(f"{self.label(index)}: {error}") from None
         return content, [a for a in annotations if a["category_id"] in self._category_ids]
 
     def fingerprint(self) -> dict[str, Any]:
@@ -110,20 +108,20 @@ def load_split(data: DataConfig, split: Literal["train", "eval"]) -> Dataset:
     folder, index = records.open_prepared(json_path, images, paths.image_ids, cache)
     _check_value_range(json_path, index.values, data)
     categories = index.categories.select(data.categories)
-    counts = _count_per_image(index.instance_counts, categories)
+    counts = _count_per_image(index.images, categories)
     instances, _, _, crowds = counts.sum(axis=0).tolist()
     reason = no_instances_message(json_path, categories.names, instances, crowds, index.problems)
     if reason and (split == "train" or not categories.names):
         raise DataError(reason)
     rows = _select_rows(json_path, counts[:, 2], data.min_keypoints if split == "train" else 0)
-    sizes = np.stack([index.heights, index.widths], axis=1).astype(np.int32)
+    selected = [index.images[row] for row in rows]
     dataset = Dataset(
         annotations_path=json_path,
         images_path=images,
         categories=categories,
-        ids=np.asarray(index.ids, np.int64)[rows],
-        file_names=tuple(index.file_names[row] for row in rows),
-        sizes=sizes[rows],
+        ids=np.array([image.id for image in selected], np.int64),
+        file_names=tuple(image.file_name for image in selected),
+        sizes=np.array([(image.height, image.width) for image in selected], np.int32),
         instances=counts[rows, 0],
         has_masks=bool(counts[:, 1].any()),
         has_keypoints=bool(counts[:, 2].any()),
@@ -145,12 +143,14 @@ def _check_value_range(path: Path, values: Sequence[value_range.MeasuredRange], 
         log.warning("%s: %s", path, line)
 
 
-def _count_per_image(counts: Sequence[Sequence[records.InstanceCounts]], categories: Categories) -> np.ndarray:
+def _count_per_image(images: Sequence[records.RecordedImage], categories: Categories) -> np.ndarray:
     """Return instances, instances with a segmentation, labeled keypoints and crowds of each image, (n, 4) int32."""
     selected = set(categories.ids)
-    rows = [(i, *count[1:]) for i, image in enumerate(counts) for count in image if count.category_id in selected]
+    rows = [
+        (i, *count[1:]) for i, image in enumerate(images) for count in image.counts if count.category_id in selected
+    ]
     flat = np.array(rows, np.int32).reshape(-1, 5)
-    sums = np.zeros((len(counts), 4), np.int32)
+    sums = np.zeros((len(images), 4), np.int32)
     np.add.at(sums, flat[:, 0], flat[:, 1:])
     return sums
 
@@ -164,29 +164,20 @@ def _select_rows(path: Path, keypoints: np.ndarray, min_keypoints: int) -> np.nd
             " more keypoints"
         )
     if len(rows) < len(keypoints):
-        log.info(
-            "%s: using %d of %d images, those with at least %d labeled keypoints",
-            path,
-            len(rows),
-            len(keypoints),
-            min_keypoints,
-        )
+        kept = f"{len(rows)} of {len(keypoints)} images, those with at least {min_keypoints} labeled keypoints"
+        log.info("%s: using %s", path, kept)
     return rows
 
 
 def _log_findings(dataset: Dataset, warnings: Sequence[str], max_instances: int) -> None:
     """Log warnings, problems of annotations, and images with more than `max_instances`."""
-    for line in [*warnings, *describe_problems(dataset.problems)]:
-        log.warning("%s: %s", dataset.annotations_path, line)
+    lines = [*warnings, *describe_problems(dataset.problems)]
     crowded = np.flatnonzero(dataset.instances > max_instances)
     if len(crowded):
         surplus = int((dataset.instances[crowded] - max_instances).sum())
-        log.warning(
-            "%s: %d images have more than data.max_instances=%d instances; their %d smallest instances are ignored in"
-            " training; image ids %s",
-            dataset.annotations_path,
-            len(crowded),
-            max_instances,
-            surplus,
-            format_list(dataset.ids[crowded].tolist()),
+        lines.append(
+            f"{len(crowded)} images have more than data.max_instances={max_instances} instances; their {surplus}"
+            f" smallest instances are ignored in training; image ids {format_list(dataset.ids[crowded].tolist())}"
         )
+    for line in lines:
+        log.warning("%s: %s", dataset.annotations_path, line)

@@ -56,14 +56,17 @@ def describe_similar(folder: Path, name: str) -> str | None:
     UTF-8, spaces at the ends, and the image suffix.
     """
     parent, parts = folder, []
-    for part in name.replace("\\", "/").split("/"):
-        if not (parent / part).exists():
-            similar = _names_in(parent, _modified(parent)).get(_normalize(part), [])
-            if len(similar) != 1:
-                return None
-            part = similar[0]
-        parts.append(part)
-        parent = parent / part
+    try:
+        for part in name.replace("\\", "/").split("/"):
+            if not (parent / part).exists():
+                names = _names_in(parent, parent.stat().st_mtime_ns).get(_normalize(part), [])
+                if len(names) != 1:
+                    return None
+                part = names[0]
+            parts.append(part)
+            parent = parent / part
+    except OSError:  # not a folder, or it cannot be read
+        return None
     path = "/".join(parts)
     return None if path == name else f"{_printable(path)} exists, which differs {_difference(name, path)}"
 
@@ -108,20 +111,10 @@ def _without_suffix(name: str) -> str:
     return stem if suffix.lower() in SUFFIXES else name
 
 
-def _modified(folder: Path) -> int:
-    try:
-        return folder.stat().st_mtime_ns
-    except OSError:
-        return 0
-
-
 @functools.lru_cache(maxsize=64)
 def _names_in(folder: Path, changed: int) -> dict[str, list[str]]:
     """Return the names in `folder` by normalized name, cached until `changed`, its modification time, changes."""
     names: dict[str, list[str]] = {}
-    try:
-        for name in sorted(os.listdir(folder)):
-            names.setdefault(_normalize(name), []).append(name)
-    except OSError:
-        pass
+    for name in sorted(os.listdir(folder)):
+        names.setdefault(_normalize(name), []).append(name)
     return names

@@ -6,7 +6,7 @@ concerns a single annotation (the published COCO files have some): it is correct
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -43,20 +43,21 @@ def raise_refusals(path: Path, refusals: Sequence[Refusal]) -> None:
 
 def describe_refusals(path: Path, refusals: Sequence[Refusal], max_count: int | None = 20) -> list[str]:
     """Return a line for each kind, in order of appearance: file, kind, count, the first `max_count` items, advice."""
-    lines = []
-    for kind, advice in dict.fromkeys((refusal.kind, refusal.advice) for refusal in refusals):
-        items = [refusal.item for refusal in refusals if (refusal.kind, refusal.advice) == (kind, advice)]
-        lines.append(f"{path}: {kind} ({len(items)}): {format_list(items, max_count)}; {advice}")
-    return lines
+    items: dict[tuple[str, str], list[str]] = defaultdict(list)
+    for refusal in refusals:
+        items[refusal.kind, refusal.advice].append(refusal.item)
+    return [
+        f"{path}: {kind} ({len(group)}): {format_list(group, max_count)}; {advice}"
+        for (kind, advice), group in items.items()
+    ]
 
 
 def describe_problems(problems: Sequence[Problem], max_count: int | None = 20) -> list[str]:
     """Return a line for each kind, in order of appearance: kind, count, the first `max_count` annotation ids."""
-    lines = []
-    for kind, count in _count_by_kind(problems):
-        ids = [f"{p.annotation_id} (image {p.image_id})" for p in problems if p.kind == kind]
-        lines.append(f"{kind} in {_annotations(count)}: {format_list(ids, max_count)}")
-    return lines
+    items: dict[str, list[str]] = defaultdict(list)
+    for problem in problems:
+        items[problem.kind].append(f"{problem.annotation_id} (image {problem.image_id})")
+    return [f"{kind} in {_annotations(len(ids))}: {format_list(ids, max_count)}" for kind, ids in items.items()]
 
 
 def no_instances_message(
@@ -88,11 +89,8 @@ def no_masks_message(path: Path, problems: Sequence[Problem]) -> str:
 
 
 def _reasons(problems: Sequence[Problem]) -> list[str]:
-    return [f"{kind} in {_annotations(count)}" for kind, count in _count_by_kind(problems)]
-
-
-def _count_by_kind(problems: Sequence[Problem]) -> list[tuple[str, int]]:
-    return list(Counter(problem.kind for problem in problems).items())
+    counts = Counter(problem.kind for problem in problems)
+    return [f"{kind} in {_annotations(count)}" for kind, count in counts.items()]
 
 
 def _annotations(count: int) -> str:

@@ -8,26 +8,27 @@ Images of more than 8 bits are converted to 8 bits as `value_range` describes.
 
 from __future__ import annotations
 
+import functools
 import io
 import os
-from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import cv2
 import numpy as np
 from PIL import Image
+from PIL.JpegImagePlugin import JpegImageFile
 
 from mrcnn_jax.data import file_names
 from mrcnn_jax.data import image_formats as formats
 from mrcnn_jax.data import value_range as ranges
 from mrcnn_jax.data.annotations import ImageEntry, size_limit_refusal
 from mrcnn_jax.data.findings import Refusal
-from mrcnn_jax.data.image_formats import FORMATS, JPEG, MAX_PIXELS, UPRIGHT, orientation
+from mrcnn_jax.data.image_formats import FORMATS, JPEG, MAX_PIXELS, orientation
 from mrcnn_jax.data.value_range import MeasuredRange, Range, StoredPixels
 from mrcnn_jax.errors import format_value
+from mrcnn_jax.runtime.threads import map_on_threads
 
 _IMREAD_FLAGS = {
     1: cv2.IMREAD_COLOR,
@@ -36,15 +37,7 @@ _IMREAD_FLAGS = {
     8: cv2.IMREAD_REDUCED_COLOR_8,
 }
 _MISSING_ADVICE = "add the files, or remove the images from the JSON"
-_UPRIGHT_OPENCV: dict[int, Callable[[np.ndarray], np.ndarray]] = {  # by EXIF orientation, as `UPRIGHT`
-    2: lambda pixels: cv2.flip(pixels, 1),
-    3: lambda pixels: cv2.rotate(pixels, cv2.ROTATE_180),
-    4: lambda pixels: cv2.flip(pixels, 0),
-    5: cv2.transpose,
-    6: lambda pixels: cv2.rotate(pixels, cv2.ROTATE_90_CLOCKWISE),
-    7: lambda pixels: cv2.rotate(cv2.transpose(pixels), cv2.ROTATE_180),
-    8: lambda pixels: cv2.rotate(pixels, cv2.ROTATE_90_COUNTERCLOCKWISE),
-}
+_FLIP_CODES = {2: 1, 3: -1, 4: 0, 6: 1, 7: -1, 8: 0}  # for cv2.flip by EXIF orientation, after a transposition from 5
 _BITS_PER_SAMPLE, _PHOTOMETRIC, _SAMPLE_FORMAT = 258, 262, 339  # TIFF tags
 _FLOAT = 3  # TIFF sample format
 _FEW_VALUES = 8  # images with at most this many distinct values get a warning
@@ -56,15 +49,6 @@ class ImageCheck(NamedTuple):
     refusal: Refusal | None = None
     values: MeasuredRange | None = None  # None for 8 bits
     warnings: tuple[Refusal, ...] = ()  # these do not stop training
-
-
-class _JpegHeader(NamedTuple):
-    """Size and number of color components of a JPEG file, and whether its end marker is present."""
-
-    height: int
-    width: int
-    components: int
-    complete: bool
 
 
 def decode(content: bytes, reduction: int = 1, value_range: Range | None = None) -> np.ndarray | None:
@@ -79,13 +63,15 @@ def decode(content: bytes, reduction: int = 1, value_range: Range | None = None)
         which is faster.
       value_range: `data.value_range`. Images that need one (see `value_range`) are not decoded without it.
     """
-    if content.startswith(JPEG):
-        header = _read_jpeg_header(content)
-        if header is None or not header.complete or header.height * header.width > MAX_PIXELS:
-            return None
-        if header.components != 4:  # CMYK needs Pillow, which handles Adobe's inverted values
-            return _decode_jpeg(content, reduction)
     try:
+        if content.startswith(JPEG):
+            stream = io.BytesIO(content)
+            header = JpegImageFile(stream)  # reads up to the first scan
+            # There, 0xFF 0xD9 is the end marker only. Before it, the end of a preview can have these bytes.
+            if content.rfind(b"\xff\xd9", stream.tell()) < 0 or header.height * header.width > MAX_PIXELS:
+                return None
+            if header.mode != "CMYK":  # CMYK needs Pillow, which handles Adobe's inverted values
+                return _decode_jpeg(content, reduction, orientation(header))
         pixels = ranges.to_8_bits(_decode_with_pillow(content), value_range)
     except Exception:  # Pillow's readers raise many types: OSError, SyntaxError, struct.error, ...
         return None
@@ -106,38 +92,24 @@ def check_image(content: bytes, image: ImageEntry) -> ImageCheck:
 
     Stricter than `decode` with damaged JPEG files: those that Pillow cannot decode to the end are refused too.
     """
-    name = f"{format_value(image.file_name)} (id {image.id})"
     try:
         stored = _decode_strictly(content)
     except Image.DecompressionBombError:
-        return ImageCheck(size_limit_refusal(name, image.id))
+        return ImageCheck(size_limit_refusal(image.label, image.id))
     except Exception as error:  # see `decode`
-        return ImageCheck(_unreadable_refusal(name, formats.describe_error(content, error), image.id))
-    size = stored.pixels.shape[:2]
-    if size != (image.height, image.width):
-        return ImageCheck(_size_refusal(name, size, content, image))
-    return ImageCheck(
-        None, ranges.measure_range(stored), tuple(_warnings(name, image.id, stored, _count_frames(content)))
-    )
+        return ImageCheck(_unreadable_refusal(image, formats.describe_error(content, error)))
+    if stored.pixels.shape[:2] != (image.height, image.width):
+        return ImageCheck(_size_refusal(image, stored.pixels.shape[:2], content))
+    return ImageCheck(None, ranges.measure_range(stored), tuple(_warnings(image, stored, _count_frames(content))))
 
 
 def check_images(folder: Path, images: Sequence[ImageEntry]) -> Iterator[ImageCheck]:
-    """Read and check every image, see `check_image`; yields one result for each, in order.
+    """Read and check every image, see `check_image`; return an iterator of the results, in order.
 
     Threads read a few files ahead, and only those are in memory.
     """
     threads = min(8, os.cpu_count() or 1)
-    pool = ThreadPoolExecutor(threads)
-    pending: deque[Future[ImageCheck]] = deque()
-    try:
-        for image in images:
-            pending.append(pool.submit(_read_and_check, folder, image))
-            if len(pending) > 2 * threads:
-                yield pending.popleft().result()
-        while pending:
-            yield pending.popleft().result()
-    finally:  # also if the generator is closed early
-        pool.shutdown(cancel_futures=True)
+    return map_on_threads(functools.partial(_read_and_check, folder), images, threads, ahead=threads)
 
 
 def collect_refusals(checks: Sequence[ImageCheck]) -> list[Refusal]:
@@ -155,38 +127,35 @@ def _read_and_check(folder: Path, image: ImageEntry) -> ImageCheck:
     try:
         content = (folder / image.file_name).read_bytes()
     except (FileNotFoundError, NotADirectoryError):
-        return ImageCheck(_missing_refusal(folder, image.file_name, image.id))
+        return ImageCheck(_missing_refusal(folder, image))
     except OSError as error:
-        name = f"{format_value(image.file_name)} (id {image.id})"
-        return ImageCheck(_unreadable_refusal(name, error.strerror or str(error), image.id))
+        return ImageCheck(_unreadable_refusal(image, error.strerror or str(error)))
     return check_image(content, image)
 
 
-def _missing_refusal(folder: Path, name: str, image_id: int) -> Refusal:
-    hint = file_names.describe_similar(folder, name)
-    item = f"{format_value(name)} (id {image_id}{f'; {hint}' if hint else ''})"
-    advice = _MISSING_ADVICE if hint is None else "make file_name equal to the names of the files"
-    return Refusal(f"images that are not in {folder}", item, advice, image_id)
+def _missing_refusal(folder: Path, image: ImageEntry) -> Refusal:
+    kind, hint = f"images that are not in {folder}", file_names.describe_similar(folder, image.file_name)
+    if hint is None:
+        return Refusal(kind, image.label, _MISSING_ADVICE, image.id)
+    item = f"{format_value(image.file_name)} (id {image.id}; {hint})"
+    return Refusal(kind, item, "make file_name equal to the names of the files", image.id)
 
 
-def _unreadable_refusal(name: str, reason: str, image_id: int) -> Refusal:
+def _unreadable_refusal(image: ImageEntry, reason: str) -> Refusal:
     advice = "replace the files, or remove the images from the JSON"
-    return Refusal("image files that cannot be read", f"{name}: {reason}", advice, image_id)
+    return Refusal("image files that cannot be read", f"{image.label}: {reason}", advice, image.id)
 
 
-def _size_refusal(name: str, size: tuple[int, ...], content: bytes, image: ImageEntry) -> Refusal:
+def _size_refusal(image: ImageEntry, size: tuple[int, ...], content: bytes) -> Refusal:
     advice = "correct height and width in the JSON"
     if size == (image.width, image.height) and _swaps_axes(content):
         advice = (
             "the JSON has the size before the rotation by EXIF or XMP: remove the orientation from the files if the"
             " annotations fit the images before the rotation, else correct height and width in the JSON"
         )
-    return Refusal(
-        "images whose size (height x width) differs from the JSON",
-        f"{name} is {size[0]}x{size[1]}, not {image.height}x{image.width}",
-        advice,
-        image.id,
-    )
+    kind = "images whose size (height x width) differs from the JSON"
+    item = f"{image.label} is {size[0]}x{size[1]}, not {image.height}x{image.width}"
+    return Refusal(kind, item, advice, image.id)
 
 
 def _swaps_axes(content: bytes) -> bool:
@@ -204,45 +173,18 @@ def _count_frames(content: bytes) -> int:
         return 1
 
 
-def _read_jpeg_header(content: bytes) -> _JpegHeader | None:
-    """Parse the segments of a JPEG file up to its first scan; None if it has no scan, or no frame before it."""
-    size = None
-    position = content.find(b"\xff", 2)
-    while 0 <= position < len(content) - 9:
-        marker = content[position + 1]
-        if marker == 0xDA:  # start of scan
-            # After it, 0xFF 0xD9 is the end marker only. Before it, the end of a preview can have these bytes.
-            return size and _JpegHeader(*size, complete=content.rfind(b"\xff\xd9", position) > 0)
-        if marker in (0x00, 0x01, 0xFF) or 0xD0 <= marker <= 0xD8:  # markers without a length
-            position = content.find(b"\xff", position + (1 if marker == 0xFF else 2))
-            continue
-        if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):  # start of frame
-            fields = content[position + 5 : position + 10]
-            size = (int.from_bytes(fields[:2], "big"), int.from_bytes(fields[2:4], "big"), fields[4])
-        position = content.find(b"\xff", position + 2 + int.from_bytes(content[position + 2 : position + 4], "big"))
-    return None
+def _decode_jpeg(content: bytes, reduction: int, turn: int) -> np.ndarray | None:
+    # OpenCV ignores the orientation in XMP, so the image is rotated here.
+    flags = _IMREAD_FLAGS[reduction] | cv2.IMREAD_IGNORE_ORIENTATION
+    bgr = cv2.imdecode(np.frombuffer(content, np.uint8), flags)
+    return None if bgr is None else _turn_upright(cv2.cvtColor(bgr, cv2.COLOR_BGR2RGB), turn)
 
 
-def _decode_jpeg(content: bytes, reduction: int) -> np.ndarray | None:
-    try:
-        # OpenCV ignores the orientation in XMP, so the image is rotated below.
-        flags = _IMREAD_FLAGS[reduction] | cv2.IMREAD_IGNORE_ORIENTATION
-        bgr = cv2.imdecode(np.frombuffer(content, np.uint8), flags)
-    except cv2.error:
-        return None
-    if bgr is None:
-        return None
-    rgb = cv2.cvtColor(bgr, cv2.COLOR_BGR2RGB)
-    turn = _jpeg_orientation(content)
-    return rgb if turn == 1 else _UPRIGHT_OPENCV[turn](rgb)
-
-
-def _jpeg_orientation(content: bytes) -> int:
-    try:
-        with Image.open(io.BytesIO(content), formats=("JPEG",)) as image:
-            return orientation(image)
-    except Exception:  # a file that OpenCV can read and Pillow cannot
-        return 1
+def _turn_upright(pixels: np.ndarray, turn: int) -> np.ndarray:
+    """Apply an EXIF orientation 1..8 to stored pixels."""
+    if turn >= 5:
+        pixels = cv2.transpose(pixels)
+    return cv2.flip(pixels, _FLIP_CODES[turn]) if turn in _FLIP_CODES else pixels
 
 
 def _decode_with_pillow(content: bytes) -> StoredPixels:
@@ -250,28 +192,29 @@ def _decode_with_pillow(content: bytes) -> StoredPixels:
     with Image.open(io.BytesIO(content), formats=FORMATS) as image:
         image.load()
         turn = orientation(image)
-        upright = image.transpose(UPRIGHT[turn]) if turn > 1 else image
         tags = getattr(image, "tag_v2", {})
         bits, kind = tags.get(_BITS_PER_SAMPLE, (8,))[0], tags.get(_SAMPLE_FORMAT, (1,))[0]
         if image.mode == "F":  # also in formats other than TIFF
             kind = _FLOAT
         if image.mode[0] in "IF" or (image.mode == "L" and kind == 2):
+            pixels = _turn_upright(np.asarray(image), turn)
             white = tags.get(_PHOTOMETRIC) == 0  # Pillow inverts only images of 8 bits
-            return ranges.interpret_samples(np.asarray(upright), bits if tags else 16, kind, zero_is_white=white)
-        upright.info.pop("transparency", None)  # avoids a warning of Pillow
+            return ranges.interpret_samples(pixels, bits if tags else 16, kind, zero_is_white=white)
+        image.info.pop("transparency", None)  # avoids a warning of Pillow
         deep = bits == 16 or (image.format == "PNG" and content[24] == 16)
-        return StoredPixels(np.array(upright if upright.mode == "RGB" else upright.convert("RGB")), 16 if deep else 8)
+        pixels = np.array(image if image.mode == "RGB" else image.convert("RGB"))
+        return StoredPixels(_turn_upright(pixels, turn), 16 if deep else 8)
 
 
-def _warnings(name: str, image_id: int, stored: StoredPixels, frames: int) -> Iterator[Refusal]:
+def _warnings(image: ImageEntry, stored: StoredPixels, frames: int) -> Iterator[Refusal]:
     if frames > 1:
         kind, advice = "image files with several frames, of which the first is used", "write one file for each frame"
-        yield Refusal(kind, f"{name} has {frames}", advice, image_id)
+        yield Refusal(kind, f"{image.label} has {frames}", advice, image.id)
     values = stored.pixels.ravel()
     subset = values[:: 1 + len(values) // 4096]  # enough for most images, and fast
     if len(np.unique(subset)) <= _FEW_VALUES and (count := len(np.unique(values))) <= _FEW_VALUES:
         kind = f"images with at most {_FEW_VALUES} distinct values"
-        yield Refusal(kind, f"{name} has {count}", "check that these are images and not masks", image_id)
+        yield Refusal(kind, f"{image.label} has {count}", "check that these are images and not masks", image.id)
 
 
 def _decode_strictly(content: bytes) -> StoredPixels:

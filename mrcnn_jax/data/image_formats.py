@@ -16,15 +16,6 @@ DAMAGED = "it is truncated or damaged"
 JPEG = b"\xff\xd8\xff"
 _COMMON_SUFFIXES = (".bmp", ".gif", ".jfif", ".jp2", ".jpe", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 SUFFIXES = (*_COMMON_SUFFIXES, ".avif", ".heic", ".heif", ".pbm", ".pgm", ".pnm", ".ppm")
-UPRIGHT = {  # transposition of the stored pixels, by EXIF orientation
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
 
 _ORIENTATION = 0x0112  # EXIF tag
 _TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
@@ -82,7 +73,7 @@ def orientation(image: Image.Image) -> int:
         value = image.getexif().get(_ORIENTATION, 1)
     except Exception:  # Pillow's readers raise many types
         return 1
-    return value if value in UPRIGHT else 1
+    return value if value in range(1, 9) else 1
 
 
 def upright_size(path: Path) -> tuple[int, int]:

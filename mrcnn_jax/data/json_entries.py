@@ -58,15 +58,12 @@ def _find_fault(name: str, entry: Any, ids: Sequence[str], others: Sequence[str]
 
 def _refusal(name: str, position: int, entry: Any, kind: str, detail: str, advice: str) -> Refusal:
     """Name the entry by its id, or by its position in the list if it has none."""
-    own_id = entry.get("id") if isinstance(entry, dict) else None
-    item = f"{_SINGULAR[name]} {own_id}" if is_id(own_id) else f"number {position + 1} of {name!r}"
+    fields = entry if isinstance(entry, dict) else {}
+    own_id, image_id = (i if is_id(i) else None for i in (fields.get("id"), fields.get("image_id")))
+    item = f"number {position + 1} of {name!r}" if own_id is None else f"{_SINGULAR[name]} {own_id}"
     if not isinstance(entry, dict):
         item += f" ({format_value(entry)})"
-    image_id = own_id if name == "images" else entry.get("image_id") if isinstance(entry, dict) else None
-    return Refusal(
-        kind,
-        f"{item}: {detail}" if detail else item,
-        advice,
-        image_id if is_id(image_id) else None,
-        own_id if name == "annotations" and is_id(own_id) else None,
-    )
+    item += f": {detail}" if detail else ""
+    if name == "annotations":
+        return Refusal(kind, item, advice, image_id, own_id)
+    return Refusal(kind, item, advice, own_id if name == "images" else image_id)

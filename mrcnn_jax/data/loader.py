@@ -47,7 +47,11 @@ class Loader:
         for slot in np.flatnonzero(planned.valid).tolist():
             index = int(planned.indices[slot])
             try:
-                batch.valid[slot] = self._fill_slot(batch, slot, index, planned)
+                sample = self._load(index, planned, batch.images[slot])
+                batch.valid[slot] = sample is not None
+                if sample is not None:
+                    batch.image_sizes[slot] = sample.image.shape[:2]
+                    write_ground_truth(sample, GroundTruth(*(field[slot] for field in batch.ground_truth)))
             except DataError:
                 raise
             except Exception as error:
@@ -83,22 +87,13 @@ class Loader:
         sizes = np.ones((count, 2), np.int32)
         return Batch(images, sizes, planned.indices.astype(np.int32), planned.valid.copy(), ground_truth)
 
-    def _fill_slot(self, batch: Batch, slot: int, index: int, planned: PlannedBatch) -> bool:
-        """Write image `index` and its ground truth to an empty slot; return False if it cannot be decoded."""
-        sample = self._load(index, planned, batch.images[slot])
-        if sample is None:
-            return False
-        batch.image_sizes[slot] = sample.image.shape[:2]
-        write_ground_truth(sample, GroundTruth(*(field[slot] for field in batch.ground_truth)))
-        return True
-
     def _load(self, index: int, planned: PlannedBatch, canvas: np.ndarray) -> Sample | None:
         """Return image `index` as augmented for the batch, its pixels at the top left of `canvas` (H, W, 3)."""
         data, size = self._config.data, self._dataset.sizes[index]
-        if not self._training:
-            return self._apply(index, random_choices.deterministic_choices(data, size, planned.bucket), canvas)
-        rng = self._generator(planned.epoch, index)
-        choices = random_choices.draw_choices(data, rng, size, planned.bucket)
+        if self._training:
+            choices = random_choices.draw_choices(data, self._generator(planned.epoch, index), size, planned.bucket)
+        else:
+            choices = random_choices.deterministic_choices(data, size, planned.bucket)
         if choices.partner is None:
             return self._apply(index, choices, canvas)
         sample = self._apply(index, choices, None)

@@ -18,30 +18,18 @@ _MAX_DISTANCE = 4096  # pixels; polygons are clipped at this distance from a ras
 
 
 class Raster(NamedTuple):
-    """The mask of an instance as a bitmap of a part of the image; outside of it the mask is 0."""
+    """A mask as a bitmap of a part of the image; outside of it the mask is 0."""
 
-    instance: int  # index of the instance
     bitmap: np.ndarray  # (h, w) uint8, 0 or 1
     window: np.ndarray  # (4,) float64, x0 y0 x1 y1 of the bitmap in the image
 
 
-class Masks(NamedTuple):
-    """The masks of n instances: m polygons, and rasters of other instances, both sorted by instance.
+Masks = list[list[np.ndarray] | Raster]  # of n instances: polygons (p, 2) float64, none for no mask, or a raster
 
-    An instance with neither has no mask.
-    """
 
-    points: np.ndarray  # (p, 2) float64, the corners of all polygons
-    lengths: np.ndarray  # (m,) int64, number of corners of each polygon
-    instances: np.ndarray  # (m,) int64, index of the instance of each polygon
-    rasters: tuple[Raster, ...] = ()
-
-    def has_mask(self, count: int) -> np.ndarray:
-        """Return which of the `count` instances have a mask, (count,) bool."""
-        result = np.zeros(count, bool)
-        result[self.instances] = True
-        result[[raster.instance for raster in self.rasters]] = True
-        return result
+def has_mask(masks: Masks) -> np.ndarray:
+    """Return which instances have a mask, (n,) bool."""
+    return np.array([bool(mask) for mask in masks], bool)
 
 
 def read_masks(segmentations: Sequence[Any], boxes: np.ndarray, height: int) -> Masks:
@@ -50,20 +38,15 @@ def read_masks(segmentations: Sequence[Any], boxes: np.ndarray, height: int) -> 
     segmentations: of n instances; an empty list or None for an instance without a mask. boxes: (n, 4), inside the
     image. height: of the image.
     """
-    polygons: list[np.ndarray] = []
-    instances: list[int] = []
-    rasters: list[Raster] = []
-    for i, segmentation in enumerate(segmentations):
-        if isinstance(segmentation, dict):
-            window = pixel_windows(boxes[i])
-            bitmap = rle.crop(rle.run_lengths(segmentation), height, tuple(window.tolist()))
-            rasters.append(Raster(i, bitmap, window.astype(np.float64)))
-        elif segmentation:
-            polygons += [np.asarray(polygon, np.float64).reshape(-1, 2) for polygon in segmentation]
-            instances += [i] * len(segmentation)
-    points = np.concatenate(polygons) if polygons else np.zeros((0, 2))
-    lengths = np.array([len(polygon) for polygon in polygons], np.int64)
-    return Masks(points, lengths, np.array(instances, np.int64), tuple(rasters))
+    return [_read_mask(*pair, height) for pair in zip(segmentations, boxes, strict=True)]
+
+
+def _read_mask(segmentation: Any, box: np.ndarray, height: int) -> list[np.ndarray] | Raster:
+    if isinstance(segmentation, dict):
+        window = pixel_windows(box)
+        bitmap = rle.crop(rle.run_lengths(segmentation), height, tuple(window.tolist()))
+        return Raster(bitmap, window.astype(np.float64))
+    return [np.asarray(polygon, np.float64).reshape(-1, 2) for polygon in segmentation or ()]
 
 
 def annotation_area(annotation: dict[str, Any], height: int, width: int) -> float:
@@ -81,53 +64,19 @@ def annotation_area(annotation: dict[str, Any], height: int, width: int) -> floa
     return float(pixels or annotation["bbox"][2] * annotation["bbox"][3])
 
 
-def select_masks(masks: Masks, keep: np.ndarray, count: int) -> Masks:
-    """Return the masks of the instances `keep`, indices (k,) in increasing order, out of `count`."""
-    new_index = np.full(count, -1)
-    new_index[keep] = np.arange(len(keep))
-    kept = new_index[masks.instances] >= 0
-    rasters = ((raster, int(new_index[raster.instance])) for raster in masks.rasters)
-    return Masks(
-        points=masks.points[np.repeat(kept, masks.lengths)],
-        lengths=masks.lengths[kept],
-        instances=new_index[masks.instances[kept]],
-        rasters=tuple(raster._replace(instance=index) for raster, index in rasters if index >= 0),
-    )
-
-
-def replace_masks(masks: Masks, rasters: dict[int, Raster]) -> Masks:
-    """Replace the masks of some instances by `rasters`, given by index of the instance."""
-    kept = ~np.isin(masks.instances, list(rasters))
-    others = [raster for raster in masks.rasters if raster.instance not in rasters]
-    return Masks(
-        points=masks.points[np.repeat(kept, masks.lengths)],
-        lengths=masks.lengths[kept],
-        instances=masks.instances[kept],
-        rasters=tuple(sorted([*others, *rasters.values()], key=lambda raster: raster.instance)),
-    )
-
-
-def concatenate_masks(first: Masks, second: Masks, count: int) -> Masks:
-    """Concatenate the masks of two samples; instances of `second` follow the `count` instances of `first`."""
-    shifted = (raster._replace(instance=raster.instance + count) for raster in second.rasters)
-    return Masks(
-        points=np.concatenate([first.points, second.points]),
-        lengths=np.concatenate([first.lengths, second.lengths]),
-        instances=np.concatenate([first.instances, second.instances + count]),
-        rasters=(*first.rasters, *shifted),
-    )
-
-
 def transform_masks(masks: Masks, scale: np.ndarray | float, offset: np.ndarray | float = 0.0) -> Masks:
     """Map every point (x, y) to (x, y) * scale + offset; a negative scale mirrors."""
     scale, offset = np.broadcast_to(scale, 2), np.broadcast_to(offset, 2)
     mirrored = tuple(slice(None, None, -1 if s < 0 else None) for s in scale[::-1])
-    rasters = []
-    for raster in masks.rasters:
-        corners = raster.window.reshape(2, 2) * scale + offset
-        window = np.concatenate([corners.min(axis=0), corners.max(axis=0)])
-        rasters.append(Raster(raster.instance, raster.bitmap[mirrored], window))
-    return masks._replace(points=masks.points * scale + offset, rasters=tuple(rasters))
+    transformed: Masks = []
+    for mask in masks:
+        if isinstance(mask, Raster):
+            corners = mask.window.reshape(2, 2) * scale + offset
+            window = np.concatenate([corners.min(axis=0), corners.max(axis=0)])
+            transformed.append(Raster(mask.bitmap[mirrored], window))
+        else:
+            transformed.append([polygon * scale + offset for polygon in mask])
+    return transformed
 
 
 def crop_masks(masks: Masks, boxes: np.ndarray, side: int) -> np.ndarray:
@@ -136,34 +85,32 @@ def crop_masks(masks: Masks, boxes: np.ndarray, side: int) -> np.ndarray:
     No box may be empty. Polygons are rasterized by pycocotools.
     """
     crops = np.zeros((len(boxes), side, side), np.uint8)
-    if len(masks.lengths):  # one call for all polygons of the image is faster
-        instances = np.repeat(masks.instances, masks.lengths)
-        extents = boxes[instances, 2:] - boxes[instances, :2]
-        points = (masks.points - boxes[instances, :2]) * (side / extents)
-        rasters = coco_mask.decode(_encode_polygons(points, masks.lengths, side, side))
-        for instance, bitmap in zip(masks.instances, rasters.transpose(2, 0, 1), strict=True):
-            crops[instance] |= bitmap
-    for raster in masks.rasters:
-        crops[raster.instance] = _sample_raster(raster, boxes[raster.instance], side, side)
+    polygons: list[np.ndarray] = []
+    instances: list[int] = []
+    for i, (mask, box) in enumerate(zip(masks, boxes, strict=True)):
+        if isinstance(mask, Raster):
+            crops[i] = _sample_raster(mask, box, side, side)
+        else:
+            polygons += [(polygon - box[:2]) * (side / (box[2:] - box[:2])) for polygon in mask]
+            instances += [i] * len(mask)
+    if polygons:  # one call for all polygons of the image is faster
+        bitmaps = coco_mask.decode(_encode_polygons(polygons, side, side))
+        for i, bitmap in zip(instances, bitmaps.transpose(2, 0, 1), strict=True):
+            crops[i] |= bitmap
     return crops
 
 
 def rasterize_masks(masks: Masks, windows: np.ndarray) -> Iterator[np.ndarray]:
     """Yield the masks of n instances inside their `windows` (n, 4) in whole pixels: (y1 - y0, x1 - x0) uint8."""
-    first = np.searchsorted(masks.instances, np.arange(len(windows) + 1))  # first polygon of each instance
-    start = np.concatenate([[0], np.cumsum(masks.lengths)])[first]  # first corner of each instance
-    rasters = {raster.instance: raster for raster in masks.rasters}
-    for i, window in enumerate(windows):
+    for mask, window in zip(masks, windows, strict=True):
         width, height = int(window[2] - window[0]), int(window[3] - window[1])
-        if i in rasters:
-            yield _sample_raster(rasters[i], window, height, width)
-        elif first[i] == first[i + 1] or not (width and height):
-            yield np.zeros((height, width), np.uint8)
+        if isinstance(mask, Raster):
+            yield _sample_raster(mask, window, height, width)
+        elif mask and width and height:
+            polygons = [polygon - window[:2] for polygon in mask]
+            yield coco_mask.decode(coco_mask.merge(_encode_polygons(polygons, height, width)))
         else:
-            points = masks.points[start[i] : start[i + 1]] - window[:2]
-            yield coco_mask.decode(
-                coco_mask.merge(_encode_polygons(points, masks.lengths[first[i] : first[i + 1]], height, width))
-            )
+            yield np.zeros((height, width), np.uint8)
 
 
 def visible_boxes(masks: Masks, boxes: np.ndarray) -> np.ndarray:
@@ -201,14 +148,14 @@ def _sample_raster(raster: Raster, box: np.ndarray, height: int, width: int) -> 
     return bitmap * (inside[1][:, None] & inside[0])
 
 
-def _encode_polygons(points: np.ndarray, lengths: np.ndarray, height: int, width: int) -> list[dict[str, Any]]:
-    """Return the RLE of each polygon, with `lengths` (m,) corners of `points` (p, 2), in an image of this size.
+def _encode_polygons(polygons: list[np.ndarray], height: int, width: int) -> list[dict[str, Any]]:
+    """Return the RLE of each polygon (p, 2) in an image of this size.
 
     pycocotools follows every edge in steps of a fifth of a pixel and counts them with 32 bits, so a corner at 1e9, or a
     box of a thousandth of its polygon, would take all memory. Polygons are therefore clipped far outside the image.
     """
     low, high = np.array([-_MAX_DISTANCE, -_MAX_DISTANCE]), np.array([width + _MAX_DISTANCE, height + _MAX_DISTANCE])
-    polygons = np.split(points, np.cumsum(lengths)[:-1])
+    points = np.concatenate(polygons)
     if np.any((points < low) | (points > high)):
         polygons = [_clip_polygon(polygon, low, high) for polygon in polygons]
     encoded: list[dict[str, Any]] = coco_mask.frPyObjects([p.ravel().tolist() for p in polygons], height, width)

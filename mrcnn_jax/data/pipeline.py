@@ -9,7 +9,6 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Iterator
-from types import TracebackType
 from typing import Any
 
 import cv2
@@ -45,7 +44,7 @@ class Batches(Iterator[Batch]):
         self._position = 0  # index in `steps` of the next batch
         self._iterator: Any = iter(_prefetch(loader, steps, num_workers))
         self._error: DataError | None = None
-        self._reported: tuple[int, set[int]] = (-1, set())  # epoch, and the images reported in it
+        self._reported: set[tuple[int, int]] = set()  # epoch and index of the images that could not be loaded
         self._consecutive_failures = 0
 
     def __next__(self) -> Batch:
@@ -93,16 +92,14 @@ class Batches(Iterator[Batch]):
 
     def _report_failure(self, index: int, epoch: int) -> None:
         """Log, once in an epoch, that an image could not be loaded. Raises DataError with `stop`."""
-        if self._reported[0] != epoch:
-            self._reported = (epoch, set())
-        reported = self._reported[1]
-        if index in reported:
+        if (epoch, index) in self._reported:
             return
-        reported.add(index)
+        self._reported.add((epoch, index))
+        count = sum(reported == epoch for reported, _ in self._reported)
         reason = self._loader.describe_failure(index)
         if self._stop:
             raise DataError(reason)
-        log.warning("%s. Its slot stays empty (epoch %d: %d so far)", reason, epoch, len(reported))
+        log.warning("%s. Its slot stays empty (epoch %d: %d so far)", reason, epoch, count)
 
     def image_count(self) -> int:
         """Return the number of images in all batches of this process; for a finite iterator."""
@@ -117,9 +114,7 @@ class Batches(Iterator[Batch]):
     def __enter__(self) -> Batches:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self.close()
 
 
@@ -131,16 +126,10 @@ def train_batches(
     An image that cannot be decoded is an empty slot, or with data.on_corrupt="stop" a DataError. Raises DataError if
     the dataset lacks the masks or keypoints that the model needs, or B is not an integer.
     """
-    data = config.data
-    plan = BatchPlan(
-        config.train.seed,
-        _assign_buckets(dataset, config, max(data.shortest_edge_train)),
-        data.buckets,
-        config.train.batch_size,
-        remainder=data.remainder,
-    )
-    slots = _process_slots(config.train.batch_size, process_index, process_count)
-    loader = Loader(dataset, config, plan, slots, training=True)
+    data, batch_size = config.data, config.train.batch_size
+    buckets = _assign_buckets(dataset, config, max(data.shortest_edge_train))
+    plan = BatchPlan(config.train.seed, buckets, data.buckets, batch_size, remainder=data.remainder)
+    loader = Loader(dataset, config, plan, _process_slots(batch_size, process_index, process_count), training=True)
     return Batches(loader, range(start_step, _NO_END), data.workers, stop=data.on_corrupt == "stop")
 
 
@@ -151,17 +140,11 @@ def eval_batches(dataset: Dataset, config: Config, *, process_index: int = 0, pr
     is included, without augmentation. An image that cannot be decoded is a DataError, because the metrics would be
     wrong without it.
     """
-    plan = BatchPlan(
-        0,
-        _assign_buckets(dataset, config, config.data.shortest_edge_eval),
-        config.data.buckets,
-        config.eval.batch_size,
-        shuffle=False,
-        remainder="pad",
-    )
-    slots = _process_slots(config.eval.batch_size, process_index, process_count)
-    loader = Loader(dataset, config, plan, slots, training=False)
-    return Batches(loader, range(plan.batches_per_epoch), config.data.workers, stop=True)
+    data, batch_size = config.data, config.eval.batch_size
+    buckets = _assign_buckets(dataset, config, data.shortest_edge_eval)
+    plan = BatchPlan(0, buckets, data.buckets, batch_size, shuffle=False, remainder="pad")
+    loader = Loader(dataset, config, plan, _process_slots(batch_size, process_index, process_count), training=False)
+    return Batches(loader, range(plan.batches_per_epoch), data.workers, stop=True)
 
 
 def _assign_buckets(dataset: Dataset, config: Config, shortest_edge: int) -> np.ndarray:

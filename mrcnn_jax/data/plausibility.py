@@ -5,6 +5,8 @@ Nothing is refused or dropped. `mrcnn check` prints the warnings, and training l
 
 from __future__ import annotations
 
+import contextlib
+import math
 import os
 from collections import defaultdict
 from collections.abc import Hashable, Iterable, Mapping, Sequence
@@ -82,21 +84,19 @@ def _match(boxes: np.ndarray, extents: np.ndarray) -> np.ndarray:
 
 def _box_format_warning(images: Sequence[Any], by_image: Mapping[int, Sequence[Entry]]) -> str:
     """Return a warning about the format of the boxes, from evenly spaced images, or an empty string."""
-    boxes, extents, sizes = [], [], []
+    rows = []
     for image in images[:: max(1, len(images) // _MAX_IMAGES)]:
         for annotation in by_image[image.id]:
             box = annotation["bbox"]
             if not annotation.get("iscrowd") and _are_numbers(box) and len(box) == 4 and min(box[2:]) > 0:
-                boxes.append([float(number) for number in box])
-                extents.append(_mask_extent(annotation.get("segmentation"), image.height))
-                sizes.append((image.width, image.height))
-    if not boxes:
+                rows.append((*box, *_mask_extent(annotation.get("segmentation")), image.width, image.height))
+    if not rows:
         return ""
-    masked = np.array([extent is not None for extent in extents])
-    arrays = np.array(boxes), np.array(sizes, float)
-    known = np.array([extent for extent in extents if extent is not None]).reshape(-1, 4)
-    line = _box_format_by_masks(arrays[0][masked], known, arrays[1][masked]) if masked.any() else ""
-    return line or _box_format_by_image_size(*arrays)
+    boxes, extents, sizes = np.split(np.array(rows, float), [4, 8], axis=1)
+    masked = ~np.isnan(extents[:, 0])
+    return _box_format_by_masks(boxes[masked], extents[masked], sizes[masked]) or _box_format_by_image_size(
+        boxes, sizes
+    )
 
 
 def _box_format_by_image_size(boxes: np.ndarray, sizes: np.ndarray) -> str:
@@ -110,27 +110,19 @@ def _box_format_by_image_size(boxes: np.ndarray, sizes: np.ndarray) -> str:
     return ""
 
 
-def _mask_extent(segmentation: Any, height: int) -> list[float] | None:
-    """Return x0 y0 x1 y1 of a mask in an image of this height, or None if there is none or it is invalid."""
+def _mask_extent(segmentation: Any) -> tuple[float, float, float, float]:
+    """Return x0 y0 x1 y1 of a mask, NaN if there is none or it is invalid."""
     if isinstance(segmentation, list):
         polygons = [p for p in segmentation if _are_numbers(p) and len(p) >= 6 and len(p) % 2 == 0]
-        if not polygons:
-            return None
-        xs, ys = [x for p in polygons for x in p[0::2]], [y for p in polygons for y in p[1::2]]
-        return [float(min(xs)), float(min(ys)), float(max(xs)), float(max(ys))]
-    try:
-        ends = np.cumsum(rle.run_lengths(segmentation)) if isinstance(segmentation, dict) else np.zeros(0, int)
-    except (KeyError, TypeError, ValueError):
-        return None
-    stop = ends[1::2]  # of each run of ones
-    first = ends[0::2][: len(stop)]
-    first, last = first[first < stop], stop[first < stop] - 1
-    if not len(first):
-        return None
-    columns, rows = (first // height, last // height), (first % height, last % height)
-    if np.any(columns[0] < columns[1]):  # a run continues at the top of the next column
-        return [float(columns[0].min()), 0.0, float(columns[1].max() + 1), float(height)]
-    return [float(columns[0].min()), float(rows[0].min()), float(columns[1].max() + 1), float(rows[1].max() + 1)]
+        if polygons:
+            xs, ys = [x for p in polygons for x in p[0::2]], [y for p in polygons for y in p[1::2]]
+            return min(xs), min(ys), max(xs), max(ys)
+    elif isinstance(segmentation, dict):
+        with contextlib.suppress(KeyError, TypeError, ValueError, OverflowError):
+            x, y, w, h = rle.bounding_box(segmentation)
+            if w:
+                return x, y, x + w, y + h
+    return math.nan, math.nan, math.nan, math.nan
 
 
 def _are_numbers(values: Any) -> bool:

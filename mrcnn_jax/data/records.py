@@ -1,9 +1,9 @@
-"""Prepared records: the images and annotations of a dataset in array_record files, in a cache folder.
+"""Prepared records: the images and annotations of a dataset in an array_record file, in a cache folder.
 
-A record is one image: its encoded file and its annotations as JSON. TensorFlow is not needed. There is a folder of
-records for each JSON file and image folder. Its index contains a stamp (hash of the JSON, and name, size and
-modification time of every image) and the sizes of the record files; the records are prepared again if either has
-changed. A folder is written under a temporary name and then renamed, so it is always complete.
+A record is one image: its annotations as JSON and its encoded file. There is a folder of records for each JSON file and
+image folder. Its index contains a stamp (hash of the JSON, and name, size and modification time of every image) and the
+size of the record file; the records are prepared again if either has changed. A folder is written under a temporary
+name and then renamed, so it is always complete.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import tensorflow_datasets as tfds
+from array_record.python.array_record_data_source import ArrayRecordDataSource
 
 from mrcnn_jax.data import annotations as coco
 from mrcnn_jax.data import image_files, record_files, value_range
 from mrcnn_jax.data.annotations import AnnotationFile
 from mrcnn_jax.data.categories import Categories, KeypointSchema
 from mrcnn_jax.data.findings import Problem, raise_refusals
-from mrcnn_jax.data.record_files import CocoRecords, FileStatus
+from mrcnn_jax.data.record_files import FileStatus
 from mrcnn_jax.data.value_range import MeasuredRange
 from mrcnn_jax.errors import DataError, UnreadableRecordError
 from mrcnn_jax.runtime import files
@@ -32,8 +32,7 @@ from mrcnn_jax.runtime.progress import track
 
 log = logging.getLogger(__name__)
 
-_FORMAT = 4  # increase it when the meaning of the records changes: all datasets are then prepared again
-_JSON_KEYS = {"instance_counts": "tallies", "warnings": "suspicions"}  # where index.json has other names than the field
+_FORMAT = 5  # increase it when the meaning of the records changes: all datasets are then prepared again
 
 
 class InstanceCounts(NamedTuple):
@@ -46,6 +45,16 @@ class InstanceCounts(NamedTuple):
     crowds: int
 
 
+class RecordedImage(NamedTuple):
+    """An image of a prepared dataset."""
+
+    id: int
+    file_name: str
+    height: int
+    width: int
+    counts: list[InstanceCounts]  # one for each of its categories
+
+
 @dataclass(frozen=True)
 class RecordIndex:
     """Metadata of a prepared dataset, stored as index.json in its folder."""
@@ -53,68 +62,61 @@ class RecordIndex:
     stamp: str
     annotations_digest: str  # SHA-256 of the JSON
     images_digest: str  # SHA-256 of the names and bytes of the images
-    ids: list[int]
-    file_names: list[str]
-    heights: list[int]
-    widths: list[int]
-    instance_counts: list[list[InstanceCounts]]  # for each image, one for each of its categories
+    images: list[RecordedImage]
     categories: Categories
     problems: list[Problem]
     warnings: list[str]
     values: list[MeasuredRange]  # of images of more than 8 bits
-    sizes: dict[str, int]  # bytes of the record files
+    size: int  # bytes of the record file
 
 
 class RecordReader:
     """Random access to prepared records: index -> (encoded image, annotations). Can be pickled.
 
-    Raises DataError if the folder has no records, or if files were removed or truncated since it was opened, and
+    Raises DataError if the folder has no records, or if its file was removed or truncated since it was opened, and
     UnreadableRecordError if a single record is damaged.
     """
 
-    def __init__(self, folder: Path, sizes: dict[str, int] | None = None):
+    def __init__(self, folder: Path, size: int | None = None):
         self._folder = folder
-        self._sizes = _file_sizes(folder) if sizes is None else sizes
+        self._size = _record_bytes(folder) if size is None else size
         try:
-            with record_files.quiet_tfds():
-                builder = tfds.builder_from_directory(_builder_folder(folder))
-                self._source = builder.as_data_source("all", decoders={"image": tfds.decode.SkipDecoding()})
-        except Exception as error:  # tfds raises many types for a damaged description of the records
-            self._check_files()
+            self._source = ArrayRecordDataSource([str(folder / record_files.FILE_NAME)])
+        except (RuntimeError, ValueError) as error:
+            self._check_file()
             raise DataError(
                 f"{folder}: the prepared records cannot be opened ({error}); delete this folder to prepare them again"
             ) from error
 
-    def __reduce__(self) -> tuple[type[RecordReader], tuple[Path, dict[str, int]]]:
-        return RecordReader, (self._folder, self._sizes)
+    def __reduce__(self) -> tuple[type[RecordReader], tuple[Path, int]]:
+        return RecordReader, (self._folder, self._size)
 
     def __len__(self) -> int:
         return len(self._source)
 
     def __getitem__(self, index: int) -> tuple[bytes, list[dict[str, Any]]]:
         try:
-            record = self._source[index]
-            if record["annotations"] is None:  # the file was truncated after it was opened
+            annotations, _, content = self._source[index].partition(record_files.SEPARATOR)
+            if not annotations:  # the file was truncated after it was opened
                 raise RuntimeError("the file ends before it")
         except RuntimeError as error:  # array_record raises it for all errors of a file
-            self._check_files()
+            self._check_file()
             raise UnreadableRecordError(
                 f"its record in {self._folder} cannot be read ({error}); delete this folder to prepare it again"
             ) from None
-        return record["image"], json.loads(record["annotations"])
+        return content, json.loads(annotations)
 
-    def _check_files(self) -> None:
-        """Raise DataError if record files are missing or have changed in size."""
+    def _check_file(self) -> None:
+        """Raise DataError if the record file is missing or has changed in size."""
         if not self._folder.is_dir():
             raise DataError(
                 f"{self._folder}: the prepared records were removed, or replaced because the data changed; start again"
             )
-        for name, size in self._sizes.items():
-            if record_files.file_status(self._folder / name).size != size:
-                raise DataError(
-                    f"{self._folder / name}: this file of prepared records is missing or truncated; start again to"
-                    " prepare them again"
-                )
+        if _record_bytes(self._folder) != self._size:
+            raise DataError(
+                f"{self._folder / record_files.FILE_NAME}: this file of prepared records is missing or truncated; start"
+                " again to prepare them again"
+            )
 
 
 def open_prepared(json_path: Path, images: Path, image_ids: Sequence[int], cache: Path) -> tuple[Path, RecordIndex]:
@@ -157,8 +159,8 @@ def _prepare(json_path: Path, images: Path, image_ids: Sequence[int], folder: Pa
     name = _records_folder(stamp)
     with record_files.write_records(content.images, images, statuses, folder, name) as (temporary, images_digest):
         values = value_range.merge_ranges(check.values for check in checks)
-        index = _make_index(content, stamp, (digest, images_digest), values, _file_sizes(temporary / name))
-        (temporary / "index.json").write_text(_index_to_json(index))
+        index = _make_index(content, stamp, (digest, images_digest), values, _record_bytes(temporary / name))
+        (temporary / "index.json").write_text(json.dumps(asdict(index)))
         _move_into_place(temporary, folder, index)
     _warn_of_older_versions(folder.parent, json_path, images, image_ids)
     return index
@@ -173,8 +175,8 @@ def _warn_of_older_versions(cache: Path, json_path: Path, images: Path, image_id
 
 def _is_current(json_path: Path, images: Path, index: RecordIndex) -> bool:
     """Whether neither the JSON nor an image file has changed since the records were prepared."""
-    statuses = [record_files.file_status(images / name) for name in index.file_names]
-    return index.stamp == _stamp(_file_digest(json_path), index.file_names, statuses)
+    names = [image.file_name for image in index.images]
+    return index.stamp == _stamp(_file_digest(json_path), names, [record_files.file_status(images / n) for n in names])
 
 
 def _move_into_place(temporary: Path, folder: Path, index: RecordIndex) -> None:
@@ -185,73 +187,49 @@ def _move_into_place(temporary: Path, folder: Path, index: RecordIndex) -> None:
 
 
 def _is_complete(folder: Path, index: RecordIndex | None, stamp: str) -> bool:
-    """Whether `folder` has this stamp in its `index`, and all record files with their sizes."""
-    return index is not None and index.stamp == stamp and index.sizes == _file_sizes(folder / _records_folder(stamp))
+    """Whether `folder` has this stamp in its `index`, and the record file with its size."""
+    return index is not None and index.stamp == stamp and index.size == _record_bytes(folder / _records_folder(stamp))
 
 
 def _make_index(
-    content: AnnotationFile, stamp: str, digests: tuple[str, str], values: list[MeasuredRange], sizes: dict[str, int]
+    content: AnnotationFile, stamp: str, digests: tuple[str, str], values: list[MeasuredRange], size: int
 ) -> RecordIndex:
-    images = content.images
-    return RecordIndex(
-        stamp=stamp,
-        annotations_digest=digests[0],
-        images_digest=digests[1],
-        ids=[image.id for image in images],
-        file_names=[image.file_name for image in images],
-        heights=[image.height for image in images],
-        widths=[image.width for image in images],
-        instance_counts=[_count_instances(image.annotations) for image in images],
-        categories=content.categories,
-        problems=content.problems,
-        warnings=content.warnings,
-        values=values,
-        sizes=sizes,
-    )
+    images = [
+        RecordedImage(image.id, image.file_name, image.height, image.width, _count_instances(image.annotations))
+        for image in content.images
+    ]
+    return RecordIndex(stamp, *digests, images, content.categories, content.problems, content.warnings, values, size)
 
 
 def _count_instances(annotations: Sequence[dict[str, Any]]) -> list[InstanceCounts]:
     """Return the counts of each category in one image."""
-    counts: dict[int, InstanceCounts] = {}
+    counts: dict[int, list[int]] = {}
     for annotation in annotations:
-        category_id = annotation["category_id"]
-        before = counts.get(category_id, InstanceCounts(category_id, 0, 0, 0, 0))
-        if annotation.get("iscrowd"):
-            counts[category_id] = before._replace(crowds=before.crowds + 1)
-            continue
         labeled = sum(visibility > 0 for visibility in (annotation.get("keypoints") or ())[2::3])
-        counts[category_id] = before._replace(
-            instances=before.instances + 1,
-            segmented=before.segmented + bool(annotation.get("segmentation")),
-            keypoints=before.keypoints + labeled,
-        )
-    return list(counts.values())
-
-
-def _index_to_json(index: RecordIndex) -> str:
-    fields = {_JSON_KEYS.get(name, name): value for name, value in asdict(index).items()}
-    fields["categories"]["poses"] = fields["categories"].pop("keypoint_schemas")
-    return json.dumps(fields)
+        instance = (1, bool(annotation.get("segmentation")), labeled, 0)
+        added = (0, 0, 0, 1) if annotation.get("iscrowd") else instance
+        before = counts.get(annotation["category_id"], (0, 0, 0, 0))
+        counts[annotation["category_id"]] = [a + b for a, b in zip(before, added, strict=True)]
+    return [InstanceCounts(category_id, *numbers) for category_id, numbers in counts.items()]
 
 
 def _read_index(folder: Path) -> RecordIndex | None:
     """Return the index of a folder of records, or None if it is missing or cannot be read."""
     try:
         content = json.loads((folder / "index.json").read_text())
-        fields = {name: content[_JSON_KEYS.get(name, name)] for name in RecordIndex.__dataclass_fields__}
-        categories = fields["categories"]
+        categories = content["categories"]
         schemas = tuple(
-            KeypointSchema(tuple(names), tuple(map(tuple, skeleton))) for names, skeleton in categories["poses"]
+            KeypointSchema(tuple(names), tuple(map(tuple, skeleton)))
+            for names, skeleton in categories["keypoint_schemas"]
         )
-        return RecordIndex(
-            **{
-                **fields,
-                "instance_counts": [[InstanceCounts(*count) for count in image] for image in fields["instance_counts"]],
-                "categories": Categories(tuple(categories["ids"]), tuple(categories["names"]), schemas),
-                "problems": [Problem(*problem) for problem in fields["problems"]],
-                "values": [MeasuredRange(*values) for values in fields["values"]],
-            }
-        )
+        content["categories"] = Categories(tuple(categories["ids"]), tuple(categories["names"]), schemas)
+        content["images"] = [
+            RecordedImage(image_id, name, height, width, [InstanceCounts(*numbers) for numbers in counts])
+            for image_id, name, height, width, counts in content["images"]
+        ]
+        content["problems"] = [Problem(*problem) for problem in content["problems"]]
+        content["values"] = [MeasuredRange(*values) for values in content["values"]]
+        return RecordIndex(**content)
     except (OSError, ValueError, TypeError, KeyError):  # missing, truncated, or not an index
         return None
 
@@ -279,10 +257,5 @@ def _records_folder(stamp: str) -> str:
     return stamp[:16]
 
 
-def _file_sizes(folder: Path) -> dict[str, int]:
-    """Return the size of every file in `folder`, by its relative path."""
-    return {str(path.relative_to(folder)): path.stat().st_size for path in folder.rglob("*") if path.is_file()}
-
-
-def _builder_folder(folder: Path) -> Path:
-    return folder / "coco_records" / str(CocoRecords.VERSION)
+def _record_bytes(folder: Path) -> int:
+    return record_files.file_status(folder / record_files.FILE_NAME).size

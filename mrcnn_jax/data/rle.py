@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+from pycocotools import mask as coco_mask
 
 
 def run_lengths(rle: Mapping[str, Any]) -> np.ndarray:
@@ -27,6 +28,15 @@ def run_lengths(rle: Mapping[str, Any]) -> np.ndarray:
     if np.any(lengths < 0) or np.any(lengths > pixels) or lengths.sum() != pixels:  # the sum alone could overflow
         raise ValueError(f"its runs do not sum to {height} x {width} pixels")
     return lengths.astype(np.int64)
+
+
+def bounding_box(rle: Mapping[str, Any]) -> list[float]:
+    """Return x, y, width and height of the mask, all 0 if it is empty. Raises ValueError as `run_lengths`."""
+    if not run_lengths(rle)[1::2].any():
+        return [0.0] * 4
+    encoded = coco_mask.frPyObjects(rle, *rle["size"]) if isinstance(rle["counts"], list) else rle
+    box: list[float] = coco_mask.toBbox(encoded).tolist()
+    return box
 
 
 def crop(lengths: np.ndarray, height: int, window: tuple[int, int, int, int]) -> np.ndarray:

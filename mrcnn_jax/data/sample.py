@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from mrcnn_jax.data.mask_crops import Masks, crop_masks, read_masks, select_masks, transform_masks
+from mrcnn_jax.data.mask_crops import Masks, crop_masks, has_mask, read_masks, transform_masks
 from mrcnn_jax.structures import GroundTruth
 
 Annotation = dict[str, Any]
@@ -72,7 +72,7 @@ def make_sample(
 def select_instances(sample: Sample, keep: np.ndarray) -> Sample:
     """Return the sample with the instances `keep`, indices (k,) in increasing order."""
     keep = np.asarray(keep, np.int64)
-    masks = sample.masks and select_masks(sample.masks, keep, len(sample.boxes))
+    masks = sample.masks and [sample.masks[i] for i in keep]
     return Sample(sample.image, sample.boxes[keep], sample.classes[keep], masks, sample.keypoints[keep])
 
 
@@ -97,7 +97,7 @@ def write_ground_truth(sample: Sample, truth: GroundTruth) -> None:
     if truth.masks.size:
         assert sample.masks is not None, "the ground truth has masks"
         truth.masks[:count] = crop_masks(sample.masks, sample.boxes, truth.masks.shape[-1])
-        truth.mask_windows[:count][~sample.masks.has_mask(count)] = 0
+        truth.mask_windows[:count][~has_mask(sample.masks)] = 0
 
 
 def _read_keypoints(keypoints: Sequence[Sequence[float] | None], count: int, size: Size) -> np.ndarray:

@@ -19,27 +19,17 @@ Box = tuple[float, float, float, float]  # x0 y0 x1 y1
 
 _MAX_OUTLINE_LENGTH = 10_000_000  # pixels; pycocotools needs 40 bytes or more for each
 
-INVALID_SEGMENTATION = "segmentation that is neither polygons nor RLE (dropped)"
-INVALID_RLE = "RLE that cannot be decoded (dropped)"
-SHORT_POLYGON = "polygon with fewer than 3 points (dropped)"
-ODD_POLYGON = "polygon with an odd number of coordinates (dropped)"
-INVALID_POLYGON = "polygon with coordinates that are not finite numbers (dropped)"
-FAR_POLYGON = "polygon reaching far beyond the image (dropped)"
-LONG_POLYGON = "polygon with an outline longer than 10 million pixels (dropped)"
-MASK_OUTSIDE_IMAGE = "segmentation without a pixel in the image (dropped)"
-MASK_OUTSIDE_BOX = "segmentation without a pixel in its bbox (dropped)"
-
 # Problems that can leave an instance without the mask that its segmentation should give.
 MASK_PROBLEMS = (
-    INVALID_SEGMENTATION,
-    INVALID_RLE,
-    SHORT_POLYGON,
-    ODD_POLYGON,
-    INVALID_POLYGON,
-    FAR_POLYGON,
-    LONG_POLYGON,
-    MASK_OUTSIDE_IMAGE,
-    MASK_OUTSIDE_BOX,
+    INVALID_SEGMENTATION := "segmentation that is neither polygons nor RLE (dropped)",
+    INVALID_RLE := "RLE that cannot be decoded (dropped)",
+    SHORT_POLYGON := "polygon with fewer than 3 points (dropped)",
+    ODD_POLYGON := "polygon with an odd number of coordinates (dropped)",
+    INVALID_POLYGON := "polygon with coordinates that are not finite numbers (dropped)",
+    FAR_POLYGON := "polygon reaching far beyond the image (dropped)",
+    LONG_POLYGON := "polygon with an outline longer than 10 million pixels (dropped)",
+    MASK_OUTSIDE_IMAGE := "segmentation without a pixel in the image (dropped)",
+    MASK_OUTSIDE_BOX := "segmentation without a pixel in its bbox (dropped)",
 )
 
 

@@ -8,9 +8,7 @@ from __future__ import annotations
 import functools
 import itertools
 import os
-from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, NamedTuple, TypeVar
 
 import jax
@@ -23,9 +21,9 @@ from mrcnn_jax.models.mask_rcnn import MaskRCNN, Variables, build_model, propose
 from mrcnn_jax.ops import detections as detection_ops
 from mrcnn_jax.ops import keypoints as keypoint_ops
 from mrcnn_jax.runtime import profiling
+from mrcnn_jax.runtime.threads import map_on_threads
 from mrcnn_jax.structures import Batch, Detections, Proposals
 
-A = TypeVar("A")
 T = TypeVar("T")
 Detect = Callable[[Any, Any], Detections]  # images (B, H, W, 3), image sizes (B, 2) -> batched Detections
 Finish = Callable[[int, Detections, Any], T]  # index of the image, its Detections in NumPy, its network size (2,)
@@ -163,25 +161,6 @@ def detect_batches(
     threads = min(4, os.cpu_count() or 1)
     for results in map_on_threads(lambda pair: _finish_batch(*pair, finish), dispatched(), threads):
         yield from results
-
-
-def map_on_threads(function: Callable[[A], T], arguments: Iterable[A], threads: int) -> Generator[T, None, None]:
-    """Yield `function(argument)` for each argument, in order, computed on `threads` threads.
-
-    At most `threads + 1` arguments are in flight, which bounds memory.
-    """
-    with ThreadPoolExecutor(threads, thread_name_prefix="inference") as pool:
-        in_flight: deque[Future[T]] = deque()
-        try:
-            for argument in arguments:
-                in_flight.append(pool.submit(function, argument))
-                if len(in_flight) > threads:
-                    yield in_flight.popleft().result()
-            while in_flight:
-                yield in_flight.popleft().result()
-        finally:  # after an error or an early exit
-            for future in in_flight:
-                future.cancel()
 
 
 def _finish_batch(detections: Detections, batch: Batch | ImageBatch, finish: Finish[T]) -> list[T]:

@@ -15,8 +15,9 @@ from mrcnn_jax.data.augment import geometry
 from mrcnn_jax.data.dataset import Dataset
 from mrcnn_jax.errors import DataError
 from mrcnn_jax.inference import exact
-from mrcnn_jax.inference.detector import ImageBatch, map_on_threads
+from mrcnn_jax.inference.detector import ImageBatch
 from mrcnn_jax.inference.reference_preprocessing import NetworkInput, Size
+from mrcnn_jax.runtime.threads import map_on_threads
 
 Prepare = Callable[[NDArray[np.uint8], int, Config], ImageBatch]  # pixels (h, w, 3) uint8 RGB, index -> a batch of one
 

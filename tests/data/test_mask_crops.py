@@ -8,18 +8,15 @@ import hypothesis.strategies as st
 import numpy as np
 import pytest
 from hypothesis import given, settings
-from support.samples import assert_same_mask, full_frame, rle_of, some_masks, star
+from support.samples import assert_same_mask, full_frame, some_masks, star
 
 from mrcnn_jax.data import mask_crops as masks_module
 from mrcnn_jax.data.mask_crops import (
     Masks,
-    concatenate_masks,
     crop_masks,
     pixel_windows,
     rasterize_masks,
     read_masks,
-    replace_masks,
-    select_masks,
     visible_boxes,
 )
 
@@ -44,31 +41,8 @@ def test_bitmaps_are_cut_out_of_the_full_frame(seed: int) -> None:
             assert not visible[i].any()
 
 
-@settings(max_examples=20)
-@given(seed=st.integers(0, 2**32))
-def test_selecting_joining_and_replacing(seed: int) -> None:
-    rng = np.random.default_rng(seed)
-    segmentations, boxes = some_masks(rng, 6, (40, 40))
-    masks = read_masks(segmentations, boxes, 40)
-    crops = crop_masks(masks, boxes, 16)
-    keep, rest = np.flatnonzero(rng.permutation(6) < 3), np.flatnonzero(rng.random(6) < 0.5)
-    first, second = select_masks(masks, keep, 6), select_masks(masks, rest, 6)
-    np.testing.assert_array_equal(crop_masks(first, boxes[keep], 16), crops[keep])
-    both = np.concatenate([keep, rest])
-    np.testing.assert_array_equal(crop_masks(concatenate_masks(first, second, len(keep)), boxes[both], 16), crops[both])
-    others = {r.instance: r for r in read_masks([rle_of(np.ones((40, 40), bool))] * 6, boxes, 40).rasters}
-    some = {int(i): others[int(i)] for i in rest}
-    replaced = replace_masks(masks, some)
-    expected = crops.copy()
-    expected[rest] = 1
-    np.testing.assert_array_equal(crop_masks(replaced, boxes, 16), expected)
-    for changed in (first, second, replaced):
-        assert (np.diff(changed.instances) >= 0).all()
-        assert (np.diff([r.instance for r in changed.rasters]) > 0).all()
-
-
 def test_an_instance_without_outline_or_an_empty_window_has_no_pixels() -> None:
-    masks = Masks(np.array([[0.0, 0], [9, 0], [9, 9]]), np.array([3]), np.array([1]))
+    masks: Masks = [[], [np.array([[0.0, 0], [9, 0], [9, 9]])], []]
     empty, cut, filled = rasterize_masks(masks, np.array([[0, 0, 4, 3], [5, 5, 5, 9], [0, 0, 2, 2]])[[0, 1, 2]])
     assert (empty.shape, cut.shape, filled.shape) == ((3, 4), (4, 0), (2, 2))
     assert not empty.any()
@@ -127,7 +101,7 @@ def test_ten_thousand_instances_take_time_in_proportion() -> None:
         segmentations = [runs if i % 2 else polygons[i] for i in range(count)]
         start = time.process_time()
         masks = read_masks(segmentations, boxes, 640)
-        found = visible_boxes(select_masks(masks, np.arange(0, count, 2), count), boxes[::2])
+        found = visible_boxes(masks[::2], boxes[::2])
         found2 = visible_boxes(masks, boxes)
         duration = time.process_time() - start
         np.testing.assert_array_equal(found, boxes[::2])

@@ -117,16 +117,19 @@ def test_valid_data_gives_no_warning(coco_folder: Any, shared_data: Callable[[st
         assert inspect(path).warnings == []
 
 
-def test_the_extent_of_a_mask_is_that_of_pycocotools() -> None:
+def test_the_extent_of_a_mask_is_that_of_its_pixels() -> None:
     rng = np.random.default_rng(0)
     for density in (0.002, 0.02, 0.9):
         for _ in range(20):
             mask = np.asfortranarray(rng.random((17, 23)) < density, np.uint8)
             packed = coco_mask.encode(mask)
-            x, y, w, h = coco_mask.toBbox(packed)
-            extent = _mask_extent({"size": [17, 23], "counts": packed["counts"].decode()}, 17)
-            assert extent == ([x, y, x + w, y + h] if mask.any() else None)
-    assert _mask_extent([[3, 9, 5, 2, 4, 4], [1, 3, 2, 3, 2, 8], [0, 0]], 17) == [1, 2, 5, 9]
+            extent = _mask_extent({"size": [17, 23], "counts": packed["counts"].decode()})
+            ys, xs = np.nonzero(mask)
+            assert extent == (xs.min(), ys.min(), xs.max() + 1, ys.max() + 1) if len(xs) else np.isnan(extent).all()
+    assert _mask_extent([[3, 9, 5, 2, 4, 4], [1, 3, 2, 3, 2, 8], [0, 0]]) == (1, 2, 5, 9)
+    assert _mask_extent({"size": [3, 2], "counts": [2, 2, 2]}) == (0, 0, 2, 3)  # a run that goes on in the next column
+    for size, counts in ([[0, 5], [0, 0]], [[-3, -2], [2, 2, 2]], [[3, 2], []], [["3", 2], [6]], [[2**70, 1], [1]]):
+        assert np.isnan(_mask_extent({"size": size, "counts": counts})).all()
 
 
 def test_duplicates_are_reported(coco_folder: Any, caplog: pytest.LogCaptureFixture) -> None:

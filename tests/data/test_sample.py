@@ -7,9 +7,8 @@ from typing import Any
 import numpy as np
 import pytest
 from pycocotools import mask as coco_mask
-from support.samples import annotation, empty_truth, rle_of
+from support.samples import annotation, empty_truth, resize, rle_of
 
-from mrcnn_jax.data.augment.geometry import resize
 from mrcnn_jax.data.sample import Sample, crop_masks, make_sample, select_instances, write_ground_truth
 from mrcnn_jax.structures import GroundTruth
 

@@ -302,7 +302,7 @@ def test_check_can_end_the_evaluation(config, tmp_path, monkeypatch):
         evaluate_model(config, {}, tmp_path / "part", check=stop)
     assert len(calls) == 5
     assert not (tmp_path / "part" / "evaluation" / "results.json").exists()
-    assert not [thread.name for thread in threading.enumerate() if thread.name.startswith("inference")]
+    assert not [thread.name for thread in threading.enumerate() if thread.name.startswith("map_on_threads")]
 
 
 @pytest.fixture

@@ -5,9 +5,10 @@ from __future__ import annotations
 import jax
 import numpy as np
 import pytest
+from support.samples import resize
 
 from mrcnn_jax.config import KeypointHeadConfig, ModelConfig
-from mrcnn_jax.data.augment.geometry import flip, resize
+from mrcnn_jax.data.augment.geometry import flip
 from mrcnn_jax.data.sample import make_sample, write_ground_truth
 from mrcnn_jax.inference.postprocess import postprocess
 from mrcnn_jax.ops import keypoints as keypoint_ops

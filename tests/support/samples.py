@@ -7,7 +7,9 @@ from typing import Any
 import numpy as np
 from pycocotools import mask as coco_mask
 
-from mrcnn_jax.data.mask_crops import Masks
+from mrcnn_jax.data.augment.geometry import crop_and_resize, full_window
+from mrcnn_jax.data.mask_crops import Masks, Raster
+from mrcnn_jax.data.sample import Sample
 from mrcnn_jax.structures import GroundTruth
 
 
@@ -93,23 +95,24 @@ def some_annotations(
     ]
 
 
+def resize(sample: Sample, size: tuple[int, int]) -> Sample:
+    """Resize a whole sample to `size` (height, width)."""
+    return crop_and_resize(sample, full_window(sample.image.shape[:2]), size)
+
+
 def assert_same_mask(found: np.ndarray, expected: np.ndarray, masks: Masks, instance: int, reach: float = 0.2) -> None:
     """Compare two bitmaps (h, w) of a mask; pixels whose center is within `reach` of the outline may differ.
 
     pycocotools rounds corners to a fifth of a pixel (those left of the image towards 0), and points exactly on an edge
     may belong to either side. RLE masks are exact, except at centers exactly between two pixels of the bitmap.
     """
-    rasters = {raster.instance: raster for raster in masks.rasters}
-    end = np.cumsum(masks.lengths)
-    own = masks.instances == instance
-    polygons = [masks.points[b - n : b] for b, n in zip(end[own], masks.lengths[own], strict=True)]
+    mask = masks[instance]
     for center in np.argwhere(found != expected)[:, ::-1] + 0.5:
-        if instance in rasters:
-            window = rasters[instance].window
-            place = (center - window[:2]) * rasters[instance].bitmap.shape[::-1] / (window[2:] - window[:2])
+        if isinstance(mask, Raster):
+            place = (center - mask.window[:2]) * mask.bitmap.shape[::-1] / (mask.window[2:] - mask.window[:2])
             assert np.abs(place - np.rint(place)).min() < 1e-6, f"an RLE mask is another one at {center}"
             continue
-        assert min(_distance(center, polygon) for polygon in polygons) < reach, f"another mask at {center}"
+        assert min(_distance(center, polygon) for polygon in mask) < reach, f"another mask at {center}"
 
 
 def _distance(point: np.ndarray, polygon: np.ndarray) -> float:

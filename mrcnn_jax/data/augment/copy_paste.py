@@ -9,16 +9,7 @@ import cv2
 import numpy as np
 
 from mrcnn_jax.data.augment.geometry import crop
-from mrcnn_jax.data.mask_crops import (
-    Masks,
-    Raster,
-    concatenate_masks,
-    pixel_windows,
-    rasterize_masks,
-    replace_masks,
-    select_masks,
-    visible_boxes,
-)
+from mrcnn_jax.data.mask_crops import Masks, Raster, pixel_windows, rasterize_masks, visible_boxes
 from mrcnn_jax.data.sample import Sample, select_instances
 
 
@@ -46,17 +37,22 @@ def paste(sample: Sample, other: Sample, indices: np.ndarray) -> Sample:
         return sample
     image = sample.image.copy()
     cv2.copyTo(other.image, cover[:height, :width], image[:height, :width])
-    return _concatenate(
-        _remove_hidden(sample, sample.masks, cover), select_instances(other, np.array(pasted))
-    )._replace(image=image)
+    behind, front = _remove_hidden(sample, sample.masks, cover), select_instances(other, np.array(pasted))
+    return Sample(
+        image=image,
+        boxes=np.concatenate([behind.boxes, front.boxes]),
+        classes=np.concatenate([behind.classes, front.classes]),
+        masks=(behind.masks or []) + (front.masks or []),
+        keypoints=np.concatenate([behind.keypoints, front.keypoints]),
+    )
 
 
 def _remove_hidden(sample: Sample, masks: Masks, cover: np.ndarray) -> Sample:
     """Return `sample`, which has these masks, without what is under `cover` (h, w) uint8, 0 or 1."""
     windows = pixel_windows(sample.boxes)
     touched = np.flatnonzero(np.array([cover[y0:y1, x0:x1].any() for x0, y0, x1, y1 in windows], bool))
-    visible_masks, removed = {}, []
-    bitmaps = rasterize_masks(select_masks(masks, touched, len(windows)), windows[touched])
+    boxes, keypoints, masks, removed = sample.boxes.copy(), sample.keypoints.copy(), masks.copy(), []
+    bitmaps = rasterize_masks([masks[i] for i in touched], windows[touched])
     for i, bitmap in zip(touched.tolist(), bitmaps, strict=True):
         x0, y0, x1, y1 = windows[i]
         hidden = cover[y0:y1, x0:x1]
@@ -65,11 +61,8 @@ def _remove_hidden(sample: Sample, masks: Masks, cover: np.ndarray) -> Sample:
         if not visible.any() and (bitmap.any() or hidden.all()):
             removed.append(i)
         elif np.any(visible != bitmap):
-            visible_masks[i] = Raster(i, visible, windows[i].astype(np.float64))
-    boxes, changed = sample.boxes.copy(), np.array(list(visible_masks), np.int64)
-    masks = replace_masks(masks, visible_masks)
-    boxes[changed] = visible_boxes(select_masks(masks, changed, len(boxes)), boxes[changed])
-    keypoints = sample.keypoints.copy()
+            masks[i] = Raster(visible, windows[i].astype(np.float64))
+            boxes[i] = visible_boxes([masks[i]], boxes[[i]])[0]
     keypoints[_are_covered(keypoints, cover), 2] = 1
     keep = np.setdiff1d(np.arange(len(boxes)), removed)
     return select_instances(sample._replace(boxes=boxes, masks=masks, keypoints=keypoints), keep)
@@ -81,16 +74,3 @@ def _are_covered(keypoints: np.ndarray, cover: np.ndarray) -> np.ndarray:
     x = np.minimum(keypoints[..., 0].astype(int), width - 1)  # the right and lower edges belong to the last pixel
     y = np.minimum(keypoints[..., 1].astype(int), height - 1)
     return (keypoints[..., 2] > 0) & (cover[y, x] > 0)
-
-
-def _concatenate(first: Sample, second: Sample) -> Sample:
-    """Return the image of `first` with the instances of both."""
-    assert first.masks is not None, "copy-paste needs masks"
-    assert second.masks is not None, "copy-paste needs masks"
-    return Sample(
-        image=first.image,
-        boxes=np.concatenate([first.boxes, second.boxes]),
-        classes=np.concatenate([first.classes, second.classes]),
-        masks=concatenate_masks(first.masks, second.masks, len(first.boxes)),
-        keypoints=np.concatenate([first.keypoints, second.keypoints]),
-    )

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import cv2
 import numpy as np
 
-from mrcnn_jax.data.mask_crops import select_masks, transform_masks, visible_boxes
+from mrcnn_jax.data.mask_crops import has_mask, transform_masks, visible_boxes
 from mrcnn_jax.data.sample import Sample, Size, select_instances
 
 _MIN_SIDE = 1.0  # pixels of the result; cropped instances of less width or height are removed
@@ -35,10 +35,9 @@ def flip(sample: Sample, horizontal: bool, vertical: bool, flip_map: Sequence[in
     keypoints = _transform_keypoints(sample.keypoints, scale, offset)
     if horizontal != vertical and len(flip_map):
         keypoints = keypoints[:, list(flip_map)]
-    return Sample(
+    return sample._replace(
         image=cv2.flip(sample.image, -1 if horizontal and vertical else int(horizontal)),
         boxes=np.concatenate([corners.min(axis=1), corners.max(axis=1)], axis=1),
-        classes=sample.classes,
         masks=sample.masks and transform_masks(sample.masks, scale, offset),
         keypoints=keypoints,
     )
@@ -60,10 +59,9 @@ def crop_and_resize(sample: Sample, window: np.ndarray, size: Sequence[int], out
     clipped = np.clip(corners, 0, (width, height, width, height))
     keypoints = _transform_keypoints(sample.keypoints, scale, offset)
     inside = np.all((keypoints[..., :2] >= 0) & (keypoints[..., :2] <= (width, height)), axis=-1)
-    moved = Sample(
+    moved = sample._replace(
         image=resample(sample.image, window, (height, width), out),
         boxes=clipped,
-        classes=sample.classes,
         masks=sample.masks and transform_masks(sample.masks, scale, offset),
         keypoints=np.where(inside[..., None], keypoints, 0.0),
     )
@@ -99,11 +97,6 @@ def crop(sample: Sample, window: Sequence[int]) -> Sample:
     return crop_and_resize(sample, np.array(window), (y1 - y0, x1 - x0))
 
 
-def resize(sample: Sample, size: Sequence[int]) -> Sample:
-    """Resize a sample to `size` (height, width)."""
-    return crop_and_resize(sample, full_window(sample.image.shape[:2]), size)
-
-
 def full_window(size: Sequence[int] | np.ndarray) -> np.ndarray:
     """Return the window (x0, y0, x1, y1) of a whole image of `size` (height, width)."""
     return np.array([0, 0, size[1], size[0]])
@@ -115,8 +108,8 @@ def _update_cut_instances(sample: Sample, cut: np.ndarray) -> Sample:
         return sample
     boxes = sample.boxes.copy()
     if sample.masks is not None:
-        indices = np.flatnonzero(cut & sample.masks.has_mask(len(boxes)))
-        boxes[indices] = visible_boxes(select_masks(sample.masks, indices, len(boxes)), boxes[indices])
+        indices = np.flatnonzero(cut & has_mask(sample.masks))
+        boxes[indices] = visible_boxes([sample.masks[i] for i in indices], boxes[indices])
     removed = cut & np.any(boxes[:, 2:] - boxes[:, :2] < _MIN_SIDE, axis=1)
     return select_instances(sample._replace(boxes=boxes), np.flatnonzero(~removed))
 

@@ -10,13 +10,6 @@ from typing import NamedTuple
 
 import numpy as np
 
-from mrcnn_jax.weights.coco_categories import PERSON_KEYPOINTS
-
-KEYPOINTS = PERSON_KEYPOINTS
-SKELETON = (  # as in COCO's annotation file, counted from 1
-    *((16, 14), (14, 12), (17, 15), (15, 13), (12, 13), (6, 12), (7, 13), (6, 7), (6, 8), (7, 9)),
-    *((8, 10), (9, 11), (2, 3), (1, 2), (1, 3), (2, 4), (3, 5), (4, 6), (5, 7)),
-)
 FACE_KEYPOINTS = slice(0, 3)  # nose and eyes, not visible from behind
 
 HEAD_HALF_WIDTH = 0.082

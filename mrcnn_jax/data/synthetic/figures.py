@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable
+from typing import NamedTuple
 
 import numpy as np
 
@@ -95,3 +96,68 @@ def segment_distance(x: np.ndarray, y: np.ndarray, a: tuple[float, float], b: tu
     dx, dy = b[0] - a[0], b[1] - a[1]
     along = np.clip(((x - a[0]) * dx + (y - a[1]) * dy) / max(dx * dx + dy * dy, 1e-12), 0, 1)
     return np.hypot(x - a[0] - along * dx, y - a[1] - along * dy)
+
+
+class OutlineClass(NamedTuple):
+    """A class of figures."""
+
+    inside: Callable[[float], InsideFunction]  # the figure, given half the width of thin lines in radii
+    smallest: float = 12.0  # diameter in pixels at which it is still distinct from all others
+
+
+def _solid(inside: InsideFunction, smallest: float = 12.0) -> OutlineClass:
+    return OutlineClass(lambda line: inside, smallest)
+
+
+def _thin(*lines: tuple[tuple[float, float], ...], smallest: float = 12.0) -> OutlineClass:
+    """Return a class of polylines, scaled so that their round ends are within the radius."""
+    return OutlineClass(
+        lambda line: strokes(line, *(tuple(((1 - line) * x, (1 - line) * y) for x, y in points) for points in lines)),
+        smallest,
+    )
+
+
+OUTLINES: dict[str, OutlineClass] = {
+    "circle": _solid(lambda x, y: np.hypot(x, y) <= 0.9),
+    "triangle": _solid(regular_polygon(3)),
+    "square": _solid(regular_polygon(4)),
+    "pentagon": _solid(regular_polygon(5), 20),
+    "hexagon": _solid(regular_polygon(6), 24),
+    "star4": _solid(star(4, 0.35), 16),
+    "star5": _solid(star(5, 0.4), 16),
+    "star6": _solid(star(6, 0.5), 20),
+    "star8": _solid(star(8, 0.6), 24),
+    "cross": _solid(cross(0.32, 0.92)),
+    "crescent": _solid(crescent),
+    "ring": _solid(ring(0.45)),
+    "half disc": _solid(half_disc),
+    "heart": _solid(heart, 16),
+    "gear": _solid(gear, 28),
+    "arrow": _solid(
+        polygon((1, 0), (0.15, -0.75), (0.15, -0.28), (-0.95, -0.28), (-0.95, 0.28), (0.15, 0.28), (0.15, 0.75)), 16
+    ),
+    "L": _solid(polygon((-0.5, -0.86), (-0.1, -0.86), (-0.1, 0.46), (0.6, 0.46), (0.6, 0.8), (-0.5, 0.8)), 14),
+    "T": _solid(
+        polygon(
+            *((-0.75, -0.65), (0.75, -0.65), (0.75, -0.25), (0.2, -0.25)),
+            *((0.2, 0.9), (-0.2, 0.9), (-0.2, -0.25), (-0.75, -0.25)),
+        ),
+        14,
+    ),
+    "U": _solid(
+        polygon(
+            *((-0.68, -0.72), (-0.3, -0.72), (-0.3, 0.35), (0.3, 0.35)),
+            *((0.3, -0.72), (0.68, -0.72), (0.68, 0.72), (-0.68, 0.72)),
+        ),
+        16,
+    ),
+    "H": _solid(lambda x, y: (abs(x) <= 0.64) & (abs(y) <= 0.76) & ((abs(x) >= 0.26) | (abs(y) <= 0.18)), 18),
+    "bar": _thin(((-1, 0), (1, 0))),
+    "hoop": OutlineClass(lambda line: ring(1 - 2 * line)),
+    "zigzag": _thin(((-0.95, 0.3), (-0.48, -0.4), (0, 0.35), (0.48, -0.4), (0.95, 0.3)), smallest=20),
+    "stick cross": _thin(((-1, 0), (1, 0)), ((0, -1), (0, 1)), smallest=16),
+    "antenna": _thin(
+        *(((0, 1), (0, -1)), ((-0.6, -0.7), (0.6, -0.7)), ((-0.45, -0.2), (0.45, -0.2)), ((-0.3, 0.3), (0.3, 0.3))),
+        smallest=28,
+    ),
+}

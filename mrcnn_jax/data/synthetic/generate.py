@@ -50,7 +50,9 @@ def write_dataset(config: ShapesConfig, root: Path) -> None:
         _write_split(temporary, config, "train", config.train_images, [config.seed, 0])
         _write_split(temporary, config, "val", config.eval_images, [config.seed, 1])
         (temporary / "shapes.json").write_text(json.dumps(recipe))
-        _replace(temporary, root, recipe)
+        with files.folder_lock(root.parent):
+            if _read_recipe(root) != recipe:  # another process can have written the same dataset meanwhile
+                files.replace_folder(temporary, root)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
@@ -68,13 +70,6 @@ def _read_recipe(root: Path) -> dict[str, Any] | None:
         return None
     # Early versions wrote no `kind` and no fields of other kinds; the defaults stand for them.
     return _recipe(ShapesConfig()) | recipe if isinstance(recipe, dict) else None
-
-
-def _replace(temporary: Path, root: Path, recipe: dict[str, Any]) -> None:
-    """Rename `temporary` to `root`, unless another process has written the same dataset meanwhile."""
-    with files.folder_lock(root.parent):
-        if _read_recipe(root) != recipe:
-            files.replace_folder(temporary, root)
 
 
 def _write_split(root: Path, config: ShapesConfig, name: str, count: int, seed: list[int]) -> None:

@@ -11,16 +11,17 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from mrcnn_jax.data.synthetic import bodies, figures, outlines, scene
-from mrcnn_jax.data.synthetic.bodies import Body
+from mrcnn_jax.data.synthetic.bodies import HEAD_HALF_WIDTH, Body
 from mrcnn_jax.data.synthetic.scene import Figure
+from mrcnn_jax.weights.coco_categories import PERSON_KEYPOINTS, PERSON_SKELETON
 
 CATEGORIES: list[dict[str, Any]] = [
     {
         "id": 1,
         "name": "person",
         "supercategory": "person",
-        "keypoints": list(bodies.KEYPOINTS),
-        "skeleton": [list(pair) for pair in bodies.SKELETON],
+        "keypoints": list(PERSON_KEYPOINTS),
+        "skeleton": [[a + 1, b + 1] for a, b in PERSON_SKELETON],
     }
 ]
 
@@ -90,14 +91,8 @@ def body_parts(body: Body, height: float, sleeves: str = "shirt", legs: str = "t
     parts = [
         part("shirt", 0.042, *joints[[5, 6, 12, 11]]),
         part("skin", 0.035, body.neck, center, depth=min(body.neck[2], center[2]) - 0.01),
-        part("skin", bodies.HEAD_HALF_WIDTH, center - 0.022 * crown, center + 0.022 * crown, depth=center[2]),
-        part(
-            "hair",
-            1.08 * bodies.HEAD_HALF_WIDTH,
-            center,
-            center + 0.055 * crown,
-            depth=center[2] - 0.03 * np.sign(look[2]),
-        ),
+        part("skin", HEAD_HALF_WIDTH, center - 0.022 * crown, center + 0.022 * crown, depth=center[2]),
+        part("hair", 1.08 * HEAD_HALF_WIDTH, center, center + 0.055 * crown, depth=center[2] - 0.03 * np.sign(look[2])),
     ]
     for k in (0, 1):
         shoulder, elbow, wrist, hip, knee, ankle = joints[5 + k :: 2][:6]
@@ -143,7 +138,7 @@ def body_keypoints(body: Body, height: float) -> np.ndarray:
     center, _, look = body.head
     if look[2] <= 0:
         visibility[bodies.FACE_KEYPOINTS] = 0
-    visibility[3:5][body.joints[3:5, 2] < center[2] - _HIDDEN_EAR_DEPTH * bodies.HEAD_HALF_WIDTH] = 1
+    visibility[3:5][body.joints[3:5, 2] < center[2] - _HIDDEN_EAR_DEPTH * HEAD_HALF_WIDTH] = 1
     return np.column_stack([height * body.joints[:, :2], visibility])
 
 

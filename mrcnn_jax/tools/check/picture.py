@@ -10,7 +10,8 @@ from markupsafe import Markup
 
 from mrcnn_jax.data.annotations import ImageEntry
 from mrcnn_jax.data.categories import Categories
-from mrcnn_jax.data.sample import Annotation, Masks, Sample, make_sample
+from mrcnn_jax.data.mask_crops import Masks, Raster
+from mrcnn_jax.data.sample import Annotation, Sample, make_sample
 from mrcnn_jax.tools.check.select_images import Window
 from mrcnn_jax.tools.pages import drawing
 from mrcnn_jax.tools.pages.drawing import Shape
@@ -89,13 +90,13 @@ def _shapes(view: _View, sample: Sample, annotations: Sequence[Annotation], cate
 def _outlines(masks: Masks, view: _View) -> dict[int, list[np.ndarray]]:
     """Return the outlines of each instance that has a mask, by row, in units of the SVG."""
     polygons: dict[int, list[np.ndarray]] = {}
-    corners = np.split(view.to_svg(masks.points), np.cumsum(masks.lengths)[:-1]) if len(masks.lengths) else []
-    for owner, polygon in zip(masks.instances.tolist(), corners, strict=True):
-        polygons.setdefault(owner, []).append(polygon)
-    for raster in masks.rasters:
-        traced = drawing.trace(raster.bitmap, view.scale)
-        polygons[raster.instance] = [view.to_svg(raster.window[:2] + polygon) for polygon in traced]
-    return polygons
+    for row, mask in enumerate(masks):
+        if isinstance(mask, Raster):
+            traced = drawing.trace(mask.bitmap, view.scale)
+            polygons[row] = [view.to_svg(mask.window[:2] + polygon) for polygon in traced]
+        else:
+            polygons[row] = [view.to_svg(polygon) for polygon in mask]
+    return {row: outlines for row, outlines in polygons.items() if outlines}
 
 
 def _photograph(image: np.ndarray, window: Window, byte_budget: int) -> str:

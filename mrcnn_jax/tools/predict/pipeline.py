@@ -16,10 +16,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mrcnn_jax.errors import DISK_FULL, ImageError
-from mrcnn_jax.inference import detector
 from mrcnn_jax.inference.postprocess import Prediction
 from mrcnn_jax.inference.predictor import Predictor, read_image
 from mrcnn_jax.runtime.progress import track
+from mrcnn_jax.runtime.threads import map_on_threads
 from mrcnn_jax.tools.predict import writers
 from mrcnn_jax.tools.predict.sources import MediaSource, VideoReader
 from mrcnn_jax.tools.predict.writers import Summary
@@ -183,7 +183,7 @@ class Pipeline:
                 indices = None if colors is None else colors.assign(selected)
                 yield pending.pop(index), prediction, selected, indices
 
-        return detector.map_on_threads(lambda work: self._finish(*work), predicted(), min(4, os.cpu_count() or 1))
+        return map_on_threads(lambda work: self._finish(*work), predicted(), min(4, os.cpu_count() or 1))
 
     def _finish(self, frame: Frame, prediction: Prediction, selected: Prediction, colors: list[int] | None) -> Rendered:
         """Write the files of a frame; runs on a thread. `selected` are the instances of at least the threshold."""

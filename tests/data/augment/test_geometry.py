@@ -7,9 +7,9 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
-from support.samples import annotation, empty_truth, rle_of
+from support.samples import annotation, empty_truth, resize, rle_of
 
-from mrcnn_jax.data.augment.geometry import crop_and_resize, flip, full_window, resample, resize
+from mrcnn_jax.data.augment.geometry import crop_and_resize, flip, full_window, resample
 from mrcnn_jax.data.sample import Sample, make_sample, write_ground_truth
 from mrcnn_jax.structures import GroundTruth
 

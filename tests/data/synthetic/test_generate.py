@@ -187,17 +187,17 @@ def test_written_once_and_again_for_another_recipe(tmp_path: Path) -> None:
 def test_the_faster_of_two_processes_wins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     root = tmp_path / "set"
     tiny = ShapesConfig(train_images=1, eval_images=1, image_size=32)
-    original = generate._replace
+    original = generate._write_split
     inodes = []
 
     def slower(*arguments: Any) -> None:
+        original(*arguments)
         if not inodes:
             inodes.append(0)
             generate.write_dataset(tiny, root)  # another process writes the same meanwhile
             inodes[0] = (root / "train.json").stat().st_ino
-        original(*arguments)
 
-    monkeypatch.setattr(generate, "_replace", slower)
+    monkeypatch.setattr(generate, "_write_split", slower)
     generate.write_dataset(tiny, root)
     assert (root / "train.json").stat().st_ino == inodes[0]
     assert [path.name for path in tmp_path.iterdir()] == ["set"]

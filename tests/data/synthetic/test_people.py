@@ -9,9 +9,10 @@ import pytest
 from mrcnn_jax.data.categories import infer_flip_map
 from mrcnn_jax.data.synthetic import bodies, people
 from mrcnn_jax.data.synthetic.scene import MIN_VISIBLE, Figure
+from mrcnn_jax.weights.coco_categories import PERSON_KEYPOINTS
 
-FLIPPED = np.array(infer_flip_map(bodies.KEYPOINTS))
-LEFT = np.array([name.startswith("left") for name in bodies.KEYPOINTS])
+FLIPPED = np.array(infer_flip_map(PERSON_KEYPOINTS))
+LEFT = np.array([name.startswith("left") for name in PERSON_KEYPOINTS])
 
 
 @pytest.fixture(scope="module")
