@@ -14,7 +14,7 @@ import orbax.checkpoint as ocp
 from etils import epath
 
 from mrcnn_jax.checkpoints.checksums import make_record, parse_record, verify
-from mrcnn_jax.checkpoints.workdir import complete_steps, make_writable_folder
+from mrcnn_jax.checkpoints.workdir import latest_step, make_writable_folder
 from mrcnn_jax.errors import CheckpointError, DamagedCheckpointError
 
 CHECKSUMS = "checksums"
@@ -66,7 +66,7 @@ def convert_write_errors(step: int, folder: epath.Path) -> Iterator[None]:
     except (OSError, ValueError) as error:
         code = re.search(r"os_error_code='(\d+)'", str(error))
         reason = os.strerror(int(code[1])) if code else getattr(error, "strerror", None) or str(error)
-        raise CheckpointError(step, max(complete_steps(folder), default=None), folder, reason) from error
+        raise CheckpointError(step, latest_step(folder), folder, reason) from error
 
 
 def save_arguments(items: Mapping[str, Any]) -> ocp.args.Composite:

@@ -24,6 +24,11 @@ class Cluster:
     local_devices: tuple[int, ...] | None = None  # GPUs of this process, among those that it sees; (): all
     method: str | None = "deactivate"  # JAX's cluster detection method; None: JAX tries all of them
 
+    @property
+    def host(self) -> str | None:
+        """Name or address of the host of process 0, if it is known."""
+        return self.coordinator and self.coordinator.rpartition(":")[0].strip("[]")
+
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
     """Add the flags that `detect` reads, each spelled with underscores (as in JAX) and with dashes."""

@@ -119,7 +119,7 @@ def evaluate_model(
         local = _LocalResults(config, dataset, folder, records)
         profiler = profiling.profile_steps(folder / profiling.FOLDER, "evaluate", recorded=profile)
         local.detect_all(detect, check, profiler)
-        gathered = collectives.gather_bytes(local.serialize())
+        gathered = collectives.gather(local.serialize())
     return dict(json.loads(collectives.run_on_main(lambda: _score(config, dataset, folder, gathered, report, quiet))))
 
 

@@ -9,7 +9,6 @@ import contextlib
 import logging
 import shlex
 import tempfile
-from types import TracebackType
 from typing import Any
 
 import jax
@@ -42,9 +41,7 @@ class StepProfiler:
     def __enter__(self) -> StepProfiler:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.stop()
 
 
@@ -105,9 +102,7 @@ class RecordingProfiler(StepProfiler):
         options.python_tracer_level = 0  # tracing Python calls would take longer than the step
         jax.profiler.start_trace(self._local.name, profiler_options=options)
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.stop()
         if self._remaining == NUM_STEPS:
             logger.info("no profile of %s: it ended before a step without a compilation", self._name)

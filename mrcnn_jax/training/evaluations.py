@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -22,7 +21,7 @@ from mrcnn_jax.errors import ConfigError
 from mrcnn_jax.evaluation.evaluate import FOLDER, OVERLAYS, check_evaluation, evaluate_model, scorable_iou_types
 from mrcnn_jax.inference.devices import largest_divisor
 from mrcnn_jax.models.mask_rcnn import Variables
-from mrcnn_jax.runtime import files
+from mrcnn_jax.training.logs.json_lines import truncate_rows, write_rows
 from mrcnn_jax.training.validation import ValidationLoss
 
 logger = logging.getLogger(__name__)
@@ -31,7 +30,7 @@ EVALUATIONS = "evaluations.jsonl"  # in the work directory
 UNDEFINED = -1  # value of a precision or recall in pycocotools if there is no ground truth for it
 _PRECISION = "bbox/AP"  # every evaluation has it
 
-Row = dict[str, Any]  # "step", and the metrics of the variables after that many steps
+Metrics = dict[str, float]  # by name
 
 
 class PeriodicEvaluator:
@@ -59,19 +58,15 @@ class PeriodicEvaluator:
         self._config, self._workdir, self._dataset = config, workdir, dataset
         self._path = epath.Path(workdir) / EVALUATIONS
         self._devices, self._check = devices, check
-        self._rows: dict[int, Row] = {}
+        self._rows: dict[int, Metrics] = {}  # by step
         self._best_step: int | None = None  # the step in `workdir/best`, if it has a row
-        self._latest: Row = {}  # metrics that this process computed last
+        self._latest: tuple[int, Metrics] = (-1, {})  # step of the last evaluation in this process, and its metrics
         self._validation: ValidationLoss | None = None
 
     def resume(self, step: int) -> None:
         """Read the rows up to `step`, from which the training starts, and the step in `workdir/best`."""
-
-        def read() -> bytes:
-            return json.dumps([_truncate_rows(self._path, step), best_step(self._workdir)]).encode()
-
-        rows, saved_step = json.loads(collectives.run_on_main(read))
-        self._rows = {row["step"]: row for row in rows}
+        rows, saved_step = collectives.run_on_main(lambda: (truncate_rows(self._path, step), best_step(self._workdir)))
+        self._rows = {row.pop("step"): row for row in rows}
         self._best_step = saved_step if saved_step in self._rows else None
         if collectives.is_main():
             self._warn_if_best_is_lost()
@@ -90,18 +85,22 @@ class PeriodicEvaluator:
         Metrics that this process has computed for `step` are not computed again; those of an earlier process are.
         """
         wanted = {_PRECISION} | ({VALIDATION_LOSS} if self._config.train.validate_every else set())
-        known = self._latest if self._latest.get("step") == step else {}
-        return _metrics({**known, **self._evaluate(step, state, wanted - known.keys(), quiet=False)})
+        known = self._latest_metrics(step)
+        return {**known, **self._evaluate(step, state, wanted - known.keys(), quiet=False)}
 
     def overlays(self, step: int) -> dict[str, bytes]:
         """Return the images that this process's evaluation at `step` drew: name -> PNG. Empty without an evaluation."""
-        if self._latest.get("step") != step or _PRECISION not in self._latest or not collectives.is_main():
+        if _PRECISION not in self._latest_metrics(step) or not collectives.is_main():
             return {}
         return {path.stem: path.read_bytes() for path in (epath.Path(self._workdir) / FOLDER / OVERLAYS).glob("*.png")}
 
     def recorded_metrics(self, step: int) -> dict[str, float]:
         """Return the metrics recorded for `step`; empty if there are none."""
-        return _metrics(self._rows.get(step, {}))
+        return self._rows.get(step, {})
+
+    def _latest_metrics(self, step: int) -> Metrics:
+        """Return the metrics that this process has computed last; empty if that was not for `step`."""
+        return self._latest[1] if self._latest[0] == step else {}
 
     def patience_exhausted(self) -> bool:
         """Return whether `train.patience` evaluations have passed without a better metric."""
@@ -137,7 +136,7 @@ class PeriodicEvaluator:
             *(metric, *best_row, reference, epath.Path(self._workdir) / BEST),
         )
 
-    def _value(self, row: Row) -> float:
+    def _value(self, row: Metrics) -> float:
         """Return `train.best_metric` of a row; NaN if it was not evaluated or is undefined."""
         value = float(row.get(self._config.train.best_metric, UNDEFINED))
         return math.nan if value == UNDEFINED else value
@@ -170,8 +169,8 @@ class PeriodicEvaluator:
                 check=self._check,
                 quiet=quiet,
             )
-        self._latest = {"step": step, **metrics}
-        self._record({**self._latest, **self._rows.get(step, {})}, variables)
+        self._latest = step, metrics
+        self._record(step, {**metrics, **self._rows.get(step, {})}, variables)
         return metrics
 
     def _validate(self, variables: Variables) -> dict[str, float]:
@@ -186,9 +185,8 @@ class PeriodicEvaluator:
         with eval_batches(self._dataset, self._config, process_index=index, process_count=count) as batches:
             return self._validation(variables, batches, self._check)
 
-    def _record(self, row: Row, variables: Variables) -> None:
+    def _record(self, step: int, row: Metrics, variables: Variables) -> None:
         """Save the variables if they are the best, then write the rows: a run killed in between evaluates again."""
-        step = row["step"]
         if self._rows.get(step) == row:
             return
         better = self._is_better(self._value(row), self.best())
@@ -196,11 +194,10 @@ class PeriodicEvaluator:
         if better:
             self._best_step = step
 
-        def write() -> bytes:
+        def write() -> None:
             if better:
                 save_best(self._workdir, step, variables)
-            _write_rows(self._path, [row for _, row in sorted(self._rows.items())])
-            return b""
+            write_rows(self._path, [{"step": number, **row} for number, row in sorted(self._rows.items())])
 
         collectives.run_on_main(write)
 
@@ -213,32 +210,3 @@ def _check_best_metric(config: Config, dataset: Dataset) -> None:
         raise ConfigError(
             f"train.best_metric={metric}, but data.eval can only be scored on {', '.join(names)}: give another metric"
         )
-
-
-def _metrics(row: Row) -> dict[str, float]:
-    return {name: value for name, value in row.items() if name != "step"}
-
-
-def _truncate_rows(path: epath.Path, step: int) -> list[Row]:
-    """Drop the rows after `step`, and lines that a power failure damaged, from the file; return the other rows."""
-    content = path.read_bytes().decode(errors="replace") if path.is_file() else ""
-    rows = [_parse_row(line) for line in content.splitlines()]
-    kept = [row for row in rows if row is not None and row["step"] <= step]
-    if damaged := rows.count(None):
-        logger.warning("%s: dropping %d damaged lines; their evaluations are lost", path, damaged)
-    if len(kept) < len(rows):
-        _write_rows(path, kept)
-    return kept
-
-
-def _parse_row(line: str) -> Row | None:
-    """Return the row in a line; None if the line is damaged."""
-    try:
-        row = json.loads(line)
-    except ValueError:
-        return None
-    return row if isinstance(row, dict) and type(row.get("step")) is int else None
-
-
-def _write_rows(path: epath.Path, rows: Iterable[Row]) -> None:
-    files.write_text(path, "".join(json.dumps(row) + "\n" for row in rows))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import json
+import itertools
 import logging
 import shlex
 import time
@@ -17,6 +17,7 @@ from mrcnn_jax.checkpoints.manager import Checkpointer
 from mrcnn_jax.config import TrainConfig
 from mrcnn_jax.distributed import collectives
 from mrcnn_jax.errors import ConfigError, NonFiniteLossError
+from mrcnn_jax.inference.devices import replicate
 from mrcnn_jax.runtime import profiling
 from mrcnn_jax.structures import Batch
 from mrcnn_jax.training import parallel
@@ -70,7 +71,7 @@ class TrainLoop:
         start, skipped = int(state.step), int(state.skipped)
         if skipped > self.config.max_skipped:  # the train step would not change the state any more
             raise ConfigError(f"train.max_skipped={self.config.max_skipped}, but the run has skipped {skipped} steps")
-        state, key = parallel.replicate((state, key), self.devices)
+        state, key = replicate((state, key), self.devices)
         # The guard turns unintended transfers between host and device into errors.
         with self.signals.postponed(), jax.transfer_guard("disallow"):
             state, step = self._run_steps(start, state, batches, key)
@@ -151,8 +152,8 @@ class TrainLoop:
     def _global_image_ids(self, batch: Batch) -> list[Any]:
         """Return the image ids of the global batch."""
         local_ids = self.image_ids(np.asarray(batch.indices)[np.asarray(batch.valid)])
-        gathered = collectives.gather_bytes(json.dumps(local_ids).encode())
-        return [image_id for content in gathered for image_id in json.loads(content)]
+        gathered = collectives.gather(local_ids)
+        return collectives.run_on_main(lambda: list(itertools.chain.from_iterable(gathered)))
 
 
 def nonfinite_loss_error(step: int, image_ids: list[Any], metrics: dict[str, Any], saved: str) -> NonFiniteLossError:

@@ -12,6 +12,7 @@ import numpy as np
 
 from mrcnn_jax.config import Config, ModelConfig
 from mrcnn_jax.models.mask_rcnn import build_model
+from mrcnn_jax.runtime.trees import leaves_by_path
 from mrcnn_jax.structures import Batch
 from mrcnn_jax.training.gradients import make_gradient_function
 from mrcnn_jax.training.nonfinite_dump import FailedStepFile, versions
@@ -134,9 +135,7 @@ def _report_nonfinite(name: str, tree: Any) -> bool:
 
 def _float_arrays(tree: Any) -> list[tuple[str, np.ndarray]]:
     """Return the floating-point arrays in nested dicts, each with its path."""
-    leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
-    name = functools.partial(jax.tree_util.keystr, simple=True, separator="/")
-    return [(name(path), leaf) for path, leaf in leaves if np.issubdtype(leaf.dtype, np.floating)]
+    return [(path, leaf) for path, leaf in leaves_by_path(tree).items() if np.issubdtype(leaf.dtype, np.floating)]
 
 
 def _format_losses(metrics: dict[str, Any]) -> str:

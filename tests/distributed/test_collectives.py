@@ -132,13 +132,12 @@ def test_single_process_collectives_are_the_identity():
     tree = {"a": np.zeros(3)}
     assert collectives.is_main()
     assert collectives.broadcast(tree) is tree
-    assert collectives.broadcast_bytes(b"message") == b"message"
-    assert collectives.gather_bytes(b"message") == [b"message"]
+    assert collectives.broadcast_object(b"message") == b"message"
+    assert collectives.gather(b"message") == [b"message"]
     assert collectives.run_on_main(lambda: b"done") == b"done"
     with pytest.raises(ConfigError, match="invalid"):
         collectives.run_on_main(lambda: (_ for _ in ()).throw(ConfigError("invalid")))
     collectives.check_same({"seed": float("nan")}, "configuration")
-    collectives.enable_preemption_sync()
     startup.initialize(None)
     assert not jax.distributed.is_initialized()
 

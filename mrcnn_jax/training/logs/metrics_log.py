@@ -9,7 +9,8 @@ from contextlib import ExitStack, contextmanager
 
 from etils import epath
 
-from mrcnn_jax.training.logs.console import INSTALL_COMMAND, ConsoleSink, JsonLinesSink, MetricSink, ProgressSink
+from mrcnn_jax.training.logs.console import INSTALL_COMMAND, ConsoleSink, MetricSink, ProgressSink
+from mrcnn_jax.training.logs.json_lines import JsonLinesSink
 from mrcnn_jax.training.logs.tensorboard import TensorBoardSink
 
 LATEST = {"learning_rate", "skipped"}  # metrics whose latest value is reported; of all others, the mean

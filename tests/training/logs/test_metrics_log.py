@@ -16,7 +16,8 @@ import pytest
 from mrcnn_jax.runtime import files
 from mrcnn_jax.runtime.progress import track
 from mrcnn_jax.training.logs import console as module
-from mrcnn_jax.training.logs.console import ConsoleSink, JsonLinesSink, MetricSink, ProgressSink
+from mrcnn_jax.training.logs.console import ConsoleSink, MetricSink, ProgressSink
+from mrcnn_jax.training.logs.json_lines import JsonLinesSink
 from mrcnn_jax.training.logs.metrics_log import MetricsLog, default_sinks
 from mrcnn_jax.training.logs.tensorboard import TensorBoardSink, write_final_evaluation
 from mrcnn_jax.training.memory import PEAK_MEMORY, peak_memory
