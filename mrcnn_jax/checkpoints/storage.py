@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import re
 import time
@@ -13,7 +14,7 @@ import jax
 import orbax.checkpoint as ocp
 from etils import epath
 
-from mrcnn_jax.checkpoints.checksums import make_record, parse_record, verify
+from mrcnn_jax.checkpoints.checksums import json_checksum, make_record, verify
 from mrcnn_jax.checkpoints.workdir import latest_step, make_writable_folder
 from mrcnn_jax.errors import CheckpointError, DamagedCheckpointError
 
@@ -79,8 +80,12 @@ def save_arguments(items: Mapping[str, Any]) -> ocp.args.Composite:
 def read_checksums(folder: epath.Path) -> dict[str, dict[str, list[Any]]]:
     """Read the checksums of a checkpoint, by item. Raises DamagedCheckpointError."""
     with _convert_read_errors("the list of checksums"):
-        text = (folder / CHECKSUMS / "metadata").read_text()
-    return parse_record(text)
+        record = json.loads((folder / CHECKSUMS / "metadata").read_text())
+        items: dict[str, dict[str, list[Any]]] = record["items"]
+        intact = record["crc32"] == json_checksum(items)
+    if not intact:
+        raise DamagedCheckpointError("the list of checksums is damaged")
+    return items
 
 
 def read_item(folder: epath.Path, name: str, recorded: Mapping[str, list[Any]], template: Any = None) -> Any:

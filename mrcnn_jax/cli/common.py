@@ -146,7 +146,7 @@ def initialize_distributed(arguments: argparse.Namespace) -> bool:
     """
     from mrcnn_jax.distributed import startup  # imports jax
 
-    processes = cluster.detect(arguments, os.environ, startup.count_tpu_hosts)
+    processes = cluster.detect(arguments, os.environ, has_tpu=startup.has_tpu())
     startup.initialize(processes, peer_timeout=arguments.peer_timeout, start_timeout=arguments.start_timeout)
     return processes is not None
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import pickle
 import socket
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
@@ -90,8 +91,10 @@ def broadcast_object(value: Any) -> Any:
         return value
     key = f"broadcast/{next(_message_ids)}"
     if is_main():
-        connect().put(key, value)
-    return connect().get([key])[0]
+        connect().put(key, pickle.dumps(value))  # now: the caller may change the value before the others have read it
+        return value
+    [content] = connect().get([key])
+    return pickle.loads(content)
 
 
 def gather(value: T) -> list[T]:

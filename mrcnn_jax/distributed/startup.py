@@ -6,7 +6,6 @@ import collections
 import importlib.util
 import os
 import socket
-import urllib.request
 
 import jax
 import jax.numpy as jnp
@@ -47,12 +46,18 @@ def initialize(
                 heartbeat_timeout_seconds=peer_timeout,
                 shutdown_timeout_seconds=_EXTRA_TIMEOUT,
             )
+            if jax.process_count() == 1:  # a TPU slice of one host
+                return
             _check_device_counts()
-            store = collectives.connect(cluster.host)
+            host = cluster.coordinator and cluster.coordinator.rpartition(":")[0].strip("[]")
+            store = collectives.connect(host)
         except ConfigError:
             raise
         except (ValueError, RuntimeError) as error:
-            raise ConfigError(f"cannot connect the processes ({cluster.source}): {error}") from error
+            raise ConfigError(
+                f"cannot connect the processes ({cluster.source}): {error}; give --coordinator, --num_processes and"
+                " --process_id, or --num_processes=1 to use this host alone"
+            ) from error
         failure.start_monitor(store, jax.process_index(), jax.process_count())
         _warm_up_collectives()
     if collectives.is_main():
@@ -78,24 +83,10 @@ def _check_coordinator_port(cluster: Cluster) -> None:
             ) from error
 
 
-def count_tpu_hosts() -> int:
-    """Number of hosts in the slice of this TPU VM, from its metadata; 1 without a TPU. See `cluster.detect`."""
-    # JAX sets the variable on hosts without TPU chips. It also keeps libtpu from asking the metadata server.
-    if "TPU_SKIP_MDS_QUERY" in os.environ or importlib.util.find_spec("libtpu") is None:
-        return 1
-    server = os.environ.get("GCE_METADATA_IP", "metadata.google.internal")
-    url = f"http://{server}/computeMetadata/v1/instance/attributes/worker-network-endpoints"
-    request = urllib.request.Request(url, headers={"Metadata-Flavor": "Google"})
-    try:
-        with urllib.request.urlopen(request, timeout=60) as answer:
-            return len(answer.read().split(b","))
-    except OSError as error:
-        if getattr(error, "code", None) == 404:  # not a TPU VM of Compute Engine
-            return 1
-        raise ConfigError(
-            f"cannot read the number of hosts of the TPU slice from the VM's metadata ({error}); give --coordinator,"
-            " --num_processes and --process_id, or --num_processes=1 to use this host alone"
-        ) from error
+def has_tpu() -> bool:
+    """Whether this host has TPU chips; see `cluster.detect`."""
+    # On hosts without TPU chips JAX sets the variable, which keeps libtpu from asking the VM's metadata server.
+    return "TPU_SKIP_MDS_QUERY" not in os.environ and importlib.util.find_spec("libtpu") is not None
 
 
 def _check_device_counts() -> None:

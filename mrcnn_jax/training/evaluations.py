@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import jax
@@ -105,46 +105,37 @@ class PeriodicEvaluator:
     def patience_exhausted(self) -> bool:
         """Return whether `train.patience` evaluations have passed without a better metric."""
         patience, metric = self._config.train.patience, self._config.train.best_metric
-        best = self._best_row()
+        best = self._best_of(self._rows)
         evaluated = [step for step, row in self._rows.items() if row.get(metric, UNDEFINED) != UNDEFINED]
-        return 0 < patience <= sum(best is None or step > best[0] for step in evaluated)
+        return 0 < patience <= sum(best is None or step > best for step in evaluated)
 
     def best(self) -> tuple[int, float] | None:
         """Return step and `train.best_metric` of the weights in `workdir/best`: the first step if values are equal."""
-        if self._best_step is None:
-            return None
-        value = self._value(self._rows[self._best_step])
-        return (self._best_step, value) if self._is_better(value, None) else None
+        step = self._best_of([] if self._best_step is None else [self._best_step])
+        return None if step is None else (step, self._value(step))
 
-    def _best_row(self) -> tuple[int, float] | None:
-        """Return step and value of the best row, whether or not its weights are in `workdir/best`."""
-        best: tuple[int, float] | None = None
-        for step, row in sorted(self._rows.items()):
-            if self._is_better(self._value(row), best):
-                best = step, self._value(row)
-        return best
+    def _best_of(self, steps: Iterable[int]) -> int | None:
+        """Return which of `steps` has the best `train.best_metric`, the first of equal ones; None without values."""
+        sign = -1 if self._config.train.best_metric == VALIDATION_LOSS else 1
+        defined = [step for step in sorted(steps) if not math.isnan(self._value(step))]
+        return max(defined, key=lambda step: sign * self._value(step), default=None)
+
+    def _value(self, step: int) -> float:
+        """Return `train.best_metric` of a row; NaN if it was not evaluated or is undefined."""
+        value = self._rows[step].get(self._config.train.best_metric, UNDEFINED)
+        return math.nan if value == UNDEFINED else value
 
     def _warn_if_best_is_lost(self) -> None:
         """Log a warning if the best row is of other weights than those in `workdir/best`."""
-        best, best_row, metric = self.best(), self._best_row(), self._config.train.best_metric
-        if best_row is None or (best is not None and best_row[1] == best[1]):
+        saved, best, metric = self.best(), self._best_of(self._rows), self._config.train.best_metric
+        if best is None or (saved is not None and self._value(best) == saved[1]):
             return
-        reference = f"step {best[0]} ({best[1]:.3f})" if best else "the next evaluation"
+        reference = f"step {saved[0]} ({saved[1]:.3f})" if saved else "the next evaluation"
         logger.warning(
             "%s was best at step %d (%.3f), but its weights were not saved (train.best_metric was another one then, or"
             " the run has resumed from an earlier step); %s counts as the best in %s",
-            *(metric, *best_row, reference, epath.Path(self._workdir) / BEST),
+            *(metric, best, self._value(best), reference, epath.Path(self._workdir) / BEST),
         )
-
-    def _value(self, row: Metrics) -> float:
-        """Return `train.best_metric` of a row; NaN if it was not evaluated or is undefined."""
-        value = float(row.get(self._config.train.best_metric, UNDEFINED))
-        return math.nan if value == UNDEFINED else value
-
-    def _is_better(self, value: float, best: tuple[int, float] | None) -> bool:
-        """Return whether a value of the metric is better than `best` (step, value); False for NaN."""
-        sign = -1 if self._config.train.best_metric == VALIDATION_LOSS else 1
-        return sign * value > sign * best[1] if best else not math.isnan(value)
 
     def _due_metrics(self, step: int) -> set[str]:
         train = self._config.train
@@ -189,8 +180,9 @@ class PeriodicEvaluator:
         """Save the variables if they are the best, then write the rows: a run killed in between evaluates again."""
         if self._rows.get(step) == row:
             return
-        better = self._is_better(self._value(row), self.best())
         self._rows[step] = row
+        saved = self._best_step
+        better = saved != step and self._best_of({step} if saved is None else {saved, step}) == step
         if better:
             self._best_step = step
 

@@ -139,13 +139,11 @@ class StopAgreement:
         self._own_key = self._keys[index]
         self._lock = threading.Lock()
         self._calls, self._last_call = 0, math.inf
-        self._requested = threading.Event()
-        for target in (self._publish_request, self._agree):
-            threading.Thread(target=target, daemon=True).start()
+        threading.Thread(target=self._agree, daemon=True).start()
 
     def request(self) -> None:
         """Ask all processes to stop. Does not wait, so that a signal handler may call it."""
-        self._requested.set()
+        threading.Thread(target=self._publish_request, daemon=True).start()
 
     def is_reached(self) -> bool:
         """Return whether this call is the one at which all processes stop, or a later one."""
@@ -154,7 +152,6 @@ class StopAgreement:
             return self._calls >= self._last_call
 
     def _publish_request(self) -> None:
-        self._requested.wait()
         with contextlib.suppress(ProcessLostError):  # then JAX ends this process
             self._store.put(self._request, None)
 

@@ -24,7 +24,7 @@ from mrcnn_jax.training import parallel
 from mrcnn_jax.training.evaluations import PeriodicEvaluator
 from mrcnn_jax.training.interruption import SignalHandler
 from mrcnn_jax.training.logs.metrics_log import MetricsLog
-from mrcnn_jax.training.nonfinite_dump import FailedStep
+from mrcnn_jax.training.nonfinite_dump import FailedStep, format_losses
 
 logger = logging.getLogger(__name__)
 
@@ -145,7 +145,7 @@ class TrainLoop:
         logger.warning(
             "step %d is skipped because its loss or gradient is not finite (%s), images %s; skipped so far: %d,"
             " train.max_skipped=%d",
-            *(pending.step, _format_losses(metrics), image_ids, metrics["skipped"], self.config.max_skipped),
+            *(pending.step, format_losses(metrics), image_ids, metrics["skipped"], self.config.max_skipped),
         )
         self.log.step(pending.step, {"skipped": metrics["skipped"]})
 
@@ -159,7 +159,7 @@ class TrainLoop:
 def nonfinite_loss_error(step: int, image_ids: list[Any], metrics: dict[str, Any], saved: str) -> NonFiniteLossError:
     """Return the error for a step with a non-finite loss or gradient, saved in the file `saved` ("" if it is not)."""
     skipped = int(metrics["skipped"]) - 1
-    message = f"the loss or its gradient is not finite at step {step} ({_format_losses(metrics)}), images {image_ids}."
+    message = f"the loss or its gradient is not finite at step {step} ({format_losses(metrics)}), images {image_ids}."
     if skipped:
         message += f" Steps skipped before it, as train.max_skipped allows: {skipped}."
     if saved:
@@ -170,8 +170,3 @@ def nonfinite_loss_error(step: int, image_ids: list[Any], metrics: dict[str, Any
         " warmup or optimizer.clip_norm often helps; with init=WORKDIR it starts from the weights of this run"
     )
     return NonFiniteLossError(message, step=step, image_ids=image_ids, saved=saved)
-
-
-def _format_losses(metrics: dict[str, Any]) -> str:
-    selected = {name: value for name, value in metrics.items() if name.startswith("loss") or name == "grad_norm"}
-    return ", ".join(f"{name} {float(value):.4g}" for name, value in selected.items())

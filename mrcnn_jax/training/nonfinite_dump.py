@@ -99,6 +99,12 @@ def load_failed_step(path: epath.PathLike) -> FailedStepFile:
         raise FailureFileError(f"{path} is not a step that training saved in {FOLDER}/: {reason}") from error
 
 
+def format_losses(metrics: dict[str, Any]) -> str:
+    """Return the losses and the norm of their gradient in one line."""
+    names = [name for name in metrics if name.startswith("loss") or name == "grad_norm"]
+    return ", ".join(f"{name} {float(metrics[name]):.7g}" for name in names)
+
+
 def versions() -> dict[str, str]:
     """Return the versions of the packages that a step depends on, and the kind of device."""
     packages = {module.__name__: module.__version__ for module in (mrcnn_jax, jax, flax, optax, np)}

@@ -15,7 +15,7 @@ from mrcnn_jax.models.mask_rcnn import build_model
 from mrcnn_jax.runtime.trees import leaves_by_path
 from mrcnn_jax.structures import Batch
 from mrcnn_jax.training.gradients import make_gradient_function
-from mrcnn_jax.training.nonfinite_dump import FailedStepFile, versions
+from mrcnn_jax.training.nonfinite_dump import FailedStepFile, format_losses, versions
 from mrcnn_jax.training.step import image_keys, loss_and_grad_norm
 
 _MAX_LISTED = 10  # arrays
@@ -28,7 +28,7 @@ def replay(saved: FailedStepFile) -> bool:
     _print_header(saved)
     bad_state = _report_state(failed_step.state)
     metrics, gradients = replay_batch(saved)
-    print(f"\nthen: {_format_losses(failed_step.metrics)}\nnow:  {_format_losses(metrics)}")
+    print(f"\nthen: {format_losses(failed_step.metrics)}\nnow:  {format_losses(metrics)}")
     reproduced = not metrics["finite"]
     if reproduced:
         _report_nonfinite("gradients", gradients)
@@ -36,7 +36,7 @@ def replay(saved: FailedStepFile) -> bool:
     bad_images = []
     for image_id, image_metrics in replay_images(saved):
         mark = "" if image_metrics["finite"] else f"   <- {_describe_nonfinite(image_metrics)}"
-        print(f"  image {image_id}: {_format_losses(image_metrics)}{mark}", flush=True)
+        print(f"  image {image_id}: {format_losses(image_metrics)}{mark}", flush=True)
         bad_images += [] if image_metrics["finite"] else [image_id]
     print(f"\n{_conclusion(metrics, bad_state, bad_images, failed_step.image_ids)}", flush=True)
     return reproduced
@@ -136,11 +136,6 @@ def _report_nonfinite(name: str, tree: Any) -> bool:
 def _float_arrays(tree: Any) -> list[tuple[str, np.ndarray]]:
     """Return the floating-point arrays in nested dicts, each with its path."""
     return [(path, leaf) for path, leaf in leaves_by_path(tree).items() if np.issubdtype(leaf.dtype, np.floating)]
-
-
-def _format_losses(metrics: dict[str, Any]) -> str:
-    names = [name for name in metrics if name.startswith("loss") or name == "grad_norm"]
-    return "  ".join(f"{name} {metrics[name]:.7g}" for name in names)
 
 
 def _describe_nonfinite(metrics: dict[str, Any]) -> str:

@@ -224,7 +224,7 @@ def test_missing_packages_are_optional(tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "rich.progress", None)
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
     sinks = default_sinks(tmp_path, steps=10, start=0, batch_size=4)
-    assert [type(sink) for sink in sinks] == [JsonLinesSink, ConsoleSink]
+    assert [type(sink) for sink in sinks] == [JsonLinesSink, MetricSink, ConsoleSink]
     said = capsys.readouterr().out
     assert "tensorboardX is not installed" in said
     assert "rich is not installed" in said
