@@ -18,6 +18,7 @@ import numpy as np
 
 from benchmarks import remat
 from mrcnn_jax.config import Config, ModelConfig, presets
+from mrcnn_jax.inference.devices import replicate
 from mrcnn_jax.models.mask_rcnn import build_model, variable_shapes
 from mrcnn_jax.training import parallel
 from mrcnn_jax.training.optimizer import frozen_paths, make_optimizer, make_schedule
@@ -97,11 +98,10 @@ def lower_step(model_config: ModelConfig) -> Any:
     variables = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), variable_shapes(model))
     schedule = make_schedule(config.optimizer, config.train.steps)
     optimizer = make_optimizer(config.optimizer, schedule, variables["params"], frozen_paths(config.model))
-    step = parallel.compile_train_step(
-        make_train_step(model, config, optimizer, schedule, axis_name=parallel.AXIS_NAME)
-    )
-    batch = parallel.place_batch(remat.make_batch(config.model, 2, (64, 64)))
-    return step.lower(parallel.replicate(create_state(optimizer, variables)), batch, jax.random.key(0))
+    step = parallel.CompiledTrainStep(make_train_step(model, config, optimizer, schedule, axis_name=parallel.AXIS_NAME))
+    devices = jax.local_devices()
+    batch = parallel.place_batch(remat.make_batch(config.model, 2, (64, 64)), devices)
+    return step.lower(replicate(create_state(optimizer, variables), devices), batch, jax.random.key(0))
 
 
 def reduced_bytes(text: str) -> list[int]:

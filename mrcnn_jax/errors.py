@@ -87,6 +87,10 @@ class NonFiniteLossError(RuntimeError):
         super().__init__(message)
 
 
+class ProcessLostError(RuntimeError):
+    """Process 0 of several processes has ended, or cannot be reached."""
+
+
 class RecompilationError(RuntimeError):
     """A second compilation of the training step for one batch shape, which is a bug."""
 

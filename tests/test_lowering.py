@@ -79,7 +79,7 @@ def check_formulations(text: str, platform: str, shape: tuple[int, int], images:
 def step_over_devices(tiny):
     """The step under pmap, as in training, and the shapes of its state."""
     step, state = make_step(tiny, parallel.AXIS_NAME)
-    return parallel.compile_train_step(step, jax.local_devices()[:2]), state
+    return parallel.CompiledTrainStep(step, jax.local_devices()[:2]), state
 
 
 @pytest.mark.parametrize("platform", PLATFORMS)

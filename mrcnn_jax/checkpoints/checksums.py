@@ -8,11 +8,12 @@ from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-import jax
 import numpy as np
 
-from mrcnn_jax.errors import DamagedCheckpointError
+from mrcnn_jax.errors import DamagedCheckpointError, format_list
+from mrcnn_jax.runtime.trees import leaves_by_path
 
+MAX_LISTED = 3  # arrays in an error message
 ChecksumRecord = dict[str, Any]  # the content of the JSON file in a checkpoint
 
 
@@ -21,7 +22,7 @@ def make_record(items: Mapping[str, Any]) -> ChecksumRecord:
 
     The speed is about 2.5 GB/s per core.
     """
-    leaves = {name: _leaves(item) for name, item in items.items()}
+    leaves = {name: leaves_by_path(item) for name, item in items.items()}
     flat = [leaf for item in leaves.values() for leaf in item.values()]
     with ThreadPoolExecutor() as pool:  # zlib releases the GIL
         checksums = iter(list(pool.map(_checksum, flat)))
@@ -29,25 +30,12 @@ def make_record(items: Mapping[str, Any]) -> ChecksumRecord:
         name: {path: [*_signature(leaf), next(checksums)] for path, leaf in item.items()}
         for name, item in leaves.items()
     }
-    return {"items": entries, "crc32": _json_checksum(entries)}
-
-
-def parse_record(text: str) -> dict[str, dict[str, list[Any]]]:
-    """Parse the JSON of a record: item -> path of a leaf -> [dtype, shape, CRC-32]. Raises DamagedCheckpointError."""
-    try:
-        record = json.loads(text)
-        items: dict[str, dict[str, list[Any]]] = record["items"]
-        intact = record["crc32"] == _json_checksum(items)
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise DamagedCheckpointError("its list of checksums cannot be read") from error
-    if not intact:
-        raise DamagedCheckpointError("its list of checksums is damaged")
-    return items
+    return {"items": entries, "crc32": json_checksum(entries)}
 
 
 def differences(recorded: Mapping[str, list[Any]], template: Any) -> list[str]:
     """Return how the recorded leaves of an item differ from those of `template` in name, dtype or shape."""
-    wanted = {path: _signature(leaf) for path, leaf in _leaves(template).items()}
+    wanted = {path: _signature(leaf) for path, leaf in leaves_by_path(template).items()}
     written = {path: leaf[:2] for path, leaf in recorded.items()}
     return [
         f"{path} was {_describe(written.get(path))}, is {_describe(wanted.get(path))}"
@@ -61,17 +49,7 @@ def verify(recorded: Mapping[str, list[Any]], item: Any) -> None:
     actual = make_record({"": item})["items"][""]
     wrong = [path for path in {**recorded, **actual} if recorded.get(path) != actual.get(path)]
     if wrong:
-        raise DamagedCheckpointError(f"wrong checksum of {format_names(wrong)}")
-
-
-def format_names(names: list[str]) -> str:
-    """Return the first three names and the number of the others."""
-    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
-
-
-def _leaves(tree: Any) -> dict[str, Any]:
-    flat, _ = jax.tree_util.tree_flatten_with_path(tree)
-    return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in flat}
+        raise DamagedCheckpointError(f"wrong checksum of {format_list(wrong, MAX_LISTED)}")
 
 
 def _signature(leaf: Any) -> list[Any]:
@@ -82,7 +60,7 @@ def _checksum(leaf: Any) -> int:
     return zlib.crc32(np.ascontiguousarray(leaf).reshape(-1).view(np.uint8).data)
 
 
-def _json_checksum(items: Any) -> int:
+def json_checksum(items: Any) -> int:
     return zlib.crc32(json.dumps(items, sort_keys=True).encode())
 
 

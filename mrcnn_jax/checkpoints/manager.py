@@ -17,22 +17,34 @@ arrays, independent of the number of processes and devices.
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import logging
 import math
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
 import numpy as np
 from etils import epath
 
-from mrcnn_jax.checkpoints.checksums import differences, format_names
+from mrcnn_jax.checkpoints.checksums import MAX_LISTED, differences
 from mrcnn_jax.checkpoints.ema import ema_variables
 from mrcnn_jax.checkpoints.storage import convert_write_errors, open_manager, read_checksums, read_item, save_arguments
-from mrcnn_jax.checkpoints.workdir import BEST, CHECKPOINTS, CONFIG, CORRUPT, absolute_path, complete_steps, read_config
+from mrcnn_jax.checkpoints.workdir import (
+    BEST,
+    CHECKPOINTS,
+    CONFIG,
+    CORRUPT,
+    absolute_path,
+    complete_steps,
+    latest_step,
+    read_config,
+)
 from mrcnn_jax.config import Config
-from mrcnn_jax.errors import CheckpointError, ConfigError, DamagedCheckpointError
+from mrcnn_jax.distributed import collectives
+from mrcnn_jax.errors import CheckpointError, ConfigError, DamagedCheckpointError, format_list
 from mrcnn_jax.runtime import files
 
 logger = logging.getLogger(__name__)
@@ -52,7 +64,7 @@ class Checkpointer:
         self._workdir = absolute_path(workdir)
         self._folder = self._workdir / CHECKPOINTS
         self._saving = 0  # the step of the latest save
-        self._manager = open_manager(self._folder, keep) if jax.process_index() == 0 else None
+        self._manager = open_manager(self._folder, keep) if collectives.is_main() else None
 
     def save(self, step: int, state: Any) -> None:
         """Write `state` in the background. It may be donated when this returns. A step that exists is not overwritten.
@@ -77,7 +89,7 @@ class Checkpointer:
         free = shutil.disk_usage(self._folder).free
         if free < needed:
             reason = f"it needs {needed / 1e6:.1f} MB, but only {free / 1e6:.1f} MB are free"
-            raise CheckpointError(step, max(complete_steps(self._folder), default=None), self._folder, reason)
+            raise CheckpointError(step, latest_step(self._folder), self._folder, reason)
 
     def restore_latest(self, template: Any) -> Any | None:
         """Restore the newest intact state as NumPy arrays; None if there is no checkpoint.
@@ -92,23 +104,18 @@ class Checkpointer:
         """
         assert self._manager is not None, "only the main process restores"
         self.wait()
-        damaged: dict[int, DamagedCheckpointError] = {}
-        for step in reversed(complete_steps(self._folder)):
-            try:
-                state = _restore(self._folder / str(step), template)
-            except DamagedCheckpointError as error:
-                damaged[step] = error
-                continue
-            for bad, reason in damaged.items():
-                logger.warning(
-                    "%s is damaged (%s) and was moved to %s; the run resumes from step %d",
-                    *(self._folder / str(bad), reason, self._move_to_corrupt(bad), step),
-                )
-            self._manager.reload()
-            return state
-        if damaged:
-            raise _none_intact(self._folder, damaged, "move the folder away to restart the run")
-        return None
+        steps = complete_steps(self._folder)[::-1]
+        if not steps:
+            return None
+        read = functools.partial(_restore, template=template)
+        step, state, damaged = _read_newest(self._folder, steps, read, "move the folder away to restart the run")
+        for bad, reason in damaged.items():
+            logger.warning(
+                "%s is damaged (%s) and was moved to %s; the run resumes from step %d",
+                *(self._folder / str(bad), reason, self._move_to_corrupt(bad), step),
+            )
+        self._manager.reload()
+        return state
 
     def _move_to_corrupt(self, step: int) -> epath.Path:
         """Move a damaged checkpoint, so that its step can be saved again, and return its new path."""
@@ -145,27 +152,23 @@ def save_best(workdir: epath.PathLike, step: int, variables: Mapping[str, Any]) 
 
     The previous best checkpoint is removed when this one is complete. Raises CheckpointError.
     """
-    if jax.process_index() != 0:
+    if not collectives.is_main():
         return
     folder = absolute_path(workdir) / BEST
     params, model_state = variables["params"], {name: tree for name, tree in variables.items() if name != "params"}
     arguments = save_arguments(jax.device_get({"params": params, "model_state": model_state}))
-    with convert_write_errors(step, folder):
-        manager = open_manager(folder, keep=None)
-        try:
-            if step in manager.all_steps():  # evaluated again in a resumed run
-                manager.delete(step)
-            manager.save(step, args=arguments, force=True)  # the step may be smaller than the previous one
-            manager.wait_until_finished()
-            for older in set(manager.all_steps()) - {step}:
-                manager.delete(older)
-        finally:
-            manager.close()
+    with convert_write_errors(step, folder), contextlib.closing(open_manager(folder, keep=None)) as manager:
+        if step in manager.all_steps():  # evaluated again in a resumed run
+            manager.delete(step)
+        manager.save(step, args=arguments, force=True)  # the step may be smaller than the previous one
+        manager.wait_until_finished()
+        for older in set(manager.all_steps()) - {step}:
+            manager.delete(older)
 
 
 def best_step(workdir: epath.PathLike) -> int | None:
     """Return the step of the best checkpoint; None if there is none."""
-    return next(reversed(complete_steps(absolute_path(workdir) / BEST)), None)
+    return latest_step(absolute_path(workdir) / BEST)
 
 
 def load_variables(workdir: epath.PathLike, checkpoint: str | int = "latest") -> tuple[Config, dict[str, Any]]:
@@ -184,17 +187,11 @@ def load_variables(workdir: epath.PathLike, checkpoint: str | int = "latest") ->
     if config is None:
         raise FileNotFoundError(f"{workdir} has no {CONFIG}: it is not a workdir of train.py")
     folder = workdir / (BEST if checkpoint == "best" else CHECKPOINTS)
-    damaged: dict[int, DamagedCheckpointError] = {}
-    for step in _candidates(workdir, folder, checkpoint):
-        try:
-            variables = _restore_variables(folder / str(step))
-        except DamagedCheckpointError as error:
-            damaged[step] = error
-            continue
-        for bad, reason in damaged.items():
-            logger.warning("%s is damaged (%s); the checkpoint of step %d is used", folder / str(bad), reason, step)
-        return config, variables
-    raise _none_intact(folder, damaged, "use another checkpoint")
+    steps = _candidates(workdir, folder, checkpoint)
+    step, variables, damaged = _read_newest(folder, steps, _restore_variables, "use another checkpoint")
+    for bad, reason in damaged.items():
+        logger.warning("%s is damaged (%s); the checkpoint of step %d is used", folder / str(bad), reason, step)
+    return config, variables
 
 
 def _candidates(workdir: epath.Path, folder: epath.Path, checkpoint: str | int) -> list[int]:
@@ -216,23 +213,30 @@ def _candidates(workdir: epath.Path, folder: epath.Path, checkpoint: str | int) 
     return [int(checkpoint)]
 
 
-def _none_intact(
-    folder: epath.Path, damaged: Mapping[int, DamagedCheckpointError], alternative: str
-) -> DamagedCheckpointError:
+def _read_newest(
+    folder: epath.Path, steps: Sequence[int], read: Callable[[epath.Path], Any], alternative: str
+) -> tuple[int, Any, dict[int, DamagedCheckpointError]]:
+    """Read the first intact one of the checkpoints `steps`, newest first.
+
+    Returns its step, what it contains, and the steps before it, which are damaged, with the reasons. Raises
+    DamagedCheckpointError with advice, to restore one or the `alternative`, if none is intact.
+    """
+    damaged: dict[int, DamagedCheckpointError] = {}
+    for step in steps:
+        try:
+            return step, read(folder / str(step)), damaged
+        except DamagedCheckpointError as error:
+            damaged[step] = error
     reasons = "; ".join(f"step {step}: {reason}" for step, reason in damaged.items())
-    return DamagedCheckpointError(
+    raise DamagedCheckpointError(
         f"{folder} has no intact checkpoint ({reasons}). Restore one from a backup, or {alternative}"
     )
 
 
 def _items(state: Any) -> dict[str, Any]:
     """Return the items of a checkpoint, without those that have no arrays."""
-    items = {
-        "params": state.params,
-        "model_state": state.model_state,
-        "ema": state.ema,
-        "training": {"step": state.step, "opt_state": state.opt_state, "skipped": state.skipped},
-    }
+    training = {"step": state.step, "opt_state": state.opt_state, "skipped": state.skipped}
+    items = {"params": state.params, "model_state": state.model_state, "ema": state.ema, "training": training}
     return {name: item for name, item in items.items() if jax.tree.leaves(item)}
 
 
@@ -250,7 +254,7 @@ def _restore(folder: epath.Path, template: Any) -> Any:
     if changes:
         raise ConfigError(
             f"{folder} was written by another version or configuration ({len(changes)} arrays):"
-            f" {format_names(changes)}. Use a new workdir"
+            f" {format_list(changes, MAX_LISTED)}. Use a new workdir"
         )
     # Orbax restores NumPy arrays for a NumPy template; broadcast zeros take no memory.
     zeros = jax.tree.map(lambda leaf: np.broadcast_to(np.zeros((), leaf.dtype), leaf.shape), wanted)

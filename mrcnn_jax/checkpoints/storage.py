@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import re
 import time
@@ -13,8 +14,8 @@ import jax
 import orbax.checkpoint as ocp
 from etils import epath
 
-from mrcnn_jax.checkpoints.checksums import make_record, parse_record, verify
-from mrcnn_jax.checkpoints.workdir import complete_steps, make_writable_folder
+from mrcnn_jax.checkpoints.checksums import json_checksum, make_record, verify
+from mrcnn_jax.checkpoints.workdir import latest_step, make_writable_folder
 from mrcnn_jax.errors import CheckpointError, DamagedCheckpointError
 
 CHECKSUMS = "checksums"
@@ -66,7 +67,7 @@ def convert_write_errors(step: int, folder: epath.Path) -> Iterator[None]:
     except (OSError, ValueError) as error:
         code = re.search(r"os_error_code='(\d+)'", str(error))
         reason = os.strerror(int(code[1])) if code else getattr(error, "strerror", None) or str(error)
-        raise CheckpointError(step, max(complete_steps(folder), default=None), folder, reason) from error
+        raise CheckpointError(step, latest_step(folder), folder, reason) from error
 
 
 def save_arguments(items: Mapping[str, Any]) -> ocp.args.Composite:
@@ -79,8 +80,12 @@ def save_arguments(items: Mapping[str, Any]) -> ocp.args.Composite:
 def read_checksums(folder: epath.Path) -> dict[str, dict[str, list[Any]]]:
     """Read the checksums of a checkpoint, by item. Raises DamagedCheckpointError."""
     with _convert_read_errors("the list of checksums"):
-        text = (folder / CHECKSUMS / "metadata").read_text()
-    return parse_record(text)
+        record = json.loads((folder / CHECKSUMS / "metadata").read_text())
+        items: dict[str, dict[str, list[Any]]] = record["items"]
+        intact = record["crc32"] == json_checksum(items)
+    if not intact:
+        raise DamagedCheckpointError("the list of checksums is damaged")
+    return items
 
 
 def read_item(folder: epath.Path, name: str, recorded: Mapping[str, list[Any]], template: Any = None) -> Any:

@@ -20,7 +20,6 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
-import jax
 import orbax.checkpoint as ocp
 from etils import epath
 
@@ -57,12 +56,7 @@ MUTABLE_FIELDS = (
 
 def check_workdir(path: epath.PathLike) -> None:
     """Raise ConfigError in all processes if the main process cannot write to `path`; see `files.check_output`."""
-
-    def check() -> bytes:
-        files.check_output(path, "--workdir", folder=True)
-        return b""
-
-    collectives.run_on_main(check)
+    collectives.run_on_main(lambda: files.check_output(path, "--workdir", folder=True))
 
 
 def prepare_workdir(workdir: epath.PathLike, config: Config, content: Mapping[str, Any] | None = None) -> None:
@@ -82,7 +76,7 @@ def prepare_workdir(workdir: epath.PathLike, config: Config, content: Mapping[st
     if recorded is not None:
         _check_config(workdir, recorded, config)
         _check_content(workdir / DATA, content)
-    if jax.process_index() == 0:
+    if collectives.is_main():
         make_writable_folder(workdir / CHECKPOINTS)
         try:
             files.write_text(workdir / CONFIG, to_json(config))
@@ -188,6 +182,11 @@ def absolute_path(workdir: epath.PathLike) -> epath.Path:
 def complete_steps(folder: epath.Path) -> list[int]:
     """Return the steps of the complete checkpoints in `folder`, in ascending order."""
     return sorted(ocp.utils.checkpoint_steps(folder)) if folder.is_dir() else []
+
+
+def latest_step(folder: epath.Path) -> int | None:
+    """Return the step of the latest complete checkpoint in `folder`; None if there is none."""
+    return max(complete_steps(folder), default=None)
 
 
 def differing_fields(first: Config, second: Config) -> list[str]:

@@ -12,7 +12,7 @@ import traceback
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-from mrcnn_jax.config import Config, from_json, to_json
+from mrcnn_jax.config import Config
 from mrcnn_jax.distributed import cluster, failure
 from mrcnn_jax.errors import DISK_FULL
 from mrcnn_jax.runtime.files import user_path
@@ -118,12 +118,12 @@ def load_on_main(load: Callable[[], tuple[Config, Any]]) -> tuple[Config, Any]:
 
     variables: Any = None
 
-    def read() -> bytes:
+    def read() -> Config:
         nonlocal variables
         config, variables = load()
-        return to_json(config).encode()
+        return config
 
-    config = from_json(collectives.run_on_main(read).decode())
+    config = collectives.run_on_main(read)
     if variables is None:
         shapes = variable_shapes(build_model(config.model))
         variables = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), shapes)
@@ -137,7 +137,7 @@ def initialize_distributed(arguments: argparse.Namespace) -> bool:
     """
     from mrcnn_jax.distributed import startup  # imports jax
 
-    processes = cluster.detect(arguments, os.environ, startup.count_tpu_hosts)
+    processes = cluster.detect(arguments, os.environ, has_tpu=startup.has_tpu())
     startup.initialize(processes, peer_timeout=arguments.peer_timeout, start_timeout=arguments.start_timeout)
     return processes is not None
 
@@ -173,13 +173,19 @@ def _handle_error(error: BaseException) -> int:
             raise error
         traceback.print_exception(error)
         text = f"{type(error).__name__}: {error}"
-    elif failure.is_main() or not on_all_processes:
+    elif not on_all_processes or _is_main():
         _print_error(failure.prefix_rank(text if isinstance(error, KeyboardInterrupt) else f"error: {text}"))
     if on_all_processes:
         failure.exit_barrier()
     else:
         failure.exit_all_processes(status, text)
     return status
+
+
+def _is_main() -> bool:
+    from mrcnn_jax.distributed import collectives  # imports jax
+
+    return collectives.is_main()
 
 
 def _print_error(text: str) -> None:

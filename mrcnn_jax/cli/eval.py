@@ -18,7 +18,6 @@ from etils import epath
 
 from mrcnn_jax.cli import common
 from mrcnn_jax.config import apply_overrides, load_config
-from mrcnn_jax.distributed import failure
 from mrcnn_jax.runtime import compilation_cache
 
 
@@ -35,6 +34,7 @@ def main(arguments: Sequence[str]) -> None:
     recipe = load_config(options.config) if options.config else None
     model = common.model_source(parser, options, recipe)
     compilation_cache.enable()
+    from mrcnn_jax.distributed import collectives
     from mrcnn_jax.evaluation import class_scores
     from mrcnn_jax.evaluation.evaluate import FOLDER, evaluate_model
 
@@ -50,7 +50,7 @@ def main(arguments: Sequence[str]) -> None:
 
         report = functools.partial(try_write, output=page, title=config.name, value_range=config.data.value_range)
     evaluate_model(config, variables, workdir, report=report, profile=options.profile)
-    if failure.is_main():
+    if collectives.is_main():
         if table := class_scores.format_table(folder / class_scores.FILE):
             print(f"\n{table}")
         hint = f"; open {page} in a browser" if options.report and page.exists() else ""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
 from mrcnn_jax.errors import ConfigError
 
@@ -44,9 +44,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     add("start_timeout", int, START_TIMEOUT, "S", "seconds to wait for all processes to start (default: %(default)s)")
 
 
-def detect(
-    flags: argparse.Namespace, environment: Mapping[str, str], count_tpu_hosts: Callable[[], int] = lambda: 1
-) -> Cluster | None:
+def detect(flags: argparse.Namespace, environment: Mapping[str, str], *, has_tpu: bool = False) -> Cluster | None:
     """Return the cluster that this process belongs to, or None if it runs alone.
 
     Sources, in this order:
@@ -54,7 +52,7 @@ def detect(
     1. the flags, with $JAX_COORDINATOR_ADDRESS, $JAX_NUM_PROCESSES and $JAX_PROCESS_ID (or Kubernetes'
        $JOB_COMPLETION_INDEX) in place of those that are missing;
     2. a Slurm step with several tasks;
-    3. a TPU pod slice. `count_tpu_hosts` returns its number of hosts and is called if no variable lists them.
+    3. a TPU pod slice. If no variable lists its hosts, a host that has a TPU may be one of several, as JAX finds out.
 
     Raises ConfigError if the values are incomplete or invalid.
     """
@@ -65,7 +63,7 @@ def detect(
     if num_processes == 1 and not process_id:
         return None
     if num_processes is None and process_id is None and not flags.coordinator:
-        cluster = slurm or _tpu(environment, count_tpu_hosts)
+        cluster = slurm or _tpu(environment, has_tpu)
         if cluster or coordinator is None:
             return cluster and dataclasses.replace(cluster, coordinator=coordinator)
     if process_id is None:
@@ -127,13 +125,14 @@ def _tasks_on_node(text: str, node: int) -> int:
     return counts[node]
 
 
-def _tpu(environment: Mapping[str, str], count_tpu_hosts: Callable[[], int]) -> Cluster | None:
+def _tpu(environment: Mapping[str, str], has_tpu: bool) -> Cluster | None:
     """The cluster of a TPU slice with several hosts, or of several slices.
 
-    Addresses come from environment variables (GKE) or from the VM's metadata (GCE).
+    Addresses come from environment variables (GKE) or, through JAX, from the VM's metadata (GCE).
     """
+    cluster = Cluster("the TPU pod slice", method=None)
     addresses = environment.get("TPU_PROCESS_ADDRESSES", environment.get("TPU_WORKER_HOSTNAMES"))
-    hosts = count_tpu_hosts() if addresses is None else len(addresses.split(","))
-    if hosts * int(environment.get("MEGASCALE_NUM_SLICES") or 1) == 1:
-        return None
-    return Cluster("the TPU pod slice", method=None)
+    if addresses is None:
+        return cluster if has_tpu else None
+    hosts = len(addresses.split(",")) * int(environment.get("MEGASCALE_NUM_SLICES") or 1)
+    return cluster if hosts > 1 else None

@@ -1,38 +1,36 @@
 """Joint exit of several processes: when one fails, the others report the reason and exit, too.
 
 JAX detects a process that stops sending heartbeats, and then aborts all others with exit status 134 and a message that
-names it. This module handles a process that fails but can still communicate: it publishes the reason in the key-value
-store, and the others exit within seconds with the same status, instead of waiting in a collective for a process that
-has exited.
+names it. This module handles a process that fails but can still communicate: it publishes the reason in the message
+store, and the others exit at once with the same status, instead of waiting in a collective for a process that has
+exited.
 """
 
 from __future__ import annotations
 
 import contextlib
-import json
 import logging
 import os
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterator
 from typing import Any, NoReturn
 
 from mrcnn_jax.distributed.cluster import Cluster
+from mrcnn_jax.distributed.message_store import MessageStore
+from mrcnn_jax.errors import ProcessLostError
 
 EXIT_PROCESS_LOST = 75  # exit status when another process was lost; EX_TEMPFAIL of sysexits.h: try again
 RESUME_HINT = "Run the same command in all processes to continue from the last checkpoint"
 
-# Keys in the key-value store.
-_FAILED = "mrcnn_jax/failed/"  # with the index of a process: its exit status and the reason
-_ACKNOWLEDGED = "mrcnn_jax/acknowledged/"  # with the index of a process that has read the reason
-_DONE = "mrcnn_jax/done"  # set by process 0 when all its work is done
-_BARRIER = "mrcnn_jax/exit"
+# Keys in the message store.
+_FAILED = "failed"  # index of the process that failed first, its exit status and the reason
+_ACKNOWLEDGED = "acknowledged/"  # with the index of a process that has read the reason
+_DONE = "done"  # set by process 0 when all its work is done
 
-_POLL_SECONDS = 1.0
+_RETRY_SECONDS = 1.0
 _ACKNOWLEDGE_TIMEOUT = 5.0  # seconds; the store ends with process 0, so that it waits for the others to read the reason
 _CALLBACKS_TIMEOUT = 60.0  # seconds for a save in progress
-_BARRIER_TIMEOUT = 60  # seconds between the first and the last process to exit
 # Parts of the messages of collectives that fail because another process has exited.
 _FAILURE_MARKERS = ("Gloo", "gloo", "NCCL", "UNAVAILABLE", "CoordinationService", "eartbeat")
 
@@ -43,6 +41,8 @@ _monitor: _ProcessMonitor | None = None  # None: this process runs alone
 
 def is_collective_failure(error: BaseException) -> bool:
     """Whether a collective raised `error` because another process has exited."""
+    if isinstance(error, ProcessLostError):
+        return True
     return isinstance(error, (RuntimeError, ValueError)) and any(text in str(error) for text in _FAILURE_MARKERS)
 
 
@@ -79,12 +79,8 @@ def finish_before_exit(callback: Callable[[], None]) -> Iterator[None]:
         _exit_callbacks.remove(callback)
 
 
-def start_monitor(store: Any, index: int, count: int) -> None:
-    """Start to watch for failures of the other processes.
-
-    store: client of the coordination service.
-    index, count: index of this process, and number of processes.
-    """
+def start_monitor(store: MessageStore, index: int, count: int) -> None:
+    """Start to watch for failures of the other processes. index, count: of this process, and of all processes."""
     global _monitor
     _monitor = _ProcessMonitor(store, index, count)
     _monitor.start()
@@ -93,11 +89,6 @@ def start_monitor(store: Any, index: int, count: int) -> None:
 def is_distributed() -> bool:
     """Whether this process is one of several."""
     return _monitor is not None
-
-
-def is_main() -> bool:
-    """True on process 0."""
-    return _monitor is None or _monitor.index == 0
 
 
 def prefix_rank(text: str) -> str:
@@ -129,7 +120,7 @@ def exit_if_process_failed() -> None:
 
 
 def exit_barrier() -> None:
-    """Wait until process 0 is done and all others are here. Call before all processes exit together."""
+    """Wait until process 0 is done. Call before all processes exit together; JAX then waits for all of them."""
     if _monitor is not None:
         _monitor.stop()
 
@@ -137,24 +128,30 @@ def exit_barrier() -> None:
 class _ProcessMonitor(threading.Thread):
     """Thread that exits this process when another one publishes a failure."""
 
-    def __init__(self, store: Any, index: int, count: int):
+    def __init__(self, store: MessageStore, index: int, count: int):
         super().__init__(name="process monitor", daemon=True)
         self._store, self.index, self.count = store, index, count
         self._stopped = threading.Event()
 
     def run(self) -> None:
-        while not self._stopped.wait(_POLL_SECONDS):
-            self.check()
+        while not self._stopped.is_set():
+            try:
+                self._exit_if_published(self._store.wait([_FAILED]))
+            except ProcessLostError:  # then JAX ends this process
+                self._stopped.wait(_RETRY_SECONDS)
 
     def check(self) -> None:
         """Exit if another process has published a failure."""
-        with contextlib.suppress(RuntimeError):  # if the store is gone, JAX ends this process
-            for key, value in self._store.key_value_dir_get(_FAILED):
-                self._exit_as(int(key.removeprefix(_FAILED)), *json.loads(value))
+        with contextlib.suppress(ProcessLostError):
+            self._exit_if_published(self._store.wait([_FAILED], timeout=0))
 
-    def _exit_as(self, index: int, status: int, reason: str) -> None:
-        """Exit with the status of process `index`, unless the main thread is ending this process."""
+    def _exit_if_published(self, failures: dict[str, Any]) -> None:
+        """Exit with the status of the process that failed, unless the main thread is ending this process."""
+        if self._stopped.is_set() or not failures:
+            return
+        index, status, reason = failures[_FAILED]
         if index == self.index or not _exit_lock.acquire(blocking=False):
+            self._stopped.set()
             return
         hint = "" if status in (1, 2) else f". {RESUME_HINT}"
         _print_error(f"process {index} of {self.count} failed ({reason}); process {self.index} exits, too{hint}")
@@ -164,37 +161,26 @@ class _ProcessMonitor(threading.Thread):
 
     def publish_failure(self, status: int, reason: str) -> None:
         """Make the other processes exit with `status` and `reason`."""
-        with contextlib.suppress(RuntimeError):  # the store may be gone
-            self._store.key_value_set(f"{_FAILED}{self.index}", json.dumps([status, reason]))
+        with contextlib.suppress(ProcessLostError):
+            self._store.put(_FAILED, (self.index, status, reason))
         self._acknowledge()
 
     def _acknowledge(self) -> None:
         """Confirm that this process exits; process 0, which holds the store, waits for the others to do so."""
-        end = time.monotonic() + _ACKNOWLEDGE_TIMEOUT
-        with contextlib.suppress(RuntimeError):
-            self._store.key_value_set(f"{_ACKNOWLEDGED}{self.index}", "")
-            while self.index == 0:
-                entries = self._store.key_value_dir_get(_ACKNOWLEDGED)
-                missing = sorted(set(range(self.count)) - {int(key.removeprefix(_ACKNOWLEDGED)) for key, _ in entries})
-                if not missing:
-                    break
-                if time.monotonic() > end:
-                    indices = ", ".join(map(str, missing))
-                    _print_error(f"no answer from process {indices} of {self.count}: lost, or not responding")
-                    break
-                time.sleep(_POLL_SECONDS / 10)
+        keys = [f"{_ACKNOWLEDGED}{index}" for index in range(self.count)]
+        with contextlib.suppress(ProcessLostError):
+            self._store.put(keys[self.index], None)
+        if self.index == 0:
+            found = self._store.wait(keys, _ACKNOWLEDGE_TIMEOUT)
+            if missing := [str(index) for index, key in enumerate(keys) if key not in found]:
+                _print_error(f"no answer from process {', '.join(missing)} of {self.count}: lost, or not responding")
 
     def stop(self) -> None:
-        """Wait for process 0, then for all others; end the thread."""
+        """Wait for process 0; end the thread."""
         if self.index == 0:
-            self._store.key_value_set(_DONE, "")
-        while not self._stopped.is_set():
-            with contextlib.suppress(RuntimeError):  # a timeout, at which Python handles signals
-                self._store.blocking_key_value_get(_DONE, 1000)
-                self._stopped.set()
-        self.join()
-        with contextlib.suppress(RuntimeError):
-            self._store.wait_at_barrier(_BARRIER, 1000 * _BARRIER_TIMEOUT)
+            self._store.put(_DONE, None)
+        self._store.get([_DONE])
+        self._stopped.set()
 
 
 def _run_exit_callbacks() -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-import json
+import collections
+import importlib.util
+import os
 import socket
 
 import jax
@@ -30,8 +32,7 @@ def initialize(
     if cluster is None:
         return
     _check_coordinator_port(cluster)
-    # Else JAX would intercept SIGTERM before the training loop handles it: see `collectives.enable_preemption_sync`.
-    jax.config.update("jax_enable_preemption_service", False)
+    jax.config.update("jax_enable_preemption_service", False)  # it would intercept SIGTERM: see `training.interruption`
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
     with failure.startup_timeout(cluster, start_timeout):
         try:
@@ -45,10 +46,19 @@ def initialize(
                 heartbeat_timeout_seconds=peer_timeout,
                 shutdown_timeout_seconds=_EXTRA_TIMEOUT,
             )
+            if jax.process_count() == 1:  # a TPU slice of one host
+                return
+            _check_device_counts()
+            host = cluster.coordinator and cluster.coordinator.rpartition(":")[0].strip("[]")
+            store = collectives.connect(host)
+        except ConfigError:
+            raise
         except (ValueError, RuntimeError) as error:
-            raise ConfigError(f"cannot connect the processes ({cluster.source}): {error}") from error
-        state = collectives.global_state()
-        failure.start_monitor(state.client, state.process_id, state.num_processes)
+            raise ConfigError(
+                f"cannot connect the processes ({cluster.source}): {error}; give --coordinator, --num_processes and"
+                " --process_id, or --num_processes=1 to use this host alone"
+            ) from error
+        failure.start_monitor(store, jax.process_index(), jax.process_count())
         _warm_up_collectives()
     if collectives.is_main():
         print(
@@ -73,36 +83,28 @@ def _check_coordinator_port(cluster: Cluster) -> None:
             ) from error
 
 
-def count_tpu_hosts() -> int:
-    """Number of hosts in the slice of this TPU VM, from its metadata; 1 without a TPU. See `cluster.detect`."""
-    from jax._src import cloud_tpu_init
-    from jax._src.clusters.cloud_tpu_cluster import GceTpuCluster
+def has_tpu() -> bool:
+    """Whether this host has TPU chips; see `cluster.detect`."""
+    # On hosts without TPU chips JAX sets the variable, which keeps libtpu from asking the VM's metadata server.
+    return "TPU_SKIP_MDS_QUERY" not in os.environ and importlib.util.find_spec("libtpu") is not None
 
-    if not cloud_tpu_init.running_in_cloud_tpu_vm:
-        return 1
-    try:
-        return len(GceTpuCluster._get_worker_list_in_slice()) if GceTpuCluster.is_env_present() else 1
-    except Exception as error:  # the metadata server can fail in many ways
+
+def _check_device_counts() -> None:
+    """Raise ConfigError on every process for different numbers of devices."""
+    counts = collections.Counter(device.process_index for device in jax.devices())
+    if len(set(counts.values())) > 1:
         raise ConfigError(
-            f"cannot read the number of hosts of the TPU slice from the VM's metadata ({error}); give --coordinator,"
-            " --num_processes and --process_id, or --num_processes=1 to use this host alone"
-        ) from error
+            f"the processes have different numbers of devices, {[counts[index] for index in sorted(counts)]}; give each"
+            " the same number (CUDA_VISIBLE_DEVICES, JAX_NUM_CPU_DEVICES)"
+        )
 
 
 def _warm_up_collectives() -> None:
-    """Run each kind of collective once, while the processes are in step.
+    """Sum over all devices once, while the processes are in step; `collectives.connect` has sent a first buffer.
 
     Gloo connects the devices at the first collective and waits at most 30 s. Later, a process that finds its program in
-    the compilation cache may be minutes ahead of the others. Raises ConfigError for different numbers of devices.
+    the compilation cache may be minutes ahead of the others.
     """
-    counts = json.loads(b"[" + b",".join(collectives.gather_small(str(jax.local_device_count()).encode())) + b"]")
-    if len(set(counts)) > 1:
-        raise ConfigError(
-            f"the processes have different numbers of devices, {counts}; give each the same number"
-            " (CUDA_VISIBLE_DEVICES, JAX_NUM_CPU_DEVICES)"
-        )
-    collectives.gather_bytes(b"")
-    collectives.broadcast(np.zeros(1))
     sharding = NamedSharding(Mesh(np.asarray(jax.devices()), ("devices",)), PartitionSpec("devices"))
     ones = jax.make_array_from_process_local_data(sharding, np.ones(jax.local_device_count(), np.int32))
     assert int(jax.jit(jnp.sum)(ones)) == jax.device_count()

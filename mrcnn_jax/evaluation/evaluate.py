@@ -119,7 +119,7 @@ def evaluate_model(
     with tempfile.TemporaryFile() as lines:  # a file, to bound memory
         _write_lines(lines, config, dataset, detect, check, profiler)
         lines.seek(0)
-        gathered = collectives.gather_bytes(lines.read())
+        gathered = collectives.gather(lines.read())
     return dict(json.loads(collectives.run_on_main(lambda: _score(config, dataset, folder, gathered, report, quiet))))
 
 

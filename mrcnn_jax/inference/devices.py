@@ -1,7 +1,7 @@
-"""Batches sharded over the devices of this process.
+"""Batches sharded over the devices of this process, for training and inference.
 
-Each device computes its images without communication, so results do not depend on the number of devices, except for
-the rounding of a program compiled for another batch size.
+In inference each device computes its images without communication, so results do not depend on the number of devices,
+except for the rounding of a program compiled for another batch size.
 """
 
 from __future__ import annotations
@@ -13,7 +13,8 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-_AXIS = "devices"
+# Of the mesh, and of `pmap`: a state on a mesh with another name would cause a second compilation.
+AXIS_NAME = "devices"
 
 
 def largest_divisor(devices: Sequence[jax.Device], images: int) -> tuple[jax.Device, ...]:
@@ -22,32 +23,29 @@ def largest_divisor(devices: Sequence[jax.Device], images: int) -> tuple[jax.Dev
 
 
 def replicate(tree: Any, devices: Sequence[jax.Device]) -> Any:
-    """Copy `tree` to each device, as `shard_over_batch` takes its variables."""
+    """Copy each array of `tree` to all `devices`."""
     return jax.device_put(tree, NamedSharding(_mesh(devices), PartitionSpec()))
+
+
+def shard(tree: Any, devices: Sequence[jax.Device]) -> Any:
+    """Divide each array of `tree` over `devices` along its first axis."""
+    return jax.device_put(tree, NamedSharding(_mesh(devices), PartitionSpec(AXIS_NAME)))
 
 
 def shard_over_batch(function: Callable[..., Any], devices: Sequence[jax.Device]) -> Callable[..., Any]:
     """Compile `function(variables, *batch)` with the leading axis of `batch` and of the result sharded over `devices`.
 
-    The compiled function takes the arrays of the batch from the host.
+    The compiled function takes `variables` from `replicate`, and the arrays of the batch from the host.
     """
-    mesh, batch_spec = _mesh(devices), PartitionSpec(_AXIS)
 
     def on_shard(variables: Any, batch: tuple[Any, ...]) -> Any:
         return function(variables, *batch)
 
+    specs = PartitionSpec(), PartitionSpec(AXIS_NAME)
     # check_vma would need every loop in the model to declare what varies over the devices.
-    program = jax.jit(
-        jax.shard_map(
-            on_shard, mesh=mesh, in_specs=(PartitionSpec(), batch_spec), out_specs=batch_spec, check_vma=False
-        )
-    )
-
-    def on_all(variables: Any, *batch: Any) -> Any:
-        return program(variables, jax.device_put(batch, NamedSharding(mesh, batch_spec)))
-
-    return on_all
+    program = jax.jit(jax.shard_map(on_shard, mesh=_mesh(devices), in_specs=specs, out_specs=specs[1], check_vma=False))
+    return lambda variables, *batch: program(variables, shard(batch, devices))
 
 
 def _mesh(devices: Sequence[jax.Device]) -> Mesh:
-    return Mesh(np.asarray(devices), (_AXIS,))
+    return Mesh(np.asarray(devices), (AXIS_NAME,))

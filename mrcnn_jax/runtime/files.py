@@ -87,33 +87,20 @@ def write_bytes(path: epath.PathLike, content: bytes) -> None:
 
 
 @contextlib.contextmanager
-def try_lock(folder: Path) -> Iterator[bool]:
-    """Try to hold an exclusive lock on a local folder; yields False if another process holds it.
+def folder_lock(folder: Path, *, wait: bool = True) -> Iterator[bool]:
+    """Hold an exclusive lock on a local folder; yields whether it is held.
 
-    The lock is released when the process ends. On file systems without locks, yields True.
+    It is not held if another process holds it and `wait` is false. On file systems without locks, yields True. The lock
+    is released when the process ends.
     """
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         locked = True
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            locked = False
-        except OSError:
-            pass
+            fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        except OSError as error:
+            locked = not isinstance(error, BlockingIOError)
         yield locked
-    finally:
-        os.close(descriptor)
-
-
-@contextlib.contextmanager
-def folder_lock(folder: Path) -> Iterator[None]:
-    """Hold an exclusive lock on a local folder. Does nothing on file systems without locks."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        with contextlib.suppress(OSError):
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield
     finally:
         os.close(descriptor)
 

@@ -9,7 +9,6 @@ import contextlib
 import logging
 import shlex
 import tempfile
-from types import TracebackType
 from typing import Any
 
 import jax
@@ -28,42 +27,22 @@ logger = logging.getLogger(__name__)
 
 
 class StepProfiler:
-    """Marks the steps of a loop. This base class records nothing."""
-
-    def begin(self, number: int) -> None:
-        """Begin step `number`."""
-
-    def end(self, results: Any) -> None:
-        """End the step. `results` contains all its device arrays, which may still be computed."""
-
-    def stop(self) -> None:
-        """Finish a recording in progress, before other work. The devices must be idle."""
-
-    def __enter__(self) -> StepProfiler:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.stop()
-
-
-class RecordingProfiler(StepProfiler):
-    """Records up to `NUM_STEPS` steps into a folder, after the first step without a compilation.
+    """Records up to `NUM_STEPS` steps of a loop into a folder, after the first step without a compilation.
 
     The devices are idle when the recording begins and ends, so that it contains the work of whole steps.
     """
 
-    def __init__(self, folder: epath.PathLike, name: str):
-        """`name` and its number label each step in the viewer."""
-        self._folder, self._name = epath.Path(folder), name
+    def __init__(self, folder: epath.PathLike | None = None, name: str = ""):
+        """`name` and its number label each step in the viewer. Without a folder, nothing is recorded."""
+        self._folder, self._name = epath.Path(folder or ""), name
         self._warm = False  # whether the previous step compiled nothing
         self._compiled = 0  # number of compilations before this step
-        self._remaining = NUM_STEPS
+        self._remaining = NUM_STEPS if folder else 0
         self._local: tempfile.TemporaryDirectory[str] | None = None  # local copy of a recording in progress
         self._step = contextlib.ExitStack()
 
     def begin(self, number: int) -> None:
+        """Begin step `number`."""
         self._compiled = get_counter().count
         if self._remaining == NUM_STEPS and self._warm:
             self._start()
@@ -71,6 +50,7 @@ class RecordingProfiler(StepProfiler):
             self._step.enter_context(jax.profiler.StepTraceAnnotation(self._name, step_num=number))
 
     def end(self, results: Any) -> None:
+        """End the step. `results` contains all its device arrays, which may still be computed."""
         if self._local is not None:
             self._remaining -= 1
             if self._remaining == 0:
@@ -84,6 +64,7 @@ class RecordingProfiler(StepProfiler):
                 jax.block_until_ready(results)
 
     def stop(self) -> None:
+        """Finish a recording in progress, before other work. The devices must be idle."""
         self._step.close()
         if self._local is None:
             return
@@ -105,9 +86,10 @@ class RecordingProfiler(StepProfiler):
         options.python_tracer_level = 0  # tracing Python calls would take longer than the step
         jax.profiler.start_trace(self._local.name, profiler_options=options)
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __enter__(self) -> StepProfiler:
+        return self
+
+    def __exit__(self, *_: object) -> None:
         self.stop()
         if self._remaining == NUM_STEPS:
             logger.info("no profile of %s: it ended before a step without a compilation", self._name)
@@ -115,4 +97,4 @@ class RecordingProfiler(StepProfiler):
 
 def profile_steps(folder: epath.PathLike, name: str, *, recorded: bool) -> StepProfiler:
     """Return the profiler of a loop, which writes to `folder` on process 0 if `recorded`."""
-    return RecordingProfiler(folder, name) if recorded and collectives.is_main() else StepProfiler()
+    return StepProfiler(folder if recorded and collectives.is_main() else None, name)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import math
 from collections.abc import Callable, Iterable, Sequence
@@ -22,7 +21,7 @@ from mrcnn_jax.errors import ConfigError
 from mrcnn_jax.evaluation.evaluate import FOLDER, OVERLAYS, check_evaluation, evaluate_model, scorable_iou_types
 from mrcnn_jax.inference.devices import largest_divisor
 from mrcnn_jax.models.mask_rcnn import Variables
-from mrcnn_jax.runtime import files
+from mrcnn_jax.training.logs.json_lines import truncate_rows, write_rows
 from mrcnn_jax.training.validation import ValidationLoss
 
 logger = logging.getLogger(__name__)
@@ -31,7 +30,7 @@ EVALUATIONS = "evaluations.jsonl"  # in the work directory
 UNDEFINED = -1  # value of a precision or recall in pycocotools if there is no ground truth for it
 _PRECISION = "bbox/AP"  # every evaluation has it
 
-Row = dict[str, Any]  # "step", and the metrics of the variables after that many steps
+Metrics = dict[str, float]  # by name
 
 
 class PeriodicEvaluator:
@@ -59,19 +58,15 @@ class PeriodicEvaluator:
         self._config, self._workdir, self._dataset = config, workdir, dataset
         self._path = epath.Path(workdir) / EVALUATIONS
         self._devices, self._check = devices, check
-        self._rows: dict[int, Row] = {}
+        self._rows: dict[int, Metrics] = {}  # by step
         self._best_step: int | None = None  # the step in `workdir/best`, if it has a row
-        self._latest: Row = {}  # metrics that this process computed last
+        self._latest: tuple[int, Metrics] = (-1, {})  # step of the last evaluation in this process, and its metrics
         self._validation: ValidationLoss | None = None
 
     def resume(self, step: int) -> None:
         """Read the rows up to `step`, from which the training starts, and the step in `workdir/best`."""
-
-        def read() -> bytes:
-            return json.dumps([_truncate_rows(self._path, step), best_step(self._workdir)]).encode()
-
-        rows, saved_step = json.loads(collectives.run_on_main(read))
-        self._rows = {row["step"]: row for row in rows}
+        rows, saved_step = collectives.run_on_main(lambda: (truncate_rows(self._path, step), best_step(self._workdir)))
+        self._rows = {row.pop("step"): row for row in rows}
         self._best_step = saved_step if saved_step in self._rows else None
         if collectives.is_main():
             self._warn_if_best_is_lost()
@@ -90,62 +85,57 @@ class PeriodicEvaluator:
         Metrics that this process has computed for `step` are not computed again; those of an earlier process are.
         """
         wanted = {_PRECISION} | ({VALIDATION_LOSS} if self._config.train.validate_every else set())
-        known = self._latest if self._latest.get("step") == step else {}
-        return _metrics({**known, **self._evaluate(step, state, wanted - known.keys(), quiet=False)})
+        known = self._latest_metrics(step)
+        return {**known, **self._evaluate(step, state, wanted - known.keys(), quiet=False)}
 
     def overlays(self, step: int) -> dict[str, bytes]:
         """Return the images that this process's evaluation at `step` drew: name -> PNG. Empty without an evaluation."""
-        if self._latest.get("step") != step or _PRECISION not in self._latest or not collectives.is_main():
+        if _PRECISION not in self._latest_metrics(step) or not collectives.is_main():
             return {}
         return {path.stem: path.read_bytes() for path in (epath.Path(self._workdir) / FOLDER / OVERLAYS).glob("*.png")}
 
     def recorded_metrics(self, step: int) -> dict[str, float]:
         """Return the metrics recorded for `step`; empty if there are none."""
-        return _metrics(self._rows.get(step, {}))
+        return self._rows.get(step, {})
+
+    def _latest_metrics(self, step: int) -> Metrics:
+        """Return the metrics that this process has computed last; empty if that was not for `step`."""
+        return self._latest[1] if self._latest[0] == step else {}
 
     def patience_exhausted(self) -> bool:
         """Return whether `train.patience` evaluations have passed without a better metric."""
         patience, metric = self._config.train.patience, self._config.train.best_metric
-        best = self._best_row()
+        best = self._best_of(self._rows)
         evaluated = [step for step, row in self._rows.items() if row.get(metric, UNDEFINED) != UNDEFINED]
-        return 0 < patience <= sum(best is None or step > best[0] for step in evaluated)
+        return 0 < patience <= sum(best is None or step > best for step in evaluated)
 
     def best(self) -> tuple[int, float] | None:
         """Return step and `train.best_metric` of the weights in `workdir/best`: the first step if values are equal."""
-        if self._best_step is None:
-            return None
-        value = self._value(self._rows[self._best_step])
-        return (self._best_step, value) if self._is_better(value, None) else None
+        step = self._best_of([] if self._best_step is None else [self._best_step])
+        return None if step is None else (step, self._value(step))
 
-    def _best_row(self) -> tuple[int, float] | None:
-        """Return step and value of the best row, whether or not its weights are in `workdir/best`."""
-        best: tuple[int, float] | None = None
-        for step, row in sorted(self._rows.items()):
-            if self._is_better(self._value(row), best):
-                best = step, self._value(row)
-        return best
+    def _best_of(self, steps: Iterable[int]) -> int | None:
+        """Return which of `steps` has the best `train.best_metric`, the first of equal ones; None without values."""
+        sign = -1 if self._config.train.best_metric == VALIDATION_LOSS else 1
+        defined = [step for step in sorted(steps) if not math.isnan(self._value(step))]
+        return max(defined, key=lambda step: sign * self._value(step), default=None)
+
+    def _value(self, step: int) -> float:
+        """Return `train.best_metric` of a row; NaN if it was not evaluated or is undefined."""
+        value = self._rows[step].get(self._config.train.best_metric, UNDEFINED)
+        return math.nan if value == UNDEFINED else value
 
     def _warn_if_best_is_lost(self) -> None:
         """Log a warning if the best row is of other weights than those in `workdir/best`."""
-        best, best_row, metric = self.best(), self._best_row(), self._config.train.best_metric
-        if best_row is None or (best is not None and best_row[1] == best[1]):
+        saved, best, metric = self.best(), self._best_of(self._rows), self._config.train.best_metric
+        if best is None or (saved is not None and self._value(best) == saved[1]):
             return
-        reference = f"step {best[0]} ({best[1]:.3f})" if best else "the next evaluation"
+        reference = f"step {saved[0]} ({saved[1]:.3f})" if saved else "the next evaluation"
         logger.warning(
             "%s was best at step %d (%.3f), but its weights were not saved (train.best_metric was another one then, or"
             " the run has resumed from an earlier step); %s counts as the best in %s",
-            *(metric, *best_row, reference, epath.Path(self._workdir) / BEST),
+            *(metric, best, self._value(best), reference, epath.Path(self._workdir) / BEST),
         )
-
-    def _value(self, row: Row) -> float:
-        """Return `train.best_metric` of a row; NaN if it was not evaluated or is undefined."""
-        value = float(row.get(self._config.train.best_metric, UNDEFINED))
-        return math.nan if value == UNDEFINED else value
-
-    def _is_better(self, value: float, best: tuple[int, float] | None) -> bool:
-        """Return whether a value of the metric is better than `best` (step, value); False for NaN."""
-        sign = -1 if self._config.train.best_metric == VALIDATION_LOSS else 1
-        return sign * value > sign * best[1] if best else not math.isnan(value)
 
     def _due_metrics(self, step: int) -> set[str]:
         train = self._config.train
@@ -170,8 +160,8 @@ class PeriodicEvaluator:
                 check=self._check,
                 quiet=quiet,
             )
-        self._latest = {"step": step, **metrics}
-        self._record({**self._latest, **self._rows.get(step, {})}, variables)
+        self._latest = step, metrics
+        self._record(step, {**metrics, **self._rows.get(step, {})}, variables)
         return metrics
 
     def _validate(self, variables: Variables) -> dict[str, float]:
@@ -186,21 +176,20 @@ class PeriodicEvaluator:
         with eval_batches(self._dataset, self._config, process_index=index, process_count=count) as batches:
             return self._validation(variables, batches, self._check)
 
-    def _record(self, row: Row, variables: Variables) -> None:
+    def _record(self, step: int, row: Metrics, variables: Variables) -> None:
         """Save the variables if they are the best, then write the rows: a run killed in between evaluates again."""
-        step = row["step"]
         if self._rows.get(step) == row:
             return
-        better = self._is_better(self._value(row), self.best())
         self._rows[step] = row
+        saved = self._best_step
+        better = saved != step and self._best_of({step} if saved is None else {saved, step}) == step
         if better:
             self._best_step = step
 
-        def write() -> bytes:
+        def write() -> None:
             if better:
                 save_best(self._workdir, step, variables)
-            _write_rows(self._path, [row for _, row in sorted(self._rows.items())])
-            return b""
+            write_rows(self._path, [{"step": number, **row} for number, row in sorted(self._rows.items())])
 
         collectives.run_on_main(write)
 
@@ -213,32 +202,3 @@ def _check_best_metric(config: Config, dataset: Dataset) -> None:
         raise ConfigError(
             f"train.best_metric={metric}, but data.eval can only be scored on {', '.join(names)}: give another metric"
         )
-
-
-def _metrics(row: Row) -> dict[str, float]:
-    return {name: value for name, value in row.items() if name != "step"}
-
-
-def _truncate_rows(path: epath.Path, step: int) -> list[Row]:
-    """Drop the rows after `step`, and lines that a power failure damaged, from the file; return the other rows."""
-    content = path.read_bytes().decode(errors="replace") if path.is_file() else ""
-    rows = [_parse_row(line) for line in content.splitlines()]
-    kept = [row for row in rows if row is not None and row["step"] <= step]
-    if damaged := rows.count(None):
-        logger.warning("%s: dropping %d damaged lines; their evaluations are lost", path, damaged)
-    if len(kept) < len(rows):
-        _write_rows(path, kept)
-    return kept
-
-
-def _parse_row(line: str) -> Row | None:
-    """Return the row in a line; None if the line is damaged."""
-    try:
-        row = json.loads(line)
-    except ValueError:
-        return None
-    return row if isinstance(row, dict) and type(row.get("step")) is int else None
-
-
-def _write_rows(path: epath.Path, rows: Iterable[Row]) -> None:
-    files.write_text(path, "".join(json.dumps(row) + "\n" for row in rows))

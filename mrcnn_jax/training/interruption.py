@@ -12,35 +12,36 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import math
 import os
 import signal
 import threading
 from collections.abc import Iterator
-from types import FrameType, TracebackType
+from types import FrameType
 
 import jax
-from jax.experimental import multihost_utils
 
 from mrcnn_jax.distributed import collectives
-from mrcnn_jax.errors import Interrupted
+from mrcnn_jax.distributed.message_store import MessageStore
+from mrcnn_jax.errors import Interrupted, ProcessLostError
 
 _SIGNAL_NAMES = {signal.SIGTERM: "SIGTERM", signal.SIGINT: "Ctrl-C"}
+_agreement_ids = itertools.count()  # equal in all processes
 
 
 class SignalHandler:
     """A context manager in which SIGTERM and SIGINT raise Interrupted, or within `postponed()` are recorded.
 
     A second Ctrl-C always raises at once. With several processes a signal to one of them stops all, at the same call of
-    `should_stop`, on which JAX's preemption service agrees; a preemption notice of the cloud does the same. Python
-    allows signal handlers in the main thread only: in other threads (as in some notebooks) signals are not handled.
+    `should_stop`. Python allows signal handlers in the main thread only: in other threads (as in some notebooks)
+    signals are not handled.
     """
 
     def __init__(self) -> None:
         self._signal: int | None = None  # the signal received
         self._postponed = False
-        self._coordinated = False  # whether JAX's preemption service handles SIGTERM
-        self._agreed = False  # whether all processes have agreed to stop
-        self._sync_ids = itertools.count()  # one per call of `should_stop`, the same in all processes
+        self._agreement: StopAgreement | None = None  # of several processes
+        self._agreed = False  # whether all processes stop now
         self._previous_handlers: dict[int, signal._HANDLER] = {}
 
     def __enter__(self) -> SignalHandler:
@@ -52,9 +53,7 @@ class SignalHandler:
                     signal.signal(number, self._handle)
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         for number, previous in self._previous_handlers.items():
             signal.signal(number, previous)
         if kind is None and self._signal is not None:  # the handler raised in a destructor
@@ -71,12 +70,14 @@ class SignalHandler:
             return
         self._postponed = True
         try:
-            self._coordinate()
-            if self._signal is not None and not self._coordinated:
-                raise self.error()
+            if self._agreement is None and jax.process_count() > 1:
+                self._agreement = StopAgreement(collectives.connect(), jax.process_index(), jax.process_count())
+            if self._signal is not None:
+                if self._agreement is None:
+                    raise self.error()
+                self._agreement.request()
             yield
-            if self.should_stop():
-                raise self.error()
+            self.check()
         finally:
             self._postponed = False
 
@@ -85,28 +86,24 @@ class SignalHandler:
 
         Every process must call it at the same places: before each step, and after each batch of an evaluation.
         """
-        if not self._coordinated:
+        if self._agreement is None:
             return self._signal is not None
-        if not self._agreed and multihost_utils.reached_preemption_sync_point(next(self._sync_ids)):
+        if not self._agreed and self._agreement.is_reached():
             self._agreed = True
             if self._signal is None:
                 self._record(signal.SIGTERM)
         return self._agreed
+
+    def check(self) -> None:
+        """Raise Interrupted if `should_stop`; every process must call it at the same places, too."""
+        if self.should_stop():
+            raise self.error()
 
     def error(self, step: int | None = None) -> Interrupted:
         """Return the exception to raise after `should_stop`; `step` is that of the state saved for it, if any."""
         error = _interrupted(signal.SIGTERM if self._signal is None else self._signal, step)
         error.on_all_processes = self._agreed
         return error
-
-    def _coordinate(self) -> None:
-        """With several processes, let JAX's preemption service handle SIGTERM and choose where all of them stop."""
-        if self._coordinated or jax.process_count() == 1:
-            return
-        collectives.enable_preemption_sync()
-        self._coordinated = True
-        if self._signal is not None:
-            os.kill(os.getpid(), signal.SIGTERM)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         first = self._signal is None
@@ -116,8 +113,8 @@ class SignalHandler:
             self._signal = number
             raise _interrupted(number)  # in this process alone
         self._record(number)
-        if self._coordinated:  # Ctrl-C in this process: tell the others
-            os.kill(os.getpid(), signal.SIGTERM)
+        if self._agreement is not None:
+            self._agreement.request()
 
     def _record(self, number: int) -> None:
         self._signal = number
@@ -126,6 +123,44 @@ class SignalHandler:
         message = f"{name}: finishing this step, then saving ({again}Ctrl-C: stop at once)\n"
         with contextlib.suppress(OSError):
             os.write(2, message.encode())  # not `print`, which the signal may have interrupted
+
+
+class StopAgreement:
+    """Lets several processes stop at the same call of `is_reached`, the first one that none of them has made yet.
+
+    They agree in the background: each process waits for a request of any, then publishes the number of its calls, and
+    makes no other call until it knows the numbers of all. JAX's preemption service does the same, but would handle
+    SIGTERM from the start of the program, with a handler that Python cannot call.
+    """
+
+    def __init__(self, store: MessageStore, index: int, count: int):
+        self._store, self._request = store, f"stop/{next(_agreement_ids)}"
+        self._keys = [f"{self._request}/{process}" for process in range(count)]
+        self._own_key = self._keys[index]
+        self._lock = threading.Lock()
+        self._calls, self._last_call = 0, math.inf
+        threading.Thread(target=self._agree, daemon=True).start()
+
+    def request(self) -> None:
+        """Ask all processes to stop. Does not wait, so that a signal handler may call it."""
+        threading.Thread(target=self._publish_request, daemon=True).start()
+
+    def is_reached(self) -> bool:
+        """Return whether this call is the one at which all processes stop, or a later one."""
+        with self._lock:
+            self._calls += 1
+            return self._calls >= self._last_call
+
+    def _publish_request(self) -> None:
+        with contextlib.suppress(ProcessLostError):  # then JAX ends this process
+            self._store.put(self._request, None)
+
+    def _agree(self) -> None:
+        with contextlib.suppress(ProcessLostError):
+            self._store.get([self._request])
+            with self._lock:
+                self._store.put(self._own_key, self._calls)
+                self._last_call = 1 + max(self._store.get(self._keys))
 
 
 def _interrupted(number: int, step: int | None = None) -> Interrupted:

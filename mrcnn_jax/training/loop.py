@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import json
+import itertools
 import logging
 import shlex
 import time
@@ -17,13 +17,14 @@ from mrcnn_jax.checkpoints.manager import Checkpointer
 from mrcnn_jax.config import TrainConfig
 from mrcnn_jax.distributed import collectives
 from mrcnn_jax.errors import ConfigError, NonFiniteLossError
+from mrcnn_jax.inference.devices import replicate
 from mrcnn_jax.runtime import profiling
 from mrcnn_jax.structures import Batch
 from mrcnn_jax.training import parallel
 from mrcnn_jax.training.evaluations import PeriodicEvaluator
 from mrcnn_jax.training.interruption import SignalHandler
 from mrcnn_jax.training.logs.metrics_log import MetricsLog
-from mrcnn_jax.training.nonfinite_dump import FailedStep
+from mrcnn_jax.training.nonfinite_dump import FailedStep, format_losses
 
 logger = logging.getLogger(__name__)
 
@@ -70,7 +71,7 @@ class TrainLoop:
         start, skipped = int(state.step), int(state.skipped)
         if skipped > self.config.max_skipped:  # the train step would not change the state any more
             raise ConfigError(f"train.max_skipped={self.config.max_skipped}, but the run has skipped {skipped} steps")
-        state, key = parallel.replicate((state, key), self.devices)
+        state, key = replicate((state, key), self.devices)
         # The guard turns unintended transfers between host and device into errors.
         with self.signals.postponed(), jax.transfer_guard("disallow"):
             state, step = self._run_steps(start, state, batches, key)
@@ -144,21 +145,21 @@ class TrainLoop:
         logger.warning(
             "step %d is skipped because its loss or gradient is not finite (%s), images %s; skipped so far: %d,"
             " train.max_skipped=%d",
-            *(pending.step, _format_losses(metrics), image_ids, metrics["skipped"], self.config.max_skipped),
+            *(pending.step, format_losses(metrics), image_ids, metrics["skipped"], self.config.max_skipped),
         )
         self.log.step(pending.step, {"skipped": metrics["skipped"]})
 
     def _global_image_ids(self, batch: Batch) -> list[Any]:
         """Return the image ids of the global batch."""
         local_ids = self.image_ids(np.asarray(batch.indices)[np.asarray(batch.valid)])
-        gathered = collectives.gather_bytes(json.dumps(local_ids).encode())
-        return [image_id for content in gathered for image_id in json.loads(content)]
+        gathered = collectives.gather(local_ids)
+        return collectives.run_on_main(lambda: list(itertools.chain.from_iterable(gathered)))
 
 
 def nonfinite_loss_error(step: int, image_ids: list[Any], metrics: dict[str, Any], saved: str) -> NonFiniteLossError:
     """Return the error for a step with a non-finite loss or gradient, saved in the file `saved` ("" if it is not)."""
     skipped = int(metrics["skipped"]) - 1
-    message = f"the loss or its gradient is not finite at step {step} ({_format_losses(metrics)}), images {image_ids}."
+    message = f"the loss or its gradient is not finite at step {step} ({format_losses(metrics)}), images {image_ids}."
     if skipped:
         message += f" Steps skipped before it, as train.max_skipped allows: {skipped}."
     if saved:
@@ -169,8 +170,3 @@ def nonfinite_loss_error(step: int, image_ids: list[Any], metrics: dict[str, Any
         " warmup or optimizer.clip_norm often helps; with init=WORKDIR it starts from the weights of this run"
     )
     return NonFiniteLossError(message, step=step, image_ids=image_ids, saved=saved)
-
-
-def _format_losses(metrics: dict[str, Any]) -> str:
-    selected = {name: value for name, value in metrics.items() if name.startswith("loss") or name == "grad_norm"}
-    return ", ".join(f"{name} {float(value):.4g}" for name, value in selected.items())

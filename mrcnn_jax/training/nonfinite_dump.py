@@ -24,7 +24,10 @@ from etils import epath
 
 import mrcnn_jax
 from mrcnn_jax.config import Config, from_json, to_json
+from mrcnn_jax.distributed import collectives
 from mrcnn_jax.errors import FailureFileError
+from mrcnn_jax.runtime import files
+from mrcnn_jax.runtime.trees import leaves_by_path
 from mrcnn_jax.structures import Batch, GroundTruth
 
 FOLDER = "failures"  # in the work directory
@@ -57,21 +60,28 @@ def save_failed_step(workdir: epath.PathLike, config: Config, failed_step: Faile
 
     All processes must call it, each with its part of the batch; process 0 writes.
     """
-    # Imported here, because reading a file must not need the packages for data, which this module imports.
-    from mrcnn_jax.distributed import collectives
-
     path = epath.Path(workdir) / FOLDER / f"step_{int(failed_step.state.step) + 1:06d}.npz"
-    parts = [_deserialize(part) for part in collectives.gather_bytes(_serialize(failed_step.batch))]
+    parts = collectives.gather(leaves_by_path({"batch": failed_step.batch}))
     if not collectives.is_main():
         return str(path)
-    arrays = {
-        "about": np.array(json.dumps(_about(config, failed_step))),
-        "key": np.asarray(jax.random.key_data(failed_step.key)),
-        **_flatten("state", failed_step.state._asdict()),
+    about = {
+        "format": FORMAT,
+        "config": to_json(config),
+        "image_ids": failed_step.image_ids,
+        "metrics": {name: float(value) for name, value in failed_step.metrics.items()},
+        "devices": failed_step.devices,
+        "key": str(jax.random.key_impl(failed_step.key)),
+        "versions": versions(),
+    }
+    trees = {
+        "about": np.array(json.dumps(about)),
+        "key": jax.random.key_data(failed_step.key),
+        "state": failed_step.state._asdict(),
         **{name: np.concatenate([part[name] for part in parts]) for name in parts[0]},
     }
     try:
-        _write(path, arrays)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        files.write_bytes(path, _archive(trees))
     except OSError as error:
         logger.warning("the failed step could not be written to %s: %s", path, error)
         return ""
@@ -81,18 +91,18 @@ def save_failed_step(workdir: epath.PathLike, config: Config, failed_step: Faile
 def load_failed_step(path: epath.PathLike) -> FailedStepFile:
     """Load a file written by `save_failed_step`, without executing anything in it. Raises FailureFileError."""
     try:
-        with epath.Path(path).open("rb") as file:
-            if not zipfile.is_zipfile(file):
-                raise FailureFileError("not an .npz archive, or a truncated one")
-            file.seek(0)
-            with np.load(file, allow_pickle=False) as archive:
-                arrays = {name: archive[name] for name in archive.files}
-        return _parse(arrays)
+        return _parse(_read_archive(epath.Path(path).read_bytes()))
     except OSError as error:
         raise FailureFileError(f"{path} cannot be read: {error.strerror or error}") from error
     except Exception as error:  # a damaged file may fail in any way
         reason = f"no {error}" if isinstance(error, KeyError) else error
         raise FailureFileError(f"{path} is not a step that training saved in {FOLDER}/: {reason}") from error
+
+
+def format_losses(metrics: dict[str, Any]) -> str:
+    """Return the losses and the norm of their gradient in one line."""
+    names = [name for name in metrics if name.startswith("loss") or name == "grad_norm"]
+    return ", ".join(f"{name} {float(metrics[name]):.7g}" for name in names)
 
 
 def versions() -> dict[str, str]:
@@ -101,25 +111,14 @@ def versions() -> dict[str, str]:
     return {**packages, "device": jax.devices()[0].device_kind}
 
 
-def _about(config: Config, failed_step: FailedStep) -> dict[str, Any]:
-    return {
-        "format": FORMAT,
-        "config": to_json(config),
-        "image_ids": failed_step.image_ids,
-        "metrics": {name: float(value) for name, value in failed_step.metrics.items()},
-        "devices": failed_step.devices,
-        "key": str(jax.random.key_impl(failed_step.key)),
-        "versions": versions(),
-    }
-
-
 def _parse(arrays: dict[str, np.ndarray]) -> FailedStepFile:
     about = json.loads(str(arrays["about"]))
     if about["format"] != FORMAT:
         raise FailureFileError(f"it has format {about['format']}, of mrcnn_jax {about['versions']['mrcnn_jax']}")
-    fields = _unflatten(arrays, "batch/")
+    trees = flax.traverse_util.unflatten_dict(arrays, sep="/")
+    fields = trees["batch"]
     failed_step = FailedStep(
-        state=_unflatten(arrays, "state/"),
+        state=trees["state"],
         batch=Batch(**{**fields, "ground_truth": GroundTruth(**fields["ground_truth"])}),
         key=jax.random.wrap_key_data(jnp.asarray(arrays["key"]), impl=about["key"]),
         image_ids=about["image_ids"],
@@ -129,42 +128,15 @@ def _parse(arrays: dict[str, np.ndarray]) -> FailedStepFile:
     return FailedStepFile(from_json(about["config"]), failed_step, about["versions"])
 
 
-def _write(path: epath.Path, arrays: dict[str, np.ndarray]) -> None:
-    """Write an archive under a temporary name and rename it, so that `path` is never incomplete."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".tmp")
-    with temporary.open("wb") as file:
-        np.savez(file, **arrays)  # type: ignore[arg-type]
-    temporary.replace(path)
-
-
-def _flatten(name: str, tree: Any) -> dict[str, np.ndarray]:
-    """Return the leaves of a pytree as NumPy arrays: "name/path" -> array."""
-    leaves, _ = jax.tree_util.tree_flatten_with_path(jax.device_get(tree))
-    return {
-        f"{name}/{jax.tree_util.keystr(path, simple=True, separator='/')}": np.asarray(leaf) for path, leaf in leaves
-    }
-
-
-def _unflatten(arrays: dict[str, np.ndarray], prefix: str) -> dict[str, Any]:
-    """Return the arrays whose name starts with `prefix` as nested dicts."""
-    tree: dict[str, Any] = {}
-    for name, array in arrays.items():
-        if name.startswith(prefix):
-            *folders, leaf = name.removeprefix(prefix).split("/")
-            node = tree
-            for folder in folders:
-                node = node.setdefault(folder, {})
-            node[leaf] = array
-    return tree
-
-
-def _serialize(batch: Batch) -> bytes:
+def _archive(trees: Any) -> bytes:
+    """Return an .npz archive of the leaves of a pytree, by path."""
     content = io.BytesIO()
-    np.savez(content, **_flatten("batch", batch))  # type: ignore[arg-type]
+    np.savez(content, **leaves_by_path(jax.device_get(trees)))
     return content.getvalue()
 
 
-def _deserialize(content: bytes) -> dict[str, np.ndarray]:
+def _read_archive(content: bytes) -> dict[str, np.ndarray]:
+    if not zipfile.is_zipfile(io.BytesIO(content)):
+        raise FailureFileError("not an .npz archive, or a truncated one")
     with np.load(io.BytesIO(content), allow_pickle=False) as archive:
         return dict(archive)

@@ -9,6 +9,7 @@ import difflib
 from collections.abc import Callable
 from typing import Any
 
+import flax
 import jax
 import jax.numpy as jnp
 import optax
@@ -51,7 +52,7 @@ def make_optimizer(
     config: OptimizerConfig,
     schedule: optax.Schedule,
     params: PyTree,
-    frozen: PyTree | Callable[[ParameterPath], bool] | None = None,
+    frozen: Callable[[ParameterPath], bool] = lambda path: False,
 ) -> optax.GradientTransformation:
     """Return SGD with momentum, or AdamW.
 
@@ -61,17 +62,13 @@ def make_optimizer(
 
     Args:
         params: the parameters, or their shapes.
-        frozen: pytree of bool like `params`, or a predicate on parameter paths. Frozen parameters get zero updates,
-            have no optimizer state and do not count in the gradient norm that `clip_norm` limits.
+        frozen: predicate on parameter paths. Frozen parameters get zero updates, have no optimizer state and do not
+            count in the gradient norm that `clip_norm` limits.
 
     `config.lr_multipliers` scale learning rate and decay, as parameter groups do in torch.
     Raises ConfigError if an entry of `lr_multipliers` matches no parameter.
     """
     check_lr_multipliers(config, params)
-    if frozen is None:
-        frozen = jax.tree.map(lambda _: False, params)
-    elif callable(frozen):
-        frozen = _map_paths(frozen, params)
     transforms = [optax.clip_by_global_norm(config.clip_norm)] if config.clip_norm is not None else []
     decay = optax.add_decayed_weights(config.weight_decay, mask=_decay_mask)
     if config.name == "sgd":
@@ -82,7 +79,7 @@ def make_optimizer(
     if config.lr_multipliers:
         # Scaling the updates equals scaling the learning rate: no optimizer state contains the learning rate.
         transforms.append(optax.stateless(lambda updates, _: _scale_updates(updates, config.lr_multipliers)))
-    labels = jax.tree.map(lambda is_frozen: "frozen" if is_frozen else "trained", frozen)
+    labels = _map_paths(lambda path: "frozen" if frozen(path) else "trained", params)
     return optax.partition({"trained": optax.chain(*transforms), "frozen": optax.set_to_zero()}, labels)
 
 
@@ -94,8 +91,7 @@ def frozen_paths(config: ModelConfig) -> Callable[[ParameterPath], bool]:
 
 def check_lr_multipliers(config: OptimizerConfig, params: PyTree) -> None:
     """Raise ConfigError if a path in `lr_multipliers` is no prefix of a parameter path; suggests the closest one."""
-    leaves, _ = jax.tree_util.tree_flatten_with_path(params)
-    paths = [tuple(str(key.key) for key in path) for path, _ in leaves]
+    paths = list(flax.traverse_util.flatten_dict(params))
     known = sorted({"/".join(path[:depth]) for path in paths for depth in range(1, len(path) + 1)})
     for name, _ in config.lr_multipliers:
         if name not in known:

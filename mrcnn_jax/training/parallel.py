@@ -11,14 +11,13 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
-import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from mrcnn_jax.errors import ConfigError, RecompilationError
+from mrcnn_jax.errors import ConfigError, RecompilationError, format_list
+from mrcnn_jax.inference.devices import AXIS_NAME, shard
 from mrcnn_jax.runtime.compile_counter import get_counter
+from mrcnn_jax.runtime.trees import leaves_by_path
 from mrcnn_jax.structures import Batch
 
-AXIS_NAME = "devices"
 _MAX_LISTED = 4  # changes in an error message
 
 PyTree = Any
@@ -105,21 +104,16 @@ def use_cpu_cores(batch_size: int, *, accumulate: int = 1) -> None:
     jax.config.update("jax_num_cpu_devices", max(counts, default=1))
 
 
-def compile_train_step(step: StepFunction, devices: Sequence[jax.Device] | None = None) -> CompiledTrainStep:
-    """Parallelize `step`, made with `axis_name=AXIS_NAME`, over `devices`. Compiles at the first batch of a shape."""
-    return CompiledTrainStep(step, devices)
-
-
-def place_batch(batch: Batch, devices: Sequence[jax.Device] | None = None) -> Batch:
+def place_batch(batch: Batch, devices: Sequence[jax.Device]) -> Batch:
     """Split this process's part of a batch over its n devices: (B, ...) -> (n, B / n, ...).
 
     Raises ConfigError if n does not divide B.
     """
-    devices = jax.local_devices() if devices is None else devices
     count, size = len(devices), len(batch.valid)
     check_divisible(size, count)
-    shards = jax.tree.map(lambda array: array.reshape(count, size // count, *array.shape[1:]), batch)
-    return jax.device_put(shards, NamedSharding(_mesh(devices), PartitionSpec(AXIS_NAME)))
+    shares = jax.tree.map(lambda array: array.reshape(count, size // count, *array.shape[1:]), batch)
+    placed: Batch = shard(shares, devices)
+    return placed
 
 
 def check_divisible(batch_size: int, devices: int, *, accumulate: int = 1) -> None:
@@ -137,17 +131,6 @@ def check_divisible(batch_size: int, devices: int, *, accumulate: int = 1) -> No
         )
 
 
-def replicate(tree: PyTree, devices: Sequence[jax.Device] | None = None) -> PyTree:
-    """Copy a pytree (state, key) to all local devices, as `CompiledTrainStep` expects it."""
-    devices = jax.local_devices() if devices is None else devices
-    return jax.device_put(tree, NamedSharding(_mesh(devices), PartitionSpec()))
-
-
-def _mesh(devices: Sequence[jax.Device]) -> Mesh:
-    # pmap names its mesh axis like this: a state on a mesh with another name would cause a second compilation.
-    return Mesh(np.asarray(devices), (AXIS_NAME,))
-
-
 def _describe_arrays(tree: PyTree) -> dict[str, str]:
     """Describe dtype, shape and sharding of each array, by path. Works for donated arrays, too."""
 
@@ -155,17 +138,14 @@ def _describe_arrays(tree: PyTree) -> dict[str, str]:
         weak = ", weakly typed" if getattr(leaf, "weak_type", False) else ""
         return f"{leaf.dtype}{list(leaf.shape)}{weak} on {getattr(leaf, 'sharding', 'the host')}"
 
-    leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
-    return {jax.tree_util.keystr(path, simple=True, separator="/"): describe(leaf) for path, leaf in leaves}
+    return {path: describe(leaf) for path, leaf in leaves_by_path(tree).items()}
 
 
 def _recompilation_error(batch: PyTree, changes: list[str]) -> RecompilationError:
     shape = jax.tree.leaves(batch)[0].shape
-    listed = "; ".join(changes[:_MAX_LISTED])
-    if len(changes) > _MAX_LISTED:
-        listed += f"; and {len(changes) - _MAX_LISTED} more"
+    listed = format_list(changes, _MAX_LISTED) or "none; a cache or a setting of JAX has changed"
     return RecompilationError(
         f"the train step was compiled a second time for batches of shape {shape} (devices first). Each compilation"
         " takes as long as the first, so the run stops. This is a bug in the program, not in the data or the settings."
-        f" Changed inputs: {listed or 'none; a cache or a setting of JAX has changed'}"
+        f" Changed inputs: {listed}"
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -12,9 +12,10 @@ import numpy as np
 
 from mrcnn_jax.config import Config, ModelConfig
 from mrcnn_jax.models.mask_rcnn import build_model
+from mrcnn_jax.runtime.trees import leaves_by_path
 from mrcnn_jax.structures import Batch
 from mrcnn_jax.training.gradients import make_gradient_function
-from mrcnn_jax.training.nonfinite_dump import FailedStepFile, versions
+from mrcnn_jax.training.nonfinite_dump import FailedStepFile, format_losses, versions
 from mrcnn_jax.training.step import image_keys, loss_and_grad_norm
 
 _MAX_LISTED = 10  # arrays
@@ -27,16 +28,18 @@ def replay(saved: FailedStepFile) -> bool:
     _print_header(saved)
     bad_state = _report_state(failed_step.state)
     metrics, gradients = replay_batch(saved)
-    print(f"\nthen: {_format_losses(failed_step.metrics)}\nnow:  {_format_losses(metrics)}")
+    print(f"\nthen: {format_losses(failed_step.metrics)}\nnow:  {format_losses(metrics)}")
     reproduced = not metrics["finite"]
     if reproduced:
         _report_nonfinite("gradients", gradients)
     print("\neach image alone:", flush=True)
     bad_images = []
-    for image_id, image_metrics in replay_images(saved):
-        mark = "" if image_metrics["finite"] else f"   <- {_describe_nonfinite(image_metrics)}"
-        print(f"  image {image_id}: {_format_losses(image_metrics)}{mark}", flush=True)
-        bad_images += [] if image_metrics["finite"] else [image_id]
+    batch = failed_step.batch
+    for image_id, slot in zip(failed_step.image_ids, np.flatnonzero(batch.valid), strict=True):
+        alone, _ = _replay(saved, jax.tree.map(lambda array, slot=slot: array[slot : slot + 1], batch))
+        mark = "" if alone["finite"] else f"   <- {_describe_nonfinite(alone)}"
+        print(f"  image {image_id}: {format_losses(alone)}{mark}", flush=True)
+        bad_images += [] if alone["finite"] else [image_id]
     print(f"\n{_conclusion(metrics, bad_state, bad_images, failed_step.image_ids)}", flush=True)
     return reproduced
 
@@ -52,16 +55,16 @@ def replay_batch(saved: FailedStepFile) -> StepResult:
         batch = jax.tree.map(lambda array: array[order], batch)
     else:
         accumulate *= failed_step.devices
-    return _to_host(_step_function(config, accumulate)(batch, *_step_inputs(saved)))
+    return _replay(saved, batch, accumulate)
 
 
-def replay_images(saved: FailedStepFile) -> Iterator[tuple[Any, dict[str, Any]]]:
-    """Yield the id of each image with the metrics of a batch of this image alone."""
-    batch = saved.failed_step.batch
-    step = _step_function(saved.config, 1)
-    for image_id, slot in zip(saved.failed_step.image_ids, np.flatnonzero(batch.valid), strict=True):
-        image_batch = jax.tree.map(lambda array, slot=slot: array[slot : slot + 1], batch)
-        yield image_id, _to_host(step(image_batch, *_step_inputs(saved)))[0]
+def _replay(saved: FailedStepFile, batch: Batch, accumulate: int = 1) -> StepResult:
+    """Repeat the step with another batch."""
+    state = saved.failed_step.state
+    step = _step_function(saved.config, accumulate)
+    result = step(batch, state["params"], state.get("model_state", {}), state["step"], saved.failed_step.key)
+    metrics, gradients = jax.device_get(result)
+    return {name: value.item() for name, value in metrics.items()}, gradients
 
 
 @functools.cache
@@ -78,17 +81,6 @@ def _step_function(config: Config, accumulate: int) -> Callable[..., Any]:
         return {"loss": loss, **computed.losses, "grad_norm": norm, "finite": finite}, computed.gradients
 
     return step
-
-
-def _step_inputs(saved: FailedStepFile) -> tuple[Any, ...]:
-    """Return the inputs of a step other than the batch."""
-    state = saved.failed_step.state
-    return state["params"], state.get("model_state", {}), state["step"], saved.failed_step.key
-
-
-def _to_host(result: StepResult) -> StepResult:
-    metrics, gradients = jax.device_get(result)
-    return {name: value.item() for name, value in metrics.items()}, gradients
 
 
 def _has_sync_bn(model: ModelConfig) -> bool:
@@ -134,14 +126,7 @@ def _report_nonfinite(name: str, tree: Any) -> bool:
 
 def _float_arrays(tree: Any) -> list[tuple[str, np.ndarray]]:
     """Return the floating-point arrays in nested dicts, each with its path."""
-    leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
-    name = functools.partial(jax.tree_util.keystr, simple=True, separator="/")
-    return [(name(path), leaf) for path, leaf in leaves if np.issubdtype(leaf.dtype, np.floating)]
-
-
-def _format_losses(metrics: dict[str, Any]) -> str:
-    names = [name for name in metrics if name.startswith("loss") or name == "grad_norm"]
-    return "  ".join(f"{name} {metrics[name]:.7g}" for name in names)
+    return [(path, leaf) for path, leaf in leaves_by_path(tree).items() if np.issubdtype(leaf.dtype, np.floating)]
 
 
 def _describe_nonfinite(metrics: dict[str, Any]) -> str:

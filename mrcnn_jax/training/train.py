@@ -6,7 +6,6 @@ import dataclasses
 import functools
 import os
 from collections.abc import Sequence
-from typing import Any
 
 import jax
 import numpy as np
@@ -14,7 +13,7 @@ from etils import epath
 
 from mrcnn_jax.checkpoints.manager import Checkpointer
 from mrcnn_jax.checkpoints.workdir import check_workdir, prepare_workdir
-from mrcnn_jax.config import Config, from_json, to_json, validate
+from mrcnn_jax.config import Config, validate
 from mrcnn_jax.data.categories import Categories
 from mrcnn_jax.data.dataset import Dataset, load_split
 from mrcnn_jax.data.pipeline import train_batches
@@ -22,7 +21,7 @@ from mrcnn_jax.distributed import collectives, failure
 from mrcnn_jax.errors import ConfigError
 from mrcnn_jax.evaluation.coco_metrics import check_keypoints
 from mrcnn_jax.evaluation.evaluate import check_evaluation, check_same_configuration, check_same_data
-from mrcnn_jax.models.mask_rcnn import build_model, check_jax_settings, variable_shapes
+from mrcnn_jax.models.mask_rcnn import Variables, build_model, check_jax_settings, variable_shapes
 from mrcnn_jax.runtime import compilation_cache, profiling
 from mrcnn_jax.training import parallel
 from mrcnn_jax.training.evaluations import PeriodicEvaluator
@@ -64,46 +63,33 @@ def train(
         devices = jax.local_devices() if devices is None else devices
         num_devices = len(devices) * jax.process_count()
         parallel.check_divisible(config.train.batch_size, num_devices, accumulate=config.train.accumulate)
-        dataset, eval_dataset = load_split(config.data, "train"), load_split(config.data, "eval")
-        check_same_data({"data.train": dataset, "data.eval": eval_dataset})
-        config = with_categories(config, dataset.categories)
-        check_evaluation(config, eval_dataset)
-        run = _TrainingRun(config, workdir, dataset, eval_dataset, devices, signals)
+        run = _TrainingRun(config, workdir, devices, signals)
         state = run.train(profile)
         run.report(state)
     return state
 
 
 class _TrainingRun:
-    """One call of `train`, with its data loaded and checked."""
+    """One call of `train`: data, train step and evaluator."""
 
-    def __init__(
-        self,
-        config: Config,
-        workdir: epath.PathLike,
-        dataset: Dataset,
-        eval_dataset: Dataset,
-        devices: Sequence[jax.Device],
-        signals: SignalHandler,
-    ):
+    def __init__(self, config: Config, workdir: epath.PathLike, devices: Sequence[jax.Device], signals: SignalHandler):
+        """Load and check the data, and resolve the configuration, which is the same on every process."""
         self.workdir, self.devices, self.signals = workdir, devices, signals
-        self._dataset = dataset
-        self.config, variables = _prepare_run(config, workdir, dataset)  # the same configuration on every process
-        _, self.key = _split_seed(self.config)
+        self._dataset, eval_dataset = load_split(config.data, "train"), load_split(config.data, "eval")
+        check_same_data({"data.train": self._dataset, "data.eval": eval_dataset})
+        config = with_categories(config, self._dataset.categories)
+        check_evaluation(config, eval_dataset)
+        init_key, self.key = jax.random.split(jax.random.key(config.train.seed))
+        self.config, variables = _prepare_run(config, workdir, self._dataset, init_key)
         schedule = make_schedule(self.config.optimizer, self.config.train.steps)
-        self.model = build_model(self.config.model)
-        shapes = variable_shapes(self.model)
+        model = build_model(self.config.model)
+        shapes = variable_shapes(model)
         optimizer = make_optimizer(self.config.optimizer, schedule, shapes["params"], frozen_paths(self.config.model))
         create = functools.partial(create_state, optimizer, ema_decay=self.config.train.ema_decay)
         self._state_shapes = jax.eval_shape(create, shapes)
         self._new_state = None if variables is None else create(variables)
-        self._step = make_train_step(self.model, self.config, optimizer, schedule, axis_name=parallel.AXIS_NAME)
-        self._evaluator = PeriodicEvaluator(self.config, workdir, eval_dataset, devices, self._raise_if_signaled)
-
-    def _raise_if_signaled(self) -> None:
-        """Raise Interrupted after a signal. All processes must call it together."""
-        if self.signals.should_stop():
-            raise self.signals.error()
+        self._step = make_train_step(model, self.config, optimizer, schedule, axis_name=parallel.AXIS_NAME)
+        self._evaluator = PeriodicEvaluator(self.config, workdir, eval_dataset, devices, signals.check)
 
     def train(self, profile: bool) -> TrainState:
         """Train from the initial or restored state; return the final state."""
@@ -143,7 +129,7 @@ class _TrainingRun:
         profiler = profiling.profile_steps(epath.Path(self.workdir) / profiling.FOLDER, "train", recorded=profile)
         with batches, log, profiler:
             loop = TrainLoop(
-                train_step=parallel.compile_train_step(self._step, self.devices),
+                train_step=parallel.CompiledTrainStep(self._step, self.devices),
                 config=config.train,
                 log=log,
                 checkpointer=checkpointer,
@@ -204,27 +190,23 @@ class _TrainingRun:
         return f", no best checkpoint: {metric} was never defined" if metric else ""
 
 
-def _split_seed(config: Config) -> tuple[jax.Array, jax.Array]:
-    """Return the PRNG keys of the initial variables and of the training steps."""
-    init_key, step_key = jax.random.split(jax.random.key(config.train.seed))
-    return init_key, step_key
-
-
-def _prepare_run(config: Config, workdir: epath.PathLike, dataset: Dataset) -> tuple[Config, Any]:
+def _prepare_run(
+    config: Config, workdir: epath.PathLike, dataset: Dataset, key: jax.Array
+) -> tuple[Config, Variables | None]:
     """Resolve the configuration and write it to `workdir`; return it, and the initial variables, if any.
 
     Every process gets the configuration of process 0. The variables are None on other processes, and if the run
     resumes from a checkpoint.
     """
-    variables: Any = None
+    variables: Variables | None = None
 
-    def prepare() -> bytes:
+    def prepare() -> Config:
         nonlocal variables
-        resolved, variables = resolve_init(config, workdir, _split_seed(config)[0])
+        resolved, variables = resolve_init(config, workdir, key)
         prepare_workdir(workdir, resolved, dataset.fingerprint())
-        return to_json(resolved).encode()
+        return resolved
 
-    return from_json(collectives.run_on_main(prepare).decode()), variables
+    return collectives.run_on_main(prepare), variables
 
 
 def with_categories(config: Config, categories: Categories) -> Config:

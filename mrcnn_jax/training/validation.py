@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -51,8 +50,8 @@ class ValidationLoss:
             _add(totals, pending)
             pending = started
         _add(totals, pending)
-        gathered = [json.loads(content) for content in collectives.gather_bytes(json.dumps(totals).encode())]
-        means = {name: _mean([process_totals[name] for process_totals in gathered]) for name in totals}
+        gathered = collectives.gather(totals)
+        means = collectives.run_on_main(lambda: {name: _mean([part[name] for part in gathered]) for name in totals})
         return {"validation/loss": sum(means.values()), **{f"validation/{name}": mean for name, mean in means.items()}}
 
 

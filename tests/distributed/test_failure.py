@@ -124,7 +124,7 @@ def test_hanging_process_is_lost(start, process):
 
 @pytest.mark.slow
 def test_killed_main_process_ends_the_other(start):
-    """The key-value store is gone, too: either JAX or this project reports the failure first."""
+    """The message store is gone, too: either JAX or this project reports the failure first."""
     job = start(at_step(4, 0, "os.kill(os.getpid(), signal.SIGKILL)"), SHORT_TIMEOUT)
     assert exit_code_of_other(job, 0) in (75, -signal.SIGABRT)
     output = job.output(1)

@@ -220,15 +220,15 @@ def evaluate_with(count, config, folder, monkeypatch):
     """Evaluate with `count` processes, simulated one after the other; returns metrics, records and overlays."""
     monkeypatch.setattr(jax, "process_count", lambda: count)
     monkeypatch.setattr(collectives, "check_same", lambda *_: None)  # there is only one real process
-    monkeypatch.setattr(collectives, "broadcast_bytes", lambda content: content)
+    monkeypatch.setattr(collectives, "broadcast_object", lambda content: content)
     shares = []
-    monkeypatch.setattr(collectives, "gather_bytes", lambda content: [*shares, content][::-1])
+    monkeypatch.setattr(collectives, "gather", lambda content: [*shares, content][::-1])
     for index in reversed(range(count)):  # the main process last, which gathers the parts of the others
         monkeypatch.setattr(jax, "process_index", lambda index=index: index)
         if index > 0:
             monkeypatch.setattr(collectives, "run_on_main", lambda function: b"{}")
             with monkeypatch.context() as patch:
-                patch.setattr(collectives, "gather_bytes", lambda content: shares.append(content) or [])
+                patch.setattr(collectives, "gather", lambda content: shares.append(content) or [])
                 use_ground_truth(patch)
                 evaluate_model(config, {}, folder)
     monkeypatch.setattr(collectives, "run_on_main", lambda function: function())

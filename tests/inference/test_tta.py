@@ -219,7 +219,7 @@ def test_evaluation_detects_in_all_views_of_every_image_once(shapes, tmp_path, m
     monkeypatch.setattr(tta, "compile_detect", lambda *_: ground_truth_detector(dataset))
     monkeypatch.setattr(jax, "process_count", lambda: count)
     monkeypatch.setattr(collectives, "check_same", lambda *_: None)  # there is only one real process
-    monkeypatch.setattr(collectives, "broadcast_bytes", lambda content: content)
+    monkeypatch.setattr(collectives, "broadcast_object", lambda content: content)
     shares = []
     for index in reversed(range(count)):
         monkeypatch.setattr(jax, "process_index", lambda index=index: index)
@@ -227,7 +227,7 @@ def test_evaluation_detects_in_all_views_of_every_image_once(shapes, tmp_path, m
             collectives, "run_on_main", (lambda function: b"{}") if index else (lambda function: function())
         )
         gather = (lambda content: shares.append(content) or []) if index else (lambda content: [*shares, content])
-        monkeypatch.setattr(collectives, "gather_bytes", gather)
+        monkeypatch.setattr(collectives, "gather", gather)
         evaluate_model(shapes, {}, tmp_path)
     results = json.loads((tmp_path / "evaluation" / "results.json").read_text())
     assert [record["image_id"] for record in results] == dataset.ids.tolist()

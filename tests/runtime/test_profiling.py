@@ -17,7 +17,7 @@ from mrcnn_jax.distributed import collectives
 from mrcnn_jax.errors import Interrupted
 from mrcnn_jax.evaluation.evaluate import evaluate_model
 from mrcnn_jax.runtime import profiling
-from mrcnn_jax.runtime.profiling import NUM_STEPS, RecordingProfiler
+from mrcnn_jax.runtime.profiling import NUM_STEPS, StepProfiler
 from mrcnn_jax.training.logs.metrics_log import MetricsLog
 from mrcnn_jax.training.train import train
 
@@ -49,20 +49,20 @@ def loop(profile, shapes, within=lambda number: None):
 
 def test_steps_after_the_compilation_are_recorded(tmp_path, caplog):
     caplog.set_level("INFO", "mrcnn_jax")
-    loop(RecordingProfiler(tmp_path / "a b", "count"), [1, 2, 2] + [2] * NUM_STEPS + [2])
+    loop(StepProfiler(tmp_path / "a b", "count"), [1, 2, 2] + [2] * NUM_STEPS + [2])
     assert events(only_trace(tmp_path / "a b"), "count") == [("count", 4 + i) for i in range(NUM_STEPS)]
     assert f"wrote a profile of {NUM_STEPS} steps of count to {tmp_path}/a b" in caplog.text
     assert f"tensorboard --logdir='{tmp_path}/a b'" in caplog.text
 
 
 def test_loop_with_fewer_steps(tmp_path):
-    loop(RecordingProfiler(tmp_path, "count"), [1, 1, 1, 1])
+    loop(StepProfiler(tmp_path, "count"), [1, 1, 1, 1])
     assert events(only_trace(tmp_path), "count") == [("count", 3), ("count", 4)]
 
 
 def test_loop_without_recorded_steps(tmp_path, caplog):
     caplog.set_level("INFO", "mrcnn_jax")
-    loop(RecordingProfiler(tmp_path, "count"), [1, 1])
+    loop(StepProfiler(tmp_path, "count"), [1, 1])
     assert not list(tmp_path.iterdir())
     assert "no profile of count" in caplog.text
 
@@ -74,12 +74,12 @@ def test_an_error_closes_the_recording(tmp_path):
 
     for folder in (tmp_path / "first", tmp_path / "second"):  # JAX allows one recording at a time
         with pytest.raises(RuntimeError, match="in the middle"):
-            loop(RecordingProfiler(folder, "count"), [1, 1, 1, 1, 1], within=fail)
+            loop(StepProfiler(folder, "count"), [1, 1, 1, 1, 1], within=fail)
         assert events(only_trace(folder), "count") == [("count", 3), ("count", 4)]
 
 
 def test_stop(tmp_path):
-    with RecordingProfiler(tmp_path, "count") as profile:
+    with StepProfiler(tmp_path, "count") as profile:
         for number in range(1, 10):
             profile.begin(number)
             profile.end(())
@@ -89,10 +89,11 @@ def test_stop(tmp_path):
 
 
 def test_only_the_main_process_records(tmp_path, monkeypatch):
-    assert isinstance(profiling.profile_steps(tmp_path, "count", recorded=True), RecordingProfiler)
-    assert not isinstance(profiling.profile_steps(tmp_path, "count", recorded=False), RecordingProfiler)
+    loop(profiling.profile_steps(tmp_path / "main", "count", recorded=True), [1, 1, 1, 1])
+    loop(profiling.profile_steps(tmp_path / "not asked", "count", recorded=False), [1, 1, 1, 1])
     monkeypatch.setattr(collectives, "is_main", lambda: False)
-    assert not isinstance(profiling.profile_steps(tmp_path, "count", recorded=True), RecordingProfiler)
+    loop(profiling.profile_steps(tmp_path / "other", "count", recorded=True), [1, 1, 1, 1])
+    assert [folder.name for folder in tmp_path.iterdir()] == ["main"]
 
 
 def test_profiled_training_gives_the_same_state(finished_run, tmp_path):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import sys
+import time
 
 import jax
 import numpy as np
@@ -34,10 +35,12 @@ def run_collectives() -> None:
         for name, leaf in LEAVES.items():
             assert (got[name].dtype, got[name].shape) == (leaf.dtype, leaf.shape), name
             assert got[name].tobytes() == leaf.tobytes(), name
-        assert collectives.broadcast_bytes(b"\0message" if main else None) == b"\0message"
+        time.sleep(0.3 * index)
+        value = collectives.broadcast_object({"from": index})
+        assert value.pop("from") == 0  # although process 0 has changed its value by now
         ours = bytes([index]) * 1_500_000 * index  # of different lengths, one of them empty
-        assert collectives.gather_bytes(ours) == [b"", b"\1" * 1_500_000]
-        assert collectives.gather_bytes(b"") == [b"", b""]
+        assert collectives.gather(ours) == ([b"", b"\1" * 1_500_000] if main else [])
+        assert collectives.gather(b"") == ([b"", b""] if main else [])
         assert collectives.run_on_main(lambda: f"by {index}".encode()) == b"by 0"
     collectives.check_same({"seed": 0, "rate": float("nan")}, "configuration")
     with contextlib.suppress(ConfigError):

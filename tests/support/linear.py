@@ -90,7 +90,7 @@ def make_step(max_skipped: int = 0) -> TrainStep:
 @functools.cache
 def compiled_step(max_skipped: int = 0) -> parallel.CompiledTrainStep:
     """Return the step on two devices, compiled once per process."""
-    return parallel.compile_train_step(make_step(max_skipped), jax.local_devices()[:2])
+    return parallel.CompiledTrainStep(make_step(max_skipped), jax.local_devices()[:2])
 
 
 def batches(first: int = 0, poisoned: Sequence[int] = ()) -> Iterator[Batch]:

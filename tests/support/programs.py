@@ -45,7 +45,7 @@ def share_train_steps(change: Callable[[Any, str, Any], None]) -> None:
 
     `change` is the `setattr` of a MonkeyPatch.
     """
-    make, compile_step, init = train_module.make_train_step, parallel.compile_train_step, init_module.init_variables
+    make, compile_step, init = train_module.make_train_step, parallel.CompiledTrainStep, init_module.init_variables
     steps: dict[Any, Any] = {}
     compiled: dict[Any, Any] = {}
     initialized: dict[Any, Any] = {}
@@ -67,7 +67,7 @@ def share_train_steps(change: Callable[[Any, str, Any], None]) -> None:
 
     change(init_module, "init_variables", init_once)
     change(train_module, "make_train_step", make_once)
-    change(parallel, "compile_train_step", compile_once)
+    change(parallel, "CompiledTrainStep", compile_once)
 
 
 def _step_config(config: Config) -> Config:

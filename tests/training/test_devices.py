@@ -13,6 +13,7 @@ from support import programs
 from mrcnn_jax.checkpoints.workdir import read_config
 from mrcnn_jax.config import TrainConfig
 from mrcnn_jax.data import load_split, train_batches
+from mrcnn_jax.inference.devices import replicate
 from mrcnn_jax.models.mask_rcnn import build_model, init_variables
 from mrcnn_jax.training import gradients, parallel, train
 from mrcnn_jax.training.optimizer import make_optimizer, make_schedule
@@ -84,7 +85,7 @@ def test_slots_of_images_do_not_matter(finished_run):
     optimizer = make_optimizer(config.optimizer, schedule, finished_run.state.params)
     devices = jax.local_devices()[:2]
     # The step of `finished_run`, which is already compiled.
-    step = parallel.compile_train_step(
+    step = parallel.CompiledTrainStep(
         train.make_train_step(model, config, optimizer, schedule, axis_name=parallel.AXIS_NAME), devices
     )
     with train_batches(load_split(config.data, "train"), config) as stream:
@@ -93,8 +94,8 @@ def test_slots_of_images_do_not_matter(finished_run):
     moved = jax.tree.map(lambda x: x[::-1].copy(), batch)
     found = []
     for some in (batch, moved):
-        state = parallel.replicate(jax.device_get(finished_run.state), devices)
-        key = parallel.replicate(jax.random.key(0), devices)
+        state = replicate(jax.device_get(finished_run.state), devices)
+        key = replicate(jax.random.key(0), devices)
         found.append(jax.device_get(step(state, parallel.place_batch(some, devices), key)))
     for name, value in found[0][1].items():
         # sums of some thousand float32 terms in another order: about a hundred roundings of 6e-8
@@ -143,10 +144,10 @@ def runs(tiny_config):
     devices, key = jax.local_devices()[:2], jax.random.key(2)
     shared = make_train_step(model, config, optimizer, schedule, axis_name=parallel.AXIS_NAME)
     two = steps(
-        parallel.compile_train_step(shared, devices),
-        parallel.replicate(start, devices),
+        parallel.CompiledTrainStep(shared, devices),
+        replicate(start, devices),
         lambda batch: parallel.place_batch(batch, devices),
-        parallel.replicate(key, devices),
+        replicate(key, devices),
     )
     alone = jax.jit(make_train_step(model, config, optimizer, schedule, axis_name=None))
     return two, steps(alone, start, lambda batch: batch, key)

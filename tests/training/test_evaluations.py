@@ -223,13 +223,12 @@ def test_damaged_rows_are_dropped(tail, config, tmp_path, eval_dataset, monkeypa
     assert [row["step"] for row in rows(tmp_path)] == [2, 4]
 
 
-@pytest.mark.parametrize("where", ["save_best", "write_text"])
+@pytest.mark.parametrize("where", ["save_best", "write_rows"])
 def test_killed_before_the_row_is_written(where, config, tmp_path, eval_dataset, monkeypatch):
     """Before or after the best checkpoint is saved: the step is evaluated again."""
     fake = FakeEvaluation(monkeypatch, precision={2: 0.1, 4: 0.3})
     best = with_train(config, evaluate_every=2, best_metric="bbox/AP")
-    owner = module if where == "save_best" else module.files
-    original, seen = getattr(owner, where), []
+    original, seen = getattr(module, where), []
 
     def killed(*arguments):
         seen.append(arguments)
@@ -237,7 +236,7 @@ def test_killed_before_the_row_is_written(where, config, tmp_path, eval_dataset,
             raise SystemError("killed")
         return original(*arguments)
 
-    monkeypatch.setattr(owner, where, killed)
+    monkeypatch.setattr(module, where, killed)
     with pytest.raises(SystemError):
         run(best, tmp_path, eval_dataset, steps=6)
     assert [row["step"] for row in rows(tmp_path)] == [2]

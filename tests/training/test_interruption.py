@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import signal
 import sys
@@ -13,13 +14,14 @@ from unittest.mock import MagicMock
 import jax
 import numpy as np
 import pytest
-from jax.experimental import multihost_utils
 from support import linear
 
 from mrcnn_jax.checkpoints.manager import Checkpointer
 from mrcnn_jax.config import TrainConfig
 from mrcnn_jax.distributed import collectives
+from mrcnn_jax.distributed.message_store import MessageStore
 from mrcnn_jax.errors import Interrupted
+from mrcnn_jax.training import interruption
 from mrcnn_jax.training.interruption import SignalHandler
 from mrcnn_jax.training.step import TrainState
 
@@ -168,74 +170,85 @@ def test_an_ignored_signal_stays_ignored(capfd):
     assert capfd.readouterr().err == ""
 
 
-class Service:
-    """Fake of JAX's preemption service: after SIGTERM, stops `ahead` calls later."""
-
-    def __init__(self, monkeypatch, ahead: int):
-        self.ahead, self.received, self.ticks, self.agreed = ahead, 0, [], -1
-        monkeypatch.setattr(jax, "process_count", lambda: 2)
-        monkeypatch.setattr(collectives, "enable_preemption_sync", self.watch)
-        monkeypatch.setattr(multihost_utils, "reached_preemption_sync_point", self.reached)
-
-    def watch(self) -> None:
-        signal.signal(signal.SIGTERM, self.receive)
-
-    def receive(self, *_: object) -> None:
-        self.received += 1
-        if self.agreed < 0:
-            self.agreed = len(self.ticks) + self.ahead
-
-    def reached(self, tick: int) -> bool:
-        self.ticks.append(tick)
-        return tick == self.agreed
+@pytest.fixture
+def store(monkeypatch) -> MessageStore:
+    """The message store of two processes, of which this one is the first; the tests write the other's messages."""
+    store = MessageStore()
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    monkeypatch.setattr(collectives, "connect", lambda: store)
+    monkeypatch.setattr(interruption, "_agreement_ids", itertools.count())
+    return store
 
 
 @SIGNALS
-def test_several_processes_stop_at_the_agreed_call(number, status, monkeypatch, capfd):
-    service = Service(monkeypatch, ahead=2)
+def test_several_processes_stop_at_the_first_call_that_none_has_made(number, status, store, capfd):
     asked = []
 
     def train(signals):
         with signals.postponed():
             asked.append(signals.should_stop())
             send(number)
+            assert store.get(["stop/0", "stop/0/0"]) == [None, 1]
+            store.put("stop/0/1", 3)
             while not asked[-1]:
                 asked.append(signals.should_stop())
             assert signals.should_stop()
             raise signals.error(4)
 
-    assert end(train).exit_status == status  # that of Ctrl-C only in the process that received it
+    stopped = end(train)
+    assert stopped.exit_status == status  # that of Ctrl-C only in the process that received it
+    assert stopped.on_all_processes
     assert asked == [False, False, False, True]
-    assert service.ticks == [0, 1, 2, 3]
-    assert service.received == 1
     assert capfd.readouterr().err.count("finishing this step") == 1
 
 
-def test_signal_right_before_the_loop_stops_all_processes(monkeypatch):
-    service = Service(monkeypatch, ahead=1)
-    watch = service.watch
-
-    def late() -> None:
-        send(signal.SIGTERM)
-        watch()
-
+def test_signal_to_another_process(store, capfd):
     def train(signals):
         with signals.postponed():
+            store.put("stop/0", None)
+            store.put("stop/0/1", 0)
+            assert store.get(["stop/0/0"]) == [0]
+            assert signals.should_stop()
+            raise signals.error(0)
+
+    assert end(train).exit_status == 143
+    assert capfd.readouterr().err.count("SIGTERM: finishing this step") == 1
+
+
+def test_signal_right_before_the_loop_stops_all_processes(store, monkeypatch):
+    class Array:
+        def __del__(self):
+            send(signal.SIGTERM)
+
+    def train(signals):
+        Array()  # Python drops the exception
+        with signals.postponed():
+            assert store.get(["stop/0/0"]) == [0]
+            store.put("stop/0/1", 1)
             assert [signals.should_stop() for _ in range(2)] == [False, True]
             raise signals.error(0)
 
-    monkeypatch.setattr(collectives, "enable_preemption_sync", late)
+    monkeypatch.setattr(sys, "unraisablehook", lambda unraisable: None)
     end(train)
-    assert service.received == 1
 
 
-def test_sync_points_are_numbered_across_postponed_blocks(monkeypatch):
-    service = Service(monkeypatch, ahead=0)
+def test_calls_are_counted_across_postponed_blocks(store):
+    def second(signals):
+        with signals.postponed():
+            store.put("stop/1", None)
+            store.put("stop/1/1", 7)
+            assert store.get(["stop/1/0"]) == [0]  # counted for each handler
+            assert [signals.should_stop() for _ in range(8)] == [False] * 7 + [True]
+            raise signals.error()
+
     with SignalHandler() as signals:
         for _ in range(2):
             with signals.postponed():
                 signals.should_stop()
-    assert service.ticks == [0, 1, 2, 3]  # each block calls once more on exit
+        store.put("stop/0", None)
+        assert store.get(["stop/0/0"]) == [4]
+        store.put("stop/0/1", 9)
+    end(second)
 
 
 class Calls:

@@ -54,7 +54,7 @@ def saved_steps(workdir):
 
 
 def test_every_step_is_logged_and_saved_on_time(tmp_path):
-    train_step = parallel.compile_train_step(linear.make_step(), jax.local_devices()[:2])
+    train_step = parallel.CompiledTrainStep(linear.make_step(), jax.local_devices()[:2])
     outcome = fit(tmp_path, train_step=train_step)
     assert int(outcome.state.step) == 8
     assert sorted(outcome.losses) == list(range(1, 9))

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from mrcnn_jax.inference.devices import replicate
 from mrcnn_jax.structures import Batch, GroundTruth
 from mrcnn_jax.training import parallel
 
@@ -51,9 +52,9 @@ def step(state: State, batch: Batch, key: jax.Array):
 
 
 def run(devices, heights=(4, 4, 4)):
-    compiled = parallel.compile_train_step(step, devices)
-    state = parallel.replicate(State(np.int32(0), np.zeros(3, np.float32)), devices)
-    key = parallel.replicate(jax.random.key(0), devices)
+    compiled = parallel.CompiledTrainStep(step, devices)
+    state = replicate(State(np.int32(0), np.zeros(3, np.float32)), devices)
+    key = replicate(jax.random.key(0), devices)
     traces, totals = [], []
     for index, height in enumerate(heights):
         batch = parallel.place_batch(make_batch(4, height, seed=index), devices)
@@ -95,9 +96,9 @@ class Warm(NamedTuple):
 @pytest.fixture
 def warm() -> Warm:
     devices = jax.local_devices()[:2]
-    compiled = parallel.compile_train_step(step, devices)
-    state = parallel.replicate(State(np.int32(0), np.zeros(3, np.float32)), devices)
-    batch, key = parallel.place_batch(make_batch(4), devices), parallel.replicate(jax.random.key(0), devices)
+    compiled = parallel.CompiledTrainStep(step, devices)
+    state = replicate(State(np.int32(0), np.zeros(3, np.float32)), devices)
+    batch, key = parallel.place_batch(make_batch(4), devices), replicate(jax.random.key(0), devices)
     for _ in range(2):
         state, _ = compiled(state, batch, key)
     return Warm(compiled, state, batch, key)
@@ -158,9 +159,9 @@ def test_host_arrays_fail_under_a_transfer_guard(warm, field):
 
 def test_state_is_donated_and_replicated():
     devices = jax.local_devices()[:2]
-    compiled = parallel.compile_train_step(step, devices)
-    state = parallel.replicate(State(np.int32(0), np.zeros(3, np.float32)), devices)
-    batch, key = parallel.place_batch(make_batch(2), devices), parallel.replicate(jax.random.key(0), devices)
+    compiled = parallel.CompiledTrainStep(step, devices)
+    state = replicate(State(np.int32(0), np.zeros(3, np.float32)), devices)
+    batch, key = parallel.place_batch(make_batch(2), devices), replicate(jax.random.key(0), devices)
     after, _ = compiled(state, batch, key)
     assert state.weight.is_deleted()
     assert after.weight.shape == (3,)
@@ -170,9 +171,9 @@ def test_state_is_donated_and_replicated():
 def test_numpy_state_is_not_changed():
     devices = jax.local_devices()[:2]
     before = State(np.int32(0), np.zeros(3, np.float32))
-    compiled = parallel.compile_train_step(step, devices)
-    batch, key = parallel.place_batch(make_batch(2), devices), parallel.replicate(jax.random.key(0), devices)
-    state = parallel.replicate(before, devices)
+    compiled = parallel.CompiledTrainStep(step, devices)
+    batch, key = parallel.place_batch(make_batch(2), devices), replicate(jax.random.key(0), devices)
+    state = replicate(before, devices)
     for _ in range(2):
         state, _ = compiled(state, batch, key)
     np.testing.assert_array_equal(before.weight, np.zeros(3))

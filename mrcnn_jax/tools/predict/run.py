@@ -56,7 +56,7 @@ def predict_files(
     output.mkdir(parents=True, exist_ok=True)
     summary = Summary()
     with contextlib.ExitStack() as stack:
-        if not stack.enter_context(files.try_lock(output)):
+        if not stack.enter_context(files.folder_lock(output, wait=False)):
             raise ConfigError(f"--output={output}: another prediction is writing there; wait, or choose another folder")
         summary.write(output)
         for message in messages:

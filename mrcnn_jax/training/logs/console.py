@@ -1,20 +1,13 @@
-"""Metrics on the console and in metrics.jsonl."""
+"""Metrics on the console."""
 
 from __future__ import annotations
 
-import json
-import time
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import timedelta
-from typing import Any
 
-from etils import epath
-
-from mrcnn_jax.runtime import files
 from mrcnn_jax.training.memory import PEAK_MEMORY
 
-METRICS = "metrics.jsonl"
 SECONDS_BETWEEN_UPLOADS = 60.0
 INSTALL_COMMAND = "pip install -e '.[viz]'"
 
@@ -104,43 +97,6 @@ class ProgressSink(MetricSink):
         self._live.stop()
 
 
-class JsonLinesSink(MetricSink):
-    """Writes one JSON object per line to workdir/metrics.jsonl. Drops lines after `start`, which a resumed run repeats.
-
-    Objects in a remote store (gs://) cannot be appended to: the whole file is rewritten, at most once a minute.
-    """
-
-    def __init__(self, workdir: epath.PathLike, start: int):
-        self._path = epath.Path(workdir) / METRICS
-        kept = []
-        if self._path.is_file():
-            content = self._path.read_bytes().decode(errors="replace")  # a power failure leaves any bytes at the end
-            kept = [line + "\n" for line in content.splitlines() if _step_of(line) <= start]
-            files.write_text(self._path, "".join(kept))
-        self._lines, self._uploaded = kept, time.monotonic()
-        self._file = None if files.is_remote(self._path) else self._path.open("a")
-
-    def write(self, step: int, metrics: Mapping[str, float]) -> None:
-        line = json.dumps({"step": step, **metrics}) + "\n"
-        if self._file is not None:
-            self._file.write(line)
-            self._file.flush()
-            return
-        self._lines.append(line)
-        if time.monotonic() - self._uploaded > SECONDS_BETWEEN_UPLOADS:
-            self._upload()
-
-    def close(self) -> None:
-        if self._file is not None:
-            self._file.close()
-        else:
-            self._upload()
-
-    def _upload(self) -> None:
-        files.write_text(self._path, "".join(self._lines))
-        self._uploaded = time.monotonic()
-
-
 def format_metrics(metrics: Mapping[str, float]) -> str:
     """Format the main training metrics on one line."""
     return "  ".join(_metric_lines(metrics))
@@ -167,11 +123,3 @@ def format_evaluation(metrics: Mapping[str, float]) -> str:
     names = {"bbox/AP": "box AP", "segm/AP": "mask AP", "keypoints/AP": "keypoint AP"}
     names["validation/loss"] = "validation loss"
     return ", ".join(f"{name} {metrics[key]:.3f}" for key, name in names.items() if key in metrics)
-
-
-def _step_of(line: str) -> Any:
-    """Return the step of a line; infinity for the incomplete last line of a killed run."""
-    try:
-        return json.loads(line)["step"]
-    except (ValueError, KeyError, TypeError):
-        return float("inf")

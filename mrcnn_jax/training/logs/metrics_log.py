@@ -9,8 +9,9 @@ from contextlib import ExitStack, contextmanager
 
 from etils import epath
 
-from mrcnn_jax.training.logs.console import INSTALL_COMMAND, ConsoleSink, JsonLinesSink, MetricSink, ProgressSink
-from mrcnn_jax.training.logs.tensorboard import TensorBoardSink
+from mrcnn_jax.training.logs.console import INSTALL_COMMAND, ConsoleSink, MetricSink, ProgressSink
+from mrcnn_jax.training.logs.json_lines import JsonLinesSink
+from mrcnn_jax.training.logs.tensorboard import open_sink
 
 LATEST = {"learning_rate", "skipped"}  # metrics whose latest value is reported; of all others, the mean
 
@@ -102,13 +103,7 @@ def default_sinks(workdir: epath.PathLike, *, steps: int, start: int, batch_size
 
     Prints which optional packages are missing.
     """
-    sinks: list[MetricSink] = [JsonLinesSink(workdir, start)]
-    try:
-        sinks.append(TensorBoardSink(workdir, start))
-    except ImportError:
-        print(f"no TensorBoard files: tensorboardX is not installed ({INSTALL_COMMAND})", flush=True)
-    except Exception as error:
-        print(f"no TensorBoard files: {error}", flush=True)
+    sinks: list[MetricSink] = [JsonLinesSink(workdir, start), open_sink(workdir, start)]
     if not sys.stdout.isatty():
         return [*sinks, ConsoleSink(steps, batch_size)]
     try:

@@ -13,7 +13,7 @@ import numpy as np
 from etils import epath
 
 from mrcnn_jax.errors import format_error
-from mrcnn_jax.training.logs.console import SECONDS_BETWEEN_UPLOADS, MetricSink
+from mrcnn_jax.training.logs.console import INSTALL_COMMAND, SECONDS_BETWEEN_UPLOADS, MetricSink
 from mrcnn_jax.training.memory import PEAK_MEMORY
 
 log = logging.getLogger(__name__)
@@ -91,17 +91,23 @@ class TensorBoardSink(MetricSink):
                 file.close()
 
 
+def open_sink(workdir: epath.PathLike, start: int) -> MetricSink:
+    """Return a `TensorBoardSink`; or, after printing why there is none, a sink that does nothing."""
+    try:
+        return TensorBoardSink(workdir, start)
+    except ImportError:
+        reason = f"tensorboardX is not installed ({INSTALL_COMMAND})"
+    except Exception as error:
+        reason = format_error(error)
+    print(f"no TensorBoard files: {reason}", flush=True)
+    return MetricSink()
+
+
 def write_final_evaluation(
     workdir: epath.PathLike, step: int, metrics: Mapping[str, float], images: Mapping[str, bytes]
 ) -> None:
     """Write the metrics and images of the final evaluation, if TensorBoard files can be written."""
-    try:
-        sink = TensorBoardSink(workdir, start=step)
-    except ImportError:
-        return
-    except Exception as error:
-        log.warning("no TensorBoard files: %s", format_error(error))
-        return
+    sink = open_sink(workdir, start=step)
     sink.write_evaluation(step, metrics)
     sink.write_images(step, images)
     sink.close()

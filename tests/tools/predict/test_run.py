@@ -396,7 +396,8 @@ def test_killed_prediction_releases_its_lock(files, tmp_path):
     (tmp_path / "out").mkdir()
     code = (
         "import sys, time, pathlib; from mrcnn_jax.runtime import files\n"
-        f"with files.try_lock(pathlib.Path({str(tmp_path / 'out')!r})) as free: print(free, flush=True); time.sleep(99)"
+        f"with files.folder_lock(pathlib.Path({str(tmp_path / 'out')!r}), wait=False) as free:\n"
+        "    print(free, flush=True); time.sleep(99)"
     )
     with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as other:
         assert other.stdout.readline() == "True\n"

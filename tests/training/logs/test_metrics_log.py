@@ -16,7 +16,8 @@ import pytest
 from mrcnn_jax.runtime import files
 from mrcnn_jax.runtime.progress import track
 from mrcnn_jax.training.logs import console as module
-from mrcnn_jax.training.logs.console import ConsoleSink, JsonLinesSink, MetricSink, ProgressSink
+from mrcnn_jax.training.logs.console import ConsoleSink, MetricSink, ProgressSink
+from mrcnn_jax.training.logs.json_lines import JsonLinesSink
 from mrcnn_jax.training.logs.metrics_log import MetricsLog, default_sinks
 from mrcnn_jax.training.logs.tensorboard import TensorBoardSink, write_final_evaluation
 from mrcnn_jax.training.memory import PEAK_MEMORY, peak_memory
@@ -223,7 +224,7 @@ def test_missing_packages_are_optional(tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "rich.progress", None)
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
     sinks = default_sinks(tmp_path, steps=10, start=0, batch_size=4)
-    assert [type(sink) for sink in sinks] == [JsonLinesSink, ConsoleSink]
+    assert [type(sink) for sink in sinks] == [JsonLinesSink, MetricSink, ConsoleSink]
     said = capsys.readouterr().out
     assert "tensorboardX is not installed" in said
     assert "rich is not installed" in said
