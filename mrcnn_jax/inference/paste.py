@@ -11,12 +11,12 @@ Letters: S side of a predicted mask, H x W the image, h x w the region that a bo
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-PasteRule = Literal["detectron2", "torchvision"]
+from mrcnn_jax.config import PasteRule
 
 
 class Region(NamedTuple):

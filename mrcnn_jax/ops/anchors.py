@@ -6,12 +6,10 @@ They are NumPy arrays: image shapes are static, so anchors are constants of a co
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
 
 import numpy as np
 
-AnchorOrder = Literal["size_major", "ratio_major"]
-StrideRule = Literal["nominal", "image_over_grid"]
+from mrcnn_jax.config import AnchorOrder, StrideRule
 
 
 def cell_anchors(
