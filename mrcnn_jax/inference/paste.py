@@ -131,7 +131,7 @@ def _interpolate(bordered: NDArray[np.float32], source: NDArray[Any]) -> NDArray
     weight = (position - lower.astype(np.float32))[:, None]
     steps = np.zeros_like(bordered)
     np.subtract(bordered[1:], bordered[:-1], out=steps[:-1])
-    rows = steps.take(lower, axis=0)  # in place from here on: memory traffic dominates
+    rows: NDArray[np.float32] = steps.take(lower, axis=0)  # in place from here on: memory traffic dominates
     rows *= weight
     rows += bordered.take(lower, axis=0)
     return rows

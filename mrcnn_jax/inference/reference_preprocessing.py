@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -122,7 +123,7 @@ def _taps(old: int, new: int) -> tuple[NDArray[np.intp], NDArray[np.intp], NDArr
     return low, np.minimum(low + 1, old - 1), position - low.astype(np.float32)
 
 
-def _pad(image: NDArray, divisor: int) -> NDArray:
+def _pad(image: NDArray[Any], divisor: int) -> NDArray[Any]:
     """Pad with zeros at the bottom and on the right to multiples of `divisor`."""
     height, width = image.shape[:2]
     return np.pad(image, [(0, -height % divisor), (0, -width % divisor), (0, 0)])
