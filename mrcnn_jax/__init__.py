@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from mrcnn_jax.inference.predictor import read_image as read_image
     from mrcnn_jax.models.mask_rcnn import build_model as build_model
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 _PUBLIC = {
     "load_config": "mrcnn_jax.config",
