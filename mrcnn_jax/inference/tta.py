@@ -132,9 +132,9 @@ class _Detect:
             for image, transform in zip(views.images, transforms, strict=True)
         ]
         merged = programs.merge([detections for _, detections in outputs], reference_size)
-        total: view_transforms.Heads | None = None
-        for (features, _), transform in zip(outputs, transforms, strict=True):
-            heads = programs.run_heads(variables, features, merged, transform)
-            total = heads if total is None else programs.add(total, heads)
-        result: Detections = programs.finish(merged, total, len(transforms))
+        heads = (
+            programs.run_heads(variables, features, merged, transform)
+            for (features, _), transform in zip(outputs, transforms, strict=True)
+        )
+        result: Detections = programs.finish(merged, functools.reduce(programs.add, heads), len(transforms))
         return result
