@@ -62,21 +62,15 @@ def encode(boxes: jax.Array, anchors: jax.Array, *, weights: tuple[float, float,
     return jnp.stack([weight * delta for weight, delta in zip(weights, deltas, strict=True)], axis=-1)
 
 
-def decode(
-    deltas: jax.Array,
-    anchors: jax.Array,
-    *,
-    weights: tuple[float, float, float, float],
-    clamp: float = SCALE_CLAMP,
-) -> jax.Array:
+def decode(deltas: jax.Array, anchors: jax.Array, *, weights: tuple[float, float, float, float]) -> jax.Array:
     """Boxes (..., 4) from deltas (..., 4) and anchors of the same rank, which broadcast: (P, C, 4) with (P, 1, 4).
 
-    The inverse of `encode`, except that dw and dh are limited to `clamp` so that the exponential cannot overflow.
+    The inverse of `encode`, except that dw and dh are limited to SCALE_CLAMP so that the exponential cannot overflow.
     """
     x, y, w, h = _center_and_size(anchors)
     dx, dy, dw, dh = (deltas[..., i] / weight for i, weight in enumerate(weights))
     x, y = dx * w + x, dy * h + y
-    w, h = jnp.exp(jnp.minimum(dw, clamp)) * w, jnp.exp(jnp.minimum(dh, clamp)) * h
+    w, h = jnp.exp(jnp.minimum(dw, SCALE_CLAMP)) * w, jnp.exp(jnp.minimum(dh, SCALE_CLAMP)) * h
     return jnp.stack([x - 0.5 * w, y - 0.5 * h, x + 0.5 * w, y + 0.5 * h], axis=-1)
 
 
