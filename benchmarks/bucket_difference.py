@@ -25,7 +25,7 @@ from mrcnn_jax.config import Config, apply_overrides
 from mrcnn_jax.data.batching import choose_buckets
 from mrcnn_jax.data.dataset import Dataset, load_split
 from mrcnn_jax.evaluation import coco_metrics
-from mrcnn_jax.inference import exact
+from mrcnn_jax.inference import reference_preprocessing
 from mrcnn_jax.inference.postprocess import Prediction
 from mrcnn_jax.inference.predictor import Predictor
 from mrcnn_jax.runtime import compilation_cache
@@ -118,7 +118,10 @@ def have_same_shape(config: Config, origin: Any, sizes: np.ndarray) -> list[bool
     edges = {"shortest_edge": data.shortest_edge_eval, "longest_edge": data.longest_edge}
     buckets = [data.buckets[i] for i in choose_buckets(sizes, data.buckets, **edges)]
     blank = [np.zeros((*size, 3), np.uint8) for size in sizes]
-    shapes = [exact.network_input(image, dataclasses.replace(config, eval=settings))[0].shape[:2] for image in blank]
+    shapes = [
+        reference_preprocessing.network_input(image, dataclasses.replace(config, eval=settings))[0].shape[:2]
+        for image in blank
+    ]
     return [a == b for a, b in zip(buckets, shapes, strict=True)]
 
 

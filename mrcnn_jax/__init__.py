@@ -3,9 +3,16 @@
 from __future__ import annotations
 
 import importlib
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-__version__ = "0.1.0"
+if TYPE_CHECKING:
+    from mrcnn_jax import visualize as visualize
+    from mrcnn_jax.config import load_config as load_config
+    from mrcnn_jax.inference.predictor import Predictor as Predictor
+    from mrcnn_jax.inference.predictor import read_image as read_image
+    from mrcnn_jax.models.mask_rcnn import build_model as build_model
+
+__version__ = "0.2.0"
 
 _PUBLIC = {
     "load_config": "mrcnn_jax.config",

@@ -12,10 +12,9 @@ from mrcnn_jax.ops import boxes as box_ops
 from mrcnn_jax.ops import masks as mask_ops
 from mrcnn_jax.ops.keypoints import heatmap_targets
 from mrcnn_jax.ops.matching import match
+from mrcnn_jax.ops.proposals import DELTA_WEIGHTS
 from mrcnn_jax.ops.sampling import subsample, subsample_indices
 from mrcnn_jax.structures import GroundTruth, Proposals, SampledRoIs
-
-_RPN_DELTA_WEIGHTS = (1.0, 1.0, 1.0, 1.0)
 
 
 class RPNTargets(NamedTuple):
@@ -43,7 +42,7 @@ def rpn_targets(key: jax.Array, anchors: jax.Array, ground_truth: GroundTruth, c
         allow_low_quality=True,
     )
     positive, negative = subsample(key, labels, count=config.batch_size, positive_fraction=config.positive_fraction)
-    deltas = box_ops.encode(ground_truth.boxes[matches], anchors, weights=_RPN_DELTA_WEIGHTS)
+    deltas = box_ops.encode(ground_truth.boxes[matches], anchors, weights=DELTA_WEIGHTS)
     return RPNTargets(positive, negative, deltas)
 
 

@@ -4,57 +4,34 @@ A recipe is a Python file with `get_config() -> Config`. Commands and `load_conf
 `name=value`, whose values are checked against the types of the fields.
 """
 
-from mrcnn_jax.config.checks import needs_initial_weights, validate
-from mrcnn_jax.config.field_types import HeadNormName, NormName
-from mrcnn_jax.config.load import PATH_FIELDS, apply_overrides, flatten, from_json, load_config, to_json
-from mrcnn_jax.config.model_schema import (
-    AnchorConfig,
-    BackboneConfig,
-    BoxHeadConfig,
-    FPNConfig,
-    KeypointHeadConfig,
-    MaskHeadConfig,
-    ModelConfig,
-    RoIConfig,
-    RPNConfig,
-)
-from mrcnn_jax.config.schema import (
-    AugmentConfig,
-    Config,
-    DataConfig,
-    EvalConfig,
-    OptimizerConfig,
-    ShapesConfig,
-    SplitConfig,
-    TrainConfig,
-)
-
-__all__ = [
-    "PATH_FIELDS",
-    "AnchorConfig",
-    "AugmentConfig",
-    "BackboneConfig",
-    "BoxHeadConfig",
-    "Config",
-    "DataConfig",
-    "EvalConfig",
-    "FPNConfig",
-    "HeadNormName",
-    "KeypointHeadConfig",
-    "MaskHeadConfig",
-    "ModelConfig",
-    "NormName",
-    "OptimizerConfig",
-    "RPNConfig",
-    "RoIConfig",
-    "ShapesConfig",
-    "SplitConfig",
-    "TrainConfig",
-    "apply_overrides",
-    "flatten",
-    "from_json",
-    "load_config",
-    "needs_initial_weights",
-    "to_json",
-    "validate",
-]
+from mrcnn_jax.config.checks import needs_initial_weights as needs_initial_weights
+from mrcnn_jax.config.checks import validate as validate
+from mrcnn_jax.config.field_types import ChannelOrder as ChannelOrder
+from mrcnn_jax.config.field_types import FeaturesName as FeaturesName
+from mrcnn_jax.config.field_types import HeadNormName as HeadNormName
+from mrcnn_jax.config.field_types import NormName as NormName
+from mrcnn_jax.config.field_types import PasteRule as PasteRule
+from mrcnn_jax.config.field_types import ScoreRule as ScoreRule
+from mrcnn_jax.config.load import PATH_FIELDS as PATH_FIELDS
+from mrcnn_jax.config.load import apply_overrides as apply_overrides
+from mrcnn_jax.config.load import flatten as flatten
+from mrcnn_jax.config.load import from_json as from_json
+from mrcnn_jax.config.load import load_config as load_config
+from mrcnn_jax.config.load import to_json as to_json
+from mrcnn_jax.config.model_schema import AnchorConfig as AnchorConfig
+from mrcnn_jax.config.model_schema import BackboneConfig as BackboneConfig
+from mrcnn_jax.config.model_schema import BoxHeadConfig as BoxHeadConfig
+from mrcnn_jax.config.model_schema import FPNConfig as FPNConfig
+from mrcnn_jax.config.model_schema import KeypointHeadConfig as KeypointHeadConfig
+from mrcnn_jax.config.model_schema import MaskHeadConfig as MaskHeadConfig
+from mrcnn_jax.config.model_schema import ModelConfig as ModelConfig
+from mrcnn_jax.config.model_schema import RoIConfig as RoIConfig
+from mrcnn_jax.config.model_schema import RPNConfig as RPNConfig
+from mrcnn_jax.config.schema import AugmentConfig as AugmentConfig
+from mrcnn_jax.config.schema import Config as Config
+from mrcnn_jax.config.schema import DataConfig as DataConfig
+from mrcnn_jax.config.schema import EvalConfig as EvalConfig
+from mrcnn_jax.config.schema import OptimizerConfig as OptimizerConfig
+from mrcnn_jax.config.schema import ShapesConfig as ShapesConfig
+from mrcnn_jax.config.schema import SplitConfig as SplitConfig
+from mrcnn_jax.config.schema import TrainConfig as TrainConfig

@@ -19,3 +19,7 @@ FilePath = Annotated[str, os.path.expanduser]  # of a file or directory
 
 NormName = Literal["frozen_bn", "bn", "sync_bn", "gn"]
 HeadNormName = Literal["none", "bn", "sync_bn", "gn"]
+ChannelOrder = Literal["rgb", "bgr"]
+FeaturesName = Literal["fpn", "c4", "c5", "dc5"]
+PasteRule = Literal["detectron2", "torchvision"]
+ScoreRule = Literal["probability", "logit"]

@@ -68,7 +68,8 @@ def to_json(config: Any) -> str:
 
 def from_json(text: str) -> Config:
     """Parse the output of `to_json`. Raises ConfigError for unknown fields or values of the wrong type."""
-    return coerce(json.loads(text), Config, "config")
+    config: Config = coerce(json.loads(text), Config, "config")
+    return config
 
 
 def flatten(config: Config) -> dict[str, Any]:

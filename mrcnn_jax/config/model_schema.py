@@ -6,6 +6,8 @@ from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
 from mrcnn_jax.config.field_types import (
+    ChannelOrder,
+    FeaturesName,
     FiniteFloat,
     Fraction,
     HeadNormName,
@@ -13,9 +15,11 @@ from mrcnn_jax.config.field_types import (
     NonNegativeFloat,
     NonNegativeInt,
     NormName,
+    PasteRule,
     PositiveFloat,
     PositiveFraction,
     PositiveInt,
+    ScoreRule,
 )
 from mrcnn_jax.config.values import Settings
 
@@ -128,7 +132,7 @@ class MaskHeadConfig(Settings):
     class_agnostic: bool = False  # one mask for all classes
     target: Literal["binary", "soft"] = "binary"  # mask targets thresholded at 1/2 (Detectron2) or not (torchvision)
     target_sampling_ratio: NonNegativeInt = 0  # samples per cell and direction of the mask targets; 0: adaptive
-    paste: Literal["detectron2", "torchvision"] = "detectron2"  # method to paste a mask into the image
+    paste: PasteRule = "detectron2"  # method to paste a mask into the image
 
 
 @dataclass(frozen=True)
@@ -140,7 +144,7 @@ class KeypointHeadConfig(Settings):
     conv_layers: NonNegativeInt = 8
     channels: PositiveInt = 512
     normalizer: Literal["visible", "fixed"] = "visible"  # divide by visible keypoints, or by their maximum number
-    score: Literal["probability", "logit"] = "probability"  # score of a keypoint; Detectron2: probability
+    score: ScoreRule = "probability"  # score of a keypoint; Detectron2: probability
     flip_map: tuple[NonNegativeInt, ...] = _COCO_FLIP_MAP  # index of each keypoint in the mirrored image
 
 
@@ -153,12 +157,12 @@ class ModelConfig(Settings):
     category_names: tuple[str, ...] = ()
     keypoint_names: tuple[str, ...] = ()  # of the K keypoints
     skeleton: tuple[tuple[NonNegativeInt, NonNegativeInt], ...] = ()  # pairs of keypoints, from 0, joined in drawings
-    channel_order: Literal["rgb", "bgr"] = "rgb"
+    channel_order: ChannelOrder = "rgb"
     pixel_mean: tuple[FiniteFloat, FiniteFloat, FiniteFloat] = (123.675, 116.28, 103.53)  # channel_order, 0..255
     pixel_std: tuple[PositiveFloat, PositiveFloat, PositiveFloat] = (58.395, 57.12, 57.375)
     compute_dtype: Literal["float32", "bfloat16"] = "float32"
     # FPN; C4: res4, with res5 in the heads; C5: res5 with stride 32; DC5: res5 dilated to stride 16.
-    features: Literal["fpn", "c4", "c5", "dc5"] = "fpn"
+    features: FeaturesName = "fpn"
     backbone: BackboneConfig = field(default_factory=BackboneConfig)
     fpn: FPNConfig = field(default_factory=FPNConfig)
     anchors: AnchorConfig = field(default_factory=AnchorConfig)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import dataclasses
 import re
+from dataclasses import replace
 from typing import Literal
 
 from mrcnn_jax.config import (
@@ -12,6 +12,7 @@ from mrcnn_jax.config import (
     BoxHeadConfig,
     Config,
     DataConfig,
+    FeaturesName,
     FPNConfig,
     KeypointHeadConfig,
     MaskHeadConfig,
@@ -36,6 +37,10 @@ _TORCHVISION_BETA = 1 / 9
 # C4, C5 and DC5 have one feature map with all anchors, and therefore more proposals per level.
 _ONE_LEVEL = AnchorConfig(((32.0, 64.0, 128.0, 256.0, 512.0),))
 _MANY_PROPOSALS = RPNConfig(pre_nms_top_k_train=12_000, pre_nms_top_k_test=6000, post_nms_top_k_train=2000)
+# For small images:
+_FEW_PROPOSALS = RPNConfig(
+    pre_nms_top_k_train=500, pre_nms_top_k_test=500, post_nms_top_k_train=250, post_nms_top_k_test=250
+)
 
 # Steps and milestones for batches of 16 (Girshick et al. 2018, Detectron).
 SCHEDULES = {
@@ -47,28 +52,21 @@ SCHEDULES = {
 
 def detectron2(
     backbone: BackboneConfig = RESNET50,
-    features: Literal["fpn", "c4", "c5", "dc5"] = "fpn",
+    features: FeaturesName = "fpn",
     pixel_std: tuple[float, float, float] = (1.0, 1.0, 1.0),
 ) -> ModelConfig:
     """Detectron2's Mask R-CNN with FPN, C4 (res4, with res5 in the heads) or DC5 (dilated res5) features.
 
     C5, which Detectron2 lacks, is DC5 at stride 32, for the paper's table 2d.
     """
-    model = ModelConfig(
-        channel_order="bgr",
-        pixel_mean=(103.53, 116.28, 123.675),
-        pixel_std=pixel_std,
-        features=features,
-        backbone=backbone,
-    )
-    if features == "fpn":
-        return model
-    model = dataclasses.replace(model, anchors=_ONE_LEVEL, rpn=_MANY_PROPOSALS)
-    if features != "c4":
-        return model
-    return dataclasses.replace(
-        model, box=BoxHeadConfig(pool_size=14, fc_layers=0), mask=MaskHeadConfig(pool_size=14, conv_layers=0)
-    )
+    mean = (103.53, 116.28, 123.675)
+    model = ModelConfig(channel_order="bgr", pixel_mean=mean, pixel_std=pixel_std, features=features, backbone=backbone)
+    if features != "fpn":
+        model = replace(model, anchors=_ONE_LEVEL, rpn=_MANY_PROPOSALS)
+    if features == "c4":
+        box, mask = BoxHeadConfig(pool_size=14, fc_layers=0), MaskHeadConfig(pool_size=14, conv_layers=0)
+        model = replace(model, box=box, mask=mask)
+    return model
 
 
 def detectron2_normed(norm: Literal["gn", "sync_bn"]) -> ModelConfig:
@@ -76,8 +74,8 @@ def detectron2_normed(norm: Literal["gn", "sync_bn"]) -> ModelConfig:
 
     The backbone with group norm has its stride in the 3 x 3 convolution, that with SyncBN in the 1 x 1 one (MSRA).
     """
-    return dataclasses.replace(
-        detectron2(dataclasses.replace(RESNET50, norm=norm, stride_in_1x1=norm == "sync_bn")),
+    return replace(
+        detectron2(replace(RESNET50, norm=norm, stride_in_1x1=norm == "sync_bn")),
         fpn=FPNConfig(norm=norm),
         box=BoxHeadConfig(conv_layers=4, fc_layers=1, norm=norm),
         mask=MaskHeadConfig(norm=norm),
@@ -86,11 +84,11 @@ def detectron2_normed(norm: Literal["gn", "sync_bn"]) -> ModelConfig:
 
 def with_keypoints(model: ModelConfig) -> ModelConfig:
     """Add Detectron2's keypoint head to a model, with its box loss and number of proposals for keypoints."""
-    return dataclasses.replace(
+    return replace(
         model,
         keypoint=KeypointHeadConfig(),
-        rpn=dataclasses.replace(model.rpn, post_nms_top_k_train=1500),
-        box=dataclasses.replace(model.box, smooth_l1_beta=0.5),
+        rpn=replace(model.rpn, post_nms_top_k_train=1500),
+        box=replace(model.box, smooth_l1_beta=0.5),
     )
 
 
@@ -114,12 +112,12 @@ def torchvision_v2(norm: Literal["bn", "sync_bn"] = "bn") -> ModelConfig:
     """torchvision's `maskrcnn_resnet50_fpn_v2`: batch norm everywhere, nothing frozen, deeper heads."""
     model = torchvision(BackboneConfig("resnet50", norm=norm, frozen_stages=0))
     assert model.mask is not None
-    return dataclasses.replace(
+    return replace(
         model,
         fpn=FPNConfig(norm=norm),
-        rpn=dataclasses.replace(model.rpn, conv_layers=2),
-        box=dataclasses.replace(model.box, conv_layers=4, fc_layers=1, norm=norm),
-        mask=dataclasses.replace(model.mask, norm=norm),
+        rpn=replace(model.rpn, conv_layers=2),
+        box=replace(model.box, conv_layers=4, fc_layers=1, norm=norm),
+        mask=replace(model.mask, norm=norm),
     )
 
 
@@ -133,9 +131,9 @@ def torchvision_model(name: str) -> ModelConfig:
     models = {
         "maskrcnn_resnet50_fpn": v1,
         "maskrcnn_resnet50_fpn_v2": v2,
-        "fasterrcnn_resnet50_fpn": dataclasses.replace(v1, mask=None),
-        "fasterrcnn_resnet50_fpn_v2": dataclasses.replace(v2, mask=None),
-        "keypointrcnn_resnet50_fpn": dataclasses.replace(v1, mask=None, keypoint=keypoint),
+        "fasterrcnn_resnet50_fpn": replace(v1, mask=None),
+        "fasterrcnn_resnet50_fpn_v2": replace(v2, mask=None),
+        "keypointrcnn_resnet50_fpn": replace(v1, mask=None, keypoint=keypoint),
     }
     if name not in models:
         raise _unknown("torchvision", name, models)
@@ -162,7 +160,7 @@ def _zoo() -> dict[str, ModelConfig]:
     """Models of Detectron2's model zoo by name, without classes."""
     fpn = detectron2()
     zoo = {
-        "mask_rcnn_R_50_FPN_cls_agnostic": dataclasses.replace(
+        "mask_rcnn_R_50_FPN_cls_agnostic": replace(
             fpn, box=BoxHeadConfig(class_agnostic=True), mask=MaskHeadConfig(class_agnostic=True)
         ),
         "mask_rcnn_R_50_FPN_gn": detectron2_normed("gn"),
@@ -177,7 +175,7 @@ def _zoo() -> dict[str, ModelConfig]:
 
 def _family(name: str, mask: ModelConfig) -> dict[str, ModelConfig]:
     """Mask R-CNN, Faster R-CNN and, with FPN, Keypoint R-CNN on the same features."""
-    faster = dataclasses.replace(mask, mask=None)
+    faster = replace(mask, mask=None)
     family = {f"mask_rcnn_{name}": mask, f"faster_rcnn_{name}": faster}
     return family | ({f"keypoint_rcnn_{name}": with_keypoints(faster)} if mask.features == "fpn" else {})
 
@@ -188,7 +186,7 @@ def _unknown(origin: str, name: str, models: dict[str, ModelConfig]) -> ConfigEr
 
 def _with_classes(model: ModelConfig, count: int) -> ModelConfig:
     """Set the number of classes to `count`, or to one (person) for a model with keypoints."""
-    return dataclasses.replace(model, num_classes=count if model.keypoint is None else 1)
+    return replace(model, num_classes=count if model.keypoint is None else 1)
 
 
 def coco(name: str, model: ModelConfig, schedule: Literal["1x", "2x", "3x"]) -> Config:
@@ -200,7 +198,7 @@ def coco(name: str, model: ModelConfig, schedule: Literal["1x", "2x", "3x"]) -> 
     if model.keypoint is not None:
         train = SplitConfig("annotations/person_keypoints_train2017.json", "train2017")
         evaluation = SplitConfig("annotations/person_keypoints_val2017.json", "val2017")
-        data = dataclasses.replace(data, train=train, eval=evaluation, min_keypoints=1)
+        data = replace(data, train=train, eval=evaluation, min_keypoints=1)
     steps, milestones = SCHEDULES[schedule]
     optimizer = OptimizerConfig("sgd", 0.02, momentum=0.9, weight_decay=1e-4, milestones=milestones)
     return Config(name, model=model, data=data, optimizer=optimizer, train=TrainConfig(steps=steps, batch_size=16))
@@ -219,13 +217,7 @@ def small(
         backbone=BackboneConfig("resnet18", width=32, norm=norm, frozen_stages=0),
         fpn=FPNConfig(64),
         anchors=AnchorConfig(anchor_sizes),
-        rpn=RPNConfig(
-            batch_size=128,
-            pre_nms_top_k_train=500,
-            post_nms_top_k_train=250,
-            pre_nms_top_k_test=500,
-            post_nms_top_k_test=250,
-        ),
+        rpn=replace(_FEW_PROPOSALS, batch_size=128),
         roi=RoIConfig(rois, sampling_ratio=2),
         box=BoxHeadConfig(hidden=256, max_detections=max_detections, nms_candidates=1024),
         mask=MaskHeadConfig(channels=64),
@@ -244,12 +236,7 @@ def light() -> ModelConfig:
         backbone=BackboneConfig("efficientnet_lite0", norm="frozen_bn", norm_eps=1e-3, frozen_stages=2),
         fpn=FPNConfig(64),
         anchors=AnchorConfig(((16.0,), (32.0,), (64.0,), (128.0,), (256.0,))),
-        rpn=RPNConfig(
-            pre_nms_top_k_train=500,
-            post_nms_top_k_train=250,
-            pre_nms_top_k_test=500,
-            post_nms_top_k_test=250,
-        ),
+        rpn=_FEW_PROPOSALS,
         roi=RoIConfig(64, sampling_ratio=2),
         box=BoxHeadConfig(hidden=256, max_detections=50, nms_candidates=1024),
         mask=MaskHeadConfig(channels=64),

@@ -104,7 +104,7 @@ def keypoint_heatmaps(
     if model.config.keypoint is None:
         return jnp.zeros((*boxes.shape[:2], 0, 0, 0))
     x = model.apply(variables, features, boxes, model.config.keypoint.pool_size, method=model.roi_features)
-    logits = model.apply(variables, x, method=model.keypoints)
+    logits: jax.Array = model.apply(variables, x, method=model.keypoints)
     return logits.reshape(*boxes.shape[:2], *logits.shape[1:])
 
 

@@ -11,12 +11,12 @@ Letters: S side of a predicted mask, H x W the image, h x w the region that a bo
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-PasteRule = Literal["detectron2", "torchvision"]
+from mrcnn_jax.config import PasteRule
 
 
 class Region(NamedTuple):
@@ -131,7 +131,7 @@ def _interpolate(bordered: NDArray[np.float32], source: NDArray[Any]) -> NDArray
     weight = (position - lower.astype(np.float32))[:, None]
     steps = np.zeros_like(bordered)
     np.subtract(bordered[1:], bordered[:-1], out=steps[:-1])
-    rows = steps.take(lower, axis=0)  # in place from here on: memory traffic dominates
+    rows: NDArray[np.float32] = steps.take(lower, axis=0)  # in place from here on: memory traffic dominates
     rows *= weight
     rows += bordered.take(lower, axis=0)
     return rows

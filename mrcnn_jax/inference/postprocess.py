@@ -5,13 +5,13 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from mrcnn_jax.config import ModelConfig
-from mrcnn_jax.inference.paste import PasteRule, Region, encode_rle, paste_mask
+from mrcnn_jax.config import ModelConfig, PasteRule, ScoreRule
+from mrcnn_jax.inference.paste import Region, encode_rle, paste_mask
 from mrcnn_jax.structures import Detections
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ class Prediction:
     mask_probabilities: NDArray[np.float32] | None  # (n, S, S), each within its box; None without masks
     paste_rule: PasteRule = "detectron2"
     keypoints: NDArray[np.float32] | None = None  # (n, K, 3): x, y, score; None without keypoints
-    keypoint_score: Literal["probability", "logit"] = "probability"  # see `KeypointHeadConfig`
+    keypoint_score: ScoreRule = "probability"  # see `KeypointHeadConfig`
     keypoint_names: tuple[str, ...] = ()  # K, or none where unknown
     skeleton: tuple[tuple[int, int], ...] = ()  # pairs of keypoints that overlays connect
     full: bool = False  # the model reached `max_detections`, so that further objects may be missing

@@ -1,5 +1,9 @@
 """Preprocessing of torchvision and Detectron2: resizing, padding and, for torchvision, normalization on the host.
 
+In exact mode single images are preprocessed as there, to reproduce the detections. Each padded shape compiles its own
+program. COCO's images give about forty shapes where the network needs multiples of 32; C4 and DC5, which Detectron2
+does not pad, have a shape for nearly every image size.
+
 They differ in the rounding of the size, in the order of resizing and normalization, and in the filter: torchvision
 interpolates floats between the two nearest pixels; Detectron2 uses Pillow, which averages over the pixels that an
 output pixel covers and rounds to 8 bits. Sources: torchvision 0.29, models/detection/transform.py; Detectron2,
@@ -10,16 +14,36 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from mrcnn_jax.config import ChannelOrder, Config
+from mrcnn_jax.models.mask_rcnn import size_divisibility
+
 _TORCHVISION_DIVISOR = 32  # for every network
 
 Size = tuple[int, int]  # height, width
 NetworkInput = tuple[NDArray[np.uint8] | NDArray[np.float32], Size]  # padded image, size of the image before padding
+
+
+def network_input(image: NDArray[np.uint8], config: Config) -> NetworkInput:
+    """Preprocess an image (h, w, 3) uint8 RGB as the reference implementation `config.eval.resize`."""
+    model, data = config.model, config.data
+    edges = {"shortest_edge": data.shortest_edge_eval, "longest_edge": data.longest_edge}
+    if config.eval.resize == "detectron2":
+        return detectron2_input(image, divisor=size_divisibility(model), **edges)
+    return torchvision_input(
+        image, mean=model.pixel_mean, std=model.pixel_std, channel_order=model.channel_order, **edges
+    )
+
+
+def network_size(size: Size, config: Config) -> Size:
+    """Return the size to which `network_input` resizes an image of `size`."""
+    resized = detectron2_size if config.eval.resize == "detectron2" else torchvision_size
+    return resized(size, config.data.shortest_edge_eval, config.data.longest_edge)
 
 
 def torchvision_size(size: Size, shortest_edge: int, longest_edge: int) -> Size:
@@ -48,7 +72,7 @@ def torchvision_input(
     longest_edge: int,
     mean: Sequence[float],
     std: Sequence[float],
-    channel_order: Literal["rgb", "bgr"] = "rgb",
+    channel_order: ChannelOrder = "rgb",
 ) -> NetworkInput:
     """Normalize, resize and zero-pad an image as torchvision: (h, w, 3) uint8 RGB -> (H, W, 3) float32.
 
@@ -99,7 +123,7 @@ def _taps(old: int, new: int) -> tuple[NDArray[np.intp], NDArray[np.intp], NDArr
     return low, np.minimum(low + 1, old - 1), position - low.astype(np.float32)
 
 
-def _pad(image: NDArray, divisor: int) -> NDArray:
+def _pad(image: NDArray[Any], divisor: int) -> NDArray[Any]:
     """Pad with zeros at the bottom and on the right to multiples of `divisor`."""
     height, width = image.shape[:2]
     return np.pad(image, [(0, -height % divisor), (0, -width % divisor), (0, 0)])

@@ -14,7 +14,7 @@ from mrcnn_jax.data import batching
 from mrcnn_jax.data.augment import geometry
 from mrcnn_jax.data.dataset import Dataset
 from mrcnn_jax.errors import DataError
-from mrcnn_jax.inference import exact
+from mrcnn_jax.inference import reference_preprocessing
 from mrcnn_jax.inference.detector import ImageBatch
 from mrcnn_jax.inference.reference_preprocessing import NetworkInput, Size
 from mrcnn_jax.runtime.threads import map_on_threads
@@ -24,16 +24,15 @@ Prepare = Callable[[NDArray[np.uint8], int, Config], ImageBatch]  # pixels (h, w
 
 def prepare(pixels: NDArray[np.uint8], index: int, config: Config) -> ImageBatch:
     """Return a batch of one (h, w, 3) uint8 RGB image, resized and padded according to `config.eval.resize`."""
-    padded, size = (
-        _pad_to_bucket(pixels, config) if config.eval.resize == "bucket" else exact.network_input(pixels, config)
-    )
+    resize = _pad_to_bucket if config.eval.resize == "bucket" else reference_preprocessing.network_input
+    padded, size = resize(pixels, config)
     return ImageBatch(padded[None], np.array([size], np.int32), np.array([index], np.int32), np.array([True]))
 
 
 def network_size(size: Size, config: Config) -> Size:
     """Return the height and width to which `prepare` resizes an image of `size`."""
     if config.eval.resize != "bucket":
-        return exact.network_size(size, config)
+        return reference_preprocessing.network_size(size, config)
     return _choose_bucket(size, config)[1]
 
 

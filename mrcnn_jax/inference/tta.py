@@ -69,7 +69,7 @@ def scale_config(config: Config, shortest_edge: int) -> Config:
     return dataclasses.replace(config, data=scaled)
 
 
-def _flip(padded: NDArray, width: int) -> NDArray:
+def _flip(padded: NDArray[Any], width: int) -> NDArray[Any]:
     """Flip the first `width` columns of an image (1, H, W, 3) horizontally; the padding stays in place."""
     result = padded.copy()
     result[:, :, :width] = padded[:, :, :width][:, :, ::-1]
@@ -132,8 +132,9 @@ class _Detect:
             for image, transform in zip(views.images, transforms, strict=True)
         ]
         merged = programs.merge([detections for _, detections in outputs], reference_size)
-        total: view_transforms.Heads | None = None
-        for (features, _), transform in zip(outputs, transforms, strict=True):
-            heads = programs.run_heads(variables, features, merged, transform)
-            total = heads if total is None else programs.add(total, heads)
-        return programs.finish(merged, total, len(transforms))
+        heads = (
+            programs.run_heads(variables, features, merged, transform)
+            for (features, _), transform in zip(outputs, transforms, strict=True)
+        )
+        result: Detections = programs.finish(merged, functools.reduce(programs.add, heads), len(transforms))
+        return result

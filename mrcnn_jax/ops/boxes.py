@@ -20,22 +20,15 @@ def area(boxes: jax.Array) -> jax.Array:
     return sides[..., 0] * sides[..., 1]
 
 
-def intersection(a: jax.Array, b: jax.Array) -> jax.Array:
-    """Pairwise intersection areas (n, m) of boxes a (n, 4) and b (m, 4)."""
-    low = [jnp.maximum(a[:, None, axis], b[None, :, axis]) for axis in (0, 1)]
-    high = [jnp.minimum(a[:, None, axis], b[None, :, axis]) for axis in (2, 3)]
-    return jnp.maximum(high[0] - low[0], 0.0) * jnp.maximum(high[1] - low[1], 0.0)
-
-
 def iou(a: jax.Array, b: jax.Array) -> jax.Array:
     """Pairwise intersection over union (n, m) of boxes a (n, 4) and b (m, 4); 0 where they do not overlap."""
-    inter = intersection(a, b)
-    return _ratio(inter, area(a)[:, None] + area(b)[None, :] - inter)
-
-
-def ioa(a: jax.Array, b: jax.Array) -> jax.Array:
-    """Pairwise intersection over the area of `a` (n, m) of boxes a (n, 4) and b (m, 4); 0 for an empty `a`."""
-    return _ratio(intersection(a, b), area(a)[:, None])
+    low = [jnp.maximum(a[:, None, axis], b[None, :, axis]) for axis in (0, 1)]
+    high = [jnp.minimum(a[:, None, axis], b[None, :, axis]) for axis in (2, 3)]
+    intersection = jnp.maximum(high[0] - low[0], 0.0) * jnp.maximum(high[1] - low[1], 0.0)
+    union = area(a)[:, None] + area(b)[None, :] - intersection
+    overlap = intersection > 0.0
+    # The inner `where` keeps the gradient finite where boxes do not overlap.
+    return jnp.where(overlap, intersection / jnp.where(overlap, union, 1.0), 0.0)
 
 
 def clip(boxes: jax.Array, size: jax.Array) -> jax.Array:
@@ -69,30 +62,18 @@ def encode(boxes: jax.Array, anchors: jax.Array, *, weights: tuple[float, float,
     return jnp.stack([weight * delta for weight, delta in zip(weights, deltas, strict=True)], axis=-1)
 
 
-def decode(
-    deltas: jax.Array,
-    anchors: jax.Array,
-    *,
-    weights: tuple[float, float, float, float],
-    clamp: float = SCALE_CLAMP,
-) -> jax.Array:
+def decode(deltas: jax.Array, anchors: jax.Array, *, weights: tuple[float, float, float, float]) -> jax.Array:
     """Boxes (..., 4) from deltas (..., 4) and anchors of the same rank, which broadcast: (P, C, 4) with (P, 1, 4).
 
-    The inverse of `encode`, except that dw and dh are limited to `clamp` so that the exponential cannot overflow.
+    The inverse of `encode`, except that dw and dh are limited to SCALE_CLAMP so that the exponential cannot overflow.
     """
     x, y, w, h = _center_and_size(anchors)
     dx, dy, dw, dh = (deltas[..., i] / weight for i, weight in enumerate(weights))
     x, y = dx * w + x, dy * h + y
-    w, h = jnp.exp(jnp.minimum(dw, clamp)) * w, jnp.exp(jnp.minimum(dh, clamp)) * h
+    w, h = jnp.exp(jnp.minimum(dw, SCALE_CLAMP)) * w, jnp.exp(jnp.minimum(dh, SCALE_CLAMP)) * h
     return jnp.stack([x - 0.5 * w, y - 0.5 * h, x + 0.5 * w, y + 0.5 * h], axis=-1)
 
 
 def _center_and_size(boxes: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
     w, h = boxes[..., 2] - boxes[..., 0], boxes[..., 3] - boxes[..., 1]
     return boxes[..., 0] + 0.5 * w, boxes[..., 1] + 0.5 * h, w, h
-
-
-def _ratio(part: jax.Array, whole: jax.Array) -> jax.Array:
-    """part / whole, or 0 where part is 0; the inner `where` keeps the gradient finite there."""
-    positive = part > 0.0
-    return jnp.where(positive, part / jnp.where(positive, whole, 1.0), 0.0)

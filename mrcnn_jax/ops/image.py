@@ -1,13 +1,16 @@
-"""Image normalization, and resizing with torch's conventions."""
+"""Image normalization, and the resizing of heat maps with torch's conventions."""
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
-from typing import Literal
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
+
+from mrcnn_jax.config import ChannelOrder
+
+_CUBIC_A = -0.75  # of torch's kernel
 
 
 def normalize(
@@ -16,7 +19,7 @@ def normalize(
     *,
     mean: Sequence[float],
     std: Sequence[float],
-    channel_order: Literal["rgb", "bgr"] = "rgb",
+    channel_order: ChannelOrder = "rgb",
 ) -> jax.Array:
     """Normalize a padded uint8 RGB image; the padding becomes exactly zero.
 
@@ -40,37 +43,10 @@ def normalize(
     return jnp.where(rows & columns, scaled, 0.0)
 
 
-def resize_bilinear(image: jax.Array, size: tuple[int, int]) -> jax.Array:
-    """Resize like torch's `interpolate(mode="bilinear", align_corners=False)`, without antialiasing.
-
-    Args:
-        image: (H, W, C), any real dtype.
-        size: the static new (height, width).
-
-    Returns:
-        (height, width, C) float32.
-    """
-    return _resize(image, size, _linear_taps)
-
-
-def resize_bicubic(image: jax.Array, size: tuple[int, int], a: float = -0.75) -> jax.Array:
-    """Resize like torch's `interpolate(mode="bicubic", align_corners=False)`.
-
-    `jax.image.resize` uses a = -0.5, which differs by up to 0.2 on a unit step.
-
-    Args:
-        image: (H, W, C), any real dtype.
-        size: the static new (height, width).
-        a: parameter of the kernel (Keys 1981).
-
-    Returns:
-        (height, width, C) float32.
-    """
-    return _resize(image, size, lambda position: _cubic_taps(position, a))
-
-
 def upsample_bilinear_2x(images: jax.Array) -> jax.Array:
-    """`resize_bilinear` of a batch to twice the size; without gathers, so that its gradient is fast too.
+    """Resize to twice the size like torch's `interpolate(mode="bilinear", align_corners=False)`.
+
+    Without gathers, so that its gradient is fast too.
 
     Args:
         images: (B, H, W, C), any real dtype.
@@ -88,64 +64,37 @@ def upsample_bilinear_2x(images: jax.Array) -> jax.Array:
     return images
 
 
-def bicubic_weights(pixels: jax.Array, old: int, new: jax.Array, a: float = -0.75) -> jax.Array:
-    """Weights of the input pixels in `resize_bicubic` along one axis, for an output size that is not static.
+def bicubic_weights(pixels: jax.Array, old: int, new: jax.Array) -> jax.Array:
+    """Weights of the input pixels along one axis in torch's `interpolate(mode="bicubic", align_corners=False)`.
+
+    The output size need not be static. `jax.image.resize` has another kernel (Keys 1981 with a = -0.5), which differs
+    by up to 0.2 on a unit step.
 
     Args:
         pixels: (...) int32, indices of output pixels.
         old: input size.
         new: int32, output size; broadcasts against `pixels`.
-        a: see `resize_bicubic`.
 
     Returns:
         (..., old) float32; finite also for pixels outside of the output.
     """
     position = (pixels.astype(jnp.float32) + 0.5) * (old / new.astype(jnp.float32)) - 0.5
-    shape = (1,) * pixels.ndim + (-1,)
-    cells = jnp.arange(old, dtype=jnp.int32).reshape(shape)
+    low = jnp.floor(position)
+    fraction, first = position - low, low.astype(jnp.int32) - 1
+    cells = jnp.arange(old, dtype=jnp.int32).reshape((1,) * pixels.ndim + (-1,))
+    taps = (_far(fraction + 1.0), _near(fraction), _near(1.0 - fraction), _far(2.0 - fraction))
     parts = [
-        jnp.where(jnp.clip(pixel, 0, old - 1)[..., None] == cells, weight[..., None], 0.0)
-        for pixel, weight in _cubic_taps(position, a)
+        jnp.where(jnp.clip(first + i, 0, old - 1)[..., None] == cells, weight[..., None], 0.0)
+        for i, weight in enumerate(taps)
     ]
     return functools.reduce(jnp.add, parts)
 
 
-Taps = Callable[[jax.Array], list[tuple[jax.Array, jax.Array]]]  # source position -> [(pixel, weight), ...]
+def _near(d: jax.Array) -> jax.Array:
+    """Cubic kernel for |d| <= 1."""
+    return ((_CUBIC_A + 2.0) * d - (_CUBIC_A + 3.0)) * d * d + 1.0
 
 
-def _resize(image: jax.Array, size: tuple[int, int], taps: Taps) -> jax.Array:
-    """Resample rows, then columns; both kernels are separable."""
-    result = image.astype(jnp.float32)
-    for axis in (0, 1):
-        old, new = image.shape[axis], size[axis]
-        position = (jnp.arange(new, dtype=jnp.float32) + 0.5) * (old / new) - 0.5
-        shape = (new, 1, 1) if axis == 0 else (1, new, 1)
-        parts = [
-            jnp.take(result, jnp.clip(pixel, 0, old - 1), axis=axis) * weight.reshape(shape)
-            for pixel, weight in taps(position)
-        ]
-        result = functools.reduce(jnp.add, parts)
-    return result
-
-
-def _linear_taps(position: jax.Array) -> list[tuple[jax.Array, jax.Array]]:
-    position = jnp.maximum(position, 0.0)
-    low = jnp.floor(position)
-    fraction = position - low
-    pixel = low.astype(jnp.int32)
-    return [(pixel, 1.0 - fraction), (pixel + 1, fraction)]
-
-
-def _cubic_taps(position: jax.Array, a: float) -> list[tuple[jax.Array, jax.Array]]:
-    low = jnp.floor(position)
-    fraction = position - low
-    pixel = low.astype(jnp.int32)
-
-    def near(d: jax.Array) -> jax.Array:  # |d| <= 1
-        return ((a + 2.0) * d - (a + 3.0)) * d * d + 1.0
-
-    def far(d: jax.Array) -> jax.Array:  # 1 < |d| < 2
-        return ((a * d - 5.0 * a) * d + 8.0 * a) * d - 4.0 * a
-
-    weights = (far(fraction + 1.0), near(fraction), near(1.0 - fraction), far(2.0 - fraction))
-    return [(pixel + offset, weight) for offset, weight in zip((-1, 0, 1, 2), weights, strict=True)]
+def _far(d: jax.Array) -> jax.Array:
+    """Cubic kernel for 1 < |d| < 2."""
+    return ((_CUBIC_A * d - 5.0 * _CUBIC_A) * d + 8.0 * _CUBIC_A) * d - 4.0 * _CUBIC_A

@@ -6,14 +6,11 @@ resize it to the size of the box in pixels (bicubic, a = -0.75) and take the hig
 
 from __future__ import annotations
 
-from typing import Literal
-
 import jax
 import jax.numpy as jnp
 
+from mrcnn_jax.config import ScoreRule
 from mrcnn_jax.ops.image import bicubic_weights
-
-ScoreRule = Literal["probability", "logit"]
 
 TILE = 64  # side of the tiles in which resized maps are computed
 TILES_PER_STEP = 16

@@ -5,14 +5,11 @@ Both are separable resampling, computed as two small matrix products with the we
 
 from __future__ import annotations
 
-from typing import Literal
-
 import jax
 import jax.numpy as jnp
 
+from mrcnn_jax.config import PasteRule
 from mrcnn_jax.ops.roi.axis import AxisSamples, axis_samples, cell_weights
-
-PasteRule = Literal["detectron2", "torchvision"]
 
 BLOCK = 64  # RoIs resampled at a time, which limits the memory of their rasters
 

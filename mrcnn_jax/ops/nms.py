@@ -19,22 +19,16 @@ Boxes = tuple[jax.Array, jax.Array, jax.Array]  # boxes (K, 4), groups (K,), val
 BLOCK = 1024  # boxes whose pairwise overlaps are computed at once: small enough for a CPU cache
 
 
-def nms(boxes: jax.Array, scores: jax.Array, valid: jax.Array, *, iou_threshold: float) -> jax.Array:
-    """Mask (K,) bool of the boxes that greedy NMS keeps, in the order of the input.
-
-    A box is suppressed if its IoU with a kept box of higher score (of equal scores: of lower index) is
-    > iou_threshold. Boxes that are not `valid` are neither kept nor suppress others.
-
-    boxes: (K, 4); scores: (K,); valid: (K,) bool.
-    """
-    groups = jnp.zeros(scores.shape, jnp.int32)
-    return batched_nms(boxes, scores, groups, valid, iou_threshold=iou_threshold)
-
-
 def batched_nms(
     boxes: jax.Array, scores: jax.Array, groups: jax.Array, valid: jax.Array, *, iou_threshold: float
 ) -> jax.Array:
-    """`nms` in each group (K,) int32, a class or a level: boxes do not suppress those of other groups."""
+    """Mask (K,) bool of the boxes that greedy NMS keeps in each group, a class or a level, in the order of the input.
+
+    A box is suppressed if its IoU with a kept box of its group and of higher score (of equal scores: of lower index) is
+    > iou_threshold. Boxes that are not `valid` are neither kept nor suppress others.
+
+    boxes: (K, 4); scores: (K,); groups: (K,) int32; valid: (K,) bool.
+    """
     order = jnp.argsort(jnp.where(valid, -scores, jnp.inf), stable=True)
     (keep,) = nms_sorted([(boxes[order], groups[order], valid[order])], iou_threshold=iou_threshold)
     return jnp.zeros_like(keep).at[order].set(keep, unique_indices=True)

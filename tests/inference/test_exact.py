@@ -14,7 +14,7 @@ from mrcnn_jax.data import image_files
 from mrcnn_jax.data.dataset import load_split
 from mrcnn_jax.errors import DataError
 from mrcnn_jax.evaluation.evaluate import evaluate_model
-from mrcnn_jax.inference import detector, exact, single_image
+from mrcnn_jax.inference import detector, reference_preprocessing, single_image
 from mrcnn_jax.structures import Detections
 
 EDGES = {"shortest_edge_eval": 60, "longest_edge": 90}
@@ -71,7 +71,7 @@ def test_batches_are_in_the_order_of_the_dataset(shapes):
     assert [batch.indices.tolist() for batch in found] == [[i] for i in range(5)]
     for i, batch in enumerate(found):
         image = cv2.imread(str(dataset.image_path(i)), cv2.IMREAD_COLOR)[:, :, ::-1]
-        expected, _ = exact.network_input(image, shapes)
+        expected, _ = reference_preprocessing.network_input(image, shapes)
         np.testing.assert_array_equal(batch.images[0], expected)
 
 

@@ -10,7 +10,7 @@ import pytest
 
 from mrcnn_jax.config import Config, DataConfig, EvalConfig, presets
 from mrcnn_jax.errors import ConfigError, WeightsError
-from mrcnn_jax.inference import detector, exact
+from mrcnn_jax.inference import detector, reference_preprocessing
 from mrcnn_jax.inference.predictor import Predictor
 from mrcnn_jax.models.mask_rcnn import build_model, variable_shapes
 from mrcnn_jax.runtime import compilation_cache
@@ -53,7 +53,7 @@ def test_every_image_is_processed_alone_in_the_reference_shape(seen, resize, dty
     found = Predictor(config, {})(images)
     assert [prediction.image_size for prediction in found] == [image.shape[:2] for image in images]
     for image, prediction, (padded, size) in zip(images, found, seen, strict=True):
-        expected, expected_size = exact.network_input(image, config)
+        expected, expected_size = reference_preprocessing.network_input(image, config)
         assert padded.dtype == dtype
         np.testing.assert_array_equal(padded, expected[None])
         assert size.tolist() == [list(expected_size)]

@@ -17,7 +17,7 @@ from support import detectron2_config
 from support.golden_models import LOGITS, assert_same_detections, assert_same_keypoints, assert_same_pasted
 from support.torchvision_settings import NAMES, configured, stated
 
-from mrcnn_jax.inference import detector, exact
+from mrcnn_jax.inference import detector, reference_preprocessing
 from mrcnn_jax.inference.postprocess import postprocess
 from mrcnn_jax.inference.predictor import Predictor
 from mrcnn_jax.weights import reference_models
@@ -73,7 +73,7 @@ def detections_in_batch_shape(config, variables, images, shape, sizes):
     """Yield the detections of each image, NumPy, in the padded shape of the reference batch, and its size."""
     detect = detector.compile_detect(config.model, variables)
     for image, expected in zip(images, sizes.tolist(), strict=True):
-        array, size = exact.network_input(image, config)
+        array, size = reference_preprocessing.network_input(image, config)
         assert list(size) == expected
         found = detect(padded(array, shape)[None], np.array([size], np.int32))
         yield jax.tree.map(lambda field: np.asarray(field)[0], found), size
@@ -100,7 +100,7 @@ def assert_same_prediction(prediction, theirs, i):
 
 
 def own_shape(image, config, shape):
-    return exact.network_input(image, config)[0].shape[:2] == tuple(shape)
+    return reference_preprocessing.network_input(image, config)[0].shape[:2] == tuple(shape)
 
 
 def test_golden_torchvision_from_uint8(torchvision_case):

@@ -11,7 +11,7 @@ import pytest
 from mrcnn_jax.config import BoxHeadConfig
 from mrcnn_jax.ops import boxes as box_ops
 from mrcnn_jax.ops.detections import detect
-from mrcnn_jax.ops.nms import nms
+from mrcnn_jax.ops.nms import batched_nms
 from mrcnn_jax.structures import Proposals
 
 PROPOSALS, CLASSES = 24, 3
@@ -26,7 +26,7 @@ OPTIONS = {
 }
 SIZE = np.array([70, 80])
 F32 = np.finfo(np.float32).eps
-compiled_nms = jax.jit(nms, static_argnames="iou_threshold")
+compiled_nms = jax.jit(batched_nms, static_argnames="iou_threshold")
 decode = jax.jit(lambda deltas, boxes, size: box_ops.clip(box_ops.decode(deltas, boxes, weights=WEIGHTS), size))
 
 
@@ -59,7 +59,7 @@ def detect_reference(logits, deltas, proposals, size, *, score_threshold, nms_io
         boxes = np.asarray(decode(deltas[:, column], proposals.boxes, size))
         sides = boxes[:, 2:] - boxes[:, :2]
         fit = proposals.valid & (scores[:, label] > score_threshold) & (sides >= min_box_size).all(axis=1)
-        kept = compiled_nms(boxes, scores[:, label], fit, iou_threshold=nms_iou)
+        kept = compiled_nms(boxes, scores[:, label], np.zeros(len(boxes), np.int32), fit, iou_threshold=nms_iou)
         found += [(scores[row, label], label, boxes[row]) for row in np.flatnonzero(kept)]
     found.sort(key=lambda item: -item[0])
     return found[:max_detections]

@@ -9,11 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mrcnn_jax.ops.image import bicubic_weights, normalize, resize_bicubic, resize_bilinear, upsample_bilinear_2x
+from mrcnn_jax.inference.reference_preprocessing import resize_bilinear
+from mrcnn_jax.ops.image import bicubic_weights, normalize, upsample_bilinear_2x
 
 F32 = np.finfo(np.float32).eps
-bilinear = jax.jit(resize_bilinear, static_argnums=1)
-bicubic = jax.jit(resize_bicubic, static_argnums=1)
 weights_of = jax.jit(bicubic_weights, static_argnums=1)
 normalized = jax.jit(normalize, static_argnames=("mean", "std", "channel_order"))
 MEAN, STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
@@ -46,66 +45,40 @@ def test_normalize_under_vmap_with_different_sizes():
         np.testing.assert_array_equal(batched[i], one(images[i], sizes[i]))
 
 
-def test_bilinear_by_hand():
-    image = np.float32([0, 4]).reshape(1, 2, 1)
-    np.testing.assert_array_equal(bilinear(image, (1, 4))[0, :, 0], [0, 1, 3, 4])
-    np.testing.assert_array_equal(bilinear(image, (2, 1))[:, 0, 0], [2, 2])
-
-
-@pytest.mark.parametrize("size", [(13, 9), (4, 31), (1, 1), (7, 5)])
-@pytest.mark.parametrize("mode", ["bilinear", "bicubic"])
-def test_resize_equals_torch(size, mode):
-    torch = pytest.importorskip("torch")
-    image = np.random.default_rng(1).random((7, 12, 3)).astype(np.float32)
-    expected = torch.nn.functional.interpolate(
-        torch.from_numpy(image.transpose(2, 0, 1)[None]), size=size, mode=mode, align_corners=False
-    )[0].numpy()
-    result = {"bilinear": bilinear, "bicubic": bicubic}[mode](image, size)
-    # Positions up to 12 with half an ulp each; the slope of the cubic and the sum of its absolute weights are below 2.
-    np.testing.assert_allclose(result, expected.transpose(1, 2, 0), rtol=0, atol=4 * 12 * F32)
-
-
-@pytest.mark.parametrize("sides", [(13, 9), (1, 40), (7, 12)], ids=str)
-def test_bicubic_weights_equal_the_resize(sides):
+@pytest.mark.parametrize("sides", [(13, 9), (4, 31), (1, 40), (1, 1), (7, 5), (7, 12)], ids=str)
+def test_bicubic_weights_resize_as_torch(sides):
     """Also for sizes that are not static; pixels outside of the output have no NaN."""
-    image = np.random.default_rng(1).random((7, 12, 1)).astype(np.float32)
+    torch = pytest.importorskip("torch")
+    image = np.random.default_rng(1).random((7, 12)).astype(np.float32)
+    expected = torch.nn.functional.interpolate(
+        torch.from_numpy(image[None, None]), size=sides, mode="bicubic", align_corners=False
+    )[0, 0].numpy()
     pixels = np.arange(64, dtype=np.int32)
     rows, columns = (
-        np.asarray(weights_of(pixels, old, np.int32(new))) for old, new in zip(image.shape[:2], sides, strict=True)
+        np.asarray(weights_of(pixels, old, np.int32(new))) for old, new in zip(image.shape, sides, strict=True)
     )
     assert np.isfinite(rows).all()
     assert np.isfinite(columns).all()
-    result = rows[: sides[0]] @ image[..., 0] @ columns[: sides[1]].T
-    # The same weights in another order of summation: 16 terms whose absolute values sum to less than 2.
-    np.testing.assert_allclose(result, bicubic(image, sides)[..., 0], rtol=0, atol=16 * F32)
+    result = rows[: sides[0]] @ image @ columns[: sides[1]].T
+    # Positions up to 12 with half an ulp each; the slope of the cubic and the sum of its absolute weights are below 2.
+    np.testing.assert_allclose(result, expected, rtol=0, atol=4 * 12 * F32)
 
 
 @pytest.mark.medium
 @pytest.mark.parametrize("shape", [(2, 3, 5, 2), (1, 1, 4, 1)], ids=str)
-def test_upsample_bilinear_2x_equals_the_resize_and_torchs_gradient(shape):
+def test_upsample_bilinear_2x_and_its_gradient_equal_torch(shape):
     torch = pytest.importorskip("torch")
     rng = np.random.default_rng(1)
     images = rng.random(shape).astype(np.float32)
     doubled, pull = jax.vjp(jax.jit(upsample_bilinear_2x), images)
-    size = (2 * shape[1], 2 * shape[2])
-    for image, result in zip(images, doubled, strict=True):
-        # Two weighted means of two neighbors: at most four roundings of numbers below 1.
-        np.testing.assert_allclose(result, bilinear(image, size), rtol=0, atol=4 * F32)
-    cotangent = rng.random(doubled.shape).astype(np.float32)
     theirs = torch.from_numpy(images.transpose(0, 3, 1, 2).copy()).requires_grad_()
-    torch.nn.functional.interpolate(theirs, scale_factor=2, mode="bilinear", align_corners=False).backward(
-        torch.from_numpy(cotangent.transpose(0, 3, 1, 2).copy())
-    )
+    expected = torch.nn.functional.interpolate(theirs, scale_factor=2, mode="bilinear", align_corners=False)
+    # Two weighted means of two neighbors: at most four roundings of numbers below 1.
+    np.testing.assert_allclose(doubled, expected.detach().permute(0, 2, 3, 1), rtol=0, atol=4 * F32)
+    cotangent = rng.random(doubled.shape).astype(np.float32)
+    expected.backward(torch.from_numpy(cotangent.transpose(0, 3, 1, 2).copy()))
     # At most 16 terms whose weights sum to 4.
     np.testing.assert_allclose(pull(jnp.asarray(cotangent))[0], theirs.grad.permute(0, 2, 3, 1), atol=16 * F32)
-
-
-def test_resize_converts_integers_to_float32():
-    image = np.random.default_rng(2).integers(0, 256, (6, 6, 1)).astype(np.uint8)
-    for resize in (bilinear, bicubic):
-        same = resize(image, (6, 6))
-        assert same.dtype == jnp.float32
-        np.testing.assert_array_equal(same, image.astype(np.float32))
 
 
 def test_golden_transform_torchvision(golden):
@@ -117,7 +90,7 @@ def test_golden_transform_torchvision(golden):
         normal = normalized(image, np.int32(image.shape[:2]), mean=tuple(mean), std=tuple(std))
         expected = arrays["batched"][i].transpose(1, 2, 0)
         result = np.zeros_like(expected)
-        result[:height, :width] = bilinear(normal, (height, width))
+        result[:height, :width] = resize_bilinear(np.asarray(normal), (height, width))
         # Both round a position three times by half a unit, on two axes: six units, doubled as a margin, times the
         # largest step between neighbors (5 deviations).
         np.testing.assert_allclose(result, expected, rtol=0, atol=12 * F32 * max(image.shape) * 5)

@@ -10,11 +10,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mrcnn_jax.ops import nms as nms_ops
-from mrcnn_jax.ops.nms import batched_nms, nms
+from mrcnn_jax.ops.nms import batched_nms
 
 COUNT = 12
 compiled = jax.jit(batched_nms, static_argnames="iou_threshold")
-one_group = jax.jit(nms, static_argnames="iou_threshold")
+
+
+def one_group(boxes, scores, valid, *, iou_threshold):
+    return compiled(boxes, scores, jnp.zeros(len(boxes), jnp.int32), valid, iou_threshold=iou_threshold)
 
 
 @pytest.fixture(autouse=True)

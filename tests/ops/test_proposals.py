@@ -11,12 +11,12 @@ import pytest
 
 from mrcnn_jax.config import RPNConfig
 from mrcnn_jax.ops import boxes as box_ops
-from mrcnn_jax.ops.nms import nms
+from mrcnn_jax.ops.nms import batched_nms
 from mrcnn_jax.ops.proposals import propose
 
 LEVELS = (30, 12, 3)
 F32 = np.finfo(np.float32).eps
-compiled_nms = jax.jit(nms, static_argnames="iou_threshold")
+compiled_nms = jax.jit(batched_nms, static_argnames="iou_threshold")
 decode = jax.jit(
     lambda deltas, boxes, size: box_ops.clip(box_ops.decode(deltas, boxes, weights=(1.0, 1.0, 1.0, 1.0)), size)
 )
@@ -71,7 +71,7 @@ def propose_reference(logits, deltas, size, *, pre_nms_top_k, post_nms_top_k, nm
         rows = rows[np.argsort(-logits[rows], kind="stable")][:pre_nms_top_k]
         boxes = np.asarray(decode(deltas[rows], anchors()[rows], size))
         fit = (boxes[:, 2] - boxes[:, 0] >= min_box_size) & (boxes[:, 3] - boxes[:, 1] >= min_box_size)
-        keep = np.asarray(compiled_nms(boxes, logits[rows], fit, iou_threshold=nms_iou))
+        keep = np.asarray(compiled_nms(boxes, logits[rows], np.zeros(len(rows), np.int32), fit, iou_threshold=nms_iou))
         found += [(logits[row], box) for row, box in zip(rows[keep], boxes[keep], strict=True)]
     found.sort(key=lambda pair: -pair[0])
     return found[:post_nms_top_k]

@@ -7,6 +7,7 @@ orders of magnitude slower than equivalent matrix products and shifted slices (`
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from functools import partial
 
 import jax
@@ -20,7 +21,7 @@ from mrcnn_jax.ops.xla_cpu.conv_gradients import (
     kernel_gradient,
     pointwise_kernel_gradient,
 )
-from mrcnn_jax.ops.xla_cpu.depthwise import depthwise_conv2d
+from mrcnn_jax.ops.xla_cpu.depthwise import ArrayPair, depthwise_conv2d
 from mrcnn_jax.ops.xla_cpu.windows import window
 
 
@@ -126,16 +127,18 @@ def _grouped(x: jax.Array, kernel: jax.Array, geometry: ConvGeometry) -> jax.Arr
     return lax.platform_dependent(x, kernel, cpu=partial(_by_blocks, geometry), default=partial(convolution, geometry))
 
 
-def _grouped_fwd(x, kernel, geometry):  # type: ignore[no-untyped-def]
+def _grouped_fwd(x: jax.Array, kernel: jax.Array, geometry: ConvGeometry) -> tuple[jax.Array, ArrayPair]:
     return _grouped(x, kernel, geometry), (x, kernel)
 
 
-def _grouped_bwd(geometry, residuals, gradient):  # type: ignore[no-untyped-def]
-    def gradients(convolution, x, kernel, gradient):  # type: ignore[no-untyped-def]
-        return jax.vjp(partial(convolution, geometry), x, kernel)[1](gradient)
+def _grouped_bwd(geometry: ConvGeometry, residuals: ArrayPair, gradient: jax.Array) -> ArrayPair:
+    def transposed(
+        forward: Callable[..., jax.Array], x: jax.Array, kernel: jax.Array, gradient: jax.Array
+    ) -> ArrayPair:
+        return jax.vjp(partial(forward, geometry), x, kernel)[1](gradient)
 
     return lax.platform_dependent(
-        *residuals, gradient, cpu=partial(gradients, _by_blocks), default=partial(gradients, convolution)
+        *residuals, gradient, cpu=partial(transposed, _by_blocks), default=partial(transposed, convolution)
     )
 
 
@@ -169,11 +172,11 @@ def _dense(x: jax.Array, kernel: jax.Array, geometry: ConvGeometry) -> jax.Array
     return convolution(geometry, x, kernel)
 
 
-def _dense_fwd(x, kernel, geometry):  # type: ignore[no-untyped-def]
+def _dense_fwd(x: jax.Array, kernel: jax.Array, geometry: ConvGeometry) -> tuple[jax.Array, ArrayPair]:
     return convolution(geometry, x, kernel), (x, kernel)
 
 
-def _dense_bwd(geometry, residuals, gradient):  # type: ignore[no-untyped-def]
+def _dense_bwd(geometry: ConvGeometry, residuals: ArrayPair, gradient: jax.Array) -> ArrayPair:
     x, kernel = residuals
     x_gradient = input_gradient(x.shape, geometry, kernel, gradient)
     return x_gradient, kernel_gradient(kernel.shape, geometry, x, gradient).astype(kernel.dtype)
@@ -188,11 +191,11 @@ def _pointwise(x: jax.Array, kernel: jax.Array) -> jax.Array:
     return x @ kernel[0, 0]
 
 
-def _pointwise_fwd(x, kernel):  # type: ignore[no-untyped-def]
+def _pointwise_fwd(x: jax.Array, kernel: jax.Array) -> tuple[jax.Array, ArrayPair]:
     return x @ kernel[0, 0], (x, kernel)
 
 
-def _pointwise_bwd(residuals, gradient):  # type: ignore[no-untyped-def]
+def _pointwise_bwd(residuals: ArrayPair, gradient: jax.Array) -> ArrayPair:
     x, kernel = residuals
     return gradient @ kernel[0, 0].T, pointwise_kernel_gradient(x, gradient).astype(kernel.dtype)
 

@@ -15,6 +15,7 @@ from jax import lax
 
 from mrcnn_jax.ops.xla_cpu.windows import window
 
+Shape = tuple[int, ...]
 _DIMENSIONS = ("NHWC", "HWIO", "NHWC")
 _BLOCK = 1024  # pixels, or a few more, in a block of the kernel gradient on CPU: with 256 channels they fit a cache
 _LARGE = 512  # smallest number of pixels of a map for which blocks are faster
@@ -42,7 +43,7 @@ def convolution(geometry: ConvGeometry, x: jax.Array, kernel: jax.Array) -> jax.
     )
 
 
-def input_gradient(shape: tuple[int, ...], geometry: ConvGeometry, kernel: jax.Array, gradient: jax.Array) -> jax.Array:
+def input_gradient(shape: Shape, geometry: ConvGeometry, kernel: jax.Array, gradient: jax.Array) -> jax.Array:
     """Gradient of the input, of the given shape, from that of the output. Groups are not supported."""
     return lax.platform_dependent(
         kernel,
@@ -52,7 +53,7 @@ def input_gradient(shape: tuple[int, ...], geometry: ConvGeometry, kernel: jax.A
     )
 
 
-def kernel_gradient(shape: tuple[int, ...], geometry: ConvGeometry, x: jax.Array, gradient: jax.Array) -> jax.Array:
+def kernel_gradient(shape: Shape, geometry: ConvGeometry, x: jax.Array, gradient: jax.Array) -> jax.Array:
     """Gradient of the kernel, of the given shape, from that of the output. Groups are not supported."""
     return lax.platform_dependent(
         x,
@@ -69,24 +70,26 @@ def pointwise_kernel_gradient(x: jax.Array, gradient: jax.Array) -> jax.Array:
     )
 
 
-def _pointwise_kernel_gradient_product(x, gradient):  # type: ignore[no-untyped-def]
+def _pointwise_kernel_gradient_product(x: jax.Array, gradient: jax.Array) -> jax.Array:
     return jnp.einsum("bhwi,bhwo->io", x, gradient)[None, None]
 
 
-def _pointwise_kernel_gradient_cpu(x, gradient):  # type: ignore[no-untyped-def]
+def _pointwise_kernel_gradient_cpu(x: jax.Array, gradient: jax.Array) -> jax.Array:
     if math.prod(x.shape[:3]) < _LARGE:
         return _pointwise_kernel_gradient_product(x, gradient)
     shape = (1, 1, x.shape[-1], gradient.shape[-1])
     return _kernel_gradient_by_blocks(shape, ConvGeometry(1, (0, 0), 1, 1), x, gradient)
 
 
-def _input_gradient_convolution(shape, geometry, kernel, gradient):  # type: ignore[no-untyped-def]
+def _input_gradient_convolution(
+    shape: Shape, geometry: ConvGeometry, kernel: jax.Array, gradient: jax.Array
+) -> jax.Array:
     x = jax.ShapeDtypeStruct(shape, gradient.dtype)
     (result,) = jax.linear_transpose(lambda v: convolution(geometry, v, kernel), x)(gradient)
     return result
 
 
-def _input_gradient_cpu(shape, geometry, kernel, gradient):  # type: ignore[no-untyped-def]
+def _input_gradient_cpu(shape: Shape, geometry: ConvGeometry, kernel: jax.Array, gradient: jax.Array) -> jax.Array:
     """With a stride, one convolution for each phase of pixels. XLA:CPU would multiply zeros between dilated pixels."""
     stride, size = geometry.stride, kernel.shape[0]
     if stride == 1 or geometry.dilation > 1 or size < stride:
@@ -120,13 +123,15 @@ def _phase(phase: int, geometry: ConvGeometry, size: int, pixels: int, outputs: 
     return elements, -nearest, pixels + nearest + count - 1 - outputs
 
 
-def _kernel_gradient_convolution(kernel_shape, geometry, x, gradient):  # type: ignore[no-untyped-def]
+def _kernel_gradient_convolution(
+    kernel_shape: Shape, geometry: ConvGeometry, x: jax.Array, gradient: jax.Array
+) -> jax.Array:
     kernel = jax.ShapeDtypeStruct(kernel_shape, x.dtype)
     (result,) = jax.linear_transpose(lambda v: convolution(geometry, x, v), kernel)(gradient)
     return result
 
 
-def _kernel_gradient_cpu(kernel_shape, geometry, x, gradient):  # type: ignore[no-untyped-def]
+def _kernel_gradient_cpu(kernel_shape: Shape, geometry: ConvGeometry, x: jax.Array, gradient: jax.Array) -> jax.Array:
     """Matrix products by blocks, or a convolution, which is faster for few and small maps or few channels."""
     batch, height, width, _ = gradient.shape
     if batch >= 64 or (height * width >= _LARGE and x.shape[-1] >= 64):
@@ -134,7 +139,9 @@ def _kernel_gradient_cpu(kernel_shape, geometry, x, gradient):  # type: ignore[n
     return _kernel_gradient_convolution(kernel_shape, geometry, x, gradient)
 
 
-def _kernel_gradient_by_blocks(kernel_shape, geometry, x, gradient):  # type: ignore[no-untyped-def]
+def _kernel_gradient_by_blocks(
+    kernel_shape: Shape, geometry: ConvGeometry, x: jax.Array, gradient: jax.Array
+) -> jax.Array:
     """Sum over blocks that fit a cache, of rows or of whole small maps: a matrix product for each kernel element.
 
     Blocks are padded one by one: padded copies of whole maps would be stored from the forward pass on.
@@ -145,7 +152,7 @@ def _kernel_gradient_by_blocks(kernel_shape, geometry, x, gradient):  # type: ig
     span = (rows - 1) * geometry.stride + geometry.dilation * (kernel_shape[0] - 1) + 1  # rows of x that a block needs
     offsets = [(dy, dx) for dy in range(kernel_shape[0]) for dx in range(kernel_shape[1])]
 
-    def add(index, totals):  # type: ignore[no-untyped-def]
+    def add(index: jax.Array, totals: list[jax.Array]) -> list[jax.Array]:
         image, first = index // count * maps, index % count * rows
         inputs = _rows(x, image, maps, first * geometry.stride - geometry.padding[0], span)
         inputs = lax.pad(inputs, jnp.zeros((), x.dtype), ((0, 0, 0), (0, 0, 0), (*geometry.padding, 0), (0, 0, 0)))

@@ -16,6 +16,7 @@ from mrcnn_jax.ops.xla_cpu.windows import window, zero_pad
 
 _DIMENSIONS = ("NHWC", "HWIO", "NHWC")
 Padding = tuple[int, int]  # zeros before and after, in both directions
+ArrayPair = tuple[jax.Array, jax.Array]
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(2, 3))
@@ -29,11 +30,11 @@ def depthwise_conv2d(x: jax.Array, kernel: jax.Array, stride: int, padding: Padd
     )
 
 
-def _depthwise_fwd(x, kernel, stride, padding):  # type: ignore[no-untyped-def]
+def _depthwise_fwd(x: jax.Array, kernel: jax.Array, stride: int, padding: Padding) -> tuple[jax.Array, ArrayPair]:
     return depthwise_conv2d(x, kernel, stride, padding), (x, kernel)
 
 
-def _depthwise_bwd(stride, padding, residuals, gradient):  # type: ignore[no-untyped-def]
+def _depthwise_bwd(stride: int, padding: Padding, residuals: ArrayPair, gradient: jax.Array) -> ArrayPair:
     return lax.platform_dependent(
         *residuals,
         gradient,
@@ -73,12 +74,14 @@ def _slices(stride: int, padding: Padding, x: jax.Array, kernel: jax.Array) -> j
     return lax.optimization_barrier(jnp.asarray(total, x.dtype))
 
 
-def _gradients_slices(stride, padding, x, kernel, gradient):  # type: ignore[no-untyped-def]
+def _gradients_slices(stride: int, padding: Padding, x: jax.Array, kernel: jax.Array, gradient: jax.Array) -> ArrayPair:
     x_gradient = _input_gradient(stride, padding, x.shape, kernel, gradient)
     return x_gradient, _kernel_gradient(stride, padding, x, kernel.shape, gradient).astype(kernel.dtype)
 
 
-def _input_gradient(stride, padding, x_shape, kernel, gradient):  # type: ignore[no-untyped-def]
+def _input_gradient(
+    stride: int, padding: Padding, x_shape: tuple[int, ...], kernel: jax.Array, gradient: jax.Array
+) -> jax.Array:
     """Convolution of the gradient, dilated by the stride, with the rotated kernel."""
     before, end = kernel.shape[0] - 1 - padding[0], padding[0] - 1
     rows, columns = ((before, x_shape[axis] + end - (gradient.shape[axis] - 1) * stride, stride - 1) for axis in (1, 2))
@@ -86,7 +89,9 @@ def _input_gradient(stride, padding, x_shape, kernel, gradient):  # type: ignore
     return _slices(1, (0, 0), dilated, kernel[::-1, ::-1])
 
 
-def _kernel_gradient(stride, padding, x, kernel_shape, gradient):  # type: ignore[no-untyped-def]
+def _kernel_gradient(
+    stride: int, padding: Padding, x: jax.Array, kernel_shape: tuple[int, ...], gradient: jax.Array
+) -> jax.Array:
     """Sum over rows of the gradient, one at a time, so that operands and sums stay in the cache.
 
     There is one sum (k, W, C) for each column of the kernel; the sum over W is taken at the end.
@@ -95,7 +100,7 @@ def _kernel_gradient(stride, padding, x, kernel_shape, gradient):  # type: ignor
     padded = zero_pad(x, *padding)
     batch, height, width, channels = gradient.shape
 
-    def add_row(index, sums):  # type: ignore[no-untyped-def]
+    def add_row(index: jax.Array, sums: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
         image, y = index // height, index % height
         rows = _wide(lax.dynamic_slice(padded, (image, y * stride, 0, 0), (1, size, *padded.shape[2:])))
         row = _wide(lax.dynamic_slice(gradient, (image, y, 0, 0), (1, 1, width, channels)))
