@@ -7,5 +7,5 @@ table          the statistics on a terminal
 select_images  images to show
 picture        an image with its annotations
 charts         histograms
-page           the HTML page
+page           the HTML page, from the templates in templates/
 """
