@@ -11,7 +11,7 @@ from pycocotools import mask as coco_mask
 
 from mrcnn_jax.evaluation.analysis import Analysis, Category, ImageResult, Instance
 from mrcnn_jax.evaluation.analysis.class_tables import count_instances, metric_table
-from mrcnn_jax.evaluation.analysis.matching import CORRECT, Matches, Record, match_detections
+from mrcnn_jax.evaluation.analysis.match_detections import CORRECT, Matches, Record, match_detections
 from mrcnn_jax.evaluation.coco_ground_truth import counts_in_table, is_ignored
 from mrcnn_jax.evaluation.coco_metrics import Scores, with_field
 from mrcnn_jax.runtime.progress import track

@@ -10,7 +10,7 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from mrcnn_jax.evaluation.analysis import ClassScores, MetricTable
-from mrcnn_jax.evaluation.analysis.matching import CORRECT, Matches, greedy_match
+from mrcnn_jax.evaluation.analysis.match_detections import CORRECT, Matches, greedy_match
 from mrcnn_jax.evaluation.analysis.tide_errors import tide_errors
 from mrcnn_jax.evaluation.coco_ground_truth import counts_in_table, is_ignored
 from mrcnn_jax.evaluation.coco_metrics import Scores

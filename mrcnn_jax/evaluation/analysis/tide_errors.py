@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mrcnn_jax.evaluation.analysis import ERRORS, SPECIAL_ERRORS, TideErrors
-from mrcnn_jax.evaluation.analysis.matching import CORRECT, Matches
+from mrcnn_jax.evaluation.analysis.match_detections import CORRECT, Matches
 
 # Kinds that are fixed by turning the detection into a match; detections of other kinds are removed.
 _CORRECTABLE = (ERRORS.index("classification"), ERRORS.index("localization"))

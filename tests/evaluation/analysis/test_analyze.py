@@ -190,7 +190,7 @@ def test_oks_equals_pycocotools(shared_data):
     """Fourteen people, some without labeled keypoints."""
     from pycocotools.cocoeval import COCOeval
 
-    from mrcnn_jax.evaluation.analysis.matching import object_keypoint_similarity
+    from mrcnn_jax.evaluation.analysis.match_detections import object_keypoint_similarity
     from mrcnn_jax.evaluation.coco_ground_truth import load_ground_truth
 
     folder = shared_data("coco_eval_oracle") / "keypoints"
