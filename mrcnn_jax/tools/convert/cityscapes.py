@@ -7,7 +7,7 @@ evaluates become crowds (`iscrowd`). Category ids are Cityscapes' own.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -30,7 +30,8 @@ def convert(root: Path, split: str) -> Conversion:
     if not images.is_dir() or not annotations.is_dir():
         splits = format_list(sorted(folder.name for folder in parents[1].iterdir() if folder.is_dir()))
         raise DataError(f"--split={split}: not in both {parents[0]} and {parents[1]}; there are {splits}")
-    image_files, mask_files = _by_name(images, _IMAGE), _by_name(annotations, _MASK)
+    image_files = _by_name(files.find_files(images), _IMAGE)
+    mask_files = _by_name(files.find_files(annotations, (".png",)), _MASK)
     unmatched_images = [name for name in image_files if name not in mask_files]
     unmatched_masks = [name for name in mask_files if name not in image_files]
     advice = "add it: {}_trainvaltest.zip has it"
@@ -43,10 +44,9 @@ def convert(root: Path, split: str) -> Conversion:
     return Conversion(images, dict(NAMES), files.convert_images(root, images, pairs, _annotations))
 
 
-def _by_name(folder: Path, ending: str) -> dict[str, Path]:
-    """Return the PNG files with this ending by the rest of their path, such as aachen/aachen_000000_000019."""
-    found = [file for file in files.find_files(folder, (".png",)) if file.stem.endswith(ending)]
-    return {file.with_suffix("").as_posix().removesuffix(ending): file for file in found}
+def _by_name(found: Iterable[Path], ending: str) -> dict[str, Path]:
+    """Return the files with this ending by the rest of their path, such as aachen/aachen_000000_000019."""
+    return {file.with_suffix("").as_posix().removesuffix(ending): file for file in found if file.stem.endswith(ending)}
 
 
 def _annotations(paths: Sequence[Path], size: tuple[int, int]) -> list[Annotation]:

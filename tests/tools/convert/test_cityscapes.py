@@ -46,6 +46,14 @@ def test_instances_and_groups(root: Path, command: Command) -> None:
     assert pixels(first[1]).sum() == first[1]["area"] == 12
 
 
+def test_images_of_another_format_are_converted(root: Path, command: Command) -> None:
+    folder = root / "leftImg8bit" / "train"
+    (folder / f"{CITIES[0]}_leftImg8bit.png").unlink()
+    photograph(folder / f"{CITIES[0]}_leftImg8bit.jpg")
+    command.run("cityscapes", root)
+    assert command.content(folder)["images"][0]["file_name"] == f"{CITIES[0]}_leftImg8bit.jpg"
+
+
 def test_unmatched_files_are_refused(root: Path, command: Command) -> None:
     assert "there are train" in command.refused("cityscapes", root, "--split=val")
     (root / "gtFine" / "train" / f"{CITIES[0]}_gtFine_instanceIds.png").unlink()
