@@ -64,7 +64,7 @@ def make_sample(
         image=image,
         boxes=boxes / reduction,
         classes=np.array([class_of[a["category_id"]] for a in instances], np.int32),
-        masks=sample_masks and transform_masks(sample_masks, 1 / reduction),
+        masks=transform_masks(sample_masks, 1 / reduction) if sample_masks and reduction > 1 else sample_masks,
         keypoints=keypoints,
     )
 
