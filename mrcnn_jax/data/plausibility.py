@@ -94,9 +94,8 @@ def _box_format_warning(images: Sequence[Any], by_image: Mapping[int, Sequence[E
         return ""
     boxes, extents, sizes = np.split(np.array(rows, float), [4, 8], axis=1)
     masked = ~np.isnan(extents[:, 0])
-    return _box_format_by_masks(boxes[masked], extents[masked], sizes[masked]) or _box_format_by_image_size(
-        boxes, sizes
-    )
+    by_masks = _box_format_by_masks(boxes[masked], extents[masked], sizes[masked])
+    return by_masks or _box_format_by_image_size(boxes, sizes)
 
 
 def _box_format_by_image_size(boxes: np.ndarray, sizes: np.ndarray) -> str:
