@@ -2,7 +2,7 @@
 
 A record is one image: its annotations as JSON and its encoded file. There is a folder of records for each JSON file and
 image folder. Its index contains a stamp (hash of the JSON, and name, size and modification time of every image) and the
-size of the record file; the records are prepared again if either has changed. A folder is written under a temporary
+sizes of the record files; the records are prepared again if either has changed. A folder is written under a temporary
 name and then renamed, so it is always complete.
 """
 
@@ -67,29 +67,29 @@ class RecordIndex:
     problems: list[Problem]
     warnings: list[str]
     values: list[MeasuredRange]  # of images of more than 8 bits
-    size: int  # bytes of the record file
+    sizes: dict[str, int]  # bytes of the record files
 
 
 class RecordReader:
     """Random access to prepared records: index -> (encoded image, annotations). Can be pickled.
 
-    Raises DataError if the folder has no records, or if its file was removed or truncated since it was opened, and
+    Raises DataError if the folder has no records, or if files were removed or truncated since it was opened, and
     UnreadableRecordError if a single record is damaged.
     """
 
-    def __init__(self, folder: Path, size: int | None = None):
+    def __init__(self, folder: Path, sizes: dict[str, int] | None = None):
         self._folder = folder
-        self._size = _record_bytes(folder) if size is None else size
+        self._sizes = _file_sizes(folder) if sizes is None else sizes
         try:
             self._source = ArrayRecordDataSource([str(folder / record_files.FILE_NAME)])
         except (RuntimeError, ValueError) as error:
-            self._check_file()
+            self._check_files()
             raise DataError(
                 f"{folder}: the prepared records cannot be opened ({error}); delete this folder to prepare them again"
             ) from error
 
-    def __reduce__(self) -> tuple[type[RecordReader], tuple[Path, int]]:
-        return RecordReader, (self._folder, self._size)
+    def __reduce__(self) -> tuple[type[RecordReader], tuple[Path, dict[str, int]]]:
+        return RecordReader, (self._folder, self._sizes)
 
     def __len__(self) -> int:
         return len(self._source)
@@ -100,23 +100,24 @@ class RecordReader:
             if not annotations:  # the file was truncated after it was opened
                 raise RuntimeError("the file ends before it")
         except RuntimeError as error:  # array_record raises it for all errors of a file
-            self._check_file()
+            self._check_files()
             raise UnreadableRecordError(
                 f"its record in {self._folder} cannot be read ({error}); delete this folder to prepare it again"
             ) from None
         return content, json.loads(annotations)
 
-    def _check_file(self) -> None:
-        """Raise DataError if the record file is missing or has changed in size."""
+    def _check_files(self) -> None:
+        """Raise DataError if record files are missing or have changed in size."""
         if not self._folder.is_dir():
             raise DataError(
                 f"{self._folder}: the prepared records were removed, or replaced because the data changed; start again"
             )
-        if _record_bytes(self._folder) != self._size:
-            raise DataError(
-                f"{self._folder / record_files.FILE_NAME}: this file of prepared records is missing or truncated; start"
-                " again to prepare them again"
-            )
+        for name, size in self._sizes.items():
+            if record_files.file_status(self._folder / name).size != size:
+                raise DataError(
+                    f"{self._folder / name}: this file of prepared records is missing or truncated; start again to"
+                    " prepare them again"
+                )
 
 
 def open_prepared(json_path: Path, images: Path, image_ids: Sequence[int], cache: Path) -> tuple[Path, RecordIndex]:
@@ -159,7 +160,7 @@ def _prepare(json_path: Path, images: Path, image_ids: Sequence[int], folder: Pa
     name = _records_folder(stamp)
     with record_files.write_records(content.images, images, statuses, folder, name) as (temporary, images_digest):
         values = value_range.merge_ranges(check.values for check in checks)
-        index = _make_index(content, stamp, (digest, images_digest), values, _record_bytes(temporary / name))
+        index = _make_index(content, stamp, (digest, images_digest), values, _file_sizes(temporary / name))
         (temporary / "index.json").write_text(json.dumps(asdict(index)))
         _move_into_place(temporary, folder, index)
     _warn_of_older_versions(folder.parent, json_path, images, image_ids)
@@ -187,18 +188,18 @@ def _move_into_place(temporary: Path, folder: Path, index: RecordIndex) -> None:
 
 
 def _is_complete(folder: Path, index: RecordIndex | None, stamp: str) -> bool:
-    """Whether `folder` has this stamp in its `index`, and the record file with its size."""
-    return index is not None and index.stamp == stamp and index.size == _record_bytes(folder / _records_folder(stamp))
+    """Whether `folder` has this stamp in its `index`, and all record files with their sizes."""
+    return index is not None and index.stamp == stamp and index.sizes == _file_sizes(folder / _records_folder(stamp))
 
 
 def _make_index(
-    content: AnnotationFile, stamp: str, digests: tuple[str, str], values: list[MeasuredRange], size: int
+    content: AnnotationFile, stamp: str, digests: tuple[str, str], values: list[MeasuredRange], sizes: dict[str, int]
 ) -> RecordIndex:
     images = [
         RecordedImage(image.id, image.file_name, image.height, image.width, _count_instances(image.annotations))
         for image in content.images
     ]
-    return RecordIndex(stamp, *digests, images, content.categories, content.problems, content.warnings, values, size)
+    return RecordIndex(stamp, *digests, images, content.categories, content.problems, content.warnings, values, sizes)
 
 
 def _count_instances(annotations: Sequence[dict[str, Any]]) -> list[InstanceCounts]:
@@ -257,5 +258,6 @@ def _records_folder(stamp: str) -> str:
     return stamp[:16]
 
 
-def _record_bytes(folder: Path) -> int:
-    return record_files.file_status(folder / record_files.FILE_NAME).size
+def _file_sizes(folder: Path) -> dict[str, int]:
+    """Return the size of every file in `folder`, by its relative path."""
+    return {str(path.relative_to(folder)): path.stat().st_size for path in folder.rglob("*") if path.is_file()}

@@ -213,7 +213,7 @@ class InMemory:
         refusals = [image_files.check_image(self._images[image.file_name], image).refusal for image in content.images]
         raise_refusals(path, [*content.refusals, *filter(None, refusals)])
         self._entries = content.images
-        return Path(), records._make_index(content, "", ("", ""), [], 0)
+        return Path(), records._make_index(content, "", ("", ""), [], {})
 
     def reader(self, folder: Path) -> InMemory:
         return self
