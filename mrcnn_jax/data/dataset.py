@@ -108,20 +108,20 @@ def load_split(data: DataConfig, split: Literal["train", "eval"]) -> Dataset:
     folder, index = records.open_prepared(json_path, images, paths.image_ids, cache)
     _check_value_range(json_path, index.values, data)
     categories = index.categories.select(data.categories)
-    counts = _count_per_image(index.images, categories)
+    counts = _count_per_image(index.instance_counts, categories)
     instances, _, _, crowds = counts.sum(axis=0).tolist()
     reason = no_instances_message(json_path, categories.names, instances, crowds, index.problems)
     if reason and (split == "train" or not categories.names):
         raise DataError(reason)
     rows = _select_rows(json_path, counts[:, 2], data.min_keypoints if split == "train" else 0)
-    selected = [index.images[row] for row in rows]
+    sizes = np.stack([index.heights, index.widths], axis=1).astype(np.int32)
     dataset = Dataset(
         annotations_path=json_path,
         images_path=images,
         categories=categories,
-        ids=np.array([image.id for image in selected], np.int64),
-        file_names=tuple(image.file_name for image in selected),
-        sizes=np.array([(image.height, image.width) for image in selected], np.int32),
+        ids=np.asarray(index.ids, np.int64)[rows],
+        file_names=tuple(index.file_names[row] for row in rows),
+        sizes=sizes[rows],
         instances=counts[rows, 0],
         has_masks=bool(counts[:, 1].any()),
         has_keypoints=bool(counts[:, 2].any()),
@@ -143,14 +143,12 @@ def _check_value_range(path: Path, values: Sequence[value_range.MeasuredRange], 
         log.warning("%s: %s", path, line)
 
 
-def _count_per_image(images: Sequence[records.RecordedImage], categories: Categories) -> np.ndarray:
+def _count_per_image(counts: Sequence[Sequence[records.InstanceCounts]], categories: Categories) -> np.ndarray:
     """Return instances, instances with a segmentation, labeled keypoints and crowds of each image, (n, 4) int32."""
     selected = set(categories.ids)
-    rows = [
-        (i, *count[1:]) for i, image in enumerate(images) for count in image.counts if count.category_id in selected
-    ]
+    rows = [(i, *count[1:]) for i, image in enumerate(counts) for count in image if count.category_id in selected]
     flat = np.array(rows, np.int32).reshape(-1, 5)
-    sums = np.zeros((len(images), 4), np.int32)
+    sums = np.zeros((len(counts), 4), np.int32)
     np.add.at(sums, flat[:, 0], flat[:, 1:])
     return sums
 

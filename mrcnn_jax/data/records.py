@@ -45,16 +45,6 @@ class InstanceCounts(NamedTuple):
     crowds: int
 
 
-class RecordedImage(NamedTuple):
-    """An image of a prepared dataset."""
-
-    id: int
-    file_name: str
-    height: int
-    width: int
-    counts: list[InstanceCounts]  # one for each of its categories
-
-
 @dataclass(frozen=True)
 class RecordIndex:
     """Metadata of a prepared dataset, stored as index.json in its folder."""
@@ -62,7 +52,11 @@ class RecordIndex:
     stamp: str
     annotations_digest: str  # SHA-256 of the JSON
     images_digest: str  # SHA-256 of the names and bytes of the images
-    images: list[RecordedImage]
+    ids: list[int]
+    file_names: list[str]
+    heights: list[int]
+    widths: list[int]
+    instance_counts: list[list[InstanceCounts]]  # for each image, one for each of its categories
     categories: Categories
     problems: list[Problem]
     warnings: list[str]
@@ -176,8 +170,8 @@ def _warn_of_older_versions(cache: Path, json_path: Path, images: Path, image_id
 
 def _is_current(json_path: Path, images: Path, index: RecordIndex) -> bool:
     """Whether neither the JSON nor an image file has changed since the records were prepared."""
-    names = [image.file_name for image in index.images]
-    return index.stamp == _stamp(_file_digest(json_path), names, [record_files.file_status(images / n) for n in names])
+    statuses = [record_files.file_status(images / name) for name in index.file_names]
+    return index.stamp == _stamp(_file_digest(json_path), index.file_names, statuses)
 
 
 def _move_into_place(temporary: Path, folder: Path, index: RecordIndex) -> None:
@@ -195,23 +189,40 @@ def _is_complete(folder: Path, index: RecordIndex | None, stamp: str) -> bool:
 def _make_index(
     content: AnnotationFile, stamp: str, digests: tuple[str, str], values: list[MeasuredRange], sizes: dict[str, int]
 ) -> RecordIndex:
-    images = [
-        RecordedImage(image.id, image.file_name, image.height, image.width, _count_instances(image.annotations))
-        for image in content.images
-    ]
-    return RecordIndex(stamp, *digests, images, content.categories, content.problems, content.warnings, values, sizes)
+    images = content.images
+    return RecordIndex(
+        stamp=stamp,
+        annotations_digest=digests[0],
+        images_digest=digests[1],
+        ids=[image.id for image in images],
+        file_names=[image.file_name for image in images],
+        heights=[image.height for image in images],
+        widths=[image.width for image in images],
+        instance_counts=[_count_instances(image.annotations) for image in images],
+        categories=content.categories,
+        problems=content.problems,
+        warnings=content.warnings,
+        values=values,
+        sizes=sizes,
+    )
 
 
 def _count_instances(annotations: Sequence[dict[str, Any]]) -> list[InstanceCounts]:
     """Return the counts of each category in one image."""
-    counts: dict[int, list[int]] = {}
+    counts: dict[int, InstanceCounts] = {}
     for annotation in annotations:
+        category_id = annotation["category_id"]
+        before = counts.get(category_id, InstanceCounts(category_id, 0, 0, 0, 0))
+        if annotation.get("iscrowd"):
+            counts[category_id] = before._replace(crowds=before.crowds + 1)
+            continue
         labeled = sum(visibility > 0 for visibility in (annotation.get("keypoints") or ())[2::3])
-        instance = (1, bool(annotation.get("segmentation")), labeled, 0)
-        added = (0, 0, 0, 1) if annotation.get("iscrowd") else instance
-        before = counts.get(annotation["category_id"], (0, 0, 0, 0))
-        counts[annotation["category_id"]] = [a + b for a, b in zip(before, added, strict=True)]
-    return [InstanceCounts(category_id, *numbers) for category_id, numbers in counts.items()]
+        counts[category_id] = before._replace(
+            instances=before.instances + 1,
+            segmented=before.segmented + bool(annotation.get("segmentation")),
+            keypoints=before.keypoints + labeled,
+        )
+    return list(counts.values())
 
 
 def _read_index(folder: Path) -> RecordIndex | None:
@@ -224,9 +235,8 @@ def _read_index(folder: Path) -> RecordIndex | None:
             for names, skeleton in categories["keypoint_schemas"]
         )
         content["categories"] = Categories(tuple(categories["ids"]), tuple(categories["names"]), schemas)
-        content["images"] = [
-            RecordedImage(image_id, name, height, width, [InstanceCounts(*numbers) for numbers in counts])
-            for image_id, name, height, width, counts in content["images"]
+        content["instance_counts"] = [
+            [InstanceCounts(*count) for count in image] for image in content["instance_counts"]
         ]
         content["problems"] = [Problem(*problem) for problem in content["problems"]]
         content["values"] = [MeasuredRange(*values) for values in content["values"]]
