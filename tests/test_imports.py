@@ -110,7 +110,7 @@ def test_training_step_needs_no_extras(tmp_path):
         for package, owners in metadata.packages_distributions().items()
         if package != "mrcnn_jax" and not needed & {canonical(owner) for owner in owners}
     }
-    for package in ("grain", "array_record", "pycocotools", "cv2", "PIL", "matplotlib", "orbax"):
+    for package in ("grain", "tensorflow_datasets", "pycocotools", "cv2", "PIL", "matplotlib", "orbax"):
         assert package in blocked or importlib.util.find_spec(package) is None
     with launch(["tests/support/minimal_install.py", *sorted(blocked)], tmp_path) as job:
         assert "done" in job.succeed()

@@ -1,9 +1,9 @@
-"""Prepared records: the images and annotations of a dataset in an array_record file, in a cache folder.
+"""Prepared records: the images and annotations of a dataset in array_record files, in a cache folder.
 
-A record is one image: its annotations as JSON and its encoded file. There is a folder of records for each JSON file and
-image folder. Its index contains a stamp (hash of the JSON, and name, size and modification time of every image) and the
-sizes of the record files; the records are prepared again if either has changed. A folder is written under a temporary
-name and then renamed, so it is always complete.
+A record is one image: its encoded file and its annotations as JSON. TensorFlow is not needed. There is a folder of
+records for each JSON file and image folder. Its index contains a stamp (hash of the JSON, and name, size and
+modification time of every image) and the sizes of the record files; the records are prepared again if either has
+changed. A folder is written under a temporary name and then renamed, so it is always complete.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from array_record.python.array_record_data_source import ArrayRecordDataSource
+import tensorflow_datasets as tfds
 
 from mrcnn_jax.data import annotations as coco
 from mrcnn_jax.data import image_files, record_files, value_range
 from mrcnn_jax.data.annotations import AnnotationFile
 from mrcnn_jax.data.categories import Categories, KeypointSchema
 from mrcnn_jax.data.findings import Problem, raise_refusals
-from mrcnn_jax.data.record_files import FileStatus
+from mrcnn_jax.data.record_files import CocoRecords, FileStatus
 from mrcnn_jax.data.value_range import MeasuredRange
 from mrcnn_jax.errors import DataError, UnreadableRecordError
 from mrcnn_jax.runtime import files
@@ -32,7 +32,8 @@ from mrcnn_jax.runtime.progress import track
 
 log = logging.getLogger(__name__)
 
-_FORMAT = 5  # increase it when the meaning of the records changes: all datasets are then prepared again
+_FORMAT = 4  # increase it when the meaning of the records changes: all datasets are then prepared again
+_JSON_KEYS = {"instance_counts": "tallies", "warnings": "suspicions"}  # where index.json has other names than the field
 
 
 class InstanceCounts(NamedTuple):
@@ -75,8 +76,10 @@ class RecordReader:
         self._folder = folder
         self._sizes = _file_sizes(folder) if sizes is None else sizes
         try:
-            self._source = ArrayRecordDataSource([str(folder / record_files.FILE_NAME)])
-        except (RuntimeError, ValueError) as error:
+            with record_files.quiet_tfds():
+                builder = tfds.builder_from_directory(_builder_folder(folder))
+                self._source = builder.as_data_source("all", decoders={"image": tfds.decode.SkipDecoding()})
+        except Exception as error:  # tfds raises many types for a damaged description of the records
             self._check_files()
             raise DataError(
                 f"{folder}: the prepared records cannot be opened ({error}); delete this folder to prepare them again"
@@ -90,15 +93,15 @@ class RecordReader:
 
     def __getitem__(self, index: int) -> tuple[bytes, list[dict[str, Any]]]:
         try:
-            annotations, _, content = self._source[index].partition(record_files.SEPARATOR)
-            if not annotations:  # the file was truncated after it was opened
+            record = self._source[index]
+            if record["annotations"] is None:  # the file was truncated after it was opened
                 raise RuntimeError("the file ends before it")
         except RuntimeError as error:  # array_record raises it for all errors of a file
             self._check_files()
             raise UnreadableRecordError(
                 f"its record in {self._folder} cannot be read ({error}); delete this folder to prepare it again"
             ) from None
-        return content, json.loads(annotations)
+        return record["image"], json.loads(record["annotations"])
 
     def _check_files(self) -> None:
         """Raise DataError if record files are missing or have changed in size."""
@@ -155,7 +158,7 @@ def _prepare(json_path: Path, images: Path, image_ids: Sequence[int], folder: Pa
     with record_files.write_records(content.images, images, statuses, folder, name) as (temporary, images_digest):
         values = value_range.merge_ranges(check.values for check in checks)
         index = _make_index(content, stamp, (digest, images_digest), values, _file_sizes(temporary / name))
-        (temporary / "index.json").write_text(json.dumps(asdict(index)))
+        (temporary / "index.json").write_text(_index_to_json(index))
         _move_into_place(temporary, folder, index)
     _warn_of_older_versions(folder.parent, json_path, images, image_ids)
     return index
@@ -225,22 +228,30 @@ def _count_instances(annotations: Sequence[dict[str, Any]]) -> list[InstanceCoun
     return list(counts.values())
 
 
+def _index_to_json(index: RecordIndex) -> str:
+    fields = {_JSON_KEYS.get(name, name): value for name, value in asdict(index).items()}
+    fields["categories"]["poses"] = fields["categories"].pop("keypoint_schemas")
+    return json.dumps(fields)
+
+
 def _read_index(folder: Path) -> RecordIndex | None:
     """Return the index of a folder of records, or None if it is missing or cannot be read."""
     try:
         content = json.loads((folder / "index.json").read_text())
-        categories = content["categories"]
+        fields = {name: content[_JSON_KEYS.get(name, name)] for name in RecordIndex.__dataclass_fields__}
+        categories = fields["categories"]
         schemas = tuple(
-            KeypointSchema(tuple(names), tuple(map(tuple, skeleton)))
-            for names, skeleton in categories["keypoint_schemas"]
+            KeypointSchema(tuple(names), tuple(map(tuple, skeleton))) for names, skeleton in categories["poses"]
         )
-        content["categories"] = Categories(tuple(categories["ids"]), tuple(categories["names"]), schemas)
-        content["instance_counts"] = [
-            [InstanceCounts(*count) for count in image] for image in content["instance_counts"]
-        ]
-        content["problems"] = [Problem(*problem) for problem in content["problems"]]
-        content["values"] = [MeasuredRange(*values) for values in content["values"]]
-        return RecordIndex(**content)
+        return RecordIndex(
+            **{
+                **fields,
+                "instance_counts": [[InstanceCounts(*count) for count in image] for image in fields["instance_counts"]],
+                "categories": Categories(tuple(categories["ids"]), tuple(categories["names"]), schemas),
+                "problems": [Problem(*problem) for problem in fields["problems"]],
+                "values": [MeasuredRange(*values) for values in fields["values"]],
+            }
+        )
     except (OSError, ValueError, TypeError, KeyError):  # missing, truncated, or not an index
         return None
 
@@ -271,3 +282,7 @@ def _records_folder(stamp: str) -> str:
 def _file_sizes(folder: Path) -> dict[str, int]:
     """Return the size of every file in `folder`, by its relative path."""
     return {str(path.relative_to(folder)): path.stat().st_size for path in folder.rglob("*") if path.is_file()}
+
+
+def _builder_folder(folder: Path) -> Path:
+    return folder / "coco_records" / str(CocoRecords.VERSION)

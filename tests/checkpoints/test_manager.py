@@ -86,7 +86,7 @@ def test_variables_load_without_training_packages(tmp_path):
         checkpointer.save(4, make_state(4))
     script = """
         import sys
-        for name in ("grain", "array_record", "tensorboardX", "rich", "pycocotools", "cv2"):
+        for name in ("grain", "tensorflow_datasets", "tensorboardX", "rich", "pycocotools", "cv2"):
             sys.modules[name] = None  # importing it fails
         import numpy as np
         from mrcnn_jax.checkpoints.manager import load_variables

@@ -15,9 +15,10 @@ from typing import Any
 
 import cv2
 import pytest
+from tensorflow_datasets.core import shuffle
 
 from mrcnn_jax.config import DataConfig, SplitConfig
-from mrcnn_jax.data import annotations, image_files, load_split, records
+from mrcnn_jax.data import annotations, image_files, load_split, record_files, records
 from mrcnn_jax.data.findings import describe_refusals
 from mrcnn_jax.errors import DataError
 
@@ -61,6 +62,16 @@ def parts(coco_folder: Any) -> list[Path]:
     """The files of the records, and no other folder than theirs in the cache."""
     (prepared,) = (coco_folder.root / "cache").iterdir()
     return sorted(prepared.rglob("*.array_record*"))
+
+
+def test_order_survives_a_data_set_larger_than_memory(coco_folder: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert record_files._PART_BYTES * 2 < shuffle.MAX_MEM_BUFFER_SIZE  # annotations included
+    size = (coco_folder.root / "images" / "0.png").stat().st_size
+    monkeypatch.setattr(record_files, "_PART_BYTES", 3 * size)
+    # Beyond this tfds would sort through files, which it writes with TensorFlow.
+    monkeypatch.setattr(shuffle, "MAX_MEM_BUFFER_SIZE", 4 * size)
+    check_records(coco_folder)
+    assert len(parts(coco_folder)) > 1
 
 
 def test_prepared_once(coco_folder: Any, preparations: list[Path]) -> None:
@@ -108,11 +119,11 @@ def test_prepared_again_when_the_cache_is_damaged(
     assert ("damaged or missing; preparing them again" in caplog.text) == damage.startswith("records")
 
 
-def test_a_damaged_record_file_names_the_folder_to_delete(coco_folder: Any) -> None:
+def test_damaged_tfds_description_names_the_folder_to_delete(coco_folder: Any) -> None:
     load_split(coco_folder.config().data, "train")
-    (part,) = parts(coco_folder)
-    part.write_bytes(b"?" * part.stat().st_size)  # as large as before
-    with pytest.raises(DataError, match=rf"{part.parent}: .* cannot be opened .* delete this folder"):
+    description = next(coco_folder.root.rglob("dataset_info.json"))
+    description.write_text("?" * description.stat().st_size)
+    with pytest.raises(DataError, match=rf"{description.parents[2]}: .* cannot be opened .* delete this folder"):
         load_split(coco_folder.config().data, "train")
 
 
@@ -213,7 +224,7 @@ def test_full_disk_keeps_the_old_records(coco_folder: Any, preparations: list[Pa
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert parts(coco_folder) == before
-    assert len(records.RecordReader(before[0].parent)) == 7
+    assert len(records.RecordReader(before[0].parents[2])) == 7
 
 
 def test_cache_folder_that_cannot_be_created_is_reported(coco_folder: Any) -> None:

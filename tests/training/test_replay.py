@@ -311,7 +311,7 @@ def test_batches_of_several_processes_are_joined(stopped, saved, tmp_path, monke
 @pytest.mark.slow
 def test_command_needs_no_packages_for_data(stopped_network):
     """In a subprocess in which they cannot be imported."""
-    blocked = ["cv2", "grain", "array_record", "pycocotools", "PIL", "orbax"]
+    blocked = ["cv2", "grain", "tensorflow_datasets", "array_record", "pycocotools", "PIL", "orbax"]
     script = f"""
         import sys
         sys.modules.update(dict.fromkeys({blocked}))
