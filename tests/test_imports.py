@@ -33,7 +33,7 @@ THIRD_PARTY = {
     "models": {"jax", "numpy", "flax"},
     "targets": {"jax", "numpy"},
     "losses": {"jax", "numpy", "optax"},
-    "weights": {"jax", "numpy", "flax"},
+    "weights": {"jax", "numpy", "flax", "ml_dtypes", "safetensors"},
     "tools.pages": {"numpy", "cv2", "jinja2", "markupsafe"},
 }
 # Dependencies of flax for checkpoints, which a training step does not need.

@@ -182,9 +182,9 @@ class WeightsUnpickler(pickle.Unpickler):
 def plain_value(value: Any, size: int) -> Any:
     """Convert an unpickled value to plain dictionaries, lists, tuples, strings, numbers and arrays.
 
-    Byte strings are decoded as Latin-1, because Python 2 writes all strings as bytes.
-    `size` is the number of bytes of the pickle. Raises WeightsError for other values, and for so many that they must be
-    the same ones, repeated by reference.
+    Byte strings are decoded as Latin-1, because Python 2 writes all strings as bytes. `size` is the number of bytes of
+    the pickle. Raises WeightsError for other values, and for so many that they must be the same ones, repeated by
+    reference.
     """
     remaining = itertools.count(_MAX_REPEATED + size, -1)
 
@@ -201,7 +201,7 @@ def plain_value(value: Any, size: int) -> Any:
             return tuple([convert(item) for item in value])
         if value is None or isinstance(value, bool | int | float | str | bytes | bytearray):
             return _text(value)
-        raise WeightsError(f"it contains a {type(value).__name__}, which weights do not need")
+        raise WeightsError(f"it contains a {type(value).__name__}: save only a dictionary of arrays")
 
     return convert(value)
 

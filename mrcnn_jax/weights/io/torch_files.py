@@ -105,7 +105,7 @@ def read_zip(file: IO[bytes], archive: zipfile.ZipFile, root: str) -> Any:
             storage.fill(archive.read(member))  # not mapped, because it is converted: the mapping would stay in memory
             continue
         with archive.open(member):
-            begin = file.tell()
+            begin = file.tell()  # zipfile has read the header of the member, which its content follows
         data = mapping[begin : begin + member.file_size]
         if zlib.crc32(data) != member.CRC:
             raise WeightsError(f"its storage {printable(key)} is damaged (its checksum differs): get the file again")
