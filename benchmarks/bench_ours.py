@@ -31,6 +31,7 @@ from mrcnn_jax.structures import Batch, Detections, GroundTruth, Proposals
 from mrcnn_jax.training import forward
 from mrcnn_jax.training.step import create_state, make_train_step
 from mrcnn_jax.weights import torchvision_names as names
+from mrcnn_jax.weights.naming import import_state
 
 SLOTS = 100  # for objects, mostly empty, as in the recipes
 
@@ -137,7 +138,7 @@ def full_frames(masks: np.ndarray, boxes: np.ndarray, shape: tuple[int, int]) ->
 
 def network(case: Case) -> tuple[mask_rcnn.MaskRCNN, Any]:
     model = mask_rcnn.build_model(model_config(case.low_precision))
-    return model, names.import_state(model, cases.weights())
+    return model, import_state(names.DETECTION, model, cases.weights())
 
 
 def backbone(case: Case) -> Task:
@@ -208,7 +209,7 @@ def training(case: Case) -> Task:
     step = make_train_step(model, config, optimizer, optax.constant_schedule(1e-4))
     batch, key = jax.device_put((training_batch(case), jax.random.key(0)))
     # Copied, because the step donates its buffers.
-    state = jax.tree.map(jnp.copy, create_state(optimizer, names.import_state(model, cases.weights())))
+    state = jax.tree.map(jnp.copy, create_state(optimizer, import_state(names.DETECTION, model, cases.weights())))
     with mock.patch.object(forward, "propose", add_proposals(forward.propose, cases.jittered_copies(case))):
         program, facts = compile_program(step, state, batch, key, donate_argnums=0)
 

@@ -21,6 +21,7 @@ from mrcnn_jax.inference.detector import detect
 from mrcnn_jax.models.mask_rcnn import build_model
 from mrcnn_jax.structures import Detections
 from mrcnn_jax.weights import torchvision_names as names
+from mrcnn_jax.weights.naming import import_state
 
 HIGH_SCORE = 0.3
 
@@ -51,7 +52,7 @@ def detections(case: Case, device: jax.Device, precision: str | None) -> Detecti
     """Return detections on the host."""
     model = build_model(model_config(case.low_precision))
     with jax.default_device(device), jax.default_matmul_precision(precision):
-        variables = names.import_state(model, cases.weights())
+        variables = import_state(names.DETECTION, model, cases.weights())
         result = jax.jit(partial(detect, model))(variables, cases.random_images(case), sizes_of(case))
         return jax.tree.map(np.asarray, result)
 

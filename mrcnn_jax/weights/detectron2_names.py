@@ -13,9 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from mrcnn_jax.models.mask_rcnn import MaskRCNN, Variables
 from mrcnn_jax.weights import naming
-from mrcnn_jax.weights.naming import Architecture, Naming, Rules, StateDict
+from mrcnn_jax.weights.naming import Architecture, Naming, Rules
 
 
 def _resnet_rules(prefix: str, stages: str = "backbone/") -> Rules:
@@ -73,14 +72,6 @@ CLASSIFIER = Naming(
     lambda _: _resnet_rules("", "(?:backbone/)?"),
     ignored=re.compile(r"num_batches_tracked$|^(stem\.fc|linear)\."),
 )
-
-
-def import_state(model: MaskRCNN, state: StateDict) -> Variables:
-    """Convert the state dict of a Detectron2 model to the variables of `model`.
-
-    Raises WeightsError that lists every missing, unexpected and wrongly shaped tensor.
-    """
-    return naming.import_state(DETECTION, model, state)
 
 
 def export_state(tree: Mapping[str, Any]) -> dict[str, np.ndarray]:

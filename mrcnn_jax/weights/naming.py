@@ -33,14 +33,12 @@ RowTransform = Callable[[np.ndarray], np.ndarray]  # changes the first axis, tha
 _LEAVES = {"kernel": "weight", "scale": "weight", "bias": "bias", "mean": "running_mean", "var": "running_var"}
 _BLOCK = re.compile(r"\b(?:res|layer)\d[./](?:block)?\d+[./]conv\d[./](?:weight|kernel)$")
 _STATISTICS = re.compile(r"(?:[./]running_mean|norm\d?/mean)$")
-_IGNORED = re.compile(r"num_batches_tracked$")  # a counter in torch's batch norm that inference does not use
 
 
 class Architecture(NamedTuple):
     """Properties of a network that names and layouts depend on."""
 
     pyramid: bool
-    shared_res5: bool  # C4
     rpn_convs: int
     box_convs: int
     channels: int  # F of the map (S, S, F) that the first fully connected layer reads; 0 if there is none
@@ -57,8 +55,14 @@ class Naming:
     rules: Callable[[Architecture], Rules]
     import_rows: Mapping[str, RowTransform] = field(default_factory=dict)
     export_rows: Mapping[str, RowTransform] = field(default_factory=dict)
-    ignored: re.Pattern[str] = _IGNORED  # tensors that have no counterpart here and are not needed
+    # Tensors that have no counterpart here and are not needed, such as a counter in torch's batch norm.
+    ignored: re.Pattern[str] = re.compile(r"num_batches_tracked$")
     class_scores: str = ""  # name of the bias of the class scores, background included
+
+    @property
+    def is_detector(self) -> bool:
+        """Whether it names a whole detection model; otherwise only the backbone of a classifier."""
+        return bool(self.class_scores)
 
     def names(self, paths: Iterable[VariablePath], network: Architecture) -> dict[VariablePath, str]:
         """Return the project's name of each variable. Raises WeightsError if the project has no such module."""
@@ -68,7 +72,7 @@ class Naming:
     def to_flax(self, path: VariablePath, value: np.ndarray, network: Architecture) -> np.ndarray:
         """Convert a tensor of the project to our layout. A tensor with an unexpected rank keeps its shape."""
         module = module_of(path)
-        value = self.import_rows.get(module, _identity)(value) if value.ndim else value
+        value = self.import_rows.get(module, np.asarray)(value) if value.ndim else value
         if path[-1] != "kernel":
             return value
         if value.ndim == 4:
@@ -88,7 +92,7 @@ class Naming:
             value = value.reshape(side, side, -1, outputs).transpose(3, 2, 0, 1).reshape(outputs, -1)
         elif value.ndim == 2:
             value = value.T
-        return np.ascontiguousarray(self.export_rows.get(module, _identity)(value))
+        return np.ascontiguousarray(self.export_rows.get(module, np.asarray)(value))
 
     def _module_name(self, module: str, rules: Iterable[tuple[re.Pattern[str], Callable[..., str]]]) -> str:
         for pattern, name in rules:
@@ -124,7 +128,6 @@ def architecture_of(shapes: Mapping[VariablePath, tuple[int, ...]]) -> Architect
         channels = modules[box_convs[0]][3]
     return Architecture(
         pyramid=any(module.startswith("fpn/") for module in modules),
-        shared_res5=any(module.startswith("res5/") for module in modules),
         rpn_convs=sum(module.startswith("rpn_head/conv") for module in modules),
         box_convs=len(box_convs),
         channels=channels,
@@ -170,9 +173,9 @@ def convert_state(
     return variables
 
 
-def import_state(naming: Naming, model: MaskRCNN, state: StateDict) -> Variables:
+def import_state(naming: Naming, model: MaskRCNN, state: StateDict, *, source: str = "") -> Variables:
     """Convert a state dict to all variables of `model`. Raises WeightsError as `convert_state` does."""
-    return flax.traverse_util.unflatten_dict(convert_state(naming, flat_shapes(model), state))
+    return flax.traverse_util.unflatten_dict(convert_state(naming, flat_shapes(model), state, source=source))
 
 
 def export_state(naming: Naming, tree: Mapping[str, Any]) -> dict[str, np.ndarray]:
@@ -183,10 +186,6 @@ def export_state(naming: Naming, tree: Mapping[str, Any]) -> dict[str, np.ndarra
     network = architecture_of({path: leaf.shape for path, leaf in leaves.items()})
     names = naming.names(leaves, network)
     return {names[path]: naming.from_flax(path, leaf, network) for path, leaf in leaves.items()}
-
-
-def _identity(value: np.ndarray) -> np.ndarray:
-    return value
 
 
 def _map_side(inputs: int, network: Architecture) -> int:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Hashable, Iterable, Sequence
-from typing import NamedTuple
 
 import numpy as np
 
@@ -22,29 +21,24 @@ _MAX_LISTED = 10  # names in a message
 OutputKey = tuple[int, Hashable]  # class or keypoint, counted from 1, and which of its outputs
 
 
-class NameMatch(NamedTuple):
-    """Classes or keypoints of a model and the same ones in other weights, both counted from 1."""
-
-    pairs: dict[int, int]
-    description: str  # for the log
-
-
 def match_names(
     kind: str, names: Sequence[str], source_names: Sequence[str], count: int, source_count: int
-) -> NameMatch:
+) -> tuple[dict[int, int], str]:
     """Match the `count` classes or keypoints of a model to the `source_count` of other weights by name.
 
     Case, spaces, hyphens and underscores are ignored where names stay unique without them. `kind` is "classes" or
     "keypoints", for the description.
+
+    Returns the number in the weights of each one in the model that they have, both counted from 1, and a description.
     """
     if len(names) == count and len(source_names) == source_count:
         pairs = _pairs(names, source_names)
-        return NameMatch(pairs, f"{kind} matched by name: {_describe(names, source_names, pairs)}")
+        return pairs, f"{kind} matched by name: {_describe(names, source_names, pairs)}"
     unnamed = "the weights do not name their" if len(source_names) != source_count else "the model does not name its"
     if count != source_count:
         reason = f"{unnamed} {kind}; the weights have {source_count}, the model has {count}"
-        return NameMatch({}, f"{reason}: none is matched")
-    return NameMatch({k: k for k in range(1, count + 1)}, f"{unnamed} {kind}; both have {count}: matched by index")
+        return {}, f"{reason}: none is matched"
+    return {k: k for k in range(1, count + 1)}, f"{unnamed} {kind}; both have {count}: matched by index"
 
 
 def layer_outputs(model: ModelConfig, layer: str) -> list[OutputKey]:

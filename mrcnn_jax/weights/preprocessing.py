@@ -72,29 +72,22 @@ def detectron2_preprocessing(state: StateDict, author: str) -> Preprocessing:
     return {"resnext": _RESNEXT, "group norm": _GROUP_NORM, "resnet": _MSRA}[_backbone_type(state)]
 
 
-def detectron_preprocessing(state: StateDict) -> Preprocessing:
+def detectron_preprocessing(state: StateDict, author: str = "") -> Preprocessing:
     """Return the preprocessing of weights of Detectron (2018), converted to Detectron2's names."""
     return Preprocessing("bgr", _DETECTRON_MEAN, _UNSCALED, stride_in_1x1=_backbone_type(state) == "resnet")
 
 
 def apply_preprocessing(model: ModelConfig, new: Preprocessing) -> ModelConfig:
     """Return `model` with the fields of `new`."""
-    backbone = dataclasses.replace(model.backbone, stride_in_1x1=new.stride_in_1x1, norm_eps=new.norm_eps)
-    return dataclasses.replace(
-        model,
-        channel_order=new.channel_order,
-        pixel_mean=new.pixel_mean,
-        pixel_std=new.pixel_std,
-        backbone=backbone,
-    )
+    order, mean, std, stride_in_1x1, norm_eps = new
+    backbone = dataclasses.replace(model.backbone, stride_in_1x1=stride_in_1x1, norm_eps=norm_eps)
+    return dataclasses.replace(model, channel_order=order, pixel_mean=mean, pixel_std=std, backbone=backbone)
 
 
 def preprocessing_of(model: ModelConfig) -> Preprocessing:
     """Return the fields of `model` that the weights determine; the inverse of `apply_preprocessing`."""
-    backbone = model.backbone
-    return Preprocessing(
-        model.channel_order, model.pixel_mean, model.pixel_std, backbone.stride_in_1x1, backbone.norm_eps
-    )
+    stride_in_1x1, norm_eps = model.backbone.stride_in_1x1, model.backbone.norm_eps
+    return Preprocessing(model.channel_order, model.pixel_mean, model.pixel_std, stride_in_1x1, norm_eps)
 
 
 def select_norm_eps(default: Preprocessing, norm: str, path: Path | None, override: float | None) -> Preprocessing:

@@ -13,7 +13,7 @@ import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -38,129 +38,111 @@ _MAX_LISTED = 5  # names in a message
 
 
 class WeightsFormat(NamedTuple):
-    """A format of weights: the project that writes it, and how to read it."""
+    """A format of weights, and how to read it."""
 
     description: str
-    origin: Literal["torchvision", "detectron2", "efficientnet"]
-    is_detector: bool  # a whole detection model; otherwise the backbone of a classifier
     marker: str  # pattern of a tensor name that only this format has, after an optional common prefix
     naming: Naming
-    convert: Callable[[StateDict], StateDict]  # to the names of `naming`
     preprocessing: Callable[[StateDict, str], Preprocessing]  # of the converted state dict and `__author__`
+    convert: Callable[[StateDict], StateDict] = dict  # to the names of `naming`
 
 
-class _Candidate(NamedTuple):
-    """A dictionary of tensors in a file, with the network detected in it."""
+class _Tensors(NamedTuple):
+    """A dictionary of tensors in a file."""
 
     keys: tuple[str | int, ...]  # from the top level of the file to the dictionary
     author: str  # `__author__` of the file
     tensors: dict[str, Any]
-    format: WeightsFormat | None
-    prefix: str = ""  # common to the names of the network
 
-    def network(self) -> dict[str, Any]:
+    def location(self, prefix: str = "") -> str:
+        """Where the dictionary is, for a message."""
+        location = f"under {'.'.join(map(str, self.keys))}" if self.keys else "at the top level"
+        return _printable(f"{location} (prefix {prefix!r})" if prefix else location)
+
+
+class _Network(NamedTuple):
+    """A network in a dictionary of tensors."""
+
+    source: _Tensors
+    format: WeightsFormat
+    prefix: str  # common to the names of the network
+
+    def tensors(self) -> dict[str, Any]:
         """Return the network's tensors without the prefix, and without those that only pretraining uses."""
-        network = {
-            name.removeprefix(self.prefix): value
-            for name, value in self.tensors.items()
-            if name.startswith(self.prefix)
-        }
-        if self.format is not None and not self.format.is_detector:
+        tensors = self.source.tensors.items()
+        network = {name.removeprefix(self.prefix): value for name, value in tensors if name.startswith(self.prefix)}
+        if not self.format.naming.is_detector:
             network = {name: value for name, value in network.items() if not _PRETRAINING_ONLY.fullmatch(name)}
         return network
 
     def __str__(self) -> str:
-        location = f"under {'.'.join(map(str, self.keys))}" if self.keys else "at the top level"
-        return _printable(f"{location} (prefix {self.prefix!r})" if self.prefix else location)
+        return self.source.location(self.prefix)
 
 
 class LoadedWeights(NamedTuple):
-    """Weights of a known format: a state dict under the names of `format.naming`."""
+    """Weights of a known format: a state dict under the names of `naming`."""
 
     label: str  # the name used in messages
     path: Path | None
-    format: WeightsFormat
+    description: str  # of the format
+    naming: Naming
     state: StateDict
     preprocessing: Preprocessing
-
-
-def _identity(state: StateDict) -> StateDict:
-    return state
 
 
 FORMATS = [
     WeightsFormat(
         "a torchvision detection model",
-        "torchvision",
-        True,
         "backbone.body.conv1.weight",
         torchvision_names.DETECTION,
+        lambda *_: preprocessing.TORCHVISION,
         torchvision_names.update_names,
-        lambda state, author: preprocessing.TORCHVISION,
     ),
     WeightsFormat(
         "a Detectron2 model",
-        "detectron2",
-        True,
         "proposal_generator.rpn_head.objectness_logits.weight",
         detectron2_names.DETECTION,
-        _identity,
         preprocessing.detectron2_preprocessing,
     ),
     WeightsFormat(
         "a Detectron (2018) model",
-        "detectron2",
-        True,
         "cls_score_w",
         detectron2_names.DETECTION,
+        preprocessing.detectron_preprocessing,
         caffe2_names.to_detectron2,
-        lambda state, author: preprocessing.detectron_preprocessing(state),
     ),
     WeightsFormat(
         "a torchvision classifier",
-        "torchvision",
-        False,
         "layer1.0.conv1.weight",
         torchvision_names.CLASSIFIER,
-        _identity,
-        lambda state, author: preprocessing.TORCHVISION,
+        lambda *_: preprocessing.TORCHVISION,
     ),
     WeightsFormat(
         "a classifier under Detectron2's names",
-        "detectron2",
-        False,
         "res2.0.conv1.weight",
         detectron2_names.CLASSIFIER,
-        _identity,
         preprocessing.detectron2_preprocessing,
     ),
     # Detectron2's copies of the MSRA and Caffe2 classifiers keep the batch norm statistics; Detectron's are fused.
     WeightsFormat(
         "a Caffe2 classifier of Detectron2",
-        "detectron2",
-        False,
         "res2_0_branch2a_bn_(rm|running_mean)",
         detectron2_names.CLASSIFIER,
-        caffe2_names.to_detectron2,
         preprocessing.detectron2_preprocessing,
+        caffe2_names.to_detectron2,
     ),
     WeightsFormat(
         "a Caffe2 classifier of Detectron (2018)",
-        "detectron2",
-        False,
         "res2_0_branch2a_w",
         detectron2_names.CLASSIFIER,
+        preprocessing.detectron_preprocessing,
         caffe2_names.to_detectron2,
-        lambda state, author: preprocessing.detectron_preprocessing(state),
     ),
     WeightsFormat(
         "an EfficientNet-Lite classifier",
-        "efficientnet",
-        False,
         "_blocks.0._depthwise_conv.weight",
         efficientnet_names.CLASSIFIER,
-        _identity,
-        lambda state, author: preprocessing.EFFICIENTNET_LITE,
+        lambda *_: preprocessing.EFFICIENTNET_LITE,
     ),
 ]
 
@@ -181,17 +163,18 @@ def load_weights(weights: WeightsSource, label: str = "") -> LoadedWeights:
     path = None if isinstance(weights, Mapping) else Path(weights)
     label = label or ("the state dict" if path is None else os.fspath(path))
     content = weights if path is None else weight_files.read(path)
-    candidate, format = _select_candidate(list(_find_candidates(content)), content, label)
-    network = candidate.network()
-    unused = candidate.tensors.keys() - {candidate.prefix + name for name in network}
-    if candidate.keys or candidate.prefix or unused:
-        log.info("%s: read %s%s", label, candidate, f"; not used: {_listed(unused)}" if unused else "")
-    state = format.convert({name: _to_numpy(value) for name, value in network.items()})
-    return LoadedWeights(label, path, format, state, format.preprocessing(state, candidate.author))
+    network = _select_network(list(_find_tensors(content)), content, label)
+    tensors, format = network.tensors(), network.format
+    unused = network.source.tensors.keys() - {network.prefix + name for name in tensors}
+    if network.source.keys or network.prefix or unused:
+        log.info("%s: read %s%s", label, network, f"; not used: {_listed(unused)}" if unused else "")
+    state = format.convert({name: _to_numpy(value) for name, value in tensors.items()})
+    processing = format.preprocessing(state, network.source.author)
+    return LoadedWeights(label, path, format.description, format.naming, state, processing)
 
 
-def _find_candidates(content: Any, keys: tuple[str | int, ...] = (), author: str = "") -> Iterator[_Candidate]:
-    """Yield every dictionary of tensors in the content of a file, once for each network in it."""
+def _find_tensors(content: Any, keys: tuple[str | int, ...] = (), author: str = "") -> Iterator[_Tensors]:
+    """Yield every dictionary of tensors in the content of a file."""
     if isinstance(content, Mapping):
         author = str(content.get("__author__", author))
         entries = [(name if type(name) is int else str(name), value) for name, value in content.items()]
@@ -201,79 +184,79 @@ def _find_candidates(content: Any, keys: tuple[str | int, ...] = (), author: str
         return
     tensors = {_WRAPPER_NAMES.sub("", str(name)): value for name, value in entries if _is_tensor(value)}
     if tensors:
-        format, prefixes = _detect_format(tensors)
-        yield from (_Candidate(keys, author, tensors, format, prefix) for prefix in prefixes)
+        yield _Tensors(keys, author, tensors)
     for name, value in entries:
         if not _is_tensor(value):
-            yield from _find_candidates(value, (*keys, name), author)
+            yield from _find_tensors(value, (*keys, name), author)
 
 
-def _detect_format(names: Iterable[str]) -> tuple[WeightsFormat | None, list[str]]:
-    """Return the format of the networks with these tensor names, and the prefix of each network."""
+def _find_networks(source: _Tensors) -> list[_Network]:
+    """Return the networks in a dictionary: those of the first known format, one for each prefix."""
     for format in FORMATS:
-        matches = [re.fullmatch(rf"(.*[./])?(?:{format.marker})", name) for name in names]
+        matches = [re.fullmatch(rf"(.*[./])?(?:{format.marker})", name) for name in source.tensors]
         prefixes = {match[1] or "" for match in matches if match}
         if prefixes:
-            return format, sorted({name for name in prefixes if not _PRETRAINING_ONLY.fullmatch(name)} or prefixes)
-    return None, [""]
+            prefixes = {name for name in prefixes if not _PRETRAINING_ONLY.fullmatch(name)} or prefixes
+            return [_Network(source, format, prefix) for prefix in sorted(prefixes)]
+    return []
 
 
-def _select_candidate(candidates: list[_Candidate], content: Any, label: str) -> tuple[_Candidate, WeightsFormat]:
+def _select_network(sources: list[_Tensors], content: Any, label: str) -> _Network:
     """Return the only network of a file.
 
     Raises WeightsError if there is none, if there are several different ones, or if it is part of an unknown network.
     """
-    known: list[tuple[_Candidate, WeightsFormat]] = []
-    for candidate in candidates:
-        if candidate.format is not None and not any(_is_same_network(candidate, other) for other, _ in known):
-            known.append((candidate, candidate.format))
-    if len(known) > 1:
-        locations = "; ".join(str(candidate) for candidate, _ in known)
-        advice = _advice(known[0][0], whole=len({candidate.keys for candidate, _ in known}) == len(known))
+    networks: list[_Network] = []
+    for network in (network for source in sources for network in _find_networks(source)):
+        if not any(_is_same_network(network, other) for other in networks):
+            networks.append(network)
+    if len(networks) > 1:
+        locations = "; ".join(map(str, networks))
+        advice = _advice(networks[0], whole=len({network.source.keys for network in networks}) == len(networks))
         raise WeightsError(f"{label} contains more than one set of weights: {locations}. {advice}")
-    if not known:
+    if not networks:
         descriptions = ", ".join(format.description for format in FORMATS)
-        raise WeightsError(f"{label} {_describe_unknown(candidates, content)}; known formats: {descriptions}")
-    candidate, format = known[0]
-    if others := _unrelated_tensors(candidate, format):
+        raise WeightsError(f"{label} {_describe_unknown(sources, content)}; known formats: {descriptions}")
+    (network,) = networks
+    if others := _unrelated_tensors(network):
         raise WeightsError(
-            f"{label} contains {format.description} {candidate} and other tensors: {_listed(others)}."
-            f" {_advice(candidate, whole=False)}"
+            f"{label} contains {network.format.description} {network} and other tensors: {_listed(others)}."
+            f" {_advice(network, whole=False)}"
         )
-    return candidate, format
+    return network
 
 
-def _unrelated_tensors(candidate: _Candidate, format: WeightsFormat) -> list[str]:
+def _unrelated_tensors(network: _Network) -> list[str]:
     """Names of tensors outside of the network's prefix, except for scalars and those of pretraining."""
     return [
         name
-        for name, value in candidate.tensors.items()
-        if not name.startswith(candidate.prefix)
-        and (format.is_detector or not _PRETRAINING_ONLY.fullmatch(name))
+        for name, value in network.source.tensors.items()
+        if not name.startswith(network.prefix)
+        and (network.format.naming.is_detector or not _PRETRAINING_ONLY.fullmatch(name))
         and value.ndim
     ]
 
 
-def _is_same_network(first: _Candidate, second: _Candidate) -> bool:
-    a, b = first.network(), second.network()
+def _is_same_network(first: _Network, second: _Network) -> bool:
+    a, b = first.tensors(), second.tensors()
     return a.keys() == b.keys() and all(np.array_equal(_to_numpy(a[name]), _to_numpy(b[name])) for name in a)
 
 
-def _describe_unknown(candidates: list[_Candidate], content: Any) -> str:
-    if not candidates:
+def _describe_unknown(sources: list[_Tensors], content: Any) -> str:
+    if not sources:
         if isinstance(content, Mapping):
             return "has an unknown format: it contains no tensors"
         return f"contains a {type(content).__name__}, not a state dict"
-    largest = max(candidates, key=lambda candidate: len(candidate.tensors))
-    location = f" {largest}" if largest.keys else ""
+    largest = max(sources, key=lambda source: len(source.tensors))
+    location = f" {largest.location()}" if largest.keys else ""
     return f"has an unknown format: it contains {_listed(largest.tensors)}{location}"
 
 
-def _advice(candidate: _Candidate, *, whole: bool) -> str:
+def _advice(network: _Network, *, whole: bool) -> str:
     """How to save one network in a file of its own: the `whole` dictionary, or the names with its prefix."""
-    expression = "torch.load(FILE)" + "".join(f"[{key!r}]" for key in candidate.keys)
+    expression = "torch.load(FILE)" + "".join(f"[{key!r}]" for key in network.source.keys)
     if not whole:
-        expression = f"{{k: v for k, v in {expression}.items() if k.startswith({candidate.prefix!r})}}"
+        expression = f"{{k: v for k, v in {expression}.items() if k.startswith({network.prefix!r})}}"
     return f"Save only the weights to use, for example: torch.save({_printable(expression)}, NEW)"
 
 

@@ -15,7 +15,6 @@ from typing import Any
 import numpy as np
 
 from mrcnn_jax.errors import WeightsError
-from mrcnn_jax.models.mask_rcnn import MaskRCNN, Variables
 from mrcnn_jax.weights import naming
 from mrcnn_jax.weights.naming import Architecture, Naming, RowTransform, Rules, StateDict
 
@@ -86,30 +85,22 @@ DETECTION = Naming(
 CLASSIFIER = Naming("torchvision's classifier", lambda _: resnet_rules("", "(?:backbone/)?"))
 
 # Names of earlier versions, which the published COCO_V1 files may have. Later versions wrap each layer in a block.
-_OLD_NAMES: list[tuple[re.Pattern[str], str | Callable[[re.Match[str]], str]]] = [
-    (re.compile(r"(backbone\.fpn\.(?:inner|layer)_blocks\.\d)\.(weight|bias)"), r"\1.0.\2"),
-    (re.compile(r"rpn\.head\.conv\.(weight|bias)"), r"rpn.head.conv.0.0.\1"),
-    (re.compile(r"(roi_heads\.mask_head)\.mask_fcn(\d)\.(weight|bias)"), lambda m: f"{m[1]}.{int(m[2]) - 1}.0.{m[3]}"),
+_OLD_NAMES: list[tuple[str, str | Callable[[re.Match[str]], str]]] = [
+    (r"^(backbone\.fpn\.(?:inner|layer)_blocks\.\d)\.(weight|bias)$", r"\1.0.\2"),
+    (r"^rpn\.head\.conv\.(weight|bias)$", r"rpn.head.conv.0.0.\1"),
+    (r"^(roi_heads\.mask_head)\.mask_fcn(\d)\.(weight|bias)$", lambda m: f"{m[1]}.{int(m[2]) - 1}.0.{m[3]}"),
 ]
 
 
 def update_names(state: StateDict) -> dict[str, np.ndarray]:
     """Rename the tensors of a state dict of any torchvision version to the current names."""
-    renamed = {}
-    for name, value in state.items():
+
+    def update(name: str) -> str:
         for pattern, replacement in _OLD_NAMES:
-            if pattern.fullmatch(name):
-                name = pattern.sub(replacement, name)
-        renamed[name] = value
-    return renamed
+            name = re.sub(pattern, replacement, name)
+        return name
 
-
-def import_state(model: MaskRCNN, state: StateDict) -> Variables:
-    """Convert the state dict of a torchvision detection model, of any version, to the variables of `model`.
-
-    Raises WeightsError that lists every missing, unexpected and wrongly shaped tensor.
-    """
-    return naming.import_state(DETECTION, model, update_names(state))
+    return {update(name): value for name, value in state.items()}
 
 
 def export_state(tree: Mapping[str, Any]) -> dict[str, np.ndarray]:

@@ -14,7 +14,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import re
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, Literal
 
 import flax
@@ -24,11 +24,11 @@ import numpy as np
 from mrcnn_jax.config import BoxHeadConfig, MaskHeadConfig, ModelConfig
 from mrcnn_jax.errors import WeightsError
 from mrcnn_jax.models.mask_rcnn import Variables, build_model, init_variables
-from mrcnn_jax.weights import caffe2_names, naming, preprocessing
+from mrcnn_jax.weights import caffe2_names, naming, preprocessing, torchvision_names
 from mrcnn_jax.weights.coco_categories import PERSON_KEYPOINTS, PERSON_SKELETON, coco_categories
-from mrcnn_jax.weights.naming import FlatVariables, Naming, StateDict, VariablePath
+from mrcnn_jax.weights.naming import FlatVariables, VariablePath
 from mrcnn_jax.weights.outputs import CLASS_LAYERS, layer_outputs, match_names, source_indices
-from mrcnn_jax.weights.preprocessing import Preprocessing, apply_preprocessing, preprocessing_of
+from mrcnn_jax.weights.preprocessing import apply_preprocessing, preprocessing_of
 from mrcnn_jax.weights.source import LoadedWeights, WeightsSource, load_weights
 
 log = logging.getLogger(__name__)
@@ -60,16 +60,14 @@ def import_weights(
     `model`; in the last case the message lists every missing, unexpected and wrongly shaped tensor.
     """
     weights = load_weights(source)
-    if not weights.format.is_detector:
+    if not weights.naming.is_detector:
         raise WeightsError(
-            f"{weights.label} is {weights.format.description}, not a detection model; training can start from it (init)"
+            f"{weights.label} is {weights.description}, not a detection model; training can start from it (init)"
         )
-    if format not in ("auto", weights.format.origin):
-        raise WeightsError(f"{weights.label} is {weights.format.description}, not in the format {format!r}")
+    if format not in ("auto", weights.naming.project.lower()):
+        raise WeightsError(f"{weights.label} is {weights.description}, not in the format {format!r}")
     model = _set_classes(_set_preprocessing(model, weights, frozen_bn_eps), weights)
-    shapes = naming.flat_shapes(build_model(model))
-    variables = naming.convert_state(weights.format.naming, shapes, weights.state, source=weights.label)
-    return model, flax.traverse_util.unflatten_dict(variables)
+    return model, naming.import_state(weights.naming, build_model(model), weights.state, source=weights.label)
 
 
 def init_from_file(
@@ -93,19 +91,17 @@ def init_from_file(
     """
     weights = load_weights(source, label)
     model = _set_preprocessing(model, weights, None)
-    log.info("%s: %s", weights.label, weights.format.description)
+    log.info("%s: %s", weights.label, weights.description)
     if model.backbone.norm in ("bn", "sync_bn") and caffe2_names.has_fused_norms(weights.state):
         raise WeightsError(
             f"{weights.label}: its batch norms are fused into a scale and an offset and cannot be trained with the"
             f" statistics of a batch: set model.backbone.norm=frozen_bn instead of {model.backbone.norm}"
         )
     shapes = naming.flat_shapes(build_model(model))
-    if weights.format.is_detector:
-        source_model = _source_config(model, weights)
-        names, state = weights.format.naming, weights.state
-        return model, _transfer_variables(model, source_model, shapes, names, state, key, weights.label)
-    wanted = {path: shape for path, shape in shapes.items() if _in_backbone(path)}
-    variables = naming.convert_state(weights.format.naming, wanted, weights.state, source=weights.label)
+    if weights.naming.is_detector:
+        return model, _transfer_variables(model, _source_config(model, weights), shapes, weights, key)
+    wanted = {path: shape for path, shape in shapes.items() if path[1] in ("backbone", "res5")}
+    variables = naming.convert_state(weights.naming, wanted, weights.state, source=weights.label)
     return model, _fill_missing(model, shapes, variables, key, weights.label)
 
 
@@ -121,7 +117,8 @@ def init_from_run(
     leaves = flax.traverse_util.flatten_dict(jax.device_get(variables))
     names = naming.FLAX.names(leaves, naming.architecture_of(shapes))
     state = {names[path]: leaf for path, leaf in leaves.items()}
-    initial = _transfer_variables(model, run, shapes, naming.FLAX, state, key, label)
+    weights = LoadedWeights(label, None, "a run", naming.FLAX, state, preprocessing_of(run))
+    initial = _transfer_variables(model, run, shapes, weights, key)
     old, new = run.backbone.norm, model.backbone.norm
     if old != new:
         log.info("%s: model.backbone.norm is %s, was %s: constants and statistics are kept", label, new, old)
@@ -129,25 +126,20 @@ def init_from_run(
 
 
 def _transfer_variables(
-    model: ModelConfig,
-    source_model: ModelConfig,
-    shapes: Shapes,
-    names: Naming,
-    state: StateDict,
-    key: jax.Array,
-    label: str,
+    model: ModelConfig, source_model: ModelConfig, shapes: Shapes, weights: LoadedWeights, key: jax.Array
 ) -> Variables:
-    """Variables of `model` from the state dict of `source_model`, which may have other classes, keypoints and heads."""
-    heads, source_heads = {path[1] for path in shapes}, {_head(name) for name in state} - {""}
+    """Variables of `model` from weights of `source_model`, which may have other classes, keypoints and heads."""
+    label = weights.label
+    heads, source_heads = {path[1] for path in shapes}, {_head(name) for name in weights.state} - {""}
     if dropped := sorted(source_heads - heads):
         log.info("%s: not used, because the model has none: %s", label, ", ".join(dropped))
-    state = {name: value for name, value in state.items() if _head(name) not in dropped}
+    state = {name: value for name, value in weights.state.items() if _head(name) not in dropped}
     wanted = {
         path: _source_shape(path, shape, source_model)
         for path, shape in shapes.items()
         if path[1] not in _HEADS or path[1] in source_heads
     }
-    variables = naming.convert_state(names, wanted, state, source=label)
+    variables = naming.convert_state(weights.naming, wanted, state, source=label)
     pairs = _match_classes(model, source_model, source_heads & heads, label)
     partial: dict[VariablePath, PartialVariable] = {}
     for path in [path for path in variables if naming.module_of(path) in CLASS_LAYERS]:
@@ -161,20 +153,20 @@ def _transfer_variables(
 
 
 def _match_classes(
-    model: ModelConfig, source_model: ModelConfig, heads: Collection[str], label: str
+    model: ModelConfig, source_model: ModelConfig, heads: set[str], label: str
 ) -> dict[str, dict[int, int]]:
     """For each of `heads`, the class or keypoint in `source_model` of each one in `model`, counted from 1; logged."""
-    pairs = {}
-    if "box_head" in heads or "mask_head" in heads:
+    pairs: dict[str, dict[int, int]] = {}
+    if heads & {"box_head", "mask_head"}:
         names = model.category_names, source_model.category_names
-        classes = match_names("classes", *names, model.num_classes, source_model.num_classes)
-        log.info("%s: %s", label, classes.description)
-        pairs = {"box_head": classes.pairs, "mask_head": classes.pairs}
+        classes, description = match_names("classes", *names, model.num_classes, source_model.num_classes)
+        log.info("%s: %s", label, description)
+        pairs = {"box_head": classes, "mask_head": classes}
     if "keypoint_head" in heads:
         names = model.keypoint_names, source_model.keypoint_names
-        keypoints = match_names("keypoints", *names, model.num_keypoints, source_model.num_keypoints)
-        log.info("%s: %s", label, keypoints.description)
-        pairs["keypoint_head"] = keypoints.pairs
+        keypoints, description = match_names("keypoints", *names, model.num_keypoints, source_model.num_keypoints)
+        log.info("%s: %s", label, description)
+        pairs["keypoint_head"] = keypoints
     return pairs
 
 
@@ -193,13 +185,12 @@ def _source_config(model: ModelConfig, weights: LoadedWeights) -> ModelConfig:
         return count == 1 and (classes > 1 or head.class_agnostic)
 
     box = dataclasses.replace(model.box, class_agnostic=is_agnostic(counts["box_head/deltas"] // 4, model.box))
-    mask, masks = model.mask, counts["mask_head/logits"]
+    mask, keypoint, masks = model.mask, model.keypoint, counts["mask_head/logits"]
     if mask is not None:
         activation: Literal["sigmoid", "softmax"] = "softmax" if masks == classes + 1 else "sigmoid"
         mask = dataclasses.replace(mask, class_agnostic=is_agnostic(masks, mask), activation=activation)
-    keypoint = model.keypoint if keypoints else None
     if keypoint is not None:
-        keypoint = dataclasses.replace(keypoint, num_keypoints=keypoints)
+        keypoint = dataclasses.replace(keypoint, num_keypoints=keypoints) if keypoints else None
     return dataclasses.replace(
         model,
         num_classes=classes,
@@ -215,8 +206,8 @@ def _num_outputs(weights: LoadedWeights, layer: str) -> int:
     """Number of outputs of a layer in the weights; 0 if they have no such layer."""
     path = ("params", *layer.split("/"), "bias")
     network = naming.architecture_of({})
-    bias = weights.state.get(weights.format.naming.names([path], network)[path], np.zeros(0))
-    return np.size(weights.format.naming.to_flax(path, bias, network))
+    bias = weights.state.get(weights.naming.names([path], network)[path], np.zeros(0))
+    return np.size(weights.naming.to_flax(path, bias, network))
 
 
 def _source_shape(path: VariablePath, shape: tuple[int, ...], source_model: ModelConfig) -> tuple[int, ...]:
@@ -233,17 +224,12 @@ def _head(name: str) -> str:
 
 def _set_preprocessing(model: ModelConfig, weights: LoadedWeights, frozen_bn_eps: float | None) -> ModelConfig:
     """`model` with the preprocessing, stride and epsilon of the weights; changed fields are logged."""
-    path = weights.path if weights.format.origin == "torchvision" and weights.format.is_detector else None
+    path = weights.path if weights.naming is torchvision_names.DETECTION else None
     new = preprocessing.select_norm_eps(weights.preprocessing, model.backbone.norm, path, frozen_bn_eps)
-    _log_changes(weights.label, preprocessing_of(model), new)
+    fields = zip(new._fields, map(_format_value, preprocessing_of(model)), map(_format_value, new), strict=True)
+    if changes := [f"{name} is {after}, was {before}" for name, before, after in fields if before != after]:
+        log.info("%s sets %s", weights.label, "; ".join(changes))
     return apply_preprocessing(model, new)
-
-
-def _log_changes(label: str, old: Preprocessing, new: Preprocessing) -> None:
-    fields = zip(new._fields, map(_format_value, old), map(_format_value, new), strict=True)
-    changes = [f"{name} is {after}, was {before}" for name, before, after in fields if before != after]
-    if changes:
-        log.info("%s sets %s", label, "; ".join(changes))
 
 
 def _format_value(value: Any) -> str:
@@ -257,7 +243,7 @@ def _set_classes(model: ModelConfig, weights: LoadedWeights) -> ModelConfig:
 
     A single class with 17 keypoints is COCO's person.
     """
-    name = weights.format.naming.class_scores
+    name = weights.naming.class_scores
     if name not in weights.state:
         raise WeightsError(f"{weights.label} has no {name}: it is not a whole detection model")
     count = len(weights.state[name]) - 1
@@ -268,10 +254,6 @@ def _set_classes(model: ModelConfig, weights: LoadedWeights) -> ModelConfig:
     if count == 1 and model.num_keypoints == len(PERSON_KEYPOINTS) and not model.keypoint_names:
         model = dataclasses.replace(model, keypoint_names=PERSON_KEYPOINTS, skeleton=PERSON_SKELETON)
     return model
-
-
-def _in_backbone(path: VariablePath) -> bool:
-    return path[1] in ("backbone", "res5")
 
 
 def _fill_missing(

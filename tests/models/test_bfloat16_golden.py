@@ -22,6 +22,7 @@ from mrcnn_jax.config import presets
 from mrcnn_jax.inference.detector import boxes_of_proposals
 from mrcnn_jax.models.mask_rcnn import build_model, propose
 from mrcnn_jax.weights import detectron2_names, torchvision_names
+from mrcnn_jax.weights.naming import import_state
 
 pytestmark = pytest.mark.optimized  # convolutions in bfloat16 are many times slower without
 
@@ -42,13 +43,21 @@ def torchvision_case(golden, name):
     num_classes = len(state["roi_heads.box_predictor.cls_score.bias"]) - 1
     base = replace(presets.torchvision_model(NAMES[name]), num_classes=num_classes)
     config = configured(base, golden.file("README.md").read_text())
-    return config, torchvision_names.import_state(build_model(config), state), golden(f"tv_model_{name}_eval.npz")
+    return (
+        config,
+        import_state(torchvision_names.DETECTION, build_model(config), state),
+        golden(f"tv_model_{name}_eval.npz"),
+    )
 
 
 def detectron2_case(golden, name):
     config = detectron2_config.read(golden.file(f"d2_cfg_{name}.yaml"))
     state = golden.recipe().state(json.loads(golden.file(f"d2_keys_{name}.json").read_text()))
-    return config, detectron2_names.import_state(build_model(config), state), golden(f"d2_model_{name}_eval.npz")
+    return (
+        config,
+        import_state(detectron2_names.DETECTION, build_model(config), state),
+        golden(f"d2_model_{name}_eval.npz"),
+    )
 
 
 @pytest.mark.parametrize(

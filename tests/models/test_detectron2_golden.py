@@ -33,7 +33,7 @@ from support.golden_models import (
 from mrcnn_jax import targets
 from mrcnn_jax.inference.postprocess import postprocess
 from mrcnn_jax.models.mask_rcnn import build_model, normalize
-from mrcnn_jax.weights import detectron2_names
+from mrcnn_jax.weights import detectron2_names, naming
 
 # test_predictor_golden.py has a faster test, of one network from image to detections.
 pytestmark = pytest.mark.slow
@@ -68,7 +68,7 @@ def case(request, golden):
     config = detectron2_config.read(golden.file(f"d2_cfg_{name}.yaml"))
     state = golden.recipe().state(json.loads(golden.file(f"d2_keys_{name}.json").read_text()))
     model = build_model(config)
-    network = Network(model, config, detectron2_names.import_state(model, state))
+    network = Network(model, config, naming.import_state(detectron2_names.DETECTION, model, state))
     return SimpleNamespace(name=name, network=network, evaluation=evaluation, inputs=golden("d2_model_inputs.npz"))
 
 

@@ -35,7 +35,7 @@ from support.torchvision_settings import NAMES, configured
 from mrcnn_jax.config import presets
 from mrcnn_jax.inference.postprocess import postprocess
 from mrcnn_jax.models.mask_rcnn import build_model
-from mrcnn_jax.weights import torchvision_names
+from mrcnn_jax.weights import naming, torchvision_names
 
 pytestmark = pytest.mark.medium
 
@@ -60,7 +60,7 @@ def case(request, golden):
     base = presets.torchvision_model(NAMES[name])
     config = replace(configured(base, golden.file("README.md").read_text()), num_classes=num_classes)
     model = build_model(config)
-    network = Network(model, config, torchvision_names.import_state(model, state))
+    network = Network(model, config, naming.import_state(torchvision_names.DETECTION, model, state))
     return SimpleNamespace(name=name, network=network, evaluation=evaluation, inputs=golden("tv_model_inputs.npz"))
 
 

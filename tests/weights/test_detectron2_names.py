@@ -12,8 +12,8 @@ import pytest
 from mrcnn_jax.config import AnchorConfig, FPNConfig, KeypointHeadConfig, presets
 from mrcnn_jax.errors import WeightsError
 from mrcnn_jax.models.mask_rcnn import build_model, variable_shapes
-from mrcnn_jax.weights.detectron2_names import DETECTION, export_state, import_state
-from mrcnn_jax.weights.naming import architecture_of, flat_shapes
+from mrcnn_jax.weights.detectron2_names import DETECTION, export_state
+from mrcnn_jax.weights.naming import architecture_of, flat_shapes, import_state
 
 pytestmark = pytest.mark.medium
 
@@ -26,7 +26,7 @@ def test_round_trip(variant, random_variables, name):
     variables = random_variables(config)
     state = export_state(variables)
     assert all(value.flags.c_contiguous for value in state.values())
-    jax.tree.map(np.testing.assert_array_equal, variables, import_state(build_model(config), state))
+    jax.tree.map(np.testing.assert_array_equal, variables, import_state(DETECTION, build_model(config), state))
 
 
 def zoo():
@@ -116,14 +116,14 @@ def test_stored_constants_are_ignored(variant, random_variables):
     state = export_state(variables)
     state["proposal_generator.anchor_generator.cell_anchors.0"] = np.zeros((2, 4), np.float32)
     state["pixel_mean"] = state["pixel_std"] = np.ones((3, 1, 1), np.float32)
-    jax.tree.map(np.testing.assert_array_equal, variables, import_state(build_model(config), state))
+    jax.tree.map(np.testing.assert_array_equal, variables, import_state(DETECTION, build_model(config), state))
 
 
 def test_all_mismatches_are_listed(variant, random_variables):
     """The weights of an FPN model do not fit a C4 model."""
     state = export_state(random_variables(variant("frozen")))
     with pytest.raises(WeightsError, match="do not fit the model") as error:
-        import_state(build_model(variant("c4")), state)
+        import_state(DETECTION, build_model(variant("c4")), state)
     text = str(error.value)
     assert "missing: roi_heads.res5.0.conv1.weight" in text
     assert "unexpected: backbone.fpn_lateral2.weight" in text
@@ -134,13 +134,13 @@ def test_integer_tensors_are_refused(variant, random_variables):
     state = export_state(random_variables(variant("gn")))
     state["backbone.fpn_lateral2.bias"] = np.zeros(16, np.int32)
     with pytest.raises(WeightsError, match=r"backbone.fpn_lateral2.bias contains int32, not floating-point numbers"):
-        import_state(build_model(variant("gn")), state)
+        import_state(DETECTION, build_model(variant("gn")), state)
 
 
 def test_float16_becomes_float32(variant, random_variables):
     config = variant("gn")
     halves = {name: value.astype(np.float16) for name, value in export_state(random_variables(config)).items()}
-    variables = import_state(build_model(config), halves)
+    variables = import_state(DETECTION, build_model(config), halves)
     assert {leaf.dtype for leaf in jax.tree.leaves(variables)} == {np.dtype(np.float32)}
     kernel = variables["params"]["fpn"]["lateral2"]["kernel"]
     np.testing.assert_array_equal(kernel[0, 0].T, halves["backbone.fpn_lateral2.weight"][:, :, 0, 0])

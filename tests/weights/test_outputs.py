@@ -14,7 +14,7 @@ from mrcnn_jax.weights.outputs import CLASS_LAYERS, layer_outputs, match_names, 
 
 
 def pairs(ours, theirs):
-    return match_names("classes", ours, theirs, len(ours), len(theirs)).pairs
+    return match_names("classes", ours, theirs, len(ours), len(theirs))[0]
 
 
 def test_names_are_matched_at_any_index():
@@ -48,8 +48,8 @@ def test_matched_by_index_without_names():
 
 
 def test_description():
-    match = match_names("classes", ("cat", "Dog", "cow", "emu"), ("cat", "ape", "dog"), 4, 3)
-    assert match.description == (
+    _, description = match_names("classes", ("cat", "Dog", "cow", "emu"), ("cat", "ape", "dog"), 4, 3)
+    assert description == (
         "classes matched by name: 1 with the same index: cat; 1 with another index: Dog as dog (3 to 2);"
         " 2 not in the weights: cow, emu; 1 not in the model: ape"
     )

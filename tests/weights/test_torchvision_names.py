@@ -12,8 +12,8 @@ import pytest
 from mrcnn_jax.config import FPNConfig, KeypointHeadConfig, presets
 from mrcnn_jax.errors import WeightsError
 from mrcnn_jax.models.mask_rcnn import build_model, variable_shapes
-from mrcnn_jax.weights.naming import architecture_of, flat_shapes
-from mrcnn_jax.weights.torchvision_names import DETECTION, export_state, import_state
+from mrcnn_jax.weights.naming import architecture_of, flat_shapes, import_state
+from mrcnn_jax.weights.torchvision_names import DETECTION, export_state, update_names
 
 pytestmark = pytest.mark.medium
 
@@ -37,7 +37,7 @@ def state(frozen_config, random_variables):
 def test_round_trip(variant, random_variables, name):
     config = variant(name)
     variables = random_variables(config)
-    back = import_state(build_model(config), export_state(variables))
+    back = import_state(DETECTION, build_model(config), export_state(variables))
     jax.tree.map(np.testing.assert_array_equal, variables, back)
 
 
@@ -132,12 +132,12 @@ def test_old_names(frozen_config, frozen_model, random_variables):
     assert {"rpn.head.conv.bias", "roi_heads.mask_head.mask_fcn1.weight", "backbone.fpn.layer_blocks.3.bias"} <= set(
         old
     )
-    jax.tree.map(np.testing.assert_array_equal, variables, import_state(frozen_model, old))
+    jax.tree.map(np.testing.assert_array_equal, variables, import_state(DETECTION, frozen_model, update_names(old)))
 
 
 def test_counters_of_batch_norm_are_ignored(frozen_model, state):
     state["backbone.body.bn1.num_batches_tracked"] = np.int64(7)
-    import_state(frozen_model, state)
+    import_state(DETECTION, frozen_model, state)
 
 
 def test_all_mismatches_are_listed(frozen_model, state):
@@ -148,7 +148,7 @@ def test_all_mismatches_are_listed(frozen_model, state):
     state["roi_heads.box_head.fc6.weight"] = np.zeros((32, 400), np.float32)
     state["backbone.body.conv1.weight"] = np.zeros(8, np.float32)
     with pytest.raises(ValueError, match="do not fit") as error:
-        import_state(frozen_model, state)
+        import_state(DETECTION, frozen_model, state)
     lines = [line.strip() for line in str(error.value).splitlines()[1:]]
     assert lines[:3] == [
         "missing: backbone.body.bn1.running_var",

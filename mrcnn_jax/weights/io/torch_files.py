@@ -23,26 +23,25 @@ from mrcnn_jax.weights.io.pickles import Constructor, PickledValue, WeightsUnpic
 _LEGACY_MAGIC = 0x1950A86A20F9469CFC6C  # the first pickle of a legacy file
 _LEGACY_PROTOCOL = 1001
 _MAX_EXPANDED = 1 << 20  # size of a tensor that is larger than its storage (`expand` in torch)
-_STORAGE_TYPES = {
-    "Float": "<f4",
-    "Double": "<f8",
-    "Half": "<f2",
-    "BFloat16": BFLOAT16,
-    "Long": "<i8",
-    "Int": "<i4",
-    "Short": "<i2",
-    "Char": "i1",
-    "Byte": "u1",
-    "Bool": "b1",
-}
-_DTYPES = ("float32", "float64", "float16", "bfloat16", "int64", "int32", "int16", "int8", "uint8", "bool")
+_DTYPES = {
+    "Float": "float32",
+    "Double": "float64",
+    "Half": "float16",
+    "BFloat16": "bfloat16",
+    "Long": "int64",
+    "Int": "int32",
+    "Short": "int16",
+    "Char": "int8",
+    "Byte": "uint8",
+    "Bool": "bool",
+}  # by the names of the storage types
 
 
 class TorchStorageType(PickledValue):
     """Replaces `torch.FloatStorage` and the other types of storages."""
 
-    def __init__(self, dtype: Any):
-        self.dtype = np.dtype(dtype)
+    def __init__(self, dtype: str):
+        self.dtype = np.dtype(dtype).newbyteorder("<")
 
 
 class TorchStorage(PickledValue):
@@ -160,8 +159,8 @@ def _device(kind: str, index: int | None = None) -> str:
 
 ALLOWED: dict[str, Any] = {
     **pickles.ALLOWED,
-    **{f"torch.{name}Storage": TorchStorageType(dtype) for name, dtype in _STORAGE_TYPES.items()},
-    **{f"torch.{name}": f"torch.{name}" for name in _DTYPES},
+    **{f"torch.{name}Storage": TorchStorageType(dtype) for name, dtype in _DTYPES.items()},
+    **{f"torch.{dtype}": f"torch.{dtype}" for dtype in _DTYPES.values()},
     "torch.Size": Constructor(tuple),
     "torch.device": Constructor(_device),
     "torch._utils._rebuild_tensor": Constructor(TorchTensor),

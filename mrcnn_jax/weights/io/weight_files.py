@@ -23,8 +23,6 @@ from mrcnn_jax.errors import WeightsError
 from mrcnn_jax.weights.io import torch_files
 from mrcnn_jax.weights.io.arrays import plain_numbers, printable
 
-__all__ = ["WeightsError", "read", "write"]
-
 _SUFFIXES = (".npz", ".safetensors")
 # An interrupted copy may have its full length, filled with zeros. So many zero bytes at the end are an error.
 _ZERO_TAIL = 1 << 20
