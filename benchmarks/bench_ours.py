@@ -18,7 +18,7 @@ from benchmarks import cases
 from benchmarks.cases import Case
 from benchmarks.interleave import Task, serve
 from mrcnn_jax.config import Config, ModelConfig, presets
-from mrcnn_jax.inference.detector import detect
+from mrcnn_jax.inference.detect import detect
 from mrcnn_jax.inference.paste import paste_mask
 from mrcnn_jax.models import mask_rcnn
 from mrcnn_jax.ops import boxes as box_ops

@@ -31,7 +31,7 @@ from jax.experimental import topologies
 
 from benchmarks.hlo_costs import Kernel, Program
 from mrcnn_jax.config import Config, ModelConfig, TrainConfig, presets
-from mrcnn_jax.inference.detector import detect
+from mrcnn_jax.inference.detect import detect
 from mrcnn_jax.models.mask_rcnn import build_model, variable_shapes
 from mrcnn_jax.ops.masks import paste
 from mrcnn_jax.structures import Batch, GroundTruth

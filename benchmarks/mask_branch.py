@@ -20,7 +20,7 @@ import numpy as np
 
 from benchmarks import bench_ours, environment, remat
 from mrcnn_jax.config import ModelConfig, presets
-from mrcnn_jax.inference.detector import detect
+from mrcnn_jax.inference.detect import detect
 from mrcnn_jax.models import mask_rcnn
 
 SHAPE = (800, 1088)

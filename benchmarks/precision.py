@@ -17,7 +17,7 @@ import numpy as np
 from benchmarks import cases
 from benchmarks.bench_ours import model_config, sizes_of
 from benchmarks.cases import Case
-from mrcnn_jax.inference.detector import detect
+from mrcnn_jax.inference.detect import detect
 from mrcnn_jax.models.mask_rcnn import build_model
 from mrcnn_jax.structures import Detections
 from mrcnn_jax.weights import torchvision_names as names

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from mrcnn_jax.config import Config, FPNConfig, ModelConfig, presets
-from mrcnn_jax.inference.detector import detect
+from mrcnn_jax.inference.detect import detect
 from mrcnn_jax.models.mask_rcnn import build_model, variable_shapes
 from mrcnn_jax.structures import Batch, GroundTruth
 from mrcnn_jax.training import parallel

@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 
 from mrcnn_jax.config import ModelConfig
-from mrcnn_jax.inference import detector
+from mrcnn_jax.inference import detect
 from mrcnn_jax.models.mask_rcnn import MaskRCNN, Variables
 from mrcnn_jax.ops import boxes as box_ops
 from mrcnn_jax.ops import detections as detection_ops
@@ -42,7 +42,7 @@ def detect_boxes(
 
     Boxes are in pixels of the reference view.
     """
-    features, detections = detector.detect_boxes(model, variables, image, transform.size[None])
+    features, detections = detect.detect_boxes(model, variables, image, transform.size[None])
     boxes = _flip(detections.boxes, transform) * _box_scale(transform.reference_size / transform.size)
     return features, detections._replace(boxes=boxes)
 
@@ -68,8 +68,8 @@ def run_heads(
 ) -> Heads:
     """Return mask probabilities and heatmaps of a view at the merged boxes, flipped back to the reference view."""
     boxes = _flip(merged.boxes * _box_scale(transform.size / transform.reference_size), transform)
-    masks = detector.mask_probabilities(model, variables, features, boxes, merged.classes)
-    heatmaps = detector.keypoint_heatmaps(model, variables, features, boxes)
+    masks = detect.mask_probabilities(model, variables, features, boxes, merged.classes)
+    heatmaps = detect.keypoint_heatmaps(model, variables, features, boxes)
     flip_map = model.config.keypoint.flip_map if model.config.keypoint is not None else ()
     return (
         jnp.where(transform.flipped, masks[..., ::-1], masks),
@@ -80,7 +80,7 @@ def run_heads(
 def finish(config: ModelConfig, merged: Detections, total: Heads, views: int) -> Detections:
     """Return the merged detections with masks and keypoints from `total`, the sum of the head outputs of all views."""
     masks, heatmaps = (outputs / views for outputs in total)
-    keypoints = detector.decode_keypoints(config, heatmaps, merged.boxes, merged.valid)
+    keypoints = detect.decode_keypoints(config, heatmaps, merged.boxes, merged.valid)
     return merged._replace(masks=masks, keypoints=keypoints)
 
 

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from mrcnn_jax.config import Config, load_config
-from mrcnn_jax.inference.detector import detect
+from mrcnn_jax.inference.detect import detect
 from mrcnn_jax.models import efficientnet, resnet
 from mrcnn_jax.models.mask_rcnn import build_model, variable_shapes
 from mrcnn_jax.ops.roi import kernels

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from mrcnn_jax.config import BoxHeadConfig, KeypointHeadConfig, ModelConfig
-from mrcnn_jax.inference import detector, view_transforms
+from mrcnn_jax.inference import detect, view_transforms
 from mrcnn_jax.models.mask_rcnn import build_model
 from mrcnn_jax.ops import boxes as box_ops
 from mrcnn_jax.structures import Detections
@@ -62,9 +62,9 @@ def drawing_network(monkeypatch):
         return jnp.stack([cropped, jnp.where(left, cropped, 0.0), jnp.where(left, 0.0, cropped)], axis=-1)
 
     monkeypatch.setattr(
-        detector, "mask_probabilities", lambda model, variables, features, boxes, _: crop_boxes(features, boxes)
+        detect, "mask_probabilities", lambda model, variables, features, boxes, _: crop_boxes(features, boxes)
     )
-    monkeypatch.setattr(detector, "keypoint_heatmaps", heatmaps)
+    monkeypatch.setattr(detect, "keypoint_heatmaps", heatmaps)
 
 
 def detections(boxes, scores, classes, valid=None, *, truncated=False):
@@ -111,7 +111,7 @@ def test_boxes_are_transformed_to_the_reference_view(monkeypatch, size, flipped)
         assert image_sizes.tolist() == [list(size)]
         return ("features",), detections([box], [0.5], [2])
 
-    monkeypatch.setattr(detector, "detect_boxes", find)
+    monkeypatch.setattr(detect, "detect_boxes", find)
     features, found = view_transforms.detect_boxes(
         build_model(MODEL), {}, jnp.zeros((1, 128, 224, 3)), transform(size, flipped)
     )

@@ -9,7 +9,7 @@ import jax
 import numpy as np
 import pytest
 
-from mrcnn_jax.inference.detector import detect
+from mrcnn_jax.inference.detect import detect
 from mrcnn_jax.models.mask_rcnn import build_model, init_variables
 
 

@@ -19,7 +19,7 @@ from support.golden_models import run_once, share_found
 from support.torchvision_settings import NAMES, configured
 
 from mrcnn_jax.config import presets
-from mrcnn_jax.inference.detector import boxes_of_proposals
+from mrcnn_jax.inference.detect import boxes_of_proposals
 from mrcnn_jax.models.mask_rcnn import build_model, propose
 from mrcnn_jax.weights import detectron2_names, torchvision_names
 from mrcnn_jax.weights.naming import import_state

@@ -13,7 +13,7 @@ import pytest
 
 from mrcnn_jax.config import Config, ModelConfig
 from mrcnn_jax.errors import ConfigError
-from mrcnn_jax.inference.detector import detect
+from mrcnn_jax.inference.detect import detect
 from mrcnn_jax.models.mask_rcnn import build_model, init_variables, normalize, variable_shapes
 from mrcnn_jax.training.train import train
 

@@ -37,7 +37,7 @@ from mrcnn_jax.config import (
     RoIConfig,
     RPNConfig,
 )
-from mrcnn_jax.inference.detector import detect
+from mrcnn_jax.inference.detect import detect
 from mrcnn_jax.models.mask_rcnn import variable_shapes
 from mrcnn_jax.structures import Batch, GroundTruth
 from mrcnn_jax.training.optimizer import frozen_paths, make_optimizer, make_schedule
