@@ -17,7 +17,7 @@ from __future__ import annotations
 import errno
 import json
 import signal
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # errno values that free disk space fixes
@@ -123,6 +123,17 @@ def format_list(items: Sequence[Any], max_count: int | None = _MAX_LISTED) -> st
     if len(items) > len(parts):
         parts.append(f"and {len(items) - len(parts)} more")
     return ", ".join(parts)
+
+
+def format_changes(
+    before: Mapping[str, Any], after: Mapping[str, Any], describe: Callable[[Any], str] = str
+) -> list[str]:
+    """Return "name was X, is Y" for each value that differs. `describe` formats a value, or None if there is none."""
+    return [
+        f"{name} was {describe(before.get(name))}, is {describe(after.get(name))}"
+        for name in {**before, **after}
+        if before.get(name) != after.get(name)
+    ]
 
 
 def format_error(error: BaseException) -> str:

@@ -29,9 +29,8 @@ import jax
 import numpy as np
 from etils import epath
 
-from mrcnn_jax.checkpoints.checksums import MAX_LISTED, differences
+from mrcnn_jax.checkpoints import storage
 from mrcnn_jax.checkpoints.ema import ema_variables
-from mrcnn_jax.checkpoints.storage import convert_write_errors, open_manager, read_checksums, read_item, save_arguments
 from mrcnn_jax.checkpoints.workdir import (
     BEST,
     CHECKPOINTS,
@@ -64,7 +63,7 @@ class Checkpointer:
         self._workdir = absolute_path(workdir)
         self._folder = self._workdir / CHECKPOINTS
         self._saving = 0  # the step of the latest save
-        self._manager = open_manager(self._folder, keep) if collectives.is_main() else None
+        self._manager = storage.open_manager(self._folder, keep) if collectives.is_main() else None
 
     def save(self, step: int, state: Any) -> None:
         """Write `state` in the background. It may be donated when this returns. A step that exists is not overwritten.
@@ -76,9 +75,9 @@ class Checkpointer:
         self.wait()
         self.check_disk_space(step, state)
         # NumPy arrays are independent of the devices, and Orbax copies them.
-        arguments = save_arguments(_items(jax.device_get(state)))
+        arguments = storage.save_arguments(_items(jax.device_get(state)))
         self._saving = step
-        with convert_write_errors(step, self._folder):
+        with storage.convert_write_errors(step, self._folder):
             self._manager.save(step, args=arguments)
 
     def check_disk_space(self, step: int, state: Any) -> None:
@@ -128,7 +127,7 @@ class Checkpointer:
     def wait(self) -> None:
         """Wait for the save in the background. Raises CheckpointError if it failed."""
         if self._manager is not None:
-            with convert_write_errors(self._saving, self._folder):
+            with storage.convert_write_errors(self._saving, self._folder):
                 self._manager.wait_until_finished()
 
     def __enter__(self) -> Checkpointer:
@@ -156,8 +155,11 @@ def save_best(workdir: epath.PathLike, step: int, variables: Mapping[str, Any]) 
         return
     folder = absolute_path(workdir) / BEST
     params, model_state = variables["params"], {name: tree for name, tree in variables.items() if name != "params"}
-    arguments = save_arguments(jax.device_get({"params": params, "model_state": model_state}))
-    with convert_write_errors(step, folder), contextlib.closing(open_manager(folder, keep=None)) as manager:
+    arguments = storage.save_arguments(jax.device_get({"params": params, "model_state": model_state}))
+    with (
+        storage.convert_write_errors(step, folder),
+        contextlib.closing(storage.open_manager(folder, keep=None)) as manager,
+    ):
         if step in manager.all_steps():  # evaluated again in a resumed run
             manager.delete(step)
         manager.save(step, args=arguments, force=True)  # the step may be smaller than the previous one
@@ -245,26 +247,28 @@ def _restore(folder: epath.Path, template: Any) -> Any:
 
     Raises DamagedCheckpointError, and ConfigError if the arrays differ from those of `template`.
     """
-    wanted, recorded = _items(template), read_checksums(folder)
+    wanted, recorded = _items(template), storage.read_checksums(folder)
     changes = [
         change
         for name in {**wanted, **recorded}
-        for change in differences(recorded.get(name, {}), wanted.get(name, {}))
+        for change in storage.differences(recorded.get(name, {}), wanted.get(name, {}))
     ]
     if changes:
         raise ConfigError(
             f"{folder} was written by another version or configuration ({len(changes)} arrays):"
-            f" {format_list(changes, MAX_LISTED)}. Use a new workdir"
+            f" {format_list(changes, storage.MAX_LISTED)}. Use a new workdir"
         )
     # Orbax restores NumPy arrays for a NumPy template; broadcast zeros take no memory.
     zeros = jax.tree.map(lambda leaf: np.broadcast_to(np.zeros((), leaf.dtype), leaf.shape), wanted)
-    items = {name: read_item(folder, name, recorded[name], zeros[name]) for name in wanted}
+    items = {name: storage.read_item(folder, name, recorded[name], zeros[name]) for name in wanted}
     return template._replace(**items.pop("training"), **items)
 
 
 def _restore_variables(folder: epath.Path) -> dict[str, Any]:
     """Restore the variables for inference from one checkpoint. Raises DamagedCheckpointError."""
-    recorded = read_checksums(folder)
+    recorded = storage.read_checksums(folder)
     weights = "ema" if "ema" in recorded else "params"
-    items = {name: read_item(folder, name, recorded[name]) for name in (weights, "model_state") if name in recorded}
+    items = {
+        name: storage.read_item(folder, name, recorded[name]) for name in (weights, "model_state") if name in recorded
+    }
     return ema_variables(items.get("params"), items.get("model_state", {}), items.get("ema", {}))

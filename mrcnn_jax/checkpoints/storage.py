@@ -7,18 +7,22 @@ import json
 import os
 import re
 import time
+import zlib
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
 
-from mrcnn_jax.checkpoints.checksums import json_checksum, make_record, verify
 from mrcnn_jax.checkpoints.workdir import latest_step, make_writable_folder
-from mrcnn_jax.errors import CheckpointError, DamagedCheckpointError
+from mrcnn_jax.errors import CheckpointError, DamagedCheckpointError, format_changes, format_list
+from mrcnn_jax.runtime.trees import leaves_by_path
 
-CHECKSUMS = "checksums"
+CHECKSUMS = "checksums"  # item of a checkpoint: a JSON file
+MAX_LISTED = 3  # arrays in an error message
 
 
 def open_manager(folder: epath.Path, keep: int | None) -> OrbaxManager:
@@ -78,11 +82,14 @@ def save_arguments(items: Mapping[str, Any]) -> ocp.args.Composite:
 
 
 def read_checksums(folder: epath.Path) -> dict[str, dict[str, list[Any]]]:
-    """Read the checksums of a checkpoint, by item. Raises DamagedCheckpointError."""
+    """Read the checksums of a checkpoint: item -> path of a leaf -> [dtype, shape, CRC-32].
+
+    Raises DamagedCheckpointError.
+    """
     with _convert_read_errors("the list of checksums"):
         record = json.loads((folder / CHECKSUMS / "metadata").read_text())
         items: dict[str, dict[str, list[Any]]] = record["items"]
-        intact = record["crc32"] == json_checksum(items)
+        intact = record["crc32"] == _json_checksum(items)
     if not intact:
         raise DamagedCheckpointError("the list of checksums is damaged")
     return items
@@ -108,3 +115,50 @@ def _convert_read_errors(what: str) -> Iterator[None]:
     except Exception as error:
         lines = str(error).splitlines() or [""]
         raise DamagedCheckpointError(f"{what} cannot be read: {type(error).__name__}: {lines[0][:200]}") from error
+
+
+def make_record(items: Mapping[str, Any]) -> dict[str, Any]:
+    """Return dtype, shape and CRC-32 of each leaf (NumPy array) of each item, and a CRC-32 of the record itself.
+
+    The speed is about 2.5 GB/s per core.
+    """
+    leaves = {name: leaves_by_path(item) for name, item in items.items()}
+    flat = [leaf for item in leaves.values() for leaf in item.values()]
+    with ThreadPoolExecutor() as pool:  # zlib releases the GIL
+        checksums = iter(list(pool.map(_checksum, flat)))
+    entries = {
+        name: {path: [*_signature(leaf), next(checksums)] for path, leaf in item.items()}
+        for name, item in leaves.items()
+    }
+    return {"items": entries, "crc32": _json_checksum(entries)}
+
+
+def differences(recorded: Mapping[str, list[Any]], template: Any) -> list[str]:
+    """Return how the recorded leaves of an item differ from those of `template` in name, dtype or shape."""
+    wanted = {path: _signature(leaf) for path, leaf in leaves_by_path(template).items()}
+    written = {path: leaf[:2] for path, leaf in recorded.items()}
+    return format_changes(written, wanted, _describe)
+
+
+def verify(recorded: Mapping[str, list[Any]], item: Any) -> None:
+    """Raise DamagedCheckpointError, naming the leaves, if `item` differs from the recorded checksums."""
+    actual = make_record({"": item})["items"][""]
+    wrong = [path for path in {**recorded, **actual} if recorded.get(path) != actual.get(path)]
+    if wrong:
+        raise DamagedCheckpointError(f"wrong checksum of {format_list(wrong, MAX_LISTED)}")
+
+
+def _signature(leaf: Any) -> list[Any]:
+    return [str(leaf.dtype), list(leaf.shape)]
+
+
+def _checksum(leaf: Any) -> int:
+    return zlib.crc32(np.ascontiguousarray(leaf).reshape(-1).view(np.uint8).data)
+
+
+def _json_checksum(items: Any) -> int:
+    return zlib.crc32(json.dumps(items, sort_keys=True).encode())
+
+
+def _describe(signature: list[Any] | None) -> str:
+    return "absent" if signature is None else f"{signature[0]}{signature[1]}"

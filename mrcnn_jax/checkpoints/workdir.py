@@ -26,7 +26,7 @@ from etils import epath
 from mrcnn_jax.checkpoints import run_readme
 from mrcnn_jax.config import PATH_FIELDS, Config, flatten, from_json, to_json
 from mrcnn_jax.distributed import collectives
-from mrcnn_jax.errors import DISK_FULL, ConfigError
+from mrcnn_jax.errors import DISK_FULL, ConfigError, format_changes
 from mrcnn_jax.runtime import files
 
 CHECKPOINTS, BEST, CORRUPT = "checkpoints", "best", "corrupt"
@@ -102,11 +102,8 @@ def _check_content(path: epath.Path, content: Mapping[str, Any] | None) -> None:
     if content is None or not path.is_file():
         return
     recorded = _read_json(path)
-    if changes := [
-        f"{name} was {json.dumps(recorded.get(name)):.80}, is {json.dumps(value):.80}"
-        for name, value in content.items()
-        if recorded.get(name) != value
-    ]:
+    before = {name: recorded.get(name) for name in content}
+    if changes := format_changes(before, content, lambda value: f"{json.dumps(value):.80}"):
         raise ConfigError(
             f"{path.parent} contains a run with other training data: {'; '.join(changes)}. Use the data of that run"
             f" (set data.root if it was moved), or start a new run, for example with init={path.parent}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import functools
 import io
 import logging
@@ -14,7 +15,7 @@ from typing import Any, NamedTuple
 
 from mrcnn_jax.config import Config
 from mrcnn_jax.distributed import cluster, failure
-from mrcnn_jax.errors import DISK_FULL
+from mrcnn_jax.errors import DISK_FULL, ProcessLostError
 from mrcnn_jax.runtime.files import user_path
 from mrcnn_jax.weights import reference_models
 
@@ -176,7 +177,8 @@ def _handle_error(error: BaseException) -> int:
     elif not on_all_processes or _is_main():
         _print_error(failure.prefix_rank(text if isinstance(error, KeyboardInterrupt) else f"error: {text}"))
     if on_all_processes:
-        failure.exit_barrier()
+        with contextlib.suppress(ProcessLostError):  # must not hide the error
+            failure.exit_barrier()
     else:
         failure.exit_all_processes(status, text)
     return status

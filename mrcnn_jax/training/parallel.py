@@ -12,7 +12,7 @@ from typing import Any
 
 import jax
 
-from mrcnn_jax.errors import ConfigError, RecompilationError, format_list
+from mrcnn_jax.errors import ConfigError, RecompilationError, format_changes, format_list
 from mrcnn_jax.inference.devices import AXIS_NAME, shard
 from mrcnn_jax.runtime.compile_counter import get_counter
 from mrcnn_jax.runtime.trees import leaves_by_path
@@ -77,13 +77,7 @@ class CompiledTrainStep:
         shapes = tuple((leaf.shape, leaf.dtype) for leaf in jax.tree.leaves(batch))
         inputs = _describe_arrays({"state": state, "batch": batch, "key": key})
         if shapes in self._known_inputs:
-            known = self._known_inputs[shapes]
-            changes = [
-                f"{name} was {known.get(name, 'absent')}, is {now}"
-                for name, now in inputs.items()
-                if known.get(name) != now
-            ]
-            raise _recompilation_error(batch, changes)
+            raise _recompilation_error(batch, format_changes(self._known_inputs[shapes], inputs))
         self._known_inputs[shapes] = inputs
 
 

@@ -13,9 +13,9 @@ from etils import epath
 
 from mrcnn_jax.checkpoints.manager import Checkpointer
 from mrcnn_jax.checkpoints.workdir import check_workdir, prepare_workdir
-from mrcnn_jax.config import Config, validate
+from mrcnn_jax.config import Config, from_json, to_json, validate
 from mrcnn_jax.data.categories import Categories
-from mrcnn_jax.data.dataset import Dataset, load_split
+from mrcnn_jax.data.dataset import load_split
 from mrcnn_jax.data.pipeline import train_batches
 from mrcnn_jax.distributed import collectives, failure
 from mrcnn_jax.errors import ConfigError
@@ -80,16 +80,24 @@ class _TrainingRun:
         config = with_categories(config, self._dataset.categories)
         check_evaluation(config, eval_dataset)
         init_key, self.key = jax.random.split(jax.random.key(config.train.seed))
-        self.config, variables = _prepare_run(config, workdir, self._dataset, init_key)
+        self._variables: Variables | None = None  # initial ones, on process 0, unless the run resumes
+        self.config = collectives.run_on_main(lambda: self._resolve(config, init_key))
         schedule = make_schedule(self.config.optimizer, self.config.train.steps)
         model = build_model(self.config.model)
         shapes = variable_shapes(model)
         optimizer = make_optimizer(self.config.optimizer, schedule, shapes["params"], frozen_paths(self.config.model))
         create = functools.partial(create_state, optimizer, ema_decay=self.config.train.ema_decay)
         self._state_shapes = jax.eval_shape(create, shapes)
-        self._new_state = None if variables is None else create(variables)
+        self._new_state = None if self._variables is None else create(self._variables)
+        self._variables = None  # frees their memory when the training begins
         self._step = make_train_step(model, self.config, optimizer, schedule, axis_name=parallel.AXIS_NAME)
         self._evaluator = PeriodicEvaluator(self.config, workdir, eval_dataset, devices, signals.check)
+
+    def _resolve(self, config: Config, key: jax.Array) -> Config:
+        """Resolve the configuration and the initial variables, write the configuration to `workdir` and return it."""
+        config, self._variables = resolve_init(config, self.workdir, key)
+        prepare_workdir(self.workdir, config, self._dataset.fingerprint())
+        return from_json(to_json(config))  # as in a resumed run
 
     def train(self, profile: bool) -> TrainState:
         """Train from the initial or restored state; return the final state."""
@@ -188,25 +196,6 @@ class _TrainingRun:
         if best is not None:
             return f", best {metric} {best[1]:.3f} at step {best[0]}"
         return f", no best checkpoint: {metric} was never defined" if metric else ""
-
-
-def _prepare_run(
-    config: Config, workdir: epath.PathLike, dataset: Dataset, key: jax.Array
-) -> tuple[Config, Variables | None]:
-    """Resolve the configuration and write it to `workdir`; return it, and the initial variables, if any.
-
-    Every process gets the configuration of process 0. The variables are None on other processes, and if the run
-    resumes from a checkpoint.
-    """
-    variables: Variables | None = None
-
-    def prepare() -> Config:
-        nonlocal variables
-        resolved, variables = resolve_init(config, workdir, key)
-        prepare_workdir(workdir, resolved, dataset.fingerprint())
-        return resolved
-
-    return collectives.run_on_main(prepare), variables
 
 
 def with_categories(config: Config, categories: Categories) -> Config:

@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 from support.checkpoint_states import assert_same, make_state
 
-from mrcnn_jax.checkpoints.checksums import make_record, verify
 from mrcnn_jax.checkpoints.manager import Checkpointer, load_variables, save_best
+from mrcnn_jax.checkpoints.storage import make_record, verify
 from mrcnn_jax.checkpoints.workdir import prepare_workdir
 from mrcnn_jax.config import Config
 from mrcnn_jax.errors import ConfigError, DamagedCheckpointError
