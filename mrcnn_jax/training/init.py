@@ -37,7 +37,7 @@ def resolve_init(config: Config, workdir: epath.PathLike, key: jax.Array) -> tup
 def initial_variables(config: Config, key: jax.Array) -> tuple[Config, Variables]:
     """Return the configuration and the variables loaded from `config.init`, or random ones if it is empty.
 
-    `config.init` is a weight file, `efficientnet_names.PACKAGED`, or the work directory of another run. The
+    `config.init` is a weight file, `efficientnet_names.PACKAGE_INIT`, or the work directory of another run. The
     configuration gets the preprocessing, stride and epsilon that go with the weights.
     Raises ConfigError if `config.init` does not exist, cannot be read or does not fit the model.
     """

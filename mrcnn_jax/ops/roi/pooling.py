@@ -88,33 +88,25 @@ def multilevel_roi_pooling(
 
 
 def roi_levels(
-    boxes: jax.Array,
-    *,
-    level_rule: str = "detectron2",
-    min_level: int = 2,
-    max_level: int = 5,
-    canonical_size: int = 224,
-    canonical_level: int = 4,
+    boxes: jax.Array, *, level_rule: str = "detectron2", min_level: int = 2, max_level: int = 5
 ) -> jax.Array:
-    """Pyramid level of each box: floor(canonical_level + log2(sqrt(area) / canonical_size)), clamped.
+    """Pyramid level of each box: floor(4 + log2(sqrt(area) / 224)), clamped (Lin et al. 2017, equation 1).
 
     Args:
         boxes: (R, 4) float32.
         level_rule: "detectron2" adds 1e-8 to the ratio of sizes, "torchvision" adds 1e-6 to the level. They differ
-            where the size is, up to rounding, the canonical one times a power of two.
+            where the size is, up to rounding, 224 times a power of two.
         min_level: lowest level.
         max_level: highest level.
-        canonical_size: side in pixels of boxes that belong to `canonical_level`.
-        canonical_level: level of boxes of `canonical_size`.
 
     Returns:
         (R,) int32, min_level..max_level. Boxes of zero, negative or non-finite area get min_level.
     """
     size = jnp.sqrt((boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1]))
     if level_rule == "detectron2":
-        level = jnp.floor(canonical_level + jnp.log2(size / canonical_size + 1e-8))
+        level = jnp.floor(4 + jnp.log2(size / 224 + 1e-8))
     else:
-        level = jnp.floor(canonical_level + jnp.log2(size / canonical_size) + 1e-6)
+        level = jnp.floor(4 + jnp.log2(size / 224) + 1e-6)
     level = jnp.where(jnp.isfinite(level), level, min_level)
     return jnp.clip(level, min_level, max_level).astype(jnp.int32)
 

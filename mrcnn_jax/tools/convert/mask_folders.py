@@ -46,31 +46,15 @@ def convert(
     pairs = (_pair_folders if values == "files" else _pair_files)(images, masks, suffix)
     if not pairs:
         raise DataError(f"{images}: no images to convert; see --help for the layout of the folders")
-    if values != "classes":
-        categories = single_category(named, values)
-    elif named is None:
+    if values == "classes" and named is None:
         _raise_unnamed(images, masks, pairs)
-    elif ignore in named.names:
-        raise DataError(f"--ignore={ignore} is also the category {named.names[ignore]!r}")
-    else:
-        categories = dict(enumerate(named.names.values(), 1)) if named.colors else named.names
-
     classes = named if values == "classes" else None
+    categories = single_category(named, values) if classes is None else _class_categories(classes, ignore)
 
     def annotate(paths: Sequence[Path], size: tuple[int, int]) -> list[Annotation]:
         if values == "files":
             return [_single_instance(path, size) for path in paths]
-        pixels = labels.read(paths[0], size, colors=classes.colors if classes else None)
-        crowds: list[labels.Region] = []
-        if ignore is not None:
-            crowds = list(labels.encode_regions(paths[0], (pixels == ignore).astype(np.int32)).values())
-            pixels[pixels == ignore] = 0
-        if classes is None:
-            regions = labels.encode_regions(paths[0], pixels).values()
-            annotations = [{"category_id": 1, **region} for region in regions]
-        else:
-            annotations = _components(paths[0], pixels, classes)
-        return annotations + [{"category_id": i, "iscrowd": 1, **c} for c in crowds for i in sorted(categories)]
+        return _label_annotations(paths[0], size, classes, ignore, sorted(categories))
 
     converted = files.convert_images(masks, images, pairs, annotate)
     max_instances = max(len(image.annotations) for image in converted)
@@ -78,6 +62,29 @@ def convert(
     advice = "If the masks only separate objects from background, use --values=classes"
     remarks = (f"No image has more than one instance. {advice}",) if is_suspicious else ()
     return Conversion(images, categories, converted, remarks)
+
+
+def _class_categories(classes: CategoryNames, ignore: int | None) -> dict[int, str]:
+    """Return the names of the classes by their values in the masks; colors are numbered from 1."""
+    if ignore in classes.names:
+        raise DataError(f"--ignore={ignore} is also the category {classes.names[ignore]!r}")
+    return dict(enumerate(classes.names.values(), 1)) if classes.colors else classes.names
+
+
+def _label_annotations(
+    path: Path, size: tuple[int, int], classes: CategoryNames | None, ignore: int | None, category_ids: Sequence[int]
+) -> list[Annotation]:
+    """Return the instances of a label mask; the pixels with the value `ignore` are a crowd of every category."""
+    pixels = labels.read(path, size, colors=classes.colors if classes else None)
+    crowds: list[labels.Region] = []
+    if ignore is not None:
+        crowds = list(labels.encode_regions(path, (pixels == ignore).astype(np.int32)).values())
+        pixels[pixels == ignore] = 0
+    if classes is None:
+        annotations = [{"category_id": 1, **region} for region in labels.encode_regions(path, pixels).values()]
+    else:
+        annotations = _components(path, pixels, classes)
+    return annotations + [{"category_id": i, "iscrowd": 1, **crowd} for crowd in crowds for i in category_ids]
 
 
 def _pair_files(images: Path, masks: Path, suffix: str) -> Pairs:
