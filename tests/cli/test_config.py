@@ -39,7 +39,7 @@ def fake_count(monkeypatch):
 
 
 def test_every_recipe_has_a_line(fake_count, capsys):
-    assert mrcnn(["config", *(str(path) for path in RECIPES)]) == 0
+    assert mrcnn(["config"]) == 0
     heads, ruler, *lines = capsys.readouterr().out.split("\n\n")[0].splitlines()
     assert heads.split() == ["recipe", "network", "parameters", "training", "published"]
     assert set(ruler) == {"-", " "}
