@@ -201,6 +201,7 @@ def test_fetch_and_list(published, capsys):
         assert heading.split()[0] == "name"
         (line,) = [line for line in lines if line.startswith("maskrcnn_resnet50_fpn ")]
         assert line.split()[1:-1] == ["torchvision", "BSD-3-Clause", "178", "COCO", "37.9", "34.6", "-"]
+        assert any(line.startswith("  RegNet: new_baselines/mask_rcnn_regnetx_4gf") for line in lines)
         return line.split()[-1]
 
     assert cached() == "no"

@@ -167,7 +167,7 @@ def test_published_weights_are_downloaded_once(recipe, coco_model, download_serv
     assert resolved.init == "zoo:maskrcnn_resnet50_fpn"
     assert preprocessing_of(resolved.model) == TORCHVISION
     jax.tree.map(np.testing.assert_array_equal, variables["frozen"], coco_model["frozen"])
-    initial_variables(config, jax.random.key(0))
+    initial_variables(resolved, jax.random.key(0))
     assert len(download_server.requests) == 1
     shutil.rmtree(tmp_path / "caches")
     monkeypatch.setenv("MRCNN_JAX_OFFLINE", "1")
