@@ -50,7 +50,7 @@ def scored():
                 }
             )
             for spread in (2, 12)[: random.integers(0, 3)]:
-                found = points + [*random.normal(0, spread, 2), 0]
+                found = points + np.array([*random.normal(0, spread, 2), 0])
                 results.append(
                     {
                         **fields,
