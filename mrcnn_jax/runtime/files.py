@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import hashlib
 import os
 import shutil
 import tempfile
@@ -84,6 +85,13 @@ def write_bytes(path: epath.PathLike, content: bytes) -> None:
         file.flush()
         os.fsync(file.fileno())  # otherwise a power failure may leave zeros under the new name
     temporary.replace(path)
+
+
+def check_hash(path: Path, algorithm: str, prefix: str) -> str | None:
+    """Return what is wrong with a file whose hash must have the hexadecimal `prefix`; None if it has."""
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, algorithm).hexdigest()
+    return None if digest.startswith(prefix.lower()) else f"its {algorithm.upper()} is {digest}, not {prefix}..."
 
 
 @contextlib.contextmanager
