@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import shutil
 import stat
@@ -40,9 +41,7 @@ ANNOTATIONS = Archive(
     "f4bbac642086de4f52a3fdda2de5fa2c",
 )
 IMAGES = {
-    "val": Archive(
-        "zips/val2017.zip", "val2017", 5000, 815_585_330, 840_000_000, "442b8da7639aecaf257c1dceb8ba8c80"
-    ),
+    "val": Archive("zips/val2017.zip", "val2017", 5000, 815_585_330, 840_000_000, "442b8da7639aecaf257c1dceb8ba8c80"),
     "train": Archive(
         "zips/train2017.zip", "train2017", 118_287, 19_336_861_798, 20_000_000_000, "cced6f7f71b7629ddf16f17bbcfab6b2"
     ),
@@ -56,7 +55,8 @@ def fetch(root: Path, splits: Sequence[str] = ("val", "train")) -> None:
     ConfigError if the disk is too small, DownloadError, see `download`, and DataError for an unusable zip file.
     """
     files.check_output(root, "DIR", folder=True)
-    missing = [archive for archive in (ANNOTATIONS, *(IMAGES[split] for split in splits)) if not _complete(root, archive)]
+    archives = [ANNOTATIONS, *(IMAGES[split] for split in splits)]
+    missing = [archive for archive in archives if len(_contents(root, archive)) < archive.count]
     if not missing:
         print(f"{root} has the annotations and the images ({', '.join(splits)}) of COCO 2017")
         return
@@ -65,14 +65,10 @@ def fetch(root: Path, splits: Sequence[str] = ("val", "train")) -> None:
         print(f"  {_HOST}{archive.address}: {archive.size / _GIGABYTE:.1f} GB", flush=True)
     _check_space(root, missing)
     for archive in missing:
-        path = download(_HOST + archive.address, _zip_path(root, archive), lambda path: _problem(path, archive))
+        path = download(_HOST + archive.address, _zip_path(root, archive), functools.partial(_problem, archive))
         unpack(path, root)
         path.unlink()
     print(f"{root} has COCO 2017: {', '.join(archive.folder for archive in missing)}")
-
-
-def _complete(root: Path, archive: Archive) -> bool:
-    return len(_contents(root, archive)) >= archive.count
 
 
 def _contents(root: Path, archive: Archive) -> list[os.DirEntry[str]]:
@@ -96,16 +92,19 @@ def _check_space(root: Path, archives: Sequence[Archive]) -> None:
     total = sum(archive.unpacked_size for archive in archives) + max(archive.size for archive in archives)
     needed = max(total - present, 0)
     free = shutil.disk_usage(next(parent for parent in (root, *root.absolute().parents) if parent.exists())).free
-    text = f"{needed / _GIGABYTE:.1f} GB of disk space are needed, zip files included; {root} has {free / _GIGABYTE:.1f}"
+    text = (
+        f"{needed / _GIGABYTE:.1f} GB of disk space are needed, zip files included; {root} has {free / _GIGABYTE:.1f}"
+    )
     if free < needed:
         raise ConfigError(f"{text}: free some, name another folder, or fetch the validation images only (--split=val)")
     print(text, flush=True)
 
 
-def _problem(path: Path, archive: Archive) -> str | None:
+def _problem(archive: Archive, path: Path) -> str | None:
     """Return what is wrong with a downloaded file, or None."""
-    size = path.stat().st_size
-    return f"it has {size} bytes, not {archive.size}" if size != archive.size else files.check_hash(path, "md5", archive.md5)
+    if (size := path.stat().st_size) != archive.size:
+        return f"it has {size} bytes, not {archive.size}"
+    return files.check_hash(path, "md5", archive.md5)
 
 
 def unpack(path: Path, root: Path) -> None:

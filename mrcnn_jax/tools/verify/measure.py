@@ -43,7 +43,9 @@ def recipe(entry: ZooEntry, root: Path, overrides: Sequence[str], limit: int | N
     if not published_ap(entry):
         raise ConfigError(f"{entry.name} has no published AP: it is a backbone; `mrcnn weights list` shows detectors")
     if not entry.data.startswith(("COCO", "LVIS")):
-        raise ConfigError(f"the published AP of {entry.name} is by the rules of {entry.data}, not COCO's; see mrcnn eval")
+        raise ConfigError(
+            f"the published AP of {entry.name} is by the rules of {entry.data}, not COCO's; see mrcnn eval"
+        )
     if limit and entry.data.startswith("LVIS"):
         raise ConfigError(f"--limit: {entry.name} is scored by LVIS's rules, which need all images; leave it out")
     model = ModelConfig(keypoint=None if entry.keypoint_ap is None else KeypointHeadConfig())

@@ -15,8 +15,8 @@ from mrcnn_jax.weights.zoo import ENTRIES, ZooEntry
 DEVIATIONS = 1.5  # bootstrap standard deviations that AP of a part of the images may differ
 RULES = (
     "All images: AP, rounded to one decimal as the published AP is, may differ by 0.1. Part of the images: by"
-    f" {DEVIATIONS} standard deviations of AP over 200 bootstrap samples of them, which about one correct AP in seven does by"
-    " chance."
+    f" {DEVIATIONS} standard deviations of AP over 200 bootstrap samples of them; by chance one correct AP in seven differs"
+    " more."
 )
 
 
@@ -76,7 +76,10 @@ def read_json(path: Path) -> list[Report]:
 
 def to_markdown(reports: Sequence[Report]) -> str:
     """Return a table of published and measured AP, and how they were measured."""
-    lines = ["| weights | AP of | published | measured | difference | tolerance | result |", "|---|---|---|---|---|---|---|"]
+    lines = [
+        "| weights | AP of | published | measured | difference | tolerance | result |",
+        "|---|---|---|---|---|---|---|",
+    ]
     for report in reports:
         lines += _rows(report)
     lines += ["", RULES, ""]
