@@ -23,6 +23,11 @@ def user_path(text: str) -> Path:
     return Path(os.path.expanduser(text))
 
 
+def cache_root() -> Path:
+    """Return the folder of all caches: $MRCNN_JAX_CACHE, or ~/.cache/mrcnn_jax. It can be deleted at any time."""
+    return user_path(os.environ.get("MRCNN_JAX_CACHE") or os.path.join("~", ".cache", "mrcnn_jax"))
+
+
 def is_remote(path: epath.PathLike) -> bool:
     """Whether `path` is in a remote store, where objects are written as a whole and cannot be appended to."""
     return "://" in str(path)
@@ -87,10 +92,15 @@ def write_bytes(path: epath.PathLike, content: bytes) -> None:
     temporary.replace(path)
 
 
+def file_hash(path: Path, algorithm: str) -> str:
+    """Return the hexadecimal hash of a file, by an algorithm of `hashlib`."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, algorithm).hexdigest()
+
+
 def check_hash(path: Path, algorithm: str, prefix: str) -> str | None:
     """Return what is wrong with a file whose hash must have the hexadecimal `prefix`; None if it has."""
-    with path.open("rb") as file:
-        digest = hashlib.file_digest(file, algorithm).hexdigest()
+    digest = file_hash(path, algorithm)
     return None if digest.startswith(prefix.lower()) else f"its {algorithm.upper()} is {digest}, not {prefix}..."
 
 

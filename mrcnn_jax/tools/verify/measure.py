@@ -28,7 +28,7 @@ from mrcnn_jax.evaluation.evaluate import evaluate_model, scorable_iou_types
 from mrcnn_jax.evaluation.notes import NAMES
 from mrcnn_jax.runtime import files
 from mrcnn_jax.tools.verify.report import Report, published_ap, read_json, to_json
-from mrcnn_jax.weights import pretrained, reference_models
+from mrcnn_jax.weights import reference_models, zoo_files
 from mrcnn_jax.weights.zoo import ZooEntry
 
 REPORT = "report.json"
@@ -70,11 +70,11 @@ def measure(
     limit: number of images, evenly spaced in the order of their ids; None: all.
     """
     dataset, images = _open(recipe.data, limit)
-    weights = pretrained.fetch(entry)
+    weights = zoo_files.fetch(entry)
     folder = output / entry.name
     report = Report(
         name=entry.name,
-        weights=_sha256(weights),
+        weights=files.file_hash(weights, "sha256"),
         data=hashlib.sha256(json.dumps(dataset.fingerprint()).encode()).hexdigest()[:16],
         overrides=sorted(text for text in overrides if text.partition("=")[0] not in PATH_FIELDS),
         limit=limit if images.eval.image_ids != recipe.data.eval.image_ids else None,
@@ -90,7 +90,7 @@ def measure(
         print(f"{entry.name}: measured before, {folder / REPORT}", flush=True)
         return stored
     start = time.perf_counter()
-    config, variables = reference_models.load(weights, entry.source, entry.name, recipe)
+    config, variables = reference_models.load(weights, *reference_models.preset_of(entry), recipe)
     config = dataclasses.replace(apply_overrides(config, overrides), data=images)
     scores = _evaluate(config, variables, dataset, folder, report.published)
     deviations = {name: 100 * ap_deviation(scores, name) for name in report.published if report.limit}
@@ -136,11 +136,6 @@ def _stored(path: Path, report: Report) -> Report | None:
     except ValueError:  # also DataError
         return None
     return stored if stored.is_of(report) else None
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _software() -> str:
