@@ -26,7 +26,7 @@ class Archive(NamedTuple):
 
     address: str  # relative to _HOST
     folder: str  # that its files are in
-    count: int  # of its files
+    files: int
     size: int  # bytes
     unpacked_size: int  # bytes on a disk, at most
     md5: str
@@ -56,7 +56,7 @@ def fetch(root: Path, splits: Sequence[str] = ("val", "train")) -> None:
     """
     files.check_output(root, "DIR", folder=True)
     archives = [ANNOTATIONS, *(IMAGES[split] for split in splits)]
-    missing = [archive for archive in archives if len(_contents(root, archive)) < archive.count]
+    missing = [archive for archive in archives if len(_contents(root, archive)) < archive.files]
     if not missing:
         print(f"{root} has the annotations and the images ({', '.join(splits)}) of COCO 2017")
         return
@@ -86,9 +86,10 @@ def _check_space(root: Path, archives: Sequence[Archive]) -> None:
 
     The archives are unpacked one after another, and each is deleted before the next one is downloaded.
     """
-    unpacked = (file for archive in archives for file in _contents(root, archive))
-    downloaded = (path for archive in archives for path in root.glob(f"{_zip_path(root, archive).name}*"))
-    present = sum(file.stat().st_size for file in (*unpacked, *downloaded))
+    present = 0
+    for archive in archives:
+        downloaded = root.glob(f"{_zip_path(root, archive).name}*")
+        present += sum(os.path.getsize(file) for file in (*downloaded, *_contents(root, archive)))
     total = sum(archive.unpacked_size for archive in archives) + max(archive.size for archive in archives)
     needed = max(total - present, 0)
     free = shutil.disk_usage(next(parent for parent in (root, *root.absolute().parents) if parent.exists())).free

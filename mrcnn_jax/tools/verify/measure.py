@@ -19,7 +19,7 @@ import jax
 
 import mrcnn_jax
 from mrcnn_jax.config import PATH_FIELDS, Config, DataConfig, KeypointHeadConfig, ModelConfig, apply_overrides, presets
-from mrcnn_jax.data import annotations
+from mrcnn_jax.data.annotations import read
 from mrcnn_jax.data.dataset import Dataset, load_split
 from mrcnn_jax.errors import ConfigError, DataError
 from mrcnn_jax.evaluation.bootstrap import ap_deviation
@@ -122,7 +122,7 @@ def _open(data: DataConfig, limit: int | None) -> tuple[Dataset, DataConfig]:
     """Return the dataset, of at most `limit` images, and the settings that select them."""
     if limit:
         path = Path(data.root) / data.eval.annotations
-        ids = sorted(image.id for image in annotations.read(path, data.eval.image_ids).images)
+        ids = sorted(image.id for image in read(path, data.eval.image_ids).images)
         if limit < len(ids):
             chosen = tuple(ids[index * len(ids) // limit] for index in range(limit))
             data = dataclasses.replace(data, eval=dataclasses.replace(data.eval, image_ids=chosen))

@@ -43,7 +43,7 @@ def server(download_server, monkeypatch):
         download_server.files[f"/{archives[name].address}"] = content
         size = sum(map(len, CONTENTS[name].values()))
         changed = archives[name]._replace(
-            count=len(CONTENTS[name]), size=len(content), unpacked_size=size, md5=hashlib.md5(content).hexdigest()
+            files=len(CONTENTS[name]), size=len(content), unpacked_size=size, md5=hashlib.md5(content).hexdigest()
         )
         if name == "annotations":
             monkeypatch.setattr(coco2017, "ANNOTATIONS", changed)
