@@ -11,6 +11,7 @@ mrcnn convert coco2017 DIR --split=val downloads the validation set of COCO.
 from __future__ import annotations
 
 import argparse
+import functools
 import shlex
 from collections.abc import Sequence
 
@@ -42,11 +43,13 @@ def main(arguments: Sequence[str]) -> int:
 
     recipes = [measure.recipe(entry, options.data, overrides, options.limit) for entry in entries]
     compilation_cache.enable()
+    open_images = functools.cache(measure.open_images)  # models share the data
     command = f"mrcnn verify {shlex.join(arguments)}"
     reports = []
     for index, (entry, recipe) in enumerate(zip(entries, recipes, strict=True), 1):
         print(f"{index}/{len(entries)}: {entry.name}", flush=True)
-        reports.append(measure.measure(entry, recipe, overrides, options.limit, options.output, command))
+        images = open_images(recipe.data, options.limit)
+        reports.append(measure.measure(entry, recipe, images, overrides, options.output, command))
     markdown = report.to_markdown(reports)
     files.write_text(options.output / "report.md", markdown)
     files.write_text(options.output / "report.json", report.to_json(reports))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
-import functools
 import hashlib
 import importlib.metadata
 import json
@@ -14,7 +13,9 @@ import re
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
+import cv2
 import jax
 
 import mrcnn_jax
@@ -32,7 +33,14 @@ from mrcnn_jax.weights import reference_models, zoo_files
 from mrcnn_jax.weights.zoo import ZooEntry
 
 REPORT = "report.json"
-_PACKAGES = ("mrcnn-jax", "jax", "jaxlib", "flax", "numpy", "pycocotools", "opencv-python-headless", "pillow")
+_PACKAGES = ("jax", "jaxlib", "numpy", "pycocotools", "pillow")
+
+
+class Images(NamedTuple):
+    """The images to evaluate."""
+
+    dataset: Dataset
+    is_part: bool  # of the dataset
 
 
 def recipe(entry: ZooEntry, root: Path, overrides: Sequence[str], limit: int | None) -> Config:
@@ -62,14 +70,22 @@ def recipe(entry: ZooEntry, root: Path, overrides: Sequence[str], limit: int | N
     return config
 
 
-def measure(
-    entry: ZooEntry, recipe: Config, overrides: Sequence[str], limit: int | None, output: Path, command: str
-) -> Report:
-    """Fetch weights, evaluate them in exact mode, and return a report, which is also stored in `output/NAME`.
+def open_images(data: DataConfig, limit: int | None) -> Images:
+    """Return at most `limit` images of the dataset `data.eval`, evenly spaced in the order of their ids; None: all."""
+    selected = data.eval.image_ids
+    if limit:
+        ids = sorted(image.id for image in read(Path(data.root) / data.eval.annotations, selected).images)
+        if limit < len(ids):
+            selected = tuple(ids[index * len(ids) // limit] for index in range(limit))
+    data = dataclasses.replace(data, eval=dataclasses.replace(data.eval, image_ids=selected))
+    return Images(load_split(data, "eval"), bool(selected))
 
-    limit: number of images, evenly spaced in the order of their ids; None: all.
-    """
-    dataset, images = _open(recipe.data, limit)
+
+def measure(
+    entry: ZooEntry, recipe: Config, images: Images, overrides: Sequence[str], output: Path, command: str
+) -> Report:
+    """Fetch weights, evaluate them in exact mode, and return a report, which is also stored in `output/NAME`."""
+    dataset = images.dataset
     weights = zoo_files.fetch(entry)
     folder = output / entry.name
     report = Report(
@@ -77,7 +93,7 @@ def measure(
         weights=files.file_hash(weights, "sha256"),
         data=hashlib.sha256(json.dumps(dataset.fingerprint()).encode()).hexdigest()[:16],
         overrides=sorted(text for text in overrides if text.partition("=")[0] not in PATH_FIELDS),
-        limit=limit if images.eval.image_ids != recipe.data.eval.image_ids else None,
+        limit=len(dataset) if images.is_part else None,
         version=mrcnn_jax.__version__,
         published=published_ap(entry),
         images=len(dataset),
@@ -91,9 +107,8 @@ def measure(
         return stored
     start = time.perf_counter()
     config, variables = reference_models.load(weights, *reference_models.preset_of(entry), recipe)
-    config = dataclasses.replace(apply_overrides(config, overrides), data=images)
-    scores = _evaluate(config, variables, dataset, folder, report.published)
-    deviations = {name: 100 * ap_deviation(scores, name) for name in report.published if report.limit}
+    scores = _evaluate(apply_overrides(config, overrides), variables, dataset, folder, report.published)
+    deviations = {name: 100 * ap_deviation(scores, name) for name in report.published if images.is_part}
     report = dataclasses.replace(
         report,
         measured={name: 100 * scores.metrics[f"{name}/AP"] for name in report.published},
@@ -117,18 +132,6 @@ def _evaluate(config: Config, variables: object, dataset: Dataset, folder: Path,
     return found[0]
 
 
-@functools.cache  # several models share the data
-def _open(data: DataConfig, limit: int | None) -> tuple[Dataset, DataConfig]:
-    """Return the dataset, of at most `limit` images, and the settings that select them."""
-    if limit:
-        path = Path(data.root) / data.eval.annotations
-        ids = sorted(image.id for image in read(path, data.eval.image_ids).images)
-        if limit < len(ids):
-            chosen = tuple(ids[index * len(ids) // limit] for index in range(limit))
-            data = dataclasses.replace(data, eval=dataclasses.replace(data.eval, image_ids=chosen))
-    return load_split(data, "eval"), data
-
-
 def _stored(path: Path, report: Report) -> Report | None:
     """Return the report of an earlier call with the same weights, data and settings, if there is one."""
     try:
@@ -140,7 +143,8 @@ def _stored(path: Path, report: Report) -> Report | None:
 
 def _software() -> str:
     versions = [f"{name} {importlib.metadata.version(name)}" for name in _PACKAGES]
-    return ", ".join([*versions, f"Python {platform.python_version()}", platform.platform()])
+    python = f"Python {platform.python_version()}"
+    return ", ".join([f"mrcnn_jax {mrcnn_jax.__version__}", *versions, f"opencv {cv2.__version__}", python])
 
 
 def _hardware() -> str:

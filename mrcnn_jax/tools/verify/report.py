@@ -40,12 +40,18 @@ class Report:
     deviations: dict[str, float] = field(default_factory=dict)  # standard deviations; empty: all images were evaluated
     seconds: float = 0.0
 
-    def passes(self, iou_type: str) -> bool:
-        """Whether the measured AP agrees with the published one, see `RULES`."""
+    def difference(self, iou_type: str) -> float:
+        """Return by how much the measured AP exceeds the published one, see `RULES`."""
         measured, published = self.measured[iou_type], self.published[iou_type]
-        if self.deviations:
-            return abs(measured - published) <= DEVIATIONS * self.deviations[iou_type]
-        return abs(round(10 * measured) - round(10 * published)) <= 1
+        return measured - published if self.deviations else (round(10 * measured) - round(10 * published)) / 10
+
+    def tolerance(self, iou_type: str) -> float:
+        """Return by how much they may differ."""
+        return DEVIATIONS * self.deviations[iou_type] if self.deviations else 0.1
+
+    def passes(self, iou_type: str) -> bool:
+        """Whether the measured AP agrees with the published one."""
+        return abs(self.difference(iou_type)) <= self.tolerance(iou_type)
 
     @property
     def passed(self) -> bool:
@@ -94,12 +100,10 @@ def to_markdown(reports: Sequence[Report]) -> str:
 
 def _rows(report: Report) -> Iterator[str]:
     for iou_type, published in report.published.items():
-        measured = report.measured[iou_type]
-        tolerance = f"{DEVIATIONS * report.deviations[iou_type]:.2f}" if report.deviations else "0.1"
         result = "pass" if report.passes(iou_type) else "**fail**"
         yield (
-            f"| {report.name} | {NAMES[iou_type]} | {published:.1f} | {measured:.2f} | {measured - published:+.2f} |"
-            f" {tolerance} | {result} |"
+            f"| {report.name} | {NAMES[iou_type]} | {published:.1f} | {report.measured[iou_type]:.2f} |"
+            f" {report.difference(iou_type):+.2f} | {report.tolerance(iou_type):.2f} | {result} |"
         )
 
 

@@ -77,8 +77,14 @@ def instances(records):
             points[:, 2] = 2
             annotation |= {"keypoints": points.ravel().tolist(), "num_keypoints": 17}
         annotations.append(annotation)
-    for annotation in annotations[:2]:
-        annotations.append({**annotation, "bbox": [1.0, 1.0, 9.0, 9.0], "keypoints": [5.0, 5.0, 2] * 17})
+    for side, annotation in zip((9.0, 12.0), annotations[:2], strict=False):
+        missed = {"bbox": [1.0, 1.0, side, side], "area": side**2}
+        if "segmentation" in annotation:
+            x, y = np.indices(np.array(annotation["segmentation"]["size"]))
+            missed["segmentation"] = rle((x >= 1) & (x < side + 1) & (y >= 1) & (y < side + 1))
+        if "keypoints" in annotation:
+            missed["keypoints"] = [5.0, 5.0, 2] * 17
+        annotations.append({**annotation, **missed})
     return [{**a, "id": k, "iscrowd": 0} for k, a in enumerate(annotations, 1) if a["category_id"] in COCO_CATEGORIES]
 
 
