@@ -15,10 +15,11 @@ COMMANDS = {
     "eval": "evaluate a model on a COCO or LVIS dataset",
     "predict": "detect objects in images, videos, directories or a camera",
     "check": "check a dataset before training on it",
-    "convert": "convert mask images, PASCAL VOC or Cityscapes to COCO JSON",
+    "convert": "convert mask images, PASCAL VOC or Cityscapes to COCO JSON, or download COCO 2017",
     "plan": "choose padded image shapes (buckets) for a dataset",
     "report": "write an HTML report of COCO results from any program",
     "weights": "list and download published weights; export those of a run",
+    "verify": "compare the AP of published weights with the published AP",
     "config": "validate and list recipes",
     "replay": "repeat a training step whose loss was not finite",
 }

@@ -1,4 +1,4 @@
-"""Convert annotations in other formats to COCO JSON.
+"""Convert annotations in other formats to COCO JSON, or download COCO 2017.
 
 All input is read and checked before anything is written.
 """
@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from typing import TypeAlias
 
 from mrcnn_jax.cli import common
-from mrcnn_jax.tools.convert import categories, cityscapes, mask_folders, voc, writer
+from mrcnn_jax.tools.convert import categories, cityscapes, coco2017, mask_folders, voc, writer
 from mrcnn_jax.tools.convert.writer import Conversion
 
 Formats: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
@@ -33,6 +33,9 @@ _CATEGORIES = (
 
 def main(arguments: Sequence[str]) -> None:
     options, _ = common.parse(_parser(), arguments)
+    if options.format == "coco2017":
+        coco2017.fetch(options.root, [options.split] if options.split else list(coco2017.IMAGES))
+        return
     writer.output_paths(options.output, options.holdout)  # raises ConfigError before the input is read
     conversion = _read(options)
     contents = writer.build_contents(conversion, options.output, options.holdout, options.seed)
@@ -50,6 +53,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_masks(formats)
     _add_voc(formats)
     _add_cityscapes(formats)
+    _add_coco2017(formats)
     return parser
 
 
@@ -87,6 +91,14 @@ def _add_cityscapes(formats: Formats) -> None:
     common.add(parser, "root", "ROOT", "directory with gtFine/ and leftImg8bit/")
     common.add(parser, "--split", "NAME", "train or val (default: %(default)s)", str, default="train")
     _add_output(parser)
+
+
+def _add_coco2017(formats: Formats) -> None:
+    text = "download COCO 2017: the annotations, and the images of one split or both"
+    parser = formats.add_parser("coco2017", help=text, description=f"{text[0].upper()}{text[1:]}.")
+    common.add(parser, "root", "DIR", "directory for annotations/, val2017/ and train2017/")
+    split = "fetch the images of this split only: val (0.8 GB) or train (19 GB)"
+    parser.add_argument("--split", choices=coco2017.IMAGES, help=split)
 
 
 def _add_output(parser: argparse.ArgumentParser) -> None:

@@ -123,14 +123,23 @@ def _score_table(
 
 def _accumulate(truth: COCO, results: Sequence[dict[str, Any]], iou_type: str, sigmas: NDArray[np.float64]) -> COCOeval:
     """Return an accumulated evaluation, without what it stores of single images (large for COCO's validation set)."""
+    evaluation = evaluate_images(truth, results, iou_type, sigmas)
+    with silence_pycocotools():
+        evaluation.accumulate()
+    evaluation.cocoDt = None
+    evaluation.evalImgs, evaluation.ious, evaluation._gts, evaluation._dts = [], {}, {}, {}
+    return evaluation
+
+
+def evaluate_images(
+    truth: COCO, results: Sequence[dict[str, Any]], iou_type: str, sigmas: NDArray[np.float64]
+) -> COCOeval:
+    """Return an evaluation with the matches of each image, `evalImgs`, which is not accumulated."""
     with silence_pycocotools():
         evaluation = COCOeval(truth, _detections(truth, results, iou_type), iou_type)
         if iou_type == "keypoints":
             evaluation.params.kpt_oks_sigmas = sigmas
         evaluation.evaluate()
-        evaluation.accumulate()
-    evaluation.cocoDt = None
-    evaluation.evalImgs, evaluation.ious, evaluation._gts, evaluation._dts = [], {}, {}, {}
     return evaluation
 
 

@@ -152,13 +152,16 @@ def _write_lines(
     """
     process, count = jax.process_index(), jax.process_count()
     drawn = set(np.linspace(0, len(dataset) - 1, min(config.eval.overlays, len(dataset)), dtype=int).tolist())
+    # torchvision trains and evaluates on pixel indices, without adding 1/2 (references/detection/coco_eval.py).
+    offset = 0.0 if config.eval.resize == "torchvision" else 0.5
 
     def finish(index: int, detections: Detections, network_size: Any) -> bytes:
         """Return the line of an image; called on worker threads."""
         height, width = dataset.sizes[index].tolist()
         prediction = postprocess(detections, network_size, (height, width), config.model)
         overlay = base64.b64encode(_overlay(config, dataset, index, prediction) if index in drawn else b"")
-        records = json.dumps(prediction.to_coco(dataset.ids[index]), separators=(",", ":"))[1:-1].encode()
+        results = prediction.to_coco(dataset.ids[index], keypoint_offset=offset)
+        records = json.dumps(results, separators=(",", ":"))[1:-1].encode()
         flags = bool(detections.truncated), prediction.full
         return b"%d %d %d %s %s\n" % (index, *flags, overlay, records)
 

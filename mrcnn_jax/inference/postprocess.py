@@ -93,10 +93,11 @@ class Prediction:
             for mask, box in zip(self.mask_probabilities, self.boxes, strict=True)
         ]
 
-    def to_coco(self, image_id: int) -> list[dict[str, Any]]:
+    def to_coco(self, image_id: int, *, keypoint_offset: float = 0.5) -> list[dict[str, Any]]:
         """Return COCO result records with `bbox`, `segmentation` (compressed run lengths) and `keypoints`.
 
-        COCO's keypoints are pixel indices; the pixel's center, used elsewhere, is 1/2 further, so 1/2 is subtracted.
+        COCO's keypoints are pixel indices; the pixel's center, used elsewhere, is `keypoint_offset` further, which is
+        subtracted. torchvision's weights predict pixel indices: 0.
         """
         corners = self.boxes.astype(float)
         sides = corners[:, 2:] - corners[:, :2]
@@ -112,7 +113,7 @@ class Prediction:
         for record, segmentation in zip(records, encode_rle(self.regions(), self.image_size), strict=False):
             record["segmentation"] = segmentation
         if self.keypoints is not None:
-            pixels = self.keypoints.astype(float) - [0.5, 0.5, 0]
+            pixels = self.keypoints.astype(float) - [keypoint_offset, keypoint_offset, 0]
             for record, points in zip(records, pixels, strict=True):
                 record["keypoints"] = points.ravel().tolist()
         return records

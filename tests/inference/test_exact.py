@@ -9,7 +9,7 @@ import cv2
 import numpy as np
 import pytest
 
-from mrcnn_jax.config import Config, DataConfig, EvalConfig, ShapesConfig, SplitConfig, presets
+from mrcnn_jax.config import Config, DataConfig, EvalConfig, KeypointHeadConfig, ShapesConfig, SplitConfig, presets
 from mrcnn_jax.data import image_files
 from mrcnn_jax.data.dataset import load_split
 from mrcnn_jax.errors import DataError
@@ -117,3 +117,37 @@ def test_evaluation_scales_boxes_by_the_reference_sizes(shapes, tmp_path, monkey
     results = json.loads((tmp_path / "evaluation" / "results.json").read_text())
     expected = [dataset.record(i)[1][0]["bbox"] for i in range(5)]
     np.testing.assert_allclose([record["bbox"] for record in results], expected, rtol=1e-5, atol=1e-4)
+
+
+@pytest.mark.parametrize(("resize", "expected"), [("torchvision", [10, 20]), ("detectron2", [9.5, 19.5])])
+def test_keypoints_are_scored_as_by_the_reference_implementation(resize, expected, tmp_path, monkeypatch):
+    """Detectron2 subtracts 1/2 from keypoints to get COCO's, and torchvision does not."""
+    base = presets.torchvision()
+    config = Config(
+        model=dataclasses.replace(base, mask=None, num_classes=1, keypoint=KeypointHeadConfig()),
+        data=DataConfig(
+            root=str(tmp_path / "data"),
+            train=SplitConfig("train.json", "train"),
+            eval=SplitConfig("val.json", "val"),
+            shapes=ShapesConfig("people", train_images=1, eval_images=1, image_size=128),
+            cache_dir=str(tmp_path / "cache"),
+            shortest_edge_eval=128,
+            longest_edge=128,
+        ),
+        eval=EvalConfig(resize=resize, overlays=0),
+    )
+    categories = load_split(config.data, "eval").categories
+    model = dataclasses.replace(config.model, category_ids=categories.ids, category_names=categories.names)
+    found = Detections(
+        boxes=np.float32([[[0, 0, 50, 50]]]),
+        scores=np.ones((1, 1), np.float32),
+        classes=np.ones((1, 1), np.int32),
+        masks=np.zeros((1, 1, 0, 0), np.float32),
+        keypoints=np.tile(np.float32([10, 20, 1]), (1, 1, 17, 1)),
+        valid=np.ones((1, 1), bool),
+        truncated=np.zeros(1, bool),
+    )
+    monkeypatch.setattr(detector, "compile_detect", lambda *_: lambda *_: found)
+    evaluate_model(dataclasses.replace(config, model=model), {}, tmp_path)
+    [record] = json.loads((tmp_path / "evaluation" / "results.json").read_text())
+    assert record["keypoints"] == [*expected, 1] * 17

@@ -142,6 +142,8 @@ def test_coco_keypoints_are_pixel_indices():
     found = postprocess(people([[[10.5, 20.5, 0.25], [0, 79, 7]]]), np.array([80, 100]), (80, 100), PEOPLE)
     (record,) = json.loads(json.dumps(found.to_coco(3)))
     assert record["keypoints"] == [10, 20, 0.25, -0.5, 78.5, 7]
+    (record,) = found.to_coco(3, keypoint_offset=0)
+    assert record["keypoints"] == [10.5, 20.5, 0.25, 0, 79, 7]
 
 
 def test_keypoints_stay_with_their_instances():

@@ -1,0 +1,1 @@
+"""Comparison of the AP that published weights reach here with their published AP."""
