@@ -184,6 +184,11 @@ def load_variables(workdir: epath.PathLike, checkpoint: str | int = "latest") ->
 
     Raises FileNotFoundError if `workdir` contains no run or no such checkpoint, and DamagedCheckpointError.
     """
+    return load_step(workdir, checkpoint)[1:]
+
+
+def load_step(workdir: epath.PathLike, checkpoint: str | int = "latest") -> tuple[int, Config, dict[str, Any]]:
+    """Return the step of a checkpoint, and its configuration and variables as `load_variables` does."""
     workdir = absolute_path(workdir)
     config = read_config(workdir)
     if config is None:

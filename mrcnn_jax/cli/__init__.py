@@ -18,6 +18,7 @@ COMMANDS = {
     "convert": "convert mask images, PASCAL VOC or Cityscapes to COCO JSON",
     "plan": "choose padded image shapes (buckets) for a dataset",
     "report": "write an HTML report of COCO results from any program",
+    "export": "write a model into a folder to give away",
     "weights": "export the weights of a run for torchvision or Detectron2",
     "config": "validate and list recipes",
     "replay": "repeat a training step whose loss was not finite",

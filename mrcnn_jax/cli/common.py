@@ -61,10 +61,15 @@ def add_model(parser: argparse.ArgumentParser) -> None:
     expand = os.path.expanduser  # in text, because a run may be in a remote store
     names = "a torchvision model (maskrcnn_resnet50_fpn, ...) or a Detectron2 model (mask_rcnn_R_50_FPN, ...)"
     add(group, "--model", "NAME_OR_RUN", f"work directory of a run; or, with --weights, the name of {names}", expand)
-    which = "checkpoint of the run: latest, best or a step (default: %(default)s)"
-    add(group, "--checkpoint", "WHICH", which, str, default="latest")
+    add_checkpoint(group)
     add(group, "--weights", "FILE", "weights of the named model: a .pth, .pkl, .npz or .safetensors file", expand)
     add(group, "--workdir", "DIR", "work directory of a run; without --model, its model is used", expand)
+
+
+def add_checkpoint(parser: argparse._ActionsContainer) -> None:
+    """Add the argument that selects a checkpoint of a run."""
+    which = "checkpoint of the run: latest, best or a step (default: %(default)s)"
+    add(parser, "--checkpoint", "WHICH", which, str, default="latest")
 
 
 def add_profile_and_processes(parser: argparse.ArgumentParser) -> None:

@@ -1,0 +1,83 @@
+"""The model card of a release folder: a README.md with the metadata that the Hugging Face Hub reads."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path, PurePath
+from typing import Any
+
+from mrcnn_jax import __version__
+from mrcnn_jax.config import Config
+from mrcnn_jax.config.metric_names import KEYPOINT_METRICS, METRICS
+from mrcnn_jax.errors import format_list
+
+_TEMPLATE = Path(__file__).with_name("card.md")
+_MAX_CLASSES = 100  # listed
+_TABLES = {"bbox": ("boxes", METRICS[:6]), "segm": ("masks", METRICS[:6]), "keypoints": ("keypoints", KEYPOINT_METRICS)}
+
+
+def model_card(
+    config: Config,
+    *,
+    network: str,
+    training: str,
+    data: Mapping[str, Any] | None = None,
+    step: int | None = None,
+    metrics: Mapping[str, float] | None = None,
+) -> str:
+    """Return the text of README.md, in which the author fills in purpose, origin of the data and license.
+
+    Args:
+      network, training: summaries, such as "R50-FPN, box mask" and "90k x 16, sgd 0.02, 60k 80k".
+      data: what identifies the training data (`Dataset.fingerprint`), if it is known.
+      step: number of training steps of the weights, if it is known.
+      metrics: of an evaluation of these weights, by name, such as "bbox/AP".
+    """
+    names = [" ".join(name.split()) for name in config.model.category_names]
+    return _TEMPLATE.read_text(encoding="utf-8").format(
+        name=config.name,
+        network=network,
+        version=__version__,
+        license="unknown  # fill in",
+        license_note="**Fill in** before publishing, here and in the first lines of this file. The training data and the\n"
+        "initial weights may restrict it.",
+        classes=_count(config.model.num_classes, "class", "classes"),
+        class_names=format_list(names, _MAX_CLASSES) if names else "without names",
+        data=f"{data['images']:,} images with {data['instances']:,} instances" if data else "data that is not recorded",
+        results=_results(step, metrics or {}),
+        settings="\n".join(f"| {name} | {value} |" for name, value in _settings(config, training)),
+    )
+
+
+def _count(number: int, one: str, many: str) -> str:
+    return f"1 {one}" if number == 1 else f"{number:,} {many}"
+
+
+def _results(step: int | None, metrics: Mapping[str, float]) -> str:
+    """One table row for each kind of result; -1 marks metrics without ground truth."""
+    lines = []
+    for kind, (label, names) in _TABLES.items():
+        if f"{kind}/AP" in metrics:
+            values = [metrics.get(f"{kind}/{name}", -1) for name in names]
+            cells = [f"{name} {100 * value:.1f}" for name, value in zip(names, values, strict=True) if value >= 0]
+            lines.append(f"| {label} | {', '.join(cells)} |")
+    if not lines:
+        return "These weights were not evaluated. **Fill in**: `mrcnn eval --model=DIR` prints the tables."
+    return "\n".join(
+        [f"COCO metrics in percent on the evaluation data of the run, after step {step:,}:", "", "| | |", "|---|---|", *lines]
+    )
+
+
+def _settings(config: Config, training: str) -> list[tuple[str, str]]:
+    data = config.data
+    edges = sorted({min(data.shortest_edge_train), max(data.shortest_edge_train)})
+    jitter = data.augment.scale_jitter
+    size = f"scale jitter {jitter[0]:g} to {jitter[1]:g}" if jitter else f"shorter side {' to '.join(map(str, edges))}"
+    rows = {
+        "training (steps x images, optimizer, schedule)": training,
+        "images in training": f"{size}, longer side at most {data.longest_edge}",
+        "images in inference": f"shorter side {data.shortest_edge_eval}, longer side at most {data.longest_edge}",
+        "moving average of the weights": f"decay {config.train.ema_decay:g}" if config.train.ema_decay else "none",
+        "initial weights": PurePath(config.init).name or "random",
+    }
+    return list(rows.items())
