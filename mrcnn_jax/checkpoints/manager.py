@@ -198,7 +198,7 @@ def load_step(workdir: epath.PathLike, checkpoint: str | int = "latest") -> tupl
     step, variables, damaged = _read_newest(folder, steps, _restore_variables, "use another checkpoint")
     for bad, reason in damaged.items():
         logger.warning("%s is damaged (%s); the checkpoint of step %d is used", folder / str(bad), reason, step)
-    return config, variables
+    return step, config, variables
 
 
 def _candidates(workdir: epath.Path, folder: epath.Path, checkpoint: str | int) -> list[int]:

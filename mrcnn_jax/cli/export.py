@@ -22,6 +22,7 @@ from mrcnn_jax.cli import common
 from mrcnn_jax.cli import config as summaries
 from mrcnn_jax.tools.export.card import model_card
 from mrcnn_jax.training.logs.json_lines import EVALUATIONS, read_rows
+from mrcnn_jax.weights import release
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -34,7 +35,6 @@ def main(arguments: Sequence[str]) -> None:
     options, _ = common.parse(parser, arguments)
     source = common.model_source(parser, options)
     from mrcnn_jax.checkpoints import manager, workdir  # import jax
-    from mrcnn_jax.weights import release
 
     release.check_target(options.folder)
     facts: dict[str, Any] = {}
@@ -48,8 +48,9 @@ def main(arguments: Sequence[str]) -> None:
             "metrics": _metrics(source.run, step),
         }
     network, training = summaries.network(config.model), summaries.training(config)
-    release.write(options.folder, config, variables, model_card(config, network=network, training=training, **facts))
-    print(f"{options.folder}: {network}, {config.model.num_classes} classes; now fill in {options.folder / release.CARD}")
+    card = model_card(config, network=network, training=training, **facts)
+    release.write(options.folder, config, variables, card)
+    print(f"{options.folder}: {network}, {config.model.num_classes} classes; fill in {options.folder / release.CARD}")
 
 
 def _metrics(run: str, step: int) -> Mapping[str, float]:

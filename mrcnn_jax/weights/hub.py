@@ -14,6 +14,10 @@ from mrcnn_jax.errors import DISK_FULL, ConfigError, WeightsError, format_error
 from mrcnn_jax.weights.release import CONFIG, WEIGHTS
 
 PREFIX = "hf://"
+_NOT_CACHED = (
+    "it is not in the cache of huggingface_hub, and the network is off (MRCNN_JAX_OFFLINE, HF_HUB_OFFLINE) or does not"
+    f" answer: run the same command once with a network, or copy {CONFIG} and {WEIGHTS} into a folder and give its path"
+)
 _NAME = re.compile(r"hf://([\w.-]+/[\w.-]+)(?:@([\w./-]+))?")
 
 
@@ -38,10 +42,18 @@ def fetch(name: str, revision: str | None = None) -> Path:
     except ImportError:
         raise WeightsError(f"{name} needs the package huggingface_hub: pip install 'mrcnn-jax[hub]'") from None
     offline = os.environ.get("MRCNN_JAX_OFFLINE") == "1"
+    if offline or re.fullmatch("[0-9a-f]{40}", revision or ""):
+        files = [
+            huggingface_hub.try_to_load_from_cache(repository, file, revision=revision) for file in (CONFIG, WEIGHTS)
+        ]
+        if all(isinstance(path, str) for path in files):
+            return Path(str(files[0])).parent
+    if offline:
+        raise WeightsError(f"{name}: {_NOT_CACHED}")
     try:
-        config = huggingface_hub.hf_hub_download(repository, CONFIG, revision=revision, local_files_only=offline)
+        config = huggingface_hub.hf_hub_download(repository, CONFIG, revision=revision)
         folder = Path(config).parent  # named after the commit
-        huggingface_hub.hf_hub_download(repository, WEIGHTS, revision=folder.name, local_files_only=offline)
+        huggingface_hub.hf_hub_download(repository, WEIGHTS, revision=folder.name)
     except Exception as error:  # of many kinds, which depend on its version
         if isinstance(error, OSError) and error.errno in DISK_FULL:
             raise
@@ -58,11 +70,7 @@ def _describe(error: Exception) -> str:
     if isinstance(error, errors.RevisionNotFoundError):
         return "the repository has no such revision: give a branch, a tag or a full commit hash"
     if isinstance(error, errors.LocalEntryNotFoundError):
-        return (
-            "it is not in the cache of huggingface_hub, and the network is off (MRCNN_JAX_OFFLINE, HF_HUB_OFFLINE) or"
-            f" does not answer: run the same command once with a network, or copy {CONFIG} and {WEIGHTS} into a folder"
-            " and give its path"
-        )
+        return _NOT_CACHED
     if isinstance(error, errors.EntryNotFoundError):
         return f"the repository has no {CONFIG} or no {WEIGHTS}: it was not written by `mrcnn export`"
     return f"it cannot be downloaded ({format_error(error)})"

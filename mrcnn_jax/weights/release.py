@@ -14,15 +14,17 @@ import os
 import shutil
 import tempfile
 from pathlib import Path, PurePath
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from mrcnn_jax.config import Config, SplitConfig, from_json, to_json
 from mrcnn_jax.errors import ConfigError, WeightsError, format_list
-from mrcnn_jax.models.mask_rcnn import Variables, build_model
 from mrcnn_jax.runtime import files
-from mrcnn_jax.weights import naming
 from mrcnn_jax.weights.io import weight_files
+
+if TYPE_CHECKING:
+    from mrcnn_jax.models.mask_rcnn import Variables
 
 CONFIG, WEIGHTS, CARD = "config.json", "model.safetensors", "README.md"
 
@@ -41,11 +43,14 @@ def read(folder: str | os.PathLike[str]) -> tuple[Config, Variables]:
     Raises WeightsError, with the name of the file, if a file is missing, damaged or written by another version, or if
     the weights do not fit the configuration or are not finite.
     """
+    from mrcnn_jax.models.mask_rcnn import build_model  # imports jax
+    from mrcnn_jax.weights import naming
+
     folder = Path(folder)
     if missing := [name for name in (CONFIG, WEIGHTS) if not (folder / name).is_file()]:
         raise WeightsError(
-            f"{folder} has no {' and no '.join(missing)}: it is not a complete release folder, as `mrcnn export` writes;"
-            " get it again"
+            f"{folder} has no {' and no '.join(missing)}: it is not a complete release folder, as `mrcnn export`"
+            " writes; get it again"
         )
     config = _read_config(folder / CONFIG)
     path = folder / WEIGHTS
@@ -59,7 +64,7 @@ def _read_config(path: Path) -> Config:
     try:
         config = from_json(path.read_text(encoding="utf-8"))
     except ConfigError as error:
-        raise WeightsError(f"{path}: {error}. Another version of mrcnn_jax wrote it: use that version") from None
+        raise WeightsError(f"{path}: {error}. Another version of mrcnn_jax, or another program, wrote it") from None
     except ValueError as error:
         raise WeightsError(f"{path} is damaged ({error}): get it again") from None
     if not config.model.num_classes:
@@ -77,6 +82,9 @@ def write(folder: str | os.PathLike[str], config: Config, variables: Variables, 
     Raises ConfigError if `folder` has other content, WeightsError if the variables do not fit the model or are not
     finite.
     """
+    from mrcnn_jax.models.mask_rcnn import build_model  # imports jax
+    from mrcnn_jax.weights import naming
+
     check_target(folder)
     state = naming.export_state(naming.FLAX, variables)
     naming.import_state(naming.FLAX, build_model(config.model), state, source="the model to export")
@@ -109,8 +117,10 @@ def without_local_paths(config: Config) -> Config:
     `data.root`, are reduced to the last part if they lead out of it.
     """
     data = config.data
-    splits = {name: _inside_root(split) for name, split in {"train": data.train, "eval": data.eval}.items()}
-    return dataclasses.replace(config, init="", data=dataclasses.replace(data, root="", cache_dir="", **splits))
+    data = dataclasses.replace(
+        data, root="", cache_dir="", train=_inside_root(data.train), eval=_inside_root(data.eval)
+    )
+    return dataclasses.replace(config, init="", data=data)
 
 
 def _inside_root(split: SplitConfig) -> SplitConfig:

@@ -8,12 +8,12 @@ from typing import Any
 
 from mrcnn_jax import __version__
 from mrcnn_jax.config import Config
-from mrcnn_jax.config.metric_names import KEYPOINT_METRICS, METRICS
+from mrcnn_jax.config.metric_names import METRICS
 from mrcnn_jax.errors import format_list
 
 _TEMPLATE = Path(__file__).with_name("card.md")
 _MAX_CLASSES = 100  # listed
-_TABLES = {"bbox": ("boxes", METRICS[:6]), "segm": ("masks", METRICS[:6]), "keypoints": ("keypoints", KEYPOINT_METRICS)}
+_KINDS = {"bbox": "boxes", "segm": "masks", "keypoints": "keypoints"}
 
 
 def model_card(
@@ -38,14 +38,11 @@ def model_card(
         name=config.name,
         network=network,
         version=__version__,
-        license="unknown  # fill in",
-        license_note="**Fill in** before publishing, here and in the first lines of this file. The training data and the\n"
-        "initial weights may restrict it.",
         classes=_count(config.model.num_classes, "class", "classes"),
         class_names=format_list(names, _MAX_CLASSES) if names else "without names",
         data=f"{data['images']:,} images with {data['instances']:,} instances" if data else "data that is not recorded",
         results=_results(step, metrics or {}),
-        settings="\n".join(f"| {name} | {value} |" for name, value in _settings(config, training)),
+        settings="\n".join(f"| {name} | {value} |" for name, value in _settings(config, training).items()),
     )
 
 
@@ -54,30 +51,28 @@ def _count(number: int, one: str, many: str) -> str:
 
 
 def _results(step: int | None, metrics: Mapping[str, float]) -> str:
-    """One table row for each kind of result; -1 marks metrics without ground truth."""
-    lines = []
-    for kind, (label, names) in _TABLES.items():
+    """A table with a row for each kind of result; pycocotools marks metrics without ground truth with -1."""
+    rows = []
+    for kind, label in _KINDS.items():
         if f"{kind}/AP" in metrics:
-            values = [metrics.get(f"{kind}/{name}", -1) for name in names]
-            cells = [f"{name} {100 * value:.1f}" for name, value in zip(names, values, strict=True) if value >= 0]
-            lines.append(f"| {label} | {', '.join(cells)} |")
-    if not lines:
+            values = [metrics.get(f"{kind}/{name}", -1) for name in METRICS[:6]]
+            rows.append([label, *("-" if value < 0 else f"{100 * value:.1f}" for value in values)])
+    if not rows:
         return "These weights were not evaluated. **Fill in**: `mrcnn eval --model=DIR` prints the tables."
-    return "\n".join(
-        [f"COCO metrics in percent on the evaluation data of the run, after step {step:,}:", "", "| | |", "|---|---|", *lines]
-    )
+    table = [["", *METRICS[:6]], ["---"] * 7, *rows]
+    lines = [f"| {' | '.join(cells)} |" for cells in table]
+    return "\n".join([f"COCO's metrics in percent on the evaluation data of the run, after step {step:,}:", "", *lines])
 
 
-def _settings(config: Config, training: str) -> list[tuple[str, str]]:
+def _settings(config: Config, training: str) -> dict[str, str]:
     data = config.data
     edges = sorted({min(data.shortest_edge_train), max(data.shortest_edge_train)})
     jitter = data.augment.scale_jitter
     size = f"scale jitter {jitter[0]:g} to {jitter[1]:g}" if jitter else f"shorter side {' to '.join(map(str, edges))}"
-    rows = {
+    return {
         "training (steps x images, optimizer, schedule)": training,
         "images in training": f"{size}, longer side at most {data.longest_edge}",
         "images in inference": f"shorter side {data.shortest_edge_eval}, longer side at most {data.longest_edge}",
         "moving average of the weights": f"decay {config.train.ema_decay:g}" if config.train.ema_decay else "none",
         "initial weights": PurePath(config.init).name or "random",
     }
-    return list(rows.items())
