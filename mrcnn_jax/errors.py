@@ -55,6 +55,10 @@ class WeightsError(UserError):
     """Unusable weights file, or unusable tensors in it; the message names the file."""
 
 
+class DownloadError(UserError):
+    """A file that could not be downloaded; the message has the address and says where to put the file."""
+
+
 class DamagedCheckpointError(ConfigError):
     """A checkpoint whose content differs from what was written."""
 
@@ -109,7 +113,7 @@ class Interrupted(KeyboardInterrupt):
 
 
 # Errors of process 0 that `distributed.collectives.run_on_main` raises on all processes.
-USER_ERRORS = (ConfigError, DataError, WeightsError, FileNotFoundError)
+USER_ERRORS = (ConfigError, DataError, DownloadError, WeightsError, FileNotFoundError)
 
 
 def raise_data_error(problem: str, items: Sequence[Any], advice: str) -> None:

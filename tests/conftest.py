@@ -23,10 +23,11 @@ import hypothesis
 import jax
 import numpy as np
 import pytest
-from support import fake_results, programs, tiny
+from support import fake_results, file_server, programs, tiny
 from support.coco_folder import CocoFolder
 
 from mrcnn_jax.config import Config, ModelConfig
+from mrcnn_jax.runtime import download
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -172,6 +173,16 @@ def rewrite_later() -> Callable[[Path], None]:
         os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns + 1_000_000))
 
     return touch
+
+
+@pytest.fixture
+def download_server(monkeypatch: pytest.MonkeyPatch) -> Iterator[file_server.FileServer]:
+    """A file server that stands for all servers (`MRCNN_JAX_MIRROR`), for this process and subprocesses."""
+    with file_server.serve({}) as server:
+        monkeypatch.setenv("MRCNN_JAX_MIRROR", server.url)
+        monkeypatch.setenv("no_proxy", "127.0.0.1")
+        monkeypatch.setattr(download, "_BACKOFF", 0.0)
+        yield server
 
 
 @pytest.fixture(scope="session")

@@ -19,7 +19,7 @@ COMMANDS = {
     "plan": "choose padded image shapes (buckets) for a dataset",
     "report": "write an HTML report of COCO results from any program",
     "export": "write a model into a folder to give away",
-    "weights": "export the weights of a run for torchvision or Detectron2",
+    "weights": "list and download published weights; export those of a run",
     "config": "validate and list recipes",
     "replay": "repeat a training step whose loss was not finite",
 }

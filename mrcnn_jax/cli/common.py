@@ -15,9 +15,9 @@ from typing import Any, NamedTuple
 
 from mrcnn_jax.config import Config
 from mrcnn_jax.distributed import cluster, failure
-from mrcnn_jax.errors import DISK_FULL, ProcessLostError
-from mrcnn_jax.runtime.files import user_path
-from mrcnn_jax.weights import reference_models
+from mrcnn_jax.errors import DISK_FULL, ConfigError, ProcessLostError
+from mrcnn_jax.runtime.files import is_remote, user_path
+from mrcnn_jax.weights import hub, pretrained, reference_models, release
 
 _OVERRIDES = """\
 configuration overrides:
@@ -57,12 +57,13 @@ def add(
 
 def add_model(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of `model_source`."""
-    group = parser.add_argument_group("model", "Give --model=RUN, or --model=NAME and --weights=FILE.")
+    group = parser.add_argument_group("model", "Give --model=RUN, --model=NAME, or --model=NAME and --weights=FILE.")
     expand = os.path.expanduser  # in text, because a run may be in a remote store
-    names = "a torchvision model (maskrcnn_resnet50_fpn, ...) or a Detectron2 model (mask_rcnn_R_50_FPN, ...)"
-    add(group, "--model", "NAME_OR_RUN", f"work directory of a run; or, with --weights, the name of {names}", expand)
+    names = "a published model (`mrcnn weights list`), such as maskrcnn_resnet50_fpn_v2"
+    add(group, "--model", "NAME_OR_RUN", f"work directory of a run, or the name of {names}", expand)
     add_checkpoint(group)
-    add(group, "--weights", "FILE", "weights of the named model: a .pth, .pkl, .npz or .safetensors file", expand)
+    weights = ".pth, .pkl, .npz or .safetensors file; default: the published ones, which are downloaded on first use"
+    add(group, "--weights", "FILE", f"weights of the torchvision or Detectron2 model NAME: a {weights}", expand)
     add(group, "--workdir", "DIR", "work directory of a run; without --model, its model is used", expand)
 
 
@@ -82,27 +83,25 @@ class ModelSource(NamedTuple):
     """A model that the arguments name."""
 
     run: str | None  # work directory of the run; None for a reference model
-    load: Callable[[], tuple[Config, Any]]  # returns its configuration and variables
+    load: Callable[..., tuple[Config, Any]]  # returns its configuration and variables
 
 
-def model_source(
-    parser: argparse.ArgumentParser, options: argparse.Namespace, recipe: Config | None = None
-) -> ModelSource:
+def model_source(parser: argparse.ArgumentParser, options: argparse.Namespace) -> ModelSource:
     """Return the model that `options` name; exit with a usage message if they are inconsistent.
 
-    A reference model is loaded in exact mode, with the dataset settings of `recipe`.
+    `load` of a reference model takes a recipe with the dataset settings, or None; it sets exact mode.
     """
     weights, model, workdir = options.weights, options.model, options.workdir
     if weights is not None:
         if model is None:
             parser.error("--model missing: --weights=FILE needs --model=NAME")
         origin = reference_models.origin_of(model)
-        return ModelSource(None, lambda: reference_models.load(weights, origin, model, recipe))
-    if model is not None and reference_models.is_name(model) and not os.path.isdir(model):
-        parser.error(f"--weights missing: the reference model {model} needs --weights=FILE")
+        return ModelSource(None, functools.partial(reference_models.load, weights, origin, model))
+    if model is not None and not _is_run(model):
+        return ModelSource(None, functools.partial(_load_pretrained, model))
     run = model or workdir
     if run is None:
-        parser.error("no model: give --model=RUN, or --model=NAME and --weights=FILE")
+        parser.error("no model: give --model=RUN or --model=NAME")
 
     def load() -> tuple[Config, Any]:
         from mrcnn_jax.checkpoints.manager import load_variables  # imports jax
@@ -110,6 +109,20 @@ def model_source(
         return load_variables(run, options.checkpoint)
 
     return ModelSource(run, load)
+
+
+def _is_run(model: str) -> bool:
+    """Whether `model` can only be the work directory of a run."""
+    if is_remote(model):
+        return not model.startswith(hub.PREFIX)
+    return os.path.isdir(model) and not release.is_release(model)
+
+
+def _load_pretrained(model: str, recipe: Config | None = None) -> tuple[Config, Any]:
+    try:
+        return pretrained.load_pretrained(model, recipe)
+    except ConfigError as error:
+        raise ConfigError(f"--model={model}: there is no such folder, and {error}") from error
 
 
 def load_on_main(load: Callable[[], tuple[Config, Any]]) -> tuple[Config, Any]:

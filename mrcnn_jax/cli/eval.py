@@ -1,6 +1,6 @@
 """Evaluate a model with the COCO or LVIS metrics of boxes, masks and keypoints.
 
-The model is a run, or a torchvision or Detectron2 model with its weights file.
+The model is a run, or a torchvision or Detectron2 model by its name.
 The latter is evaluated in exact mode: images are resized and padded as in the
 reference implementation (--config.eval.resize=bucket: as in training).
 
@@ -24,22 +24,24 @@ from mrcnn_jax.runtime import compilation_cache
 def main(arguments: Sequence[str]) -> None:
     parser = common.make_parser("eval", __doc__, overrides=True)
     common.add_model(parser)
-    recipe_help = "with --weights: recipe that sets the dataset and the image size (default: COCO 2017)"
+    recipe_help = "of a model by name: recipe that sets the dataset and the image size (default: COCO 2017)"
     common.add(parser, "--config", "FILE", recipe_help)
     parser.add_argument("--report", action="store_true", help="write an HTML report to evaluation/report.html")
     common.add_profile_and_processes(parser)
     options, overrides = common.parse(parser, arguments)
-    if options.config and not options.weights:
-        parser.error("--config=FILE needs --weights: a run has its own configuration")
-    recipe = load_config(options.config) if options.config else None
-    model = common.model_source(parser, options, recipe)
+    model = common.model_source(parser, options)
+    load = model.load
+    if options.config:
+        if model.run is not None:
+            parser.error("--config=FILE needs --model=NAME: a run has its own configuration")
+        load = functools.partial(load, load_config(options.config))
     compilation_cache.enable()
     from mrcnn_jax.distributed import collectives
     from mrcnn_jax.evaluation import class_scores
     from mrcnn_jax.evaluation.evaluate import FOLDER, evaluate_model
 
     common.initialize_distributed(options)
-    config, variables = common.load_on_main(model.load)
+    config, variables = common.load_on_main(load)
     workdir = options.workdir or model.run or f"runs/{config.name}"
     config = apply_overrides(config, overrides)
     folder = epath.Path(workdir) / FOLDER

@@ -28,13 +28,13 @@ def main(arguments: Sequence[str]) -> int:
     inputs = "image, video, directory, glob pattern or camera number"
     common.add(parser, "inputs", "INPUT", inputs, os.path.expanduser, nargs="+")
     common.add_model(parser)
-    common.add(parser, "--output", "DIR", "directory for the results", required=True)
+    common.add(parser, "--output", "DIR", "directory for the results (default: %(default)s)", default="results")
     common.add(parser, "--save", "LIST", "comma-separated formats (default: %(default)s)", str, default="overlay,coco")
     score = "minimum score, for all formats except coco (default: %(default)s)"
     common.add(parser, "--threshold", "SCORE", score, float, default=0.5)
     options, overrides = common.parse(parser, arguments)
     if options.workdir and (options.model or options.weights):
-        parser.error("--workdir names a second model: give --model=RUN, or --model=NAME and --weights=FILE")
+        parser.error("--workdir names a second model: give --model=RUN or --model=NAME")
     model = common.model_source(parser, options)
     compilation_cache.enable()
     from mrcnn_jax.inference.predictor import Predictor

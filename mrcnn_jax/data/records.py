@@ -11,7 +11,6 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -136,8 +135,7 @@ def open_prepared(json_path: Path, images: Path, image_ids: Sequence[int], cache
 
 def default_cache() -> Path:
     """Return the folder for prepared datasets if `data.cache_dir` is not set."""
-    root = os.environ.get("MRCNN_JAX_CACHE") or os.path.join("~", ".cache", "mrcnn_jax")
-    return Path(root).expanduser() / "datasets"
+    return files.cache_root() / "datasets"
 
 
 def _prepare(json_path: Path, images: Path, image_ids: Sequence[int], folder: Path) -> RecordIndex:

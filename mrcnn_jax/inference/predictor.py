@@ -19,7 +19,7 @@ from mrcnn_jax.inference import detector, single_image, tta
 from mrcnn_jax.inference.postprocess import Prediction, postprocess
 from mrcnn_jax.runtime import compilation_cache
 from mrcnn_jax.structures import Detections
-from mrcnn_jax.weights import reference_models
+from mrcnn_jax.weights import pretrained, reference_models
 
 if TYPE_CHECKING:
     from mrcnn_jax.weights.source import WeightsSource
@@ -52,6 +52,15 @@ class Predictor:
         from mrcnn_jax.checkpoints.manager import load_variables
 
         return cls(*load_variables(workdir, checkpoint))
+
+    @classmethod
+    def from_pretrained(cls, name: str, *, exact: bool = True) -> Predictor:
+        """Load a published model by name, such as "maskrcnn_resnet50_fpn_v2"; its weights are downloaded on first use.
+
+        `mrcnn weights list` shows the names. With `exact` the detections are those of torchvision or Detectron2, see
+        `from_torchvision`. Raises ConfigError for an unknown name, DownloadError, and WeightsError.
+        """
+        return cls._of_reference(*pretrained.load_pretrained(name, exact=exact))
 
     @classmethod
     def from_torchvision(
@@ -91,8 +100,13 @@ class Predictor:
         exact: bool,
         frozen_bn_eps: float | None,
     ) -> Predictor:
-        config, variables = reference_models.load(weights, origin, name, exact=exact, frozen_bn_eps=frozen_bn_eps)
-        if exact:
+        return cls._of_reference(
+            *reference_models.load(weights, origin, name, exact=exact, frozen_bn_eps=frozen_bn_eps)
+        )
+
+    @classmethod
+    def _of_reference(cls, config: Config, variables: Any) -> Predictor:
+        if config.eval.resize != "bucket":  # exact mode compiles many programs
             compilation_cache.enable()
         return cls(config, variables)
 

@@ -8,25 +8,20 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import functools
-import os
-from pathlib import Path
+
+from mrcnn_jax.runtime import files
 
 _MIN_SECONDS = 1.0  # shorter compilations leave too little memory to release
 
 
-def cache_root() -> Path:
-    """Return the folder of all caches: $MRCNN_JAX_CACHE, or ~/.cache/mrcnn_jax. It can be deleted at any time."""
-    return Path(os.environ.get("MRCNN_JAX_CACHE") or os.path.join("~", ".cache", "mrcnn_jax")).expanduser()
-
-
 def enable() -> None:
-    """Cache compiled programs in `cache_root()/xla`, unless JAX has another cache folder; call `trim_heap`."""
+    """Cache compiled programs in `files.cache_root()/xla`, unless JAX has another cache folder; call `trim_heap`."""
     import jax
 
     trim_heap()
 
     if jax.config.jax_compilation_cache_dir is None:  # type: ignore[attr-defined]
-        jax.config.update("jax_compilation_cache_dir", str(cache_root() / "xla"))
+        jax.config.update("jax_compilation_cache_dir", str(files.cache_root() / "xla"))
 
 
 @functools.cache

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import hashlib
 import os
 import shutil
 import tempfile
@@ -20,6 +21,11 @@ _SUFFIX_BYTES = 16  # that the names of temporary files add to a name
 def user_path(text: str) -> Path:
     """Return a path from the command line with "~" expanded, which shells do not do in `--flag=~/folder`."""
     return Path(os.path.expanduser(text))
+
+
+def cache_root() -> Path:
+    """Return the folder of all caches: $MRCNN_JAX_CACHE, or ~/.cache/mrcnn_jax. It can be deleted at any time."""
+    return user_path(os.environ.get("MRCNN_JAX_CACHE") or os.path.join("~", ".cache", "mrcnn_jax"))
 
 
 def is_remote(path: epath.PathLike) -> bool:
@@ -84,6 +90,18 @@ def write_bytes(path: epath.PathLike, content: bytes) -> None:
         file.flush()
         os.fsync(file.fileno())  # otherwise a power failure may leave zeros under the new name
     temporary.replace(path)
+
+
+def file_hash(path: Path, algorithm: str) -> str:
+    """Return the hexadecimal hash of a file, by an algorithm of `hashlib`."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, algorithm).hexdigest()
+
+
+def check_hash(path: Path, algorithm: str, prefix: str) -> str | None:
+    """Return what is wrong with a file whose hash must have the hexadecimal `prefix`; None if it has."""
+    digest = file_hash(path, algorithm)
+    return None if digest.startswith(prefix.lower()) else f"its {algorithm.upper()} is {digest}, not {prefix}..."
 
 
 @contextlib.contextmanager

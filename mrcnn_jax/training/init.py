@@ -14,10 +14,12 @@ from mrcnn_jax.checkpoints.workdir import CONFIG, resumable_config
 from mrcnn_jax.config import Config
 from mrcnn_jax.errors import ConfigError, WeightsError
 from mrcnn_jax.models.mask_rcnn import Variables, build_model, init_variables
-from mrcnn_jax.weights import efficientnet_names, transfer
+from mrcnn_jax.weights import efficientnet_names, transfer, zoo, zoo_files
 from mrcnn_jax.weights.preprocessing import apply_preprocessing, preprocessing_of
 
 log = logging.getLogger(__name__)
+
+ZOO_PREFIX = "zoo:"  # in `config.init`, before the name of published weights
 
 
 def resolve_init(config: Config, workdir: epath.PathLike, key: jax.Array) -> tuple[Config, Variables | None]:
@@ -37,9 +39,10 @@ def resolve_init(config: Config, workdir: epath.PathLike, key: jax.Array) -> tup
 def initial_variables(config: Config, key: jax.Array) -> tuple[Config, Variables]:
     """Return the configuration and the variables loaded from `config.init`, or random ones if it is empty.
 
-    `config.init` is a weight file, `efficientnet_names.PACKAGE_INIT`, or the work directory of another run. The
-    configuration gets the preprocessing, stride and epsilon that go with the weights.
-    Raises ConfigError if `config.init` does not exist, cannot be read or does not fit the model.
+    `config.init` is a weight file, "zoo:" and the name of published weights, `efficientnet_names.PACKAGE_INIT`, or the
+    work directory of another run. The configuration gets the preprocessing, stride and epsilon that go with the weights.
+    Raises ConfigError if `config.init` does not exist, cannot be read or does not fit the model, DownloadError if
+    published weights cannot be downloaded.
     """
     if not config.init:
         return config, init_variables(build_model(config.model), key)
@@ -48,6 +51,9 @@ def initial_variables(config: Config, key: jax.Array) -> tuple[Config, Variables
             model, variables = transfer.init_from_file(
                 config.model, efficientnet_names.weights_file(), key, config.init
             )
+        elif config.init.startswith(ZOO_PREFIX):
+            file = zoo_files.fetch(zoo.find(config.init.removeprefix(ZOO_PREFIX)))
+            model, variables = transfer.init_from_file(config.model, file, key, config.init)
         elif (epath.Path(config.init) / CONFIG).is_file():
             run, variables = load_variables(config.init)
             averaged = ", the averaged weights (train.ema_decay)" if run.train.ema_decay else ""
@@ -56,7 +62,10 @@ def initial_variables(config: Config, key: jax.Array) -> tuple[Config, Variables
         elif Path(config.init).is_file():
             model, variables = transfer.init_from_file(config.model, config.init, key)
         else:
-            raise ConfigError(f"init: {config.init} is neither a weight file nor the work directory of a run")
+            raise ConfigError(
+                f"init: {config.init} is neither a weight file nor the work directory of a run; for published weights"
+                f" give {ZOO_PREFIX}NAME"
+            )
     except WeightsError as error:
         raise ConfigError(f"init: {error}") from error
     return dataclasses.replace(config, model=model), variables

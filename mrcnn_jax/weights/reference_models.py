@@ -8,6 +8,7 @@ from pathlib import PurePath
 from typing import TYPE_CHECKING, Any, Literal
 
 from mrcnn_jax.config import Config, presets
+from mrcnn_jax.weights.zoo import ZooEntry
 
 if TYPE_CHECKING:
     from mrcnn_jax.weights.source import WeightsSource
@@ -21,9 +22,11 @@ def origin_of(name: str) -> Origin:
     return "torchvision" if re.match("(mask|faster|keypoint)rcnn", name) else "detectron2"
 
 
-def is_name(text: str) -> bool:
-    """Whether `text` has the form of a model name of torchvision or Detectron2."""
-    return re.fullmatch(r"(\w+-\w+/)?(mask|faster|keypoint)_?rcnn_\w+(\.yaml)?", text) is not None
+def preset_of(entry: ZooEntry) -> tuple[Origin, str]:
+    """Return the project and the name, for `load`, of the model of a published detector."""
+    if entry.source == "torchvision":
+        return "torchvision", entry.name.partition("/")[0]  # without the name of the weights
+    return "detectron2", entry.name
 
 
 def load(

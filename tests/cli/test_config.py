@@ -18,7 +18,7 @@ from mrcnn_jax.cli import config as command
 from mrcnn_jax.cli import main as mrcnn
 from mrcnn_jax.config import apply_overrides, load_config, presets
 from mrcnn_jax.data.records import default_cache
-from mrcnn_jax.runtime.compilation_cache import cache_root
+from mrcnn_jax.runtime.files import cache_root
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 RECIPES = sorted(CONFIGS.glob("*.py"))

@@ -27,13 +27,6 @@ def restored():
     jax.config.update("jax_compilation_cache_dir", before)
 
 
-def test_root_follows_the_environment(monkeypatch, tmp_path):
-    monkeypatch.setenv("MRCNN_JAX_CACHE", str(tmp_path))
-    assert compilation_cache.cache_root() == tmp_path
-    monkeypatch.delenv("MRCNN_JAX_CACHE")
-    assert compilation_cache.cache_root() == Path.home() / ".cache" / "mrcnn_jax"
-
-
 def test_enable_sets_a_folder_in_the_root(monkeypatch, tmp_path):
     monkeypatch.setenv("MRCNN_JAX_CACHE", str(tmp_path))
     jax.config.update("jax_compilation_cache_dir", None)

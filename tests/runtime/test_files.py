@@ -33,6 +33,13 @@ def test_writable_paths(tmp_path: Path, below: str) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["old.json"]  # nothing was created
 
 
+def test_cache_root_follows_the_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("MRCNN_JAX_CACHE", str(tmp_path))
+    assert files.cache_root() == tmp_path
+    monkeypatch.delenv("MRCNN_JAX_CACHE")
+    assert files.cache_root() == Path.home() / ".cache" / "mrcnn_jax"
+
+
 @pytest.mark.parametrize(
     ("name", "folder", "reason"),
     [
