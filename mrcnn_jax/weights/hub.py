@@ -6,11 +6,11 @@ HF_TOKEN, HF_ENDPOINT). With MRCNN_JAX_OFFLINE=1 only its cache is read.
 
 from __future__ import annotations
 
-import os
 import re
 from pathlib import Path
 
-from mrcnn_jax.errors import DISK_FULL, ConfigError, WeightsError, format_error
+from mrcnn_jax.errors import DISK_FULL, ConfigError, DownloadError, format_error
+from mrcnn_jax.runtime.download import is_offline
 from mrcnn_jax.weights.release import CONFIG, WEIGHTS
 
 PREFIX = "hf://"
@@ -31,7 +31,7 @@ def fetch(name: str, revision: str | None = None) -> Path:
       name: "hf://owner/name", or "hf://owner/name@REVISION".
       revision: a branch, tag or full commit hash. Default: the newest commit of the branch main.
 
-    Raises ConfigError for a malformed name, WeightsError if the folder cannot be had.
+    Raises ConfigError for a malformed name, DownloadError if the folder cannot be downloaded.
     """
     match = _NAME.fullmatch(name)
     if match is None or (match[2] and revision):
@@ -40,8 +40,8 @@ def fetch(name: str, revision: str | None = None) -> Path:
     try:
         import huggingface_hub
     except ImportError:
-        raise WeightsError(f"{name} needs the package huggingface_hub: pip install 'mrcnn-jax[hub]'") from None
-    offline = os.environ.get("MRCNN_JAX_OFFLINE") == "1"
+        raise DownloadError(f"{name} needs the package huggingface_hub: pip install 'mrcnn-jax[hub]'") from None
+    offline = is_offline()
     if offline or re.fullmatch("[0-9a-f]{40}", revision or ""):
         files = [
             huggingface_hub.try_to_load_from_cache(repository, file, revision=revision) for file in (CONFIG, WEIGHTS)
@@ -49,7 +49,7 @@ def fetch(name: str, revision: str | None = None) -> Path:
         if all(isinstance(path, str) for path in files):
             return Path(str(files[0])).parent
     if offline:
-        raise WeightsError(f"{name}: {_NOT_CACHED}")
+        raise DownloadError(f"{name}: {_NOT_CACHED}")
     try:
         config = huggingface_hub.hf_hub_download(repository, CONFIG, revision=revision)
         folder = Path(config).parent  # named after the commit
@@ -57,7 +57,7 @@ def fetch(name: str, revision: str | None = None) -> Path:
     except Exception as error:  # of many kinds, which depend on its version
         if isinstance(error, OSError) and error.errno in DISK_FULL:
             raise
-        raise WeightsError(f"{name}: {_describe(error)}") from error
+        raise DownloadError(f"{name}: {_describe(error)}") from error
     return folder
 
 

@@ -77,6 +77,7 @@ def test_model_card(folder, finished_run):
     assert yaml.safe_load(header)["license"] == "unknown"
     assert f"after step {row['step']}:" in text
     assert f"| masks | {100 * row['segm/AP']:.1f} | {100 * row['segm/AP50']:.1f} | " in text
+    assert "| steps of these weights | 10 of 10 |" in text
     assert "16 images with " in text
     assert "with 5 classes" in text
     assert not re.search(r"\{\w*\}", text)
@@ -85,7 +86,19 @@ def test_model_card(folder, finished_run):
 def test_precision_of_another_checkpoint_is_not_in_the_card(finished_run, tmp_path):
     """The run has checkpoints of two steps, and was evaluated after the last one."""
     assert mrcnn(["export", str(finished_run.workdir), str(tmp_path / "a"), "--format=folder", "--checkpoint=9"]) == 0
-    assert "were not evaluated" in (tmp_path / "a" / "README.md").read_text()
+    text = (tmp_path / "a" / "README.md").read_text()
+    assert "were not evaluated" in text
+    assert "| steps of these weights | 9 of 10 |" in text
+
+
+def test_card_of_a_model_without_a_run_tells_nothing_of_its_training(folder, tmp_path):
+    """Exported again from the folder."""
+    assert mrcnn(["export", str(folder), str(tmp_path / "b"), "--format=folder"]) == 0
+    text = (tmp_path / "b" / "README.md").read_text()
+    assert "not recorded" in text
+    assert "steps" not in text
+    for name in ("config.json", "model.safetensors"):
+        assert (tmp_path / "b" / name).read_bytes() == (folder / name).read_bytes()
 
 
 def test_commands_take_the_folder(folder, finished_run, images, tmp_path, capsys):

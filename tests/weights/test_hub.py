@@ -13,8 +13,10 @@ from pathlib import Path
 
 import pytest
 
+from mrcnn_jax.cli import common
 from mrcnn_jax.config import Config
-from mrcnn_jax.errors import ConfigError, WeightsError
+from mrcnn_jax.errors import ConfigError, DownloadError
+from mrcnn_jax.inference.predictor import Predictor
 from mrcnn_jax.weights import hub, release
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -39,8 +41,24 @@ def test_two_revisions():
 
 def test_package_is_missing(monkeypatch):
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
-    with pytest.raises(WeightsError, match=r"hf://owner/name needs .* pip install 'mrcnn-jax\[hub\]'"):
+    with pytest.raises(DownloadError, match=r"hf://owner/name needs .* pip install 'mrcnn-jax\[hub\]'"):
         hub.fetch("hf://owner/name")
+
+
+def test_commands_and_predictors_take_names(monkeypatch):
+    """`hub.fetch` and the folder are replaced by what they are given."""
+    monkeypatch.setattr(hub, "fetch", lambda *name: name)
+    monkeypatch.setattr(release, "read", lambda folder: (Config(name=str(folder)), None))
+    parser = common.make_parser("test", "")
+    common.add_model(parser)
+    options, _ = common.parse(parser, ["--model=hf://owner/name@v1"])
+    source = common.model_source(parser, options)
+    assert source.run is None
+    assert source.load()[0].name == "('hf://owner/name@v1', None)"
+    monkeypatch.setattr(Predictor, "__init__", lambda self, config, _: setattr(self, "config", config))
+    assert Predictor.from_pretrained("hf://owner/name", "v1").config.name == "('hf://owner/name', 'v1')"
+    with pytest.raises(ConfigError, match="revision=v1 needs a name that begins with hf://"):
+        Predictor.from_pretrained("maskrcnn_resnet50_fpn", "v1")
 
 
 class Hub(http.server.ThreadingHTTPServer):
@@ -110,7 +128,7 @@ def load(server, tmp_path):
     def run(*arguments: str, **environment: str) -> str:
         program = (
             "import sys\nfrom mrcnn_jax.weights import pretrained\nfrom mrcnn_jax.errors import UserError\n"
-            "try: print(pretrained.load(*sys.argv[1:])[0].name)\nexcept UserError as error: print(error)"
+            "try: print(pretrained.load_pretrained(sys.argv[1], revision=(sys.argv + [None])[2])[0].name)\nexcept UserError as error: print(error)"
         )
         settings = {
             **os.environ,

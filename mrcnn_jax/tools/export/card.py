@@ -21,33 +21,31 @@ def model_card(
     *,
     network: str,
     training: str,
-    data: Mapping[str, Any] | None = None,
     step: int | None = None,
+    data: Mapping[str, Any] | None = None,
     metrics: Mapping[str, float] | None = None,
 ) -> str:
     """Return the text of README.md, in which the author fills in purpose, origin of the data and license.
 
     Args:
       network, training: summaries, such as "R50-FPN, box mask" and "90k x 16, sgd 0.02, 60k 80k".
+      step: number of training steps of the weights; None if `config` is not the one that they were trained with.
       data: what identifies the training data (`Dataset.fingerprint`), if it is known.
-      step: number of training steps of the weights, if it is known.
       metrics: of an evaluation of these weights, by name, such as "bbox/AP".
     """
-    names = [" ".join(name.split()) for name in config.model.category_names]
+    model = config.model
+    names = [" ".join(name.split()) for name in model.category_names]
+    settings = _inference(config) if step is None else {**_training(config, training, step), **_inference(config)}
     return _TEMPLATE.read_text(encoding="utf-8").format(
         name=config.name,
         network=network,
         version=__version__,
-        classes=_count(config.model.num_classes, "class", "classes"),
+        classes="1 class" if model.num_classes == 1 else f"{model.num_classes:,} classes",
         class_names=format_list(names, _MAX_CLASSES) if names else "without names",
         data=f"{data['images']:,} images with {data['instances']:,} instances" if data else "data that is not recorded",
         results=_results(step, metrics or {}),
-        settings="\n".join(f"| {name} | {value} |" for name, value in _settings(config, training).items()),
+        settings="\n".join(f"| {name} | {value} |" for name, value in settings.items()),
     )
-
-
-def _count(number: int, one: str, many: str) -> str:
-    return f"1 {one}" if number == 1 else f"{number:,} {many}"
 
 
 def _results(step: int | None, metrics: Mapping[str, float]) -> str:
@@ -64,15 +62,20 @@ def _results(step: int | None, metrics: Mapping[str, float]) -> str:
     return "\n".join([f"COCO's metrics in percent on the evaluation data of the run, after step {step:,}:", "", *lines])
 
 
-def _settings(config: Config, training: str) -> dict[str, str]:
+def _training(config: Config, training: str, step: int) -> dict[str, str]:
     data = config.data
     edges = sorted({min(data.shortest_edge_train), max(data.shortest_edge_train)})
     jitter = data.augment.scale_jitter
     size = f"scale jitter {jitter[0]:g} to {jitter[1]:g}" if jitter else f"shorter side {' to '.join(map(str, edges))}"
     return {
         "training (steps x images, optimizer, schedule)": training,
+        "steps of these weights": f"{step:,} of {config.train.steps:,}",
         "images in training": f"{size}, longer side at most {data.longest_edge}",
-        "images in inference": f"shorter side {data.shortest_edge_eval}, longer side at most {data.longest_edge}",
         "moving average of the weights": f"decay {config.train.ema_decay:g}" if config.train.ema_decay else "none",
         "initial weights": PurePath(config.init).name or "random",
     }
+
+
+def _inference(config: Config) -> dict[str, str]:
+    data = config.data
+    return {"images in inference": f"shorter side {data.shortest_edge_eval}, longer side at most {data.longest_edge}"}
