@@ -127,8 +127,10 @@ def load(server, tmp_path):
 
     def run(*arguments: str, **environment: str) -> str:
         program = (
-            "import sys\nfrom mrcnn_jax.weights import pretrained\nfrom mrcnn_jax.errors import UserError\n"
-            "try: print(pretrained.load_pretrained(sys.argv[1], revision=(sys.argv + [None])[2])[0].name)\nexcept UserError as error: print(error)"
+            "import sys\nfrom mrcnn_jax.errors import UserError\nfrom mrcnn_jax.weights import pretrained\n"
+            "name, revision = (*sys.argv[1:], None)[:2]\n"
+            "try: print(pretrained.load_pretrained(name, revision=revision)[0].name)\n"
+            "except UserError as error: print(error)"
         )
         settings = {
             **os.environ,
