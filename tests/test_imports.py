@@ -33,7 +33,7 @@ THIRD_PARTY = {
     "models": {"jax", "numpy", "flax"},
     "targets": {"jax", "numpy"},
     "losses": {"jax", "numpy", "optax"},
-    "weights": {"jax", "numpy", "flax", "ml_dtypes", "safetensors"},
+    "weights": {"jax", "numpy", "flax", "ml_dtypes", "safetensors", "huggingface_hub"},
     "tools.pages": {"numpy", "cv2", "jinja2", "markupsafe"},
 }
 # Dependencies of flax for checkpoints, which a training step does not need.

@@ -184,6 +184,11 @@ def load_variables(workdir: epath.PathLike, checkpoint: str | int = "latest") ->
 
     Raises FileNotFoundError if `workdir` contains no run or no such checkpoint, and DamagedCheckpointError.
     """
+    return load_step(workdir, checkpoint)[1:]
+
+
+def load_step(workdir: epath.PathLike, checkpoint: str | int = "latest") -> tuple[int, Config, dict[str, Any]]:
+    """Return the step of a checkpoint, and its configuration and variables as `load_variables` does."""
     workdir = absolute_path(workdir)
     config = read_config(workdir)
     if config is None:
@@ -193,7 +198,7 @@ def load_variables(workdir: epath.PathLike, checkpoint: str | int = "latest") ->
     step, variables, damaged = _read_newest(folder, steps, _restore_variables, "use another checkpoint")
     for bad, reason in damaged.items():
         logger.warning("%s is damaged (%s); the checkpoint of step %d is used", folder / str(bad), reason, step)
-    return config, variables
+    return step, config, variables
 
 
 def _candidates(workdir: epath.Path, folder: epath.Path, checkpoint: str | int) -> list[int]:

@@ -139,6 +139,15 @@ def read_config(workdir: epath.PathLike) -> Config | None:
         raise ConfigError(f"{path}: {error}") from None
 
 
+def read_fingerprint(workdir: epath.PathLike) -> dict[str, Any] | None:
+    """Return what identifies the training data of a run (`Dataset.fingerprint`), or None if it is not recorded.
+
+    Raises ConfigError if the record cannot be read.
+    """
+    path = epath.Path(workdir) / DATA
+    return _read_json(path) if path.is_file() else None
+
+
 def _read_json(path: epath.Path) -> dict[str, Any]:
     """Read a JSON object. Raises ConfigError if the file is damaged."""
     try:

@@ -18,6 +18,7 @@ COMMANDS = {
     "convert": "convert mask images, PASCAL VOC or Cityscapes to COCO JSON, or download COCO 2017",
     "plan": "choose padded image shapes (buckets) for a dataset",
     "report": "write an HTML report of COCO results from any program",
+    "export": "write a model into a folder to give away",
     "weights": "list and download published weights; export those of a run",
     "verify": "compare the AP of published weights with the published AP",
     "config": "validate and list recipes",

@@ -17,7 +17,7 @@ from mrcnn_jax.config import Config
 from mrcnn_jax.distributed import cluster, failure
 from mrcnn_jax.errors import DISK_FULL, ConfigError, ProcessLostError
 from mrcnn_jax.runtime.files import is_remote, user_path
-from mrcnn_jax.weights import pretrained, reference_models
+from mrcnn_jax.weights import hub, pretrained, reference_models, release
 
 _OVERRIDES = """\
 configuration overrides:
@@ -61,11 +61,16 @@ def add_model(parser: argparse.ArgumentParser) -> None:
     expand = os.path.expanduser  # in text, because a run may be in a remote store
     names = "a published model (`mrcnn weights list`), such as maskrcnn_resnet50_fpn_v2"
     add(group, "--model", "NAME_OR_RUN", f"work directory of a run, or the name of {names}", expand)
-    which = "checkpoint of the run: latest, best or a step (default: %(default)s)"
-    add(group, "--checkpoint", "WHICH", which, str, default="latest")
+    add_checkpoint(group)
     weights = ".pth, .pkl, .npz or .safetensors file; default: the published ones, which are downloaded on first use"
     add(group, "--weights", "FILE", f"weights of the torchvision or Detectron2 model NAME: a {weights}", expand)
     add(group, "--workdir", "DIR", "work directory of a run; without --model, its model is used", expand)
+
+
+def add_checkpoint(parser: argparse._ActionsContainer) -> None:
+    """Add the argument that selects a checkpoint of a run."""
+    which = "checkpoint of the run: latest, best or a step (default: %(default)s)"
+    add(parser, "--checkpoint", "WHICH", which, str, default="latest")
 
 
 def add_profile_and_processes(parser: argparse.ArgumentParser) -> None:
@@ -92,7 +97,7 @@ def model_source(parser: argparse.ArgumentParser, options: argparse.Namespace) -
             parser.error("--model missing: --weights=FILE needs --model=NAME")
         origin = reference_models.origin_of(model)
         return ModelSource(None, functools.partial(reference_models.load, weights, origin, model))
-    if model is not None and not os.path.isdir(model) and not is_remote(model):
+    if model is not None and not _is_run(model):
         return ModelSource(None, functools.partial(_load_pretrained, model))
     run = model or workdir
     if run is None:
@@ -104,6 +109,13 @@ def model_source(parser: argparse.ArgumentParser, options: argparse.Namespace) -
         return load_variables(run, options.checkpoint)
 
     return ModelSource(run, load)
+
+
+def _is_run(model: str) -> bool:
+    """Whether `model` can only be the work directory of a run."""
+    if is_remote(model):
+        return not model.startswith(hub.PREFIX)
+    return os.path.isdir(model) and not release.is_release(model)
 
 
 def _load_pretrained(model: str, recipe: Config | None = None) -> tuple[Config, Any]:

@@ -54,13 +54,15 @@ class Predictor:
         return cls(*load_variables(workdir, checkpoint))
 
     @classmethod
-    def from_pretrained(cls, name: str, *, exact: bool = True) -> Predictor:
-        """Load a published model by name, such as "maskrcnn_resnet50_fpn_v2"; its weights are downloaded on first use.
+    def from_pretrained(cls, name: str, revision: str | None = None, *, exact: bool = True) -> Predictor:
+        """Load a published model by name, such as "maskrcnn_resnet50_fpn_v2", or a folder written by `mrcnn export`.
 
-        `mrcnn weights list` shows the names. With `exact` the detections are those of torchvision or Detectron2, see
-        `from_torchvision`. Raises ConfigError for an unknown name, DownloadError, and WeightsError.
+        The folder may be on the Hugging Face Hub: "hf://owner/name", or "hf://owner/name@COMMIT"; `revision` is another
+        way to give the branch, tag or commit. Weights are downloaded on first use; `mrcnn weights list` shows names.
+        With `exact` the detections are those of torchvision or Detectron2, see `from_torchvision`. Raises ConfigError
+        for an unknown name, DownloadError, and WeightsError.
         """
-        return cls._of_reference(*pretrained.load_pretrained(name, exact=exact))
+        return cls._of_reference(*pretrained.load_pretrained(name, exact=exact, revision=revision))
 
     @classmethod
     def from_torchvision(

@@ -41,7 +41,7 @@ def download(url: str, path: Path, check: Callable[[Path], str | None] = lambda 
     if problem is None:
         return path
     advice = f"try again, or fetch {url} by hand and save it as {path}"
-    if os.environ.get("MRCNN_JAX_OFFLINE", "") not in ("", "0"):
+    if is_offline():
         raise DownloadError(f"{path}: {problem}, and MRCNN_JAX_OFFLINE forbids downloads; unset it and {advice}")
     if path.is_file():
         log.warning("%s: %s; downloading it again", path, problem)
@@ -58,6 +58,11 @@ def download(url: str, path: Path, check: Callable[[Path], str | None] = lambda 
             raise DownloadError(f"{address}: {problem}; {advice}")
         part.replace(path)
     return path
+
+
+def is_offline() -> bool:
+    """Whether `MRCNN_JAX_OFFLINE` forbids requests."""
+    return os.environ.get("MRCNN_JAX_OFFLINE", "") not in ("", "0")
 
 
 def _mirrored(url: str) -> str:

@@ -21,12 +21,11 @@ from mrcnn_jax.errors import ConfigError
 from mrcnn_jax.evaluation.evaluate import FOLDER, OVERLAYS, check_evaluation, evaluate_model, scorable_iou_types
 from mrcnn_jax.inference.devices import largest_divisor
 from mrcnn_jax.models.mask_rcnn import Variables
-from mrcnn_jax.training.logs.json_lines import truncate_rows, write_rows
+from mrcnn_jax.training.logs.json_lines import EVALUATIONS, truncate_rows, write_rows
 from mrcnn_jax.training.validation import ValidationLoss
 
 logger = logging.getLogger(__name__)
 
-EVALUATIONS = "evaluations.jsonl"  # in the work directory
 UNDEFINED = -1  # value of a precision or recall in pycocotools if there is no ground truth for it
 _PRECISION = "bbox/AP"  # every evaluation has it
 

@@ -1,4 +1,4 @@
-"""Initial variables of a run: random, from a weight file, or from another run."""
+"""Initial variables of a run: random, from a weight file, from another run, or from a release folder."""
 
 from __future__ import annotations
 
@@ -14,8 +14,9 @@ from mrcnn_jax.checkpoints.workdir import CONFIG, resumable_config
 from mrcnn_jax.config import Config
 from mrcnn_jax.errors import ConfigError, WeightsError
 from mrcnn_jax.models.mask_rcnn import Variables, build_model, init_variables
-from mrcnn_jax.weights import efficientnet_names, transfer, zoo, zoo_files
+from mrcnn_jax.weights import efficientnet_names, hub, release, transfer, zoo, zoo_files
 from mrcnn_jax.weights.preprocessing import apply_preprocessing, preprocessing_of
+from mrcnn_jax.weights.pretrained import load_pretrained
 
 log = logging.getLogger(__name__)
 
@@ -39,9 +40,11 @@ def resolve_init(config: Config, workdir: epath.PathLike, key: jax.Array) -> tup
 def initial_variables(config: Config, key: jax.Array) -> tuple[Config, Variables]:
     """Return the configuration and the variables loaded from `config.init`, or random ones if it is empty.
 
-    `config.init` is a weight file, "zoo:NAME" for published weights, `efficientnet_names.PACKAGE_INIT`, or the work
-    directory of another run. The configuration gets the preprocessing, stride and epsilon that go with the weights.
-    Raises ConfigError if `config.init` does not exist, cannot be read or does not fit the model, and DownloadError.
+    `config.init` is a weight file, "zoo:" and the name of published weights, `efficientnet_names.PACKAGE_INIT`, the
+    work directory of another run, or a release folder, which may be on the Hugging Face Hub (`hub`). The configuration
+    gets the preprocessing, stride and epsilon that go with the weights.
+    Raises ConfigError if `config.init` does not exist, cannot be read or does not fit the model, DownloadError if
+    published weights cannot be downloaded.
     """
     if not config.init:
         return config, init_variables(build_model(config.model), key)
@@ -53,6 +56,9 @@ def initial_variables(config: Config, key: jax.Array) -> tuple[Config, Variables
         elif config.init.startswith(ZOO_PREFIX):
             file = zoo_files.fetch(zoo.find(config.init.removeprefix(ZOO_PREFIX)))
             model, variables = transfer.init_from_file(config.model, file, key, config.init)
+        elif config.init.startswith(hub.PREFIX) or release.is_release(config.init):
+            published, variables = load_pretrained(config.init)
+            model, variables = transfer.init_from_run(config.model, published.model, variables, key, config.init)
         elif (epath.Path(config.init) / CONFIG).is_file():
             run, variables = load_variables(config.init)
             averaged = ", the averaged weights (train.ema_decay)" if run.train.ema_decay else ""
@@ -63,7 +69,7 @@ def initial_variables(config: Config, key: jax.Array) -> tuple[Config, Variables
         else:
             raise ConfigError(
                 f"init: {config.init} is neither a weight file nor the work directory of a run; for published weights"
-                f" give {ZOO_PREFIX}NAME"
+                f" give {ZOO_PREFIX}NAME or {hub.PREFIX}OWNER/NAME"
             )
     except WeightsError as error:
         raise ConfigError(f"init: {error}") from error

@@ -110,6 +110,9 @@ class FlaxNaming(Naming):
     def to_flax(self, path: VariablePath, value: np.ndarray, network: Architecture) -> np.ndarray:
         return value
 
+    def from_flax(self, path: VariablePath, value: np.ndarray, network: Architecture) -> np.ndarray:
+        return value
+
 
 FLAX = FlaxNaming("mrcnn_jax", lambda _: [])
 

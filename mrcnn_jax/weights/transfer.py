@@ -117,9 +117,7 @@ def init_from_run(
     """
     model = apply_preprocessing(model, preprocessing_of(run))
     shapes = naming.flat_shapes(build_model(model))
-    leaves = flax.traverse_util.flatten_dict(jax.device_get(variables))
-    names = naming.FLAX.names(leaves, naming.architecture_of(shapes))
-    state = {names[path]: leaf for path, leaf in leaves.items()}
+    state = naming.export_state(naming.FLAX, variables)
     weights = LoadedWeights(label, None, "a run", naming.FLAX, state, preprocessing_of(run))
     initial = _transfer_variables(model, run, shapes, weights, key)
     old, new = run.backbone.norm, model.backbone.norm

@@ -21,7 +21,7 @@ from mrcnn_jax.models.mask_rcnn import build_model, variable_shapes
 from mrcnn_jax.training import init as init_module
 from mrcnn_jax.training.init import initial_variables, resolve_init
 from mrcnn_jax.training.train import train
-from mrcnn_jax.weights import detectron2_names, torchvision_names
+from mrcnn_jax.weights import detectron2_names, hub, torchvision_names
 from mrcnn_jax.weights.io import weight_files
 from mrcnn_jax.weights.preprocessing import TORCHVISION, preprocessing_of
 from mrcnn_jax.weights.transfer import import_weights
@@ -107,6 +107,23 @@ def test_training_from_a_classifier(recipe, coco_model, tmp_path):
     config, variables = load_variables(tmp_path / "run")
     assert preprocessing_of(config.model) == TORCHVISION
     jax.tree.map(np.testing.assert_array_equal, variables["frozen"], coco_model["frozen"])
+
+
+def test_init_from_a_release_folder_equals_that_from_the_run(fine_tuned, recipe, tmp_path, monkeypatch):
+    folder = tmp_path / "release"
+    assert mrcnn(["export", str(fine_tuned[1]), str(folder), "--format=folder"]) == 0
+    monkeypatch.setattr(hub, "fetch", lambda *name: {("hf://owner/name", None): folder}[name])
+    model = dataclasses.replace(recipe.model, num_classes=2)
+    (expected_config, expected), *others = (
+        initial_variables(dataclasses.replace(recipe, init=str(init), model=model), jax.random.key(0))
+        for init in (fine_tuned[1], folder, "hf://owner/name")
+    )
+    for config, variables in others:
+        assert config.model == expected_config.model
+        jax.tree.map(np.testing.assert_array_equal, variables, expected)
+    (folder / "model.safetensors").unlink()
+    with pytest.raises(ConfigError, match=r"init: .*release has no model\.safetensors"):
+        initial_variables(dataclasses.replace(recipe, init=str(folder)), jax.random.key(0))
 
 
 def test_init_from_another_run(fine_tuned, recipe, caplog):

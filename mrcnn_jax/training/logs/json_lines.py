@@ -13,7 +13,7 @@ from etils import epath
 from mrcnn_jax.runtime import files
 from mrcnn_jax.training.logs.console import SECONDS_BETWEEN_UPLOADS, MetricSink
 
-METRICS = "metrics.jsonl"  # in the work directory
+METRICS, EVALUATIONS = "metrics.jsonl", "evaluations.jsonl"  # in the work directory
 
 log = logging.getLogger(__name__)
 Row = dict[str, Any]  # "step", and metrics
@@ -61,6 +61,13 @@ def truncate_rows(path: epath.Path, step: int) -> list[Row]:
     if content != _format(kept):  # also if only the line break at the end is missing
         write_rows(path, kept)
     return kept
+
+
+def read_rows(path: epath.PathLike) -> list[Row]:
+    """Return the rows of the file, without damaged lines; none if there is no file."""
+    path = epath.Path(path)
+    content = path.read_bytes().decode(errors="replace") if path.is_file() else ""
+    return [row for row in map(_parse, content.splitlines()) if row is not None]
 
 
 def write_rows(path: epath.Path, rows: Iterable[Row]) -> None:

@@ -79,6 +79,7 @@ def write(path: str | os.PathLike[str], state: Mapping[str, Any]) -> None:
                 np.savez(file, **arrays)  # type: ignore[arg-type]
         else:
             safetensors.numpy.save_file(arrays, unfinished)
+            unfinished.chmod(0o644)  # safetensors lets only the owner read it
         unfinished.replace(path)
     finally:
         unfinished.unlink(missing_ok=True)

@@ -1,0 +1,1 @@
+"""What `mrcnn export` writes besides the weights."""
