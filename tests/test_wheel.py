@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+import hashlib
+import io
 import json
 import os
-import shutil
 import subprocess
 import sys
 import tarfile
 import venv
-from collections.abc import Callable
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import cv2
+import jax
 import numpy as np
 import pytest
+from support.file_server import FileServer
+
+from mrcnn_jax.config import presets
+from mrcnn_jax.models.mask_rcnn import build_model, init_variables
+from mrcnn_jax.weights import torchvision_names, zoo
 
 ROOT = Path(__file__).resolve().parent.parent
 SMALL = (
@@ -27,8 +34,42 @@ SMALL = (
     "--config.eval.batch_size=2",
 )
 
+# `mrcnn`, with another hash of some published weights.
+WITH_HASH = """
+import sys
+from mrcnn_jax.cli import main
+from mrcnn_jax.weights import zoo
+zoo.ENTRIES = (zoo.find({name!r})._replace(hash_prefix={digits!r}),)
+sys.exit(main(sys.argv[1:]))
+"""
+
 pytestmark = pytest.mark.slow
-Run = Callable[..., str]
+
+
+class Installation:
+    """An environment that has the wheel and what it requires, and an empty folder."""
+
+    def __init__(self, wheel: Path, environment: Path, folder: Path):
+        venv.create(environment, with_pip=True)
+        self.programs, self.folder = environment / "bin", folder
+        pip = (self.programs / "python", "-m", "pip", "install", "--quiet")
+        subprocess.run([*pip, "--constraint", ROOT / "constraints.txt", wheel], check=True)
+
+    def run(self, program: str, *arguments: object, status: int = 0, **variables: str) -> str:
+        """Run a program of the environment in the folder, and return what it prints."""
+        inherited = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
+        caches = {"MRCNN_JAX_CACHE": str(self.folder / "cache"), "JAX_COMPILATION_CACHE_DIR": str(ROOT / ".cache/xla")}
+        done = subprocess.run(
+            [self.programs / program, *map(str, arguments)],
+            cwd=self.folder,
+            env={**inherited, **caches, **variables},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == status, f"{arguments}:\n{done.stdout}"
+        return done.stdout
 
 
 @pytest.fixture(scope="module")
@@ -40,24 +81,9 @@ def packages(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def run(packages: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
-    """Runs a program of an environment that has the wheel and what it requires, in an empty folder."""
-    environment, folder = tmp_path_factory.mktemp("environment"), tmp_path_factory.mktemp("elsewhere")
-    venv.create(environment, with_pip=True)
-    programs = environment / "bin"
+def installed(packages: Path, tmp_path_factory: pytest.TempPathFactory) -> Installation:
     (wheel,) = packages.glob("*.whl")
-    constraints = ("--constraint", ROOT / "constraints.txt")
-    subprocess.run([programs / "python", "-m", "pip", "install", "--quiet", *constraints, wheel], check=True)
-    variables = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
-    variables |= {"MRCNN_JAX_CACHE": str(folder / "cache"), "JAX_COMPILATION_CACHE_DIR": str(ROOT / ".cache" / "xla")}
-
-    def call(program: str, *arguments: object) -> str:
-        command = [programs / program, *map(str, arguments)]
-        done = subprocess.run(command, cwd=folder, env=variables, capture_output=True, text=True, check=False)
-        assert done.returncode == 0, f"{arguments}:\n{done.stdout}\n{done.stderr}"
-        return done.stdout
-
-    return call
+    return Installation(wheel, tmp_path_factory.mktemp("environment"), tmp_path_factory.mktemp("elsewhere"))
 
 
 def test_source_distribution(packages):
@@ -67,31 +93,62 @@ def test_source_distribution(packages):
     assert {"README.md", "LICENSE", "CHANGELOG.md", "configs/quickstart.py", "mrcnn_jax/py.typed"} <= names
 
 
-def test_package_is_the_installed_one_and_typed(run):
-    path = run("python", "-c", "import mrcnn_jax; print(mrcnn_jax.__file__)").strip()
-    assert ROOT not in Path(path).parents
-    assert (Path(path).parent / "py.typed").is_file()
+def test_package_is_the_installed_one_and_typed(installed):
+    path = Path(installed.run("python", "-c", "import mrcnn_jax; print(mrcnn_jax.__file__)").strip())
+    assert ROOT not in path.parents
+    assert (path.parent / "py.typed").is_file()
 
 
-def test_recipes_have_names(run):
+def test_recipes_have_names(installed):
     recipes = {path.stem for path in (ROOT / "configs").glob("*.py")}
-    listed = {line.split()[0].rstrip("*") for line in run("mrcnn", "config").splitlines() if line}
-    assert recipes <= listed
+    assert recipes <= {line.split()[0].rstrip("*") for line in installed.run("mrcnn", "config").splitlines() if line}
 
 
-def test_a_first_hour(run, tmp_path):
+def test_a_first_hour(installed, tmp_path):
     """Train, evaluate, predict, convert, check."""
-    run("mrcnn", "train", "--config=quickstart", "--workdir=runs/quickstart", *SMALL)
+    run, folder = installed.run, installed.folder
+    run("mrcnn", "train", "--config=quickstart", *SMALL)
     assert "Boxes (bbox), 4 images" in run("mrcnn", "eval", "--workdir=runs/quickstart", "--report")
-    run("mrcnn", "predict", "--model=runs/quickstart", "shapes/val", "--output=found")
-    found = run("python", "-c", "import json; print(json.dumps(json.load(open('found/summary.json'))))")
-    assert json.loads(found)["images"] == 4
-    (tmp_path / "images").mkdir()
-    (tmp_path / "masks").mkdir()
-    for name in "abc":
-        mask = np.zeros((64, 64), np.uint8)
-        mask[20:40, 10:50] = 1
-        cv2.imwrite(str(tmp_path / "images" / f"{name}.png"), np.full((64, 64, 3), 90, np.uint8))
-        cv2.imwrite(str(tmp_path / "masks" / f"{name}.png"), mask)
+    run("mrcnn", "predict", "--model=runs/quickstart", "shapes/val")
+    assert json.loads((folder / "results" / "summary.json").read_text())["images"] == 4
+    mask = np.zeros((64, 64), np.uint8)
+    mask[20:40, 10:50] = 1
+    for kind, pixels in {"images": np.full((64, 64, 3), 90, np.uint8), "masks": mask}.items():
+        (tmp_path / kind).mkdir()
+        for name in "abc":
+            cv2.imwrite(str(tmp_path / kind / f"{name}.png"), pixels)
     options = ("--values=instances", "--categories=cell", "--holdout=0.4", f"--output={tmp_path}")
     run("mrcnn", "convert", "masks", tmp_path / "images", tmp_path / "masks", *options)
+    assert "training would start" in run("mrcnn", "check", tmp_path)
+
+
+def test_published_weights(installed, file_server: FileServer):
+    """Generated weights with the names and shapes of the published ones, from a server that fails in two ways."""
+    torch = pytest.importorskip("torch", reason="writes the file of weights")
+    name = "maskrcnn_resnet50_fpn"
+    model = presets.torchvision_model(name)
+    state = torchvision_names.export_state(init_variables(build_model(model), jax.random.key(0)))
+    file = io.BytesIO()
+    torch.save({key: torch.from_numpy(np.array(value)) for key, value in state.items()}, file)
+    content, path = file.getvalue(), urlsplit(zoo.find(name).url).path
+    program = WITH_HASH.format(name=name, digits=hashlib.sha256(content).hexdigest()[:8])
+    photograph = np.random.default_rng(0).integers(0, 255, (60, 80, 3), np.uint8)
+    cv2.imwrite(str(installed.folder / "photo.jpg"), photograph)
+
+    def predict(output: str, status: int = 0) -> str:
+        command = ("-c", program, "predict", f"--model={name}", "photo.jpg", f"--output={output}")
+        return installed.run("python", *command, status=status, MRCNN_JAX_MIRROR=file_server.url)
+
+    file_server.files[path] = bytes([content[0], content[1] ^ 1]) + content[2:]
+    assert "hash" in predict("found", status=2)
+    file_server.files[path] = content
+    file_server.requests.clear()
+    file_server.close_after.append(len(content) // 2)
+    predict("found")
+    assert file_server.requests == [(path, None), (path, f"bytes={len(content) // 2}-")]
+    drawn = cv2.imread(str(installed.folder / "found" / "photo.jpg"))
+    assert drawn.shape == photograph.shape
+    predict("again")
+    assert len(file_server.requests) == 2
+    results = [(installed.folder / folder / "results.json").read_bytes() for folder in ("found", "again")]
+    assert results[0] == results[1]
