@@ -122,7 +122,7 @@ def test_a_first_hour(installed, tmp_path):
     assert "training would start" in run("mrcnn", "check", tmp_path)
 
 
-def test_published_weights(installed, file_server: FileServer):
+def test_published_weights(installed, download_server: FileServer):
     """Generated weights with the names and shapes of the published ones, from a server that fails in two ways."""
     torch = pytest.importorskip("torch", reason="writes the file of weights")
     name = "maskrcnn_resnet50_fpn"
@@ -137,18 +137,18 @@ def test_published_weights(installed, file_server: FileServer):
 
     def predict(output: str, status: int = 0) -> str:
         command = ("-c", program, "predict", f"--model={name}", "photo.jpg", f"--output={output}")
-        return installed.run("python", *command, status=status, MRCNN_JAX_MIRROR=file_server.url)
+        return installed.run("python", *command, status=status, MRCNN_JAX_MIRROR=download_server.url)
 
-    file_server.files[path] = bytes([content[0], content[1] ^ 1]) + content[2:]
+    download_server.files[path] = bytes([content[0], content[1] ^ 1]) + content[2:]
     assert "hash" in predict("found", status=2)
-    file_server.files[path] = content
-    file_server.requests.clear()
-    file_server.close_after.append(len(content) // 2)
+    download_server.files[path] = content
+    download_server.requests.clear()
+    download_server.close_after.append(len(content) // 2)
     predict("found")
-    assert file_server.requests == [(path, None), (path, f"bytes={len(content) // 2}-")]
+    assert download_server.requests == [(path, None), (path, f"bytes={len(content) // 2}-")]
     drawn = cv2.imread(str(installed.folder / "found" / "photo.jpg"))
     assert drawn.shape == photograph.shape
     predict("again")
-    assert len(file_server.requests) == 2
+    assert len(download_server.requests) == 2
     results = [(installed.folder / folder / "results.json").read_bytes() for folder in ("found", "again")]
     assert results[0] == results[1]
