@@ -29,6 +29,7 @@ from mrcnn_jax.config.architectures import (
     RESNEXT101_64X4D,
     RESNEXT_STD,
     detectron2,
+    detectron2_lsj,
     detectron2_normed,
     torchvision,
     torchvision_v2,
@@ -46,6 +47,7 @@ __all__ = [
     "SCHEDULES",
     "coco",
     "detectron2",
+    "detectron2_lsj",
     "detectron2_model",
     "detectron2_normed",
     "light",
@@ -112,15 +114,14 @@ def _zoo() -> dict[str, ModelConfig]:
     """Models of Detectron2's model zoo by name; those without classes are for COCO."""
     fpn, c4 = detectron2(), detectron2(features="c4")
     gn, sync_bn = detectron2_normed("gn"), detectron2_normed("sync_bn")
-    lsj = replace(_scratch(sync_bn), rpn=RPNConfig(conv_layers=2))
     zoo = {
         "mask_rcnn_R_50_FPN_cls_agnostic": replace(
             fpn, box=BoxHeadConfig(class_agnostic=True), mask=MaskHeadConfig(class_agnostic=True)
         ),
         "mask_rcnn_R_50_FPN_gn": gn,
         "mask_rcnn_R_50_FPN_syncbn": sync_bn,
-        "mask_rcnn_R_50_FPN_LSJ": lsj,
-        "mask_rcnn_R_101_FPN_LSJ": replace(lsj, backbone=replace(lsj.backbone, name="resnet101")),
+        "mask_rcnn_R_50_FPN_LSJ": detectron2_lsj(),
+        "mask_rcnn_R_101_FPN_LSJ": detectron2_lsj("resnet101"),
         "scratch_mask_rcnn_R_50_FPN_3x_gn": _scratch(gn),
         "scratch_mask_rcnn_R_50_FPN_9x_gn": _scratch(gn, RESNEXT_STD),
         "scratch_mask_rcnn_R_50_FPN_9x_syncbn": _scratch(sync_bn, RESNEXT_STD),
@@ -186,10 +187,11 @@ def _with_categories(model: ModelConfig, categories: dict[int, str]) -> ModelCon
     return replace(model, num_classes=len(ids), category_ids=ids, category_names=names)
 
 
-def coco(name: str, model: ModelConfig, schedule: Literal["1x", "2x", "3x"]) -> Config:
+def coco(name: str, model: ModelConfig, schedule: Literal["1x", "2x", "3x"], init: str = "") -> Config:
     """Detectron2's recipe for COCO 2017: batch size 16, SGD with learning rate 0.02, shortest edge 640..800.
 
     A model with keypoints trains on images with at least one labeled keypoint, with persons as the only class.
+    init: the initial weights, see `Config.init`.
     """
     data = DataConfig(workers=4)
     if model.keypoint is not None:
@@ -198,7 +200,8 @@ def coco(name: str, model: ModelConfig, schedule: Literal["1x", "2x", "3x"]) -> 
         data = replace(data, train=train, eval=evaluation, min_keypoints=1)
     steps, milestones = SCHEDULES[schedule]
     optimizer = OptimizerConfig("sgd", 0.02, momentum=0.9, weight_decay=1e-4, milestones=milestones)
-    return Config(name, model=model, data=data, optimizer=optimizer, train=TrainConfig(steps=steps, batch_size=16))
+    steps_and_batch = TrainConfig(steps=steps, batch_size=16)
+    return Config(name, init, model=model, data=data, optimizer=optimizer, train=steps_and_batch)
 
 
 def published(name: str, model: ModelConfig) -> Config:
