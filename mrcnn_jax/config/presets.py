@@ -75,7 +75,7 @@ SCHEDULES = {
 def torchvision_model(name: str) -> ModelConfig:
     """A torchvision detection model by its name there, with the 90 category ids of its COCO weights as classes.
 
-    The name of the weights may follow: "keypointrcnn_resnet50_fpn/COCO_LEGACY". Raises ConfigError for unknown names.
+    Raises ConfigError for unknown names.
     """
     v1, v2 = torchvision(), torchvision_v2()
     keypoint = KeypointHeadConfig(score="logit")
@@ -86,10 +86,9 @@ def torchvision_model(name: str) -> ModelConfig:
         "fasterrcnn_resnet50_fpn_v2": replace(v2, mask=None),
         "keypointrcnn_resnet50_fpn": replace(v1, mask=None, keypoint=keypoint),
     }
-    short = name.split("/")[0]
-    if short not in models:
+    if name not in models:
         raise _unknown("torchvision", name, models)
-    return _with_classes(models[short], 90)
+    return _with_classes(models[name], 90)
 
 
 def detectron2_model(name: str) -> ModelConfig:

@@ -45,8 +45,9 @@ BACKBONES = {
 
 
 def preset(entry: zoo.ZooEntry) -> ModelConfig:
-    find = presets.torchvision_model if entry.source == "torchvision" else presets.detectron2_model
-    return find(entry.name)
+    if entry.source == "torchvision":
+        return presets.torchvision_model(entry.name.split("/")[0])
+    return presets.detectron2_model(entry.name)
 
 
 def shapes_of(model: ModelConfig) -> dict[tuple[str, ...], tuple[int, ...]]:
