@@ -12,20 +12,15 @@ Initial weights (`init`): none; no layer is frozen.
 Command: `mrcnn train --config=mask_rcnn_r50_fpn_lsj --config.data.root=COCO --workdir=DIR`.
 """
 
-import dataclasses
-
 from mrcnn_jax.config import AugmentConfig, Config, DataConfig, OptimizerConfig, TrainConfig, presets
 
 
 def get_config() -> Config:
-    model = presets.detectron2_normed("sync_bn")
-    backbone = dataclasses.replace(model.backbone, frozen_stages=0)
-    rpn = dataclasses.replace(model.rpn, conv_layers=2)
     warmup = {"warmup_steps": 500, "warmup_factor": 0.067}
     milestones = (163_889, 177_546)
     return Config(
         "mask_rcnn_r50_fpn_lsj",
-        model=dataclasses.replace(model, backbone=backbone, rpn=rpn),
+        model=presets.detectron2_lsj(),
         data=DataConfig(buckets=((1024, 1024),), augment=AugmentConfig(scale_jitter=(0.1, 2.0)), workers=4),
         optimizer=OptimizerConfig("sgd", 0.1, weight_decay=4e-5, milestones=milestones, **warmup),
         train=TrainConfig(steps=184_375, batch_size=64),

@@ -64,6 +64,16 @@ def detectron2_normed(norm: Literal["gn", "sync_bn"]) -> ModelConfig:
     )
 
 
+def detectron2_lsj(name: Literal["resnet50", "resnet101"] = "resnet50") -> ModelConfig:
+    """Detectron2's new baselines: SyncBN in all parts, no frozen layer, two convolutions in the RPN."""
+    model = detectron2_normed("sync_bn")
+    return replace(
+        model,
+        backbone=replace(model.backbone, name=name, frozen_stages=0),
+        rpn=RPNConfig(conv_layers=2),
+    )
+
+
 def with_keypoints(model: ModelConfig) -> ModelConfig:
     """Add Detectron2's keypoint head to a model, with its box loss and number of proposals for keypoints."""
     return replace(

@@ -29,6 +29,7 @@ from mrcnn_jax.config.architectures import (
     RESNEXT101_64X4D,
     RESNEXT_STD,
     detectron2,
+    detectron2_lsj,
     detectron2_normed,
     torchvision,
     torchvision_v2,
@@ -46,6 +47,7 @@ __all__ = [
     "SCHEDULES",
     "coco",
     "detectron2",
+    "detectron2_lsj",
     "detectron2_model",
     "detectron2_normed",
     "light",
@@ -73,7 +75,7 @@ SCHEDULES = {
 def torchvision_model(name: str) -> ModelConfig:
     """A torchvision detection model by its name there, with the 90 category ids of its COCO weights as classes.
 
-    The name of the weights may follow: "keypointrcnn_resnet50_fpn/COCO_LEGACY". Raises ConfigError for unknown names.
+    Raises ConfigError for unknown names.
     """
     v1, v2 = torchvision(), torchvision_v2()
     keypoint = KeypointHeadConfig(score="logit")
@@ -84,10 +86,9 @@ def torchvision_model(name: str) -> ModelConfig:
         "fasterrcnn_resnet50_fpn_v2": replace(v2, mask=None),
         "keypointrcnn_resnet50_fpn": replace(v1, mask=None, keypoint=keypoint),
     }
-    short = name.split("/")[0]
-    if short not in models:
+    if name not in models:
         raise _unknown("torchvision", name, models)
-    return _with_classes(models[short], 90)
+    return _with_classes(models[name], 90)
 
 
 def detectron2_model(name: str) -> ModelConfig:
@@ -112,15 +113,14 @@ def _zoo() -> dict[str, ModelConfig]:
     """Models of Detectron2's model zoo by name; those without classes are for COCO."""
     fpn, c4 = detectron2(), detectron2(features="c4")
     gn, sync_bn = detectron2_normed("gn"), detectron2_normed("sync_bn")
-    lsj = replace(_scratch(sync_bn), rpn=RPNConfig(conv_layers=2))
     zoo = {
         "mask_rcnn_R_50_FPN_cls_agnostic": replace(
             fpn, box=BoxHeadConfig(class_agnostic=True), mask=MaskHeadConfig(class_agnostic=True)
         ),
         "mask_rcnn_R_50_FPN_gn": gn,
         "mask_rcnn_R_50_FPN_syncbn": sync_bn,
-        "mask_rcnn_R_50_FPN_LSJ": lsj,
-        "mask_rcnn_R_101_FPN_LSJ": replace(lsj, backbone=replace(lsj.backbone, name="resnet101")),
+        "mask_rcnn_R_50_FPN_LSJ": detectron2_lsj(),
+        "mask_rcnn_R_101_FPN_LSJ": detectron2_lsj("resnet101"),
         "scratch_mask_rcnn_R_50_FPN_3x_gn": _scratch(gn),
         "scratch_mask_rcnn_R_50_FPN_9x_gn": _scratch(gn, RESNEXT_STD),
         "scratch_mask_rcnn_R_50_FPN_9x_syncbn": _scratch(sync_bn, RESNEXT_STD),

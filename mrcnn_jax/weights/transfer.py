@@ -74,7 +74,11 @@ def import_weights(
 
 
 def init_from_file(
-    model: ModelConfig, source: WeightsSource, key: jax.Array, label: str = ""
+    model: ModelConfig,
+    source: WeightsSource,
+    key: jax.Array,
+    label: str = "",
+    reference: ModelConfig | None = None,
 ) -> tuple[ModelConfig, Variables]:
     """Initialize the variables of `model` from a detection model or a classifier.
 
@@ -87,12 +91,15 @@ def init_from_file(
       source: a file (.pth, .pkl, .npz, .safetensors), or a state dict of arrays or torch tensors.
       key: PRNG key for the random values.
       label: the name of the weights in messages; by default the path of the file.
+      reference: the preset of the weights, if known, for the preprocessing and the class names that the file lacks.
 
     Returns the configuration with the preprocessing, stride and epsilon of the weights, and the variables.
 
     Raises WeightsError if the file cannot be read, has an unknown format, or does not fit; see `import_weights`.
     """
     weights = load_weights(source, label)
+    if weights.inferred and reference is not None:
+        weights = weights._replace(preprocessing=preprocessing_of(reference))
     model = _set_preprocessing(model, weights, None)
     log.info("%s: %s", weights.label, weights.description)
     if model.backbone.norm in ("bn", "sync_bn") and caffe2_names.has_fused_norms(weights.state):
@@ -102,7 +109,8 @@ def init_from_file(
         )
     shapes = naming.flat_shapes(build_model(model))
     if weights.naming.is_detector:
-        return model, _transfer_variables(model, _source_config(model, weights), shapes, weights, key)
+        known = reference.category_names if reference is not None else ()
+        return model, _transfer_variables(model, _source_config(model, weights, known), shapes, weights, key)
     wanted = {path: shape for path, shape in shapes.items() if path[1] in ("backbone", "res5")}
     variables = naming.convert_state(weights.naming, wanted, weights.state, source=weights.label)
     return model, _fill_missing(model, shapes, variables, key, weights.label)
@@ -171,8 +179,8 @@ def _match_classes(
     return pairs
 
 
-def _source_config(model: ModelConfig, weights: LoadedWeights) -> ModelConfig:
-    """`model` with the heads of the weights. Classes and keypoints are taken for COCO's if there are as many."""
+def _source_config(model: ModelConfig, weights: LoadedWeights, known_names: tuple[str, ...]) -> ModelConfig:
+    """`model` with the heads of the weights. Without names, classes and keypoints are COCO's if there are as many."""
     counts = {layer: _num_outputs(weights, layer) for layer in CLASS_LAYERS}
     classes = counts["box_head/logits"] - 1 if counts["box_head/logits"] else model.num_classes
     keypoints = counts["keypoint_head/deconv"]
@@ -195,7 +203,7 @@ def _source_config(model: ModelConfig, weights: LoadedWeights) -> ModelConfig:
     return dataclasses.replace(
         model,
         num_classes=classes,
-        category_names=names,
+        category_names=known_names or names,
         keypoint_names=keypoint_names,
         box=box,
         mask=mask,

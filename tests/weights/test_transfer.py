@@ -422,6 +422,18 @@ def test_other_classes_of_the_same_number(variant, random_variables, messages):
     assert "random" not in log_text(messages)
 
 
+def test_preset_of_initial_weights(network, messages):
+    """It names the classes, and decides on the preprocessing, of a Detectron2 file."""
+    config, theirs = network
+    reference = named(apply_preprocessing(config, OTHER), "dog", "cat", "emu")
+    state, key = detectron2_names.export_state(theirs), jax.random.key(0)
+    model, variables = init_from_file(named(config, "emu", "dog", "cat"), state, key, reference=reference)
+    assert preprocessing_of(model) == OTHER
+    bias = theirs["params"]["box_head"]["logits"]["bias"]
+    np.testing.assert_array_equal(variables["params"]["box_head"]["logits"]["bias"], bias[[0, 3, 1, 2]])
+    assert "classes matched by name: 3 with another index" in log_text(messages)
+
+
 def test_without_common_classes_the_layers_are_random(variant, random_variables, messages):
     """80 classes under Detectron2's names are COCO's."""
     config = named(variant("frozen"), *(f"cell {i}" for i in range(80)))
