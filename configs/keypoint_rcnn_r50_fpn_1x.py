@@ -5,9 +5,8 @@ In the paper: box AP 50.7, keypoint AP 64.2 (table 5, minival), 90,000 steps.
 Training: batch size 16, SGD 0.02, 90,000 steps, / 10 at 60,000 and 80,000; shortest edge 640..800. Only persons, and
 images with a labeled keypoint.
 Status: not trained here. Tests compare the network with Detectron2 and run a training step of a small version.
-Initial weights (`init`): MSRA's ImageNet weights, R-50.pkl of Detectron2 or Detectron.
-Command: `mrcnn train --config=configs/keypoint_rcnn_r50_fpn_1x.py --config.data.root=COCO --config.init=FILE
---workdir=DIR`.
+Initial weights (`init`): MSRA's ImageNet weights, `zoo:R-50`.
+Command: `mrcnn train --config=keypoint_rcnn_r50_fpn_1x --config.data.root=COCO --workdir=DIR`.
 """
 
 import dataclasses
@@ -17,4 +16,4 @@ from mrcnn_jax.config import Config, presets
 
 def get_config() -> Config:
     model = presets.with_keypoints(dataclasses.replace(presets.detectron2(), mask=None))
-    return presets.coco("keypoint_rcnn_r50_fpn_1x", model, "1x")
+    return presets.coco("keypoint_rcnn_r50_fpn_1x", model, "1x", init="zoo:R-50")

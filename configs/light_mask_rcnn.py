@@ -2,8 +2,8 @@
 
 Data: a folder with images/, train.json and val.json (COCO format), given by --config.data.root=DIR.
 Hardware, time and accuracy: docs/recipes.md, "light_mask_rcnn".
-Command: `pip install -e '.[data,viz,light]'`, then
-`mrcnn train --config=configs/light_mask_rcnn.py --config.data.root=DIR --workdir=runs/light`.
+Command: `pip install 'mrcnn-jax[light]'`, then
+`mrcnn train --config=light_mask_rcnn --config.data.root=DIR --workdir=runs/light`.
 """
 
 from mrcnn_jax.config import Config, DataConfig, EvalConfig, OptimizerConfig, SplitConfig, TrainConfig, presets

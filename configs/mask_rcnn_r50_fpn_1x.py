@@ -4,13 +4,12 @@ Published: box AP 38.6, mask AP 35.2 (Detectron2 model zoo, val2017; 8 V100, 0.2
 In the paper: mask AP 33.6 (table 2a, minival).
 Training: batch size 16, SGD 0.02, 90,000 steps, / 10 at 60,000 and 80,000; shortest edge 640..800.
 Status: not trained here. Tests compare the network with Detectron2 and run a training step of a small version.
-Initial weights (`init`): MSRA's ImageNet weights, R-50.pkl of Detectron2 or Detectron.
-Command: `mrcnn train --config=configs/mask_rcnn_r50_fpn_1x.py --config.data.root=COCO --config.init=FILE
---workdir=DIR`.
+Initial weights (`init`): MSRA's ImageNet weights, `zoo:R-50`.
+Command: `mrcnn train --config=mask_rcnn_r50_fpn_1x --config.data.root=COCO --workdir=DIR`.
 """
 
 from mrcnn_jax.config import Config, presets
 
 
 def get_config() -> Config:
-    return presets.coco("mask_rcnn_r50_fpn_1x", presets.detectron2(), "1x")
+    return presets.coco("mask_rcnn_r50_fpn_1x", presets.detectron2(), "1x", init="zoo:R-50")

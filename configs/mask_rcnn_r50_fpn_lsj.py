@@ -9,7 +9,7 @@ Differences: float32 (`model.compute_dtype`); padding is excluded from the image
 480x640 becomes 768x1024 instead of 800x1067 (`eval.resize=detectron2`: as in Detectron2, one compilation per shape).
 Status: not trained here. Tests run a training step of a small version.
 Initial weights (`init`): none; no layer is frozen.
-Command: `mrcnn train --config=configs/mask_rcnn_r50_fpn_lsj.py --config.data.root=COCO --workdir=DIR`.
+Command: `mrcnn train --config=mask_rcnn_r50_fpn_lsj --config.data.root=COCO --workdir=DIR`.
 """
 
 import dataclasses

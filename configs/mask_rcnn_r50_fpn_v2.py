@@ -7,9 +7,8 @@ large-scale jitter: images at 0.1 to 2 times the size that fills 1024x1024, crop
 Differences: padding is excluded from the image; evaluation uses the bucket, where 480x640 becomes 768x1024 instead of
 800x1066 (`eval.resize=torchvision`: as in torchvision, one compilation per shape).
 Status: not trained here. Tests compare the network with torchvision and run a training step of a small version.
-Initial weights (`init`): torchvision's ImageNet ResNet-50, or none; no layer is frozen.
-Command: `mrcnn train --config=configs/mask_rcnn_r50_fpn_v2.py --config.data.root=COCO --config.init=FILE
---workdir=DIR`.
+Initial weights (`init`): none, as no layer is frozen; or torchvision's, `--config.init=zoo:resnet50/IMAGENET1K_V1`.
+Command: `mrcnn train --config=mask_rcnn_r50_fpn_v2 --config.data.root=COCO --workdir=DIR`.
 """
 
 from mrcnn_jax.config import AugmentConfig, Config, DataConfig, OptimizerConfig, TrainConfig, presets

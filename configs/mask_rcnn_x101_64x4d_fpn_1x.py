@@ -5,9 +5,8 @@ In the paper: mask AP 36.7 (table 2a, minival).
 Losses, ROIAlign and anchors are Detectron2's; Detectron has smooth L1, unaligned bins and rounded anchors.
 Training: batch size 8, SGD 0.01, 180,000 steps, / 10 at 120,000 and 160,000; shortest edge 800.
 Status: not trained here. Tests count the parameters and run a training step of a small version.
-Initial weights (`init`): Detectron's X-101-64x4d.pkl (ImageNet, with Detectron's pixel means).
-Command: `mrcnn train --config=configs/mask_rcnn_x101_64x4d_fpn_1x.py --config.data.root=COCO --config.init=FILE
---workdir=DIR`.
+Initial weights (`init`): Detectron's ImageNet weights, `zoo:X-101-64x4d`, with Detectron's pixel means.
+Command: `mrcnn train --config=mask_rcnn_x101_64x4d_fpn_1x --config.data.root=COCO --workdir=DIR`.
 """
 
 import dataclasses
@@ -16,7 +15,9 @@ from mrcnn_jax.config import Config, presets
 
 
 def get_config() -> Config:
-    config = presets.coco("mask_rcnn_x101_64x4d_fpn_1x", presets.detectron2(presets.RESNEXT101_64X4D), "2x")
+    config = presets.coco(
+        "mask_rcnn_x101_64x4d_fpn_1x", presets.detectron2(presets.RESNEXT101_64X4D), "2x", init="zoo:X-101-64x4d"
+    )
     return dataclasses.replace(
         config,
         data=dataclasses.replace(config.data, shortest_edge_train=(800,)),

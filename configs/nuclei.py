@@ -2,7 +2,7 @@
 
 Data: a folder with images/, train.json and val.json (COCO format), given by --config.data.root=DIR.
 Hardware, time and accuracy: docs/recipes.md, "nuclei".
-Command: `mrcnn train --config=configs/nuclei.py --config.data.root=DIR --workdir=runs/nuclei`.
+Command: `mrcnn train --config=nuclei --config.data.root=DIR --workdir=runs/nuclei`.
 """
 
 from mrcnn_jax.config import Config, DataConfig, EvalConfig, OptimizerConfig, SplitConfig, TrainConfig, presets

@@ -2,7 +2,7 @@
 
 Data: a folder with images/ and annotations.json of the image ids below, given by --config.data.root=DIR.
 Hardware, time and accuracy: docs/recipes.md, "overfit".
-Command: `mrcnn train --config=configs/overfit.py --config.data.root=DIR --workdir=runs/overfit`.
+Command: `mrcnn train --config=overfit --config.data.root=DIR --workdir=runs/overfit`.
 """
 
 from mrcnn_jax.config import Config, DataConfig, EvalConfig, OptimizerConfig, SplitConfig, TrainConfig, presets

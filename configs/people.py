@@ -2,7 +2,7 @@
 
 Data: the synthetic dataset `people` (192-pixel images), written to data.root in COCO format by the first run.
 Hardware, time and accuracy: docs/recipes.md, "people".
-Command: `mrcnn train --config=configs/people.py --workdir=runs/people`.
+Command: `mrcnn train --config=people --workdir=runs/people`.
 """
 
 import dataclasses

@@ -2,7 +2,7 @@
 
 Data: the synthetic dataset `shapes` (128-pixel images), written to data.root in COCO format by the first run.
 Hardware, time and accuracy: docs/recipes.md, "quickstart".
-Command: `mrcnn train --config=configs/quickstart.py --workdir=runs/quickstart`, or `make quickstart`.
+Command: `mrcnn train --config=quickstart --workdir=runs/quickstart`, or `make quickstart`.
 """
 
 from mrcnn_jax.config import (

@@ -1,4 +1,4 @@
-"""Validate recipes and list them, one line per recipe.
+"""Validate recipes and list them, one line per recipe; by default those of mrcnn_jax.
 
 Columns: network, parameters, training, published accuracy. The exit status is 1
 if a recipe is invalid.
@@ -12,10 +12,9 @@ import functools
 import os
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 from mrcnn_jax.cli import common
-from mrcnn_jax.config import Config, ModelConfig, load_config, needs_initial_weights, validate
+from mrcnn_jax.config import Config, ModelConfig, load_config, needs_initial_weights, recipe_file, recipes, validate
 
 _NOTES = (
     "* needs initial weights: --config.init=FILE",
@@ -25,35 +24,35 @@ _NOTES = (
 
 def main(arguments: Sequence[str]) -> int:
     parser = common.make_parser("config", __doc__)
-    common.add(parser, "recipes", "FILE", "recipe, such as configs/quickstart.py", nargs="+")
-    recipes, problems = [], []
+    common.add(parser, "recipes", "NAME_OR_FILE", "recipe, such as quickstart or own.py", str, nargs="*")
+    valid, problems = [], []
     options, _ = common.parse(parser, arguments)
-    for path in options.recipes:
+    for recipe in options.recipes or recipes():
         try:
-            recipes.append(read(path))
+            valid.append(read(recipe))
         except Exception as error:  # a recipe is a Python program, which can raise anything
-            problems.append(f"{path}: {type(error).__name__}: {error}")
-    if recipes:
-        print_table(recipes)
+            problems.append(f"{recipe}: {type(error).__name__}: {error}")
+    if valid:
+        print_table(valid)
     for problem in problems:
         print(problem, file=sys.stderr)
     return 1 if problems else 0
 
 
-def read(path: Path) -> tuple[Config, str]:
-    """Return the configuration and the docstring of a recipe that is valid once `init` is set.
+def read(recipe: str) -> tuple[Config, str]:
+    """Return the configuration and the docstring of a recipe (name or file) that is valid once `init` is set.
 
     Raises ConfigError, or any error of the file.
     """
-    config = load_config(path)
+    config = load_config(recipe)
     validate(dataclasses.replace(config, init=config.init or "FILE"))
-    return config, ast.get_docstring(ast.parse(path.read_text())) or ""
+    return config, ast.get_docstring(ast.parse(recipe_file(recipe).read_text())) or ""
 
 
-def print_table(recipes: Sequence[tuple[Config, str]]) -> None:
+def print_table(valid: Sequence[tuple[Config, str]]) -> None:
     """Print one line for each recipe. Counting its parameters may take a second."""
     heads = ("recipe", "network", "training", "published")
-    rows = [(name(config), network(config.model), training(config), published(text)) for config, text in recipes]
+    rows = [(name(config), network(config.model), training(config), published(text)) for config, text in valid]
     widths = [max(map(len, column)) for column in zip(heads, *rows, strict=True)]
 
     def line(row: Sequence[str], count: str) -> str:
@@ -62,7 +61,7 @@ def print_table(recipes: Sequence[tuple[Config, str]]) -> None:
 
     print(line(heads, "parameters"))
     print("  ".join("-" * width for width in (*widths[:2], 10, *widths[2:])))
-    for (config, _), row in zip(recipes, rows, strict=True):
+    for (config, _), row in zip(valid, rows, strict=True):
         print(line(row, f"{count_parameters(config.model) / 1e6:.1f} M"), flush=True)
     print("", *_NOTES, sep="\n")
 

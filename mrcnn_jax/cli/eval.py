@@ -25,7 +25,7 @@ def main(arguments: Sequence[str]) -> None:
     parser = common.make_parser("eval", __doc__, overrides=True)
     common.add_model(parser)
     recipe_help = "of a model by name: recipe that sets the dataset and the image size (default: COCO 2017)"
-    common.add(parser, "--config", "FILE", recipe_help)
+    common.add(parser, "--config", "NAME_OR_FILE", recipe_help, str)
     parser.add_argument("--report", action="store_true", help="write an HTML report to evaluation/report.html")
     common.add_profile_and_processes(parser)
     options, overrides = common.parse(parser, arguments)

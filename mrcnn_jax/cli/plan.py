@@ -1,7 +1,7 @@
 """Choose padded image shapes (buckets) that fit a dataset with little padding.
 
 Prints the cost of each choice and the best settings. DATA is a recipe, such as
-configs/mask_rcnn_r50_fpn_1x.py, or COCO JSON files; images are not read.
+mask_rcnn_r50_fpn_1x, or COCO JSON files; images are not read.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from mrcnn_jax.tools.plan import proposals
 
 def main(arguments: Sequence[str]) -> None:
     parser = common.make_parser("plan", __doc__, overrides=True)
-    common.add(parser, "data", "DATA", "a recipe, or COCO JSON files", nargs="+")
+    common.add(parser, "data", "DATA", "a recipe (name or file), or COCO JSON files", nargs="+")
     counts, text = range(1, proposals.MAX_BUCKETS + 1), "maximum number of buckets (default: %(default)s)"
     parser.add_argument("--buckets", type=int, default=4, choices=counts, help=text)
     options, overrides = common.parse(parser, arguments)

@@ -17,7 +17,8 @@ from mrcnn_jax.runtime import compilation_cache
 
 def main(arguments: Sequence[str]) -> None:
     parser = common.make_parser("train", __doc__, overrides=True)
-    common.add(parser, "--config", "FILE", "recipe: a Python file with get_config()", required=True)
+    recipe = "recipe: a name, such as quickstart (see `mrcnn config`), or a Python file with get_config()"
+    common.add(parser, "--config", "NAME_OR_FILE", recipe, str, required=True)
     workdir = "directory for checkpoints, metrics and images (default: runs/NAME, with the recipe's name)"
     common.add(parser, "--workdir", "DIR", workdir, os.path.expanduser)
     common.add_profile_and_processes(parser)

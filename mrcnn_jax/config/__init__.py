@@ -17,6 +17,8 @@ from mrcnn_jax.config.load import apply_overrides as apply_overrides
 from mrcnn_jax.config.load import flatten as flatten
 from mrcnn_jax.config.load import from_json as from_json
 from mrcnn_jax.config.load import load_config as load_config
+from mrcnn_jax.config.load import recipe_file as recipe_file
+from mrcnn_jax.config.load import recipes as recipes
 from mrcnn_jax.config.load import to_json as to_json
 from mrcnn_jax.config.model_schema import AnchorConfig as AnchorConfig
 from mrcnn_jax.config.model_schema import BackboneConfig as BackboneConfig

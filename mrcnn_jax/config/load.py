@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import dataclasses
+import difflib
 import importlib.util
 import json
 import typing
@@ -17,6 +18,7 @@ from mrcnn_jax.config.values import coerce, current_name, hints, unknown_field
 from mrcnn_jax.errors import ConfigError
 
 T = TypeVar("T")
+_PACKAGE = Path(__file__).parents[1]
 # Fields with the location of the data. Its content is identified by `data.dataset.Dataset.fingerprint`.
 PATH_FIELDS = (
     "data.root",
@@ -25,19 +27,25 @@ PATH_FIELDS = (
 )
 
 
-def load_config(path: str | Path, overrides: typing.Sequence[str] = ()) -> Config:
-    """Return the configuration of a recipe file, with overrides applied.
+def recipes() -> dict[str, Path]:
+    """Return the files of the recipes that come with the package, by name."""
+    folders = (_PACKAGE / "configs", _PACKAGE.with_name("configs"))  # of a wheel; of a clone
+    files = next((sorted(folder.glob("*.py")) for folder in folders if folder.is_dir()), [])
+    return {file.stem: file for file in files}
 
-    path: a Python file, whose `get_config()` is called; "FILE.py:ARGUMENT" calls `get_config("ARGUMENT")`.
+
+def load_config(path: str | Path, overrides: typing.Sequence[str] = ()) -> Config:
+    """Return the configuration of a recipe, with overrides applied.
+
+    path: the name of a recipe that comes with the package, such as "quickstart"; or a Python file, whose
+    `get_config()` is called; "FILE.py:ARGUMENT" calls `get_config("ARGUMENT")`.
     overrides: dotted `name=value`, such as "optimizer.learning_rate=0.01".
 
-    Raises ConfigError for a missing file, a file without a `get_config` that returns a Config, an unknown field or a
-    value of the wrong type. Errors in the file itself are not caught.
+    Raises ConfigError for an unknown name, a missing file, a file without a `get_config` that returns a Config, an
+    unknown field or a value of the wrong type. Errors in the file itself are not caught.
     """
     file, colon, argument = str(path).partition(".py:")
-    path = Path(file + ".py" if colon else path).expanduser()
-    if not path.is_file():
-        raise ConfigError(f"no configuration file {path}; recipes are in configs/")
+    path = recipe_file(file + ".py" if colon else str(path))
     spec = importlib.util.spec_from_file_location(f"mrcnn_jax_recipe_{path.stem}", path)
     if spec is None or spec.loader is None:
         raise ConfigError(f"{path} is not a Python file")
@@ -49,6 +57,17 @@ def load_config(path: str | Path, overrides: typing.Sequence[str] = ()) -> Confi
     if not isinstance(config, Config):
         raise ConfigError(f"{path}: get_config() must return a Config, got {type(config).__name__}")
     return apply_overrides(config, overrides)
+
+
+def recipe_file(text: str) -> Path:
+    """Return the file of a recipe that is given by its path or its name. Raises ConfigError if there is none."""
+    path, known = Path(text).expanduser(), recipes()
+    if path.is_file():
+        return path
+    if text in known:
+        return known[text]
+    near = difflib.get_close_matches(path.stem, known, n=3) or sorted(known)
+    raise ConfigError(f"no configuration file {path}; recipes of mrcnn_jax are given by name: {', '.join(near)}")
 
 
 def apply_overrides(config: T, overrides: typing.Sequence[str]) -> T:

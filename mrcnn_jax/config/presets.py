@@ -189,10 +189,11 @@ def _with_classes(model: ModelConfig, count: int) -> ModelConfig:
     return replace(model, num_classes=count if model.keypoint is None else 1)
 
 
-def coco(name: str, model: ModelConfig, schedule: Literal["1x", "2x", "3x"]) -> Config:
+def coco(name: str, model: ModelConfig, schedule: Literal["1x", "2x", "3x"], init: str = "") -> Config:
     """Detectron2's recipe for COCO 2017: batch size 16, SGD with learning rate 0.02, shortest edge 640..800.
 
     A model with keypoints trains on images with at least one labeled keypoint, with persons as the only class.
+    init: the initial weights, see `Config.init`.
     """
     data = DataConfig(workers=4)
     if model.keypoint is not None:
@@ -201,7 +202,8 @@ def coco(name: str, model: ModelConfig, schedule: Literal["1x", "2x", "3x"]) -> 
         data = replace(data, train=train, eval=evaluation, min_keypoints=1)
     steps, milestones = SCHEDULES[schedule]
     optimizer = OptimizerConfig("sgd", 0.02, momentum=0.9, weight_decay=1e-4, milestones=milestones)
-    return Config(name, model=model, data=data, optimizer=optimizer, train=TrainConfig(steps=steps, batch_size=16))
+    steps_and_batch = TrainConfig(steps=steps, batch_size=16)
+    return Config(name, init, model=model, data=data, optimizer=optimizer, train=steps_and_batch)
 
 
 def small(

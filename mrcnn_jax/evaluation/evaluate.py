@@ -193,7 +193,7 @@ def _checked(batches: Iterator[Any], check: Callable[[], None]) -> Iterator[Any]
 def _overlay(config: Config, dataset: Dataset, index: int, prediction: Prediction) -> bytes:
     """Return ground truth and prediction side by side as PNG; empty if that fails, because metrics do not need it."""
     try:
-        from mrcnn_jax import visualize  # here: it needs the packages of the extra `viz`
+        from mrcnn_jax import visualize  # here, because it takes long to import
 
         image, truth = ground_truth.read(dataset, index, config.model)
         return cv2.imencode(".png", visualize.compare(image, truth, prediction)[:, :, ::-1])[1].tobytes()

@@ -18,12 +18,9 @@ def track(items: Iterable[T], total: int | None, what: str) -> Iterator[T]:
     what: noun phrase for the items, such as "images evaluated".
     """
     if sys.stdout.isatty():
-        try:
-            from rich.progress import track as bar
-        except ImportError:
-            pass  # print lines instead
-        else:
-            return iter(bar(items, description=what, total=total))
+        from rich.progress import track as bar
+
+        return iter(bar(items, description=what, total=total))
     return _print_lines(items, total, what)
 
 

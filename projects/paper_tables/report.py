@@ -8,6 +8,11 @@ import statistics
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+from matplotlib.figure import Figure
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
 from projects.paper_tables.tables import PaperTable, TableRow, metric_label
 
 
@@ -92,16 +97,9 @@ def caption(table: PaperTable, results: Results) -> str:
 
 
 def print_table(table: PaperTable, results: Results) -> None:
-    """Print the table; as plain lines if rich is not installed."""
+    """Print the table and its caption."""
     header, rows = _format_table(table, results)
     title = f"Table {table.name}: {table.title} ({table.setting})"
-    try:
-        from rich import box
-        from rich.console import Console
-        from rich.table import Table
-    except ImportError:
-        print(title, *("  ".join(line) for line in [header, *rows]), caption(table, results), sep="\n")
-        return
     console = Console()
     if not console.is_terminal:
         console = Console(width=_WIDTH)
@@ -116,8 +114,6 @@ def print_table(table: PaperTable, results: Results) -> None:
 
 def plot(table: PaperTable, results: Results) -> bytes:
     """Return bar charts of the published and the reproduced table side by side, as PNG, with a dot per seed."""
-    from matplotlib.figure import Figure  # an optional dependency, in the extra `viz`
-
     rows = [row for row in table.rows if row.name in results]
     metrics = table.columns
     figure = Figure(figsize=(11, 1.4 + 0.32 * len(rows) * max(2, len(metrics))), layout="constrained")

@@ -288,16 +288,6 @@ def test_interrupted(coco_folder: Any, monkeypatch: pytest.MonkeyPatch, capsys: 
     assert not list(Path().iterdir())
 
 
-def test_plain_lines_without_rich(
-    coco_folder: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    coco_folder.content["categories"] = [*coco_folder.content["categories"], {"id": 4, "name": "dog"}]
-    monkeypatch.setitem(sys.modules, "rich", None)
-    assert run(coco_folder) == 0
-    lines = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
-    assert {"boat 7 in 7 images", "dog none", "images 7"} <= set(lines)
-
-
 @pytest.mark.medium
 def test_command(coco_folder: Any) -> None:
     coco_folder.save()

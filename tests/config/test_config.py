@@ -360,6 +360,17 @@ def test_missing_file_and_missing_function(tmp_path):
         load_config(tmp_path / "config.txt")
 
 
+def test_recipe_by_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert load_config("people", ["train.steps=2"]).train.steps == 2
+    assert load_config("people").name == "people"
+    with pytest.raises(ConfigError, match="recipes of mrcnn_jax are given by name: quickstart$"):
+        load_config("configs/quikstart.py")
+    (tmp_path / "people").write_text("")  # a file of this name is meant
+    with pytest.raises(ConfigError, match="is not a Python file"):
+        load_config("people")
+
+
 def test_load_config_applies_overrides(tmp_path):
     (tmp_path / "own.py").write_text(
         "from mrcnn_jax.config import Config\n\ndef get_config():\n    return Config('own')\n"

@@ -2,24 +2,20 @@
 
 from __future__ import annotations
 
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
 from mrcnn_jax.errors import format_value
 from mrcnn_jax.tools.check.survey import Survey, class_rows, summary_rows
-from mrcnn_jax.tools.pages.rendering import counted
 
 _NAME_WIDTH = 28  # longer names are wrapped
 _COUNTS_WIDTH = 24  # characters of the counts of a class
 
 
 def show(survey: Survey) -> None:
-    """Print the statistics of a file and of its classes: as tables with rich, else as plain lines."""
-    try:
-        from rich import box
-        from rich.console import Console
-        from rich.table import Table
-        from rich.text import Text
-    except ImportError:
-        _show_plain(survey)
-        return
+    """Print tables of the statistics of a file and of its classes."""
     console = Console()
     summary = Table(box=box.SIMPLE_HEAD, show_header=False)
     summary.add_column(no_wrap=True, style="bold")
@@ -52,13 +48,3 @@ def _cells(name: str, category_id: int, instances: int, images: int) -> list[tup
     if not instances:
         return [(format_value(name), "yellow"), ("none", "yellow"), ("", "")]
     return [(format_value(name), ""), (f"{instances:,}", ""), (f"{images:,}", "dim")]
-
-
-def _show_plain(survey: Survey) -> None:
-    print(f"\n{_title(survey)}")
-    for name, text in summary_rows(survey):
-        print(f"  {name:20} {text}")
-    print("  instances of each class:")
-    for name, _, instances, images in class_rows(survey):
-        in_images = f" in {counted(images, 'image')}" if images else ""
-        print(f"  {format_value(name):20} {instances or 'none'}{in_images}")

@@ -146,7 +146,7 @@ def next_commands(contents: dict[Path, Content], folder: Path) -> list[str]:
         settings += [f"data.{split}.images={images}"] if images != "images" else []
     settings += [] if masks else ["model.mask=None"]
     check = [f"mrcnn check {shlex.quote(str(p))} --images {shlex.quote(str(folder))}" for p in paths]
-    train = ["mrcnn train --config=configs/light_mask_rcnn.py --workdir=runs/mine"]
+    train = ["mrcnn train --config=light_mask_rcnn --workdir=runs/mine"]
     train += [shlex.quote(f"--config.{setting}") for setting in settings]
     comment = "  # evaluates on the training images; --holdout separates some" if len(paths) == 1 else ""
     return [*check, " \\\n    ".join(train) + comment]

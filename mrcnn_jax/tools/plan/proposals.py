@@ -12,7 +12,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from mrcnn_jax.config import Config, SplitConfig, apply_overrides, load_config, validate
+from mrcnn_jax.config import Config, SplitConfig, apply_overrides, load_config, recipes, validate
 from mrcnn_jax.data.annotations import ImageEntry
 from mrcnn_jax.data.annotations import read as read_annotations
 from mrcnn_jax.data.synthetic import generate
@@ -30,7 +30,7 @@ def load_sizes(paths: Sequence[Path], overrides: Sequence[str]) -> tuple[Config,
     paths: a recipe, whose evaluation images must fit too, or COCO JSON files of training images.
     """
     no_sizes = np.zeros((0, 2), int)
-    if paths[0].suffix != ".py":
+    if paths[0].suffix != ".py" and str(paths[0]) not in recipes():
         config = _validated(apply_overrides(Config(), overrides))
         return config, np.concatenate([_image_sizes(path, SplitConfig(), config, 0) for path in paths]), no_sizes
     if len(paths) > 1:

@@ -127,7 +127,7 @@ class Pipeline:
         with contextlib.ExitStack() as stack:
             reader = stack.enter_context(VideoReader(source))
             if "overlay" in self.save:
-                from mrcnn_jax.visualize import ColorIndices  # here, because it needs the extra `viz`
+                from mrcnn_jax.visualize import ColorIndices  # here, because it takes long to import
 
                 colors = ColorIndices()
                 writer = stack.enter_context(writers.VideoWriter(Path(f"{stem}.mp4"), reader.frame_rate))
@@ -208,7 +208,7 @@ class Pipeline:
 
     def _draw(self, frame: Frame, selected: Prediction, colors: list[int] | None) -> NDArray[np.uint8] | None:
         """Return the overlay of a video frame; write that of an image and return None."""
-        from mrcnn_jax import visualize  # here, because it needs the extra `viz`
+        from mrcnn_jax import visualize  # here, because it takes long to import
 
         overlay = visualize.draw(frame.pixels, selected, threshold=self.threshold, colors=colors)
         if frame.number is not None:

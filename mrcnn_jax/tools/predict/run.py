@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import importlib.util
 import logging
 import os
 from collections.abc import Sequence
@@ -88,8 +87,6 @@ def _check_save(predict: Predictor, save: Sequence[str]) -> None:
         raise ConfigError(f"--save={','.join(save)}: give one or more of {kinds}, separated by commas")
     if "mask" in save and predict.config.model.mask is None:
         raise ConfigError("--save=mask: this model predicts boxes only; leave `mask` out")
-    if "overlay" in save and importlib.util.find_spec("supervision") is None:
-        raise ConfigError("--save=overlay needs the extra `viz` (pip install -e '.[viz]'); or give --save=coco,json")
 
 
 def _check_overwriting(found: Sequence[MediaSource], names: Sequence[str], output: Path, save: Sequence[str]) -> None:

@@ -9,7 +9,6 @@ from datetime import timedelta
 from mrcnn_jax.training.memory import PEAK_MEMORY
 
 SECONDS_BETWEEN_UPLOADS = 60.0
-INSTALL_COMMAND = "pip install -e '.[viz]'"
 
 
 class MetricSink:

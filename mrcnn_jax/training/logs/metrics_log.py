@@ -9,7 +9,7 @@ from contextlib import ExitStack, contextmanager
 
 from etils import epath
 
-from mrcnn_jax.training.logs.console import INSTALL_COMMAND, ConsoleSink, MetricSink, ProgressSink
+from mrcnn_jax.training.logs.console import ConsoleSink, MetricSink, ProgressSink
 from mrcnn_jax.training.logs.json_lines import JsonLinesSink
 from mrcnn_jax.training.logs.tensorboard import open_sink
 
@@ -99,15 +99,6 @@ class MetricsLog:
 
 
 def default_sinks(workdir: epath.PathLike, *, steps: int, start: int, batch_size: int) -> list[MetricSink]:
-    """Return sinks for metrics.jsonl, TensorBoard, and a progress bar on a terminal, else plain lines.
-
-    Prints which optional packages are missing.
-    """
+    """Return sinks for metrics.jsonl, TensorBoard, and a progress bar on a terminal, else plain lines."""
     sinks: list[MetricSink] = [JsonLinesSink(workdir, start), open_sink(workdir, start)]
-    if not sys.stdout.isatty():
-        return [*sinks, ConsoleSink(steps, batch_size)]
-    try:
-        return [*sinks, ProgressSink(steps, start)]
-    except ImportError:
-        print(f"no progress bar: rich is not installed ({INSTALL_COMMAND})", flush=True)
-        return [*sinks, ConsoleSink(steps, batch_size)]
+    return [*sinks, ProgressSink(steps, start) if sys.stdout.isatty() else ConsoleSink(steps, batch_size)]

@@ -13,7 +13,7 @@ import numpy as np
 from etils import epath
 
 from mrcnn_jax.errors import format_error
-from mrcnn_jax.training.logs.console import INSTALL_COMMAND, SECONDS_BETWEEN_UPLOADS, MetricSink
+from mrcnn_jax.training.logs.console import SECONDS_BETWEEN_UPLOADS, MetricSink
 from mrcnn_jax.training.memory import PEAK_MEMORY
 
 log = logging.getLogger(__name__)
@@ -95,12 +95,9 @@ def open_sink(workdir: epath.PathLike, start: int) -> MetricSink:
     """Return a `TensorBoardSink`; or, after printing why there is none, a sink that does nothing."""
     try:
         return TensorBoardSink(workdir, start)
-    except ImportError:
-        reason = f"tensorboardX is not installed ({INSTALL_COMMAND})"
     except Exception as error:
-        reason = format_error(error)
-    print(f"no TensorBoard files: {reason}", flush=True)
-    return MetricSink()
+        print(f"no TensorBoard files: {format_error(error)}", flush=True)
+        return MetricSink()
 
 
 def write_final_evaluation(

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import sys
-
 import cv2
 import numpy as np
 import pytest
@@ -88,10 +86,7 @@ def test_caption_explains_both_kinds_of_spread():
     assert "±" not in report.caption(TABLE, {"first": [result(0, 0.1)]})
 
 
-@pytest.mark.parametrize("plain", [False, True])
-def test_print_table_with_and_without_rich(capsys, monkeypatch, plain):
-    if plain:
-        monkeypatch.setitem(sys.modules, "rich", None)
+def test_print_table(capsys):
     report.print_table(TABLE, RESULTS)
     said = capsys.readouterr().out
     assert "Table 9: Made up (some split)" in said

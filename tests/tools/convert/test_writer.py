@@ -18,7 +18,6 @@ from mrcnn_jax.tools.convert import files, writer
 from mrcnn_jax.tools.convert.files import ConversionError
 from mrcnn_jax.tools.convert.writer import Conversion, ConvertedImage
 
-ROOT = Path(__file__).resolve().parents[3]
 
 
 def conversion(count: int) -> Conversion:
@@ -194,7 +193,7 @@ def test_printed_commands_are_valid(inside: bool, output: str, tmp_path: Path) -
         assert words[2:] == [str(path), "--images", str(folder)]
     words = shlex.split(train.replace("\\\n", " "))
     assert words[:2] == ["mrcnn", "train"]
-    recipe = ROOT / words[2].removeprefix("--config=")
+    recipe = words[2].removeprefix("--config=")
     config = load_config(recipe, [word.removeprefix("--config.") for word in words if word.startswith("--config.")])
     for split, path in zip((config.data.train, config.data.eval), contents, strict=True):
         assert (Path(config.data.root) / split.annotations).samefile(path)

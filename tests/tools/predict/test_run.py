@@ -24,7 +24,7 @@ from mrcnn_jax.inference import detector
 from mrcnn_jax.inference.postprocess import Prediction
 from mrcnn_jax.inference.predictor import Predictor
 from mrcnn_jax.structures import Detections
-from mrcnn_jax.tools.predict import run, sources, writers
+from mrcnn_jax.tools.predict import sources, writers
 from mrcnn_jax.tools.predict.run import predict_files
 
 
@@ -215,22 +215,6 @@ def test_mask_files_of_a_model_without_masks_are_refused(files, tmp_path):
     predictor.config = SimpleNamespace(model=SimpleNamespace(mask=None))
     with pytest.raises(ConfigError, match="boxes only"):
         predict_files(predictor, files, tmp_path / "out", save=["mask"])
-
-
-def test_overlays_without_supervision_installed_are_refused(files, tmp_path, monkeypatch):
-    find_spec = run.importlib.util.find_spec
-    monkeypatch.setattr(
-        run.importlib.util, "find_spec", lambda name: None if name == "supervision" else find_spec(name)
-    )
-    with pytest.raises(ConfigError, match=r"\[viz\]"):
-        predict_files(FakePredictor(), files[:1], tmp_path / "out")
-    assert predict_files(FakePredictor(), files[:1], tmp_path / "out", save=["coco", "json", "mask"]).images == 1
-
-
-@pytest.mark.medium
-def test_prediction_without_overlays_needs_no_supervision():
-    code = "import sys; sys.modules['supervision'] = None; import mrcnn_jax.tools.predict.run"
-    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

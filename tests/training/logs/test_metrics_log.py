@@ -12,6 +12,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+from rich.console import Console
 
 from mrcnn_jax.runtime import files
 from mrcnn_jax.runtime.progress import track
@@ -219,20 +220,6 @@ def test_gauges_are_read_at_each_report(clock):
     assert "  memory 0.8 GiB" in module.format_metrics(recorder.written[-1][1])
 
 
-def test_missing_packages_are_optional(tmp_path, monkeypatch, capsys):
-    monkeypatch.setitem(sys.modules, "tensorboardX", None)
-    monkeypatch.setitem(sys.modules, "rich.progress", None)
-    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
-    sinks = default_sinks(tmp_path, steps=10, start=0, batch_size=4)
-    assert [type(sink) for sink in sinks] == [JsonLinesSink, MetricSink, ConsoleSink]
-    said = capsys.readouterr().out
-    assert "tensorboardX is not installed" in said
-    assert "rich is not installed" in said
-    assert module.INSTALL_COMMAND in said
-    for sink in sinks:
-        sink.close()
-
-
 def test_progress_bar_on_a_terminal(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
     sinks = default_sinks(tmp_path, steps=10, start=4, batch_size=4)
@@ -252,8 +239,7 @@ def test_progress_bar_on_a_terminal(tmp_path, monkeypatch, capsys):
 
 
 def test_progress_bar_is_redrawn_below_other_output(capsys, monkeypatch):
-    console = pytest.importorskip("rich.console")
-    monkeypatch.setattr("rich._console", console.Console(force_terminal=True, width=100))
+    monkeypatch.setattr("rich._console", Console(force_terminal=True, width=100))
     display = ProgressSink(steps=10, start=0)
     display.write(5, METRICS)
     with display.evaluating():
