@@ -12,7 +12,6 @@ from mrcnn_jax.config import (
     BoxHeadConfig,
     Config,
     DataConfig,
-    FeaturesName,
     FPNConfig,
     KeypointHeadConfig,
     MaskHeadConfig,
@@ -23,20 +22,41 @@ from mrcnn_jax.config import (
     SplitConfig,
     TrainConfig,
 )
+from mrcnn_jax.config.architectures import (
+    RESNET50,
+    RESNET101,
+    RESNEXT101_32X8D,
+    RESNEXT101_64X4D,
+    RESNEXT_STD,
+    detectron2,
+    detectron2_normed,
+    torchvision,
+    torchvision_v2,
+    with_keypoints,
+)
+from mrcnn_jax.config.dataset_categories import CITYSCAPES, VOC, lvis_v0_5
 from mrcnn_jax.errors import ConfigError
 
-# Backbones of Detectron2's model zoo, with frozen batch norm. MSRA's ResNets have the stride in the first 1 x 1
-# convolution, ResNeXts in the 3 x 3 one.
-RESNET50 = BackboneConfig("resnet50", stride_in_1x1=True)
-RESNET101 = BackboneConfig("resnet101", stride_in_1x1=True)
-RESNEXT101_32X8D = BackboneConfig("resnet101", groups=32, width_per_group=8)
-RESNEXT101_64X4D = BackboneConfig("resnet101", groups=64, width_per_group=4)
-RESNEXT_STD = (57.375, 57.12, 58.395)  # of BGR pixels; the other backbones were trained on unscaled pixels
+__all__ = [
+    "RESNET50",
+    "RESNET101",
+    "RESNEXT101_32X8D",
+    "RESNEXT101_64X4D",
+    "RESNEXT_STD",
+    "SCHEDULES",
+    "coco",
+    "detectron2",
+    "detectron2_model",
+    "detectron2_normed",
+    "light",
+    "published",
+    "small",
+    "torchvision",
+    "torchvision_model",
+    "torchvision_v2",
+    "with_keypoints",
+]
 
-_TORCHVISION_BETA = 1 / 9
-# C4, C5 and DC5 have one feature map with all anchors, and therefore more proposals per level.
-_ONE_LEVEL = AnchorConfig(((32.0, 64.0, 128.0, 256.0, 512.0),))
-_MANY_PROPOSALS = RPNConfig(pre_nms_top_k_train=12_000, pre_nms_top_k_test=6000, post_nms_top_k_train=2000)
 # For small images:
 _FEW_PROPOSALS = RPNConfig(
     pre_nms_top_k_train=500, pre_nms_top_k_test=500, post_nms_top_k_train=250, post_nms_top_k_test=250
@@ -50,81 +70,10 @@ SCHEDULES = {
 }
 
 
-def detectron2(
-    backbone: BackboneConfig = RESNET50,
-    features: FeaturesName = "fpn",
-    pixel_std: tuple[float, float, float] = (1.0, 1.0, 1.0),
-) -> ModelConfig:
-    """Detectron2's Mask R-CNN with FPN, C4 (res4, with res5 in the heads) or DC5 (dilated res5) features.
-
-    C5, which Detectron2 lacks, is DC5 at stride 32, for the paper's table 2d.
-    """
-    mean = (103.53, 116.28, 123.675)
-    model = ModelConfig(channel_order="bgr", pixel_mean=mean, pixel_std=pixel_std, features=features, backbone=backbone)
-    if features != "fpn":
-        model = replace(model, anchors=_ONE_LEVEL, rpn=_MANY_PROPOSALS)
-    if features == "c4":
-        box, mask = BoxHeadConfig(pool_size=14, fc_layers=0), MaskHeadConfig(pool_size=14, conv_layers=0)
-        model = replace(model, box=box, mask=mask)
-    return model
-
-
-def detectron2_normed(norm: Literal["gn", "sync_bn"]) -> ModelConfig:
-    """Detectron2's R50-FPN with trainable norms, also in FPN and heads, and four convolutions in the box head.
-
-    The backbone with group norm has its stride in the 3 x 3 convolution, that with SyncBN in the 1 x 1 one (MSRA).
-    """
-    return replace(
-        detectron2(replace(RESNET50, norm=norm, stride_in_1x1=norm == "sync_bn")),
-        fpn=FPNConfig(norm=norm),
-        box=BoxHeadConfig(conv_layers=4, fc_layers=1, norm=norm),
-        mask=MaskHeadConfig(norm=norm),
-    )
-
-
-def with_keypoints(model: ModelConfig) -> ModelConfig:
-    """Add Detectron2's keypoint head to a model, with its box loss and number of proposals for keypoints."""
-    return replace(
-        model,
-        keypoint=KeypointHeadConfig(),
-        rpn=replace(model.rpn, post_nms_top_k_train=1500),
-        box=replace(model.box, smooth_l1_beta=0.5),
-    )
-
-
-def torchvision(backbone: BackboneConfig | None = None) -> ModelConfig:
-    """torchvision's `maskrcnn_resnet50_fpn`: RGB, rounded anchors, unaligned ROIAlign, smooth L1, soft mask targets."""
-    return ModelConfig(
-        pixel_mean=(0.485 * 255, 0.456 * 255, 0.406 * 255),
-        pixel_std=(0.229 * 255, 0.224 * 255, 0.225 * 255),
-        backbone=backbone or BackboneConfig("resnet50", norm="frozen_bn", frozen_stages=2),
-        anchors=AnchorConfig(rounded=True, order="ratio_major", stride="image_over_grid"),
-        rpn=RPNConfig(
-            smooth_l1_beta=_TORCHVISION_BETA, normalizer="sampled", post_nms_top_k_train=2000, min_box_size=1e-3
-        ),
-        roi=RoIConfig(aligned=False, sampling_ratio=2, level_rule="torchvision"),
-        box=BoxHeadConfig(smooth_l1_beta=_TORCHVISION_BETA, min_box_size=1e-2),
-        mask=MaskHeadConfig(target="soft", target_sampling_ratio=0, paste="torchvision"),
-    )
-
-
-def torchvision_v2(norm: Literal["bn", "sync_bn"] = "bn") -> ModelConfig:
-    """torchvision's `maskrcnn_resnet50_fpn_v2`: batch norm everywhere, nothing frozen, deeper heads."""
-    model = torchvision(BackboneConfig("resnet50", norm=norm, frozen_stages=0))
-    assert model.mask is not None
-    return replace(
-        model,
-        fpn=FPNConfig(norm=norm),
-        rpn=replace(model.rpn, conv_layers=2),
-        box=replace(model.box, conv_layers=4, fc_layers=1, norm=norm),
-        mask=replace(model.mask, norm=norm),
-    )
-
-
 def torchvision_model(name: str) -> ModelConfig:
     """A torchvision detection model by its name there, with the 90 category ids of its COCO weights as classes.
 
-    Raises ConfigError for unknown names.
+    The name of the weights may follow: "keypointrcnn_resnet50_fpn/COCO_LEGACY". Raises ConfigError for unknown names.
     """
     v1, v2 = torchvision(), torchvision_v2()
     keypoint = KeypointHeadConfig(score="logit")
@@ -135,42 +84,67 @@ def torchvision_model(name: str) -> ModelConfig:
         "fasterrcnn_resnet50_fpn_v2": replace(v2, mask=None),
         "keypointrcnn_resnet50_fpn": replace(v1, mask=None, keypoint=keypoint),
     }
-    if name not in models:
+    short = name.split("/")[0]
+    if short not in models:
         raise _unknown("torchvision", name, models)
-    return _with_classes(models[name], 90)
+    return _with_classes(models[short], 90)
 
 
 def detectron2_model(name: str) -> ModelConfig:
-    """A COCO model of Detectron2's model zoo by its name there, such as "mask_rcnn_R_50_FPN", with COCO's classes.
+    """A model of Detectron2's model zoo by its name there, such as "mask_rcnn_R_50_FPN", with the classes of its data.
 
-    The schedule (_1x, _3x), the folder ("COCO-InstanceSegmentation/") and ".yaml" are optional. Raises ConfigError for
-    unknown names, and for other folders, whose models have other classes or settings.
+    The schedule (_1x, _3x, _100ep) and ".yaml" are optional, and so is the folder, except for LVIS, Cityscapes,
+    PASCAL VOC and the comparisons with Detectron. Raises ConfigError for unknown names.
     """
     *folders, file = name.removesuffix(".yaml").split("/")
-    if folders and folders[-1] not in ("COCO-Detection", "COCO-InstanceSegmentation", "COCO-Keypoints", "Misc"):
-        raise ConfigError(f"{name!r} is not one of Detectron2's COCO models: unsupported folder {folders[-1]!r}")
-    short = re.sub(r"_[13]x(?=_|$)", "", file)
+    folder = "" if not folders or folders[-1] in _COCO_FOLDERS else f"{folders[-1]}/"
     zoo = _zoo()
-    if short not in zoo:
-        raise _unknown("Detectron2", name, zoo)
-    return _with_classes(zoo[short], 80)
+    for short in (file, re.sub(r"_([13]x|[124]00ep)(?=_|$)", "", file)):
+        if model := zoo.get(folder + short):
+            return model if model.num_classes else _with_classes(model, 80)
+    raise _unknown("Detectron2", name, zoo)
+
+
+_COCO_FOLDERS = ("COCO-Detection", "COCO-InstanceSegmentation", "COCO-Keypoints", "new_baselines", "Misc")
 
 
 def _zoo() -> dict[str, ModelConfig]:
-    """Models of Detectron2's model zoo by name, without classes."""
-    fpn = detectron2()
+    """Models of Detectron2's model zoo by name; those without classes are for COCO."""
+    fpn, c4 = detectron2(), detectron2(features="c4")
+    gn, sync_bn = detectron2_normed("gn"), detectron2_normed("sync_bn")
+    lsj = replace(_scratch(sync_bn), rpn=RPNConfig(conv_layers=2))
     zoo = {
         "mask_rcnn_R_50_FPN_cls_agnostic": replace(
             fpn, box=BoxHeadConfig(class_agnostic=True), mask=MaskHeadConfig(class_agnostic=True)
         ),
-        "mask_rcnn_R_50_FPN_gn": detectron2_normed("gn"),
-        "mask_rcnn_R_50_FPN_syncbn": detectron2_normed("sync_bn"),
+        "mask_rcnn_R_50_FPN_gn": gn,
+        "mask_rcnn_R_50_FPN_syncbn": sync_bn,
+        "mask_rcnn_R_50_FPN_LSJ": lsj,
+        "mask_rcnn_R_101_FPN_LSJ": replace(lsj, backbone=replace(lsj.backbone, name="resnet101")),
+        "scratch_mask_rcnn_R_50_FPN_3x_gn": _scratch(gn),
+        "scratch_mask_rcnn_R_50_FPN_9x_gn": _scratch(gn, RESNEXT_STD),
+        "scratch_mask_rcnn_R_50_FPN_9x_syncbn": _scratch(sync_bn, RESNEXT_STD),
+        "Cityscapes/mask_rcnn_R_50_FPN": _with_categories(fpn, CITYSCAPES),
+        "PascalVOC-Detection/faster_rcnn_R_50_C4": _with_categories(replace(c4, mask=None), VOC),
     }
-    for short, backbone in {"R_50": RESNET50, "R_101": RESNET101}.items():
-        zoo |= _family(f"{short}_C4", detectron2(backbone, "c4"))
-        zoo |= _family(f"{short}_DC5", detectron2(backbone, "dc5"))
-        zoo |= _family(f"{short}_FPN", detectron2(backbone))
-    return zoo | _family("X_101_32x8d_FPN", detectron2(RESNEXT101_32X8D, pixel_std=RESNEXT_STD))
+    zoo |= _family("R_50_C4", c4) | _family("R_50_DC5", detectron2(features="dc5"))
+    zoo |= _family("R_101_C4", detectron2(RESNET101, "c4")) | _family("R_101_DC5", detectron2(RESNET101, "dc5"))
+    for short, model in {
+        "R_50_FPN": fpn,
+        "R_101_FPN": detectron2(RESNET101),
+        "X_101_32x8d_FPN": detectron2(RESNEXT101_32X8D, pixel_std=RESNEXT_STD),
+    }.items():
+        zoo |= _family(short, model)
+        # LVIS allows 300 detections, and most of its categories are rare.
+        box = replace(model.box, score_threshold=1e-4, max_detections=300)
+        zoo[f"LVISv0.5-InstanceSegmentation/mask_rcnn_{short}"] = _with_categories(replace(model, box=box), lvis_v0_5())
+    for name, noaug in {
+        "mask_rcnn_R_50_FPN": "_noaug",
+        "faster_rcnn_R_50_FPN": "_noaug",
+        "keypoint_rcnn_R_50_FPN": "",
+    }.items():
+        zoo[f"Detectron1-Comparisons/{name}{noaug}"] = _as_detectron(zoo[name])
+    return zoo
 
 
 def _family(name: str, mask: ModelConfig) -> dict[str, ModelConfig]:
@@ -180,6 +154,24 @@ def _family(name: str, mask: ModelConfig) -> dict[str, ModelConfig]:
     return family | ({f"keypoint_rcnn_{name}": with_keypoints(faster)} if mask.features == "fpn" else {})
 
 
+def _scratch(model: ModelConfig, pixel_std: tuple[float, float, float] | None = None) -> ModelConfig:
+    """A model to train from random weights; scaled pixels go with the stride in the 3 x 3 convolution."""
+    backbone = replace(model.backbone, frozen_stages=0)
+    if pixel_std is None:
+        return replace(model, backbone=backbone)
+    return replace(model, pixel_std=pixel_std, backbone=replace(backbone, stride_in_1x1=False))
+
+
+def _as_detectron(model: ModelConfig) -> ModelConfig:
+    """`model` with the losses and ROIAlign of Detectron (2018)."""
+    return replace(
+        model,
+        rpn=replace(model.rpn, smooth_l1_beta=0.1111),
+        roi=RoIConfig(aligned=False, sampling_ratio=2),
+        box=replace(model.box, smooth_l1_beta=1.0),
+    )
+
+
 def _unknown(origin: str, name: str, models: dict[str, ModelConfig]) -> ConfigError:
     return ConfigError(f"unknown {origin} model {name!r}; known models: {', '.join(sorted(models))}")
 
@@ -187,6 +179,11 @@ def _unknown(origin: str, name: str, models: dict[str, ModelConfig]) -> ConfigEr
 def _with_classes(model: ModelConfig, count: int) -> ModelConfig:
     """Set the number of classes to `count`, or to one (person) for a model with keypoints."""
     return replace(model, num_classes=count if model.keypoint is None else 1)
+
+
+def _with_categories(model: ModelConfig, categories: dict[int, str]) -> ModelConfig:
+    ids, names = tuple(categories), tuple(categories.values())
+    return replace(model, num_classes=len(ids), category_ids=ids, category_names=names)
 
 
 def coco(name: str, model: ModelConfig, schedule: Literal["1x", "2x", "3x"], init: str = "") -> Config:
@@ -204,6 +201,15 @@ def coco(name: str, model: ModelConfig, schedule: Literal["1x", "2x", "3x"], ini
     optimizer = OptimizerConfig("sgd", 0.02, momentum=0.9, weight_decay=1e-4, milestones=milestones)
     steps_and_batch = TrainConfig(steps=steps, batch_size=16)
     return Config(name, init, model=model, data=data, optimizer=optimizer, train=steps_and_batch)
+
+
+def published(name: str, model: ModelConfig) -> Config:
+    """The recipe to evaluate a published model: COCO's, with the image sizes of Cityscapes for its model."""
+    config = coco(name, model, "1x")
+    if "Cityscapes/" not in name:
+        return config
+    data = replace(config.data, shortest_edge_eval=1024, longest_edge=2048, buckets=((1024, 2048),))
+    return replace(config, data=data)
 
 
 def small(

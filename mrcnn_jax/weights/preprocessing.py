@@ -11,8 +11,10 @@
 | Detectron's, group norm or ResNeXt | BGR | the same | 3x3 | core/config.py, RESNETS.STRIDE_1X1 |
 | EfficientNet-Lite's | RGB | 127, 128 | - | tensorflow/tpu 22d5cab, efficientnet/lite/efficientnet_lite_builder.py |
 
-If a Detectron2 state dict contains `pixel_mean` and `pixel_std`, they are used. The epsilon is 1e-5, in
-EfficientNet-Lite 1e-3; torchvision uses 0 for its published COCO_V1 files (`overwrite_eps` in models/detection).
+If a Detectron2 state dict contains `pixel_mean` and `pixel_std`, they are used; otherwise the table is a guess from the
+shapes, which does not apply to models trained from random weights. So `import_weights` uses the model's preprocessing
+then. The epsilon is 1e-5, in EfficientNet-Lite 1e-3; torchvision uses 0 for its published COCO_V1 files
+(`overwrite_eps` in models/detection).
 """
 
 from __future__ import annotations
@@ -64,12 +66,20 @@ _COCO_V1 = (
 
 
 def detectron2_preprocessing(state: StateDict, author: str) -> Preprocessing:
-    """Return the preprocessing of a state dict with Detectron2's names; `author` is `__author__` of its file."""
-    if "pixel_mean" in state and "pixel_std" in state:
+    """Return the preprocessing of a state dict with Detectron2's names; `author` is `__author__` of its file.
+
+    It is inferred from the shapes if the file does not state it (see `states_preprocessing`).
+    """
+    if _has_pixel_statistics(state):
         return _from_pixel_statistics(state)
     if author == "torchvision":
         return TORCHVISION
     return {"resnext": _RESNEXT, "group norm": _GROUP_NORM, "resnet": _MSRA}[_backbone_type(state)]
+
+
+def states_preprocessing(state: StateDict, author: str) -> bool:
+    """Whether a state dict with Detectron2's names has pixel statistics, or is from torchvision."""
+    return _has_pixel_statistics(state) or author == "torchvision"
 
 
 def detectron_preprocessing(state: StateDict, author: str = "") -> Preprocessing:
@@ -129,6 +139,10 @@ def _backbone_type(state: StateDict) -> Literal["resnet", "resnext", "group norm
         return "resnext"
     batch_norm = any(name.endswith("stem.conv1.norm.running_mean") for name in state)
     return "resnet" if batch_norm else "group norm"
+
+
+def _has_pixel_statistics(state: StateDict) -> bool:
+    return "pixel_mean" in state and "pixel_std" in state
 
 
 def _from_pixel_statistics(state: StateDict) -> Preprocessing:

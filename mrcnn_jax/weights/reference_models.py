@@ -44,7 +44,7 @@ def load(
       source: a weights file (.pth, .pkl, .npz, .safetensors), or a state dict of arrays or torch tensors.
       origin: the project of the model.
       name: the project's name of the model, such as "maskrcnn_resnet50_fpn" or "mask_rcnn_R_50_FPN"; see `presets`.
-      recipe: the configuration of everything but the model. Default: COCO 2017.
+      recipe: the configuration of everything but the model. Default: as in `presets.published`.
       exact: whether to resize and pad each image as the reference implementation does; otherwise into the buckets.
       frozen_bn_eps: epsilon of frozen batch norms. Default: the value that belongs to the weights.
 
@@ -54,6 +54,6 @@ def load(
 
     model = presets.torchvision_model(name) if origin == "torchvision" else presets.detectron2_model(name)
     model, variables = import_weights(source, model, format=origin, frozen_bn_eps=frozen_bn_eps)
-    recipe = recipe or presets.coco(name, model, "1x")
+    recipe = recipe or presets.published(name, model)
     settings = dataclasses.replace(recipe.eval, resize=origin if exact else "bucket")
     return dataclasses.replace(recipe, name=PurePath(name).stem, model=model, eval=settings), variables

@@ -88,6 +88,7 @@ class LoadedWeights(NamedTuple):
     naming: Naming
     state: StateDict
     preprocessing: Preprocessing
+    inferred: bool = False  # whether the preprocessing is a guess from the shapes
 
 
 FORMATS = [
@@ -169,8 +170,11 @@ def load_weights(weights: WeightsSource, label: str = "") -> LoadedWeights:
     if network.source.keys or network.prefix or unused:
         log.info("%s: read %s%s", label, network, f"; not used: {_listed(unused)}" if unused else "")
     state = format.convert({name: _to_numpy(value) for name, value in tensors.items()})
-    processing = format.preprocessing(state, network.source.author)
-    return LoadedWeights(label, path, format.description, format.naming, state, processing)
+    author = network.source.author
+    processing = format.preprocessing(state, author)
+    guesses = format.preprocessing is preprocessing.detectron2_preprocessing
+    inferred = guesses and not preprocessing.states_preprocessing(state, author)
+    return LoadedWeights(label, path, format.description, format.naming, state, processing, inferred)
 
 
 def _find_tensors(content: Any, keys: tuple[str | int, ...] = (), author: str = "") -> Iterator[_Tensors]:

@@ -50,7 +50,8 @@ def import_weights(
     Args:
       source: a file (.pth, .pkl, .npz, .safetensors), or a state dict of arrays or torch tensors.
       model: the architecture, as in `presets`. Preprocessing, stride, epsilon and number of classes are replaced by
-        those of the weights; category ids and names only if their number differs.
+        those of the weights; category ids and names only if their number differs. Detectron2's files often do not state
+        their preprocessing, and then that of `model` is used.
       format: the expected format; "auto" accepts each. Detectron (2018) counts as "detectron2".
       frozen_bn_eps: epsilon of frozen batch norms. Default: as in `preprocessing.select_norm_eps`. The value is logged.
 
@@ -66,6 +67,8 @@ def import_weights(
         )
     if format not in ("auto", weights.naming.project.lower()):
         raise WeightsError(f"{weights.label} is {weights.description}, not in the format {format!r}")
+    if weights.inferred:
+        weights = weights._replace(preprocessing=preprocessing_of(model))
     model = _set_classes(_set_preprocessing(model, weights, frozen_bn_eps), weights)
     return model, naming.import_state(weights.naming, build_model(model), weights.state, source=weights.label)
 

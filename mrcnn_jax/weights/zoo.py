@@ -1,7 +1,7 @@
 """Published weights of torchvision, Detectron2 and Detectron (2018) that a model here can load, by name.
 
-Names are those of the projects: `maskrcnn_resnet50_fpn_v2`, `COCO-InstanceSegmentation/mask_rcnn_R_50_FPN_3x`. The first
-or last part of a name is enough if no other name has it: `mask_rcnn_R_50_FPN_3x`.
+Names are those of the projects: `maskrcnn_resnet50_fpn_v2`, `COCO-InstanceSegmentation/mask_rcnn_R_101_C4_3x`. A part
+of a name is enough if no other name has it: `mask_rcnn_R_101_C4_3x`, `mask_rcnn_R_101_C4`.
 
 Sources: torchvision 0.29.2, models/ and models/detection/; detectron2 02b5c4e, MODEL_ZOO.md and checkpoint/catalog.py;
 Detectron 04155a0, MODEL_ZOO.md. Each average precision (AP) is the published one, on the validation set of `data`;
@@ -12,6 +12,7 @@ torchvision's files are published, others are those of the parameters and statis
 from __future__ import annotations
 
 import difflib
+import re
 from typing import Literal, NamedTuple
 
 from mrcnn_jax.errors import ConfigError
@@ -101,12 +102,29 @@ ENTRIES: tuple[ZooEntry, ...] = (
     _detectron2("COCO-InstanceSegmentation/mask_rcnn_R_101_DC5_3x/138363294/0464b7", 766.0, 41.9, 37.3),
     _detectron2("COCO-InstanceSegmentation/mask_rcnn_R_101_FPN_3x/138205316/a3ec72", 254.0, 42.9, 38.6),
     _detectron2("COCO-InstanceSegmentation/mask_rcnn_X_101_32x8d_FPN_3x/139653917/2d9806", 431.3, 44.3, 39.5),
+    _detectron2("new_baselines/mask_rcnn_R_50_FPN_100ep_LSJ/42047764/bb69de", 185.5, 44.6, 40.3),
+    _detectron2("new_baselines/mask_rcnn_R_50_FPN_200ep_LSJ/42047638/89a8d3", 185.5, 46.3, 41.7),
+    _detectron2("new_baselines/mask_rcnn_R_50_FPN_400ep_LSJ/42019571/14d201", 185.5, 47.4, 42.5),
+    _detectron2("new_baselines/mask_rcnn_R_101_FPN_100ep_LSJ/42025812/4f7b58", 261.6, 46.4, 41.6),
+    _detectron2("new_baselines/mask_rcnn_R_101_FPN_200ep_LSJ/42131867/0bb7ae", 261.6, 48.0, 43.1),
+    _detectron2("new_baselines/mask_rcnn_R_101_FPN_400ep_LSJ/42073830/f96b26", 261.6, 48.9, 43.7),
     _detectron2("COCO-Keypoints/keypoint_rcnn_R_50_FPN_1x/137261548/04e291", 237.0, 53.6, None, 64.0),
     _detectron2("COCO-Keypoints/keypoint_rcnn_R_50_FPN_3x/137849621/a6e10b", 237.0, 55.4, None, 65.5),
     _detectron2("COCO-Keypoints/keypoint_rcnn_R_101_FPN_3x/138363331/997cc7", 313.1, 56.4, None, 66.1),
     _detectron2("COCO-Keypoints/keypoint_rcnn_X_101_32x8d_FPN_3x/139686956/5ad38f", 490.5, 57.3, None, 66.0),
+    _detectron2("LVISv0.5-InstanceSegmentation/mask_rcnn_R_50_FPN_1x/144219072/571f7c", 202.6, 23.6, 24.4),
+    _detectron2("LVISv0.5-InstanceSegmentation/mask_rcnn_R_101_FPN_1x/144219035/824ab5", 278.7, 25.6, 25.9),
+    _detectron2("LVISv0.5-InstanceSegmentation/mask_rcnn_X_101_32x8d_FPN_1x/144219108/5e3439", 456.1, 26.7, 27.1),
+    _detectron2("Cityscapes/mask_rcnn_R_50_FPN/142423278/af9cf5", 176.2, None, 36.5),
+    _detectron2("PascalVOC-Detection/faster_rcnn_R_50_C4/142202221/b1acc2", 133.1, 51.9),
     _detectron2("Misc/mask_rcnn_R_50_FPN_3x_syncbn/169527823/3b3c51", 183.1, 41.9, 37.8),
     _detectron2("Misc/mask_rcnn_R_50_FPN_3x_gn/138602888/dc5d9e", 182.8, 42.6, 38.6),
+    _detectron2("Misc/scratch_mask_rcnn_R_50_FPN_3x_gn/138602908/01ca85", 182.8, 39.9, 36.6),
+    _detectron2("Misc/scratch_mask_rcnn_R_50_FPN_9x_gn/183808979/da7b4c", 182.8, 43.7, 39.6),
+    _detectron2("Misc/scratch_mask_rcnn_R_50_FPN_9x_syncbn/184226666/5ce33e", 183.1, 43.6, 39.3),
+    _detectron2("Detectron1-Comparisons/faster_rcnn_R_50_FPN_noaug_1x/137781054/7ab50c", 167.2, 36.9),
+    _detectron2("Detectron1-Comparisons/mask_rcnn_R_50_FPN_noaug_1x/137781281/62ca52", 177.8, 37.8, 34.9),
+    _detectron2("Detectron1-Comparisons/keypoint_rcnn_R_50_FPN_1x/137781195/cce136", 237.0, 53.1, None, 64.2),
     # ImageNet classifiers, for `init`
     _catalog("R-50", "detectron2/ImageNetPretrained/MSRA/R-50", 102.4),
     _catalog("R-101", "detectron2/ImageNetPretrained/MSRA/R-101", 178.6),
@@ -132,7 +150,7 @@ _LSJ = "new_baselines/mask_rcnn_regnet{}_4gf_dds_FPN_{}ep_LSJ"
 OUT_OF_SCOPE: dict[str, tuple[str, ...]] = {
     "MobileNet": ("fasterrcnn_mobilenet_v3_large_fpn", "fasterrcnn_mobilenet_v3_large_320_fpn"),
     "RegNet": tuple(_LSJ.format(kind, epochs) for kind in "xy" for epochs in (100, 200, 400)),
-    "given proposals (Fast R-CNN)": ("COCO-Detection/fast_rcnn_R_50_FPN_1x",),
+    "Fast R-CNN's given proposals": ("COCO-Detection/fast_rcnn_R_50_FPN_1x",),
     "panoptic segmentation": (
         "COCO-PanopticSegmentation/panoptic_fpn_R_50_1x",
         "COCO-PanopticSegmentation/panoptic_fpn_R_50_3x",
@@ -146,17 +164,16 @@ OUT_OF_SCOPE: dict[str, tuple[str, ...]] = {
         "Misc/cascade_mask_rcnn_X_152_32x8d_FPN_IN5k_gn_dconv",
     ),
     "a vision transformer": (
-        *("ViTDet/COCO/mask_rcnn_vitdet_b", "ViTDet/COCO/mask_rcnn_vitdet_l", "ViTDet/COCO/mask_rcnn_vitdet_h"),
-        *(f"ViTDet/COCO/cascade_mask_rcnn_vitdet_{size}" for size in "blh"),
-        *(f"ViTDet/COCO/cascade_mask_rcnn_mvitv2_{size}_in21k" for size in "blh"),
-        *(f"ViTDet/COCO/cascade_mask_rcnn_swin_{size}_in21k" for size in "bl"),
+        *(f"ViTDet/COCO/mask_rcnn_vitdet_{size}" for size in ("b_100ep", "l_100ep", "h_75ep")),
+        *(f"ViTDet/COCO/cascade_mask_rcnn_vitdet_{size}" for size in ("b_100ep", "l_100ep", "h_75ep")),
+        *(f"ViTDet/COCO/cascade_mask_rcnn_mvitv2_{size}" for size in ("b_in21k_100ep", "l_in21k_50ep", "h_in21k_36ep")),
+        *(f"ViTDet/COCO/cascade_mask_rcnn_swin_{size}_in21k_50ep" for size in "bl"),
         *("MAE/mae_pretrain_vit_base", "MAE/mae_pretrain_vit_large", "swin/swin_base_patch4_window7_224_22k"),
         *("swin_t/IMAGENET1K_V1", "swin_s/IMAGENET1K_V1"),
     ),
     "PointRend": (
-        *(f"PointRend/InstanceSegmentation/pointrend_rcnn_R_50_FPN_{schedule}_coco" for schedule in ("1x", "3x")),
-        "PointRend/InstanceSegmentation/pointrend_rcnn_R_101_FPN_3x_coco",
-        "PointRend/InstanceSegmentation/pointrend_rcnn_X_101_32x8d_FPN_3x_coco",
+        *("PointRend/pointrend_rcnn_R_50_FPN_1x_coco", "PointRend/pointrend_rcnn_R_50_FPN_3x_coco"),
+        *("PointRend/pointrend_rcnn_R_101_FPN_3x_coco", "PointRend/pointrend_rcnn_X_101_32x8d_FPN_3x_coco"),
     ),
     "ResNet-152": ("X-152-32x8d-IN5k",),
     "ConvNeXt": ("convnext_tiny/IMAGENET1K_V1", "convnext_small/IMAGENET1K_V1"),
@@ -164,7 +181,7 @@ OUT_OF_SCOPE: dict[str, tuple[str, ...]] = {
 
 
 def find(name: str) -> ZooEntry:
-    """Return the entry with a name, or with a name of which `name` is the first or last part, if there is only one.
+    """Return the entry with a name, or the only one with this part of a name, with or without schedule (_1x, _100ep).
 
     Raises ConfigError with the nearest names if there is none, with all names if there are several, and with the part
     that the model needs if it is out of scope.
@@ -189,4 +206,4 @@ def find(name: str) -> ZooEntry:
 
 
 def _has_part(name: str, part: str) -> bool:
-    return f"{name}/".startswith(f"{part}/") or name.endswith(f"/{part}")
+    return re.fullmatch(rf"(.*/)?{re.escape(part)}(_\d+x|_\d+ep)?(/.*)?", name) is not None

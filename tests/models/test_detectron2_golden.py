@@ -12,6 +12,8 @@ import pytest
 from pycocotools import mask as coco_mask
 from support import detectron2_config
 from support.golden_models import (
+    BATCH_LOSSES,
+    FEATURES,
     LOSSES,
     PROBABILITIES,
     RPN,
@@ -47,6 +49,7 @@ MODELS = [
     "mask_rcnn_R_50_DC5",
     "mask_rcnn_R_101_FPN",
     "mask_rcnn_X_101_32x8d_FPN",
+    "modern/mask_rcnn_R_50_FPN_LSJ",
 ]
 # Networks that differ from R_50_FPN in their backbone, or in the map that the heads read; both are compared.
 OTHER_BACKBONES = ("mask_rcnn_R_101_FPN", "mask_rcnn_X_101_32x8d_FPN", "mask_rcnn_R_50_DC5")
@@ -63,13 +66,15 @@ LOSS_NAMES = {
 @pytest.fixture(scope="module", params=MODELS)
 def case(request, golden):
     """A network and the arrays that Detectron2 computed with it."""
-    name = request.param
-    evaluation = golden(f"d2_model_{name}_eval.npz")
-    config = detectron2_config.read(golden.file(f"d2_cfg_{name}.yaml"))
-    state = golden.recipe().state(json.loads(golden.file(f"d2_keys_{name}.json").read_text()))
+    *folder, name = request.param.split("/")
+    arrays = type(golden)(golden.path.joinpath(*folder))
+    evaluation = arrays(f"d2_model_{name}_eval.npz")
+    config = detectron2_config.read(arrays.file(f"d2_cfg_{name}.{'json' if folder else 'yaml'}"))
+    state = golden.recipe().state(json.loads(arrays.file(f"d2_keys_{name}.json").read_text()))
     model = build_model(config)
     network = Network(model, config, naming.import_state(detectron2_names.DETECTION, model, state))
-    return SimpleNamespace(name=name, network=network, evaluation=evaluation, inputs=golden("d2_model_inputs.npz"))
+    inputs = golden("d2_model_inputs.npz")
+    return SimpleNamespace(name=name, network=network, evaluation=evaluation, inputs=inputs, arrays=arrays)
 
 
 @pytest.fixture(scope="module")
@@ -147,12 +152,18 @@ def test_golden_detections(case, run):
             assert_same_keypoints(prediction.keypoints[order], moved, 1e-4, cells)
 
 
-@pytest.fixture(scope="module")
-def training_run(case, golden):
-    """Losses and gradients, with mask targets rasterized from polygons like Detectron2's."""
+@pytest.fixture(scope="module", params=["train", "train_bneval"])
+def training_run(case, request):
+    """Losses and gradients, with mask targets rasterized from polygons like Detectron2's.
+
+    "train_bneval" has running statistics in batch norms.
+    """
     if case.name in OTHER_BACKBONES:
         pytest.skip("the heads and losses are those of R_50_FPN")
-    theirs = golden(f"d2_model_{case.name}_train.npz")
+    of_batch = request.param == "train"
+    if not of_batch and case.network.config.backbone.norm != "sync_bn":
+        pytest.skip("there are no running statistics")
+    theirs = case.arrays(f"d2_model_{case.name}_{request.param}.npz")
     images, sizes = case.evaluation["batched"].transpose(0, 2, 3, 1), case.evaluation["image_sizes"]
     polygons = [polygons_of(case.inputs, i) for i in range(len(sizes))]
     slots = max(map(len, polygons))
@@ -169,8 +180,8 @@ def training_run(case, golden):
         num_classes = case.network.config.num_classes
         positives = max(np.sum(theirs[f"sampled_classes{i}"] < num_classes) for i in range(len(sizes)))
         batch = make_batch(images.shape[1:3], sizes, truths)
-        gradients, parts, rois = losses_and_gradients(case.network, images, batch, positives=int(positives))
-    return theirs, gradients, parts, rois
+        run = losses_and_gradients(case.network, images, batch, positives=int(positives), batch_statistics=of_batch)
+    return theirs, *run
 
 
 def polygons_of(inputs, i) -> list[list[np.ndarray]]:
@@ -211,15 +222,28 @@ def rasterized(instance, box, size) -> np.ndarray:
 
 
 def test_golden_losses(case, training_run):
-    theirs, _, parts, rois = training_run
+    theirs, _, parts, rois, _ = training_run
     classes = np.concatenate([theirs[f"sampled_classes{i}"] for i in range(len(case.evaluation["image_sizes"]))])
     assert np.sum(rois.valid) == len(classes)
     assert np.sum(rois.classes > 0) == np.sum(classes < case.network.config.num_classes)
     assert len(parts) == sum(name.startswith("loss/") for name in theirs)
+    bound = BATCH_LOSSES if "bn_names" in theirs else LOSSES
     for ours, value in parts.items():
-        np.testing.assert_allclose(value, theirs[LOSS_NAMES[ours]], rtol=LOSSES, err_msg=ours)
+        np.testing.assert_allclose(value, theirs[LOSS_NAMES[ours]], rtol=bound, err_msg=ours)
 
 
 def test_golden_gradients(training_run):
-    theirs, gradients, _, _ = training_run
+    theirs, gradients, _, _, _ = training_run
     assert_same_gradients(detectron2_names.export_state({"params": gradients}), theirs)
+
+
+def test_golden_running_statistics(case, training_run):
+    """After one step with statistics of the batch."""
+    theirs, _, _, _, statistics = training_run
+    if "bn_names" not in theirs:
+        pytest.skip("there are no new running statistics")
+    variables = {**case.network.variables, **jax.tree.map(np.asarray, statistics)}
+    state = detectron2_names.export_state(variables)
+    for name, total, first in zip(*(theirs[key] for key in ("bn_names", "bn_sum", "bn_first8")), strict=True):
+        np.testing.assert_allclose(state[name].sum(dtype=np.float64), total, rtol=FEATURES, atol=1e-5, err_msg=name)
+        assert max_relative(state[name][:8], first) < FEATURES, name

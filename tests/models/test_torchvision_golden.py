@@ -153,7 +153,7 @@ def train_batch(case):
 
 
 def assert_same_training(case, theirs, run, bound=LOSSES):
-    gradients, parts, rois = run
+    gradients, parts, rois, _ = run
     assert np.sum(rois.classes > 0) == theirs["num_pos"].sum()
     assert len(parts) == sum(name.startswith("loss/") for name in theirs)
     for ours, value in parts.items():

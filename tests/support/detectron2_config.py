@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from mrcnn_jax.config import (
     BackboneConfig,
     BoxHeadConfig,
     FPNConfig,
+    HeadNormName,
     KeypointHeadConfig,
     MaskHeadConfig,
     ModelConfig,
@@ -24,7 +26,9 @@ FEATURES = {("p2", "p3", "p4", "p5"): "fpn", ("res4",): "c4", ("res5",): "dc5"}
 
 
 def read(path: Path) -> ModelConfig:
-    """Return the model of a complete Detectron2 configuration file (with all defaults)."""
+    """Return the model of a complete Detectron2 configuration file: YAML with all defaults, or JSON of a LazyConfig."""
+    if path.suffix == ".json":
+        return _lazy(json.loads(path.read_text())["model"])
     whole = yaml.safe_load(path.read_text())
     model = whole["MODEL"]
     heads, resnets = model["ROI_HEADS"], model["RESNETS"]
@@ -63,6 +67,70 @@ def read(path: Path) -> ModelConfig:
         mask=_mask(model["ROI_MASK_HEAD"]) if model["MASK_ON"] else None,
         keypoint=_keypoint(model["ROI_KEYPOINT_HEAD"]) if model["KEYPOINT_ON"] else None,
     )
+
+
+def _lazy(model: dict[str, Any]) -> ModelConfig:
+    """The model of a LazyConfig with FPN and a box and a mask head; what is not in it has Detectron2's defaults."""
+    pyramid, rpn, heads = model["backbone"], model["proposal_generator"], model["roi_heads"]
+    stages, anchors = pyramid["bottom_up"]["stages"], rpn["anchor_generator"]
+    box, predictor, mask = heads["box_head"], heads["box_predictor"], heads["mask_head"]
+    return ModelConfig(
+        num_classes=heads["num_classes"],
+        channel_order=model["input_format"].lower(),
+        pixel_mean=tuple(model["pixel_mean"]),
+        pixel_std=tuple(model["pixel_std"]),
+        backbone=BackboneConfig(
+            name=f"resnet{stages['depth']}",
+            norm=NORMS[stages["norm"]],
+            stride_in_1x1=stages["stride_in_1x1"],
+            frozen_stages=pyramid["bottom_up"]["freeze_at"],
+        ),
+        fpn=FPNConfig(pyramid["out_channels"], NORMS[pyramid["norm"]]),
+        anchors=AnchorConfig(
+            sizes=tuple(tuple(map(float, sizes)) for sizes in anchors["sizes"]),
+            aspect_ratios=tuple(anchors["aspect_ratios"]),
+        ),
+        rpn=RPNConfig(
+            conv_layers=len(rpn["head"]["conv_dims"]),
+            positive_iou=rpn["anchor_matcher"]["thresholds"][1],
+            negative_iou=rpn["anchor_matcher"]["thresholds"][0],
+            batch_size=rpn["batch_size_per_image"],
+            positive_fraction=rpn["positive_fraction"],
+            pre_nms_top_k_train=rpn["pre_nms_topk"][0],
+            pre_nms_top_k_test=rpn["pre_nms_topk"][1],
+            post_nms_top_k_train=rpn["post_nms_topk"][0],
+            post_nms_top_k_test=rpn["post_nms_topk"][1],
+            nms_iou=rpn["nms_thresh"],
+        ),
+        roi=RoIConfig(
+            batch_size=heads["batch_size_per_image"],
+            positive_fraction=heads["positive_fraction"],
+            positive_iou=heads["proposal_matcher"]["thresholds"][0],
+            aligned=heads["box_pooler"]["pooler_type"] == "ROIAlignV2",
+            sampling_ratio=heads["box_pooler"]["sampling_ratio"],
+        ),
+        box=BoxHeadConfig(
+            pool_size=heads["box_pooler"]["output_size"],
+            conv_layers=len(box["conv_dims"]),
+            channels=box["conv_dims"][0],
+            norm=_lazy_norm(box),
+            fc_layers=len(box["fc_dims"]),
+            hidden=box["fc_dims"][0],
+            delta_weights=tuple(map(float, predictor["box2box_transform"]["weights"])),
+            score_threshold=predictor["test_score_thresh"],
+            max_detections=predictor["test_topk_per_image"],
+        ),
+        mask=MaskHeadConfig(
+            pool_size=heads["mask_pooler"]["output_size"],
+            conv_layers=len(mask["conv_dims"]) - 1,  # the last is the transposed convolution
+            channels=mask["conv_dims"][0],
+            norm=_lazy_norm(mask),
+        ),
+    )
+
+
+def _lazy_norm(head: dict[str, Any]) -> HeadNormName:
+    return "sync_bn" if "NaiveSyncBatchNorm" in head["conv_norm"] else NORMS[head["conv_norm"]]
 
 
 def _rpn(rpn: dict[str, Any], generator: dict[str, Any]) -> RPNConfig:

@@ -188,7 +188,7 @@ def assert_same_keypoints(ours: np.ndarray, theirs: np.ndarray, scores_atol: flo
 def losses_and_gradients(
     network: Network, images: np.ndarray, batch: Batch, *, positives: int, batch_statistics: bool = True
 ):
-    """Return gradients of the sum of all losses, the losses, and the sampled RoIs.
+    """Return gradients of the sum of all losses, the losses, the sampled RoIs, and the new running statistics.
 
     All RoIs are sampled. positives: the largest number of positive RoIs in an image, for the mask and keypoint heads.
     batch_statistics: whether batch norm uses statistics of the batch or the running ones.
@@ -202,10 +202,10 @@ def losses_and_gradients(
         apply = StatefulApply(model, {**variables, "params": params}, train=batch_statistics)
         parts, rois = two_stage_losses(apply, batch._replace(images=images), keys)
         parts = {name: total / jnp.maximum(count, 1) for name, (total, count) in parts.items()}
-        return sum(parts.values()), (parts, rois)
+        return sum(parts.values()), (parts, rois, apply.statistics())
 
-    gradients, (parts, rois) = run_once(jax.grad(loss, has_aux=True), variables["params"], variables, images)
-    return gradients, parts, rois
+    gradients, others = run_once(jax.grad(loss, has_aux=True), variables["params"], variables, images)
+    return gradients, *others
 
 
 def assert_same_gradients(ours: dict[str, np.ndarray], theirs: dict[str, np.ndarray], noise: float = 1e-7) -> None:

@@ -18,11 +18,13 @@ from mrcnn_jax.weights import detectron2_names, preprocessing, torchvision_names
 from mrcnn_jax.weights.coco_categories import COCO_CATEGORIES, coco_categories
 from mrcnn_jax.weights.io import weight_files
 from mrcnn_jax.weights.preprocessing import TORCHVISION, Preprocessing, apply_preprocessing, preprocessing_of
+from mrcnn_jax.weights.source import load_weights
 from mrcnn_jax.weights.transfer import import_weights, init_from_file, init_from_run
 
 pytestmark = pytest.mark.medium
 
 MSRA = Preprocessing("bgr", (103.53, 116.28, 123.675), (1.0, 1.0, 1.0), stride_in_1x1=True)
+OTHER = Preprocessing("rgb", (1.0, 2.0, 3.0), (4.0, 5.0, 6.0), stride_in_1x1=False, norm_eps=0.5)
 DETECTRON = MSRA._replace(pixel_mean=(102.9801, 115.9465, 122.7717))
 
 
@@ -45,8 +47,7 @@ def assert_trees_equal(ours, theirs):
 
 def with_other_fields(config):
     """The same network with other values in all fields that weights determine."""
-    other = Preprocessing("rgb", (1.0, 2.0, 3.0), (4.0, 5.0, 6.0), stride_in_1x1=False, norm_eps=0.5)
-    return dataclasses.replace(apply_preprocessing(config, other), num_classes=7)
+    return dataclasses.replace(apply_preprocessing(config, OTHER), num_classes=7)
 
 
 def save(folder, name, content):
@@ -61,10 +62,10 @@ def save(folder, name, content):
 
 @pytest.mark.parametrize("name", ["w.npz", "w.safetensors"])
 @pytest.mark.parametrize(
-    ("export", "expected"), [(torchvision_names.export_state, TORCHVISION), (detectron2_names.export_state, MSRA)]
+    ("export", "expected"), [(torchvision_names.export_state, TORCHVISION), (detectron2_names.export_state, OTHER)]
 )
 def test_weights_determine_configuration_fields(network, tmp_path, name, export, expected):
-    """Number of classes, preprocessing, stride and epsilon are those of the file."""
+    """Number of classes, preprocessing, stride and epsilon are those of the file if it states them."""
     config, variables = network
     path = save(tmp_path, name, export(variables))
     model, imported = import_weights(path, with_other_fields(config))
@@ -117,10 +118,22 @@ def test_detectron_blobs(network, as_blobs, tmp_path):
     ],
 )
 def test_preprocessing_of_detectron2_networks(variant, random_variables, name, author, expected):
-    config = variant(name)
+    state = detectron2_names.export_state(random_variables(variant(name)))
+    weights = load_weights({"model": state, "__author__": author})
+    assert weights.preprocessing == expected
+    assert weights.inferred == (author != "torchvision")
+
+
+@pytest.mark.parametrize("name", ["scratch_mask_rcnn_R_50_FPN_3x_gn", "scratch_mask_rcnn_R_50_FPN_9x_syncbn"])
+def test_preset_determines_what_a_detectron2_file_does_not_state(variant, random_variables, name):
+    """Pixels of models trained from random weights are scaled or not, which their tensors do not show."""
+    preset = preprocessing_of(presets.detectron2_model(f"Misc/{name}"))
+    config = apply_preprocessing(variant("gn everywhere"), preset)
     state = detectron2_names.export_state(random_variables(config))
-    model, _ = import_weights({"model": state, "__author__": author}, config)
-    assert preprocessing_of(model) == expected
+    assert preprocessing_of(import_weights(state, config)[0]) == preset
+    state |= {"pixel_mean": np.float32([4, 5, 6]), "pixel_std": np.float32([1, 1, 2])}
+    stated = preprocessing_of(import_weights(state, config)[0])
+    assert (stated.pixel_mean, stated.pixel_std) == ((4.0, 5.0, 6.0), (1.0, 1.0, 2.0))
 
 
 @pytest.mark.parametrize(

@@ -12,11 +12,11 @@ from pathlib import Path
 
 import numpy as np
 
+from mrcnn_jax.config.dataset_categories import CITYSCAPES
 from mrcnn_jax.errors import DataError, format_list
 from mrcnn_jax.tools.convert import files, labels
 from mrcnn_jax.tools.convert.writer import Annotation, Conversion
 
-NAMES = {24: "person", 25: "rider", 26: "car", 27: "truck", 28: "bus", 31: "train", 32: "motorcycle", 33: "bicycle"}
 _IMAGE, _MASK = "_leftImg8bit", "_gtFine_instanceIds"
 
 
@@ -41,7 +41,7 @@ def convert(root: Path, split: str) -> Conversion:
         (f"annotations without an image in {images}", unmatched_masks, advice.format("leftImg8bit")),
     )
     pairs = {file: [annotations / mask_files[name]] for name, file in image_files.items()}
-    return Conversion(images, dict(NAMES), files.convert_images(root, images, pairs, _annotations))
+    return Conversion(images, dict(CITYSCAPES), files.convert_images(root, images, pairs, _annotations))
 
 
 def _by_name(found: Iterable[Path], ending: str) -> dict[str, Path]:
@@ -52,7 +52,7 @@ def _by_name(found: Iterable[Path], ending: str) -> dict[str, Path]:
 def _annotations(paths: Sequence[Path], size: tuple[int, int]) -> list[Annotation]:
     values = labels.read(paths[0], size)
     classes = np.where(values >= 1000, values // 1000, values)
-    regions = labels.encode_regions(paths[0], np.where(np.isin(classes, list(NAMES)), values, 0))
+    regions = labels.encode_regions(paths[0], np.where(np.isin(classes, list(CITYSCAPES)), values, 0))
     return [
         {"category_id": value // 1000 if value >= 1000 else value, "iscrowd": int(value < 1000), **region}
         for value, region in regions.items()

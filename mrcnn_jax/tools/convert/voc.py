@@ -22,6 +22,7 @@ from typing import NamedTuple
 import numpy as np
 from pycocotools import mask as coco_mask
 
+from mrcnn_jax.config.dataset_categories import VOC
 from mrcnn_jax.data import file_names, image_formats
 from mrcnn_jax.errors import DataError, format_list
 from mrcnn_jax.tools.convert import files, labels, voc_xml
@@ -30,10 +31,7 @@ from mrcnn_jax.tools.convert.files import ConversionError
 from mrcnn_jax.tools.convert.voc_xml import VOCAnnotation, VOCObject
 from mrcnn_jax.tools.convert.writer import Annotation, Conversion, ConvertedImage, Note
 
-NAMES = (
-    *("aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow"),
-    *("diningtable", "dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor"),
-)
+NAMES = tuple(VOC.values())
 _VOID = (255, 0xE0E0C0)  # palette index, and color in images that were saved in colors
 _MATCH_IOU = 0.5  # minimum, for a box to determine the class of an instance
 

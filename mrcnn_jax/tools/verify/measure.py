@@ -55,7 +55,7 @@ def recipe(entry: ZooEntry, root: Path, overrides: Sequence[str], limit: int | N
             f"the published AP of {entry.name} is by the rules of {entry.data}, not COCO's; see mrcnn eval"
         )
     model = ModelConfig(keypoint=None if entry.keypoint_ap is None else KeypointHeadConfig())
-    config = presets.coco(entry.name, model, "1x")
+    config = presets.published(entry.name, model)
     data = dataclasses.replace(config.data, root=str(root))
     config = dataclasses.replace(config, data=data, eval=dataclasses.replace(config.eval, overlays=0))
     config = apply_overrides(config, overrides)
