@@ -36,7 +36,7 @@ def main(arguments: Sequence[str]) -> int:
     if options.limit is not None and options.limit < 1:
         raise ConfigError(f"--limit={options.limit}: give a number of images from 1")
     files.check_output(options.output, "--output", folder=True)
-    entries = [entry for entry in zoo.ENTRIES if entry.data == "COCO"]
+    entries = [entry for entry in zoo.ENTRIES if entry.data == "COCO" and report.published_ap(entry)]
     if options.names:
         entries = list(dict.fromkeys(map(zoo.find, options.names)))
     from mrcnn_jax.tools.verify import measure

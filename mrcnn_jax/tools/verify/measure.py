@@ -54,13 +54,13 @@ def recipe(entry: ZooEntry, root: Path, overrides: Sequence[str], limit: int | N
         raise ConfigError(
             f"the published AP of {entry.name} is by the rules of {entry.data}, not COCO's; see mrcnn eval"
         )
-    if limit and entry.data.startswith("LVIS"):
-        raise ConfigError(f"--limit: {entry.name} is scored by LVIS's rules, which need all images; leave it out")
     model = ModelConfig(keypoint=None if entry.keypoint_ap is None else KeypointHeadConfig())
-    config = presets.coco(entry.name, model, "1x")
+    config = presets.published(entry.name, model)
     data = dataclasses.replace(config.data, root=str(root))
     config = dataclasses.replace(config, data=data, eval=dataclasses.replace(config.eval, overlays=0))
     config = apply_overrides(config, overrides)
+    if entry.data.startswith("LVIS") and (limit or config.data.eval.image_ids):
+        raise ConfigError(f"{entry.name} is scored by LVIS's rules: omit --limit and data.eval.image_ids")
     for path in (config.data.eval.annotations, config.data.eval.images):
         if not (Path(config.data.root) / path).exists():
             raise DataError(
@@ -93,7 +93,6 @@ def measure(
         weights=files.file_hash(weights, "sha256"),
         data=hashlib.sha256(json.dumps(dataset.fingerprint()).encode()).hexdigest()[:16],
         overrides=sorted(text for text in overrides if text.partition("=")[0] not in PATH_FIELDS),
-        limit=len(dataset) if images.is_part else None,
         version=mrcnn_jax.__version__,
         published=published_ap(entry),
         images=len(dataset),
@@ -120,7 +119,7 @@ def measure(
 
 
 def _evaluate(config: Config, variables: object, dataset: Dataset, folder: Path, published: dict[str, float]) -> Scores:
-    """Evaluate the model and return the scores of one process."""
+    """Evaluate the model and return the scores."""
     scorable = scorable_iou_types(config, dataset)
     for iou_type in published:
         if iou_type not in scorable:

@@ -10,13 +10,13 @@ from pathlib import Path
 
 from mrcnn_jax.errors import DataError
 from mrcnn_jax.evaluation.notes import NAMES
-from mrcnn_jax.weights.zoo import ENTRIES, ZooEntry
+from mrcnn_jax.weights import zoo
 
 DEVIATIONS = 1.5  # bootstrap standard deviations that AP of a part of the images may differ
 RULES = (
     "All images: AP, rounded to one decimal as the published AP is, may differ by 0.1. Part of the images: by"
-    f" {DEVIATIONS} standard deviations of AP over 200 bootstrap samples of them; by chance one correct AP in seven differs"
-    " more."
+    f" {DEVIATIONS} standard deviations of AP over 200 bootstrap samples of them; by chance, one correct AP in seven"
+    " differs more."
 )
 
 
@@ -28,7 +28,6 @@ class Report:
     weights: str  # SHA-256 of the file
     data: str  # hash of the evaluated images and annotations, see `Dataset.fingerprint`
     overrides: list[str]  # of the configuration, except for paths
-    limit: int | None  # number of images; None: all
     version: str  # of mrcnn_jax
     published: dict[str, float]
     images: int
@@ -60,7 +59,7 @@ class Report:
 
     def is_of(self, other: Report) -> bool:
         """Whether both are of the same weights, data and settings, by the same version."""
-        names = ("name", "weights", "data", "overrides", "limit", "version", "published")
+        names = ("name", "weights", "data", "overrides", "version", "published")
         return all(getattr(self, name) == getattr(other, name) for name in names)
 
 
@@ -73,10 +72,12 @@ def read_json(path: Path) -> list[Report]:
     """Return the reports of a file. Raises DataError if it is not one that `to_json` wrote."""
     try:
         entries = json.loads(path.read_text())
-        return [Report(**{name: value for name, value in entry.items() if name != "passed"}) for entry in entries]
+        reports = [Report(**{name: value for name, value in entry.items() if name != "passed"}) for entry in entries]
+        to_markdown(reports)  # fails if a number is missing
+        return reports
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error.strerror}") from None
-    except (ValueError, TypeError, AttributeError):
+    except (ValueError, TypeError, KeyError, AttributeError):
         raise DataError(f"{path} is not a report of `mrcnn verify`; give a report.json") from None
 
 
@@ -107,7 +108,7 @@ def _rows(report: Report) -> Iterator[str]:
         )
 
 
-def published_ap(entry: ZooEntry) -> dict[str, float]:
+def published_ap(entry: zoo.ZooEntry) -> dict[str, float]:
     """Return the published AP in percent by iou_type."""
     values = {"bbox": entry.box_ap, "segm": entry.mask_ap, "keypoints": entry.keypoint_ap}
     return {iou_type: value for iou_type, value in values.items() if value is not None}
@@ -116,7 +117,7 @@ def published_ap(entry: ZooEntry) -> dict[str, float]:
 def table(reports: Sequence[Report]) -> str:
     """Return a table of all published detection weights, with the reports on each or "not yet reported"."""
     lines = ["| weights | data | published AP | measured AP |", "|---|---|---|---|"]
-    for entry in ENTRIES:
+    for entry in zoo.ENTRIES:
         if published := published_ap(entry):
             measured = "; ".join(_summary(report) for report in reports if report.name == entry.name)
             row = (entry.name, entry.data, _numbers(published), measured or "not yet reported")

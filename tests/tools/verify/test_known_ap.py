@@ -73,7 +73,8 @@ def instances(records):
         if "segmentation" in record:
             annotation["segmentation"] = rle(np.roll(coco_mask.decode(record["segmentation"]), shift, axis=1))
         if "keypoints" in record:
-            points = np.reshape(record["keypoints"], (17, 3)) + [shift / 2, 0, 0]
+            points = np.reshape(record["keypoints"], (17, 3))
+            points[:, 0] += shift / 2
             points[:, 2] = 2
             annotation |= {"keypoints": points.ravel().tolist(), "num_keypoints": 17}
         annotations.append(annotation)

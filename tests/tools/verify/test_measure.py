@@ -10,7 +10,7 @@ import pytest
 
 from mrcnn_jax.cli import main
 from mrcnn_jax.config import EvalConfig, ModelConfig
-from mrcnn_jax.evaluation import coco_metrics
+from mrcnn_jax.evaluation import coco_metrics, evaluate
 from mrcnn_jax.evaluation.bootstrap import ap_deviation
 from mrcnn_jax.tools.verify import measure
 from mrcnn_jax.weights import zoo
@@ -41,7 +41,7 @@ def verify(coco_folder, tmp_path, monkeypatch, capsys):
     ]
     calls = []
 
-    def evaluate(config, variables, workdir, *, dataset, report, quiet):
+    def fake_evaluation(config, variables, workdir, *, dataset, report, quiet):
         calls.append((config.name, dataset.ids.tolist()))
         if len(calls) == state.interrupt_at:
             raise KeyboardInterrupt
@@ -78,7 +78,7 @@ def verify(coco_folder, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(zoo, "ENTRIES", tuple(entries))
     monkeypatch.setattr(measure.zoo_files, "fetch", lambda entry: weights)
     monkeypatch.setattr(measure.reference_models, "load", load)
-    monkeypatch.setattr(measure, "evaluate_model", evaluate)
+    monkeypatch.setattr(measure, "evaluate_model", fake_evaluation)
     return state
 
 
@@ -108,7 +108,7 @@ def test_some_images_have_a_larger_tolerance(verify, monkeypatch, coco_folder):
     status, output, calls = verify.run("one", "--limit=5")
     assert (status, calls) == (0, [("one", [99, 98, 96, 95, 94])])
     [report] = reports(verify)
-    assert (report["limit"], report["images"]) == (5, 5)
+    assert report["images"] == 5
     ap = report["measured"]["bbox"]
     assert ap == pytest.approx(100 * (1 + 61 / 101) / 2)
     scores = coco_metrics.score(
@@ -124,7 +124,7 @@ def test_some_images_have_a_larger_tolerance(verify, monkeypatch, coco_folder):
 
 def test_a_limit_above_the_number_of_images_means_all(verify):
     assert verify.run("one", "--limit=7")[1].count("| 0.10 | **fail** |") == 1
-    assert reports(verify)[0]["limit"] is None
+    assert not reports(verify)[0]["deviations"]
 
 
 def test_results_are_used_again_unless_something_changed(verify, monkeypatch, coco_folder):
@@ -172,7 +172,7 @@ def test_an_interrupted_command_continues(verify, monkeypatch):
     [
         (["backbone"], "backbone has no published AP: it is a backbone"),
         (["streets"], "the published AP of streets is by the rules of Cityscapes"),
-        (["many", "--limit=3"], "--limit: many is scored by LVIS's rules"),
+        (["many", "--limit=3"], "many is scored by LVIS's rules: omit --limit"),
         (["masks"], "coco.json has no masks, for which masks has an AP"),
         (["one", "--limit=0"], "--limit=0: give a number of images from 1"),
         (["on"], "there are no published weights 'on'; the nearest names are one"),
@@ -197,3 +197,13 @@ def test_missing_data_is_found_before_the_weights_are_fetched(verify, monkeypatc
     status, output, _ = verify.run("one", data=tmp_path / "missing")
     assert status == 2
     assert f"{tmp_path / 'missing'} has no coco.json" in output
+
+
+def test_data_of_other_categories_is_refused(verify, monkeypatch, coco_folder):
+    monkeypatch.setattr(measure, "evaluate_model", evaluate.evaluate_model)
+    coco_folder.content["categories"] = [{"id": 20, "name": "cat"}, {"id": 3, "name": "boat"}]
+    coco_folder.save()
+    status, output, _ = verify.run("one")
+    assert status == 2
+    assert "the model's categories differ from those of the data" in output
+    assert "id 20: model 'kite', data 'cat'" in output
