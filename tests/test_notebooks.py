@@ -41,6 +41,12 @@ class TestStoredNotebook:
         assert not [link for link in LINK.findall(text) if not (path.parent / link).exists()]
 
 
+def test_first_notebook_begins_with_the_installation():
+    cells = json.loads(NOTEBOOKS[0].read_text())["cells"]
+    first = next(cell for cell in cells if cell["cell_type"] == "code")
+    assert '%pip install --quiet "mrcnn-jax[' in "".join(first["source"])
+
+
 @pytest.fixture
 def clone(tmp_path, monkeypatch):
     """A temporary folder that looks like a clone, for the files that notebooks write."""
