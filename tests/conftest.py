@@ -176,8 +176,11 @@ def rewrite_later() -> Callable[[Path], None]:
 
 
 @pytest.fixture
-def download_server(monkeypatch: pytest.MonkeyPatch) -> Iterator[file_server.FileServer]:
-    """A file server that stands for all servers (`MRCNN_JAX_MIRROR`), for this process and subprocesses."""
+def download_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[file_server.FileServer]:
+    """A file server that stands for all servers (`MRCNN_JAX_MIRROR`), and empty caches; subprocesses have them, too."""
+    for name in ("MRCNN_JAX_CACHE", "TORCH_HOME", "FVCORE_CACHE"):
+        monkeypatch.setenv(name, str(tmp_path / "caches" / name))
+    monkeypatch.delenv("MRCNN_JAX_OFFLINE", raising=False)
     with file_server.serve({}) as server:
         monkeypatch.setenv("MRCNN_JAX_MIRROR", server.url)
         monkeypatch.setenv("no_proxy", "127.0.0.1")

@@ -39,6 +39,9 @@ def _list(_: argparse.Namespace) -> None:
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for row in rows:
         print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+    print("\nOut of scope, because of parts that mrcnn_jax does not have:")
+    for part, names in zoo.OUT_OF_SCOPE.items():
+        print(f"  {part}: {', '.join(names)}")
 
 
 def _row(entry: zoo.ZooEntry) -> tuple[str, ...]:

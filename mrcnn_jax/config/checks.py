@@ -28,7 +28,8 @@ def _problems(config: Config) -> Iterator[str]:
     if needs_initial_weights(model) and not config.init:
         yield (
             "model.backbone has frozen batch norm or frozen stages, but init is empty: frozen layers would keep their"
-            " random values. Give init=FILE or init=zoo:NAME, or set model.backbone.norm=gn and model.backbone.frozen_stages=0"
+            " random values. Give init=FILE or init=zoo:NAME, or set model.backbone.norm=gn and"
+            " model.backbone.frozen_stages=0"
         )
     yield from _backbone_problems(model)
     if model.features == "c4":

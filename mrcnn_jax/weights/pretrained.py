@@ -37,7 +37,7 @@ def load_pretrained(
     entry = zoo.find(name)
     if not entry.is_detector:
         raise ConfigError(
-            f"{entry.name} has the weights of a backbone, not of a detection model: train one with init=zoo:{entry.name}"
+            f"{entry.name} is a backbone without a detection head: train a model with --config.init=zoo:{entry.name}"
         )
     origin, model = reference_models.preset_of(entry)
     return reference_models.load(zoo_files.fetch(entry), origin, model, recipe, exact=exact)

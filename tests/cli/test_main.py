@@ -37,9 +37,8 @@ def test_unknown_command_is_refused_with_the_known_ones(capsys):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ((), "no model: give --model=RUN"),
+        ((), "no model: give --model=RUN or --model=NAME"),
         (("--weights=a.pth",), "--weights=FILE needs --model=NAME"),
-        (("--model=maskrcnn_resnet50_fpn",), "the reference model maskrcnn_resnet50_fpn needs --weights=FILE"),
         (("--model=a", "--workdir=b"), "--workdir names a second model"),
         (("--model=maskrcnn_resnet50_fpn", "--weights=a.pth", "--workdir=b"), "--workdir names a second model"),
         (("--model=a", "--trash=1"), "unknown argument --trash=1"),

@@ -1,23 +1,29 @@
-"""`eval.py` and `predict.py` with weights of reference implementations; messages for invalid arguments."""
+"""`eval.py` and `predict.py` with weights of reference implementations, in files or published; `mrcnn weights`."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import runpy
+import shutil
 import sys
 from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
+from support.published import publish
 
+from mrcnn_jax.cli import main as mrcnn
 from mrcnn_jax.config import Config, DataConfig, ShapesConfig, SplitConfig, presets, to_json
 from mrcnn_jax.data.dataset import load_split
 from mrcnn_jax.inference import detector
+from mrcnn_jax.inference.predictor import Predictor
 from mrcnn_jax.models.mask_rcnn import build_model, variable_shapes
 from mrcnn_jax.runtime import compilation_cache
 from mrcnn_jax.structures import Detections
+from mrcnn_jax.weights import torchvision_names
 from mrcnn_jax.weights.detectron2_names import export_state
 from mrcnn_jax.weights.io import weight_files
 
@@ -117,9 +123,10 @@ def test_prediction_with_reference_weights(case, monkeypatch):
     [
         ("eval.py", [], "no model: give --model=RUN"),
         ("eval.py", ["--weights=a.pth"], "--model missing"),
-        ("eval.py", ["--model=maskrcnn_resnet50_fpn"], "--weights missing"),
+        ("eval.py", ["--model=maskrcnn_resnet50_fpm"], "the nearest names are maskrcnn_resnet50_fpn"),
+        ("eval.py", ["--model=runs/mine"], "--model=runs/mine: there is no such folder"),
         ("eval.py", ["--weights=a.pth", "--model=mask_rcnn_R_50"], "mask_rcnn_R_50_DC5"),
-        ("eval.py", ["--workdir=a", "--config=b.py"], "--config=FILE needs --weights"),
+        ("eval.py", ["--workdir=a", "--config=b.py"], "--config=FILE needs --model=NAME"),
         ("eval.py", ["--weights=a.pth", "--model=maskrcnn"], "maskrcnn_resnet50_fpn_v2"),
         ("eval.py", ["--weights=a.pth", "--model=maskrcnn_resnet50_fpn"], "a.pth"),
         ("predict.py", ["a.jpg", "--output=b"], "no model: give --model=RUN"),
@@ -132,6 +139,76 @@ def test_invalid_arguments(name, arguments, message, monkeypatch, capsys, tmp_pa
     assert command(monkeypatch, name, *arguments) == 2
     assert message in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
+
+
+@pytest.fixture
+def published(case, download_server, monkeypatch):
+    """Serve the weights of the small model as `maskrcnn_resnet50_fpn`; returns the server."""
+    model = dataclasses.replace(
+        presets.torchvision(),
+        **{
+            name: getattr(presets.detectron2_model("small_R_18"), name)
+            for name in ("num_classes", "category_ids", "category_names", "fpn", "backbone")
+        },
+    )
+    model = dataclasses.replace(
+        model,
+        box=dataclasses.replace(model.box, hidden=8),
+        mask=dataclasses.replace(model.mask, channels=8),
+    )
+    monkeypatch.setattr(presets, "torchvision_model", {"maskrcnn_resnet50_fpn": model}.__getitem__)
+    shapes = variable_shapes(build_model(model))
+    weight_files.write(
+        "published.npz",
+        torchvision_names.export_state(jax.tree.map(lambda leaf: np.ones(leaf.shape, np.float32), shapes)),
+    )
+    publish(download_server, monkeypatch.setattr, "maskrcnn_resnet50_fpn", Path("published.npz").read_bytes())
+    return download_server
+
+
+def test_prediction_with_published_weights(published, case, monkeypatch, capsys):
+    """The first call downloads, the second one asks no server; --output has a default."""
+    image = next(Path("data/val").iterdir())
+    for _ in range(2):
+        assert command(monkeypatch, "predict.py", "--model=maskrcnn_resnet50_fpn", image) == 0
+    assert [path for path, _ in published.requests] == ["/models/maskrcnn_resnet50_fpn_coco-bf2d0c1e.pth"]
+    assert sorted(os.listdir("results")) == [image.name, "results.json", "summary.json"]
+    assert len(case[2]) == 2
+    published.files.clear()
+    shutil.rmtree("caches")
+    assert command(monkeypatch, "predict.py", "--model=maskrcnn_resnet50_fpn", image) == 2
+    assert "HTTP 404" in capsys.readouterr().err
+
+
+def test_evaluation_of_published_weights(published, case, monkeypatch):
+    _, recipe, inputs = case
+    assert command(monkeypatch, "eval.py", "--model=maskrcnn_resnet50_fpn", f"--config={recipe}") == 0
+    assert len(inputs) == 2
+    assert Path("runs/maskrcnn_resnet50_fpn/evaluation/metrics.json").is_file()
+
+
+def test_predictor_of_published_weights(published, case):
+    predict = Predictor.from_pretrained("maskrcnn_resnet50_fpn")
+    assert (predict.config.name, predict.config.eval.resize) == ("maskrcnn_resnet50_fpn", "torchvision")
+    predict([np.zeros((30, 40, 3), np.uint8)])
+    assert Predictor.from_pretrained("maskrcnn_resnet50_fpn", exact=False).config.eval.resize == "bucket"
+
+
+def test_fetch_and_list(published, capsys):
+    def cached():
+        assert mrcnn(["weights", "list"]) == 0
+        heading, *lines = capsys.readouterr().out.splitlines()
+        assert heading.split()[0] == "name"
+        (line,) = [line for line in lines if line.startswith("maskrcnn_resnet50_fpn ")]
+        assert line.split()[1:-1] == ["torchvision", "BSD-3-Clause", "178", "COCO", "37.9", "34.6", "-"]
+        assert any(line.startswith("  RegNet: new_baselines/mask_rcnn_regnetx_4gf") for line in lines)
+        return line.split()[-1]
+
+    assert cached() == "no"
+    assert mrcnn(["weights", "fetch", "maskrcnn_resnet50_fpn"]) == 0
+    assert "/models/maskrcnn_resnet50_fpn_coco-bf2d0c1e.pth" in capsys.readouterr().out
+    assert cached() == "yes"
+    assert len(published.requests) == 1
 
 
 def test_weights_of_another_model(case, monkeypatch, capsys):

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import shutil
 
 import jax
 import numpy as np
 import pytest
 from support import linear
+from support.published import publish
 
 from mrcnn_jax.checkpoints.manager import load_variables
 from mrcnn_jax.checkpoints.workdir import read_config
 from mrcnn_jax.cli import main as mrcnn
 from mrcnn_jax.config import Config
-from mrcnn_jax.errors import ConfigError
+from mrcnn_jax.errors import ConfigError, DownloadError
 from mrcnn_jax.models.mask_rcnn import build_model, variable_shapes
 from mrcnn_jax.training import init as init_module
 from mrcnn_jax.training.init import initial_variables, resolve_init
@@ -170,3 +172,25 @@ def test_unusable_initial_weights_are_named(recipe, coco_model, tmp_path):
     weight_files.write(tmp_path / "incomplete.npz", state)
     with pytest.raises(ConfigError, match=r"do not fit the model:\n  missing: backbone\.bottom_up\.res3\.0\.conv1"):
         initialize(tmp_path / "incomplete.npz")
+
+
+def test_published_weights_are_downloaded_once(recipe, coco_model, download_server, monkeypatch, tmp_path):
+    """A resumed run needs neither the server nor the file."""
+    weight_files.write(tmp_path / "coco.npz", torchvision_names.export_state(coco_model))
+    publish(download_server, monkeypatch.setattr, "maskrcnn_resnet50_fpn", (tmp_path / "coco.npz").read_bytes())
+    config = dataclasses.replace(recipe, init="zoo:maskrcnn_resnet50_fpn")
+    train(config, tmp_path / "run")
+    resolved, variables = load_variables(tmp_path / "run")
+    assert resolved.init == "zoo:maskrcnn_resnet50_fpn"
+    assert preprocessing_of(resolved.model) == TORCHVISION
+    jax.tree.map(np.testing.assert_array_equal, variables["frozen"], coco_model["frozen"])
+    initial_variables(resolved, jax.random.key(0))
+    assert len(download_server.requests) == 1
+    shutil.rmtree(tmp_path / "caches")
+    monkeypatch.setenv("MRCNN_JAX_OFFLINE", "1")
+    longer = dataclasses.replace(config, train=dataclasses.replace(config.train, steps=3))
+    assert int(train(longer, tmp_path / "run").step) == 3
+    with pytest.raises(DownloadError, match="MRCNN_JAX_OFFLINE"):
+        train(config, tmp_path / "other")
+    with pytest.raises(ConfigError, match="no published weights 'maskrcnn'"):
+        initial_variables(dataclasses.replace(config, init="zoo:maskrcnn"), jax.random.key(0))
