@@ -25,6 +25,11 @@ configuration overrides:
                         --config.data.root=DIR (fields: docs/configuration.md)
 """
 
+MODEL_HELP = (
+    "work directory of a run; the name of a published model (`mrcnn weights list`), such as maskrcnn_resnet50_fpn_v2; a"
+    " folder of `mrcnn export`, or hf://OWNER/NAME with one"
+)
+
 
 def make_parser(command: str, description: str | None, *, overrides: bool = False) -> argparse.ArgumentParser:
     """Return the argument parser of `mrcnn COMMAND`. With `overrides`, `parse` accepts `--config.NAME=VALUE`."""
@@ -59,8 +64,7 @@ def add_model(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of `model_source`."""
     group = parser.add_argument_group("model", "Give --model=RUN, --model=NAME, or --model=NAME and --weights=FILE.")
     expand = os.path.expanduser  # in text, because a run may be in a remote store
-    names = "a published model (`mrcnn weights list`), such as maskrcnn_resnet50_fpn_v2"
-    add(group, "--model", "NAME_OR_RUN", f"work directory of a run, or the name of {names}", expand)
+    add(group, "--model", "NAME_OR_RUN", MODEL_HELP, expand)
     add_checkpoint(group)
     weights = ".pth, .pkl, .npz or .safetensors file; default: the published ones, which are downloaded on first use"
     add(group, "--weights", "FILE", f"weights of the torchvision or Detectron2 model NAME: a {weights}", expand)

@@ -2,8 +2,8 @@
 
 Formats:
   folder  config.json, model.safetensors and README.md, to give away, for
-          example on the Hugging Face Hub. Every command and the recipe field
-          `init` take DIR in place of a run.
+          example on the Hugging Face Hub. `mrcnn predict`, `mrcnn eval` and the
+          field `init` of a recipe take DIR in place of a run.
 
 The averaged weights are written if the run has them. README.md is a draft of a
 model card: fill in what it asks for. An earlier export in DIR is replaced,
@@ -27,7 +27,7 @@ from mrcnn_jax.weights import release
 
 def main(arguments: Sequence[str]) -> None:
     parser = common.make_parser("export", __doc__)
-    common.add(parser, "model", "RUN", "work directory of a run", os.path.expanduser)
+    common.add(parser, "model", "NAME_OR_RUN", common.MODEL_HELP, os.path.expanduser)
     common.add(parser, "folder", "DIR", "folder to write")
     parser.add_argument("--format", choices=("folder",), required=True, help="what to write")
     common.add_checkpoint(parser)

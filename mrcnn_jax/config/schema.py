@@ -165,7 +165,7 @@ class Config(Settings):
     """A recipe: model, data, optimizer, training and evaluation."""
 
     name: str = "mask_rcnn"
-    init: FilePath = ""  # initial weights: file, zoo:NAME or run; required if layers are frozen
+    init: FilePath = ""  # initial weights: file, zoo:NAME, hf://NAME, run or export; required if layers are frozen
     model: ModelConfig = field(default_factory=ModelConfig)
     data: DataConfig = field(default_factory=DataConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)

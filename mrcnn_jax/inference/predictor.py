@@ -54,7 +54,9 @@ class Predictor:
         return cls(*load_variables(workdir, checkpoint))
 
     @classmethod
-    def from_pretrained(cls, name: str, revision: str | None = None, *, exact: bool = True) -> Predictor:
+    def from_pretrained(
+        cls, name: str | os.PathLike[str], revision: str | None = None, *, exact: bool = True
+    ) -> Predictor:
         """Load a published model by name, such as "maskrcnn_resnet50_fpn_v2", or a folder written by `mrcnn export`.
 
         The folder may be on the Hugging Face Hub: "hf://owner/name", or "hf://owner/name@COMMIT"; `revision` is another

@@ -40,11 +40,10 @@ def resolve_init(config: Config, workdir: epath.PathLike, key: jax.Array) -> tup
 def initial_variables(config: Config, key: jax.Array) -> tuple[Config, Variables]:
     """Return the configuration and the variables loaded from `config.init`, or random ones if it is empty.
 
-    `config.init` is a weight file, "zoo:" and the name of published weights, `efficientnet_names.PACKAGE_INIT`, the
-    work directory of another run, or a release folder, which may be on the Hugging Face Hub (`hub`). The configuration
-    gets the preprocessing, stride and epsilon that go with the weights.
-    Raises ConfigError if `config.init` does not exist, cannot be read or does not fit the model, DownloadError if
-    published weights cannot be downloaded.
+    `config.init` is a weight file, "zoo:NAME" for published weights, `efficientnet_names.PACKAGE_INIT`, the work
+    directory of another run, or a release folder, which may be on the Hugging Face Hub (`hub`). The configuration gets
+    the preprocessing, stride and epsilon that go with the weights.
+    Raises ConfigError if `config.init` does not exist, cannot be read or does not fit the model, and DownloadError.
     """
     if not config.init:
         return config, init_variables(build_model(config.model), key)

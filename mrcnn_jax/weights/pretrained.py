@@ -12,7 +12,7 @@ from mrcnn_jax.weights import hub, reference_models, release, zoo, zoo_files
 
 
 def load_pretrained(
-    name: str, recipe: Config | None = None, *, exact: bool = True, revision: str | None = None
+    name: str | os.PathLike[str], recipe: Config | None = None, *, exact: bool = True, revision: str | None = None
 ) -> tuple[Config, Any]:
     """Return the configuration and the variables of a pretrained model; it is downloaded on first use.
 
@@ -27,6 +27,7 @@ def load_pretrained(
     Raises ConfigError for an unknown name and for weights without a detector, DownloadError if the weights cannot be
     downloaded, WeightsError if they cannot be used.
     """
+    name = os.path.expanduser(name)
     if name.startswith(hub.PREFIX):
         return _of_release(hub.fetch(name, revision), recipe, exact)
     if revision is not None:

@@ -49,8 +49,8 @@ def read(folder: str | os.PathLike[str]) -> tuple[Config, Variables]:
     folder = Path(folder)
     if missing := [name for name in (CONFIG, WEIGHTS) if not (folder / name).is_file()]:
         raise WeightsError(
-            f"{folder} has no {' and no '.join(missing)}: it is not a complete release folder, as `mrcnn export`"
-            " writes; get it again"
+            f"{folder} has no {' and no '.join(missing)}: it is not a complete folder of `mrcnn export`; get it"
+            " again (a run is loaded with Predictor.from_checkpoint)"
         )
     config = _read_config(folder / CONFIG)
     path = folder / WEIGHTS

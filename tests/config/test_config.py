@@ -364,7 +364,7 @@ def test_recipe_by_name(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert load_config("people", ["train.steps=2"]).train.steps == 2
     assert load_config("people").name == "people"
-    with pytest.raises(ConfigError, match="recipes of mrcnn_jax are given by name: quickstart$"):
+    with pytest.raises(ConfigError, match=r"recipes of mrcnn_jax are given by name: quickstart$"):
         load_config("configs/quikstart.py")
     (tmp_path / "people").write_text("")  # a file of this name is meant
     with pytest.raises(ConfigError, match="is not a Python file"):

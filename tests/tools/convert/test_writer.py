@@ -19,7 +19,6 @@ from mrcnn_jax.tools.convert.files import ConversionError
 from mrcnn_jax.tools.convert.writer import Conversion, ConvertedImage
 
 
-
 def conversion(count: int) -> Conversion:
     """Images in reverse order; every third has no instance."""
     boxes = [{"category_id": 7, "bbox": [1, 2, 3, 4], "area": 12}, {"category_id": 2, "bbox": [0, 0, 1, 1], "area": 1}]
