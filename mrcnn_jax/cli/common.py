@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 from mrcnn_jax.config import Config
 from mrcnn_jax.distributed import cluster, failure
-from mrcnn_jax.errors import DISK_FULL, ConfigError, ProcessLostError
+from mrcnn_jax.errors import DISK_FULL, ProcessLostError
 from mrcnn_jax.runtime.files import is_remote, user_path
 from mrcnn_jax.weights import pretrained, reference_models
 
@@ -93,7 +93,7 @@ def model_source(parser: argparse.ArgumentParser, options: argparse.Namespace) -
         origin = reference_models.origin_of(model)
         return ModelSource(None, functools.partial(reference_models.load, weights, origin, model))
     if model is not None and not os.path.isdir(model) and not is_remote(model):
-        return ModelSource(None, functools.partial(_load_pretrained, model))
+        return ModelSource(None, functools.partial(pretrained.load_pretrained, model))
     run = model or workdir
     if run is None:
         parser.error("no model: give --model=RUN or --model=NAME")
@@ -104,13 +104,6 @@ def model_source(parser: argparse.ArgumentParser, options: argparse.Namespace) -
         return load_variables(run, options.checkpoint)
 
     return ModelSource(run, load)
-
-
-def _load_pretrained(model: str, recipe: Config | None = None) -> tuple[Config, Any]:
-    try:
-        return pretrained.load_pretrained(model, recipe)
-    except ConfigError as error:
-        raise ConfigError(f"--model={model}: there is no such folder, and {error}") from error
 
 
 def load_on_main(load: Callable[[], tuple[Config, Any]]) -> tuple[Config, Any]:

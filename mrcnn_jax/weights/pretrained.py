@@ -19,7 +19,10 @@ def load_pretrained(name: str, recipe: Config | None = None, *, exact: bool = Tr
     Raises ConfigError for an unknown name and for weights without a detector, DownloadError if the weights cannot be
     downloaded, WeightsError if they cannot be used.
     """
-    entry = zoo.find(name)
+    try:
+        entry = zoo.find(name)
+    except ConfigError as error:
+        raise ConfigError(f"{error} (there is no folder {name})") from error
     if not entry.is_detector:
         raise ConfigError(
             f"{entry.name} is a backbone without a detection head: train a model with --config.init=zoo:{entry.name}"
