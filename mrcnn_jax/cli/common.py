@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 from mrcnn_jax.config import Config
 from mrcnn_jax.distributed import cluster, failure
-from mrcnn_jax.errors import DISK_FULL, ConfigError, ProcessLostError
+from mrcnn_jax.errors import DISK_FULL, ProcessLostError
 from mrcnn_jax.runtime.files import is_remote, user_path
 from mrcnn_jax.weights import hub, pretrained, reference_models, release
 
@@ -102,7 +102,7 @@ def model_source(parser: argparse.ArgumentParser, options: argparse.Namespace) -
         origin = reference_models.origin_of(model)
         return ModelSource(None, functools.partial(reference_models.load, weights, origin, model))
     if model is not None and not _is_run(model):
-        return ModelSource(None, functools.partial(_load_pretrained, model))
+        return ModelSource(None, functools.partial(pretrained.load_pretrained, model))
     run = model or workdir
     if run is None:
         parser.error("no model: give --model=RUN or --model=NAME")
@@ -120,13 +120,6 @@ def _is_run(model: str) -> bool:
     if is_remote(model):
         return not model.startswith(hub.PREFIX)
     return os.path.isdir(model) and not release.is_release(model)
-
-
-def _load_pretrained(model: str, recipe: Config | None = None) -> tuple[Config, Any]:
-    try:
-        return pretrained.load_pretrained(model, recipe)
-    except ConfigError as error:
-        raise ConfigError(f"--model={model}: there is no such folder, and {error}") from error
 
 
 def load_on_main(load: Callable[[], tuple[Config, Any]]) -> tuple[Config, Any]:

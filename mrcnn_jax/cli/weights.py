@@ -57,7 +57,7 @@ def _fetch(options: argparse.Namespace) -> None:
 
 
 def _export(options: argparse.Namespace) -> None:
-    from mrcnn_jax.checkpoints.manager import load_variables  # imports jax
+    from mrcnn_jax.checkpoints.manager import load_variables  # imports orbax, which the other commands do not need
 
     weight_files.check_suffix(options.file)
     files.check_output(options.file, "FILE", parents=False)

@@ -34,7 +34,10 @@ def load_pretrained(
         raise ConfigError(f"revision={revision} needs a name that begins with {hub.PREFIX}, not {name}")
     if os.path.isdir(name):
         return _of_release(name, recipe, exact)
-    entry = zoo.find(name)
+    try:
+        entry = zoo.find(name)
+    except ConfigError as error:
+        raise ConfigError(f"{error} (there is no folder {name})") from error
     if not entry.is_detector:
         raise ConfigError(
             f"{entry.name} is a backbone without a detection head: train a model with --config.init=zoo:{entry.name}"

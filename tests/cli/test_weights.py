@@ -124,7 +124,7 @@ def test_prediction_with_reference_weights(case, monkeypatch):
         ("eval.py", [], "no model: give --model=RUN"),
         ("eval.py", ["--weights=a.pth"], "--model missing"),
         ("eval.py", ["--model=maskrcnn_resnet50_fpm"], "the nearest names are maskrcnn_resnet50_fpn"),
-        ("eval.py", ["--model=runs/mine"], "--model=runs/mine: there is no such folder"),
+        ("eval.py", ["--model=runs/mine"], "(there is no folder runs/mine)"),
         ("eval.py", ["--weights=a.pth", "--model=mask_rcnn_R_50"], "mask_rcnn_R_50_DC5"),
         ("eval.py", ["--workdir=a", "--config=b.py"], "--config=FILE needs --model=NAME"),
         ("eval.py", ["--weights=a.pth", "--model=maskrcnn"], "maskrcnn_resnet50_fpn_v2"),

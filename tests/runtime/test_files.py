@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from mrcnn_jax.cli import check, common, convert, report, weights
+from mrcnn_jax.checkpoints import manager
+from mrcnn_jax.cli import check, common, convert, report
 from mrcnn_jax.cli import main as mrcnn
 from mrcnn_jax.config import Config
 from mrcnn_jax.errors import ConfigError
@@ -85,7 +86,7 @@ def test_commands_refuse_before_their_work(
     monkeypatch.setattr(check.sources, "find_files", never)
     monkeypatch.setattr(convert, "_read", never)
     monkeypatch.setattr(report.result_file, "read", never)
-    monkeypatch.setattr(weights, "load_variables", never)
+    monkeypatch.setattr(manager, "load_variables", never)
     (folder / "a.json").mkdir()
     assert mrcnn(["check", there, f"--output={there}"]) == 2
     assert mrcnn(["convert", "cityscapes", there, f"--output={folder / 'a.json'}"]) == 2
