@@ -24,7 +24,7 @@ RESNET50 = BackboneConfig("resnet50", stride_in_1x1=True)
 RESNET101 = BackboneConfig("resnet101", stride_in_1x1=True)
 RESNEXT101_32X8D = BackboneConfig("resnet101", groups=32, width_per_group=8)
 RESNEXT101_64X4D = BackboneConfig("resnet101", groups=64, width_per_group=4)
-RESNEXT_STD = (57.375, 57.12, 58.395)  # of BGR pixels; the other backbones were trained on unscaled pixels
+RESNEXT_STD = (57.375, 57.12, 58.395)  # of BGR pixels; MSRA's backbones were trained on unscaled pixels
 
 _TORCHVISION_BETA = 1 / 9
 # C4, C5 and DC5 have one feature map with all anchors, and therefore more proposals per level.

@@ -154,12 +154,10 @@ def _family(name: str, mask: ModelConfig) -> dict[str, ModelConfig]:
     return family | ({f"keypoint_rcnn_{name}": with_keypoints(faster)} if mask.features == "fpn" else {})
 
 
-def _scratch(model: ModelConfig, pixel_std: tuple[float, float, float] | None = None) -> ModelConfig:
-    """A model to train from random weights; scaled pixels go with the stride in the 3 x 3 convolution."""
-    backbone = replace(model.backbone, frozen_stages=0)
-    if pixel_std is None:
-        return replace(model, backbone=backbone)
-    return replace(model, pixel_std=pixel_std, backbone=replace(backbone, stride_in_1x1=False))
+def _scratch(model: ModelConfig, pixel_std: tuple[float, float, float] = (1.0, 1.0, 1.0)) -> ModelConfig:
+    """A model that trains from random weights."""
+    backbone = replace(model.backbone, frozen_stages=0, stride_in_1x1=False)
+    return replace(model, pixel_std=pixel_std, backbone=backbone)
 
 
 def _as_detectron(model: ModelConfig) -> ModelConfig:

@@ -150,7 +150,7 @@ _LSJ = "new_baselines/mask_rcnn_regnet{}_4gf_dds_FPN_{}ep_LSJ"
 OUT_OF_SCOPE: dict[str, tuple[str, ...]] = {
     "MobileNet": ("fasterrcnn_mobilenet_v3_large_fpn", "fasterrcnn_mobilenet_v3_large_320_fpn"),
     "RegNet": tuple(_LSJ.format(kind, epochs) for kind in "xy" for epochs in (100, 200, 400)),
-    "Fast R-CNN's given proposals": ("COCO-Detection/fast_rcnn_R_50_FPN_1x",),
+    "proposals from a file (Fast R-CNN)": ("COCO-Detection/fast_rcnn_R_50_FPN_1x",),
     "panoptic segmentation": (
         "COCO-PanopticSegmentation/panoptic_fpn_R_50_1x",
         "COCO-PanopticSegmentation/panoptic_fpn_R_50_3x",
