@@ -14,7 +14,7 @@ from mrcnn_jax.checkpoints.workdir import CONFIG, resumable_config
 from mrcnn_jax.config import Config
 from mrcnn_jax.errors import ConfigError, WeightsError
 from mrcnn_jax.models.mask_rcnn import Variables, build_model, init_variables
-from mrcnn_jax.weights import efficientnet_names, hub, release, transfer, zoo, zoo_files
+from mrcnn_jax.weights import efficientnet_names, hub, reference_models, release, transfer, zoo, zoo_files
 from mrcnn_jax.weights.preprocessing import apply_preprocessing, preprocessing_of
 from mrcnn_jax.weights.pretrained import load_pretrained
 
@@ -53,8 +53,11 @@ def initial_variables(config: Config, key: jax.Array) -> tuple[Config, Variables
                 config.model, efficientnet_names.weights_file(), key, config.init
             )
         elif config.init.startswith(ZOO_PREFIX):
-            file = zoo_files.fetch(zoo.find(config.init.removeprefix(ZOO_PREFIX)))
-            model, variables = transfer.init_from_file(config.model, file, key, config.init)
+            entry = zoo.find(config.init.removeprefix(ZOO_PREFIX))
+            preset = reference_models.preset(*reference_models.preset_of(entry)) if entry.is_detector else None
+            model, variables = transfer.init_from_file(
+                config.model, zoo_files.fetch(entry), key, config.init, reference=preset
+            )
         elif config.init.startswith(hub.PREFIX) or release.is_release(config.init):
             published, variables = load_pretrained(config.init)
             model, variables = transfer.init_from_run(config.model, published.model, variables, key, config.init)

@@ -7,7 +7,7 @@ import re
 from pathlib import PurePath
 from typing import TYPE_CHECKING, Any, Literal
 
-from mrcnn_jax.config import Config, presets
+from mrcnn_jax.config import Config, ModelConfig, presets
 from mrcnn_jax.weights.zoo import ZooEntry
 
 if TYPE_CHECKING:
@@ -27,6 +27,11 @@ def preset_of(entry: ZooEntry) -> tuple[Origin, str]:
     if entry.source == "torchvision":
         return "torchvision", entry.name.partition("/")[0]  # without the name of the weights
     return "detectron2", entry.name
+
+
+def preset(origin: Origin, name: str) -> ModelConfig:
+    """Return the configuration of a project's model by its name there. Raises ConfigError for an unknown name."""
+    return presets.torchvision_model(name) if origin == "torchvision" else presets.detectron2_model(name)
 
 
 def load(
@@ -52,8 +57,7 @@ def load(
     """
     from mrcnn_jax.weights.transfer import import_weights  # deferred, because it imports jax
 
-    model = presets.torchvision_model(name) if origin == "torchvision" else presets.detectron2_model(name)
-    model, variables = import_weights(source, model, format=origin, frozen_bn_eps=frozen_bn_eps)
+    model, variables = import_weights(source, preset(origin, name), format=origin, frozen_bn_eps=frozen_bn_eps)
     recipe = recipe or presets.published(name, model)
     settings = dataclasses.replace(recipe.eval, resize=origin if exact else "bucket")
     return dataclasses.replace(recipe, name=PurePath(name).stem, model=model, eval=settings), variables

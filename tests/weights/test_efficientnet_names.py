@@ -63,7 +63,7 @@ def test_mismatches_are_listed(classifier):
 def test_missing_package_is_named(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     config = Config(init=efficientnet_names.PACKAGE_INIT, model=light())
-    with pytest.raises(ConfigError, match=r"pip install -e '\.\[light\]'"):
+    with pytest.raises(ConfigError, match=r"pip install 'mrcnn-jax\[light\]'"):
         initial_variables(config, jax.random.key(0))
 
 
