@@ -11,7 +11,7 @@ from mrcnn_jax import cli
 from mrcnn_jax.runtime import compilation_cache
 
 # Commands whose compilations take less than a second, the minimum for JAX to cache a program.
-WITHOUT_CACHE = {"check", "config", "convert", "plan", "report", "weights"}
+WITHOUT_CACHE = {"check", "config", "convert", "export", "plan", "report", "weights"}
 
 
 def test_every_command_that_compiles_enables_the_cache():
