@@ -15,7 +15,7 @@ from support.published import publish
 from mrcnn_jax.checkpoints.manager import load_variables
 from mrcnn_jax.checkpoints.workdir import read_config
 from mrcnn_jax.cli import main as mrcnn
-from mrcnn_jax.config import Config
+from mrcnn_jax.config import Config, presets
 from mrcnn_jax.errors import ConfigError, DownloadError
 from mrcnn_jax.models.mask_rcnn import build_model, variable_shapes
 from mrcnn_jax.training import init as init_module
@@ -194,3 +194,19 @@ def test_published_weights_are_downloaded_once(recipe, coco_model, download_serv
         train(config, tmp_path / "other")
     with pytest.raises(ConfigError, match="no published weights 'maskrcnn'"):
         initial_variables(dataclasses.replace(config, init="zoo:maskrcnn"), jax.random.key(0))
+
+
+@pytest.mark.parametrize(
+    ("name", "stated"), [("scratch_mask_rcnn_R_50_FPN_9x_gn", presets.RESNEXT_STD), ("R-50", None)]
+)
+def test_presets_of_published_detectors_complete_their_files(monkeypatch, name, stated):
+    """Their files state neither pixel statistics nor class names."""
+    references = []
+    monkeypatch.setattr("mrcnn_jax.weights.zoo_files.fetch", lambda entry: entry.name)
+    monkeypatch.setattr(
+        "mrcnn_jax.weights.transfer.init_from_file",
+        lambda model, source, key, label, reference: (references.append(reference), (model, {}))[1],
+    )
+    initial_variables(Config(init=f"zoo:{name}"), jax.random.key(0))
+    (reference,) = references
+    assert (reference and reference.pixel_std) == stated
