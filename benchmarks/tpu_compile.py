@@ -12,12 +12,13 @@ from typing import Any
 import jax
 from jax.experimental import topologies
 
-from benchmarks.jit_cases import JitCase
+from benchmarks import jit_cases
+from mrcnn_jax.training import parallel
 
 TOPOLOGIES = {"v4": "v4:2x2x1", "v5e": "v5e:2x2", "v5p": "v5p:2x2x1", "v6e": "v6e:2x2"}  # of four chips
 
 
-def compile_for(chip: str, name: str, case: JitCase, folder: Path) -> Path:
+def compile_for(chip: str, name: str, case: jit_cases.JitCase, folder: Path) -> Path:
     """Compile for one chip. See `compile_lowered`."""
     devices = topologies.get_topology_desc(TOPOLOGIES[chip], platform="tpu").devices
     sharding = jax.sharding.SingleDeviceSharding(devices[0])
@@ -25,13 +26,25 @@ def compile_for(chip: str, name: str, case: JitCase, folder: Path) -> Path:
     return compile_lowered(jitted.lower(*case.arguments), f"{name}_{chip}", folder)
 
 
+def compile_step_over_chips(chip: str, images: int, shape: tuple[int, int], folder: Path) -> Path:
+    """Compile the training step with `images` for each of the four chips of a topology. See `compile_lowered`."""
+    devices = topologies.get_topology_desc(TOPOLOGIES[chip], platform="tpu").devices
+    step, state = jit_cases.training_step(jit_cases.model_config("bfloat16"), False, parallel.AXIS_NAME)
+    shares = jax.tree.map(
+        lambda leaf: jit_cases.array(leaf.dtype, len(devices), *leaf.shape), jit_cases.batch_shapes(images, shape)
+    )
+    lowered = parallel.CompiledTrainStep(step, devices).lower(state, shares, jax.random.key(0), "tpu")
+    return compile_lowered(lowered, f"training_{images}_over_{len(devices)}_{chip}", folder)
+
+
 def compile_lowered(lowered: Any, name: str, folder: Path) -> Path:
-    """Return the file with the HLO text, beside a JSON file of the memory in bytes and the seconds of compilation.
+    """Return the file with the HLO text, beside a JSON file of the compiler, its seconds and the memory in bytes.
 
     They are those of a former call if the same compiler has compiled the same program.
     """
-    content = lowered.as_text() + metadata.version("libtpu") + jax.__version__
-    path = folder / f"{name}_{hashlib.sha256(content.encode()).hexdigest()[:8]}.hlo"
+    compiler = f"jax {jax.__version__}, libtpu {metadata.version('libtpu')}"
+    digest = hashlib.sha256((compiler + lowered.as_text()).encode()).hexdigest()
+    path = folder / f"{name}_{digest[:8]}.hlo"
     facts = path.with_suffix(".json")
     if not facts.exists():
         start = time.perf_counter()
@@ -39,7 +52,7 @@ def compile_lowered(lowered: Any, name: str, folder: Path) -> Path:
         seconds = time.perf_counter() - start
         folder.mkdir(parents=True, exist_ok=True)
         path.write_text(compiled.as_text())
-        facts.write_text(json.dumps({"memory": _memory(compiled), "seconds": seconds}))
+        facts.write_text(json.dumps({"compiler": compiler, "seconds": seconds, "memory": _memory(compiled)}))
     return path
 
 

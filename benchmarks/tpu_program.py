@@ -1,7 +1,8 @@
 """Analysis of the compiled programs of inference and training for a TPU, on a machine without one.
 
     benchmarks/tpu_env.sh      # once: an environment with the TPU's compiler
-    .venv-tpu/bin/python -m benchmarks.tpu_program --cache=FOLDER [--chip=v5e] [--inference 1 8] [--training 2 8]
+    .venv-tpu/bin/python -m benchmarks.tpu_program --cache=FOLDER [--chip=v5e] [--inference 1 8] [--training 2 8] \\
+        | tee -a benchmarks/RESULTS.md
     python -m benchmarks.tpu_program --read FILE... [--chip=v5e]
 
 R50-FPN in bfloat16 with 90 classes is compiled for one chip; nothing is run. A compilation takes one to nine minutes;
@@ -16,6 +17,7 @@ file's name (`training_2`; other names: inference of one image). For other loops
 from __future__ import annotations
 
 import argparse
+import datetime
 import json
 import os
 import re
@@ -51,6 +53,8 @@ def main() -> None:
     options = parser.parse_args()
     if not options.read and not options.cache:
         parser.error("--cache=FOLDER or --read FILE is needed")
+    print(f"\n## Programs for a TPU {options.chip} (`python -m benchmarks.tpu_program`)\n")
+    print(f"{datetime.date.today()}, bfloat16, {SHAPE[0]}x{SHAPE[1]}, R50-FPN with 90 classes.")
     for path in options.read or compiled(options):
         name = re.match(r"(inference|training)_(\d+)", path.stem)
         turns = measured_turns(*(name[1], int(name[2])) if name else ("inference", 1), options.turns)
@@ -108,8 +112,8 @@ def memory(facts: dict[str, Any], chip: Chip) -> str:
     used = sizes["arguments"] + sizes["results"] - sizes["results in donated arguments"] + sizes["temporary"]
     parts = ", ".join(f"{name} {size / 1e9:.2f}" for name, size in sizes.items())
     return (
-        f"Memory, GB: {(used + sizes['program']) / 1e9:.2f} of {chip.memory / 1e9:.0f} ({parts}); compiled in"
-        f" {facts['seconds']:.0f} s"
+        f"Memory, GB: {(used + sizes['program']) / 1e9:.2f} of {chip.memory / 1e9:.0f} ({parts}). Compiled by"
+        f" {facts['compiler']} in {facts['seconds']:.0f} s."
     )
 
 

@@ -12,11 +12,11 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # benchmarks/ is not in the package
 
-from benchmarks import loop_lengths  # noqa: E402
-from benchmarks.gpu_costs import BANDWIDTH, LAUNCH, GpuProgram  # noqa: E402
-from benchmarks.hlo_program import part_of, total  # noqa: E402
-from benchmarks.hlo_text import parse  # noqa: E402
-from benchmarks.tpu_costs import CHIPS, TpuProgram, convolution_operations  # noqa: E402
+from benchmarks import loop_lengths
+from benchmarks.gpu_costs import BANDWIDTH, LAUNCH, GpuProgram
+from benchmarks.hlo_program import part_of, total
+from benchmarks.hlo_text import parse
+from benchmarks.tpu_costs import CHIPS, TpuProgram, convolution_operations
 
 PROGRAM = """HloModule jit_run, is_scheduled=true
 
