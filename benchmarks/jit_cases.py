@@ -51,25 +51,10 @@ def inference(config: ModelConfig, images: int, shape: tuple[int, int]) -> JitCa
 
 def training(config: ModelConfig, images: int, shape: tuple[int, int], remat: bool) -> JitCase:
     """Return the case of a training step of SGD with momentum."""
-    step, state = training_step(config, remat)
-
-    def run(state: Any, batch: Any, key: Any) -> Any:
-        return step(state, batch, jax.random.wrap_key_data(key))
-
-    return JitCase(run, (state, batch_shapes(images, shape), array(np.uint32, 2)), (0,))
-
-
-def training_step(config: ModelConfig, remat: bool, axis_name: str | None = None) -> tuple[Callable[..., Any], Any]:
-    """Return the training step, and the shapes of its state."""
     model, optimizer = build_model(config), optax.sgd(1e-4, momentum=0.9)
     full_config = Config(model=config, train=TrainConfig(remat=remat))
-    schedule = optax.constant_schedule(1e-4)
-    step = make_train_step(model, full_config, optimizer, schedule, axis_name=axis_name)
-    return step, jax.eval_shape(functools.partial(create_state, optimizer), variable_shapes(model))
-
-
-def batch_shapes(images: int, shape: tuple[int, int]) -> Batch:
-    """Return the shapes of a batch with `NUM_OBJECTS` slots."""
+    step = make_train_step(model, full_config, optimizer, optax.constant_schedule(1e-4))
+    state = jax.eval_shape(functools.partial(create_state, optimizer), variable_shapes(model))
     truth = GroundTruth(
         boxes=array(np.float32, images, NUM_OBJECTS, 4),
         classes=array(np.int32, images, NUM_OBJECTS),
@@ -79,7 +64,12 @@ def batch_shapes(images: int, shape: tuple[int, int]) -> Batch:
         valid=array(np.bool_, images, NUM_OBJECTS),
     )
     pixels, sizes = array(np.uint8, images, *shape, 3), array(np.int32, images, 2)
-    return Batch(pixels, sizes, array(np.int32, images), array(np.bool_, images), truth)
+    batch = Batch(pixels, sizes, array(np.int32, images), array(np.bool_, images), truth)
+
+    def run(state: Any, batch: Any, key: Any) -> Any:
+        return step(state, batch, jax.random.wrap_key_data(key))
+
+    return JitCase(run, (state, batch, array(np.uint32, 2)), (0,))
 
 
 def array(dtype: Any, *shape: int) -> jax.ShapeDtypeStruct:

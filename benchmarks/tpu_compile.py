@@ -12,39 +12,23 @@ from typing import Any
 import jax
 from jax.experimental import topologies
 
-from benchmarks import jit_cases
-from mrcnn_jax.training import parallel
+from benchmarks.jit_cases import JitCase
 
-TOPOLOGIES = {"v4": "v4:2x2x1", "v5e": "v5e:2x2", "v5p": "v5p:2x2x1", "v6e": "v6e:2x2"}  # of four chips
-
-
-def compile_for(chip: str, name: str, case: jit_cases.JitCase, folder: Path) -> Path:
-    """Compile for one chip. See `compile_lowered`."""
-    devices = topologies.get_topology_desc(TOPOLOGIES[chip], platform="tpu").devices
-    sharding = jax.sharding.SingleDeviceSharding(devices[0])
-    jitted = jax.jit(case.function, donate_argnums=case.donated, in_shardings=sharding, out_shardings=sharding)
-    return compile_lowered(jitted.lower(*case.arguments), f"{name}_{chip}", folder)
+TOPOLOGIES = {"v5e": "v5e:2x2", "v5p": "v5p:2x2x1", "v6e": "v6e:2x2"}
 
 
-def compile_step_over_chips(chip: str, images: int, shape: tuple[int, int], folder: Path) -> Path:
-    """Compile the training step with `images` for each of the four chips of a topology. See `compile_lowered`."""
-    devices = topologies.get_topology_desc(TOPOLOGIES[chip], platform="tpu").devices
-    step, state = jit_cases.training_step(jit_cases.model_config("bfloat16"), False, parallel.AXIS_NAME)
-    shares = jax.tree.map(
-        lambda leaf: jit_cases.array(leaf.dtype, len(devices), *leaf.shape), jit_cases.batch_shapes(images, shape)
-    )
-    lowered = parallel.CompiledTrainStep(step, devices).lower(state, shares, jax.random.key(0), "tpu")
-    return compile_lowered(lowered, f"training_{images}_over_{len(devices)}_{chip}", folder)
-
-
-def compile_lowered(lowered: Any, name: str, folder: Path) -> Path:
-    """Return the file with the HLO text, beside a JSON file of the compiler, its seconds and the memory in bytes.
+def compile_for(chip: str, name: str, case: JitCase, folder: Path) -> Path:
+    """Compile for one chip. Return the file with the HLO text, beside a JSON file of compiler, seconds and memory.
 
     They are those of a former call if the same compiler has compiled the same program.
     """
+    devices = topologies.get_topology_desc(TOPOLOGIES[chip], platform="tpu").devices
+    sharding = jax.sharding.SingleDeviceSharding(devices[0])
+    jitted = jax.jit(case.function, donate_argnums=case.donated, in_shardings=sharding, out_shardings=sharding)
+    lowered = jitted.lower(*case.arguments)
     compiler = f"jax {jax.__version__}, libtpu {metadata.version('libtpu')}"
     digest = hashlib.sha256((compiler + lowered.as_text()).encode()).hexdigest()
-    path = folder / f"{name}_{digest[:8]}.hlo"
+    path = folder / f"{name}_{chip}_{digest[:8]}.hlo"
     facts = path.with_suffix(".json")
     if not facts.exists():
         start = time.perf_counter()
