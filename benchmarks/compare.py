@@ -13,6 +13,7 @@ import argparse
 import dataclasses
 import os
 import statistics
+import subprocess
 import sys
 from collections.abc import Sequence
 
@@ -55,12 +56,19 @@ SETS = {
         *in_low_precision(inference_cases(*LARGE)),
         *in_low_precision([Case("training", 2), Case("training", 16)]),
     ],
+    "tpu": [
+        *operators(*LARGE[0]),
+        *in_low_precision(parts(8, *LARGE[0])),
+        *in_low_precision(inference_cases(LARGE[0])),
+        *in_low_precision([Case("training", 2), Case("training", 8)]),
+    ],
     "small": [*operators(128, 160), *parts(2, 128, 160), Case("inference", 2, 128, 160), Case("training", 1, 256, 256)],
 }
 # Large matrix products and additions, to measure the limits of the machine.
 LIMITS = {
     "cpu": (Case("matrix_product", size=2048), Case("copying", size=2**26)),
     "gpu": (Case("matrix_product", size=8192, low_precision=True), Case("copying", size=2**28)),
+    "tpu": (Case("matrix_product", size=8192, low_precision=True), Case("copying", size=2**28)),
     "small": (Case("matrix_product", size=256), Case("copying", size=2**16)),
 }
 
@@ -153,10 +161,11 @@ def table_row(case: Case, results: Sequence[Measurements], limits: Limits) -> st
 def describe(set_name: str, torchvision_python: str, limits: Limits) -> str:
     """Return the machine, the versions and the measured limits."""
     device = ""
-    if set_name == "gpu":
-        import jax  # only here, because it takes memory of the device
-
-        device = jax.devices()[0].device_kind
+    if set_name in ("gpu", "tpu"):  # in a process that ends, because only one can use a TPU
+        script = "import jax; print(jax.devices()[0].device_kind)"
+        device = subprocess.run(
+            [sys.executable, "-c", script], capture_output=True, text=True, check=True
+        ).stdout.strip()
     versions = f", {torchvision_version(torchvision_python)}" if torchvision_python else ""
     measured = f"{limits.flop / 1e9:.0f} GFLOP/s, {limits.bytes / 1e9:.1f} GB/s"
     return f"{describe_machine(device)}{versions}. Measured limits: {measured}. Median (minimum)."
