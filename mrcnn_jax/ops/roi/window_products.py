@@ -23,7 +23,7 @@ from mrcnn_jax.ops.roi.rois import FeatureMaps, RoIs
 
 ROWS, COLUMNS = 24, 32  # of a window; two thirds of the RoIs of a pyramid fit in one
 TILE = 8  # rows of a tile of TPU memory: windows begin at a multiple in x, and bins are padded to a multiple
-FORWARD_BLOCK, BACKWARD_BLOCK = 128, 64  # RoIs in a block: its windows fit in the memory on the chip
+FORWARD_BINS, BACKWARD_BINS = 8192, 4096  # bins in a block: its windows and sums fit in the memory on the chip
 
 
 class Block(NamedTuple):
@@ -49,7 +49,7 @@ def forward(features: FeatureMaps, rois: RoIs, y: AxisSamples, x: AxisSamples) -
     )
     joined = jnp.pad(joined, ((0, 0), (0, shape[1] - joined.shape[1]), (0, 0), (0, 0)))
     joined = joined.reshape(*shape[:2], -1, TILE, channels)  # so that windows are whole tiles
-    blocks = _blocks(rois, y, _pad_bins(x), starts, FORWARD_BLOCK)
+    blocks = _blocks(rois, y, _pad_bins(x), starts, FORWARD_BINS)
 
     def pool(block: Block) -> jax.Array:
         def add(turn: jax.Array, total: jax.Array) -> jax.Array:
@@ -86,7 +86,7 @@ def backward(like: FeatureMaps, rois: RoIs, y: AxisSamples, x: AxisSamples, cota
         return jax.lax.fori_loop(0, jnp.max(block.count), add, total), None
 
     zeros = jnp.zeros((*shape[:2], shape[2] // TILE, TILE, channels), jnp.float32)
-    blocks = _blocks(rois, y, _pad_bins(x), starts, BACKWARD_BLOCK)
+    blocks = _blocks(rois, y, _pad_bins(x), starts, BACKWARD_BINS)
     total = jax.lax.scan(add_block, zeros, blocks)[0].reshape(*shape, channels)
     return tuple(
         total[:, start : start + f.shape[1], : f.shape[2]].astype(f.dtype)
@@ -117,7 +117,7 @@ def _pad_bins(axis: AxisSamples) -> AxisSamples:
     return axis._replace(first=first, begin=begin, end=end, number=number)
 
 
-def _blocks(rois: RoIs, y: AxisSamples, x: AxisSamples, starts: list[int], max_size: int) -> Block:
+def _blocks(rois: RoIs, y: AxisSamples, x: AxisSamples, starts: list[int], max_bins: int) -> Block:
     """Blocks (N, K, ...) of RoIs, sorted by their number of windows. Those that pad the last block have none."""
     (row, last_row), (column, last_column) = roi_range(y), roi_range(x)
     column = column // TILE * TILE
@@ -126,7 +126,7 @@ def _blocks(rois: RoIs, y: AxisSamples, x: AxisSamples, starts: list[int], max_s
     start = jnp.asarray(starts, jnp.int32)[rois.levels]
     index = jnp.arange(len(count), dtype=jnp.int32)
     block = Block(index, y, x, rois.images, start, row, column, jnp.maximum(columns, 1), count)
-    number = -(-len(count) // max_size)
+    number = -(-len(count) * y.first.shape[1] * x.first.shape[1] // max_bins)
     size = -(-len(count) // number)
     order = jnp.argsort(count)
 

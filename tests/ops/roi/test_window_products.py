@@ -70,8 +70,8 @@ def both(config: RoIConfig, dtype: Any) -> Any:
 @hypothesis.given(boxes=st.lists(box, min_size=7, max_size=7))
 def test_equals_the_gathers_and_their_transpose(boxes, config, dtype):
     with pytest.MonkeyPatch.context() as patch:  # two blocks, of which the second is padded
-        patch.setattr(window_products, "FORWARD_BLOCK", 4)
-        patch.setattr(window_products, "BACKWARD_BLOCK", 4)
+        patch.setattr(window_products, "FORWARD_BINS", 96)
+        patch.setattr(window_products, "BACKWARD_BINS", 96)
         ours, cells = both(config, dtype)(np.float32(boxes))
     for array, expected in zip(ours, map(np.asarray, cells), strict=True):
         assert array.dtype == dtype
