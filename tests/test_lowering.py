@@ -17,6 +17,7 @@ import pytest
 from mrcnn_jax.config import Config, FPNConfig, ModelConfig, presets
 from mrcnn_jax.inference.detect import detect
 from mrcnn_jax.models.mask_rcnn import build_model, variable_shapes
+from mrcnn_jax.ops.roi.window_products import COLUMNS, ROWS, TILE
 from mrcnn_jax.structures import Batch, GroundTruth
 from mrcnn_jax.training import parallel
 from mrcnn_jax.training.optimizer import frozen_paths, make_optimizer, make_schedule
@@ -70,8 +71,9 @@ def cells(shape: tuple[int, int], images: int) -> int:
 
 
 def check_formulations(text: str, platform: str, shape: tuple[int, int], images: int) -> None:
-    """Accelerators get the ROIAlign gradient on one array of all levels, CPUs kernel gradients as nine products."""
-    assert (f"tensor<{cells(shape, images)}x256xf32>" in text) == (platform != "cpu")
+    """GPUs get the ROIAlign gradient on cells of all levels, TPUs on windows; CPUs kernel gradients as products."""
+    assert (f"tensor<{cells(shape, images)}x256xf32>" in text) == (platform == "cuda")
+    assert (f"x{ROWS}x{COLUMNS // TILE}x{TILE}x256xf32>" in text) == (platform == "tpu")
     assert ("tensor<9x256x256x" in text) == (platform == "cpu")
 
 

@@ -122,3 +122,11 @@ def cell_range(axis: AxisSamples) -> tuple[jax.Array, jax.Array]:
     low = jnp.clip(jnp.floor(axis.first + axis.begin * axis.step), 0.0, extent - 1.0).astype(jnp.int32)
     high = jnp.clip(jnp.floor(axis.first + (axis.end - 1.0) * axis.step) + 1.0, 0.0, extent - 1.0).astype(jnp.int32)
     return low, jnp.where(axis.begin < axis.end, high, low - 1)
+
+
+def roi_range(axis: AxisSamples) -> tuple[jax.Array, jax.Array]:
+    """First and last cell (R,) of all bins of a RoI; last < first if all are empty."""
+    low, high = cell_range(axis)
+    not_empty = high >= low
+    first = jnp.min(jnp.where(not_empty, low, jnp.iinfo(jnp.int32).max // 2), axis=1)
+    return first, jnp.max(jnp.where(not_empty, high, -1), axis=1)

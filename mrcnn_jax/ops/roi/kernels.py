@@ -1,4 +1,4 @@
-"""ROIAlign and its gradient as loops over cells: one formulation for CPUs, one for accelerators.
+"""ROIAlign and its gradient as loops over cells: one formulation for CPUs, one for GPUs.
 
 All functions take RoIs of a batch of images: maps (B, H_l, W_l, Ch) of each level, and R RoIs with the index of their
 image and level. Sums are taken in float32; results have the maps' dtype.
@@ -7,50 +7,43 @@ CPU: a loop over RoIs, each with as many steps as it needs and all data in the c
 neighboring cells to all bins at a time; the gradient distributes bins over square tiles by two small matrix products.
 XLA's scatter would be several times slower.
 
-Accelerators: each step takes a square of cells of every bin of every RoI, by gathers from, or one scatter to, all
-levels concatenated in one array. Each step also reads and writes the sums of all bins, or reads all their gradients,
-which costs more than the cells; hence the squares. On TPUs the squares are single cells, since XLA may materialize the
-updates of a scatter there; this is not measured.
+GPU: each step takes a square of cells of every bin of every RoI, by gathers from, or one scatter to, all levels
+concatenated in one array. Each step also reads and writes the sums of all bins, or reads all their gradients, which
+costs more than the cells; hence the squares.
+
+TPU: products of whole windows, see `window_products`.
 """
 
 from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mrcnn_jax.ops.roi.axis import AxisSamples, cell_range, cell_weights
+from mrcnn_jax.ops.roi import window_products
+from mrcnn_jax.ops.roi.axis import AxisSamples, cell_range, cell_weights, roi_range
+from mrcnn_jax.ops.roi.rois import FeatureMaps, RoIs
 
 NEIGHBORS = 4  # cells of a row that one step of the forward pass on CPU adds
 TILE = 16  # side of the tiles of the gradient on CPU, see benchmarks/RESULTS.md
 SQUARE = 4  # side of the squares of cells on GPUs: most bins have no more rows and columns
 
-FeatureMaps = tuple[jax.Array, ...]  # (B, H_l, W_l, Ch) of each level
-
-
-class RoIs(NamedTuple):
-    """R RoIs in a batch of images."""
-
-    boxes: jax.Array  # (R, 4) float32
-    levels: jax.Array  # (R,) int32, index of the feature map
-    images: jax.Array  # (R,) int32, index of the image
-
 
 def forward(features: FeatureMaps, rois: RoIs, y: AxisSamples, x: AxisSamples) -> jax.Array:
     """Pooled features (R, h, w, Ch) from maps and the samples along both axes."""
-    one_cell = functools.partial(_forward_wide, side=1)
-    return jax.lax.platform_dependent(features, rois, y, x, cpu=_forward_cpu, tpu=one_cell, default=_forward_wide)
+    return jax.lax.platform_dependent(
+        features, rois, y, x, cpu=_forward_cpu, tpu=window_products.forward, default=_forward_wide
+    )
 
 
 def backward(like: FeatureMaps, rois: RoIs, y: AxisSamples, x: AxisSamples, cotangent: jax.Array) -> FeatureMaps:
     """Transpose of `forward`. `like`: maps of the same shapes, except channels, and dtypes."""
-    one_cell = functools.partial(_backward_wide, side=1)
     return jax.lax.platform_dependent(
-        like, rois, y, x, cotangent, cpu=_backward_cpu, tpu=one_cell, default=_backward_wide
+        like, rois, y, x, cotangent, cpu=_backward_cpu, tpu=window_products.backward, default=_backward_wide
     )
 
 
@@ -156,7 +149,7 @@ def _forward_cpu(features: FeatureMaps, rois: RoIs, y: AxisSamples, x: AxisSampl
 
 
 def _backward_cpu(like: FeatureMaps, rois: RoIs, y: AxisSamples, x: AxisSamples, cotangent: jax.Array) -> FeatureMaps:
-    y_spans, x_spans = _roi_range(*cell_range(y)), _roi_range(*cell_range(x))
+    y_spans, x_spans = roi_range(y), roi_range(x)
     channels = cotangent.shape[-1]
 
     def add_roi(roi: jax.Array, gradient: jax.Array) -> jax.Array:
@@ -217,13 +210,6 @@ def _tile_weights(axis: AxisSamples, start: jax.Array, size: int, extent: int) -
 def _max_cells(low: jax.Array, high: jax.Array) -> jax.Array:
     """Largest number of cells (R,) in a bin of each RoI."""
     return jnp.max(high - low + 1, axis=1)
-
-
-def _roi_range(low: jax.Array, high: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """First and last cell (R,) of all bins of a RoI; last < first if all are empty."""
-    not_empty = high >= low
-    first = jnp.min(jnp.where(not_empty, low, jnp.iinfo(jnp.int32).max // 2), axis=1)
-    return first, jnp.max(jnp.where(not_empty, high, -1), axis=1)
 
 
 def _num_cells(features: FeatureMaps) -> list[int]:

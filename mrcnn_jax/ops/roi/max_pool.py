@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from mrcnn_jax.ops.roi.axis import AxisSamples
-from mrcnn_jax.ops.roi.kernels import FeatureMaps, RoIs
+from mrcnn_jax.ops.roi.rois import FeatureMaps, RoIs
 from mrcnn_jax.ops.roi.vmap_rule import flatten_batch
 
 Axes = Callable[[RoIs, FeatureMaps], tuple[AxisSamples, AxisSamples]]

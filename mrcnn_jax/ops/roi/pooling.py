@@ -26,8 +26,8 @@ import numpy as np
 from mrcnn_jax.config import RoIConfig
 from mrcnn_jax.ops.roi import kernels, max_pool
 from mrcnn_jax.ops.roi.axis import AxisSamples, axis_samples
-from mrcnn_jax.ops.roi.kernels import FeatureMaps, RoIs
 from mrcnn_jax.ops.roi.quantized import bin_cells, quantize
+from mrcnn_jax.ops.roi.rois import FeatureMaps, RoIs
 from mrcnn_jax.ops.roi.vmap_rule import flatten_batch
 
 # Limit of box coordinates, so that garbage in padding does not overflow. At this size float32 has no fractions.

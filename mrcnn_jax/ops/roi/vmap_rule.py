@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jax.custom_batching import custom_vmap
 
-from mrcnn_jax.ops.roi.kernels import FeatureMaps, RoIs
+from mrcnn_jax.ops.roi.rois import FeatureMaps, RoIs
 
 
 def flatten_batch(kernel: Callable[..., Any], *, per_roi: bool) -> Callable[..., Any]:

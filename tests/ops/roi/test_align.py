@@ -16,6 +16,7 @@ import pytest
 from mrcnn_jax.config import RoIConfig
 from mrcnn_jax.ops.roi import kernels
 from mrcnn_jax.ops.roi.pooling import _axes, multilevel_roi_pooling, roi_align, roi_levels
+from mrcnn_jax.ops.roi.rois import RoIs
 
 pytestmark = pytest.mark.medium
 
@@ -383,13 +384,13 @@ def test_bfloat16_features_are_summed_in_float32():
 
 @pytest.mark.parametrize("side", [1, kernels.SQUARE])
 def test_both_formulations_agree(side):
-    """The formulation for accelerators equals the one for CPUs, which the other tests use."""
+    """The formulation for GPUs equals the one for CPUs, which the other tests use."""
     boxes, images = BOXES.reshape(-1, 4), np.repeat(np.arange(2, dtype=np.int32), 5)
     options = {"scales": (1 / 4, 1 / 8), "bins": (3, 3), "config": RoIConfig()}
 
     @jax.jit
     def run(maps, boxes):
-        rois = kernels.RoIs(boxes, roi_levels(boxes, max_level=3) - 2, jnp.asarray(images))
+        rois = RoIs(boxes, roi_levels(boxes, max_level=3) - 2, jnp.asarray(images))
         axes = _axes(rois, maps, **options)
         narrow = kernels._forward_cpu(maps, rois, *axes)
         given = tuple(m[..., :0] for m in maps), rois, *axes, jnp.sin(narrow)

@@ -13,8 +13,8 @@ import pytest
 
 from mrcnn_jax.config import RoIConfig
 from mrcnn_jax.ops.roi import max_pool
-from mrcnn_jax.ops.roi.kernels import RoIs
 from mrcnn_jax.ops.roi.pooling import _axes, multilevel_roi_pooling, roi_levels
+from mrcnn_jax.ops.roi.rois import RoIs
 
 pytestmark = pytest.mark.medium
 
