@@ -40,16 +40,17 @@ from mrcnn_jax.weights import detectron2_names, naming
 # test_predictor_golden.py has a faster test, of one network from image to detections.
 pytestmark = pytest.mark.slow
 
+LSJ = "modern/mask_rcnn_R_50_FPN_LSJ"
 MODELS = [
     "mask_rcnn_R_50_C4",
     "keypoint_rcnn_R_50_FPN",
     "mask_rcnn_R_50_FPN",
     "mask_rcnn_R_50_FPN_gn",
     "mask_rcnn_R_50_FPN_cls_agnostic",
+    LSJ,
     "mask_rcnn_R_50_DC5",
     "mask_rcnn_R_101_FPN",
     "mask_rcnn_X_101_32x8d_FPN",
-    "modern/mask_rcnn_R_50_FPN_LSJ",
 ]
 # Networks that differ from R_50_FPN in their backbone, or in the map that the heads read; both are compared.
 OTHER_BACKBONES = ("mask_rcnn_R_101_FPN", "mask_rcnn_X_101_32x8d_FPN", "mask_rcnn_R_50_DC5")
@@ -152,17 +153,17 @@ def test_golden_detections(case, run):
             assert_same_keypoints(prediction.keypoints[order], moved, 1e-4, cells)
 
 
-@pytest.fixture(scope="module", params=["train", "train_bneval"])
+# Networks and their training arrays. Heads and losses of the other backbones are those of R_50_FPN.
+TRAINED = [(name, "train") for name in MODELS if name not in OTHER_BACKBONES] + [(LSJ, "train_bneval")]
+
+
+@pytest.fixture(scope="module")
 def training_run(case, request):
     """Losses and gradients, with mask targets rasterized from polygons like Detectron2's.
 
     "train_bneval" has running statistics in batch norms.
     """
-    if case.name in OTHER_BACKBONES:
-        pytest.skip("the heads and losses are those of R_50_FPN")
     of_batch = request.param == "train"
-    if not of_batch and case.network.config.backbone.norm != "sync_bn":
-        pytest.skip("there are no running statistics")
     theirs = case.arrays(f"d2_model_{case.name}_{request.param}.npz")
     images, sizes = case.evaluation["batched"].transpose(0, 2, 3, 1), case.evaluation["image_sizes"]
     polygons = [polygons_of(case.inputs, i) for i in range(len(sizes))]
@@ -221,6 +222,7 @@ def rasterized(instance, box, size) -> np.ndarray:
     return coco_mask.decode(coco_mask.merge(coco_mask.frPyObjects(moved, size, size)))
 
 
+@pytest.mark.parametrize(("case", "training_run"), TRAINED, indirect=True)
 def test_golden_losses(case, training_run):
     theirs, _, parts, rois, _ = training_run
     classes = np.concatenate([theirs[f"sampled_classes{i}"] for i in range(len(case.evaluation["image_sizes"]))])
@@ -232,16 +234,13 @@ def test_golden_losses(case, training_run):
         np.testing.assert_allclose(value, theirs[LOSS_NAMES[ours]], rtol=bound, err_msg=ours)
 
 
-def test_golden_gradients(training_run):
-    theirs, gradients, _, _, _ = training_run
+@pytest.mark.parametrize(("case", "training_run"), TRAINED, indirect=True)
+def test_golden_gradients_and_running_statistics(case, training_run):
+    """The arrays of networks with statistics of the batch have the running ones after one step."""
+    theirs, gradients, _, _, statistics = training_run
     assert_same_gradients(detectron2_names.export_state({"params": gradients}), theirs)
-
-
-def test_golden_running_statistics(case, training_run):
-    """After one step with statistics of the batch."""
-    theirs, _, _, _, statistics = training_run
     if "bn_names" not in theirs:
-        pytest.skip("there are no new running statistics")
+        return
     variables = {**case.network.variables, **jax.tree.map(np.asarray, statistics)}
     state = detectron2_names.export_state(variables)
     for name, total, first in zip(*(theirs[key] for key in ("bn_names", "bn_sum", "bn_first8")), strict=True):
