@@ -4,8 +4,8 @@
 
 PYTHON is an interpreter with torch and torchvision (`benchmarks/cpu.sh` installs one); without it, torchvision is left
 out. Each row is measured in new processes that alternate, A B C A B C, on the same inputs (`benchmarks.cases`), after
-two warm-up runs. The third is torchvision with `torch.compile(model.backbone)`, where there is a backbone and a C++
-compiler. Ratio and peak memory are those of the faster torchvision.
+two warm-up runs. The third is torchvision with `torch.compile(model.backbone)`, on CPUs, where there is a backbone and
+a C++ compiler. Ratio and peak memory are those of the faster torchvision.
 """
 
 from __future__ import annotations
@@ -100,13 +100,13 @@ def measure(
     return results
 
 
-def side_commands(case: Case, torchvision_python: str) -> list[list[str]]:
-    """Return the command of each side: ours, torchvision, torchvision with a compiled backbone."""
+def side_commands(case: Case, torchvision_python: str, *, compiled: bool = True) -> list[list[str]]:
+    """Return the command of each side: ours, torchvision and, if `compiled`, torchvision with a compiled backbone."""
     ours = [sys.executable, "-m", "benchmarks.bench_ours"]
     if not torchvision_python:
         return [ours]
     torchvision = [torchvision_python, "-m", "benchmarks.bench_torchvision"]
-    if case.task not in TASKS_WITH_BACKBONE or not shutil.which(os.environ.get("CXX", "g++")):
+    if not compiled or case.task not in TASKS_WITH_BACKBONE or not shutil.which(os.environ.get("CXX", "g++")):
         return [ours, torchvision]
     return [ours, torchvision, [*torchvision, "--compile"]]
 
@@ -194,7 +194,8 @@ def main() -> None:
     tasks = options.rows.split(",") if options.rows else None
     for case in SETS[options.set]:
         if tasks is None or case.task in tasks:
-            sides = side_commands(case, options.peer_python)
+            # On a GPU `torch.compile` would take minutes of its time for each case.
+            sides = side_commands(case, options.peer_python, compiled=options.set != "gpu")
             results = measure(sides, case, num_rounds(case, options.rounds), environment)
             print(table_row(case, results, limits), flush=True)
 

@@ -60,6 +60,7 @@ def test_ratio_is_to_the_faster_torchvision():
 def test_torchvision_compiles_its_backbone_only_with_a_compiler(monkeypatch):
     monkeypatch.setattr(compare.shutil, "which", lambda name: name)
     assert [len(compare.side_commands(cases.Case(task), "python")) for task in ("training", "nms")] == [3, 2]
+    assert len(compare.side_commands(cases.Case("training"), "python", compiled=False)) == 2
     assert len(compare.side_commands(cases.Case("training"), "")) == 1
     monkeypatch.setattr(compare.shutil, "which", lambda name: None)
     assert len(compare.side_commands(cases.Case("training"), "python")) == 2
