@@ -1,11 +1,13 @@
 """Tasks of `benchmarks.compare` in torchvision; each function prepares the task of its name.
 
-On a GPU if there is one, else on the CPU. Channels last, which is faster on both.
+On a GPU if there is one, else on the CPU. Channels last, which is faster on both. With `--compile`, the backbone is
+compiled by `torch.compile` in the first run, which needs a C++ compiler.
 """
 
 from __future__ import annotations
 
 import contextlib
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -24,6 +26,7 @@ from benchmarks.cases import Case
 from benchmarks.interleave import Task, serve
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+COMPILE = "--compile" in sys.argv
 LEVELS = ("0", "1", "2", "3", "pool")  # torchvision's names of P2..P6
 
 
@@ -111,7 +114,10 @@ def network(case: Case) -> MaskRCNN:
     # So that its transform does not resize the images.
     model = MaskRCNN(body, cases.NUM_CLASSES + 1, min_size=min(case.shape), max_size=max(case.shape))
     model.load_state_dict({name: torch.from_numpy(value) for name, value in cases.weights().items()})
-    return model.to(DEVICE, memory_format=torch.channels_last).eval()
+    model = model.to(DEVICE, memory_format=torch.channels_last).eval()
+    if COMPILE:
+        model.backbone.compile()
+    return model
 
 
 def features(case: Case) -> dict[str, torch.Tensor]:

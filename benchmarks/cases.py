@@ -53,6 +53,7 @@ class Case(NamedTuple):
 
 
 NETWORK_TASKS = ("inference", "training")
+TASKS_WITH_BACKBONE = ("backbone", *NETWORK_TASKS)
 TASKS_WITHOUT_IMAGE = ("matrix_product", "copying", "nms")
 
 

@@ -3,8 +3,9 @@
     python -m benchmarks.compare --set=cpu --peer-python=PYTHON [--rows=roi_align,inference]
 
 PYTHON is an interpreter with torch and torchvision (`benchmarks/cpu.sh` installs one); without it, torchvision is left
-out. Each row is measured in two new processes that alternate, A B A B, on the same inputs (`benchmarks.cases`), after
-two warm-up runs.
+out. Each row is measured in new processes that alternate, A B C A B C, on the same inputs (`benchmarks.cases`), after
+two warm-up runs. The third is torchvision with `torch.compile(model.backbone)`, on CPUs, where there is a backbone and
+a C++ compiler. Ratio and peak memory are those of the faster torchvision.
 """
 
 from __future__ import annotations
@@ -12,12 +13,13 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import os
+import shutil
 import statistics
 import subprocess
 import sys
 from collections.abc import Sequence
 
-from benchmarks.cases import Case
+from benchmarks.cases import TASKS_WITH_BACKBONE, Case
 from benchmarks.environment import ROOT, describe_machine, torchvision_version
 from benchmarks.interleave import Worker
 
@@ -106,6 +108,17 @@ def measure(
     return results
 
 
+def side_commands(case: Case, torchvision_python: str, *, compiled: bool = True) -> list[list[str]]:
+    """Return the command of each side: ours, torchvision and, if `compiled`, torchvision with a compiled backbone."""
+    ours = [sys.executable, "-m", "benchmarks.bench_ours"]
+    if not torchvision_python:
+        return [ours]
+    torchvision = [torchvision_python, "-m", "benchmarks.bench_torchvision"]
+    if not compiled or case.task not in TASKS_WITH_BACKBONE or not shutil.which(os.environ.get("CXX", "g++")):
+        return [ours, torchvision]
+    return [ours, torchvision, [*torchvision, "--compile"]]
+
+
 def num_rounds(case: Case, rounds: int) -> int:
     """Return fewer rounds for cases that take minutes."""
     return max(3, rounds // 2) if case.task == "training" or case.images >= 8 else rounds
@@ -124,8 +137,8 @@ class Limits:
         return f"{seconds / result.median:.0%}" if seconds else "-"
 
 
-def measure_limits(set_name: str, ours: Sequence[str], rounds: int, environment: dict[str, str]) -> Limits:
-    product, copying = (measure([ours], case, rounds, environment)[0] for case in LIMITS[set_name])
+def measure_limits(set_name: str, rounds: int, environment: dict[str, str]) -> Limits:
+    product, copying = (measure(side_commands(case, ""), case, rounds, environment)[0] for case in LIMITS[set_name])
     size = LIMITS[set_name][0].size
     return Limits(2.0 * size**3 / min(product.seconds), 8.0 * LIMITS[set_name][1].size / min(copying.seconds))
 
@@ -134,6 +147,7 @@ COLUMNS = (
     "",
     "ours, s",
     "torchvision, s",
+    "with compiled backbone, s",
     "ratio",
     "ours, peak MiB",
     "torchvision, peak MiB",
@@ -146,12 +160,15 @@ HEADER = (f"| {' | '.join(COLUMNS)} |", "|---" * len(COLUMNS) + "|")
 def table_row(case: Case, results: Sequence[Measurements], limits: Limits) -> str:
     ours, *reference = results
     compiled = ours.facts.get("compile")
+    best = min(reference, key=lambda result: result.median, default=None)
     cells = [
         str(case),
         str(ours),
-        *([str(reference[0]), f"{ours.median / reference[0].median:.2f}"] if reference else ["-", "-"]),
+        *[str(result) for result in reference],
+        *["-"] * (2 - len(reference)),
+        f"{ours.median / best.median:.2f}" if best else "-",
         f"{ours.peak:.0f}",
-        f"{reference[0].peak:.0f}" if reference else "-",
+        f"{best.peak:.0f}" if best else "-",
         limits.share(ours),
         f"{compiled:.1f}" if compiled is not None else "-",
     ]
@@ -178,18 +195,17 @@ def main() -> None:
     parser.add_argument("--peer-python", default="", help="an interpreter with torch and torchvision")
     parser.add_argument("--rounds", type=int, default=9)
     options = parser.parse_args()
-    commands = [[sys.executable, "-m", "benchmarks.bench_ours"]]
-    if options.peer_python:
-        commands.append([options.peer_python, "-m", "benchmarks.bench_torchvision"])
-    # Both processes use one device, so JAX must not preallocate three quarters of its memory.
+    # All processes use one device, so JAX must not preallocate three quarters of its memory.
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
-    limits = measure_limits(options.set, commands[0], options.rounds, environment)
+    limits = measure_limits(options.set, options.rounds, environment)
     print(f"## Compared with torchvision (`python -m benchmarks.compare --set={options.set}`)\n")
     print("\n".join((describe(options.set, options.peer_python, limits), "", *HEADER)), flush=True)
     tasks = options.rows.split(",") if options.rows else None
     for case in SETS[options.set]:
         if tasks is None or case.task in tasks:
-            results = measure(commands, case, num_rounds(case, options.rounds), environment)
+            # On a GPU `torch.compile` would take minutes of its time for each case.
+            sides = side_commands(case, options.peer_python, compiled=options.set != "gpu")
+            results = measure(sides, case, num_rounds(case, options.rounds), environment)
             print(table_row(case, results, limits), flush=True)
 
 

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# All benchmarks for CPUs, compared with torchvision where possible; run by `make bench`. Takes 45 minutes on two cores.
+# All benchmarks for CPUs, compared with torchvision where possible; run by `make bench`. Takes an hour on two cores.
 # The output is appended to benchmarks/RESULTS.md, except with `--small`, a dry run of some minutes.
 #
 # torchvision is installed in a separate environment of several GB, unless PEER_PYTHON is an interpreter with torchvision

@@ -46,6 +46,26 @@ def test_copies_of_objects_are_positive():
     assert (intersection / (areas[0] + areas[1] - intersection)).min() > 0.5
 
 
+def test_ratio_is_to_the_faster_torchvision():
+    ours, eager, compiled = (compare.Measurements([second], peak, {}) for second, peak in ((3, 10), (5, 20), (4, 30)))
+    limits, case = compare.Limits(1, 1), cases.Case("training", 2)
+    row = "| training, 2 images 800x1088 | 3.000 (3.000) |"
+    assert compare.table_row(case, [ours], limits) == f"{row} - | - | - | 10 | - | - | - |"
+    assert compare.table_row(case, [ours, eager], limits) == f"{row} 5.000 (5.000) | - | 0.60 | 10 | 20 | - | - |"
+    both = f"{row} 5.000 (5.000) | 4.000 (4.000) | 0.75 | 10 | 30 | - | - |"
+    assert compare.table_row(case, [ours, eager, compiled], limits) == both
+    assert compare.table_row(case, [ours, compiled, eager], limits).endswith("| 0.75 | 10 | 30 | - | - |")
+
+
+def test_torchvision_compiles_its_backbone_only_with_a_compiler(monkeypatch):
+    monkeypatch.setattr(compare.shutil, "which", lambda name: name)
+    assert [len(compare.side_commands(cases.Case(task), "python")) for task in ("training", "nms")] == [3, 2]
+    assert len(compare.side_commands(cases.Case("training"), "python", compiled=False)) == 2
+    assert len(compare.side_commands(cases.Case("training"), "")) == 1
+    monkeypatch.setattr(compare.shutil, "which", lambda name: None)
+    assert len(compare.side_commands(cases.Case("training"), "python")) == 2
+
+
 WORKER = """
 import time
 from benchmarks.interleave import Task, serve
