@@ -1,6 +1,6 @@
 """Gradients of a convolution with respect to input and kernel: fast formulations on CPU, XLA's own elsewhere.
 
-They are used by `conv2d` in `conv`. They are jitted to be traced and lowered once for each shape, not for each layer.
+They are used by `conv2d` in `conv`.
 """
 
 from __future__ import annotations
@@ -43,7 +43,6 @@ def convolution(geometry: ConvGeometry, x: jax.Array, kernel: jax.Array) -> jax.
     )
 
 
-@partial(jax.jit, static_argnums=(0, 1))
 def input_gradient(shape: Shape, geometry: ConvGeometry, kernel: jax.Array, gradient: jax.Array) -> jax.Array:
     """Gradient of the input, of the given shape, from that of the output. Groups are not supported."""
     return lax.platform_dependent(
@@ -54,7 +53,6 @@ def input_gradient(shape: Shape, geometry: ConvGeometry, kernel: jax.Array, grad
     )
 
 
-@partial(jax.jit, static_argnums=(0, 1))
 def kernel_gradient(shape: Shape, geometry: ConvGeometry, x: jax.Array, gradient: jax.Array) -> jax.Array:
     """Gradient of the kernel, of the given shape, from that of the output. Groups are not supported."""
     return lax.platform_dependent(
@@ -65,7 +63,6 @@ def kernel_gradient(shape: Shape, geometry: ConvGeometry, x: jax.Array, gradient
     )
 
 
-@jax.jit
 def pointwise_kernel_gradient(x: jax.Array, gradient: jax.Array) -> jax.Array:
     """Gradient of a 1 x 1 kernel (1, 1, I, O) from that of the output."""
     return lax.platform_dependent(
