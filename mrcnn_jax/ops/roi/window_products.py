@@ -29,7 +29,7 @@ FORWARD_BINS, BACKWARD_BINS = 8192, 4096  # bins in a block: its windows and sum
 class Block(NamedTuple):
     """K RoIs and their windows."""
 
-    index: jax.Array  # (K,) int32, position of the RoI before sorting
+    position: jax.Array  # (K,) int32, the RoI's before sorting
     y: AxisSamples
     x: AxisSamples
     image: jax.Array  # (K,) int32
@@ -37,7 +37,7 @@ class Block(NamedTuple):
     row: jax.Array  # (K,) int32, first row of the windows, in the level
     column: jax.Array  # (K,) int32, first column of the windows
     columns: jax.Array  # (K,) int32, number of windows along x
-    count: jax.Array  # (K,) int32, number of windows
+    windows: jax.Array  # (K,) int32, number of windows
 
 
 def forward(features: FeatureMaps, rois: RoIs, y: AxisSamples, x: AxisSamples) -> jax.Array:
@@ -58,11 +58,11 @@ def forward(features: FeatureMaps, rois: RoIs, y: AxisSamples, x: AxisSamples) -
             windows = jax.vmap(lambda corner: jax.lax.dynamic_slice(joined, (*corner, 0, 0), sizes))(corners)
             return total + _product(weights, windows.reshape(len(corners), -1, channels), axis=2)
 
-        zeros = jnp.zeros((len(block.count), num_bins[0] * _up(num_bins[1]), channels), jnp.float32)
-        return jax.lax.fori_loop(0, jnp.max(block.count), add, zeros).astype(joined.dtype)
+        zeros = jnp.zeros((len(block.windows), num_bins[0] * _up(num_bins[1]), channels), jnp.float32)
+        return jax.lax.fori_loop(0, jnp.max(block.windows), add, zeros).astype(joined.dtype)
 
     pooled = jax.lax.map(pool, blocks).reshape(-1, num_bins[0], _up(num_bins[1]), channels)
-    return pooled[jnp.argsort(blocks.index.reshape(-1)[: len(rois.boxes)])][:, :, : num_bins[1]]
+    return pooled[jnp.argsort(blocks.position.reshape(-1)[: len(rois.boxes)])][:, :, : num_bins[1]]
 
 
 def backward(like: FeatureMaps, rois: RoIs, y: AxisSamples, x: AxisSamples, cotangent: jax.Array) -> FeatureMaps:
@@ -76,14 +76,14 @@ def backward(like: FeatureMaps, rois: RoIs, y: AxisSamples, x: AxisSamples, cota
     )
 
     def add_block(total: jax.Array, block: Block) -> tuple[jax.Array, None]:
-        values = bins[block.index]
+        values = bins[block.position]
 
         def add(turn: jax.Array, total: jax.Array) -> jax.Array:
             corners, weights = _windows(block, turn, shape)
             windows = _product(weights, values, axis=1).reshape(-1, ROWS, COLUMNS // TILE, TILE, channels)
             return jax.lax.scatter_add(total, corners, windows, dimensions, mode="promise_in_bounds")
 
-        return jax.lax.fori_loop(0, jnp.max(block.count), add, total), None
+        return jax.lax.fori_loop(0, jnp.max(block.windows), add, total), None
 
     zeros = jnp.zeros((*shape[:2], shape[2] // TILE, TILE, channels), jnp.float32)
     blocks = _blocks(rois, y, _pad_bins(x), starts, BACKWARD_BINS)
@@ -149,7 +149,7 @@ def _windows(block: Block, turn: jax.Array, shape: tuple[int, int, int]) -> tupl
     corner_column = jnp.minimum(column, shape[2] - COLUMNS)
     y_weights = _cell_weights(block.y, (corner_row - block.start)[:, None] + cells // COLUMNS, row)
     x_weights = _cell_weights(block.x, corner_column[:, None] + cells % COLUMNS, column)
-    y_weights = jnp.where((turn < block.count)[:, None, None], y_weights, 0.0)
+    y_weights = jnp.where((turn < block.windows)[:, None, None], y_weights, 0.0)
     # Without the barrier XLA would compute the weights again for every pair of bins.
     y_weights, x_weights = jax.lax.optimization_barrier((y_weights, x_weights))
     weights = y_weights[:, :, None] * x_weights[:, None]
