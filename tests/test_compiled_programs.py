@@ -143,6 +143,7 @@ def test_lengths_of_loops_are_found_by_name():
     source = "mrcnn_jax/ops/roi/window_products.py:63"
     shape = "(s32[], f32[128,56,256]{2,1,0:T(8,128)}, s32[128,1])"
     assert turns(source, "roi_align/while", shape) == table["training, roi_align 7x7"][1]
+    assert turns(source, "roi_align/while", "(s32[], bf16[7,143,56,256], f32[7,143,7]{2,1,0:T(8,128)})") == 7
     gradient = "(s32[], f32[2,376,34,8,256]{4,3,2,1,0:T(8,128)})"
     assert turns(source, "roi_align/while", gradient) == table["training, roi_align, gradient"][1]
     assert turns("mrcnn_jax/ops/other.py:1", "while", shape) == 40
