@@ -17,6 +17,7 @@ TPU: products of whole windows, see `window_products`.
 from __future__ import annotations
 
 import functools
+import itertools
 from collections.abc import Callable
 from typing import Any
 
@@ -53,10 +54,11 @@ def _forward_wide(features: FeatureMaps, rois: RoIs, y: AxisSamples, x: AxisSamp
     steps, squares = _square_loop(features, rois, y, x, side)
 
     def add(k: jax.Array, total: jax.Array) -> jax.Array:
-        (y_start, y_weights), (x_cell, x_weights) = squares(k)
-        for i, j in np.ndindex(side, side):
-            index = y_start[:, :, None, i] + x_cell[:, None, :, j]
-            weight = y_weights[:, :, None, i] * x_weights[:, None, :, j]
+        # Without the barrier XLA would recompute the weights for every channel.
+        edges = jax.lax.optimization_barrier([squares(k, i) for i in range(side)])
+        for ((y_start, y_weights), _), (_, (x_cell, x_weights)) in itertools.product(edges, edges):
+            index = y_start[:, :, None] + x_cell[:, None, :]
+            weight = y_weights[:, :, None] * x_weights[:, None, :]
             total = total + _take(flat, index) * weight[..., None]
         return total
 
@@ -72,7 +74,8 @@ def _backward_wide(
     steps, squares = _square_loop(like, rois, y, x, side)
 
     def add(k: jax.Array, total: jax.Array) -> jax.Array:
-        (y_start, y_weights), (x_cell, x_weights) = squares(k)
+        edges = jax.vmap(functools.partial(squares, k), out_axes=-1)(jnp.arange(side, dtype=jnp.int32))
+        (y_start, y_weights), (x_cell, x_weights) = jax.lax.optimization_barrier(edges)
         index = y_start[:, :, None, :, None] + x_cell[:, None, :, None, :]
         weight = y_weights[:, :, None, :, None] * x_weights[:, None, :, None, :]
         index = jnp.where(weight == 0, sum(sizes), index)  # out of bounds, so that the scatter drops it
@@ -89,32 +92,24 @@ Cells = tuple[jax.Array, jax.Array]  # indices of cells int32, and their weights
 
 def _square_loop(
     features: FeatureMaps, rois: RoIs, y: AxisSamples, x: AxisSamples, side: int
-) -> tuple[jax.Array, Callable[[jax.Array], tuple[Cells, Cells]]]:
-    """Largest number of squares in a bin, and a function from k to the k-th square of every bin.
+) -> tuple[jax.Array, Callable[[jax.Array, jax.Array | int], tuple[Cells, Cells]]]:
+    """Largest number of squares in a bin, and a function from (k, i) to row and column i of the k-th square of every bin.
 
-    The function returns rows (R, h, side) and columns (R, w, side) of the squares; a row is the index of its first
-    cell in the concatenation of all levels. Squares are in row-major order of each RoI's own grid, so that thin boxes
-    do not multiply the number of steps.
+    The function returns rows (R, h) and columns (R, w); a row is the index of its first cell in the concatenation of all
+    levels. Squares are in row-major order of each RoI's own grid, so that thin boxes do not multiply the number of
+    steps.
     """
     start = jnp.asarray(np.cumsum([0, *_num_cells(features)[:-1]]), jnp.int32)[rois.levels]
-    start = (start + rois.images * y.extent[:, 0] * x.extent[:, 0])[:, None, None]
+    start = (start + rois.images * y.extent[:, 0] * x.extent[:, 0])[:, None]
     y_range, x_range = cell_range(y), cell_range(x)
     rows, columns = (-(-_max_cells(*span) // side)[:, None] for span in (y_range, x_range))
 
-    def squares(k: jax.Array) -> tuple[Cells, Cells]:
-        y_cell, y_weights = _edge(y, y_range, k // jnp.maximum(columns, 1), side)
-        x_cell, x_weights = _edge(x, x_range, k % jnp.maximum(columns, 1), side)
-        edges = (start + y_cell * x.extent[..., None], y_weights), (x_cell, x_weights)
-        # Without the barrier XLA would recompute the weights for every channel.
-        return jax.lax.optimization_barrier(edges)
+    def squares(k: jax.Array, i: jax.Array | int) -> tuple[Cells, Cells]:
+        y_cell, y_weights = _cell_and_weight(y, y_range, k // jnp.maximum(columns, 1) * side + i)
+        x_cell, x_weights = _cell_and_weight(x, x_range, k % jnp.maximum(columns, 1) * side + i)
+        return (start + y_cell * x.extent, y_weights), (x_cell, x_weights)
 
     return jnp.max(rows * columns), squares
-
-
-def _edge(axis: AxisSamples, span: tuple[jax.Array, jax.Array], square: jax.Array, side: int) -> Cells:
-    """Cells (R, bins, side) along one axis of the square with index (R, 1) of each bin."""
-    axis, span = jax.tree.map(lambda leaf: leaf[..., None], (axis, span))
-    return _cell_and_weight(axis, span, square[..., None] * side + jnp.arange(side, dtype=jnp.int32)[None, None])
 
 
 def _forward_cpu(features: FeatureMaps, rois: RoIs, y: AxisSamples, x: AxisSamples) -> jax.Array:
