@@ -41,7 +41,8 @@ def _select_positive(x: jax.Array) -> jax.Array:
 
 
 def _relu_bwd(y: jax.Array, gradient: jax.Array) -> tuple[jax.Array]:
-    return (jnp.where(y > 0, gradient, 0),)
+    # Not y > 0: XLA would simplify max(x, 0) > 0 to x > 0, store x as well, and not fuse ReLU into the convolution.
+    return (jnp.where(y != 0, gradient, 0),)
 
 
 relu.defvjp(_relu_fwd, _relu_bwd)

@@ -185,7 +185,7 @@ def test_relu_and_its_gradient():
     result, pull = jax.vjp(relu, x)
     np.testing.assert_array_equal(result, np.float32([0, 0, 0, 3, np.nan, np.inf]))
     np.testing.assert_array_equal(result, relu(x))  # without differentiation
-    np.testing.assert_array_equal(pull(jnp.full(6, 5.0))[0], [0, 0, 0, 5, 0, 5])
+    np.testing.assert_array_equal(pull(jnp.full(6, 5.0))[0], [0, 0, 0, 5, 5, 5])  # as in torch
 
 
 def test_gradient_of_a_bias_is_summed_in_float32():
