@@ -8,10 +8,12 @@ blocks of boxes, so that memory grows with K and not with its square.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from mrcnn_jax.ops import boxes as box_ops
 
@@ -37,22 +39,33 @@ def batched_nms(
 def nms_sorted(sets: Sequence[Boxes], *, iou_threshold: float) -> list[jax.Array]:
     """`batched_nms` of several independent sets of boxes that are sorted by score, best first.
 
-    All sets, of any sizes, share one loop. Each is boxes (K, 4), groups (K,) and valid (K,); each result (K,) bool.
+    All sets, of any sizes, share one loop; those of equal size share their kernels. Each is boxes (K, 4), groups (K,)
+    and valid (K,); each result (K,) bool.
     """
+    sizes = [valid.shape[0] for _, _, valid in sets]
+    indices = [[i for i, size in enumerate(sizes) if size == common] for common in sorted(set(sizes))]
+    stacks = [jax.tree.map(lambda *arrays: jnp.stack(arrays), *(sets[i] for i in same)) for same in indices]
+    keeps = [keep for stack in _nms_of_stacks(stacks, iou_threshold) for keep in stack]
+    return [keeps[position] for position in np.argsort(sum(indices, []))]
+
+
+def _nms_of_stacks(stacks: list[Boxes], iou_threshold: float) -> list[jax.Array]:
+    """`nms_sorted` of sets of equal size: boxes (S, K, 4), groups (S, K) and valid (S, K) -> (S, K) bool, by stack."""
+    overlaps = jax.vmap(functools.partial(_overlaps, threshold=iou_threshold))
     # Without the barrier XLA would recompute the boxes (decoding, clipping) for every pair.
-    rest = jax.lax.optimization_barrier([(jax.lax.stop_gradient(b), g, jnp.asarray(v)) for b, g, v in sets])
-    keeps: list[list[jax.Array]] = [[] for _ in sets]
-    for _ in range(0, max(valid.shape[0] for _, _, valid in sets), BLOCK):
-        heads = [(boxes[:BLOCK], groups[:BLOCK], valid[:BLOCK]) for boxes, groups, valid in rest]
-        rest = [(boxes[BLOCK:], groups[BLOCK:], valid[BLOCK:]) for boxes, groups, valid in rest]
-        suppresses = [jnp.triu(_overlaps(head, head, iou_threshold), k=1) for head in heads]
+    rest = jax.lax.optimization_barrier([(jax.lax.stop_gradient(b), g, v) for b, g, v in stacks])
+    keeps: list[list[jax.Array]] = [[] for _ in stacks]
+    for _ in range(0, max(valid.shape[1] for _, _, valid in stacks), BLOCK):
+        heads = [jax.tree.map(lambda array: array[:, :BLOCK], stack) for stack in rest]
+        rest = [jax.tree.map(lambda array: array[:, BLOCK:], stack) for stack in rest]
+        suppresses = [jnp.triu(overlaps(head, head), k=1) for head in heads]
         head_keeps = _fixed_point(suppresses, [valid for _, _, valid in heads])
         for index, (head, keep) in enumerate(zip(heads, head_keeps, strict=True)):
             keeps[index].append(keep)
             boxes, groups, valid = rest[index]
-            suppressed = jnp.any(_overlaps(head, rest[index], iou_threshold) & keep[:, None], axis=0)
+            suppressed = jnp.any(overlaps(head, rest[index]) & keep[..., None], axis=-2)
             rest[index] = boxes, groups, valid & ~suppressed
-    return [jnp.concatenate([*parts, valid]) for parts, (_, _, valid) in zip(keeps, rest, strict=True)]
+    return [jnp.concatenate([*parts, valid], axis=1) for parts, (_, _, valid) in zip(keeps, rest, strict=True)]
 
 
 def _overlaps(a: Boxes, b: Boxes, threshold: float) -> jax.Array:
@@ -64,8 +77,8 @@ def _fixed_point(suppresses: list[jax.Array], valid: list[jax.Array]) -> list[ja
 
     def step(state: tuple[list[jax.Array], jax.Array]) -> tuple[list[jax.Array], jax.Array]:
         keep, _ = state
-        new = [v & ~jnp.any(s & k[:, None], axis=0) for s, k, v in zip(suppresses, keep, valid, strict=True)]
-        return new, jnp.any(jnp.concatenate(new) != jnp.concatenate(keep))
+        new = [v & ~jnp.any(s & k[..., None], axis=-2) for s, k, v in zip(suppresses, keep, valid, strict=True)]
+        return new, jnp.any(jnp.stack([jnp.any(n != k) for n, k in zip(new, keep, strict=True)]))
 
     keep, _ = jax.lax.while_loop(lambda state: state[1], step, (valid, jnp.bool_(True)))
     return keep
