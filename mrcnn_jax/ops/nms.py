@@ -46,7 +46,7 @@ def nms_sorted(sets: Sequence[Boxes], *, iou_threshold: float) -> list[jax.Array
     indices = [[i for i, size in enumerate(sizes) if size == common] for common in sorted(set(sizes))]
     stacks = [jax.tree.map(lambda *arrays: jnp.stack(arrays), *(sets[i] for i in same)) for same in indices]
     keeps = [keep for stack in _nms_of_stacks(stacks, iou_threshold) for keep in stack]
-    return [keeps[position] for position in np.argsort(sum(indices, []))]
+    return [keeps[position] for position in np.argsort(np.concatenate(indices))]
 
 
 def _nms_of_stacks(stacks: list[Boxes], iou_threshold: float) -> list[jax.Array]:

@@ -93,10 +93,10 @@ Cells = tuple[jax.Array, jax.Array]  # indices of cells int32, and their weights
 def _square_loop(
     features: FeatureMaps, rois: RoIs, y: AxisSamples, x: AxisSamples, side: int
 ) -> tuple[jax.Array, Callable[[jax.Array, jax.Array | int], tuple[Cells, Cells]]]:
-    """Largest number of squares in a bin, and a function from (k, i) to row and column i of the k-th square of every bin.
+    """Largest number of squares in a bin, and a function from (k, i) to the i-th edges of the k-th square of every bin.
 
-    The function returns rows (R, h) and columns (R, w); a row is the index of its first cell in the concatenation of all
-    levels. Squares are in row-major order of each RoI's own grid, so that thin boxes do not multiply the number of
+    The function returns rows (R, h) and columns (R, w); a row is the index of its first cell in the concatenation of
+    all levels. Squares are in row-major order of each RoI's own grid, so that thin boxes do not multiply the number of
     steps.
     """
     start = jnp.asarray(np.cumsum([0, *_num_cells(features)[:-1]]), jnp.int32)[rois.levels]
