@@ -117,9 +117,9 @@ def test_a_nan_box_overlaps_none():
 
 @pytest.mark.medium
 @pytest.mark.parametrize("block", [5, nms_ops.BLOCK])
-def test_sorted_sets_of_different_sizes_share_one_loop(monkeypatch, block):
+def test_sorted_sets_of_equal_and_different_sizes_share_one_loop(monkeypatch, block):
     monkeypatch.setattr(nms_ops, "BLOCK", block)
-    sets = [clustered_boxes(seed, count) for seed, count in ((2, 23), (3, 0), (4, 6))]
+    sets = [clustered_boxes(seed, count) for seed, count in ((2, 23), (3, 0), (4, 6), (5, 23))]
     orders = [np.argsort(-scores, kind="stable") for _, scores, _, _ in sets]
     ready = [(b[order], g[order], v[order]) for (b, _, g, v), order in zip(sets, orders, strict=True)]
     keeps = jax.jit(lambda sets: nms_ops.nms_sorted(sets, iou_threshold=0.5))(ready)
