@@ -71,15 +71,19 @@ class TpuProgram(Program):
         return Kernel(kind, num_bytes, operations, seconds, times, 1, *self.origin(instruction), instruction.shape)
 
     def _own_estimate(self, computation: Computation, instruction: Instruction) -> float:
+        """Return the seconds of a reshape, or of the gathers, scatters and sorts in an instruction."""
+        if instruction.opcode == "reshape":
+            return size_of(instruction.shape) * MOVE_SECONDS
+        return self._irregular(computation, instruction)
+
+    def _irregular(self, computation: Computation, instruction: Instruction) -> float:
         """Return the seconds of the gathers, scatters and sorts in an instruction."""
         called = instruction.attribute(r"calls=%([^\s,]+)")
         if called in self.computations:
             parts = self.computations[called]
-            return sum(self._own_estimate(parts, part) for part in parts.instructions.values())
+            return sum(self._irregular(parts, part) for part in parts.instructions.values())
         if instruction.opcode == "sort":
             return sort_cycles(instruction) / self._chip.clock
-        if instruction.opcode == "reshape":
-            return size_of(instruction.shape) * MOVE_SECONDS
         return row_seconds(computation, instruction)
 
     def _operations(self, instruction: Instruction) -> float:
