@@ -199,7 +199,7 @@ def _blocks(rois: RoIs, y: AxisSamples, x: AxisSamples, starts: list[int], max_b
 
 
 def _windows(block: Block, turn: jax.Array, shape: tuple[int, int, int]) -> tuple[jax.Array, jax.Array]:
-    """Corners (K, 3) of the windows with an index, as image, row and tile, and weights (K, bins, cells) of their cells."""
+    """Corners (K, 3) of the windows with an index, as image, row and tile, and weights (K, bins, cells)."""
     row, column, corner_row, corner_column = window_corner(block.windows, turn, shape)
     cells = jnp.arange(ROWS * COLUMNS, dtype=jnp.int32)[None, None]
 
