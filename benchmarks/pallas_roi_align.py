@@ -1,5 +1,8 @@
 """ROIAlign and its gradient by windows as Pallas kernels for TPUs. No TPU has run them yet, so no model uses them.
 
+    .venv-tpu/bin/python -m benchmarks.pallas_roi_align    # compiles for three chips, see benchmarks/tpu_env.sh
+    python -m benchmarks.pallas_roi_align --run            # on a TPU: differences from the products of windows, times
+
 The kernels take windows and weights of `mrcnn_jax/ops/roi/window_products.py`, RoI after RoI and window after window.
 While a window is multiplied, the next one is copied from HBM. The gradient reads a window of the map, adds its product
 and writes it back, in order; it reads the next one at the same time only if the two do not overlap.
@@ -7,21 +10,91 @@ and writes it back, in order; it reads the next one at the same time only if the
 
 from __future__ import annotations
 
+import argparse
 import functools
-from collections.abc import Callable
+import os
+import statistics
+import timeit
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.experimental import pallas as pl
+from jax.experimental import topologies
 from jax.experimental.pallas import tpu as pltpu
 
+from benchmarks import cases
+from benchmarks.tpu_compile import TOPOLOGIES
+from benchmarks.tpu_costs import CHIPS
+from mrcnn_jax.config import RoIConfig
 from mrcnn_jax.ops.roi import window_products
 from mrcnn_jax.ops.roi.axis import AxisSamples
+from mrcnn_jax.ops.roi.pooling import _axes, roi_levels
 from mrcnn_jax.ops.roi.rois import FeatureMaps, RoIs
 from mrcnn_jax.ops.roi.window_products import COLUMNS, ROWS, TILE, Windows
 
+CASES = ((1, 1000, 7), (1, 100, 14), (2, 512, 7), (2, 128, 14))  # images, RoIs of each, bins
+STRIDES = cases.STRIDES[:4]
+Program, Shape = Callable[..., Any], tuple[int, int, int]
 NUM_SCALARS = len(Windows._fields)  # of each RoI, in the memory of the scalar unit
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--run", action="store_true", help="on a TPU")
+    if parser.parse_args().run:
+        print("| RoIs | kernel, ms | products of windows, ms | largest difference |\n|---|---|---|---|")
+        for name, ours, products, arguments, _ in programs():
+            (seconds, result), (other_seconds, other) = (measure(side, arguments) for side in (ours, products))
+            difference = jax.tree.map(lambda a, b: float(jnp.max(jnp.abs(a - b))), result, other)
+            largest = max(jax.tree.leaves(difference))
+            print(f"| {name} | {1000 * seconds:.2f} | {1000 * other_seconds:.2f} | {largest:.2g} |")
+        return
+    # Before libtpu is loaded, which would otherwise look for the TPUs of the machine.
+    os.environ.update(TPU_SKIP_MDS_QUERY="1", TPU_WORKER_HOSTNAMES="localhost", ALLOW_MULTIPLE_LIBTPU_LOAD="1")
+    jax.config.update("jax_platforms", "cpu")
+    print("The kernels compile. Their copies take at least, at the bandwidth:\n")
+    print(f"| RoIs | windows | GB | {', '.join(TOPOLOGIES)}, ms |\n|---|---|---|---|")
+    for name, ours, _, arguments, (windows, num_bytes) in programs():
+        for topology in TOPOLOGIES.values():
+            devices = topologies.get_topology_desc(topology, platform="tpu").devices
+            sharding = jax.sharding.SingleDeviceSharding(devices[0])
+            jax.jit(ours, in_shardings=sharding, out_shardings=sharding).lower(*arguments).compile()
+        times = ", ".join(f"{1000 * num_bytes / CHIPS[chip].bandwidth:.2f}" for chip in TOPOLOGIES)
+        print(f"| {name} | {windows} | {num_bytes / 1e9:.2f} | {times} |", flush=True)
+
+
+def programs() -> Iterator[tuple[str, Program, Program, tuple[Any, ...], tuple[int, int]]]:
+    """Name, kernel, products of windows, arguments, and the kernel's windows and bytes copied, in bfloat16."""
+    for images, count, size in CASES:
+        case = cases.Case("roi_align", images)
+        maps = tuple(level.astype(jnp.bfloat16) for level in cases.feature_maps(case)[: len(STRIDES)])
+        boxes = cases.rois(case, count).reshape(-1, 4)
+        rois = RoIs(boxes, roi_levels(boxes) - 2, np.repeat(np.arange(images, dtype=np.int32), count))
+        shape = (len(boxes), size, size, cases.CHANNELS)
+        cotangent = np.random.default_rng(0).standard_normal(shape, np.float32).astype(jnp.bfloat16)
+        windows = int(jnp.sum(_pool(_windows, size, maps, rois).number[:-1]))
+        values = windows * ROWS * COLUMNS * cases.CHANNELS
+        for name, functions, arguments, num_bytes in (
+            ("", (forward, window_products.forward), (maps, rois), 2 * values),
+            (", gradient", (backward, window_products.backward), (maps, rois, cotangent), 2 * 4 * values),
+        ):
+            ours, products = (functools.partial(_pool, function, size) for function in functions)
+            yield f"{len(boxes)}, {size}x{size}{name}", ours, products, arguments, (windows, num_bytes)
+
+
+def _pool(function: Callable[..., Any], size: int, maps: FeatureMaps, rois: RoIs, *cotangent: jax.Array) -> Any:
+    scales = tuple(1 / stride for stride in STRIDES)
+    return function(maps, rois, *_axes(rois, maps, scales=scales, bins=(size, size), config=RoIConfig()), *cotangent)
+
+
+def measure(program: Program, arguments: tuple[Any, ...]) -> tuple[float, Any]:
+    """Median seconds, without those of compilation, and the result."""
+    run = functools.partial(jax.jit(program), *jax.device_put(arguments))
+    result = jax.block_until_ready(run())
+    return statistics.median(timeit.repeat(lambda: jax.block_until_ready(run()), number=1, repeat=20)), result
 
 
 def forward(features: FeatureMaps, rois: RoIs, y: AxisSamples, x: AxisSamples, *, interpret: Any = False) -> jax.Array:
@@ -29,9 +102,8 @@ def forward(features: FeatureMaps, rois: RoIs, y: AxisSamples, x: AxisSamples, *
     joined, x_padded = window_products.join(features), window_products.pad_bins(x)
     bins = y.first.shape[1], x_padded.first.shape[1]
     result = jax.ShapeDtypeStruct((len(rois.boxes), bins[0] * bins[1], joined.shape[-1]), joined.dtype)
-    pooled = _call(
-        _forward_kernel, (_windows(features, rois, y, x), _pack(y), _pack(x_padded), joined), result, interpret
-    )
+    arguments = _windows(features, rois, y, x), _pack(y), _pack(x_padded), joined
+    pooled = _call(_forward_kernel, arguments, result, interpret)
     return pooled.reshape(-1, *bins, joined.shape[-1])[:, :, : x.first.shape[1]]
 
 
@@ -41,8 +113,7 @@ def backward(
     """Transpose of `forward`."""
     (shape, _), bins = window_products.joined_shape(like), window_products.flat_bins(cotangent)
     zeros = jnp.zeros((*shape, cotangent.shape[-1]), jnp.float32)
-    x_padded = window_products.pad_bins(x)
-    arguments = _windows(like, rois, y, x), _pack(y), _pack(x_padded), bins, zeros
+    arguments = _windows(like, rois, y, x), _pack(y), _pack(window_products.pad_bins(x)), bins, zeros
     return window_products.split(_call(_backward_kernel, arguments, zeros, interpret), like)
 
 
@@ -80,7 +151,7 @@ def _call(kernel: Callable[..., None], arguments: Any, result: Any, interpret: A
             scratch_shapes=[
                 pltpu.VMEM((2, ROWS, COLUMNS, maps.shape[-1]), maps.dtype),
                 pltpu.SMEM((1,), jnp.int32),
-                pltpu.SemaphoreType.DMA((3,)),
+                pltpu.SemaphoreType.DMA((2,)),
             ],
         ),
         input_output_aliases={NUM_SCALARS + len(per_roi): 0} if in_place else {},
@@ -88,7 +159,7 @@ def _call(kernel: Callable[..., None], arguments: Any, result: Any, interpret: A
     )(*windows, *per_roi, maps)
 
 
-def _forward_kernel(*refs: Any, shape: tuple[int, int, int]) -> None:
+def _forward_kernel(*refs: Any, shape: Shape) -> None:
     """Pool one RoI."""
     *windows, y, x, maps, result, buffers, slot, semaphores = refs
     windows, roi, num_rois = Windows(*windows), pl.program_id(0), pl.num_programs(0)
@@ -106,7 +177,7 @@ def _forward_kernel(*refs: Any, shape: tuple[int, int, int]) -> None:
     result[0] = total.astype(result.dtype)
 
 
-def _backward_kernel(*refs: Any, shape: tuple[int, int, int]) -> None:
+def _backward_kernel(*refs: Any, shape: Shape) -> None:
     """Add the gradient of one RoI to the map."""
     *windows, y, x, bins, _, maps, buffers, slot, semaphores = refs
     windows, roi, num_rois = Windows(*windows), pl.program_id(0), pl.num_programs(0)
@@ -119,10 +190,7 @@ def _backward_kernel(*refs: Any, shape: tuple[int, int, int]) -> None:
         update = window_products.product(_weights(y, x, windows, roi, turn, shape), bins[0], axis=0)
         read(roi, turn, buffer).wait()
         buffers[buffer] += update.reshape(buffers.shape[1:])
-        target = maps.at[_corner(windows, roi, turn, shape)]
-        write = pltpu.make_async_copy(buffers.at[buffer], target, semaphores.at[2])
-        write.start()
-        write.wait()
+        pltpu.sync_copy(buffers.at[buffer], maps.at[_corner(windows, roi, turn, shape)])
         pl.when(exists & ~early)(lambda: read(*following, 1 - buffer).start())
         slot[0] = 1 - buffer
 
@@ -130,9 +198,9 @@ def _backward_kernel(*refs: Any, shape: tuple[int, int, int]) -> None:
 
 
 def _reader(
-    windows: Windows, roi: jax.Array, maps: Any, buffers: Any, slot: Any, semaphores: Any, shape: tuple[int, int, int]
+    windows: Windows, roi: jax.Array, maps: Any, buffers: Any, slot: Any, semaphores: Any, shape: Shape
 ) -> Callable[..., Any]:
-    """Function from RoI, index of the window and buffer to a copy. The very first one is started here.
+    """Function from RoI, index of a window and buffer to a copy. Starts the very first one.
 
     `slot` has the index of the buffer with the present window, or with its unfinished copy.
     """
@@ -155,23 +223,21 @@ def _following(windows: Windows, roi: jax.Array, turn: jax.Array) -> tuple[jax.A
     return jnp.where(last, roi + 1, roi), jnp.where(last, 0, turn + 1)
 
 
-def _corner(windows: Windows, roi: jax.Array, turn: jax.Array, shape: tuple[int, int, int]) -> tuple[Any, ...]:
+def _corner(windows: Windows, roi: jax.Array, turn: jax.Array, shape: Shape) -> tuple[Any, ...]:
     """Index of a window in the array of all levels."""
     own = Windows(*(field[roi] for field in windows))
-    _, _, row, column = window_products.window_corner(own, turn, shape)
+    *_, row, column = window_products.window_corner(own, turn, shape)
     return own.image, pl.ds(row, ROWS), pl.ds(pl.multiple_of(column, TILE), COLUMNS)
 
 
-def _disjoint(windows: Windows, a: Any, b: Any, shape: tuple[int, int, int]) -> jax.Array:
+def _disjoint(windows: Windows, a: Any, b: Any, shape: Shape) -> jax.Array:
     """Whether two windows have no cell in common."""
     (image, rows, columns), (other_image, other_rows, other_columns) = (_corner(windows, *w, shape) for w in (a, b))
     apart = abs(rows.start - other_rows.start) >= ROWS
     return (image != other_image) | apart | (abs(columns.start - other_columns.start) >= COLUMNS)
 
 
-def _weights(
-    y: Any, x: Any, windows: Windows, roi: jax.Array, turn: jax.Array, shape: tuple[int, int, int]
-) -> jax.Array:
+def _weights(y: Any, x: Any, windows: Windows, roi: jax.Array, turn: jax.Array, shape: Shape) -> jax.Array:
     """Weights (bins, cells) of a window, from the samples of its RoI along both axes."""
     own = Windows(*(field[roi] for field in windows))
     row, column, corner_row, corner_column = window_products.window_corner(own, turn, shape)
@@ -184,3 +250,7 @@ def _weights(
     y_weights = weights(y, corner_row - own.start + jax.lax.div(cells, COLUMNS), row)
     x_weights = weights(x, corner_column + jax.lax.rem(cells, COLUMNS), column)
     return jnp.concatenate([y_weights[i : i + 1] * x_weights for i in range(len(y_weights))])
+
+
+if __name__ == "__main__":
+    main()
