@@ -37,7 +37,7 @@ from mrcnn_jax.ops.roi.window_products import COLUMNS, ROWS, TILE, Windows
 
 CASES = ((1, 1000, 7), (1, 100, 14), (2, 512, 7), (2, 128, 14))  # images, RoIs of each, bins
 STRIDES = cases.STRIDES[:4]
-Program, Shape = Callable[..., Any], tuple[int, int, int]
+Program, Shape = Callable[..., Any], tuple[int, int, int]  # shape (B, H, W) of the array of all levels
 NUM_SCALARS = len(Windows._fields)  # of each RoI, in the memory of the scalar unit
 
 
@@ -151,7 +151,7 @@ def _call(kernel: Callable[..., None], arguments: Any, result: Any, interpret: A
             scratch_shapes=[
                 pltpu.VMEM((2, ROWS, COLUMNS, maps.shape[-1]), maps.dtype),
                 pltpu.SMEM((1,), jnp.int32),
-                pltpu.SemaphoreType.DMA((2,)),
+                pltpu.SemaphoreType.DMA((3,)),
             ],
         ),
         input_output_aliases={NUM_SCALARS + len(per_roi): 0} if in_place else {},
@@ -190,7 +190,10 @@ def _backward_kernel(*refs: Any, shape: Shape) -> None:
         update = window_products.product(_weights(y, x, windows, roi, turn, shape), bins[0], axis=0)
         read(roi, turn, buffer).wait()
         buffers[buffer] += update.reshape(buffers.shape[1:])
-        pltpu.sync_copy(buffers.at[buffer], maps.at[_corner(windows, roi, turn, shape)])
+        target = maps.at[_corner(windows, roi, turn, shape)]
+        write = pltpu.make_async_copy(buffers.at[buffer], target, semaphores.at[2])
+        write.start()
+        write.wait()
         pl.when(exists & ~early)(lambda: read(*following, 1 - buffer).start())
         slot[0] = 1 - buffer
 
