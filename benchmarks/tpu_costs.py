@@ -7,7 +7,7 @@ theirs is ours:
   this time of a TensorCore). A scatter reads and writes each row of the result: twice as much.
 - sort: a bitonic network. Each of its stages takes VECTOR_OPS instructions for each register of 1024 elements and each
   operand.
-
+- reshape: elements move between tiles. MOVE_SECONDS for each byte, the time in which the compiler expects copies.
 - other instructions: their bytes in HBM, at the bandwidth.
 
 Asynchronous copies and slices run beside other instructions, and count bytes only. Bytes are those of arrays in HBM,
@@ -40,6 +40,7 @@ CHIPS = {
 }
 ROW, ROW_SECONDS = 512, 4.3e-9  # bytes, and the time of a gather
 REGISTER, VECTOR_OPS = 1024, 4
+MOVE_SECONDS = 4.7e-12
 
 ASYNCHRONOUS = ", asynchronous"
 MOVEMENTS = ("concatenate", "pad", "dynamic-update-slice", "dynamic-slice", "slice", "transpose", "copy", "broadcast")
@@ -77,6 +78,8 @@ class TpuProgram(Program):
             return sum(self._own_estimate(parts, part) for part in parts.instructions.values())
         if instruction.opcode == "sort":
             return sort_cycles(instruction) / self._chip.clock
+        if instruction.opcode == "reshape":
+            return size_of(instruction.shape) * MOVE_SECONDS
         return row_seconds(computation, instruction)
 
     def _operations(self, instruction: Instruction) -> float:
