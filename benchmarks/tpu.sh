@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Compares results on a TPU with those on the CPU, then measures inference, the training step, parts of the network and
-# operators. `benchmarks/tpu.sh --small` is a dry run for CPUs. PYTHON is an interpreter with jax[tpu], flax and optax.
+# operators, and at last the Pallas kernels of ROIAlign, which no model uses yet. `benchmarks/tpu.sh --small` is a dry run
+# for CPUs, without the kernels. PYTHON is an interpreter with jax[tpu], flax and optax.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 PYTHON=${PYTHON:-python3}
@@ -14,4 +15,5 @@ if [[ ${1:-} == --small ]]; then SET=small ROUNDS=1; fi
         "$PYTHON" -m benchmarks.compare --set=$SET --rounds=$ROUNDS --rows=$rows
         echo
     done
+    if [[ $SET == tpu ]]; then "$PYTHON" -m benchmarks.pallas_roi_align --run; fi
 } | tee "${OUT:-.}/tpu.md"
