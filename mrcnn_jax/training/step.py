@@ -103,16 +103,8 @@ def image_keys(key: jax.Array, step: jax.Array, indices: jax.Array) -> jax.Array
 def loss_and_grad_norm(computed: LossesAndGradients) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Return the total loss, the global norm of its gradient, and whether both are finite."""
     loss = jnp.sum(jnp.stack(list(computed.losses.values())))
-    norm = _global_norm(computed.gradients)
+    norm = optax.global_norm(computed.gradients)
     return loss, norm, jnp.isfinite(loss) & jnp.isfinite(norm)
-
-
-def _global_norm(gradients: Any) -> jax.Array:
-    """`optax.global_norm` by sums of rows: on GPUs each sum of a large array to a scalar takes two kernels."""
-    squares = [jnp.square(gradient) for gradient in jax.tree.leaves(gradients)]
-    rows = [jnp.sum(square, axis=-1).reshape(-1) if square.ndim > 1 else square.reshape(-1) for square in squares]
-    # Without the barrier XLA would sum each part to a scalar.
-    return jnp.sqrt(jnp.sum(jax.lax.optimization_barrier(jnp.concatenate(rows))))
 
 
 def _skip_nonfinite(old: TrainState, new: TrainState, finite: jax.Array, max_skipped: int) -> TrainState:

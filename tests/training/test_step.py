@@ -16,8 +16,7 @@ from support.programs import IMAGES, LEARNING_RATE
 from mrcnn_jax.config import Config
 from mrcnn_jax.models.mask_rcnn import build_model, variable_shapes
 from mrcnn_jax.structures import Batch
-from mrcnn_jax.training.gradients import LossesAndGradients
-from mrcnn_jax.training.step import create_state, loss_and_grad_norm, make_train_step
+from mrcnn_jax.training.step import create_state, make_train_step
 
 pytestmark = pytest.mark.medium
 
@@ -250,17 +249,3 @@ def test_step_keeps_dtypes_and_shapes_of_the_state(tiny_model_config, norm, comp
     assert form[0] == form[1]
     assert {leaf.dtype.name for leaf in jax.tree.leaves(after)} == {"float32", "int32"}
     assert LOSSES - set(metrics) == {"loss_keypoint"} | (set() if masks else {"loss_mask"})
-
-
-def test_norm_of_gradients_of_any_rank():
-    arrays = {
-        "scalar": jnp.float32(2),
-        "vector": jnp.ones(3),
-        "kernel": jnp.full((2, 3, 2), 3.0),
-        "empty": jnp.ones((0, 4)),
-    }
-    _, norm, finite = loss_and_grad_norm(LossesAndGradients(arrays, {"loss": jnp.float32(1)}, {}, {}))
-    assert finite
-    np.testing.assert_allclose(norm, np.sqrt(4 + 3 + 12 * 9), rtol=1e-6)
-    arrays["kernel"] = arrays["kernel"].at[1, 2, 1].set(jnp.nan)
-    assert not loss_and_grad_norm(LossesAndGradients(arrays, {"loss": jnp.float32(1)}, {}, {}))[2]
