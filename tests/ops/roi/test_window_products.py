@@ -71,7 +71,7 @@ def both(config: RoIConfig, dtype: Any) -> Any:
 def test_equals_the_gathers_and_their_transpose(boxes, config, dtype):
     with pytest.MonkeyPatch.context() as patch:  # two blocks, of which the second is padded
         patch.setattr(window_products, "FORWARD_BINS", 96)
-        patch.setattr(window_products, "BACKWARD_BINS", 96)
+        patch.setattr(window_products, "WINDOWS", 4)
         ours, cells = both(config, dtype)(np.float32(boxes))
     for array, expected in zip(ours, map(np.asarray, cells), strict=True):
         assert array.dtype == dtype
