@@ -71,8 +71,8 @@ def forward(features: FeatureMaps, rois: RoIs, y: AxisSamples, x: AxisSamples) -
 def backward(like: FeatureMaps, rois: RoIs, y: AxisSamples, x: AxisSamples, cotangent: jax.Array) -> FeatureMaps:
     """Transpose of `forward`, see `kernels.backward`.
 
-    Each level of each image has its own sum in float32. It fits in the memory on the chip, where the product of a
-    window is added in place.
+    Each level of each image has its own sum in float32, which fits in the memory on the chip; there the product of a
+    window is added in place. The finest level has a loop of its own, all others share one.
     """
     windows = roi_windows(rois, y, x, [0] * len(like))
     bins = cotangent.shape[:3]
@@ -80,17 +80,20 @@ def backward(like: FeatureMaps, rois: RoIs, y: AxisSamples, x: AxisSamples, cota
     x = jax.tree.map(lambda leaf: jnp.broadcast_to(leaf[:, None], bins).reshape(len(leaf), -1), x)
     values = cotangent.reshape(len(cotangent), -1, cotangent.shape[-1])
 
-    def gradient(level: int) -> jax.Array:
-        num_images, height, width, _ = like[level].shape
+    def gradients(first_level: int, maps: FeatureMaps) -> list[jax.Array]:
+        num_images = maps[0].shape[0]
+        shape = joined_shape(maps[:1])[0]
 
-        def of_image(image: jax.Array) -> jax.Array:
+        def gradient(index: jax.Array) -> jax.Array:
+            level, image = first_level + index // num_images, index % num_images
             number = jnp.where((rois.levels == level) & (rois.images == image), windows.number, 0)
-            shape = 1, max(height, ROWS), max(_up(width), COLUMNS)
-            return _sum_windows(shape, windows._replace(number=number), y, x, values).astype(like[level].dtype)
+            return _sum_windows(shape, windows._replace(number=number), y, x, values).astype(maps[0].dtype)
 
-        return jax.lax.map(of_image, jnp.arange(num_images, dtype=jnp.int32))[:, :height, :width]
+        stacked = jax.lax.map(gradient, jnp.arange(len(maps) * num_images, dtype=jnp.int32))
+        levels = stacked.reshape(len(maps), num_images, *stacked.shape[1:])
+        return [level[:, : f.shape[1], : f.shape[2]] for level, f in zip(levels, maps, strict=True)]
 
-    return tuple(map(gradient, range(len(like))))
+    return (*gradients(0, like[:1]), *(gradients(1, like[1:]) if like[1:] else ()))
 
 
 def _sum_windows(
