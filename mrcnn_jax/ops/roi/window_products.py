@@ -1,9 +1,9 @@
 """ROIAlign and its gradient as products of windows of the maps with the weights of their cells, for TPUs.
 
 A TPU copies windows at the speed of its memory and multiplies matrices fast, but takes a microsecond for any operation,
-however small. Each step therefore takes one window of every RoI of a large block: one gather or scatter of windows, and
-a product with the weights of their cells in all bins. Larger RoIs have several windows. RoIs are sorted by their number
-of windows, so that few wait for others.
+however small. Each step therefore takes many windows. Larger RoIs have several. `forward` gathers one window of every
+RoI of a large block, sorted by their number of windows, so that few wait for others. `backward` adds the windows of one
+map, whose sum stays on the chip, one after the other.
 
 Results equal those of `kernels` up to rounding, except that infinities and NaNs spread to all RoIs whose windows
 contain them.
@@ -240,7 +240,7 @@ def _blocks(rois: RoIs, y: AxisSamples, x: AxisSamples, starts: list[int], max_b
 
 
 def _windows(block: Block, turn: jax.Array, shape: tuple[int, int, int]) -> tuple[jax.Array, jax.Array]:
-    """Corners (K, 3) of the windows with an index, as image, row and tile, and weights (K, bins, cells) of their cells."""
+    """Corners (K, 3) of the windows with an index, as image, row and tile, and weights (K, bins, cells)."""
     row, column, corner_row, corner_column = window_corner(block.windows, turn, shape)
     cells = jnp.arange(ROWS * COLUMNS, dtype=jnp.int32)[None, None]
 
