@@ -67,6 +67,7 @@ def both(config: RoIConfig, dtype: Any) -> Any:
 )
 @hypothesis.settings(max_examples=25)
 @hypothesis.example(boxes=[THIN, HUGE, OUTSIDE, EMPTY, [0, 0, 288, 208], THIN[1::-1] + THIN[:1:-1], [0, 0, 0, 0]])
+@hypothesis.example(boxes=[[0, 0, 100, 100]] * 7)  # the gradient fills its last turn with windows of the last RoI
 @hypothesis.given(boxes=st.lists(box, min_size=7, max_size=7))
 def test_equals_the_gathers_and_their_transpose(boxes, config, dtype):
     with pytest.MonkeyPatch.context() as patch:  # two blocks, of which the second is padded
