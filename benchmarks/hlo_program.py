@@ -77,8 +77,7 @@ class Program(ABC):
                 yield self.kernel(computation, instruction, times)
 
     def _loop(self, loop: Instruction, times: float) -> Iterator[Kernel]:
-        known = loop.attribute(r'"known_trip_count":\{"n":"(\d+)"')
-        trip_count = int(known) if known else None
+        trip_count = self._trip_count(loop)
         parts = (loop.attribute(rf"{part}=%([^\s,]+)") or "" for part in ("condition", "body"))
         kernels = [kernel for part in parts for kernel in self._walk(self.computations[part], 1)]
         origin = self.origin(loop)
@@ -86,6 +85,17 @@ class Program(ABC):
         self.loops.append(WhileLoop(trip_count, turns, kernels, *origin))
         for kernel in kernels:
             yield kernel._replace(times=kernel.times * times * turns)
+
+    def _trip_count(self, loop: Instruction) -> int | None:
+        """Return the iterations of a loop: XLA's own number, or the limit of a counter, which starts at 0."""
+        known = loop.attribute(r'"known_trip_count":\{"n":"(\d+)"')
+        if known:
+            return int(known)
+        condition = self.computations[loop.attribute(r"condition=%([^\s,]+)") or ""]
+        if condition.root.opcode != "compare" or "direction=LT" not in condition.root.rest:
+            return None
+        limit = condition.instructions[condition.root.operands[1]]
+        return int(limit.operands[0]) if limit.opcode == "constant" else None
 
     def origin(self, instruction: Instruction) -> tuple[str, str]:
         """Return source and scope."""

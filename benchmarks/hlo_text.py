@@ -100,7 +100,7 @@ def _instruction(name: str, text: str, root: bool) -> Instruction:
     opcode, arguments = call.split("(", 1)
     end = _closing("(" + arguments) - 1
     inside, rest = arguments[: end - 1], arguments[end:]
-    operands = [inside] if opcode == "parameter" else re.findall(r"%([^\s,()]+)", inside)
+    operands = [inside] if opcode in ("parameter", "constant") else re.findall(r"%([^\s,()]+)", inside)
     return Instruction(name, shape, opcode, operands, rest, root)
 
 

@@ -42,14 +42,18 @@ TURNS = {  # of each loop with groups of 1, 2 and 8 images
     "inference, nms, detections 2": (1.8, 2.0, 2.1),
     "inference, nms, detections 3": (1.0, 1.1, 1.3),
     "inference, nms, detections 4": (1.0, 1.0, 1.0),
-    # Windows of a block of RoIs; means over the blocks of single images, 6 photographs (the command prints the largest)
-    "inference, roi_align 7x7": (1.5, 1.5, 1.5),
-    "inference, roi_align 14x14": (1.9, 1.9, 1.9),
+    # Means over the runs of a loop in an image, which do not depend on the number of images. In training, 1 is the
+    # forward pass, 2 the gradient of the finest level, 3 that of the others.
+    "inference, roi_align 7x7": (1.4, 1.4, 1.4),
+    "inference, roi_align 14x14": (1.5, 1.5, 1.5),
     "training, nms, proposals 1": (7.9, 8.5, 9.6),
     "training, nms, proposals 2": (4.4, 4.8, 5.6),
-    "training, roi_align 7x7": (1.6, 1.6, 1.6),
-    "training, roi_align 14x14": (2.0, 2.0, 2.0),
-    "training, roi_align, gradient": (1.8, 1.8, 1.8),
+    "training, roi_align 7x7 1": (1.5, 1.5, 1.5),
+    "training, roi_align 7x7 2": (25.5, 25.5, 25.5),
+    "training, roi_align 7x7 3": (4.1, 4.1, 4.1),
+    "training, roi_align 14x14 1": (1.7, 1.7, 1.7),
+    "training, roi_align 14x14 2": (6.0, 6.0, 6.0),
+    "training, roi_align 14x14 3": (2.2, 2.2, 2.2),
 }
 
 
@@ -59,7 +63,7 @@ def main() -> None:
     parser.add_argument("--platform", default="tpu", choices=["tpu", "cuda"])
     options = parser.parse_args()
     model = model_config("float32")
-    turns: dict[str, list[int]] = {}
+    turns: dict[str, list[float]] = {}
     runs = [inference(model, options.platform), training(model, options.platform)]
     images = object_boxes(json.loads(options.annotations.read_text()))
     for index, (boxes, classes) in enumerate(images):
@@ -70,7 +74,7 @@ def main() -> None:
     print("|---" * (len(GROUPS) + 2) + "|")
     for name, counts in turns.items():
         means = (np.mean([max(counts[i : i + n]) for i in range(0, len(counts) - n + 1, n)]) for n in GROUPS)
-        print(f"| {name} | {' | '.join(f'{mean:.1f}' for mean in means)} | {max(counts)} |")
+        print(f"| {name} | {' | '.join(f'{mean:.1f}' for mean in means)} | {max(counts):.1f} |")
 
 
 def measured_turns(program: str, images: int, default: float) -> AssumedTurns:
@@ -79,9 +83,6 @@ def measured_turns(program: str, images: int, default: float) -> AssumedTurns:
     group = min(range(len(GROUPS)), key=lambda index: abs(GROUPS[index] - images))
 
     def turns(source: str, scope: str, shape: str) -> float:
-        # A loop over blocks of RoIs has the sampling points of all of them, (blocks, RoIs, bins).
-        if "ops/roi/" in source and (blocks := re.search(r"f32\[(\d+),\d+,(?:7|14)\]", shape)):
-            return float(blocks[1])
         name = f"{program}, {_loop_name(source, scope, shape)}"
         seen[name] = seen.get(name, 0) + 1
         measured = TURNS.get(name) or TURNS.get(f"{name} {seen[name]}")
@@ -95,8 +96,11 @@ def _loop_name(source: str, scope: str, shape: str) -> str:
         return "nms, detections" if "detections" in scope else "nms, proposals"
     if "ops/roi/" not in source:
         return source
-    bins = re.search(r"\[\d+,(56|224),", shape)  # of RoIs: 7 x 8 and 14 x 16, since rows are padded
-    return f"roi_align {'7x7' if bins[1] == '56' else '14x14'}" if bins else "roi_align, gradient"
+    if bins := re.search(r"\[\d+,(56|224),", shape):  # of RoIs: 7 x 8 and 14 x 16, since rows are padded
+        return f"roi_align {'7x7' if bins[1] == '56' else '14x14'}"
+    size = "7x7" if re.search(r"f32\[\d+,49\]", shape) else "14x14"
+    rows = re.search(r"f32\[(\d+),\d+,8,\d+\]", shape)  # of a level
+    return f"roi_align {size} {2 if rows and int(rows[1]) >= SHAPE[0] // 4 else 3}"
 
 
 def object_boxes(coco: dict[str, Any]) -> list[tuple[np.ndarray, np.ndarray]]:
@@ -116,31 +120,29 @@ def object_boxes(coco: dict[str, Any]) -> list[tuple[np.ndarray, np.ndarray]]:
     return result
 
 
-def inference(config: ModelConfig, platform: str) -> Callable[..., dict[str, int]]:
+def inference(config: ModelConfig, platform: str) -> Callable[..., dict[str, float]]:
     """Return a function that runs the loops of inference in one image and returns their iterations by name."""
     propose = counted(platform, predicted_proposals(config, train=False))
     detect = counted(platform, predicted_detections(config))
-    pool = {size: counted(platform, pooling(config, size)) for size in (7, 14)}
+    pool = {size: counted(platform, pooling(config, size), np.mean) for size in (7, 14)}
 
-    def run(boxes: np.ndarray, classes: np.ndarray, key: jax.Array) -> dict[str, int]:
+    def run(boxes: np.ndarray, classes: np.ndarray, key: jax.Array) -> dict[str, float]:
         proposals, rounds = propose(boxes, key)
         detections, class_rounds = detect(boxes, classes, proposals, key)
         return (
             named("inference", "nms, proposals", rounds)
             | named("inference", "nms, detections", class_rounds)
-            | {
-                "inference, roi_align 7x7": max(pool[7](proposals.boxes)[1]),
-                "inference, roi_align 14x14": max(pool[14](detections)[1]),
-            }
+            | named("inference", "roi_align 7x7", pool[7](proposals.boxes)[1])
+            | named("inference", "roi_align 14x14", pool[14](detections)[1])
         )
 
     return run
 
 
-def training(config: ModelConfig, platform: str) -> Callable[..., dict[str, int]]:
-    """Return the same for a training step. The gradient of ROIAlign takes as many turns as its forward pass."""
+def training(config: ModelConfig, platform: str) -> Callable[..., dict[str, float]]:
+    """Return the same for a training step."""
     propose = counted(platform, predicted_proposals(config, train=True))
-    pool = {size: counted(platform, pooling(config, size)) for size in (7, 14)}
+    pool = {size: counted(platform, pooling_gradient(config, size), np.mean) for size in (7, 14)}
     positives = int(config.roi.batch_size * config.roi.positive_fraction)
 
     @jax.jit
@@ -148,18 +150,19 @@ def training(config: ModelConfig, platform: str) -> Callable[..., dict[str, int]
         none = jnp.zeros((SLOTS, 0, 0), jnp.uint8), boxes, jnp.zeros((SLOTS, 0, 3))
         return sample_rois(key, proposals, GroundTruth(boxes, classes, *none, classes > 0), config.roi).boxes
 
-    def run(boxes: np.ndarray, classes: np.ndarray, key: jax.Array) -> dict[str, int]:
+    def run(boxes: np.ndarray, classes: np.ndarray, key: jax.Array) -> dict[str, float]:
         proposals, rounds = propose(boxes, key)
         rois = sample(boxes, classes, proposals, key)
-        return named("training", "nms, proposals", rounds) | {
-            "training, roi_align 7x7": max(pool[7](rois)[1]),
-            "training, roi_align 14x14": max(pool[14](rois[:positives])[1]),
-        }
+        return (
+            named("training", "nms, proposals", rounds)
+            | named("training", "roi_align 7x7", pool[7](rois)[1])
+            | named("training", "roi_align 14x14", pool[14](rois[:positives])[1])
+        )
 
     return run
 
 
-def named(program: str, loop: str, counts: list[int]) -> dict[str, int]:
+def named(program: str, loop: str, counts: list[float]) -> dict[str, float]:
     """Return the counts by name, numbered if there are several."""
     numbers = [f" {i + 1}" for i in range(len(counts))] if len(counts) > 1 else [""]
     return {f"{program}, {loop}{number}": count for number, count in zip(numbers, counts, strict=True)}
@@ -204,39 +207,59 @@ def predicted_detections(config: ModelConfig) -> Callable[..., jax.Array]:
     return run
 
 
+def empty_maps(config: ModelConfig) -> list[jax.Array]:
+    """Return feature maps of one image."""
+    return [jnp.zeros((1, -(-SHAPE[0] // s), -(-SHAPE[1] // s), CHANNELS)) for s in feature_strides(config)]
+
+
 def pooling(config: ModelConfig, size: int) -> Callable[[jax.Array], jax.Array]:
     """Return a function that pools boxes (R, 4) from empty maps."""
-    maps = [jnp.zeros((1, -(-SHAPE[0] // s), -(-SHAPE[1] // s), CHANNELS)) for s in feature_strides(config)]
-    return lambda boxes: pool_rois(config, maps, boxes[None], size)
+    return lambda boxes: pool_rois(config, empty_maps(config), boxes[None], size)
 
 
-def counted(platform: str, function: Callable[..., Any]) -> Callable[..., tuple[Any, list[int]]]:
-    """Return a function that returns also the iterations of each loop of unknown length, in the order of the trace."""
-    counts: list[int] = []
+def pooling_gradient(config: ModelConfig, size: int) -> Callable[[jax.Array], Any]:
+    """Return the same with the gradient of the maps."""
+
+    def run(boxes: jax.Array) -> Any:
+        pooled, gradient = jax.vjp(lambda maps: pool_rois(config, maps, boxes[None], size), empty_maps(config))
+        return pooled, gradient(pooled)
+
+    return run
+
+
+def counted(
+    platform: str, function: Callable[..., Any], of_runs: Callable[[list[int]], Any] = max
+) -> Callable[..., tuple[Any, list[float]]]:
+    """Return a function that returns also the iterations of each loop of unknown length, in the order of the trace.
+
+    `of_runs` is applied to those of all runs of a loop, inside another or for several mapped arguments.
+    """
+    counts: list[list[int]] = []
     jitted = jax.jit(function)
 
-    def run(*arguments: Any) -> tuple[Any, list[int]]:
-        counts[:] = [0] * len(counts)
+    def run(*arguments: Any) -> tuple[Any, list[float]]:
+        for count in counts:
+            count.clear()
         with counting(platform, counts):
             result = jax.block_until_ready(jitted(*arguments))
         jax.effects_barrier()
-        return result, list(counts)
+        return result, [of_runs(count) for count in counts if count]  # some are traced twice
 
     return run
 
 
 @contextlib.contextmanager
-def counting(platform: str, counts: list[int]) -> Iterator[None]:
+def counting(platform: str, counts: list[list[int]]) -> Iterator[None]:
     """Make loops that are traced in this context count their iterations, and operators choose those of `platform`."""
     while_loop, fori_loop = jax.lax.while_loop, jax.lax.fori_loop
 
     def counted_while(condition: Callable[..., Any], body: Callable[..., Any], initial: Any) -> Any:
-        index = len(counts)
-        counts.append(0)
+        count: list[int] = []
+        counts.append(count)
         number, result = while_loop(
             lambda state: condition(state[1]), lambda state: (state[0] + 1, body(state[1])), (jnp.int32(0), initial)
         )
-        jax.debug.callback(lambda n: counts.__setitem__(index, max(counts[index], int(n))), number)
+        jax.debug.callback(lambda n: count.append(int(n)), number)
         return result
 
     def counted_for(lower: Any, upper: Any, body: Callable[..., Any], initial: Any) -> Any:

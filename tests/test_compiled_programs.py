@@ -128,6 +128,25 @@ ENTRY %main (x: f32[3,2000]) -> (f32[3,2000], s32[3,2000]) {
     assert sort.seconds == pytest.approx(66 * 6 * 2 * 4 / 1.5e9)
 
 
+@pytest.mark.parametrize(
+    ("compare", "trip_count"),
+    [
+        ("compare(%counter, %limit), direction=LT", 14),
+        ("compare(%counter, %other), direction=LT", None),
+        ("compare(%counter, %limit), direction=NE", None),
+    ],
+)
+def test_counter_with_a_constant_limit(compare, trip_count):
+    condition = f"""  %counter = s32[]{{:T(128)}} get-tuple-element(%state), index=0
+  %other = s32[]{{:T(128)}} get-tuple-element(%state), index=2
+  %limit = s32[]{{:T(128)}} constant(14)
+  ROOT %go = pred[]{{:T(512)}} {compare}
+"""
+    text = PROGRAM.replace("  ROOT %go = pred[]{:T(512)} constant(true)\n", condition)
+    (loop,) = TpuProgram(text, CHIPS["v5e"], lambda *_: 40).loops
+    assert (loop.trip_count, loop.turns) == (trip_count, trip_count or 40)
+
+
 def test_parts():
     assert part_of("transpose(jvp(MaskRCNN.features))/backbone/res2/add") == "gradient of backbone"
     assert part_of("jit(_where)/select_n") == "select_n"
@@ -142,10 +161,10 @@ def test_lengths_of_loops_are_found_by_name():
         assert turns("mrcnn_jax/ops/nms.py:77", "proposals/while", "(pred[512])") == measured
     source = "mrcnn_jax/ops/roi/window_products.py:63"
     shape = "(s32[], f32[128,56,256]{2,1,0:T(8,128)}, s32[128,1])"
-    assert turns(source, "roi_align/while", shape) == table["training, roi_align 7x7"][1]
-    assert turns(source, "roi_align/while", "(s32[], bf16[7,143,56,256], f32[7,143,7]{2,1,0:T(8,128)})") == 7
-    gradient = "(s32[], f32[2,376,34,8,256]{4,3,2,1,0:T(8,128)})"
-    assert turns(source, "roi_align/while", gradient) == table["training, roi_align, gradient"][1]
+    assert turns(source, "roi_align/while", shape) == table["training, roi_align 7x7 1"][1]
+    for rows, bins, name in ((100, 49, "7x7 3"), (200, 49, "7x7 2"), (200, 196, "14x14 2"), (100, 196, "14x14 3")):
+        gradient = f"(s32[], f32[{rows},34,8,256]{{3,2,1,0:T(8,128)S(1)}}, s32[256], f32[256,{bins}]{{1,0:T(8,128)}})"
+        assert turns(source, "roi_align/while", gradient) == table[f"training, roi_align {name}"][1]
     assert turns("mrcnn_jax/ops/other.py:1", "while", shape) == 40
 
 

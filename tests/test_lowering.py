@@ -73,7 +73,7 @@ def cells(shape: tuple[int, int], images: int) -> int:
 def check_formulations(text: str, platform: str, shape: tuple[int, int], images: int) -> None:
     """GPUs get the ROIAlign gradient on cells of all levels, TPUs on windows; CPUs kernel gradients as products."""
     assert (f"tensor<{cells(shape, images)}x256xf32>" in text) == (platform == "cuda")
-    assert (f"x{ROWS}x{COLUMNS // TILE}x{TILE}x256xf32>" in text) == (platform == "tpu")
+    assert (f"{ROWS}x{COLUMNS // TILE}x{TILE}x256xf32>" in text) == (platform == "tpu")
     assert ("tensor<9x256x256x" in text) == (platform == "cpu")
 
 

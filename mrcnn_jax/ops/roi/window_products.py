@@ -1,9 +1,9 @@
 """ROIAlign and its gradient as products of windows of the maps with the weights of their cells, for TPUs.
 
 A TPU copies windows at the speed of its memory and multiplies matrices fast, but takes a microsecond for any operation,
-however small. Each step therefore takes one window of every RoI of a large block: one gather or scatter of windows, and
-a product with the weights of their cells in all bins. Larger RoIs have several windows. RoIs are sorted by their number
-of windows, so that few wait for others.
+however small. Each step therefore takes many windows. Larger RoIs have several. `forward` gathers one window of every
+RoI of a large block, sorted by their number of windows, so that few wait for others. `backward` adds the windows of one
+map, whose sum stays on the chip, one after the other.
 
 Results equal those of `kernels` up to rounding, except that infinities and NaNs spread to all RoIs whose windows
 contain them.
@@ -23,7 +23,8 @@ from mrcnn_jax.ops.roi.rois import FeatureMaps, RoIs
 
 ROWS, COLUMNS = 24, 32  # of a window; two thirds of the RoIs of a pyramid fit in one
 TILE = 8  # rows of a tile of TPU memory: windows begin at a multiple in x, and bins are padded to a multiple
-FORWARD_BINS, BACKWARD_BINS = 8192, 4096  # bins in a block: its windows and sums fit in the memory on the chip
+FORWARD_BINS = 8192  # bins in a block: its windows and sums fit in the memory on the chip
+WINDOWS = 16  # of a turn of the gradient
 
 
 class Windows(NamedTuple):
@@ -68,27 +69,67 @@ def forward(features: FeatureMaps, rois: RoIs, y: AxisSamples, x: AxisSamples) -
 
 
 def backward(like: FeatureMaps, rois: RoIs, y: AxisSamples, x: AxisSamples, cotangent: jax.Array) -> FeatureMaps:
-    """Transpose of `forward`, see `kernels.backward`."""
-    channels = cotangent.shape[-1]
-    shape, starts = joined_shape(like)
-    bins = flat_bins(cotangent)
-    dimensions = jax.lax.ScatterDimensionNumbers(
-        update_window_dims=(1, 2, 3, 4), inserted_window_dims=(0,), scatter_dims_to_operand_dims=(0, 1, 2)
-    )
+    """Transpose of `forward`, see `kernels.backward`.
 
-    def add_block(total: jax.Array, block: Block) -> tuple[jax.Array, None]:
-        values = bins[block.position]
+    Each level of each image has its own sum in float32, which fits in the memory on the chip; there the product of a
+    window is added in place. The finest level has a loop of its own, all others share one.
+    """
+    windows = roi_windows(rois, y, x, [0] * len(like))
+    bins = cotangent.shape[:3]
+    y = jax.tree.map(lambda leaf: jnp.broadcast_to(leaf[:, :, None], bins).reshape(len(leaf), -1), y)
+    x = jax.tree.map(lambda leaf: jnp.broadcast_to(leaf[:, None], bins).reshape(len(leaf), -1), x)
+    values = cotangent.reshape(len(cotangent), -1, cotangent.shape[-1])
 
-        def add(turn: jax.Array, total: jax.Array) -> jax.Array:
-            corners, weights = _windows(block, turn, shape)
-            windows = _products(weights, values, axis=0).reshape(-1, ROWS, COLUMNS // TILE, TILE, channels)
-            return jax.lax.scatter_add(total, corners, windows, dimensions, mode="promise_in_bounds")
+    def gradients(first_level: int, maps: FeatureMaps) -> list[jax.Array]:
+        num_images = maps[0].shape[0]
+        shape = joined_shape(maps[:1])[0]
 
-        return jax.lax.fori_loop(0, jnp.max(block.windows.number), add, total), None
+        def gradient(index: jax.Array) -> jax.Array:
+            level, image = first_level + index // num_images, index % num_images
+            number = jnp.where((rois.levels == level) & (rois.images == image), windows.number, 0)
+            return _sum_windows(shape, windows._replace(number=number), y, x, values).astype(maps[0].dtype)
 
-    zeros = jnp.zeros((*shape[:2], shape[2] // TILE, TILE, channels), jnp.float32)
-    blocks = _blocks(rois, y, pad_bins(x), starts, BACKWARD_BINS)
-    return split(jax.lax.scan(add_block, zeros, blocks)[0].reshape(*shape, channels), like)
+        stacked = jax.lax.map(gradient, jnp.arange(len(maps) * num_images, dtype=jnp.int32))
+        levels = stacked.reshape(len(maps), num_images, *stacked.shape[1:])
+        return [level[:, : f.shape[1], : f.shape[2]] for level, f in zip(levels, maps, strict=True)]
+
+    return (*gradients(0, like[:1]), *(gradients(1, like[1:]) if like[1:] else ()))
+
+
+def _sum_windows(
+    shape: tuple[int, int, int], windows: Windows, y: AxisSamples, x: AxisSamples, values: jax.Array
+) -> jax.Array:
+    """Sum (H, W, Ch) in float32 of the windows of RoIs with samples (R, bins) and values (R, bins, Ch)."""
+    ends, channels = jnp.cumsum(windows.number), values.shape[-1]
+
+    def add_windows(turn: jax.Array, total: jax.Array) -> jax.Array:
+        index = turn * WINDOWS + jnp.arange(WINDOWS, dtype=jnp.int32)
+        roi = jnp.minimum(jnp.sum(ends[None] <= index[:, None], axis=1, dtype=jnp.int32), len(ends) - 1)
+        own, own_y, own_x = jax.tree.map(lambda leaf: leaf[roi], (windows, y, x))
+        own_turn = index - ends[roi] + own.number
+        row, column, corner_row, corner_column = window_corner(own, own_turn, shape)
+        y_weights = _weights_of_bins(own_y, row, corner_row, ROWS)
+        x_weights = _weights_of_bins(own_x, column, corner_column, COLUMNS)
+        y_weights = jnp.where((own_turn < own.number)[:, None, None], y_weights, 0.0)
+        weights = (y_weights[:, :, None] * x_weights[:, None]).reshape(WINDOWS, ROWS * COLUMNS, -1)
+
+        values_of_rois = values[roi].astype(jnp.float32)
+        for window in range(WINDOWS):
+            product = jnp.dot(weights[window], values_of_rois[window], precision=jax.lax.Precision.HIGHEST)
+            product = product.reshape(ROWS, COLUMNS // TILE, TILE, channels)
+            corner = corner_row[window], corner_column[window] // TILE, 0, 0
+            product += jax.lax.dynamic_slice(total, corner, product.shape)
+            total = jax.lax.dynamic_update_slice(total, product, corner)
+        return total
+
+    zeros = jnp.zeros((shape[1], shape[2] // TILE, TILE, channels), jnp.float32)
+    return jax.lax.fori_loop(0, -(-ends[-1] // WINDOWS), add_windows, zeros).reshape(*shape[1:], channels)
+
+
+def _weights_of_bins(axis: AxisSamples, first: jax.Array, corner: jax.Array, size: int) -> jax.Array:
+    """Weights (K, size, bins) of the cells from a corner (K,) on; see `window_weights`."""
+    cells = corner[:, None, None] + jnp.arange(size, dtype=jnp.int32)[None, :, None]
+    return window_weights(AxisSamples(*(leaf[:, None] for leaf in axis)), cells, first[:, None, None])
 
 
 def _up(number: int) -> int:
