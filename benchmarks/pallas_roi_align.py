@@ -111,10 +111,14 @@ def backward(
     like: FeatureMaps, rois: RoIs, y: AxisSamples, x: AxisSamples, cotangent: jax.Array, *, interpret: Any = False
 ) -> FeatureMaps:
     """Transpose of `forward`."""
-    (shape, _), bins = window_products.joined_shape(like), window_products.flat_bins(cotangent)
+    shape, starts = window_products.joined_shape(like)
     zeros = jnp.zeros((*shape, cotangent.shape[-1]), jnp.float32)
+    bins = jnp.pad(cotangent, ((0, 0), (0, 0), (0, -cotangent.shape[2] % TILE), (0, 0)))
+    bins = bins.reshape(len(bins), -1, bins.shape[-1])
     arguments = _windows(like, rois, y, x), _pack(y), _pack(window_products.pad_bins(x)), bins, zeros
-    return window_products.split(_call(_backward_kernel, arguments, zeros, interpret), like)
+    joined = _call(_backward_kernel, arguments, zeros, interpret)
+    levels = zip(starts, like, strict=True)
+    return tuple(joined[:, s : s + f.shape[1], : f.shape[2]].astype(f.dtype) for s, f in levels)
 
 
 def _windows(features: FeatureMaps, rois: RoIs, y: AxisSamples, x: AxisSamples) -> Windows:

@@ -5,8 +5,8 @@ however small. Each step therefore takes many windows. Larger RoIs have several.
 RoI of a large block, sorted by their number of windows, so that few wait for others. `backward` adds the windows of one
 map, whose sum stays on the chip, one after the other.
 
-Results equal those of `kernels` up to rounding, except that infinities and NaNs spread to all RoIs whose windows
-contain them.
+Results equal those of `kernels` up to rounding, except that infinities and NaNs spread: to all RoIs whose windows
+contain them, and those of a gradient to other maps.
 """
 
 from __future__ import annotations
@@ -59,7 +59,8 @@ def forward(features: FeatureMaps, rois: RoIs, y: AxisSamples, x: AxisSamples) -
             corners, weights = _windows(block, turn, shape)
             sizes = (1, ROWS, COLUMNS // TILE, TILE, channels)
             windows = jax.vmap(lambda corner: jax.lax.dynamic_slice(joined, (*corner, 0, 0), sizes))(corners)
-            return total + _products(weights, windows.reshape(len(corners), -1, channels), axis=1)
+            cells = windows.reshape(len(corners), -1, channels)
+            return total + jax.vmap(functools.partial(product, axis=1))(weights, cells)
 
         zeros = jnp.zeros((len(block.position), num_bins[0] * _up(num_bins[1]), channels), jnp.float32)
         return jax.lax.fori_loop(0, jnp.max(block.windows.number), add, zeros).astype(joined.dtype)
@@ -115,11 +116,11 @@ def _sum_windows(
 
         values_of_rois = values[roi].astype(jnp.float32)
         for window in range(WINDOWS):
-            product = jnp.dot(weights[window], values_of_rois[window], precision=jax.lax.Precision.HIGHEST)
-            product = product.reshape(ROWS, COLUMNS // TILE, TILE, channels)
+            update = jnp.dot(weights[window], values_of_rois[window], precision=jax.lax.Precision.HIGHEST)
+            update = update.reshape(ROWS, COLUMNS // TILE, TILE, channels)
             corner = corner_row[window], corner_column[window] // TILE, 0, 0
-            product += jax.lax.dynamic_slice(total, corner, product.shape)
-            total = jax.lax.dynamic_update_slice(total, product, corner)
+            update += jax.lax.dynamic_slice(total, corner, update.shape)
+            total = jax.lax.dynamic_update_slice(total, update, corner)
         return total
 
     zeros = jnp.zeros((shape[1], shape[2] // TILE, TILE, channels), jnp.float32)
@@ -151,15 +152,6 @@ def join(features: FeatureMaps) -> jax.Array:
     return jnp.pad(joined, ((0, 0), (0, height - joined.shape[1]), (0, 0), (0, 0)))
 
 
-def split(joined: jax.Array, like: FeatureMaps) -> FeatureMaps:
-    """Levels of an array of all levels, in the shapes and dtypes of `like`, except channels."""
-    starts = joined_shape(like)[1]
-    return tuple(
-        joined[:, start : start + f.shape[1], : f.shape[2]].astype(f.dtype)
-        for start, f in zip(starts, like, strict=True)
-    )
-
-
 def pad_bins(axis: AxisSamples) -> AxisSamples:
     """Add bins without samples, up to a multiple of TILE."""
 
@@ -169,12 +161,6 @@ def pad_bins(axis: AxisSamples) -> AxisSamples:
 
     first, begin, end, number = map(pad, (axis.first, axis.begin, axis.end, axis.number))
     return axis._replace(first=first, begin=begin, end=end, number=number)
-
-
-def flat_bins(array: jax.Array) -> jax.Array:
-    """Bins (R, h * w, Ch) of an array (R, h, w, Ch), w padded to a multiple of TILE."""
-    array = jnp.pad(array, ((0, 0), (0, 0), (0, -array.shape[2] % TILE), (0, 0)))
-    return array.reshape(len(array), -1, array.shape[-1])
 
 
 def roi_windows(rois: RoIs, y: AxisSamples, x: AxisSamples, starts: list[int]) -> Windows:
@@ -218,10 +204,6 @@ def product(weights: jax.Array, values: jax.Array, axis: int) -> jax.Array:
     high = jax.lax.reduce_precision(weights, exponent_bits=8, mantissa_bits=7)
     low = weights - high
     return dot(high.astype(values.dtype), values) + dot(low.astype(values.dtype), values)
-
-
-def _products(weights: jax.Array, values: jax.Array, axis: int) -> jax.Array:
-    return jax.vmap(functools.partial(product, axis=axis))(weights, values)
 
 
 def _blocks(rois: RoIs, y: AxisSamples, x: AxisSamples, starts: list[int], max_bins: int) -> Block:
