@@ -13,7 +13,6 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-
 Shape = tuple[int, ...]
 _DIMENSIONS = ("NHWC", "HWIO", "NHWC")
 _BLOCK = 1024  # pixels, or a few more, in a block of the kernel gradient on CPU: with 256 channels they fit a cache
