@@ -49,11 +49,13 @@ def inference(config: ModelConfig, images: int, shape: tuple[int, int]) -> JitCa
     return JitCase(run, (variable_shapes(model), array(np.uint8, images, *shape, 3), array(np.int32, images, 2)))
 
 
-def training(config: ModelConfig, images: int, shape: tuple[int, int], remat: bool) -> JitCase:
-    """Return the case of a training step of SGD with momentum."""
+def training(
+    config: ModelConfig, images: int, shape: tuple[int, int], remat: bool = False, axis_name: str | None = None
+) -> JitCase:
+    """Return the case of a training step of SGD with momentum, of one device."""
     model, optimizer = build_model(config), optax.sgd(1e-4, momentum=0.9)
     full_config = Config(model=config, train=TrainConfig(remat=remat))
-    step = make_train_step(model, full_config, optimizer, optax.constant_schedule(1e-4))
+    step = make_train_step(model, full_config, optimizer, optax.constant_schedule(1e-4), axis_name=axis_name)
     state = jax.eval_shape(functools.partial(create_state, optimizer), variable_shapes(model))
     truth = GroundTruth(
         boxes=array(np.float32, images, NUM_OBJECTS, 4),

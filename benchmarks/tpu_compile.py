@@ -13,8 +13,10 @@ import jax
 from jax.experimental import topologies
 
 from benchmarks.jit_cases import JitCase
+from mrcnn_jax.inference.devices import AXIS_NAME
 
 TOPOLOGIES = {"v5e": "v5e:2x2", "v5p": "v5p:2x2x1", "v6e": "v6e:2x2"}
+MESHES = {4: "v5e:2x2", 16: "v5e:4x4"}  # chips of several
 
 
 def compile_for(chip: str, name: str, case: JitCase, folder: Path) -> Path:
@@ -25,10 +27,29 @@ def compile_for(chip: str, name: str, case: JitCase, folder: Path) -> Path:
     devices = topologies.get_topology_desc(TOPOLOGIES[chip], platform="tpu").devices
     sharding = jax.sharding.SingleDeviceSharding(devices[0])
     jitted = jax.jit(case.function, donate_argnums=case.donated, in_shardings=sharding, out_shardings=sharding)
-    lowered = jitted.lower(*case.arguments)
+    return _compile(jitted.lower(*case.arguments), f"{name}_{chip}", folder)
+
+
+def compile_pmapped(chips: int, name: str, case: JitCase, folder: Path) -> Path:
+    """Compile a training step of one device for several v5e chips, see `compile_for`."""
+    devices = topologies.get_topology_desc(MESHES[chips], platform="tpu").devices
+    state, batch, key = case.arguments
+    batch = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((chips, *leaf.shape), leaf.dtype), batch)
+    mapped: Any = jax.pmap(
+        case.function,
+        axis_name=AXIS_NAME,
+        in_axes=(None, 0, None),
+        out_axes=None,  # type: ignore[arg-type]
+        donate_argnums=case.donated,
+        devices=devices,
+    )
+    return _compile(mapped.lower(state, batch, key), name, folder)
+
+
+def _compile(lowered: Any, name: str, folder: Path) -> Path:
     compiler = f"jax {jax.__version__}, libtpu {metadata.version('libtpu')}"
     digest = hashlib.sha256((compiler + lowered.as_text()).encode()).hexdigest()
-    path = folder / f"{name}_{chip}_{digest[:8]}.hlo"
+    path = folder / f"{name}_{digest[:8]}.hlo"
     facts = path.with_suffix(".json")
     if not facts.exists():
         start = time.perf_counter()

@@ -7,7 +7,7 @@ theirs is ours:
   this time of a TensorCore). A scatter reads and writes each row of the result: twice as much.
 - sort: a bitonic network. Each of its stages takes VECTOR_OPS instructions for each register of 1024 elements and each
   operand.
-
+- reshape: elements move between tiles. MOVE_SECONDS for each byte, the time in which the compiler expects copies.
 - other instructions: their bytes in HBM, at the bandwidth.
 
 Asynchronous copies and slices run beside other instructions, and count bytes only. Bytes are those of arrays in HBM,
@@ -40,6 +40,7 @@ CHIPS = {
 }
 ROW, ROW_SECONDS = 512, 4.3e-9  # bytes, and the time of a gather
 REGISTER, VECTOR_OPS = 1024, 4
+MOVE_SECONDS = 4.7e-12
 
 ASYNCHRONOUS = ", asynchronous"
 MOVEMENTS = ("concatenate", "pad", "dynamic-update-slice", "dynamic-slice", "slice", "transpose", "copy", "broadcast")
@@ -70,11 +71,17 @@ class TpuProgram(Program):
         return Kernel(kind, num_bytes, operations, seconds, times, 1, *self.origin(instruction), instruction.shape)
 
     def _own_estimate(self, computation: Computation, instruction: Instruction) -> float:
+        """Return the seconds of a reshape, or of the gathers, scatters and sorts in an instruction."""
+        if instruction.opcode == "reshape":
+            return size_of(instruction.shape) * MOVE_SECONDS
+        return self._irregular(computation, instruction)
+
+    def _irregular(self, computation: Computation, instruction: Instruction) -> float:
         """Return the seconds of the gathers, scatters and sorts in an instruction."""
         called = instruction.attribute(r"calls=%([^\s,]+)")
         if called in self.computations:
             parts = self.computations[called]
-            return sum(self._own_estimate(parts, part) for part in parts.instructions.values())
+            return sum(self._irregular(parts, part) for part in parts.instructions.values())
         if instruction.opcode == "sort":
             return sort_cycles(instruction) / self._chip.clock
         return row_seconds(computation, instruction)

@@ -2,12 +2,13 @@
 
     benchmarks/tpu_env.sh      # once: an environment with the TPU's compiler
     .venv-tpu/bin/python -m benchmarks.tpu_program --cache=FOLDER [--chip=v5e] [--inference 1 8] [--training 2 8] \\
-        | tee -a benchmarks/RESULTS.md
+        [--pmapped 4 16] | tee -a benchmarks/RESULTS.md
     python -m benchmarks.tpu_program --read FILE... [--chip=v5e]
 
-R50-FPN in bfloat16 with 90 classes is compiled for one chip; nothing is run. A compilation takes one to nine minutes;
-FOLDER stores the compiled text, which is used again while the lowered program is the same. The last form needs no
-compiler: it reads such a text, of any program.
+R50-FPN in bfloat16 with 90 classes is compiled for one chip; nothing is run. The training step over several chips,
+--pmapped, is compiled for small images, since its collectives do not depend on them. A compilation takes one to nine
+minutes; FOLDER stores the compiled text, which is used again while the lowered program is the same. The last form needs
+no compiler: it reads such a text, of any program.
 
 Milliseconds are estimates (`tpu_costs.py`), to rank kernels. Loops whose trip count depends on the boxes take as many
 turns as `loop_lengths.py` has measured, which depend on the program and the number of images, in the beginning of the
@@ -32,11 +33,14 @@ os.environ.update(
 
 from benchmarks import jit_cases
 from benchmarks.hlo_program import Kernel, grouped, part_of, total
+from benchmarks.hlo_text import size_of
 from benchmarks.loop_lengths import SHAPE, measured_turns
-from benchmarks.tpu_compile import compile_for
-from benchmarks.tpu_costs import CHIPS, Chip, TpuProgram
+from benchmarks.tpu_compile import compile_for, compile_pmapped
+from benchmarks.tpu_costs import ASYNCHRONOUS, CHIPS, Chip, TpuProgram
+from mrcnn_jax.inference.devices import AXIS_NAME
 
 LEAST, LEAST_BYTES = 0.002, 1e8  # share of the time, and bytes, of a row
+SMALL = (128, 128)  # image size of the pmapped step
 COLUMNS = "ms | share | GB | TFLOP"
 
 
@@ -46,6 +50,7 @@ def main() -> None:
     parser.add_argument("--chip", choices=sorted(CHIPS), default="v5e")
     parser.add_argument("--inference", nargs="*", type=int, default=[1, 8], help="batch sizes")
     parser.add_argument("--training", nargs="*", type=int, default=[2, 8], help="images per chip")
+    parser.add_argument("--pmapped", nargs="*", type=int, default=[], help="numbers of v5e chips, 4 or 16")
     parser.add_argument("--remat", action="store_true", help="the training step with train.remat")
     parser.add_argument("--read", nargs="+", type=Path, help="compiled programs (.hlo), instead of compiling")
     parser.add_argument("--turns", type=float, default=1, help="assumed iterations of unknown loops")
@@ -63,6 +68,10 @@ def main() -> None:
         facts = path.with_suffix(".json")
         if facts.exists():
             print("\n" + memory(json.loads(facts.read_text()), CHIPS[options.chip]))
+    for chips in options.pmapped:
+        case = jit_cases.training(jit_cases.model_config("bfloat16"), 2, SMALL, axis_name=AXIS_NAME)
+        path = compile_pmapped(chips, f"step_{chips}_chips", case, options.cache)
+        print(f"\n### Training step over {chips} chips\n\n" + collectives(path.read_text()))
 
 
 def compiled(options: argparse.Namespace) -> Iterator[Path]:
@@ -115,6 +124,14 @@ def memory(facts: dict[str, Any], chip: Chip) -> str:
         f"Memory, GB: {(used + sizes['program']) / 1e9:.2f} of {chip.memory / 1e9:.0f} ({parts}). Compiled by"
         f" {facts['compiler']} in {facts['seconds']:.0f} s."
     )
+
+
+def collectives(text: str) -> str:
+    """Return the table of all-reduces."""
+    program = TpuProgram(text, CHIPS["v5e"], lambda *_: 1)
+    kernels = [kernel for kernel in program.kernels if kernel.kind.startswith("all-reduce")]
+    rows = (f"| {size_of(k.shape) / 1e6:.1f} | {'yes' if k.kind.endswith(ASYNCHRONOUS) else 'no'} |" for k in kernels)
+    return "\n".join(["| all-reduce, MB | asynchronous |", "|---|---|", *rows])
 
 
 if __name__ == "__main__":
