@@ -86,11 +86,11 @@ def roi_align(case: Case) -> Task:
         return multilevel_roi_pooling(levels, boxes, config, strides=cases.STRIDES[:-1], output_size=case.size)
 
     def gradient(levels: Any, boxes: Any, cotangent: Any) -> Any:
-        return jax.vjp(lambda maps: jax.vmap(pool)(maps, boxes), levels)[1](cotangent)
+        return jax.vjp(lambda maps: pool(maps, boxes), levels)[1](cotangent)
 
     boxes = cases.rois(case, 512)
     if not case.gradient:
-        return program_task(jax.vmap(pool), levels, boxes)
+        return program_task(pool, levels, boxes)
     shape = (case.images, 512, case.size, case.size, cases.CHANNELS)
     return program_task(gradient, levels, boxes, np.ones(shape, np.float32))
 

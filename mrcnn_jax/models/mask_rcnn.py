@@ -264,9 +264,6 @@ def pool_rois(config: ModelConfig, features: Sequence[jax.Array], boxes: jax.Arr
     """
     maps = tuple(features[: max(len(features) - 1, 1)])
     strides = feature_strides(config)[: len(maps)]
-
-    def pool_image(maps: tuple[jax.Array, ...], boxes: jax.Array) -> jax.Array:
-        return multilevel_roi_pooling(maps, boxes, config.roi, strides=strides, output_size=size)
-
-    pooled = jax.vmap(pool_image)(maps, jax.lax.stop_gradient(boxes))
+    # As a batch, not mapped: `vmap` would trace the operator for one image first.
+    pooled = multilevel_roi_pooling(maps, boxes, config.roi, strides=strides, output_size=size)
     return pooled.reshape(-1, *pooled.shape[2:])

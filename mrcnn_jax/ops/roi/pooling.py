@@ -17,6 +17,7 @@ Sample positions are computed in `axis` and `quantized`, sums over samples in `k
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable, Sequence
 
 import jax
@@ -65,18 +66,18 @@ def multilevel_roi_pooling(
     """Pool each box from the pyramid level that matches its size (Lin et al. 2017, equation 1).
 
     Args:
-        features: one (H_l, W_l, Ch) map for each level, finest first.
-        boxes: (R, 4) float32, see `roi_align`.
+        features: one (..., H_l, W_l, Ch) map for each level, finest first. Leading axes, if any, are images.
+        boxes: (..., R, 4) float32, see `roi_align`.
         config: how to choose levels and to pool.
         strides: pixels of the image per cell of each level, consecutive powers of two.
         output_size: see `roi_align`.
 
     Returns:
-        (R, height, width, Ch) in the features' dtype; sums are taken in float32.
+        (..., R, height, width, Ch) in the features' dtype; sums are taken in float32.
 
     Raises:
-        ValueError: if strides are not consecutive powers of two, one for each map; for a maximum of samples with an
-            adaptive number of them.
+        ValueError: if strides are not consecutive powers of two, one for each map; if maps and boxes differ in their
+            leading axes; for a maximum of samples with an adaptive number of them.
     """
     min_level = int(np.log2(strides[0]))
     if len(features) != len(strides) or any(s != 2 ** (min_level + i) for i, s in enumerate(strides)):
@@ -93,16 +94,16 @@ def roi_levels(
     """Pyramid level of each box: floor(4 + log2(sqrt(area) / 224)), clamped (Lin et al. 2017, equation 1).
 
     Args:
-        boxes: (R, 4) float32.
+        boxes: (..., R, 4) float32.
         level_rule: "detectron2" adds 1e-8 to the ratio of sizes, "torchvision" adds 1e-6 to the level. They differ
             where the size is, up to rounding, 224 times a power of two.
         min_level: lowest level.
         max_level: highest level.
 
     Returns:
-        (R,) int32, min_level..max_level. Boxes of zero, negative or non-finite area get min_level.
+        (..., R) int32, min_level..max_level. Boxes of zero, negative or non-finite area get min_level.
     """
-    size = jnp.sqrt((boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1]))
+    size = jnp.sqrt((boxes[..., 2] - boxes[..., 0]) * (boxes[..., 3] - boxes[..., 1]))
     if level_rule == "detectron2":
         level = jnp.floor(4 + jnp.log2(size / 224 + 1e-8))
     else:
@@ -119,14 +120,19 @@ def _pool(
     output_size: Size,
     config: RoIConfig,
 ) -> jax.Array:
-    """Pool boxes (R, 4) from the maps of one image, each from the map with index `levels` (R,)."""
+    """Pool boxes (..., R, 4) from maps (..., H_l, W_l, Ch), each from the map with index `levels` (..., R)."""
+    if any(f.shape[:-3] != boxes.shape[:-2] for f in features):
+        raise ValueError(f"feature maps {[f.shape for f in features]} and boxes {boxes.shape} have other leading axes")
     bins = (output_size, output_size) if isinstance(output_size, int) else output_size
     boxes = jnp.nan_to_num(jax.lax.stop_gradient(boxes.astype(jnp.float32)))
     boxes = jnp.clip(boxes, -MAX_COORDINATE, MAX_COORDINATE)
-    if boxes.shape[0] == 0:
-        return jnp.zeros((0, *bins, features[0].shape[-1]), features[0].dtype)
-    rois = RoIs(boxes, levels, jnp.zeros_like(levels))
-    return _make_pool(scales, bins, config)(tuple(f[None] for f in features), rois)
+    if boxes.size == 0:
+        return jnp.zeros((*boxes.shape[:-1], *bins, features[0].shape[-1]), features[0].dtype)
+    count = math.prod(boxes.shape[:-2])
+    images = jnp.broadcast_to(jnp.arange(count, dtype=jnp.int32)[:, None], (count, boxes.shape[-2]))
+    rois = RoIs(boxes.reshape(-1, 4), levels.reshape(-1), images.reshape(-1))
+    pooled = _make_pool(scales, bins, config)(tuple(f.reshape(-1, *f.shape[-3:]) for f in features), rois)
+    return pooled.reshape(*boxes.shape[:-1], *pooled.shape[1:])
 
 
 @functools.cache

@@ -13,8 +13,6 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from mrcnn_jax.ops.xla_cpu.windows import window
-
 Shape = tuple[int, ...]
 _DIMENSIONS = ("NHWC", "HWIO", "NHWC")
 _BLOCK = 1024  # pixels, or a few more, in a block of the kernel gradient on CPU: with 256 channels they fit a cache
@@ -43,6 +41,7 @@ def convolution(geometry: ConvGeometry, x: jax.Array, kernel: jax.Array) -> jax.
     )
 
 
+@partial(jax.jit, static_argnums=(0, 1))
 def input_gradient(shape: Shape, geometry: ConvGeometry, kernel: jax.Array, gradient: jax.Array) -> jax.Array:
     """Gradient of the input, of the given shape, from that of the output. Groups are not supported."""
     return lax.platform_dependent(
@@ -53,6 +52,7 @@ def input_gradient(shape: Shape, geometry: ConvGeometry, kernel: jax.Array, grad
     )
 
 
+@partial(jax.jit, static_argnums=(0, 1))
 def kernel_gradient(shape: Shape, geometry: ConvGeometry, x: jax.Array, gradient: jax.Array) -> jax.Array:
     """Gradient of the kernel, of the given shape, from that of the output. Groups are not supported."""
     return lax.platform_dependent(
@@ -63,6 +63,7 @@ def kernel_gradient(shape: Shape, geometry: ConvGeometry, x: jax.Array, gradient
     )
 
 
+@jax.jit
 def pointwise_kernel_gradient(x: jax.Array, gradient: jax.Array) -> jax.Array:
     """Gradient of a 1 x 1 kernel (1, 1, I, O) from that of the output."""
     return lax.platform_dependent(
@@ -148,25 +149,29 @@ def _kernel_gradient_by_blocks(
     """
     width, channels = gradient.shape[2:]
     maps, count = _blocks(gradient)
-    rows = -(-gradient.shape[1] // count)
-    span = (rows - 1) * geometry.stride + geometry.dilation * (kernel_shape[0] - 1) + 1  # rows of x that a block needs
-    offsets = [(dy, dx) for dy in range(kernel_shape[0]) for dx in range(kernel_shape[1])]
+    rows, size, stride = -(-gradient.shape[1] // count), kernel_shape[0], geometry.stride
+    # Pixels of x that one element of the kernel, and all of them, need for a block.
+    pixels = (rows - 1) * stride + 1, (width - 1) * stride + 1
+    span = pixels[0] + geometry.dilation * (size - 1)
 
-    def add(index: jax.Array, totals: list[jax.Array]) -> list[jax.Array]:
+    def add_block(index: jax.Array, totals: jax.Array) -> jax.Array:
         image, first = index // count * maps, index % count * rows
-        inputs = _rows(x, image, maps, first * geometry.stride - geometry.padding[0], span)
+        inputs = _rows(x, image, maps, first * stride - geometry.padding[0], span)
         inputs = lax.pad(inputs, jnp.zeros((), x.dtype), ((0, 0, 0), (0, 0, 0), (*geometry.padding, 0), (0, 0, 0)))
         # The operand that all products share is transposed once, instead of the other one for each product.
         outputs = _rows(gradient, image, maps, first, rows).reshape(-1, channels).T
-        stride, step = (geometry.stride, geometry.stride), geometry.dilation
-        windows = [window(inputs, step * dy, step * dx, rows, width, stride) for dy, dx in offsets]
-        return [
-            total + outputs @ shifted.reshape(-1, x.shape[-1]) for total, shifted in zip(totals, windows, strict=True)
-        ]
 
-    zeros = jnp.zeros((channels, x.shape[-1]), x.dtype)
-    totals = lax.fori_loop(0, gradient.shape[0] // maps * count, add, [zeros] * len(offsets))
-    return jnp.stack([total.T for total in totals]).reshape(kernel_shape)
+        def add_element(element: jax.Array, totals: jax.Array) -> jax.Array:
+            corner = (0, element // size * geometry.dilation, element % size * geometry.dilation, 0)
+            shifted = lax.dynamic_slice(inputs, corner, (maps, *pixels, x.shape[-1]))[:, ::stride, ::stride]
+            return totals.at[element].add(outputs @ shifted.reshape(-1, x.shape[-1]), mode="promise_in_bounds")
+
+        # A loop, because nine windows would be nine kernels to compile.
+        return lax.fori_loop(0, size * size, add_element, totals)
+
+    totals = jnp.zeros((size * size, channels, x.shape[-1]), x.dtype)
+    totals = lax.fori_loop(0, gradient.shape[0] // maps * count, add_block, totals)
+    return totals.swapaxes(1, 2).reshape(kernel_shape)
 
 
 def _blocks(gradient: jax.Array) -> tuple[int, int]:

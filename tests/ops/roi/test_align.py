@@ -336,6 +336,12 @@ def test_vmap_equals_the_loop():
             np.testing.assert_allclose(joint[index], single, rtol=0, atol=tolerance(24, single))
 
 
+def test_a_batch_equals_vmap():
+    np.testing.assert_array_equal(jax.jit(pyramid)(MAPS, BOXES), jax.jit(jax.vmap(pyramid))(MAPS, BOXES))
+    with pytest.raises(ValueError, match="leading axes"):
+        pyramid(MAPS, BOXES[:1])
+
+
 def test_vmap_over_boxes_alone_shares_the_maps():
     maps = [m[0] for m in MAPS]
 
