@@ -13,7 +13,7 @@ import jax
 from jax.experimental import topologies
 
 from benchmarks.jit_cases import JitCase
-from mrcnn_jax.inference.devices import AXIS_NAME
+from mrcnn_jax.training.parallel import CompiledTrainStep
 
 TOPOLOGIES = {"v5e": "v5e:2x2", "v5p": "v5p:2x2x1", "v6e": "v6e:2x2"}
 MESHES = {4: "v5e:2x2", 16: "v5e:4x4"}  # chips of several
@@ -33,17 +33,11 @@ def compile_for(chip: str, name: str, case: JitCase, folder: Path) -> Path:
 def compile_pmapped(chips: int, name: str, case: JitCase, folder: Path) -> Path:
     """Compile a training step of one device for several v5e chips, see `compile_for`."""
     devices = topologies.get_topology_desc(MESHES[chips], platform="tpu").devices
-    state, batch, key = case.arguments
+    state, batch, _ = case.arguments
     batch = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((chips, *leaf.shape), leaf.dtype), batch)
-    mapped: Any = jax.pmap(
-        case.function,
-        axis_name=AXIS_NAME,
-        in_axes=(None, 0, None),
-        out_axes=None,  # type: ignore[arg-type]
-        donate_argnums=case.donated,
-        devices=devices,
-    )
-    return _compile(mapped.lower(state, batch, key), name, folder)
+    step = CompiledTrainStep(lambda state, batch, key: case.function(state, batch, jax.random.key_data(key)), devices)
+    lowered = step.lower(state, batch, jax.eval_shape(lambda: jax.random.key(0)), platform="tpu")
+    return _compile(lowered, name, folder)
 
 
 def _compile(lowered: Any, name: str, folder: Path) -> Path:
