@@ -16,7 +16,7 @@ from benchmarks.jit_cases import JitCase
 from mrcnn_jax.training.parallel import CompiledTrainStep
 
 TOPOLOGIES = {"v5e": "v5e:2x2", "v5p": "v5p:2x2x1", "v6e": "v6e:2x2"}
-MESHES = {4: "v5e:2x2", 16: "v5e:4x4"}  # chips of several
+MESHES = {4: "v5e:2x2", 16: "v5e:4x4"}  # by number of chips
 
 
 def compile_for(chip: str, name: str, case: JitCase, folder: Path) -> Path:
