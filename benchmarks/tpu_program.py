@@ -2,13 +2,13 @@
 
     benchmarks/tpu_env.sh      # once: an environment with the TPU's compiler
     .venv-tpu/bin/python -m benchmarks.tpu_program --cache=FOLDER [--chip=v5e] [--inference 1 8] [--training 2 8] \\
-        [--pmapped 4 16] | tee -a benchmarks/RESULTS.md
+        [--pmapped 4 16] [--remat] [--x101] | tee -a benchmarks/RESULTS.md
     python -m benchmarks.tpu_program --read FILE... [--chip=v5e]
 
-R50-FPN in bfloat16 with 90 classes is compiled for one chip; nothing is run. The training step over several chips,
---pmapped, is compiled for small images, since its collectives do not depend on them. A compilation takes one to nine
-minutes; FOLDER stores the compiled text, which is used again while the lowered program is the same. The last form needs
-no compiler: it reads such a text, of any program.
+R50-FPN in bfloat16 with 90 classes, or X101-FPN, is compiled for one chip; nothing is run. The training step over
+several chips, --pmapped, is compiled for small images, since its collectives do not depend on them. A compilation takes
+one to nine minutes; FOLDER stores the compiled text, which is used again while the lowered program is the same. The
+last form needs no compiler: it reads such a text, of any program.
 
 Milliseconds are estimates (`tpu_costs.py`), to rank kernels. Loops whose trip count depends on the boxes take as many
 turns as `loop_lengths.py` has measured, which depend on the program and the number of images, in the beginning of the
@@ -18,6 +18,7 @@ file's name (`training_2`; other names: inference of one image). For other loops
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import datetime
 import json
 import os
@@ -37,6 +38,7 @@ from benchmarks.hlo_text import size_of
 from benchmarks.loop_lengths import SHAPE, measured_turns
 from benchmarks.tpu_compile import compile_for, compile_pmapped
 from benchmarks.tpu_costs import ASYNCHRONOUS, CHIPS, Chip, TpuProgram
+from mrcnn_jax.config import presets
 from mrcnn_jax.inference.devices import AXIS_NAME
 
 LEAST, LEAST_BYTES = 0.002, 1e8  # share of the time, and bytes, of a row
@@ -52,6 +54,7 @@ def main() -> None:
     parser.add_argument("--training", nargs="*", type=int, default=[2, 8], help="images per chip")
     parser.add_argument("--pmapped", nargs="*", type=int, default=[], help="numbers of v5e chips, 4 or 16")
     parser.add_argument("--remat", action="store_true", help="the training step with train.remat")
+    parser.add_argument("--x101", action="store_true", help="Detectron2's X101-FPN instead of R50-FPN")
     parser.add_argument("--read", nargs="+", type=Path, help="compiled programs (.hlo), instead of compiling")
     parser.add_argument("--turns", type=float, default=1, help="assumed iterations of unknown loops")
     parser.add_argument("--top", type=int, default=12, help="number of source lines to list")
@@ -59,7 +62,8 @@ def main() -> None:
     if not options.read and not options.cache:
         parser.error("--cache=FOLDER or --read FILE is needed")
     print(f"\n## Programs for a TPU {options.chip} (`python -m benchmarks.tpu_program`)\n")
-    print(f"{datetime.date.today()}, bfloat16, {SHAPE[0]}x{SHAPE[1]}, R50-FPN with 90 classes.")
+    network = "X101-FPN with 80" if options.x101 else "R50-FPN with 90"
+    print(f"{datetime.date.today()}, bfloat16, {SHAPE[0]}x{SHAPE[1]}, {network} classes.")
     for path in options.read or compiled(options):
         name = re.match(r"(inference|training)_(\d+)", path.stem)
         turns = measured_turns(*(name[1], int(name[2])) if name else ("inference", 1), options.turns)
@@ -77,11 +81,16 @@ def main() -> None:
 def compiled(options: argparse.Namespace) -> Iterator[Path]:
     """Compile the programs, or take them from the cache."""
     model = jit_cases.model_config("bfloat16")
+    if options.x101:
+        x101 = presets.detectron2_model("mask_rcnn_X_101_32x8d_FPN")
+        model = dataclasses.replace(x101, compute_dtype="bfloat16")
+    suffix = "_x101" * options.x101
     for images in options.inference:
-        yield compile_for(options.chip, f"inference_{images}", jit_cases.inference(model, images, SHAPE), options.cache)
+        case = jit_cases.inference(model, images, SHAPE)
+        yield compile_for(options.chip, f"inference_{images}{suffix}", case, options.cache)
     for images in options.training:
         case = jit_cases.training(model, images, SHAPE, options.remat)
-        yield compile_for(options.chip, f"training_{images}{'_remat' * options.remat}", case, options.cache)
+        yield compile_for(options.chip, f"training_{images}{suffix}{'_remat' * options.remat}", case, options.cache)
 
 
 def report(program: TpuProgram, chip: Chip, top: int) -> None:
