@@ -42,8 +42,20 @@ def rpn_targets(key: jax.Array, anchors: jax.Array, ground_truth: GroundTruth, c
         allow_low_quality=True,
     )
     positive, negative = subsample(key, labels, count=config.batch_size, positive_fraction=config.positive_fraction)
-    deltas = box_ops.encode(ground_truth.boxes[matches], anchors, weights=DELTA_WEIGHTS)
-    return RPNTargets(positive, negative, deltas)
+    boxes = jax.lax.platform_dependent(
+        ground_truth.boxes, ground_truth.valid, matches, tpu=_take_by_product, default=_take
+    )
+    return RPNTargets(positive, negative, box_ops.encode(boxes, anchors, weights=DELTA_WEIGHTS))
+
+
+def _take(boxes: jax.Array, valid: jax.Array, matches: jax.Array) -> jax.Array:
+    return boxes[matches]
+
+
+def _take_by_product(boxes: jax.Array, valid: jax.Array, matches: jax.Array) -> jax.Array:
+    """The same, exactly, as a product with zeros and ones: TPUs gather row after row, however short the rows are."""
+    one_hot = jax.nn.one_hot(matches, len(boxes), dtype=boxes.dtype)
+    return jnp.dot(one_hot, jnp.where(valid[:, None], boxes, 0.0), precision=jax.lax.Precision.HIGHEST)
 
 
 def sample_rois(key: jax.Array, proposals: Proposals, ground_truth: GroundTruth, config: RoIConfig) -> SampledRoIs:

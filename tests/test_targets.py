@@ -8,6 +8,7 @@ import jax
 import numpy as np
 import pytest
 
+from mrcnn_jax import targets
 from mrcnn_jax.config import AnchorConfig, BoxHeadConfig, KeypointHeadConfig, MaskHeadConfig, RoIConfig, RPNConfig
 from mrcnn_jax.models.mask_rcnn import FPN_STRIDES
 from mrcnn_jax.ops.anchors import grid_anchors
@@ -89,6 +90,15 @@ def test_no_ground_truth_makes_all_anchors_background():
     found = jitted(rpn_targets, RPNConfig())(KEY, ANCHORS, make_ground_truth([], slots=4, garbage=GARBAGE))
     assert not found.positive.any()
     assert found.negative.all()
+
+
+def test_boxes_of_anchors_on_tpus():
+    """A product takes the same boxes to the bit, whatever the padding contains."""
+    rng = np.random.default_rng(0)
+    truth = make_ground_truth(rng.uniform(0, 1333, (7, 4)), slots=9, garbage=GARBAGE)
+    matches = rng.integers(0, 7, 500)
+    taken = targets._take_by_product(truth.boxes, truth.valid, matches)
+    np.testing.assert_array_equal(taken, truth.boxes[matches])
 
 
 def test_rois_by_hand():
