@@ -91,7 +91,7 @@ def _serialized_program(
     """Return the function of `exported_function`, of images of `shape` (B, H, W), lowered for all platforms."""
     sizes = jax.ShapeDtypeStruct((shape[0], 2), np.int32)
     scalars = jax.ShapeDtypeStruct((), np.float32), jax.ShapeDtypeStruct((), np.int32)
-    with _without_paths_of_source_files():
+    with _without_source_locations():
         exported = jax.export.export(jax.jit(function), platforms=PLATFORMS)(
             {name: jax.ShapeDtypeStruct(array.shape, array.dtype) for name, array in weights.items()},
             jax.ShapeDtypeStruct((*shape, 3), np.uint8),
@@ -103,11 +103,11 @@ def _serialized_program(
 
 
 @contextlib.contextmanager
-def _without_paths_of_source_files() -> Iterator[None]:
-    """Keep the folders of the author's machine out of programs."""
-    option = "jax_hlo_source_file_canonicalization_regex"
+def _without_source_locations() -> Iterator[None]:
+    """Keep names and lines of source files, which are paths of this machine, out of programs."""
+    option = "jax_traceback_in_locations_limit"
     former = getattr(jax.config, option)
-    jax.config.update(option, ".*/")
+    jax.config.update(option, 0)
     try:
         yield
     finally:
