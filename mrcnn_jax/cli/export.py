@@ -1,17 +1,21 @@
 """Write a model for use elsewhere.
 
-Formats:
-  folder  config.json, model.safetensors and README.md, to give away, for
-          example on the Hugging Face Hub. `mrcnn predict`, `mrcnn eval` and the
-          field `init` of a recipe take DIR in place of a run.
+The ending of TARGET decides what is written:
+  DIR, without an ending
+          a folder to give away, for example on the Hugging Face Hub:
+          config.json, model.safetensors and README.md, the draft of a model
+          card. `mrcnn predict`, `mrcnn eval` and the field `init` of a recipe
+          take it in place of a run. An earlier export in DIR is replaced.
+  FILE.zip
+          programs for CPUs, GPUs and TPUs, with weights: one for each bucket
+          (data.buckets) and batch size. They need jax, but not this package.
 
-The averaged weights are written if the run has them. README.md is a draft of a
-model card: fill in what it asks for. An earlier export in DIR is replaced,
-README.md included.
+The averaged weights are written if the run has them.
 """
 
 from __future__ import annotations
 
+import argparse
 import os
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -20,23 +24,39 @@ from etils import epath
 
 from mrcnn_jax.cli import common
 from mrcnn_jax.cli import config as summaries
+from mrcnn_jax.config import apply_overrides
+from mrcnn_jax.runtime.files import check_output, is_remote
 from mrcnn_jax.tools.export.card import model_card
 from mrcnn_jax.training.logs.json_lines import EVALUATIONS, read_rows
-from mrcnn_jax.weights import release
+from mrcnn_jax.weights import release, zoo
 
 
 def main(arguments: Sequence[str]) -> None:
-    parser = common.make_parser("export", __doc__)
+    parser = common.make_parser("export", __doc__, overrides=True)
     common.add(parser, "model", "NAME_OR_RUN", common.MODEL_HELP, os.path.expanduser)
-    common.add(parser, "folder", "DIR", "folder to write")
-    parser.add_argument("--format", choices=("folder",), required=True, help="what to write")
+    common.add(parser, "target", "TARGET", "folder or file to write")
     common.add_checkpoint(parser)
+    group = parser.add_argument_group("programs")
+    batch_size = "write programs for batches of N images, too (default: single images)"
+    common.add(group, "--batch-size", "N", batch_size, int)
+    masks = "masks within their boxes, in the whole padded image, or that with 8 pixels in a byte (default: boxes)"
+    group.add_argument("--masks", choices=("boxes", "frames", "bits"), help=masks)
     parser.set_defaults(weights=None, workdir=None)
-    options, _ = common.parse(parser, arguments)
-    source = common.model_source(parser, options)
+    options, overrides = common.parse(parser, arguments)
+    write = {"": _write_folder, ".zip": _write_programs}.get(options.target.suffix)
+    if write is None:
+        parser.error(f"TARGET={options.target} has an unknown ending: give FILE.zip, or DIR without an ending")
+    if write == _write_folder and (options.batch_size is not None or options.masks):
+        parser.error(f"--batch-size and --masks are for programs: give FILE.zip, not TARGET={options.target}")
+    if options.batch_size is not None and options.batch_size < 1:
+        parser.error(f"--batch-size={options.batch_size} must be at least 1")
+    write(options, overrides, common.model_source(parser, options))
+
+
+def _write_folder(options: argparse.Namespace, overrides: Sequence[str], source: common.ModelSource) -> None:
     from mrcnn_jax.checkpoints import manager, workdir  # import jax
 
-    release.check_target(options.folder)
+    release.check_target(options.target)
     facts: dict[str, Any] = {}
     if source.run is None:
         config, variables = source.load()
@@ -47,13 +67,37 @@ def main(arguments: Sequence[str]) -> None:
             "data": workdir.read_fingerprint(source.run),
             "metrics": _metrics(source.run, step),
         }
+    config = apply_overrides(config, overrides)
     network, training = summaries.network(config.model), summaries.training(config)
     card = model_card(config, network=network, training=training, **facts)
-    release.write(options.folder, config, variables, card)
-    print(f"{options.folder}: {network}, {config.model.num_classes} classes; fill in {options.folder / release.CARD}")
+    release.write(options.target, config, variables, card)
+    print(f"{options.target}: {network}, {config.model.num_classes} classes; fill in {options.target / release.CARD}")
 
 
 def _metrics(run: str, step: int) -> Mapping[str, float]:
     """Return the evaluation of these weights; evaluation/metrics.json may be of another checkpoint or dataset."""
     rows = read_rows(epath.Path(run) / EVALUATIONS)
     return next((row for row in rows if row["step"] == step), {})
+
+
+def _write_programs(options: argparse.Namespace, overrides: Sequence[str], source: common.ModelSource) -> None:
+    from mrcnn_jax.tools.export import archive  # imports jax
+
+    check_output(options.target, "FILE")
+    config, variables = source.load() if source.run is not None else source.load(exact=False)
+    archive.write(
+        options.target,
+        apply_overrides(config, overrides),
+        variables,
+        batch_size=options.batch_size or 1,
+        mask_format=options.masks or "boxes",
+        license_name=_license(options.model, source),
+    )
+    size = options.target.stat().st_size / 1e6
+    print(f"{options.target}: {size:.1f} MB; docs/export.md says how to load it")
+
+
+def _license(model: str, source: common.ModelSource) -> str:
+    """Return the license of published weights; that of other weights is their author's choice."""
+    published = source.run is None and not os.path.isdir(model) and not is_remote(model)
+    return zoo.LICENSES[zoo.find(model).source] if published else "unknown"

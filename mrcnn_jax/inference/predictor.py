@@ -37,11 +37,14 @@ class Predictor:
     processed alone in several views, see `inference.tta`.
     """
 
-    def __init__(self, config: Config, variables: Any):
-        """`variables` as from `mask_rcnn.init_variables`; `config.model.num_classes` must be set."""
+    def __init__(self, config: Config, variables: Any, *, detect: detector.Detect | None = None):
+        """`variables` as from `mask_rcnn.init_variables`; `config.model.num_classes` must be set.
+
+        detect: used in place of the network, which then needs no variables.
+        """
         self.config = config
         compile_detect = tta.compile_detect if config.eval.augmented else detector.compile_detect
-        self._detect = compile_detect(config.model, variables)
+        self._detect = detect or compile_detect(config.model, variables)
 
     @classmethod
     def from_checkpoint(cls, workdir: epath.PathLike, checkpoint: str | int = "latest") -> Predictor:
@@ -65,6 +68,17 @@ class Predictor:
         for an unknown name, DownloadError, and WeightsError.
         """
         return cls._of_reference(*pretrained.load_pretrained(name, exact=exact, revision=revision))
+
+    @classmethod
+    def from_export(cls, path: str | os.PathLike[str]) -> Predictor:
+        """Load programs that `mrcnn export MODEL FILE.zip` has written, with masks within their boxes.
+
+        Raises WeightsError for a file that cannot be used.
+        """
+        from mrcnn_jax.inference import exported_detect
+
+        config, detect = exported_detect.load(path)
+        return cls(config, None, detect=detect)
 
     @classmethod
     def from_torchvision(

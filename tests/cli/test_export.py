@@ -41,7 +41,7 @@ def folder(finished_run, tmp_path_factory):
     """A release folder, exported from a copy of the run that is deleted then."""
     place = tmp_path_factory.mktemp("export")
     shutil.copytree(finished_run.workdir, place / "copy")
-    assert mrcnn(["export", str(place / "copy"), str(place / "release"), "--format=folder"]) == 0
+    assert mrcnn(["export", str(place / "copy"), str(place / "release")]) == 0
     shutil.rmtree(place / "copy")
     return place / "release"
 
@@ -85,7 +85,7 @@ def test_model_card(folder, finished_run):
 
 def test_precision_of_another_checkpoint_is_not_in_the_card(finished_run, tmp_path):
     """The run has checkpoints of two steps, and was evaluated after the last one."""
-    assert mrcnn(["export", str(finished_run.workdir), str(tmp_path / "a"), "--format=folder", "--checkpoint=9"]) == 0
+    assert mrcnn(["export", str(finished_run.workdir), str(tmp_path / "a"), "--checkpoint=9"]) == 0
     text = (tmp_path / "a" / "README.md").read_text()
     assert "were not evaluated" in text
     assert "| steps of these weights | 9 of 10 |" in text
@@ -93,7 +93,7 @@ def test_precision_of_another_checkpoint_is_not_in_the_card(finished_run, tmp_pa
 
 def test_card_of_a_model_without_a_run_tells_nothing_of_its_training(folder, tmp_path):
     """Exported again from the folder."""
-    assert mrcnn(["export", str(folder), str(tmp_path / "b"), "--format=folder"]) == 0
+    assert mrcnn(["export", str(folder), str(tmp_path / "b")]) == 0
     text = (tmp_path / "b" / "README.md").read_text()
     assert "not recorded" in text
     assert "steps" not in text
@@ -120,7 +120,7 @@ def test_commands_refuse_the_folder_by_name(folder, finished_run, images, tmp_pa
     shutil.copy(folder / "config.json", broken)
     assert mrcnn(["predict", f"--model={broken}", images[0], f"--output={tmp_path / 'out'}"]) == 2
     assert f"error: {broken} has no model.safetensors" in capsys.readouterr().err
-    assert mrcnn(["export", str(finished_run.workdir), str(finished_run.workdir), "--format=folder"]) == 2
+    assert mrcnn(["export", str(finished_run.workdir), str(finished_run.workdir)]) == 2
     assert "contains other files (checkpoints, data.json, evaluation, and " in capsys.readouterr().err
-    assert mrcnn(["export", str(finished_run.workdir), str(broken), "--format=folder"]) == 2
+    assert mrcnn(["export", str(finished_run.workdir), str(broken)]) == 2
     assert "is not an earlier export (it has no model.safetensors)" in capsys.readouterr().err

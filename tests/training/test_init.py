@@ -111,7 +111,7 @@ def test_training_from_a_classifier(recipe, coco_model, tmp_path):
 
 def test_init_from_a_release_folder_equals_that_from_the_run(fine_tuned, recipe, tmp_path, monkeypatch):
     folder = tmp_path / "release"
-    assert mrcnn(["export", str(fine_tuned[1]), str(folder), "--format=folder"]) == 0
+    assert mrcnn(["export", str(fine_tuned[1]), str(folder)]) == 0
     monkeypatch.setattr(hub, "fetch", lambda *name: {("hf://owner/name", None): folder}[name])
     model = dataclasses.replace(recipe.model, num_classes=2)
     (expected_config, expected), *others = (
