@@ -147,7 +147,8 @@ def test_file(exported_file, finished_run, tmp_path):
     assert [jax.export.deserialize(bytearray(program)).platforms for program in programs] == [
         ("cpu", "cuda", "tpu")
     ] * 2
-    assert [category["name"] for category in manifest["categories"]] == ["circle", "square", "triangle", "star", "cross"]
+    names = [category["name"] for category in manifest["categories"]]
+    assert names == ["circle", "square", "triangle", "star", "cross"]
     for place in (Path(finished_run.config.data.root).parent, Path(__file__).parents[3]):
         assert not [name for name, data in members.items() if str(place).encode() in data]
 
