@@ -1,6 +1,5 @@
 """Runs a file of `mrcnn export` with jax, numpy and flatbuffers alone: copy this module into other programs."""
 
-import io
 import json
 import zipfile
 from typing import Any
@@ -21,10 +20,9 @@ class ExportedModel:
                 raise ValueError(f"{path} was written by jax {info['jax']}; this is {jax.__version__}: update jax")
             if info["weights_crc32"] != archive.getinfo("weights.npz").CRC:
                 raise ValueError(f"{path}: weights.npz is of another model; export the model again")
-            weights = archive.read("weights.npz")
-            files = {tuple(shape): bytearray(archive.read(name)) for name, shape in info["programs"].items()}
-        self.programs = {shape: jax.jit(jax.export.deserialize(file).call) for shape, file in files.items()}
-        self.weights = jax.device_put(dict(np.load(io.BytesIO(weights))))
+            self.weights = jax.device_put(dict(np.load(archive.open("weights.npz"))))
+            programs = {name: jax.export.deserialize(bytearray(archive.read(name))) for name in info["programs"]}
+        self.programs = {tuple(info["programs"][name]): jax.jit(program.call) for name, program in programs.items()}
 
     def __call__(self, images: Any, sizes: Any, original_sizes: Any, threshold: float = 0, limit: int = 10**6) -> Any:
         """Detect in uint8 RGB images (B, H, W, 3), resized to `sizes` (B, 2), then padded below and on the right."""
@@ -35,7 +33,7 @@ class ExportedModel:
         """Return what is found in a uint8 RGB image (h, w, 3) of any size, best first, in pixels of that image."""
         edges, size = self.manifest["resize"], np.array(image.shape[:2])
         scale = min(edges["shortest_edge"] / size.min(), edges["longest_edge"] / size.max())
-        by_area = sorted((shape[1:] for shape in self.programs), key=np.prod)
+        by_area = sorted((shape[1:] for shape in self.programs), key=np.prod)  # `max` takes the first of equal ones
         bucket = max(by_area, key=lambda shape: min(scale, *(shape / size)))
         resized = resize(image, np.clip(np.floor(size * min(scale, *(bucket / size)) + 0.5), 1, bucket).astype(int))
         padded = np.zeros((1, *bucket, 3), np.uint8)
@@ -45,10 +43,13 @@ class ExportedModel:
 
 
 def resize(image: Any, size: Any) -> Any:
-    """Return an image (h, w, 3) resized to `size`, bilinearly, without antialiasing."""
-    for axis, (old, new) in enumerate(zip(image.shape, size, strict=False)):
-        position = np.clip((np.arange(new) + 0.5) * (old / new) - 0.5, 0, old - 1)
-        low = position.astype(int)
-        weight = np.float32(position - low).reshape(-1, *[1] * (2 - axis))
-        image = image.take(low, axis) * (1 - weight) + image.take(np.minimum(low + 1, old - 1), axis) * weight
-    return np.floor(image + 0.5).astype(np.uint8)
+    """Return an image (h, w, 3) resized to `size`, bilinearly, in the integers of OpenCV's INTER_LINEAR."""
+    for axis, old, new in ((1, image.shape[1], size[1]), (0, image.shape[0], size[0])):
+        # OpenCV moves columns to the border before it weights them, rows after that.
+        position = np.clip(np.float32((np.arange(new) + 0.5) * (old / new) - 0.5), axis - 1, old - axis)
+        low = np.floor(position).astype(int)
+        weight = np.rint((position - np.float32(low)) * 2048).astype(np.int32).reshape(-1, *[1] * (2 - axis))
+        a, b = (np.int32(image.take(np.clip(pixel, 0, old - 1), axis)) for pixel in (low, low + 1))
+        a, b = (a >> 4 * (1 - axis)) * (2048 - weight), (b >> 4 * (1 - axis)) * weight
+        image = a + b if axis == 1 else ((a >> 16) + (b >> 16) + 2) >> 2
+    return image.astype(np.uint8)
