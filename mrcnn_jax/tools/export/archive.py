@@ -24,14 +24,18 @@ from typing import Any
 
 import jax
 import numpy as np
-from flax import traverse_util
 
 import mrcnn_jax
 from mrcnn_jax.config import Config, to_json
-from mrcnn_jax.errors import ConfigError
 from mrcnn_jax.inference.postprocess import categories
 from mrcnn_jax.runtime import files
-from mrcnn_jax.tools.export.program import MaskFormat, exported_function
+from mrcnn_jax.tools.export.program import (
+    MaskFormat,
+    check_fixed_shapes,
+    exported_function,
+    flat_weights,
+    input_shapes,
+)
 from mrcnn_jax.weights import release
 
 PLATFORMS = ("cpu", "cuda", "tpu")
@@ -53,8 +57,8 @@ def write(
 
     Raises ConfigError for settings of evaluation without fixed shapes.
     """
-    _check_fixed_shapes(config)
-    weights = {name: np.asarray(leaf) for name, leaf in traverse_util.flatten_dict(variables, sep="/").items()}
+    check_fixed_shapes(config)
+    weights = flat_weights(variables)
     stored = io.BytesIO()
     np.savez(stored, **weights)  # type: ignore[arg-type]  # of NumPy's stub: `allow_pickle`
     function = exported_function(config.model, mask_format)
@@ -76,28 +80,14 @@ def write(
     files.write_bytes(path, _zip(members))
 
 
-def _check_fixed_shapes(config: Config) -> None:
-    if config.eval.single_image:
-        field = "scales and eval.flip" if config.eval.augmented else f"resize={config.eval.resize}"
-        raise ConfigError(
-            f"eval.{field}: programs for images of fixed shapes cannot do that; set --config.eval.resize=bucket,"
-            " --config.eval.flip=False and --config.eval.scales=()"
-        )
-
-
 def _serialized_program(
     function: Callable[..., Any], weights: Mapping[str, np.ndarray], shape: tuple[int, int, int]
 ) -> bytes:
     """Return the function of `exported_function`, of images of `shape` (B, H, W), lowered for all platforms."""
-    sizes = jax.ShapeDtypeStruct((shape[0], 2), np.int32)
-    scalars = jax.ShapeDtypeStruct((), np.float32), jax.ShapeDtypeStruct((), np.int32)
+    weight_shapes = {name: jax.ShapeDtypeStruct(array.shape, array.dtype) for name, array in weights.items()}
     with _without_source_locations():
         exported = jax.export.export(jax.jit(function), platforms=PLATFORMS)(
-            {name: jax.ShapeDtypeStruct(array.shape, array.dtype) for name, array in weights.items()},
-            jax.ShapeDtypeStruct((*shape, 3), np.uint8),
-            sizes,
-            sizes,
-            *scalars,
+            weight_shapes, *input_shapes(shape).values()
         )
         return bytes(exported.serialize())
 

@@ -2,20 +2,49 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import traverse_util
 
-from mrcnn_jax.config import ModelConfig
+from mrcnn_jax.config import Config, ModelConfig
+from mrcnn_jax.errors import ConfigError
 from mrcnn_jax.inference.detect import detect
 from mrcnn_jax.inference.postprocess import categories
 from mrcnn_jax.models.mask_rcnn import build_model
 from mrcnn_jax.ops.masks import paste
 
 MaskFormat = Literal["boxes", "frames", "bits"]
+
+
+def check_fixed_shapes(config: Config) -> None:
+    """Raise ConfigError if images are not resized into the buckets."""
+    if config.eval.single_image:
+        field = "scales and eval.flip" if config.eval.augmented else f"resize={config.eval.resize}"
+        raise ConfigError(
+            f"eval.{field}: programs for images of fixed shapes cannot do that; set --config.eval.resize=bucket,"
+            " --config.eval.flip=False and --config.eval.scales=()"
+        )
+
+
+def flat_weights(variables: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    """Return the variables as the `weights` of `exported_function`."""
+    return {path: np.asarray(leaf) for path, leaf in traverse_util.flatten_dict(variables, sep="/").items()}
+
+
+def input_shapes(shape: tuple[int, int, int]) -> dict[str, jax.ShapeDtypeStruct]:
+    """Return the arguments of `exported_function` after the weights, by name, for images of `shape` (B, H, W)."""
+    sizes = jax.ShapeDtypeStruct((shape[0], 2), np.int32)
+    return {
+        "images": jax.ShapeDtypeStruct((*shape, 3), np.uint8),
+        "image_sizes": sizes,
+        "original_sizes": sizes,
+        "score_threshold": jax.ShapeDtypeStruct((), np.float32),
+        "max_detections": jax.ShapeDtypeStruct((), np.int32),
+    }
 
 
 def exported_function(config: ModelConfig, mask_format: MaskFormat = "boxes") -> Callable[..., dict[str, jax.Array]]:
