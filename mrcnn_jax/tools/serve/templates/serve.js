@@ -132,7 +132,7 @@
       if (element("boxes").checked) context.strokeRect(...one.bbox);
       if (element("keypoints").checked && answer.skeleton) drawSkeleton(context, one.keypoints, line);
     }
-    if (element("names").checked) for (const i of shown.reverse()) drawName(context, i, 18 / factor);
+    if (element("names").checked) for (const i of [...shown].reverse()) drawName(context, i, 18 / factor);
   }
 
   function drawSkeleton(context, numbers, line) {
