@@ -49,17 +49,11 @@ def main(arguments: Sequence[str]) -> None:
     from mrcnn_jax.tools.serve.run import listen, serve
     from mrcnn_jax.tools.serve.service import Settings
 
-    listener = listen(options.host, options.port)
-    predict = _load(model, overrides)
-    settings = Settings(
-        batch_size=options.batch_size or predict.config.eval.batch_size,
-        max_wait=options.max_wait,
-        queue=options.queue,
-        max_bytes=options.max_bytes,
-        max_pixels=options.max_pixels,
-        timeout=options.timeout,
-    )
-    serve(predict, listener, settings)
+    with listen(options.host, options.port) as listener:
+        predict = _load(model, overrides)
+        batch_size = options.batch_size or predict.config.eval.batch_size
+        limits = {name: getattr(options, name) for name in Settings._fields if name != "batch_size"}
+        serve(predict, listener, Settings(batch_size, **limits))
 
 
 def _load(model: common.ModelSource, overrides: Sequence[str]) -> Predictor:

@@ -10,6 +10,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import cv2
@@ -20,6 +21,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from mrcnn_jax.config import Config, DataConfig, ModelConfig
 from mrcnn_jax.inference.detector import ImageBatch
 from mrcnn_jax.structures import Detections
+from mrcnn_jax.tools.serve import batcher
 from mrcnn_jax.tools.serve.run import listen, make_server, run
 from mrcnn_jax.tools.serve.service import Service, Settings
 
@@ -75,13 +77,11 @@ class Answer(NamedTuple):
         return json.loads(self.body)
 
 
-class Client(NamedTuple):
-    """Sends requests to a running service."""
+@dataclass
+class Client:
+    """Sends requests to a service."""
 
     port: int
-    server: uvicorn.Server
-    thread: threading.Thread
-    failures: list[BaseException]  # of the event loop
 
     def get(self, path: str, method: str = "GET") -> Answer:
         return self.request(method, path, None, {})
@@ -119,28 +119,44 @@ class Client(NamedTuple):
             return False
         return True
 
+
+@dataclass
+class LocalClient(Client):
+    """Sends requests to a service in this process."""
+
+    server: uvicorn.Server
+    main: Callable[[], None]
+    failure: Exception | None = None  # that ended the service
+
+    def start(self) -> None:
+        self.thread = threading.Thread(target=self._run)
+        self.thread.start()
+
+    def _run(self) -> None:
+        try:
+            self.main()
+        except Exception as error:
+            self.failure = error
+
     def stop(self) -> None:
         self.server.should_exit = True
+        self.join()
+
+    def join(self) -> None:
+        """Wait for the end of the service."""
         self.thread.join(60)
         assert not self.thread.is_alive()
 
 
 @contextlib.contextmanager
-def serving(predict: Any, settings: Settings = SETTINGS, *, ready: bool = True) -> Iterator[Client]:
+def serving(predict: Any, settings: Settings = SETTINGS, *, ready: bool = True) -> Iterator[LocalClient]:
     """Run a service; with `ready`, wait until it has compiled its programs, and forget their batches."""
+    batcher._MEASURED_SECONDS = 0.05
     service = Service(predict, settings)
     server = make_server(service, settings)
     listener = listen("127.0.0.1", 0)
-    failures: list[BaseException] = []
-
-    def main() -> None:
-        try:
-            asyncio.run(run(server, service, listener))
-        except Exception as error:
-            failures.append(error)
-
-    client = Client(listener.getsockname()[1], server, threading.Thread(target=main), failures)
-    client.thread.start()
+    client = LocalClient(listener.getsockname()[1], server, lambda: asyncio.run(run(server, service, listener)))
+    client.start()
     try:
         if ready:
             wait_until(lambda: client.get("/ready").status == 200)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import math
 from collections import defaultdict
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -18,6 +19,7 @@ from mrcnn_jax.inference.predictor import Predictor
 from mrcnn_jax.structures import Detections
 
 log = logging.getLogger(__name__)
+_MEASURED_SECONDS = 1.0  # time to measure `_batch_cost`; one run at least
 
 
 @dataclass(eq=False)
@@ -79,11 +81,14 @@ class Batcher:
             single, full = [empty], [empty] * self._batch_size
             await self._call(single)
             await self._call(full)
-        times = [asyncio.get_running_loop().time()]
-        for batch in (single, full):
-            await self._call(batch)
-            times.append(asyncio.get_running_loop().time())
-        self._batch_cost = (times[2] - times[1]) / (times[1] - times[0])
+        time, seconds = asyncio.get_running_loop().time, [math.inf, math.inf]  # the least of each
+        end = time() + _MEASURED_SECONDS
+        while min(seconds) == math.inf or time() < end:
+            for k, batch in enumerate((single, full)):
+                start = time()
+                await self._call(batch)
+                seconds[k] = min(seconds[k], time() - start)
+        self._batch_cost = seconds[1] / seconds[0]
 
     async def _call(self, images: Sequence[ImageBatch]) -> Sequence[Detections | None]:
         return await asyncio.get_running_loop().run_in_executor(self._device, self._predict.detect, images)

@@ -20,8 +20,10 @@ from mrcnn_jax.tools.serve.service import Service, Settings
 def listen(host: str, port: int) -> socket.socket:
     """Return a socket that listens. Raises ConfigError."""
     try:
+        if not 0 <= port < 2**16:
+            raise OSError("ports are from 0 to 65535")
         return socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
-    except (OSError, OverflowError) as error:
+    except OSError as error:
         raise ConfigError(f"--host={host} --port={port}: {error}; choose another address") from error
 
 

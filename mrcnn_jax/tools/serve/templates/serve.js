@@ -52,7 +52,7 @@
     return Math.min(MAX_SIDE, Math.max(MIN_SIDE, side)) / side;
   }
 
-  const color = (index, alpha = 1) => `hsl(${(index * 137.5) % 360} 85% 55% / ${alpha})`; // hues far from each other
+  const color = (index, alpha = 1) => `hsl(${(index * 137.5) % 360} 85% 62% / ${alpha})`; // hues far from each other
 
   // Lengths of alternating runs of zeros and ones, column by column, from COCO's compressed text: 5 bits a character,
   // least significant first; from the fourth number on, the difference to the number before the previous one.
@@ -122,7 +122,9 @@
     context.clearRect(0, 0, canvas.width, canvas.height);
     if (picture) context.drawImage(picture, 0, 0, canvas.width, canvas.height);
     context.setTransform(factor, 0, 0, factor, 0, 0);
-    const line = (context.lineWidth = 3 / factor);
+    const shownWidth = Math.min(canvas.clientWidth, (canvas.clientHeight * canvas.width) / canvas.height);
+    const unit = answer.width / shownWidth; // of the page, in pixels of the image
+    context.lineWidth = 2 * unit;
     for (const i of shown) {
       const one = answer.detections[i];
       context.globalAlpha = 0.5;
@@ -130,12 +132,12 @@
       context.globalAlpha = 1;
       context.strokeStyle = context.fillStyle = color(i);
       if (element("boxes").checked) context.strokeRect(...one.bbox);
-      if (element("keypoints").checked && answer.skeleton) drawSkeleton(context, one.keypoints, line);
+      if (element("keypoints").checked && answer.skeleton) drawSkeleton(context, one.keypoints, 2 * unit);
     }
-    if (element("names").checked) for (const i of [...shown].reverse()) drawName(context, i, 18 / factor);
+    if (element("names").checked) for (const i of [...shown].reverse()) drawName(context, i, 14 * unit);
   }
 
-  function drawSkeleton(context, numbers, line) {
+  function drawSkeleton(context, numbers, radius) {
     const points = answer.keypoint_names.map((_, k) => [numbers[3 * k] + 0.5, numbers[3 * k + 1] + 0.5]); // centers of pixels
     for (const [a, b] of answer.skeleton) {
       context.beginPath();
@@ -143,7 +145,7 @@
       context.lineTo(points[b][0], points[b][1]);
       context.stroke();
     }
-    for (const [x, y] of points) context.fillRect(x - line, y - line, 2 * line, 2 * line);
+    for (const [x, y] of points) context.fillRect(x - radius, y - radius, 2 * radius, 2 * radius);
   }
 
   function drawName(context, i, size) {
@@ -182,6 +184,7 @@
     if (event.dataTransfer.files.length) predict(event.dataTransfer.files[0]);
   });
   for (const id of ["class", "score", "masks", "boxes", "keypoints", "names"]) element(id).addEventListener("input", update);
+  addEventListener("resize", () => element("result").hidden || update());
   element("download").addEventListener("click", download);
   element("address").textContent = new URL("predict", location.href).href;
 })();
