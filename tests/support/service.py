@@ -19,9 +19,9 @@ import uvicorn
 from prometheus_client.parser import text_string_to_metric_families
 
 from mrcnn_jax.config import Config, DataConfig, ModelConfig
+from mrcnn_jax.inference import batcher
 from mrcnn_jax.inference.detector import ImageBatch
 from mrcnn_jax.structures import Detections
-from mrcnn_jax.tools.serve import batcher
 from mrcnn_jax.tools.serve.run import listen, make_server, run
 from mrcnn_jax.tools.serve.service import Service, Settings
 

@@ -1,1 +1,1 @@
-"""HTTP service of a model: `service` answers requests, `batcher` runs the model, `run` is the process."""
+"""HTTP service of a model: `service` answers requests, `run` is the process; batches: `inference.batcher`."""

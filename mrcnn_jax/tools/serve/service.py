@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import cv2
 import numpy as np
 from numpy.typing import NDArray
-from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Histogram, generate_latest
+from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
 from starlette.applications import Starlette
@@ -25,11 +25,11 @@ from starlette.routing import Route
 from mrcnn_jax import visualize
 from mrcnn_jax.data import image_files, image_formats
 from mrcnn_jax.inference import single_image
+from mrcnn_jax.inference.batcher import Batcher
 from mrcnn_jax.inference.detector import ImageBatch
 from mrcnn_jax.inference.postprocess import Prediction, postprocess
 from mrcnn_jax.inference.predictor import Predictor
 from mrcnn_jax.tools.pages.rendering import render
-from mrcnn_jax.tools.serve.batcher import Batcher
 
 _HUNG_UP = 499  # counted only, as in nginx
 _HOW = "send an image as the body with Content-Type image/jpeg, or as the only field of a multipart form"
@@ -51,7 +51,10 @@ class Service:
 
     def __init__(self, predict: Predictor, settings: Settings):
         metrics = CollectorRegistry()
-        self.batcher = Batcher(predict, settings.batch_size, settings.max_wait / 1000, metrics)
+        sizes = Histogram("mrcnn_batch_images", "Images of a batch.", buckets=(1, 2, 4, 8, 16, 32), registry=metrics)
+        self.batcher = Batcher(predict, settings.batch_size, settings.max_wait / 1000, sizes.observe)
+        waiting = Gauge("mrcnn_queue_length", "Images that wait for the device.", registry=metrics)
+        waiting.set_function(lambda: self.batcher.waiting)
         self._config, self._settings, self._in_progress = predict.config, settings, 0
         self._answers = Counter("mrcnn_answers", "Predictions (200) and errors.", ["status"], registry=metrics)
         self._seconds = Histogram("mrcnn_predict_seconds", "Time of a prediction.", registry=metrics)
@@ -90,7 +93,10 @@ class Service:
             async with asyncio.timeout(self._settings.timeout) as deadline:
                 content = await self._read(request)
                 watcher = asyncio.create_task(_expire_at_hang_up(request, deadline))
-                answer = await self._answer(content, threshold, overlay)
+                try:
+                    answer = await self._answer(content, threshold, overlay)
+                finally:
+                    watcher.cancel()
         except (ClientDisconnect, TimeoutError):
             if await request.is_disconnected():
                 raise HTTPException(_HUNG_UP, "the client hung up") from None
@@ -98,8 +104,6 @@ class Service:
             raise HTTPException(503 if watcher else 408, text, {"Retry-After": "5"}) from None
         finally:
             self._in_progress -= 1
-            if watcher:
-                watcher.cancel()
         self._answers.labels(200).inc()
         self._seconds.observe(time.monotonic() - start)
         return answer
@@ -115,7 +119,9 @@ class Service:
             body += chunk
             if max(declared, len(body)) > limit:
                 raise HTTPException(413, f"the body has more than {limit:,} bytes")
-        content = _field(bytes(body), parameters) if kind == b"multipart/form-data" else bytes(body)
+        content = bytes(body)
+        if kind == b"multipart/form-data":
+            content = await asyncio.get_running_loop().run_in_executor(self._threads, _field, content, parameters)
         if not content:
             raise HTTPException(400, f"there is no image: {_HOW}")
         return content

@@ -1,4 +1,4 @@
-"""Batches of images of one padded shape, which run one after the other on a thread of their own."""
+"""Batches of images that concurrent callers ask for, which run one after the other on a thread of their own."""
 
 from __future__ import annotations
 
@@ -7,12 +7,11 @@ import contextlib
 import logging
 import math
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
-from prometheus_client import CollectorRegistry, Gauge, Histogram
 
 from mrcnn_jax.inference.detector import ImageBatch
 from mrcnn_jax.inference.predictor import Predictor
@@ -36,17 +35,18 @@ class Batcher:
     bucket. Images that do not fill a batch are padded to one only if that is faster than to detect them one by one.
     """
 
-    def __init__(self, predict: Predictor, batch_size: int, max_wait: float, metrics: CollectorRegistry):
+    def __init__(self, predict: Predictor, batch_size: int, max_wait: float, observe: Callable[[int], object]):
+        """`observe` gets the number of images of each batch."""
         self.ready = False
-        self._predict, self._batch_size, self._max_wait = predict, batch_size, max_wait
+        self._predict, self._batch_size, self._max_wait, self._observe = predict, batch_size, max_wait, observe
         self._batch_cost = 1.0  # time of a full batch, in batches of 1
         self._jobs: list[_Job] = []  # that wait for the device, in the order of arrival
         self._arrived, self._device = asyncio.Event(), ThreadPoolExecutor(1, "device")
-        self._sizes = Histogram(
-            "mrcnn_batch_images", "Images of a batch.", buckets=(1, 2, 4, 8, 16, 32), registry=metrics
-        )
-        waiting = Gauge("mrcnn_queue_length", "Images that wait for the device.", registry=metrics)
-        waiting.set_function(lambda: len(self._jobs))
+
+    @property
+    def waiting(self) -> int:
+        """Number of images that wait for the device."""
+        return len(self._jobs)
 
     async def detect(self, prepared: ImageBatch) -> Detections | None:
         """Return the detections of an image; None if the model failed. If the caller is canceled, it is dropped."""
@@ -107,7 +107,7 @@ class Batcher:
         return []
 
     async def _detect(self, jobs: Sequence[_Job]) -> None:
-        self._sizes.observe(len(jobs))
+        self._observe(len(jobs))
         images = [job.prepared for job in jobs]
         padding = [images[-1]] * (self._batch_size - len(images)) if len(images) > 1 else []
         results: Sequence[Detections | None] = [None] * len(jobs)
