@@ -30,6 +30,7 @@ def listen(host: str, port: int) -> socket.socket:
 def serve(predict: Predictor, listener: socket.socket, settings: Settings) -> None:
     """Serve until SIGTERM or SIGINT, then answer what was accepted. Raises what the compilation of the model raises."""
     warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)  # `max_pixels` decides
+    Image.init()  # imports all readers; later there may be too many connections to open a file
     service = Service(predict, settings)
     server = make_server(service, settings)
     for number in (signal.SIGINT, signal.SIGTERM):  # uvicorn raises the signal again when it has stopped
