@@ -3,7 +3,7 @@
 # The CUDA libraries come from pip; the host needs NVIDIA's driver and container toolkit.
 FROM python:3.12-slim
 COPY . /src
-RUN pip install --no-cache-dir --constraint /src/constraints.txt "/src[cuda,light]" && rm -r /src
+RUN pip install --no-cache-dir --constraint /src/constraints.txt "/src[cuda,light,serve]" && rm -r /src
 # Weights and compiled programs stay beside the data.
 ENV MRCNN_JAX_CACHE=/data/.cache/mrcnn_jax
 WORKDIR /data

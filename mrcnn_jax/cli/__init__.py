@@ -14,6 +14,7 @@ COMMANDS = {
     "train": "train a model, or resume a run",
     "eval": "evaluate a model on a COCO or LVIS dataset",
     "predict": "detect objects in images, videos, directories or a camera",
+    "serve": "answer HTTP requests with predictions; a page to try a model",
     "check": "check a dataset before training on it",
     "convert": "convert mask images, PASCAL VOC or Cityscapes to COCO JSON, or download COCO 2017",
     "plan": "choose padded image shapes (buckets) for a dataset",

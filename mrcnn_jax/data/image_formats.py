@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 from pathlib import Path
 from typing import Literal
 
@@ -74,6 +75,17 @@ def orientation(image: Image.Image) -> int:
     except Exception:  # Pillow's readers raise many types
         return 1
     return value if value in range(1, 9) else 1
+
+
+def count_pixels(content: bytes) -> int:
+    """Return the number of pixels from the header of an image file; MAX_PIXELS + 1 for more, 0 without a header."""
+    try:
+        with Image.open(io.BytesIO(content), formats=FORMATS) as image:
+            return image.width * image.height
+    except Image.DecompressionBombError:
+        return MAX_PIXELS + 1
+    except Exception:  # Pillow's readers raise many types
+        return 0
 
 
 def upright_size(path: Path) -> tuple[int, int]:

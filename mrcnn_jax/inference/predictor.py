@@ -155,6 +155,15 @@ class Predictor:
 
         return detector.detect_batches(self._detect, self._batches(images, sizes), finish)
 
+    def detect(self, prepared: Sequence[detector.ImageBatch]) -> list[Detections]:
+        """Return the detections, in NumPy, of images of one shape from `single_image.prepare`, computed as one batch.
+
+        The first use of a shape and a number of images compiles a program.
+        """
+        batch = _concatenate(prepared)
+        on_host = [np.asarray(field) for field in self._detect(batch.images, batch.image_sizes)]
+        return [Detections(*(field[slot] for field in on_host)) for slot in range(len(prepared))]
+
     def _batches(self, images: Iterable[Image], sizes: dict[int, tuple[int, int]]) -> Iterator[detector.ImageBatch]:
         """Yield full batches as they fill up; stores the original sizes in `sizes`.
 

@@ -448,3 +448,15 @@ def test_accepted_images_can_be_decoded_at_every_reduction() -> None:
                 assert pixels is not None
                 assert pixels.shape == (-(-83 // reduction), -(-61 // reduction), 3)
     assert 100 < passed < 400
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+def test_pixels_are_counted_without_decoding(kind: str) -> None:
+    content = encoded(PICTURE, kind)
+    assert image_formats.count_pixels(content) == 83 * 61
+    assert image_formats.count_pixels(content[:4]) == 0
+
+
+def test_pixels_of_an_image_that_pillow_refuses_are_more_than_the_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
+    assert image_formats.count_pixels(encoded(PICTURE, "PNG")) == MAX_PIXELS + 1
