@@ -2,7 +2,7 @@
 
 POST an image to /predict, or open / in a browser; see docs/serving.md. /ready answers
 503 while the model is compiled. SIGTERM and Ctrl-C stop the service as soon as it has
-answered what it accepted.
+answered what it accepted. --model also takes a FILE.zip of `mrcnn export`.
 """
 
 from __future__ import annotations
@@ -42,7 +42,8 @@ def main(arguments: Sequence[str]) -> None:
     options, overrides = common.parse(parser, arguments)
     if options.workdir and (options.model or options.weights):
         parser.error("--workdir names a second model: give --model=RUN or --model=NAME")
-    model = common.model_source(parser, options)
+    is_export = str(options.model).endswith(".zip")
+    model = None if is_export else common.model_source(parser, options)
     if missing := [name for name in _PACKAGES if importlib.util.find_spec(name) is None]:
         raise ConfigError(f"mrcnn serve needs {', '.join(missing)}: pip install 'mrcnn-jax[serve]'")
     compilation_cache.enable()
@@ -50,7 +51,7 @@ def main(arguments: Sequence[str]) -> None:
     from mrcnn_jax.tools.serve.service import Settings
 
     with listen(options.host, options.port) as listener:
-        predict = _load(model, overrides)
+        predict = _load(model, overrides) if model else _load_export(options, overrides)
         batch_size = options.batch_size or predict.config.eval.batch_size
         limits = {name: getattr(options, name) for name in Settings._fields if name != "batch_size"}
         serve(predict, listener, Settings(batch_size, **limits))
@@ -58,14 +59,27 @@ def main(arguments: Sequence[str]) -> None:
 
 def _load(model: common.ModelSource, overrides: Sequence[str]) -> Predictor:
     """Return the model, which pads images to buckets. Raises ConfigError for other settings."""
+    from mrcnn_jax.inference import single_image
     from mrcnn_jax.inference.predictor import Predictor
 
     config, variables = model.load() if model.run is not None else model.load(exact=False)
     config = apply_overrides(config, overrides)
-    if config.eval.single_image:
-        settings = "--config.eval.resize=bucket --config.eval.flip=False '--config.eval.scales=()'"
-        raise ConfigError(f"mrcnn serve pads each image to a bucket, without test-time augmentation: give {settings}")
+    single_image.check_fixed_shapes(config)
     return Predictor(config, variables)
+
+
+def _load_export(options: argparse.Namespace, overrides: Sequence[str]) -> Predictor:
+    """Return the model of a file of `mrcnn export`. Raises ConfigError for settings that its programs do not have."""
+    from mrcnn_jax.inference.predictor import Predictor
+
+    predict = Predictor.from_export(options.model)
+    batch_size = predict.config.eval.batch_size
+    if overrides or options.batch_size not in (None, 1, batch_size):
+        raise ConfigError(
+            f"--model={options.model} has programs for batches of 1 and {batch_size}, which cannot be changed: remove"
+            " --config and --batch-size, or export the model again"
+        )
+    return predict
 
 
 def _positive(kind: Callable[[str], Number]) -> Callable[[str], Number]:

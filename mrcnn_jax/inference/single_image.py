@@ -13,7 +13,7 @@ from mrcnn_jax.config import Config
 from mrcnn_jax.data import batching
 from mrcnn_jax.data.augment import geometry
 from mrcnn_jax.data.dataset import Dataset
-from mrcnn_jax.errors import DataError
+from mrcnn_jax.errors import ConfigError, DataError
 from mrcnn_jax.inference import reference_preprocessing
 from mrcnn_jax.inference.detector import ImageBatch
 from mrcnn_jax.inference.reference_preprocessing import NetworkInput, Size
@@ -27,6 +27,16 @@ def prepare(pixels: NDArray[np.uint8], index: int, config: Config) -> ImageBatch
     resize = _pad_to_bucket if config.eval.resize == "bucket" else reference_preprocessing.network_input
     padded, size = resize(pixels, config)
     return ImageBatch(padded[None], np.array([size], np.int32), np.array([index], np.int32), np.array([True]))
+
+
+def check_fixed_shapes(config: Config) -> None:
+    """Raise ConfigError unless all images are padded to the buckets, so that a few programs are enough."""
+    if config.eval.single_image:
+        settings = "--config.eval.resize=bucket --config.eval.flip=False '--config.eval.scales=()'"
+        raise ConfigError(
+            "exact mode (eval.resize) and test-time augmentation (eval.flip, eval.scales) need other shapes of images"
+            f" than the buckets: give {settings}"
+        )
 
 
 def network_size(size: Size, config: Config) -> Size:

@@ -48,7 +48,16 @@ def test_missing_packages_are_named(monkeypatch, capsys):
 def test_settings_that_need_other_shapes_are_refused(setting, finished_run, capsys):
     arguments = [f"--model={finished_run.workdir}", "--port=0", f"--config.eval.{setting}"]
     assert mrcnn(["serve", *arguments]) == 2
-    assert "pads each image to a bucket, without test-time augmentation: give --config" in capsys.readouterr().err
+    assert "need other shapes of images than the buckets: give --config" in capsys.readouterr().err
+
+
+@pytest.mark.medium
+@pytest.mark.parametrize("setting", ["--batch-size=3", "--config.model.box.score_threshold=0.5"])
+def test_settings_of_exported_programs_cannot_be_changed(setting, finished_run, tmp_path, capsys):
+    path = tmp_path / "model.zip"
+    assert mrcnn(["export", str(finished_run.workdir), str(path), "--batch-size=2"]) == 0
+    assert mrcnn(["serve", f"--model={path}", "--port=0", setting]) == 2
+    assert "has programs for batches of 1 and 2, which cannot be changed" in capsys.readouterr().err
 
 
 @pytest.mark.medium

@@ -27,11 +27,11 @@ import numpy as np
 
 import mrcnn_jax
 from mrcnn_jax.config import Config, to_json
+from mrcnn_jax.inference import single_image
 from mrcnn_jax.inference.postprocess import categories
 from mrcnn_jax.runtime import files
 from mrcnn_jax.tools.export.program import (
     MaskFormat,
-    check_fixed_shapes,
     exported_function,
     flat_weights,
     input_shapes,
@@ -57,7 +57,7 @@ def write(
 
     Raises ConfigError for settings of evaluation without fixed shapes.
     """
-    check_fixed_shapes(config)
+    single_image.check_fixed_shapes(config)
     weights = flat_weights(variables)
     stored = io.BytesIO()
     np.savez(stored, **weights)  # type: ignore[arg-type]  # of NumPy's stub: `allow_pickle`

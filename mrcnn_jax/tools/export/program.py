@@ -10,24 +10,13 @@ import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util
 
-from mrcnn_jax.config import Config, ModelConfig
-from mrcnn_jax.errors import ConfigError
+from mrcnn_jax.config import ModelConfig
 from mrcnn_jax.inference.detect import detect
 from mrcnn_jax.inference.postprocess import categories
 from mrcnn_jax.models.mask_rcnn import build_model
 from mrcnn_jax.ops.masks import paste
 
 MaskFormat = Literal["boxes", "frames", "bits"]
-
-
-def check_fixed_shapes(config: Config) -> None:
-    """Raise ConfigError if images are not resized into the buckets."""
-    if config.eval.single_image:
-        field = "scales and eval.flip" if config.eval.augmented else f"resize={config.eval.resize}"
-        raise ConfigError(
-            f"eval.{field}: programs for images of fixed shapes cannot do that; set --config.eval.resize=bucket,"
-            " --config.eval.flip=False and --config.eval.scales=()"
-        )
 
 
 def flat_weights(variables: Mapping[str, Any]) -> dict[str, np.ndarray]:
