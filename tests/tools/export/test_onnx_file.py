@@ -1,0 +1,178 @@
+"""ONNX files: detections of ONNX Runtime equal those of JAX, and each part of the conversion alone.
+
+Most need jax2onnx and ONNX Runtime, in the environment of `benchmarks/onnx_env.sh`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import importlib.util
+import json
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import traverse_util
+
+from mrcnn_jax.config import KeypointHeadConfig, RoIConfig
+from mrcnn_jax.errors import ConfigError
+from mrcnn_jax.models.mask_rcnn import build_model, init_variables
+from mrcnn_jax.ops.nms import batched_nms
+from mrcnn_jax.ops.roi.pooling import multilevel_roi_pooling
+from mrcnn_jax.tools.export import onnx_file
+from mrcnn_jax.tools.export.onnx_jaxpr import simplify
+
+needs_onnx = pytest.mark.skipif(
+    any(importlib.util.find_spec(name) is None for name in ("jax2onnx", "onnxruntime")),
+    reason="needs jax2onnx and onnxruntime (benchmarks/onnx_env.sh)",
+)
+
+
+def run(content, *arrays):
+    """Run a file, or its content, and return its outputs by name."""
+    import onnxruntime
+
+    onnxruntime.set_default_logger_severity(3)
+    session = onnxruntime.InferenceSession(content)
+    inputs = [value.name for value in session.get_inputs()]
+    outputs = [value.name for value in session.get_outputs()]
+    return dict(zip(outputs, session.run(None, dict(zip(inputs, arrays, strict=True))), strict=True))
+
+
+def run_converted(function, config, *arrays):
+    """Convert a function of arrays and run the result."""
+    specs = {f"x{i}": jax.ShapeDtypeStruct(array.shape, array.dtype) for i, array in enumerate(arrays)}
+    model = onnx_file.convert(lambda *inputs: {"y": function(*inputs)}, specs, config)
+    return run(model.SerializeToString(), *arrays)["y"]
+
+
+def primitives(closed):
+    return {equation.primitive.name for equation in closed.jaxpr.eqns}
+
+
+def test_default_formulation_of_platforms():
+    def choose(x):
+        return jax.lax.platform_dependent(x, cpu=jnp.sin, tpu=jnp.tan, default=jnp.cos)
+
+    def function(x):
+        return jax.jit(jax.vmap(choose))(x)
+
+    simplified = simplify(function, [jax.ShapeDtypeStruct((3,), jnp.float32)])
+    assert primitives(simplified) == {"cos"}
+
+
+def test_constants_are_computed_but_not_enlarged():
+    scale = np.arange(4, dtype=np.float32)
+
+    def function(x):
+        return x * (jnp.sqrt(scale) + 1)[None, None] + jnp.zeros((512, 512, 4))
+
+    simplified = simplify(function, [jax.ShapeDtypeStruct((512, 512, 4), jnp.float32)])
+    assert "sqrt" not in primitives(simplified)
+    assert max(np.size(constant) for constant in simplified.consts) == 4
+
+
+def test_pointwise_products_become_convolutions():
+    kernel = np.random.default_rng(0).normal(size=(3, 5)).astype(np.float32)
+    x = np.random.default_rng(1).normal(size=(2, 4, 6, 3)).astype(np.float32)
+    simplified = simplify(lambda x: x @ kernel, [jax.ShapeDtypeStruct(x.shape, x.dtype)])
+    assert "dot_general" not in primitives(simplified)
+    (result,) = jax.extend.core.jaxpr_as_fun(simplified)(x)
+    np.testing.assert_allclose(result, x @ kernel, atol=1e-5)  # sums of 3 products of order 1
+
+
+def test_missing_converter(tiny_model_config, monkeypatch):
+    monkeypatch.setitem(sys.modules, "jax2onnx", None)
+    with pytest.raises(ConfigError, match=r"^an ONNX file needs jax2onnx.*onnx_env\.sh.*jax2onnx==0\.17") as error:
+        onnx_file.convert(lambda x: {"y": x}, {"x": jax.ShapeDtypeStruct((1,), jnp.float32)}, tiny_model_config)
+    assert "\n" not in str(error.value)
+
+
+@needs_onnx
+@pytest.mark.medium
+@pytest.mark.parametrize(("aligned", "sampling_ratio"), [(True, 0), (True, 2), (False, 2)])
+def test_roi_align_operator(tiny_model_config, aligned, sampling_ratio):
+    rng = np.random.default_rng(0)
+    features = [rng.normal(size=(2, 16 >> i, 24 >> i, 5)).astype(np.float32) for i in range(3)]
+    corners = rng.uniform(-20, 80, (2, 40, 2))  # some outside of the image, and of any size
+    boxes = np.concatenate([corners, corners + rng.uniform(0, 300, (2, 40, 2))], axis=-1).astype(np.float32)
+    boxes[1, 3] = 0
+    pool = functools.partial(
+        multilevel_roi_pooling,
+        config=RoIConfig(aligned=aligned, sampling_ratio=sampling_ratio),
+        strides=(4, 8, 16),
+        output_size=3,
+    )
+    pooled = run_converted(lambda boxes, *maps: pool(maps, boxes), num_classes(tiny_model_config), boxes, *features)
+    assert np.ptp(pooled) > 1
+    np.testing.assert_allclose(pooled, pool(features, boxes), atol=2e-5)  # means of values of order 1
+
+
+@needs_onnx
+@pytest.mark.medium
+def test_nms_operator(tiny_model_config):
+    """Groups, ties, invalid and empty boxes, in each of two sets."""
+    rng = np.random.default_rng(0)
+    corners = rng.integers(0, 20, (2, 300, 2))
+    boxes = np.concatenate([corners, corners + rng.integers(0, 12, (2, 300, 2))], axis=-1).astype(np.float32)
+    scores = rng.integers(0, 50, (2, 300)).astype(np.float32)
+    groups = rng.integers(0, 3, (2, 300)).astype(np.int32)
+    valid = rng.random((2, 300)) < 0.8
+    nms = jax.vmap(functools.partial(batched_nms, iou_threshold=0.5))
+    keep = run_converted(nms, num_classes(tiny_model_config), boxes, scores, groups, valid)
+    assert 20 < keep.sum() < valid.sum() - 20
+    np.testing.assert_array_equal(keep, nms(boxes, scores, groups, valid))
+
+
+def num_classes(config):
+    return dataclasses.replace(config, num_classes=3)
+
+
+@needs_onnx
+@pytest.mark.medium
+@pytest.mark.parametrize("keypoints", [False, True])
+def test_detections_equal_those_of_jax(tiny_model_config, tmp_path, keypoints):
+    config = num_classes(tiny_model_config)
+    if keypoints:
+        config = dataclasses.replace(config, mask=None, keypoint=KeypointHeadConfig(num_keypoints=2, channels=8))
+    variables = init_variables(build_model(config), jax.random.key(0))
+    path = tmp_path / "tiny.onnx"
+    onnx_file.write_onnx(path, config, variables, (64, 96), batch_size=2)
+    images = np.random.default_rng(0).integers(0, 256, (2, 64, 96, 3), np.uint8)
+    sizes, originals = np.array([[64, 96], [50, 70]], np.int32), np.array([[128, 192], [25, 35]], np.int32)
+    function = jax.jit(onnx_file.exported_function(config))
+    weights = traverse_util.flatten_dict(variables, sep="/")
+    everything = np.float32(0).reshape(()), np.int32(100).reshape(())
+    scores = function(weights, images, sizes, originals, *everything)["scores"]
+    limits = [everything, (np.asarray(scores[0, 3]), np.array(100, np.int32)), (everything[0], np.array(2, np.int32))]
+    for threshold, count in limits:
+        ours = function(weights, images, sizes, originals, threshold, count)
+        theirs = run(path, images, sizes, originals, threshold, count)
+        assert theirs.keys() == ours.keys()
+        assert ours["valid"].any()
+        for name, array in ours.items():
+            assert theirs[name].dtype == array.dtype
+            # Rounding in boxes of up to 192 pixels; scores and masks are in 0..1.
+            np.testing.assert_allclose(theirs[name], array, atol=1e-3 if name in ("boxes", "keypoints") else 1e-5)
+
+
+@needs_onnx
+@pytest.mark.medium
+def test_file_says_what_it_is(tiny_model_config, tmp_path):
+    import onnx
+
+    config = dataclasses.replace(tiny_model_config, num_classes=2, category_ids=(3, 7), category_names=("ä", "b"))
+    path = tmp_path / "tiny.onnx"
+    onnx_file.write_onnx(path, config, init_variables(build_model(config), jax.random.key(0)), (64, 64))
+    model = onnx.load(path)
+    onnx.checker.check_model(model)
+    assert [opset.version for opset in model.opset_import if opset.domain == ""] == [onnx_file.OPSET]
+    assert {opset.domain for opset in model.opset_import} == {""}
+    properties = {entry.key: entry.value for entry in model.metadata_props}
+    assert json.loads(properties["category_ids"]) == [3, 7]
+    assert json.loads(properties["category_names"]) == ["ä", "b"]
+    assert not any(node.op_type == "Loop" for node in model.graph.node)
+    assert [value.name for value in model.graph.input] == list(onnx_file.INPUTS)
