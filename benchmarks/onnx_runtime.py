@@ -81,7 +81,7 @@ def compare_detections(folder: Path, run: Path) -> None:
         pixels = read_image(path)
         batch, size = single_image.prepare(pixels, 0, config), np.array([pixels.shape[:2]], np.int32)
         (ours,) = predictor([pixels])
-        theirs = run_file(batch.images, batch.image_sizes, size, np.float32(0).reshape(()), np.int32(1000).reshape(()))
+        theirs = run_file(batch.images, batch.image_sizes, size, np.array(0, np.float32), np.array(1000, np.int32))
         valid = theirs["valid"][0]
         assert np.array_equal(ours.category_ids, theirs["category_ids"][0][valid]), path
         masks = [

@@ -108,7 +108,8 @@ def convert(
         raise ConfigError(_INSTALL.format(error=error)) from None
     specs = list(inputs.values())
     with onnx_operators(config.num_classes):
-        outputs = sorted(jax.eval_shape(function, *specs))
+        # Functions of their own, because JAX keeps the traces of `function`, which other calls must not find.
+        outputs = sorted(jax.eval_shape(lambda *arrays: function(*arrays), *specs))
         simplified = simplify(lambda *arrays: jax.tree.leaves(function(*arrays)), specs)
     with mock.patch.object(output_binding, "_value_is_graph_connected", is_connected):
         return jax2onnx.to_onnx(

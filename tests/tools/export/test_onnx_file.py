@@ -20,7 +20,7 @@ from flax import traverse_util
 from mrcnn_jax.config import KeypointHeadConfig, RoIConfig
 from mrcnn_jax.errors import ConfigError
 from mrcnn_jax.models.mask_rcnn import build_model, init_variables
-from mrcnn_jax.ops.nms import batched_nms
+from mrcnn_jax.ops.nms import nms_sorted
 from mrcnn_jax.ops.roi.pooling import multilevel_roi_pooling
 from mrcnn_jax.tools.export import onnx_file
 from mrcnn_jax.tools.export.onnx_jaxpr import simplify
@@ -42,11 +42,15 @@ def run(content, *arrays):
     return dict(zip(outputs, session.run(None, dict(zip(inputs, arrays, strict=True))), strict=True))
 
 
-def run_converted(function, config, *arrays):
-    """Convert a function of arrays and run the result."""
+def run_both(function, config, *arrays):
+    """Return the results of a function of arrays, converted and compiled by JAX afterwards."""
     specs = {f"x{i}": jax.ShapeDtypeStruct(array.shape, array.dtype) for i, array in enumerate(arrays)}
-    model = onnx_file.convert(lambda *inputs: {"y": function(*inputs)}, specs, config)
-    return run(model.SerializeToString(), *arrays)["y"]
+
+    def named(*inputs):
+        return {"y": function(*inputs)}
+
+    model = onnx_file.convert(named, specs, config)
+    return run(model.SerializeToString(), *arrays)["y"], np.asarray(jax.jit(named)(*arrays)["y"])
 
 
 def primitives(closed):
@@ -106,25 +110,27 @@ def test_roi_align_operator(tiny_model_config, aligned, sampling_ratio):
         strides=(4, 8, 16),
         output_size=3,
     )
-    pooled = run_converted(lambda boxes, *maps: pool(maps, boxes), num_classes(tiny_model_config), boxes, *features)
-    assert np.ptp(pooled) > 1
-    np.testing.assert_allclose(pooled, pool(features, boxes), atol=2e-5)  # means of values of order 1
+    theirs, ours = run_both(lambda boxes, *maps: pool(maps, boxes), num_classes(tiny_model_config), boxes, *features)
+    assert np.ptp(ours) > 1
+    np.testing.assert_allclose(theirs, ours, atol=2e-5)  # means of values of order 1
 
 
 @needs_onnx
 @pytest.mark.medium
 def test_nms_operator(tiny_model_config):
-    """Groups, ties, invalid and empty boxes, in each of two sets."""
+    """Groups, invalid and empty boxes, in each of two images."""
     rng = np.random.default_rng(0)
     corners = rng.integers(0, 20, (2, 300, 2))
     boxes = np.concatenate([corners, corners + rng.integers(0, 12, (2, 300, 2))], axis=-1).astype(np.float32)
-    scores = rng.integers(0, 50, (2, 300)).astype(np.float32)
     groups = rng.integers(0, 3, (2, 300)).astype(np.int32)
     valid = rng.random((2, 300)) < 0.8
-    nms = jax.vmap(functools.partial(batched_nms, iou_threshold=0.5))
-    keep = run_converted(nms, num_classes(tiny_model_config), boxes, scores, groups, valid)
-    assert 20 < keep.sum() < valid.sum() - 20
-    np.testing.assert_array_equal(keep, nms(boxes, scores, groups, valid))
+
+    def keep(*boxes):
+        return nms_sorted([boxes], iou_threshold=0.5)[0]
+
+    theirs, ours = run_both(jax.vmap(keep), num_classes(tiny_model_config), boxes, groups, valid)
+    assert 20 < ours.sum() < valid.sum() - 20
+    np.testing.assert_array_equal(theirs, ours)
 
 
 def num_classes(config):
@@ -145,9 +151,9 @@ def test_detections_equal_those_of_jax(tiny_model_config, tmp_path, keypoints):
     sizes, originals = np.array([[64, 96], [50, 70]], np.int32), np.array([[128, 192], [25, 35]], np.int32)
     function = jax.jit(onnx_file.exported_function(config))
     weights = traverse_util.flatten_dict(variables, sep="/")
-    everything = np.float32(0).reshape(()), np.int32(100).reshape(())
+    everything = np.array(0, np.float32), np.array(100, np.int32)
     scores = function(weights, images, sizes, originals, *everything)["scores"]
-    limits = [everything, (np.asarray(scores[0, 3]), np.array(100, np.int32)), (everything[0], np.array(2, np.int32))]
+    limits = [everything, (np.array(scores[0, 3]), np.array(100, np.int32)), (everything[0], np.array(2, np.int32))]
     for threshold, count in limits:
         ours = function(weights, images, sizes, originals, threshold, count)
         theirs = run(path, images, sizes, originals, threshold, count)
