@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import logging
 import os
 from collections.abc import Callable
 from typing import Any
@@ -101,6 +102,7 @@ def convert(
     """
     try:
         import jax2onnx
+        import onnx_ir
         from jax2onnx.converter import output_binding
 
         from mrcnn_jax.tools.export.onnx_operators import is_connected, onnx_operators
@@ -111,7 +113,15 @@ def convert(
         # Functions of their own, because JAX keeps the traces of `function`, which other calls must not find.
         outputs = sorted(jax.eval_shape(lambda *arrays: function(*arrays), *specs))
         simplified = simplify(lambda *arrays: jax.tree.leaves(function(*arrays)), specs)
+    logging.getLogger("onnx_ir.serde").setLevel(logging.ERROR)  # warns of types that are not stored, in each file
     with mock.patch.object(output_binding, "_value_is_graph_connected", is_connected):
-        return jax2onnx.to_onnx(
-            core.jaxpr_as_fun(simplified), specs, opset=OPSET, input_names=list(inputs), output_names=outputs
+        model = jax2onnx.to_onnx(
+            core.jaxpr_as_fun(simplified),
+            specs,
+            opset=OPSET,
+            input_names=list(inputs),
+            output_names=outputs,
+            return_mode="ir",
         )
+    onnx_ir.passes.common.RemoveUnusedNodesPass()(model)  # and constants, of which ONNX Runtime would warn
+    return onnx_ir.to_proto(model)

@@ -10,6 +10,7 @@ import functools
 import importlib.util
 import json
 import sys
+from collections import Counter
 
 import jax
 import jax.numpy as jnp
@@ -137,28 +138,37 @@ def num_classes(config):
     return dataclasses.replace(config, num_classes=3)
 
 
+@pytest.fixture(scope="module")
+def exported(tiny_model_config, tmp_path_factory):
+    """Configuration, weights and ONNX file of a model with masks and keypoints, for two images of 64 x 96 pixels."""
+    config = dataclasses.replace(
+        tiny_model_config,
+        num_classes=2,
+        category_ids=(3, 7),
+        category_names=("ä", "b"),
+        keypoint=KeypointHeadConfig(num_keypoints=2, channels=8, conv_layers=1),
+    )
+    variables = init_variables(build_model(config), jax.random.key(0))
+    path = tmp_path_factory.mktemp("onnx") / "tiny.onnx"
+    onnx_file.write_onnx(path, config, variables, (64, 96), batch_size=2)
+    return config, traverse_util.flatten_dict(variables, sep="/"), path
+
+
 @needs_onnx
 @pytest.mark.medium
-@pytest.mark.parametrize("keypoints", [False, True])
-def test_detections_equal_those_of_jax(tiny_model_config, tmp_path, keypoints):
-    config = num_classes(tiny_model_config)
-    if keypoints:
-        config = dataclasses.replace(config, mask=None, keypoint=KeypointHeadConfig(num_keypoints=2, channels=8))
-    variables = init_variables(build_model(config), jax.random.key(0))
-    path = tmp_path / "tiny.onnx"
-    onnx_file.write_onnx(path, config, variables, (64, 96), batch_size=2)
+def test_detections_equal_those_of_jax(exported):
+    config, weights, path = exported
     images = np.random.default_rng(0).integers(0, 256, (2, 64, 96, 3), np.uint8)
     sizes, originals = np.array([[64, 96], [50, 70]], np.int32), np.array([[128, 192], [25, 35]], np.int32)
     function = jax.jit(onnx_file.exported_function(config))
-    weights = traverse_util.flatten_dict(variables, sep="/")
-    everything = np.array(0, np.float32), np.array(100, np.int32)
-    scores = function(weights, images, sizes, originals, *everything)["scores"]
-    limits = [everything, (np.array(scores[0, 3]), np.array(100, np.int32)), (everything[0], np.array(2, np.int32))]
-    for threshold, count in limits:
-        ours = function(weights, images, sizes, originals, threshold, count)
-        theirs = run(path, images, sizes, originals, threshold, count)
-        assert theirs.keys() == ours.keys()
-        assert ours["valid"].any()
+    no_threshold, no_limit = np.array(0, np.float32), np.array(100, np.int32)
+    scores = function(weights, images, sizes, originals, no_threshold, no_limit)["scores"]
+    between = np.array(scores[0, 3:5].mean())  # a score itself may be on either side after rounding
+    for threshold, limit, count in [(no_threshold, no_limit, 10), (between, no_limit, 4), (between, np.int32(2), 2)]:
+        arguments = images, sizes, originals, threshold, np.array(limit)
+        ours, theirs = function(weights, *arguments), run(path, *arguments)
+        assert ours["valid"][0].sum() == count
+        assert theirs.keys() == ours.keys() == {"boxes", "scores", "category_ids", "valid", "masks", "keypoints"}
         for name, array in ours.items():
             assert theirs[name].dtype == array.dtype
             # Rounding in boxes of up to 192 pixels; scores and masks are in 0..1.
@@ -167,18 +177,20 @@ def test_detections_equal_those_of_jax(tiny_model_config, tmp_path, keypoints):
 
 @needs_onnx
 @pytest.mark.medium
-def test_file_says_what_it_is(tiny_model_config, tmp_path):
+def test_file_says_what_it_is(exported):
     import onnx
 
-    config = dataclasses.replace(tiny_model_config, num_classes=2, category_ids=(3, 7), category_names=("ä", "b"))
-    path = tmp_path / "tiny.onnx"
-    onnx_file.write_onnx(path, config, init_variables(build_model(config), jax.random.key(0)), (64, 64))
+    config, _, path = exported
     model = onnx.load(path)
     onnx.checker.check_model(model)
-    assert [opset.version for opset in model.opset_import if opset.domain == ""] == [onnx_file.OPSET]
-    assert {opset.domain for opset in model.opset_import} == {""}
+    assert [(opset.domain, opset.version) for opset in model.opset_import] == [("", onnx_file.OPSET)]
     properties = {entry.key: entry.value for entry in model.metadata_props}
-    assert json.loads(properties["category_ids"]) == [3, 7]
-    assert json.loads(properties["category_names"]) == ["ä", "b"]
-    assert not any(node.op_type == "Loop" for node in model.graph.node)
+    assert json.loads(properties["category_ids"]) == list(config.category_ids)
+    assert json.loads(properties["category_names"]) == list(config.category_names)
     assert [value.name for value in model.graph.input] == list(onnx_file.INPUTS)
+    operators = Counter(node.op_type for node in model.graph.node)
+    assert operators["Loop"] == 1  # decodes keypoints
+    assert operators["RoiAlign"] == 3 * 4  # heads and levels
+    assert operators["NonMaxSuppression"]
+    used = {name for node in model.graph.node for name in node.input}
+    assert len(model.graph.initializer) <= len(used)
