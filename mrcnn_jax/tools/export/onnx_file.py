@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import json
 import logging
@@ -70,10 +71,17 @@ def write_onnx(
 ) -> None:
     """Write `exported_function(config)` with its weights as an ONNX file for images (batch_size, *shape, 3).
 
-    Its inputs are `INPUTS`, its outputs the names of the function's arrays.
+    Its inputs are `INPUTS`, its outputs the names of the function's arrays. The network computes in float32, because
+    ONNX Runtime has no convolutions of bfloat16 on CPUs.
 
-    Raises ConfigError if jax2onnx is not installed.
+    Raises ConfigError if jax2onnx is not installed, or for a pooling without an ONNX operator.
     """
+    if (config.roi.pooling, config.roi.reduce) != ("align", "average"):
+        raise ConfigError(
+            f"model.roi.pooling={config.roi.pooling}, model.roi.reduce={config.roi.reduce}: ONNX has no operator for it;"
+            " only models with align and average can be written as ONNX files"
+        )
+    config = dataclasses.replace(config, compute_dtype="float32")
     weights = {name: np.asarray(array) for name, array in traverse_util.flatten_dict(variables, sep="/").items()}
     sizes = jax.ShapeDtypeStruct((batch_size, 2), jnp.int32)
     inputs = (

@@ -38,9 +38,6 @@ def onnx_operators(num_classes: int) -> Iterator[None]:
         yield
 
 
-_pool_without_operator = pooling._pool
-
-
 def _pool(
     features: FeatureMaps,
     boxes: jax.Array,
@@ -49,9 +46,7 @@ def _pool(
     output_size: pooling.Size,
     config: RoIConfig,
 ) -> jax.Array:
-    """`pooling._pool`; only averages of exact samples have an ONNX operator."""
-    if config.pooling != "align" or config.reduce == "max":
-        return _pool_without_operator(features, boxes, levels, scales, output_size, config)
+    """`pooling._pool`, for averages of exact samples."""
     batch, count = levels.shape
     images = jnp.repeat(np.arange(batch, dtype=np.int32), count)
     pooled = roi_align_p.bind(
@@ -92,7 +87,7 @@ batching.primitive_batchers[nms_p] = _batch_nms
 
 
 def is_connected(context: Any, value: ir.Value) -> bool:
-    """Whether a value is part of a graph: jax2onnx's own test, which searches all nodes after each equation."""
+    """Whether a value is part of a graph. jax2onnx's own test searches all nodes, after each equation."""
     return value.producer() is not None or value.is_graph_input() or value.name in context.builder.graph.initializers
 
 

@@ -96,10 +96,22 @@ def test_missing_converter(tiny_model_config, monkeypatch):
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize("roi", [RoIConfig(pooling="warp"), RoIConfig(reduce="max", sampling_ratio=2)])
+def test_other_poolings_are_refused(tiny_model_config, tmp_path, roi):
+    config = dataclasses.replace(num_classes(tiny_model_config), roi=roi)
+    with pytest.raises(ConfigError, match=rf"^model\.roi\.pooling={roi.pooling}, .*reduce={roi.reduce}: .* align"):
+        onnx_file.write_onnx(tmp_path / "tiny.onnx", config, {}, (64, 64))
+    assert not list(tmp_path.iterdir())
+
+
 @needs_onnx
 @pytest.mark.medium
-@pytest.mark.parametrize(("aligned", "sampling_ratio"), [(True, 0), (True, 2), (False, 2)])
-def test_roi_align_operator(tiny_model_config, aligned, sampling_ratio):
+@pytest.mark.parametrize(
+    "settings",
+    [{"aligned": True}, {"sampling_ratio": 2}, {"sampling_ratio": 2, "aligned": False}],
+    ids=str,
+)
+def test_roi_align_operator(tiny_model_config, settings):
     rng = np.random.default_rng(0)
     features = [rng.normal(size=(2, 16 >> i, 24 >> i, 5)).astype(np.float32) for i in range(3)]
     corners = rng.uniform(-20, 80, (2, 40, 2))  # some outside of the image, and of any size
@@ -107,7 +119,7 @@ def test_roi_align_operator(tiny_model_config, aligned, sampling_ratio):
     boxes[1, 3] = 0
     pool = functools.partial(
         multilevel_roi_pooling,
-        config=RoIConfig(aligned=aligned, sampling_ratio=sampling_ratio),
+        config=RoIConfig(**settings),
         strides=(4, 8, 16),
         output_size=3,
     )
