@@ -78,7 +78,7 @@ def write_onnx(
     """
     if (config.roi.pooling, config.roi.reduce) != ("align", "average"):
         raise ConfigError(
-            f"model.roi.pooling={config.roi.pooling}, model.roi.reduce={config.roi.reduce}: ONNX has no operator for it;"
+            f"model.roi.pooling={config.roi.pooling}, model.roi.reduce={config.roi.reduce}: ONNX has no such operator;"
             " only models with align and average can be written as ONNX files"
         )
     config = dataclasses.replace(config, compute_dtype="float32")

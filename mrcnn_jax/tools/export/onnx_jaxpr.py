@@ -10,13 +10,7 @@ import jax
 from jax.extend import core
 
 # Primitives that call a function, with the name of the parameter that holds it.
-_CALLS = {
-    "jit": "jaxpr",
-    "pjit": "jaxpr",
-    "custom_jvp_call": "call_jaxpr",
-    "custom_vjp_call": "call_jaxpr",
-    "custom_vmap_call": "call",
-}
+_CALLS = {"jit": "jaxpr", "custom_jvp_call": "call_jaxpr", "custom_vjp_call": "call_jaxpr"}
 _MAX_GROWTH = 65_536  # elements of a constant that replaces smaller ones, such as a broadcast scalar
 _POINTWISE = (((3,), (0,)), ((), ()))  # the last axis of four with the first of two
 
