@@ -28,6 +28,7 @@ from mrcnn_jax.inference import single_image
 from mrcnn_jax.inference.paste import paste_mask
 from mrcnn_jax.models.mask_rcnn import build_model
 from mrcnn_jax.tools.export import onnx_file
+from mrcnn_jax.tools.export.program import exported_function
 from mrcnn_jax.weights import reference_models
 
 GOLDEN = Path(__file__).resolve().parent.parent / "tests" / "golden"
@@ -153,7 +154,7 @@ def compare_time(folder: Path, turns: int) -> None:
     weights = traverse_util.flatten_dict(variables, sep="/")
     size = np.array([SHAPE], np.int32)
     arguments = [example_image(), size, size, np.zeros((), np.float32), np.array(1000, np.int32)]
-    program = jax.jit(onnx_file.exported_function(config))
+    program = jax.jit(exported_function(config))
     sides: dict[str, Callable[[], Any]] = {"ours": lambda: jax.block_until_ready(program(weights, *arguments))}
     for name, load in {"ONNX Runtime": session, "OpenVINO": openvino_session}.items():
         run = load(path)

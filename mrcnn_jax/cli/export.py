@@ -9,6 +9,9 @@ The ending of TARGET decides what is written:
   FILE.zip
           programs for CPUs, GPUs and TPUs, with weights: one for each bucket
           (data.buckets) and batch size. They need jax, but not this package.
+  FILE.onnx
+          an ONNX file for one bucket and batch size, written in the environment
+          of benchmarks/onnx_env.sh.
 
 The averaged weights are written if the run has them.
 """
@@ -18,13 +21,15 @@ from __future__ import annotations
 import argparse
 import os
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from etils import epath
 
 from mrcnn_jax.cli import common
 from mrcnn_jax.cli import config as summaries
-from mrcnn_jax.config import apply_overrides
+from mrcnn_jax.config import Config, apply_overrides
+from mrcnn_jax.errors import ConfigError
 from mrcnn_jax.runtime.files import check_output, is_remote
 from mrcnn_jax.tools.export.card import model_card
 from mrcnn_jax.training.logs.json_lines import EVALUATIONS, read_rows
@@ -37,17 +42,19 @@ def main(arguments: Sequence[str]) -> None:
     common.add(parser, "target", "TARGET", "folder or file to write")
     common.add_checkpoint(parser)
     group = parser.add_argument_group("programs")
-    batch_size = "write programs for batches of N images, too (default: single images)"
+    batch_size = "images of a batch; FILE.zip has programs for single images, too (default: 1)"
     common.add(group, "--batch-size", "N", batch_size, int)
     masks = "masks within their boxes, in the whole padded image, or that with 8 pixels in a byte (default: boxes)"
     group.add_argument("--masks", choices=("boxes", "frames", "bits"), help=masks)
     parser.set_defaults(weights=None, workdir=None)
     options, overrides = common.parse(parser, arguments)
-    write = {"": _write_folder, ".zip": _write_programs}.get(options.target.suffix)
+    write = {"": _write_folder, ".zip": _write_programs, ".onnx": _write_onnx}.get(options.target.suffix)
     if write is None:
-        parser.error(f"TARGET={options.target} has an unknown ending: give FILE.zip, or DIR without an ending")
-    if write == _write_folder and (options.batch_size is not None or options.masks):
-        parser.error(f"--batch-size and --masks are for programs: give FILE.zip, not TARGET={options.target}")
+        parser.error(
+            f"TARGET={options.target} has an unknown ending: give FILE.zip, FILE.onnx, or DIR without an ending"
+        )
+    if (write == _write_folder and options.batch_size is not None) or (write != _write_programs and options.masks):
+        parser.error(f"--batch-size is for FILE.zip and FILE.onnx, --masks for FILE.zip; not for {options.target}")
     if options.batch_size is not None and options.batch_size < 1:
         parser.error(f"--batch-size={options.batch_size} must be at least 1")
     write(options, overrides, common.model_source(parser, options))
@@ -83,18 +90,44 @@ def _metrics(run: str, step: int) -> Mapping[str, float]:
 def _write_programs(options: argparse.Namespace, overrides: Sequence[str], source: common.ModelSource) -> None:
     from mrcnn_jax.tools.export import archive  # imports jax
 
-    check_output(options.target, "FILE")
-    config, variables = source.load() if source.run is not None else source.load(exact=False)
+    config, variables = _load(options, overrides, source)
     archive.write(
         options.target,
-        apply_overrides(config, overrides),
+        config,
         variables,
         batch_size=options.batch_size or 1,
         mask_format=options.masks or "boxes",
         license_name=_license(options.model, source),
     )
-    size = options.target.stat().st_size / 1e6
-    print(f"{options.target}: {size:.1f} MB; docs/export.md says how to load it")
+    _print_size(options.target)
+
+
+def _write_onnx(options: argparse.Namespace, overrides: Sequence[str], source: common.ModelSource) -> None:
+    from mrcnn_jax.tools.export import onnx_file  # imports jax
+
+    config, variables = _load(options, overrides, source)
+    if len(config.data.buckets) > 1:
+        choice = f"--config.data.buckets='({config.data.buckets[0]},)'"
+        raise ConfigError(f"an ONNX file is for one shape of images: choose one of data.buckets, such as {choice}")
+    onnx_file.write_onnx(options.target, config.model, variables, config.data.buckets[0], options.batch_size or 1)
+    _print_size(options.target)
+
+
+def _load(
+    options: argparse.Namespace, overrides: Sequence[str], source: common.ModelSource
+) -> tuple[Config, Mapping[str, Any]]:
+    """Return a model with fixed shapes of images."""
+    from mrcnn_jax.inference import single_image
+
+    check_output(options.target, "FILE")
+    config, variables = source.load() if source.run is not None else source.load(exact=False)
+    config = apply_overrides(config, overrides)
+    single_image.check_fixed_shapes(config)
+    return config, variables
+
+
+def _print_size(target: Path) -> None:
+    print(f"{target}: {target.stat().st_size / 1e6:.1f} MB; docs/export.md says how to use it")
 
 
 def _license(model: str, source: common.ModelSource) -> str:

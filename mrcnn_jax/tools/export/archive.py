@@ -27,7 +27,6 @@ import numpy as np
 
 import mrcnn_jax
 from mrcnn_jax.config import Config, to_json
-from mrcnn_jax.inference import single_image
 from mrcnn_jax.inference.postprocess import categories
 from mrcnn_jax.runtime import files
 from mrcnn_jax.tools.export.program import (
@@ -53,11 +52,7 @@ def write(
     mask_format: MaskFormat = "boxes",
     license_name: str = "unknown",
 ) -> None:
-    """Write programs for every bucket of `config.data`, for single images and for batches of `batch_size`.
-
-    Raises ConfigError for settings of evaluation without fixed shapes.
-    """
-    single_image.check_fixed_shapes(config)
+    """Write programs for every bucket of `config.data`, for single images and for batches of `batch_size`."""
     weights = flat_weights(variables)
     stored = io.BytesIO()
     np.savez(stored, **weights)  # type: ignore[arg-type]  # of NumPy's stub: `allow_pickle`

@@ -19,8 +19,8 @@ import pytest
 from flax import traverse_util
 
 from mrcnn_jax.cli import main as mrcnn
-from mrcnn_jax.config import Config, DataConfig, EvalConfig, KeypointHeadConfig
-from mrcnn_jax.errors import ConfigError, WeightsError
+from mrcnn_jax.config import Config, DataConfig, KeypointHeadConfig
+from mrcnn_jax.errors import WeightsError
 from mrcnn_jax.inference import exported, single_image
 from mrcnn_jax.inference.detect import detect
 from mrcnn_jax.inference.exported import ExportedModel
@@ -240,16 +240,11 @@ def test_files_that_cannot_be_used(exported_file, tmp_path):
         Predictor.from_export(tmp_path / "none.zip")
 
 
-def test_settings_without_fixed_shapes(tiny_model_config, tmp_path):
-    for settings, field in ((EvalConfig(resize="torchvision"), "eval.resize"), (EvalConfig(flip=True), "eval.flip")):
-        with pytest.raises(ConfigError, match=field):
-            archive.write(tmp_path / "a.zip", Config(model=tiny_model_config, eval=settings), {})
-
-
 def test_command_line(capsys):
     for arguments, message in (
-        (["a.onx"], "TARGET=a.onx has an unknown ending: give FILE.zip, or DIR without an ending"),
-        (["folder", "--masks=bits"], "--batch-size and --masks are for programs: give FILE.zip, not TARGET=folder"),
+        (["a.onx"], "TARGET=a.onx: give FILE.zip, FILE.onnx, or DIR without an ending"),
+        (["folder", "--batch-size=2"], "--batch-size is for FILE.zip and FILE.onnx, not for folder"),
+        (["a.onnx", "--masks=bits"], "--masks is for FILE.zip, not for a.onnx"),
         (["a.zip", "--batch-size=0"], "--batch-size=0 must be at least 1"),
     ):
         with pytest.raises(SystemExit):

@@ -25,6 +25,7 @@ from mrcnn_jax.ops.nms import nms_sorted
 from mrcnn_jax.ops.roi.pooling import multilevel_roi_pooling
 from mrcnn_jax.tools.export import onnx_file
 from mrcnn_jax.tools.export.onnx_jaxpr import simplify
+from mrcnn_jax.tools.export.program import exported_function, input_shapes
 
 needs_onnx = pytest.mark.skipif(
     any(importlib.util.find_spec(name) is None for name in ("jax2onnx", "onnxruntime")),
@@ -172,7 +173,7 @@ def test_detections_equal_those_of_jax(exported):
     config, weights, path = exported
     images = np.random.default_rng(0).integers(0, 256, (2, 64, 96, 3), np.uint8)
     sizes, originals = np.array([[64, 96], [50, 70]], np.int32), np.array([[128, 192], [25, 35]], np.int32)
-    function = jax.jit(onnx_file.exported_function(config))
+    function = jax.jit(exported_function(config))
     no_threshold, no_limit = np.array(0, np.float32), np.array(100, np.int32)
     scores = function(weights, images, sizes, originals, no_threshold, no_limit)["scores"]
     between = np.array(scores[0, 3:5].mean())  # a score itself may be on either side after rounding
@@ -199,7 +200,7 @@ def test_file_says_what_it_is(exported):
     properties = {entry.key: entry.value for entry in model.metadata_props}
     assert json.loads(properties["category_ids"]) == list(config.category_ids)
     assert json.loads(properties["category_names"]) == list(config.category_names)
-    assert [value.name for value in model.graph.input] == list(onnx_file.INPUTS)
+    assert [value.name for value in model.graph.input] == list(input_shapes((1, 64, 64)))
     operators = Counter(node.op_type for node in model.graph.node)
     assert operators["Loop"] == 1  # decodes keypoints
     assert operators["RoiAlign"] == 3 * 4  # heads and levels
