@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Creates an environment for ONNX files: jax2onnx, which needs an older orbax-checkpoint, ONNX Runtime and OpenVINO (1.5 GB).
+# Creates an environment for ONNX files: jax2onnx, which needs an older orbax-checkpoint, ONNX Runtime, OpenVINO (1.8 GB).
 #
 #     benchmarks/onnx_env.sh [FOLDER]      # default: .venv-onnx; PYTHON is an interpreter (default: python3)
 set -euo pipefail
