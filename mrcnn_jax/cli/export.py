@@ -50,11 +50,11 @@ def main(arguments: Sequence[str]) -> None:
     options, overrides = common.parse(parser, arguments)
     write = {"": _write_folder, ".zip": _write_programs, ".onnx": _write_onnx}.get(options.target.suffix)
     if write is None:
-        parser.error(
-            f"TARGET={options.target} has an unknown ending: give FILE.zip, FILE.onnx, or DIR without an ending"
-        )
-    if (write == _write_folder and options.batch_size is not None) or (write != _write_programs and options.masks):
-        parser.error(f"--batch-size is for FILE.zip and FILE.onnx, --masks for FILE.zip; not for {options.target}")
+        parser.error(f"TARGET={options.target}: give FILE.zip, FILE.onnx, or DIR without an ending")
+    if write == _write_folder and options.batch_size is not None:
+        parser.error(f"--batch-size is for FILE.zip and FILE.onnx, not for {options.target}")
+    if write != _write_programs and options.masks:
+        parser.error(f"--masks is for FILE.zip, not for {options.target}")
     if options.batch_size is not None and options.batch_size < 1:
         parser.error(f"--batch-size={options.batch_size} must be at least 1")
     write(options, overrides, common.model_source(parser, options))
