@@ -71,8 +71,8 @@ def run_elsewhere(path: Path, images: list[np.ndarray], folder: Path, threshold:
     subprocess.run(command, cwd=folder, check=True)
 
 
-def check_equal(found, prediction) -> None:
-    """Compare the arrays of a program with a `Prediction`."""
+def check_equal(found, prediction, atol: float = 1e-5) -> None:
+    """Compare the arrays of a program with a `Prediction`. atol: in pixels, and in scores and probabilities."""
     assert len(found["scores"]) == len(prediction)
     for name, expected in (
         ("boxes", prediction.boxes),
@@ -82,7 +82,7 @@ def check_equal(found, prediction) -> None:
         ("keypoints", prediction.keypoints),
     ):
         if expected is not None:
-            np.testing.assert_allclose(found[name], expected, rtol=1e-5, atol=1e-5, err_msg=name)
+            np.testing.assert_allclose(found[name], expected, rtol=1e-5, atol=atol, err_msg=name)
 
 
 @pytest.mark.medium
@@ -121,7 +121,8 @@ def test_whole_network(golden, tmp_path):
     for index, prediction in enumerate(Predictor(config, variables)(images)):
         assert len(prediction) > 20
         with np.load(tmp_path / f"{index}.npz") as found:
-            check_equal(found, prediction)
+            # Without the optimizations that users have, XLA rounds the two programs differently.
+            check_equal(found, prediction, atol=1e-3)
 
 
 @pytest.mark.medium
