@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from mrcnn_jax.inference.predictor import Predictor
 
 Number = TypeVar("Number", int, float)
-_PACKAGES = ("python_multipart", "starlette", "uvicorn")  # of the extra `serve`
+_PACKAGES = ("prometheus_client", "python_multipart", "starlette", "uvicorn")  # of the extra `serve`
 
 
 def main(arguments: Sequence[str]) -> None:

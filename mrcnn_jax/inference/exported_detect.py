@@ -30,8 +30,11 @@ def load(path: str | os.PathLike[str]) -> tuple[Config, Detect]:
         raise WeightsError(f"{os.fspath(path)} does not exist") from error
     except (OSError, KeyError, zipfile.BadZipFile) as error:
         raise WeightsError(f"{os.fspath(path)} is damaged, or no file of `mrcnn export` ({error})") from error
-    except ValueError as error:
-        raise WeightsError(str(error)) from error
+    except (
+        ValueError
+    ) as error:  # of `ExportedModel`, which names the file, or of JSON or the configuration, which do not
+        name = "" if str(error).startswith(os.fspath(path)) else f"{os.fspath(path)}: "
+        raise WeightsError(f"{name}{error}") from error
     if model.manifest["masks"] not in (None, "boxes"):
         raise WeightsError(f"{os.fspath(path)} has pasted masks: export it with --masks=boxes")
     batch_size = max(batch for batch, *_ in model.programs)

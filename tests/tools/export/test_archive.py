@@ -230,6 +230,8 @@ def test_files_that_cannot_be_used(exported_file, tmp_path):
         ({"manifest": {"format": 2}}, "bad.zip has format 2; this program reads format 1"),
         ({"manifest": {"jax": "99.1.0"}}, f"bad.zip was written by jax 99.1.0; this is {jax.__version__}: update jax"),
         ({"weights.npz": other.getvalue()}, "bad.zip: weights.npz is of another model"),
+        ({"manifest.json": b"{"}, "bad.zip: Expecting"),
+        ({"manifest": {"config": {"colour": 1}}}, "bad.zip: .*colour"),
         ({"manifest": {"masks": "bits"}}, "bad.zip has pasted masks: export it with --masks=boxes"),
     ):
         with pytest.raises(WeightsError, match=message):
